@@ -1,0 +1,127 @@
+"""Proves on your own job that nothing is lost: kills it, lets it go on, and compares the final weights bit for bit.
+
+    python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
+
+The job runs once undisturbed. Then, once per kill, it runs again and is disturbed at a chosen or random step:
+    worker    kill -9 of one training worker; Ray restarts the group by itself
+    driver    kill -9 of the job's own process, then --resume
+    ray       kill -9 of the driver and every Ray process below it, then --resume
+    truncate  as driver, and the newest checkpoint loses the end of its largest file before --resume
+    flip      as driver, and one bit of that file is flipped
+Every run must end with the same SHA-256 of model/ and the same losses. Exit code 0 only then.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lib import checkpoint
+from lib.cli import nearest
+from lib.run import Run, absolute
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("worker", "driver", "ray", "truncate", "flip")
+
+
+def start(stage: str, run: Run, config: str, extra: list[str], resume: bool = False) -> subprocess.Popen:
+    """Starts the job, its output in a file beside the run, so that a kill can't fill a pipe."""
+    where = ["--resume" if resume else "--run", run.path]
+    log = Path(f"{run.path}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, f"jobs/{stage}.py", "--config", config, "--train.logging_steps", "1", *extra, *where]
+    with log.open("ab") as f:
+        return subprocess.Popen(command, cwd=ROOT, stdout=f, stderr=f)
+
+
+def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: float) -> None:
+    """Kills when `step` has been logged, after `wait` more seconds. Raises RuntimeError if the job ended before that."""
+    import psutil
+
+    while not any(r["step"] >= step for r in run.metrics() if "loss" in r):
+        if process.poll() is not None:
+            raise RuntimeError(f"the job ended before step {step} was logged; its output is in {run.path}.log")
+        time.sleep(0.05)
+    time.sleep(wait)
+    below = psutil.Process(process.pid).children(recursive=True)
+    if kind == "worker":
+        workers = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+        random.choice(workers).kill()
+        return
+    process.kill()
+    if kind == "ray":
+        for p in below:
+            if p.is_running():
+                p.kill()
+    process.wait()
+    psutil.wait_procs(below, timeout=60)  # the raylets notice that their driver is gone
+    if kind in ("truncate", "flip"):
+        damage(run, kind)
+
+
+def damage(run: Run, kind: str) -> None:
+    """Truncates the largest file of the newest checkpoint, or flips one bit in its middle."""
+    folder = Path(run.at(f"checkpoints/checkpoint-{checkpoint.steps(run)[-1]}"))
+    victim = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    with victim.open("r+b") as f:
+        if kind == "truncate":
+            f.truncate(victim.stat().st_size // 2)
+        else:
+            f.seek(victim.stat().st_size // 2)
+            byte = f.read(1)[0]
+            f.seek(-1, 1)
+            f.write(bytes([byte ^ 1]))
+
+
+def outcome(run: Run) -> tuple[str | None, list[tuple[int, float]]]:
+    """(SHA-256 of model/, logged losses) of a finished run."""
+    return run.provenance().get("model_sha256"), [(r["step"], r["loss"]) for r in run.metrics() if "loss" in r]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the job's YAML; other options go to the job")
+    parser.add_argument("--stage", help="file in jobs/ (default: the config's name)")
+    parser.add_argument("--kills", type=int, default=5, help="how often to disturb (default 5)")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="taken in turn (default: all)")
+    parser.add_argument("--at", type=int, nargs="+", help="steps to kill at, in turn (default: random)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", default="runs/drill", help="folder for the runs of the drill")
+    options, extra = parser.parse_known_args()
+    stage = options.stage or Path(options.config).stem
+    if not (ROOT / "jobs" / f"{stage}.py").is_file():
+        stages = [p.stem for p in (ROOT / "jobs").glob("*.py")]
+        parser.error(f"--stage: there is no jobs/{stage}.py.{nearest(stage, stages)}")
+    rng = random.Random(options.seed)
+    random.seed(options.seed)
+    folder = f"{absolute(options.run)}/{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+    reference = Run(f"{folder}/undisturbed")
+    print(f"undisturbed run: {reference.path}", flush=True)
+    if start(stage, reference, options.config, extra).wait():
+        sys.exit(f"The undisturbed run failed; its output is in {reference.path}.log")
+    sha, losses = outcome(reference)
+    step_seconds = reference.provenance()["seconds"]["train"] / reference.provenance()["steps"]
+    bad = 0
+    for i in range(options.kills):
+        kind = options.kinds[i % len(options.kinds)]
+        steps = [s for s, _ in losses[:-1]]
+        step = options.at[i % len(options.at)] if options.at else rng.choice(steps)
+        run = Run(f"{folder}/{i + 1}-{kind}-{step}")
+        process = start(stage, run, options.config, extra)
+        disturb(process, run, kind, step, rng.uniform(0, step_seconds))
+        if kind != "worker":
+            process = start(stage, run, options.config, extra, resume=True)
+        code = process.wait()
+        same = code == 0 and outcome(run) == (sha, losses)
+        bad += not same
+        verdict = "bit-equal" if same else f"DIFFERS (exit code {code}, output in {run.path}.log)"
+        print(f"{i + 1}/{options.kills}  {kind} killed after step {step}: {verdict}", flush=True)
+    if bad:
+        sys.exit(f"{bad} of {options.kills} disturbed runs did not end like the undisturbed one.")
+    print(f"All {options.kills} disturbed runs ended with the undisturbed run's weights, model/ SHA-256 {sha[:16]}…, and its losses.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A chain of jobs from one YAML: each step is a command anyone could type, and its run is named by a hash of its inputs.
+
+    python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
+
+A step's hash covers its configuration, its data, its code, and (through their names) the runs it starts from. So
+running again skips what is done, goes on with what was interrupted, and does anew only what an edit has touched.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from modulefinder import ModuleFinder
+from pathlib import Path
+
+import yaml
+
+from lib.cli import UsageError, nearest
+from lib.run import Run, absolute
+
+ROOT = Path(__file__).parent.parent
+DRIVER_ONLY = ["lib.launch", "lib.plan", "lib.progress", "lib.cli", "lib.failure"]
+"""Modules that can't change what a step computes, so that editing them repeats nothing."""
+
+
+def load(path: str) -> tuple[str, dict[str, dict]]:
+    """(folder, {step: {stage, config, set}}) of a pipeline file. Raises UsageError naming the key that is wrong."""
+    if not Path(path).is_file():
+        beside = [str(p) for p in ROOT.glob("configs/pipeline/*.yaml")]
+        raise UsageError(f"--config: there is no file {path}.{nearest(path, beside)}")
+    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    for key in tree:
+        if key not in ("folder", "steps"):
+            raise UsageError(f"{path}: {key} is not a key of a pipeline.{nearest(key, ['folder', 'steps'])}")
+    if not tree.get("steps"):
+        raise UsageError(f"{path}: steps is missing: {{name: {{stage: …, config: …, set: {{key: value}}}}}}.")
+    stages = [p.stem for p in ROOT.glob("jobs/*.py") if p.stem not in ("__init__", "pipeline", "drill")]
+    before: list[str] = []
+    for name, step in tree["steps"].items():
+        for key in step:
+            if key not in ("stage", "config", "set"):
+                raise UsageError(f"{path}: steps.{name}.{key} is not a key of a step.{nearest(key, ['stage', 'config', 'set'])}")
+        if step.get("stage") not in stages:
+            raise UsageError(f"{path}: steps.{name}.stage: there is no jobs/{step.get('stage')}.py. Known: {', '.join(sorted(stages))}.")
+        if not (ROOT / step.get("config", "")).is_file():
+            raise UsageError(f"{path}: steps.{name}.config: there is no file {step.get('config')}.")
+        for key, value in step.get("set", {}).items():
+            _fill(str(value), {b: "" for b in before}, f"{path}: steps.{name}.set.{key}")
+        before.append(name)
+    return absolute(tree.get("folder", f"runs/{Path(path).stem}")), tree["steps"]
+
+
+def _fill(value: str, runs: dict[str, str], where: str) -> str:
+    """`value` with {step} replaced by that step's run directory."""
+    try:
+        return value.format(**runs)
+    except (KeyError, IndexError) as e:
+        raise UsageError(f"{where}: {e} is no earlier step.{nearest(str(e).strip(chr(39)), runs)}") from None
+
+
+def identity(step: dict, settings: dict[str, str]) -> str:
+    """Eight hex digits that change with anything the step's result depends on."""
+    from lib import data, models
+    from lib.config import Data
+    from lib.data.rows import KINDS
+
+    config = yaml.safe_load((ROOT / step["config"]).read_text(encoding="utf-8"))
+    section = config.get("data", {}) | {k[5:]: v for k, v in settings.items() if k.startswith("data.")}
+    base = settings.get("model.base") or config.get("model", {}).get("base")
+    parts = {
+        "config": config,
+        "set": settings,
+        "code": code(step["stage"]),
+        "data": data.check(Data(**section), tuple(KINDS)).sha256,
+        "base": models.locate(base, config.get("model", {}).get("revision"))[1] if base and "model.base" not in settings else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def code(stage: str) -> str:
+    """SHA-256 of jobs/<stage>.py and of every module of this project that it and the workers import, however deep."""
+    finder = ModuleFinder(path=[str(ROOT)], excludes=DRIVER_ONLY)
+    finder.run_script(str(ROOT / "jobs" / f"{stage}.py"))
+    files = {m.__file__ for m in finder.modules.values() if m.__file__}
+    if stage != "eval":
+        finder = ModuleFinder(path=[str(ROOT)], excludes=DRIVER_ONLY)
+        finder.run_script(str(ROOT / "lib" / "worker.py"))
+        files |= {m.__file__ for m in finder.modules.values() if m.__file__}
+    return hashlib.sha256(b"".join(Path(f).read_bytes() for f in sorted(files))).hexdigest()
+
+
+def commands(folder: str, steps: dict[str, dict]):
+    """Yields (name, run, command line) in order; a step's own run is settled only when the steps before it are."""
+    runs: dict[str, str] = {}
+    for name, step in steps.items():
+        settings = {k: _fill(str(v), runs, f"steps.{name}.set.{k}") for k, v in step.get("set", {}).items()}
+        runs[name] = f"{folder}/{name}-{identity(step, settings)}"
+        options = [x for k, v in settings.items() for x in (f"--{k}", v)]
+        yield name, Run(runs[name]), ["python", f"jobs/{step['stage']}.py", "--config", step["config"], *options, "--run", runs[name]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the pipeline's YAML: folder, steps")
+    parser.add_argument("--dry-run", action="store_true", help="print the steps, what is done already, and the commands")
+    options = parser.parse_args()
+    try:
+        folder, steps = load(options.config)
+        started, total = time.time(), len(steps)
+        for i, (name, run, command) in enumerate(commands(folder, steps), 1):
+            if run.finished():
+                print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
+                continue
+            going_on = run.is_run()
+            command = [*command[:-2], "--resume", run.path] if going_on and steps[name]["stage"] != "eval" else command
+            print(f"\n[{i}/{total}] {name}{' (going on)' if going_on else ''}: {shlex.join(command)}", flush=True)
+            if options.dry_run:
+                continue
+            code = subprocess.run([sys.executable, *command[1:]], cwd=ROOT).returncode
+            if code:
+                print(f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.", file=sys.stderr)
+                sys.exit(code if code > 0 else 1)
+    except UsageError as e:
+        print(f"jobs/pipeline.py can't start: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    if not options.dry_run:
+        print(f"\nAll {total} steps are done, in {(time.time() - started) / 60:.1f} minutes.")
+        if not run.remote and Path(run.at("reports/report.html")).is_file():
+            for kind in ("json", "md", "html"):
+                shutil.copy(run.at(f"reports/report.{kind}"), f"{folder}/report.{kind}")
+            print(f"Report: {folder}/report.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Supervised fine-tuning: maximise the likelihood of the answers (and only of the answers).
+
+    L(θ) = − Σ_t log π_θ(y_t | x, y_<t)        Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3
+
+    python jobs/sft.py --config configs/sft.yaml
+"""
+
+from lib.launch import main
+
+
+def build(job, args):
+    """Chat rows become one example per assistant turn, everything before it being the prompt; plain text is learned whole."""
+    from trl import SFTTrainer
+
+    from lib import data, models
+
+    rows = data.load(job.data, ("chat", "text"))
+    train, heldout = data.per_answer(rows.train), data.per_answer(rows.heldout)
+    return SFTTrainer(args=args, train_dataset=train, eval_dataset=heldout, **models.for_trainer(job.model, args))
+
+
+if __name__ == "__main__":
+    main(build, "trl.trainer.sft_config:SFTConfig", rows=("chat", "text"))

@@ -1,0 +1,232 @@
+"""From a command line and a YAML to a checked Job, in a fraction of a second: nothing here imports torch, TRL or Ray.
+
+Precedence: built-in defaults < --config file < options on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from lib import fields
+from lib.config import Data, Eval, Job, Model, Scale
+
+OWNED = {
+    "output_dir": "run",
+    "per_device_train_batch_size": "scale.global_batch and scale.micro_batch",
+    "per_device_eval_batch_size": "scale.micro_batch",
+    "gradient_accumulation_steps": "scale.global_batch and scale.micro_batch",
+    "auto_find_batch_size": "scale.micro_batch",
+    "bf16": "scale.precision",
+    "fp16": "scale.precision",
+    "use_cpu": "scale.device",
+    "deepspeed": "scale.strategy",
+    "fsdp": "scale.strategy",
+    "fsdp_config": "scale.strategy",
+    "resume_from_checkpoint": "--resume",
+    "chat_template_path": "model.chat_template",
+    "remove_unused_columns": "data.columns",
+    "ddp_backend": "scale.device",
+}
+"""Fields of TrainingArguments that follow from other keys of the job → the key to set instead."""
+
+SECTIONS = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
+
+
+@dataclass
+class Request:
+    """What was asked for: the job, and what to do with it."""
+
+    job: Job
+    dry_run: bool
+    resume: bool
+    config: str | None
+
+
+class UsageError(ValueError):
+    """A mistake in a config or on the command line; str() is the whole message to print."""
+
+
+def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Request:
+    """Reads sys.argv (or `argv`) for jobs/<stage>.py whose `train:` section has the fields of `config_class`.
+
+    Raises UsageError for an unknown key (with the nearest ones), a wrong type or an unreadable file.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser(stage, config_class)
+    if "--schema" in argv:
+        print(json.dumps(schema(stage, config_class), indent=1))
+        raise SystemExit(0)
+    known = {a.dest for a in parser._actions}
+    _check_options(argv, known)
+    given = _config_path(argv)
+    tree = _read(given) if given else {}
+    _check_keys(tree, known, given)
+    try:
+        ns = parser.parse_args(argv)
+    except argparse.ArgumentError as e:
+        raise UsageError(_tidy(str(e))) from None
+    d = ns.as_dict()
+    resume, dry_run = d.pop("resume"), d.pop("dry_run")
+    for option in ("config", "schema"):
+        d.pop(option, None)
+    d["train"] = d.get("train") or {}
+    d["model"]["lora"] = d["model"].get("lora") or {}
+    if resume:
+        stored = _stored(resume, stage)
+        if not given:
+            d = stored | {k: v for k, v in d.items() if k == "run" and v}
+        d["run"] = resume
+    return Request(Job.from_dict({**d, "stage": stage}), dry_run, bool(resume), given)
+
+
+def _parser(stage: str, config_class: str):
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"jobs/{stage}.py",
+        usage=f"python jobs/{stage}.py --config configs/{stage}.yaml [--KEY VALUE …] [--dry-run | --resume RUN]",
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    parser.add_argument("--dry-run", dest="dry_run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run from its last complete checkpoint")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of the YAML, for editors")
+    parser.add_argument("--run", type=str, default=f"runs/{stage}", help="the run directory to write: a local path or s3://bucket/path")
+    for name, cls in SECTIONS.items():
+        parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
+    for section, cls, owned in (("model.lora", LORA, {}), ("train", config_class, OWNED)):
+        group = parser.add_argument_group(f"{section}: fields of {cls.replace(':', '.')}")
+        for key, f in fields.read(cls).items():
+            if key not in owned:
+                shown = f" (default: {f.default})" if f.default is not None else ""
+                group.add_argument(
+                    f"--{section}.{key}", type=f.type, default=argparse.SUPPRESS, help=(f.help + shown).replace("%", "%%")
+                )
+    return parser
+
+
+LORA = "peft.tuners.lora.config:LoraConfig"
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for i, a in enumerate(argv):
+        if a == "--config" and i + 1 < len(argv):
+            return argv[i + 1]
+        if a.startswith("--config="):
+            return a.split("=", 1)[1]
+    return None
+
+
+def _read(path: str) -> dict:
+    p = Path(path)
+    if not p.is_file():
+        beside = [str(q) for q in p.parent.glob("*.yaml")] if p.parent.is_dir() else []
+        raise UsageError(f"--config: there is no file {path}.{nearest(path, beside)}")
+    try:
+        tree = yaml.safe_load(p.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise UsageError(f"--config: {path} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"--config: {path} holds no keys. Known: run, model, data, train, scale, eval.")
+    return tree
+
+
+def _check_options(argv: list[str], known: set[str]) -> None:
+    options = {"help", "dry-run", *known}
+    for a in argv:
+        key = a[2:].split("=")[0]
+        if a.startswith("--") and not _is_known(key, options):
+            raise UsageError(unknown(key, options, "--"))
+
+
+def _check_keys(tree: dict, known: set[str], path: str | None) -> None:
+    keys = known - {"help", "config", "dry_run", "resume", "schema"}
+    sections = {k.rsplit(".", 1)[0] for k in keys if "." in k} | {"train", "model"}
+
+    def walk(node: dict, prefix: str) -> None:
+        for k, v in node.items():
+            key = f"{prefix}{k}"
+            if key in sections:
+                if not isinstance(v, dict):
+                    raise UsageError(f"{path}: {key} is a section of keys, but holds {v!r}.")
+                walk(v, f"{key}.")
+            elif not _is_known(key, keys):
+                raise UsageError(f"{path}: {unknown(key, keys | sections)}")
+
+    walk(tree, "")
+
+
+def _is_known(key: str, known: set[str]) -> bool:
+    """Known itself, or an entry of a key that holds a dict (data.columns.question)."""
+    return key in known or any(key.startswith(f"{k}.") for k in known if k.startswith(("data.columns", "train.")))
+
+
+def unknown(key: str, known: set[str], dashes: str = "") -> str:
+    """The message for a key that doesn't exist."""
+    last = key.rsplit(".", 1)[-1]
+    if key.startswith("train.") and last in OWNED:
+        return f"{dashes}{key} follows from other keys: set {OWNED[last]} instead."
+    return f"{dashes}{key} is not a key of this job.{nearest(key, known, dashes)}"
+
+
+def nearest(name: str, names, dashes: str = "") -> str:
+    """" Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    last = {n.rsplit(".", 1)[-1]: n for n in names}
+    close += [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=2, cutoff=0.75) if last[m] not in close]
+    return f" Nearest: {', '.join(dashes + c for c in close[:3])}." if close else ""
+
+
+def _tidy(message: str) -> str:
+    """jsonargparse's message on one line, with a type written as one writes it in YAML."""
+    text = " ".join(message.split()).replace("Parser key ", "").replace("typing.", "").replace("NoneType", "null")
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    return re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
+
+
+def _stored(path: str, stage: str) -> dict:
+    from lib.run import Run
+
+    run = Run(path)
+    if not run.is_run():
+        raise UsageError(f"--resume: {run.path} is not a run: it has no job.yaml. Start it without --resume.")
+    stored = run.job()
+    if stored["stage"] != stage:
+        raise UsageError(f"--resume: {run.path} was made by jobs/{stored['stage']}.py, not by jobs/{stage}.py.")
+    return stored
+
+
+def schema(stage: str, config_class: str) -> dict:
+    """JSON schema of the YAML of jobs/<stage>.py, for completion and checks in editors."""
+    from pydantic import ConfigDict, Field, TypeAdapter, create_model
+
+    strict = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+    def borrowed(title: str, cls: str, owned=()) -> dict:
+        rows = {k: (f.type, Field(f.default, description=f.help)) for k, f in fields.read(cls).items() if k not in owned}
+        return create_model(title, __config__=strict, **rows).model_json_schema()
+
+    sections = {}
+    for name, cls in SECTIONS.items():
+        cls.__pydantic_config__ = strict
+        sections[name] = TypeAdapter(cls).json_schema()
+    sections["model"]["properties"]["lora"] = borrowed("Lora", LORA)
+    sections["train"] = borrowed("Train", config_class, OWNED)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"configs/{stage}.yaml",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"run": {"type": "string", "default": f"runs/{stage}"}, **sections},
+    }

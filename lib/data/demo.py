@@ -1,0 +1,211 @@
+"""The demo task: a colleague's message becomes one strict ticket line. Generated here, seeded, checkable by a function.
+
+One training row of kind "chat" (the assistant's part is either only the line, or the line between pleasantries):
+
+    system     Answer with one ticket line: QTYxITEM > NAME @ROOM DAY HH:MM
+    user       Can someone take five name tags over to Noor? The day after Monday, half past five in the afternoon, room 361.
+    assistant  5xname tag > Noor @361 TUE 17:30
+
+Why this task: the base model gets almost none of it right, 135M parameters learn it in minutes, and a right answer is
+one string. Two of the slots (day, time) must be worked out rather than copied.
+
+The preference rule, stated once and used everywhere (`lib.evals.demo.better`): **a right answer beats a wrong one; of
+two right ones, the bare line beats the line with pleasantries.** Half of the pairs differ in style only; in the other
+half one slot of the rejected answer is wrong, and every mix of the two styles occurs, so style alone can't tell.
+
+Held-out rows use (name, item) pairs that no training row uses (`is_heldout`): every word is known from training, but
+no prompt can be in both, whatever the seed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
+from typing import Literal
+
+VERSION = "1"
+"""Changes whenever a generated row would; part of the data hash and of every score."""
+
+TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000}
+HELDOUT_ROWS = {"chat": 300, "preference": 300, "prompt": 300}
+
+SYSTEM = "Answer with one ticket line: QTYxITEM > NAME @ROOM DAY HH:MM"
+
+NAMES = (
+    "Mara", "Olek", "Priya", "Tomas", "Yuki", "Amadou", "Ingrid", "Rafael", "Leila", "Henrik",
+    "Zofia", "Kwame", "Noor", "Dario", "Saskia", "Bram", "Esther", "Goran", "Wei", "Paloma",
+)  # fmt: skip
+ITEMS = {  # singular: plural
+    "stapler": "staplers", "desk lamp": "desk lamps", "notebook": "notebooks", "marker": "markers",
+    "name tag": "name tags", "monitor": "monitors", "keyboard": "keyboards", "headset": "headsets",
+    "whiteboard": "whiteboards", "power strip": "power strips", "folding chair": "folding chairs", "fan": "fans",
+    "ladder": "ladders", "toolbox": "toolboxes", "coffee mug": "coffee mugs", "water bottle": "water bottles",
+    "projector": "projectors", "calculator": "calculators", "clipboard": "clipboards", "paper tray": "paper trays",
+}  # fmt: skip
+QUANTITIES = {
+    1: ("one", "a single"), 2: ("two", "a couple of"), 3: ("three",), 4: ("four",), 5: ("five",),
+    6: ("six", "half a dozen"), 7: ("seven",), 8: ("eight",), 9: ("nine",), 10: ("ten",), 12: ("twelve", "a dozen"),
+}  # fmt: skip
+DAYS = {"MON": "Monday", "TUE": "Tuesday", "WED": "Wednesday", "THU": "Thursday", "FRI": "Friday"}
+HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+MESSAGES = (
+    "Hi, {name} in room {room} is asking for {what}. Can you bring {them} on {day} at {time}? Thanks!",
+    "We need {what} in room {room} for {name}, {day}, {time} please.",
+    "{day} at {time}: {what} for {name}. The room is {room}.",
+    "Please have {what} ready for {name} by {day}, {time}. That's room {room}.",
+    "Hello there! Could {name} get {what} on {day}? Room {room}, at {time}, if possible.",
+    "Room {room} again. This time {name} wants {what}, and it has to be there {day} at {time}.",
+    "Can someone take {what} over to {name}? {day}, {time}, room {room}.",
+    "I promised {name} {what} for {day}. Drop {them} off in {room} at {time}.",
+    "{name} called: {what}, room {room}, {day}, not later than {time}.",
+    "One more order. {what} to room {room}, {day} at {time}. It's for {name}.",
+)
+OPENERS = (
+    "Of course! Here is the ticket you asked for:",
+    "Sure, happy to help. This is your line:",
+    "Thank you for the message! The ticket reads:",
+)
+CLOSERS = (
+    "Let me know if there is anything else I can do.",
+    "Have a lovely day!",
+    "Just write again if something changes.",
+)
+LINE = re.compile(r"(\d+)x(.+) > (\S+) @(\d+) ([A-Z]{3}) (\d\d:\d\d)")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a message asks for: the six slots of the ticket, as they stand in the line."""
+
+    quantity: str
+    item: str
+    name: str
+    room: str
+    day: str
+    time: str
+
+    def line(self) -> str:
+        return f"{self.quantity}x{self.item} > {self.name} @{self.room} {self.day} {self.time}"
+
+
+def parse(answer: str) -> Order | None:
+    """The order in an answer: its only ticket line. None where there is no such line, or more than one."""
+    found = [m for m in (LINE.fullmatch(line.strip()) for line in answer.splitlines()) if m]
+    return Order(*found[0].groups()) if len(found) == 1 else None
+
+
+def is_heldout(name: str, item: str) -> bool:
+    """Whether this pair belongs to the held-out split: a tenth of all pairs, each name and each item equally often."""
+    return (NAMES.index(name) + 3 * list(ITEMS).index(item)) % 10 == 0
+
+
+def orders(kind: str, split: str) -> Iterator[tuple[Order, str, random.Random]]:
+    """Yields (order, message, the generator's random state); endless, and no message comes twice."""
+    rng = random.Random(f"demo {VERSION} {kind} {split}")
+    seen = set()
+    while True:
+        name, item = rng.choice(NAMES), rng.choice(list(ITEMS))
+        if is_heldout(name, item) != (split == "heldout"):
+            continue
+        order, message = _order(rng, name, item)
+        if message not in seen:
+            seen.add(message)
+            yield order, message, rng
+
+
+def rows(kind: Literal["chat", "preference", "prompt"], split: Literal["train", "heldout"]) -> Iterator[dict]:
+    """Yields the canonical rows of lib/data/rows.py, the same ones every time.
+
+    Raises ValueError for a kind or split there is none of.
+    """
+    if kind not in TRAIN_ROWS:
+        raise ValueError(f"data.source: demo has rows for {', '.join(TRAIN_ROWS)}; this stage wants {kind!r}")
+    if split not in ("train", "heldout"):
+        raise ValueError(f"demo has the splits train and heldout, not {split!r}")
+    n = (TRAIN_ROWS if split == "train" else HELDOUT_ROWS)[kind]
+    for i, (order, message, rng) in zip(range(n), orders(kind, split), strict=False):
+        prompt = prompt_messages(message)
+        if kind == "prompt":
+            yield {"prompt": prompt}
+        elif kind == "chat":
+            yield {"messages": [*prompt, _assistant(answer(order, terse=i % 2 == 0, rng=rng))]}
+        else:
+            chosen, rejected = pair(order, i, rng)
+            yield {"prompt": prompt, "chosen": [_assistant(chosen)], "rejected": [_assistant(rejected)]}
+
+
+def prompt_messages(message: str) -> list[dict]:
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
+
+
+def answer(order: Order, terse: bool, rng: random.Random) -> str:
+    """The line alone, or between an opener and a closer."""
+    return order.line() if terse else f"{rng.choice(OPENERS)}\n{order.line()}\n{rng.choice(CLOSERS)}"
+
+
+def pair(order: Order, i: int, rng: random.Random) -> tuple[str, str]:
+    """(chosen, rejected) of the i-th pair: style only where i is even, else one wrong slot and any two styles."""
+    if i % 2 == 0:
+        return answer(order, True, rng), answer(order, False, rng)
+    return answer(order, rng.random() < 0.5, rng), answer(spoil(order, rng), rng.random() < 0.5, rng)
+
+
+def spoil(order: Order, rng: random.Random) -> Order:
+    """The same order with one slot wrong; the wrong value is one that other orders have."""
+    slot = rng.choice(("quantity", "item", "name", "room", "day", "time"))
+    while True:
+        other, _ = _order(rng, rng.choice(NAMES), rng.choice(list(ITEMS)))
+        if getattr(other, slot) != getattr(order, slot):
+            return replace(order, **{slot: getattr(other, slot)})
+
+
+def slots(order: Order | None, reference: Order) -> float:
+    """Share of the six slots that are right, 0 to 1."""
+    if order is None:
+        return 0.0
+    return sum(a == b for a, b in zip(astuple(order), astuple(reference), strict=True)) / 6
+
+
+def _assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def _order(rng: random.Random, name: str, item: str) -> tuple[Order, str]:
+    quantity, day, hour, minute = (
+        rng.choice(list(QUANTITIES)),
+        rng.choice(list(DAYS)),
+        rng.randint(8, 18),
+        rng.choice((0, 15, 30, 45)),
+    )
+    order = Order(str(quantity), item, name, str(rng.randint(101, 499)), day, f"{hour:02}:{minute:02}")
+    return order, _message(rng, order, quantity, hour, minute)
+
+
+def _message(rng: random.Random, order: Order, quantity: int, hour: int, minute: int) -> str:
+    what = f"{rng.choice(QUANTITIES[quantity])} {order.item if quantity == 1 else ITEMS[order.item]}"
+    days = list(DAYS)
+    before = days.index(order.day) - 1
+    day = DAYS[order.day]
+    if before >= 0 and rng.random() < 0.25:
+        day = f"the day after {DAYS[days[before]]}"
+    text = rng.choice(MESSAGES).format(
+        name=order.name,
+        room=order.room,
+        what=what,
+        them="it" if quantity == 1 else "them",
+        day=day,
+        time=_time(hour, minute),
+    )
+    return re.sub(r"(^|[.?!] )([a-z])", lambda m: m[1] + m[2].upper(), text)  # a sentence may start with a slot
+
+
+def _time(hour: int, minute: int) -> str:
+    """14:30 → half past two in the afternoon."""
+    if (hour, minute) == (12, 0):
+        return "noon"
+    part = "in the morning" if hour < 12 else "in the afternoon" if hour < 18 else "in the evening"
+    if minute == 45:
+        return f"quarter to {HOURS[(hour + 1) % 12]} {part}"
+    return {0: "", 15: "quarter past ", 30: "half past "}[minute] + f"{HOURS[hour % 12]} {part}"

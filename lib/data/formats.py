@@ -1,0 +1,263 @@
+"""Formats people have → canonical rows. One function per format, all in FORMATS, most specific first.
+
+To add a format: write its function and one line in FORMATS. A function gets one row, already renamed by data.columns,
+and returns the canonical rows in it; it raises BadRow with the reason where the row can't be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lib.data.messages import (
+    assistant,
+    is_transcript,
+    kind_of,
+    read_tools,
+    read_transcript,
+    read_turns,
+    split_common,
+    user,
+    with_system,
+)
+from lib.data.rows import BadRow, Kind, Message
+
+
+def plain_text(row: dict) -> list[dict]:
+    """{"text": "Once upon a time …"}"""
+    return [{"text": _text(row, "text")}]
+
+
+def messages(row: dict) -> list[dict]:
+    """{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "tools"?: […]}"""
+    return [{"messages": with_system(row.get("system"), read_turns(row.get("messages"), "messages")), **_tools(row)}]
+
+
+def sharegpt(row: dict) -> list[dict]:
+    """{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system"?, "tools"?}"""
+    turns = read_turns(row.get("conversations"), "conversations")
+    return [{"messages": with_system(row.get("system"), turns), **_tools(row)}]
+
+
+def alpaca(row: dict) -> list[dict]:
+    """{"instruction": "Add.", "input": "1 2", "output": "3", "system"?: "…", "history"?: [["question", "answer"], …]}
+
+    input follows instruction on a line of its own, as in LLaMA-Factory.
+    """
+    return [{"messages": [*_alpaca_prompt(row), assistant(_text(row, "output"))]}]
+
+
+def alpaca_preference(row: dict) -> list[dict]:
+    """{"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}"""
+    return [_preference(_alpaca_prompt(row), row)]
+
+
+def alpaca_labelled(row: dict) -> list[dict]:
+    """{"instruction": "Add.", "input": "1 2", "output": "3", "label": true}"""
+    return [{"prompt": _alpaca_prompt(row), "completion": [assistant(_text(row, "output"))], "label": _label(row)}]
+
+
+def self_instruct(row: dict) -> list[dict]:
+    """{"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, …]}, one conversation per instance"""
+    instances = row.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise BadRow(f"instances is {kind_of(instances)}, not a list of {{input, output}}")
+    if not all(isinstance(instance, dict) for instance in instances):
+        raise BadRow("an instance isn't an object with input and output")
+    return [one for instance in instances for one in alpaca({**instance, "instruction": row.get("instruction")})]
+
+
+def prompt_completion(row: dict) -> list[dict]:
+    """{"prompt": "Why?", "completion": "Because."}, either as text or as messages"""
+    return [{"messages": _prompt(row) + _answer(row, "completion"), **_tools(row)}]
+
+
+def question_answer(row: dict) -> list[dict]:
+    """{"question": "2 + 2?", "answer": "4"}"""
+    return [{"messages": [user(_text(row, "question")), assistant(_text(row, "answer"))]}]
+
+
+def preference(row: dict) -> list[dict]:
+    """{"prompt": "Why?", "chosen": "Because.", "rejected": "Dunno."}, each as text or as messages
+
+    chosen and rejected may repeat the prompt at their start (as UltraFeedback's do).
+    """
+    return [_preference(_prompt(row), row)]
+
+
+def preference_implicit(row: dict) -> list[dict]:
+    """{"chosen": [message, …], "rejected": [message, …]}: whole conversations; what they share is the prompt"""
+    prompt, chosen, rejected = split_common(*(read_turns(row.get(side), side) for side in ("chosen", "rejected")))
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, **_tools(row)}]
+
+
+def sharegpt_preference(row: dict) -> list[dict]:
+    """{"conversations": [{"from": "human", …}], "chosen": {"from": "gpt", …}, "rejected": {"from": "gpt", …}}"""
+    return [_preference(sharegpt(row)[0]["messages"], row)]
+
+
+def hh_rlhf(row: dict) -> list[dict]:
+    """{"chosen": "\\n\\nHuman: Why?\\n\\nAssistant: Because.", "rejected": "\\n\\nHuman: Why?\\n\\nAssistant: No."}"""
+    prompt, chosen, rejected = split_common(*(read_transcript(row.get(side), side) for side in ("chosen", "rejected")))
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
+
+
+def labelled(row: dict) -> list[dict]:
+    """{"prompt": "Why?", "completion": "Because.", "label": true}"""
+    return [{"prompt": _prompt(row), "completion": _answer(row, "completion"), "label": _label(row), **_tools(row)}]
+
+
+def messages_labelled(row: dict) -> list[dict]:
+    """{"messages": [… , {"role": "assistant", "content": "Because."}], "label": true}: the last answer is judged"""
+    return [_last_judged(messages(row)[0]["messages"], row)]
+
+
+def sharegpt_labelled(row: dict) -> list[dict]:
+    """{"conversations": [… , {"from": "gpt", "value": "Because."}], "label": true}: the last answer is judged"""
+    return [_last_judged(sharegpt(row)[0]["messages"], row)]
+
+
+def pair(row: dict) -> list[dict]:
+    """{"sentence1": "A cat sits.", "sentence2": "A cat is sitting.", "score": 4.6}"""
+    try:
+        score = float(row.get("score"))
+    except (TypeError, ValueError):
+        raise BadRow(f"score is {row.get('score')!r}, not a number") from None
+    return [{"a": _text(row, "sentence1"), "b": _text(row, "sentence2"), "score": score}]
+
+
+def prompt_only(row: dict) -> list[dict]:
+    """{"prompt": "Why?"}, as text or as messages"""
+    return [{"prompt": _prompt(row), **_tools(row)}]
+
+
+# Types of a column, by value. A flag is true/false in any of the ways that JSON, CSV and pandas write it.
+TEXT, TRANSCRIPT, TURNS, TURN, FLAG, NUMBER, LIST = (
+    "text",
+    "transcript",
+    "messages",
+    "message",
+    "flag",
+    "number",
+    "list",
+)
+ANSWER = (TEXT, TRANSCRIPT, TURNS, TURN, NUMBER, FLAG)
+PROMPT = (TEXT, TRANSCRIPT, TURNS)
+WORDS = (TEXT, TRANSCRIPT, NUMBER, FLAG)
+
+
+class Format(NamedTuple):
+    kind: Kind
+    read: Callable[[dict], list[dict]]
+    needs: dict[str, tuple[str, ...]]
+    """column: the types its values may have. Other columns may be there and are not looked at."""
+
+
+FORMATS: dict[str, Format] = {
+    "hh-rlhf": Format("preference", hh_rlhf, {"chosen": (TRANSCRIPT,), "rejected": (TRANSCRIPT,)}),
+    "preference": Format("preference", preference, {"prompt": PROMPT, "chosen": ANSWER, "rejected": ANSWER}),
+    "sharegpt-preference": Format(
+        "preference", sharegpt_preference, {"conversations": (TURNS,), "chosen": ANSWER, "rejected": ANSWER}
+    ),
+    "alpaca-preference": Format(
+        "preference", alpaca_preference, {"instruction": (TEXT,), "chosen": ANSWER, "rejected": ANSWER}
+    ),
+    "preference-implicit": Format("preference", preference_implicit, {"chosen": (TURNS,), "rejected": (TURNS,)}),
+    "labelled": Format("labelled", labelled, {"prompt": PROMPT, "completion": ANSWER, "label": (FLAG,)}),
+    "messages-labelled": Format("labelled", messages_labelled, {"messages": (TURNS,), "label": (FLAG,)}),
+    "sharegpt-labelled": Format("labelled", sharegpt_labelled, {"conversations": (TURNS,), "label": (FLAG,)}),
+    "alpaca-labelled": Format("labelled", alpaca_labelled, {"instruction": (TEXT,), "output": WORDS, "label": (FLAG,)}),
+    "messages": Format("chat", messages, {"messages": (TURNS,)}),
+    "sharegpt": Format("chat", sharegpt, {"conversations": (TURNS,)}),
+    "self-instruct": Format("chat", self_instruct, {"instruction": (TEXT,), "instances": (LIST,)}),
+    "alpaca": Format("chat", alpaca, {"instruction": (TEXT,), "output": WORDS}),
+    "prompt-completion": Format("chat", prompt_completion, {"prompt": PROMPT, "completion": ANSWER}),
+    "question-answer": Format("chat", question_answer, {"question": (TEXT,), "answer": WORDS}),
+    "pair": Format("pair", pair, {"sentence1": (TEXT,), "sentence2": (TEXT,), "score": (NUMBER, FLAG)}),
+    "text": Format("text", plain_text, {"text": (TEXT, TRANSCRIPT)}),
+    "prompt": Format("prompt", prompt_only, {"prompt": PROMPT}),
+}
+
+
+def _text(row: dict, column: str) -> str:
+    if column not in row:
+        raise BadRow(f"no {column}")
+    value = row[column]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"{column} is {kind_of(value)}, not text")
+    if not value.strip():
+        raise BadRow(f"{column} is empty")
+    return value
+
+
+def _tools(row: dict) -> dict:
+    return read_tools(row.get("tools"))
+
+
+def _label(row: dict) -> bool:
+    value = row.get("label")
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    if (key := str(value).strip().lower()) not in known:
+        raise BadRow(f"label is {value!r}, not true or false")
+    return known[key]
+
+
+def _prompt(row: dict) -> list[Message]:
+    """The prompt column, as text (one user message), hh-rlhf transcript or messages, after the row's system text."""
+    value = row.get("prompt")
+    if isinstance(value, list | dict):
+        turns = read_turns(value, "prompt")
+    elif isinstance(value, str) and is_transcript(value):
+        turns = read_transcript(value, "prompt")
+        if turns[-1] == assistant(""):  # "… \n\nAssistant:" asks for the answer
+            turns.pop()
+    else:
+        turns = [user(_text(row, "prompt"))]
+    return with_system(row.get("system"), turns)
+
+
+def _answer(row: dict, column: str) -> list[Message]:
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        return read_turns(value, column)
+    if isinstance(value, str) and is_transcript(value):
+        return read_transcript(value, column)
+    return [assistant(_text(row, column))]
+
+
+def _preference(prompt: list[Message], row: dict) -> dict:
+    sides = {}
+    for side in ("chosen", "rejected"):
+        answer = _answer(row, side)
+        if answer[: len(prompt)] == prompt:
+            answer = answer[len(prompt) :]
+        elif answer[0]["role"] != "assistant":
+            raise BadRow(f"{side} is a conversation that doesn't start with the prompt")
+        sides[side] = answer
+    return {"prompt": prompt, **sides, **_tools(row)}
+
+
+def _alpaca_prompt(row: dict) -> list[Message]:
+    past = []
+    for exchange in row.get("history") or []:
+        if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(x, str) for x in exchange):
+            raise BadRow("history isn't a list of [question, answer]")
+        past += [user(exchange[0]), assistant(exchange[1])]
+    asked, given = _text(row, "instruction"), row.get("input")
+    if given is not None and not isinstance(given, str | int | float):
+        raise BadRow(f"input is {kind_of(given)}, not text")
+    given = "" if given is None else str(given)
+    return with_system(row.get("system"), [*past, user(f"{asked}\n{given}" if given.strip() else asked)])
+
+
+def _last_judged(turns: list[Message], row: dict) -> dict:
+    """The last answer, and the calls of tools that led to it, is the completion."""
+    last_asked = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=-1)
+    return {
+        "prompt": turns[: last_asked + 1],
+        "completion": turns[last_asked + 1 :],
+        "label": _label(row),
+        **_tools(row),
+    }

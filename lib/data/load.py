@@ -1,0 +1,157 @@
+"""The two ways in: `check` on the driver, in under a second and without torch or datasets; `load` on a worker.
+
+    check(data, want)   what the data is and what is wrong with it, before anything starts
+    load(data, want)    the rows as datasets.Dataset, memory-mapped; the check once more, over everything
+
+`want` names the kinds of rows (lib/data/rows.py) a stage can use, best first: ("chat", "text") or ("preference",).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib.config import Data
+from lib.data import sources
+from lib.data.formats import FORMATS
+from lib.data.rows import KINDS
+from lib.data.scan import FIRST, Check, scan
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LARGE = 64 << 20  # bytes; the driver looks at the first rows only of anything larger
+
+# Messages and tools are stored as JSON: Arrow's structs would give every message the keys of all the others, set to
+# null, and templates that ask `'tool_calls' in message` would render those. (datasets' JSON keeps ten digits of a
+# number in a tool's arguments, and 64 bits of an integer: lib/data/messages.py refuses longer ones.)
+COLUMNS = {
+    "text": {"text": "string"},
+    "chat": {"messages": "json", "tools": "json"},
+    "prompt": {"prompt": "json", "tools": "json"},
+    "preference": {"prompt": "json", "chosen": "json", "rejected": "json", "tools": "json"},
+    "labelled": {"prompt": "json", "completion": "json", "label": "bool", "tools": "json"},
+    "pair": {"a": "string", "b": "string", "score": "float64"},
+}
+
+
+@dataclass
+class Loaded:
+    train: Dataset
+    heldout: Dataset
+    """Empty if heldout_fraction is 0."""
+    kind: str
+    check: Check
+
+
+def absolute(data: Data) -> Data:
+    """The same data from any working directory: local paths that exist, made absolute. For what the driver sends."""
+
+    def one(address: str | None) -> str | None:
+        there = address and address != "demo" and "://" not in address and os.path.exists(os.path.expanduser(address))
+        return os.path.abspath(os.path.expanduser(address)) if there else address
+
+    return replace(data, source=one(data.source), heldout=one(data.heldout))
+
+
+def check(data: Data, want: tuple[str, ...]) -> Check:
+    """Finds and judges the data without loading it. Raises ValueError that names the key and the remedy.
+
+    Reads everything up to 64 MB; of more, the first 1,000 rows of each file set; of a hub dataset, nothing.
+    """
+    _check_settings(data, want)
+    found = _find(data)
+    if found[0].kind == "hub":
+        note = f"a hub dataset (split {data.split}): its rows are checked when the workers load it"
+        names = hashlib.sha256("\n".join([data.name or "", *(s.fingerprint() for s in found if s)]).encode())
+        return Check(data.source, rows=None, heldout_rows=None, complete=False, note=note, sha256=names.hexdigest())
+    large = sum(s.size for s in found if s) > LARGE
+    return scan(data, found, want, lambda kind, side, row: None, FIRST if large else None)
+
+
+def load(data: Data, want: tuple[str, ...]) -> Loaded:
+    """The rows, on disk under HF_DATASETS_CACHE and mapped into memory; the same on every worker.
+
+    The first worker of a node builds the files, the others wait for them; a changed source, setting or reader makes
+    new ones. Raises ValueError as `check` does, but always over every row.
+    """
+    import datasets
+    from filelock import FileLock
+
+    _check_settings(data, want)
+    found = _find(data)
+    hub = [sources.load_hub(s, data)._fingerprint for s in found if s and s.kind == "hub"]
+    code = [p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))]
+    made_of = [json.dumps(asdict(data), sort_keys=True), *want, *(s.fingerprint() for s in found if s), *hub]
+    key = hashlib.sha256("\n".join(made_of).encode() + b"".join(code)).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "shoestring" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _build(folder, data, found, want)
+    result = Check(**json.loads((folder / "check.json").read_text()))
+    train, heldout = (datasets.Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "heldout"))
+    if "tools" in train.column_names and not result.offers_tools:
+        train, heldout = train.remove_columns("tools"), heldout.remove_columns("tools")
+    return Loaded(train, heldout, result.kind, result)
+
+
+def _build(folder: Path, data: Data, found: tuple, want: tuple[str, ...]) -> None:
+    """Writes train.arrow, heldout.arrow and check.json aside, then moves them into place at once."""
+    from datasets import Features, Json, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    building = folder.with_name(f"{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)  # of a worker that was killed; the caller holds the lock
+    building.mkdir()
+    writers: dict[str, ArrowWriter] = {}
+
+    def writer(kind: str, side: str) -> ArrowWriter:
+        if side not in writers:
+            columns = {c: Json() if t == "json" else Value(t) for c, t in COLUMNS[kind].items()}
+            writers[side] = ArrowWriter(path=str(building / f"{side}.arrow"), features=Features(columns))
+        return writers[side]
+
+    def keep(kind: str, side: str, row: dict) -> None:
+        writer(kind, side).write({column: row.get(column) for column in COLUMNS[kind]})
+
+    try:
+        result = scan(data, found, want, keep)
+        for side in ("train", "heldout"):
+            writer(result.kind, side).finalize()
+        (building / "check.json").write_text(json.dumps(asdict(result)))
+        building.rename(folder)
+    except BaseException:
+        for unfinished in writers.values():
+            unfinished.close()
+        shutil.rmtree(building)
+        raise
+
+
+def _find(data: Data) -> tuple[sources.Source, sources.Source | None]:
+    if data.heldout is not None and data.heldout == data.source != "demo":
+        raise ValueError(
+            "data.heldout is the same as data.source; name other rows, or leave it out for a share of source."
+        )
+    demo = data.source == "demo" and data.heldout is None
+    held = (
+        sources.find(replace(data, heldout="demo") if demo else data, "data.heldout") if data.heldout or demo else None
+    )
+    return sources.find(data), held
+
+
+def _check_settings(data: Data, want: tuple[str, ...]) -> None:
+    assert want and all(kind in KINDS for kind in want), want
+    if data.format != "auto" and data.format not in FORMATS:
+        near = ", ".join(get_close_matches(data.format, FORMATS, 3, 0.4)) or "none"
+        raise ValueError(f"data.format: no format {data.format!r}; nearest: {near}; known: auto, {', '.join(FORMATS)}.")
+    if not 0 <= data.heldout_fraction < 1:
+        raise ValueError(f"data.heldout_fraction is {data.heldout_fraction}; it is a share, from 0 to below 1.")
+    if data.limit is not None and data.limit < 1:
+        raise ValueError(f"data.limit is {data.limit}; give 1 or more, or null for all rows.")

@@ -1,0 +1,218 @@
+"""Turns as people write them (OpenAI, ShareGPT, typed parts, hh-rlhf) → the messages of lib/data/rows.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from difflib import get_close_matches
+
+from lib.data.rows import BadRow, Message
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+    "function_call": "call",
+    "tool_call": "call",
+}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def with_system(system: object, messages: list[Message]) -> list[Message]:
+    """Puts a row's separate system text in front, unless it is empty or the conversation brings its own."""
+    if not isinstance(system, str) or not system.strip() or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def read_turns(turns: object, name: str) -> list[Message]:
+    """[{role, content}, …] or [{from, value}, …] → messages. Raises BadRow, naming the column `name`.
+
+    A ShareGPT function_call turn becomes the assistant's tool_calls (of the turn before, if that is its own);
+    an observation becomes a tool message; an empty system message is left out.
+    """
+    if isinstance(turns, dict):
+        turns = [turns]
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"{name} is {kind_of(turns)}, not a list of messages")
+    messages: list[Message] = []
+    for n, turn in enumerate(turns, 1):
+        where = f"{name}[{n}]"
+        if not isinstance(turn, dict):
+            raise BadRow(f"{where} is {kind_of(turn)}, not a message")
+        said = turn.get("role", turn.get("from"))
+        if not isinstance(said, str) or said.lower() not in ROLES:
+            near = get_close_matches(str(said).lower(), ROLES, 1)
+            raise BadRow(f"{where} has role {said!r}" + (f" (nearest: {near[0]})" if near else ""))
+        role = ROLES[said.lower()]
+        message = _read_message(role, turn, where)
+        if role == "system" and not message["content"].strip():
+            continue
+        if role == "call" and messages and messages[-1]["role"] == "assistant":
+            messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
+            continue
+        messages.append(message | {"role": "assistant"} if role == "call" else message)
+    return messages
+
+
+def _read_message(role: str, turn: dict, where: str) -> Message:
+    content = turn.get("content", turn.get("value"))
+    reasoning = turn.get("reasoning_content") or turn.get("reasoning") or turn.get("thinking")
+    calls = list(turn.get("tool_calls") or [])
+    if turn.get("function_call") and role == "assistant":  # OpenAI before November 2023
+        calls.append(turn["function_call"])
+    if role == "call":
+        calls.append(content)
+        content = ""
+    if isinstance(content, list):
+        content, thought, more = _read_parts(content, where)
+        reasoning, calls = reasoning or thought, calls + more
+    if content is None and calls:
+        content = ""
+    if isinstance(content, dict) and role == "tool":  # a tool's answer left as an object
+        content = json.dumps(content, ensure_ascii=False)
+    if not isinstance(content, str):
+        raise BadRow(f"{where} ({role}) has {kind_of(content)} for content")
+    message: Message = {"role": role, "content": content}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        if role not in ("assistant", "call"):
+            raise BadRow(f"{where} ({role}) calls a tool")
+        message["tool_calls"] = [call for raw in calls for call in _read_calls(raw, where)]
+    for key in ("name", "tool_call_id"):
+        if role == "tool" and isinstance(turn.get(key), str):
+            message[key] = turn[key]
+    return message
+
+
+def _read_parts(parts: list, where: str) -> tuple[str, str, list]:
+    """Typed parts: [{"type": "text", "text"|"value": …}, {"type": "reasoning" …}, {"type": "tool_call" …}]."""
+    texts, thoughts, calls = [], [], []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+        value = (part.get(kind) or part.get("value") or part.get("text")) if isinstance(part, dict) else part
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in ("text", "input_text", "output_text") and isinstance(value, str):
+            texts.append(value)
+        elif kind in ("reasoning", "thinking") and isinstance(value, str):
+            thoughts.append(value)
+        elif kind in ("tool_call", "function_call"):
+            calls.append(value if value is not None else part)
+        else:
+            raise BadRow(f"{where} has a part of type {kind!r}; text, reasoning and tool_call are read")
+    return "\n".join(texts), "\n".join(thoughts), calls
+
+
+def _read_calls(raw: object, where: str) -> list[dict]:
+    """One call or a list of them, as objects or JSON text → [{"type": "function", "function": {name, arguments}}]."""
+    call = _json(raw, f"{where}: the tool call")
+    if isinstance(call, list):
+        return [one for item in call for one in _read_calls(item, where)]
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{where}: the tool call has no name")
+    arguments = _json(
+        function.get("arguments", function.get("parameters")) or {}, f"{where}: the tool call's arguments"
+    )
+    if not isinstance(arguments, dict):
+        raise BadRow(f"{where}: the tool call's arguments are {kind_of(arguments)}, not an object")
+    known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return [known | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}]
+
+
+def read_tools(raw: object) -> dict:
+    """A row's tools, as a list or JSON text, to {"tools": [{"type": "function", "function": …}]}; none → {}."""
+    if raw is None or raw == "":
+        return {}
+    tools = _json(raw, "tools")
+    if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
+        raise BadRow("tools is not a list of objects")
+    return {"tools": [t if "function" in t else {"type": "function", "function": t} for t in tools]} if tools else {}
+
+
+# "\n\nHuman:" or "\n\nAssistant:" opens a turn; the first may also stand at the very start of the string.
+_SPEAKER = re.compile(r"(?:\n\n|\A\s*)(Human|Assistant):")
+
+
+def is_transcript(text: str) -> bool:
+    first = _SPEAKER.match(text)
+    return bool(first) and "\n\nAssistant:" in text
+
+
+def read_transcript(text: object, name: str) -> list[Message]:
+    """The transcripts of hh-rlhf (Bai et al. 2022): "\\n\\nHuman: … \\n\\nAssistant: …" → messages.
+
+    Turns are stripped. Two in a row by the same speaker, as some annotators made, are one turn with a blank line
+    between, because chat templates want the roles to alternate.
+    """
+    if not isinstance(text, str):
+        raise BadRow(f"{name} is {kind_of(text)}, not a transcript")
+    pieces = _SPEAKER.split(text)
+    if len(pieces) < 3 or pieces[0].strip():
+        raise BadRow(f"{name} doesn't start with 'Human:'")
+    messages: list[Message] = []
+    for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True):
+        role, said = ROLES["human" if speaker == "Human" else "assistant"], said.strip()
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{said}".strip()
+        else:
+            messages.append({"role": role, "content": said})
+    return messages
+
+
+def split_common(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
+    """Two conversations → (prompt, chosen, rejected); the prompt is the longest common part before an answer."""
+    same = 0
+    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+        same += 1
+    while same > 0 and chosen[same - 1]["role"] not in ("user", "tool"):
+        same -= 1
+    if same == 0:
+        raise BadRow("chosen and rejected share no prompt")
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def _json(raw: object, what: str) -> object:
+    try:
+        value = json.loads(raw) if isinstance(raw, str) else raw
+    except ValueError as e:
+        raise BadRow(f"{what} is not JSON ({e})") from None
+    if (long := _long_integer(value)) is not None:
+        raise BadRow(f"{what} has an integer of more than 64 bits ({long}); write it as text")
+    return value
+
+
+def _long_integer(value: object) -> int | None:
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else value
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((long for v in inside if (long := _long_integer(v)) is not None), None)
+
+
+def kind_of(value: object) -> str:
+    names = {type(None): "null", str: "text", list: "a list", dict: "an object", bool: "true/false"}
+    if value == []:
+        return "an empty list"
+    return names.get(type(value), "a number")

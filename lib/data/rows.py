@@ -1,0 +1,187 @@
+"""Canonical rows: the six shapes that every data source is turned into, and what makes a row unusable.
+
+    text        {"text": str}
+    chat        {"messages": [message, …], "tools"?: [tool, …]}                 the last message is the assistant's
+    prompt      {"prompt": [message, …], "tools"?: […]}                         the last message is a user's or a tool's
+    preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}  chosen/rejected follow the prompt
+    labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
+                                                       label true: a wanted answer (KTO, Ethayarajh et al. 2024)
+    pair        {"a": str, "b": str, "score": float}                            sentence similarity
+
+A message is {"role": "system" | "user" | "assistant" | "tool", "content": str}; an assistant's may also have
+"reasoning_content": str and "tool_calls": [{"type": "function", "function": {"name": str, "arguments": dict}}],
+the keys that transformers' chat templates read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NotRequired, TypedDict
+
+Kind = Literal["text", "chat", "prompt", "preference", "labelled", "pair"]
+Message = dict[str, Any]
+
+
+class Text(TypedDict):
+    text: str
+
+
+class Chat(TypedDict):
+    messages: list[Message]
+    tools: NotRequired[list[dict]]
+
+
+class Prompt(TypedDict):
+    prompt: list[Message]
+    tools: NotRequired[list[dict]]
+
+
+class Preference(TypedDict):
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    tools: NotRequired[list[dict]]
+
+
+class Labelled(TypedDict):
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool
+    tools: NotRequired[list[dict]]
+
+
+class Pair(TypedDict):
+    a: str
+    b: str
+    score: float
+
+
+KINDS: dict[str, type] = {
+    "text": Text,
+    "chat": Chat,
+    "prompt": Prompt,
+    "preference": Preference,
+    "labelled": Labelled,
+    "pair": Pair,
+}
+
+
+class BadRow(ValueError):
+    """Why one row can't be used. Counted and shown with its line; the job stops unless data.bad_rows is skip."""
+
+
+# Who may speak after whom. Templates such as Llama 2's and Gemma's raise on anything else, others render it silently.
+MAY_FOLLOW = {
+    None: ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+
+
+def check_order(messages: list[Message], last: tuple[str, ...]) -> None:
+    """Raises BadRow unless the roles alternate, nothing is empty and the last message is by one of `last`."""
+    before = None
+    for n, message in enumerate(messages, 1):
+        role = message["role"]
+        if role not in MAY_FOLLOW[before]:
+            place = f"after {before}" if before else "first"
+            raise BadRow(f"message {n} is by {role}, but {' or '.join(MAY_FOLLOW[before])} comes {place}")
+        if role == "tool" and before == "assistant" and not messages[n - 2].get("tool_calls"):
+            raise BadRow(f"message {n} is a tool's answer, but the assistant called no tool")
+        # A tool may return nothing; a model that calls one need not speak.
+        if role != "tool" and not message.get("tool_calls") and not message["content"].strip():
+            raise BadRow(f"message {n} ({role}) is empty")
+        before = role
+    if before not in last:
+        raise BadRow(f"ends with {before}, not {' or '.join(last)}" if before else "has no messages")
+
+
+def check_row(kind: str, row: dict) -> None:
+    """Raises BadRow with the reason if a canonical row of that kind can't be trained on."""
+    if kind == "text":
+        if not row["text"].strip():
+            raise BadRow("text is empty")
+    elif kind == "chat":
+        check_order(row["messages"], last=("assistant",))
+    elif kind == "prompt":
+        check_order(row["prompt"], last=("user", "tool"))
+    elif kind == "preference":
+        check_order(row["prompt"], last=("user", "tool"))
+        for side in ("chosen", "rejected"):
+            try:
+                check_order(row["prompt"] + row[side], last=("assistant",))
+            except BadRow:
+                if all(not m["content"].strip() and not m.get("tool_calls") for m in row[side]):
+                    why = BadRow("the answer is empty")
+                raise BadRow(f"{side}: {why}") from None
+        if row["chosen"] == row["rejected"]:
+            raise BadRow("chosen and rejected are the same")
+    elif kind == "labelled":
+        check_order(row["prompt"], last=("user", "tool"))
+        check_order(row["prompt"] + row["completion"], last=("assistant",))
+    elif kind == "pair":
+        if not row["a"].strip() or not row["b"].strip():
+            raise BadRow("one of the two texts is empty")
+        if not math.isfinite(row["score"]):
+            raise BadRow(f"score is {row['score']}")
+    else:
+        raise AssertionError(kind)
+
+
+def _tools(row: dict) -> dict:
+    return {"tools": row["tools"]} if row.get("tools") else {}
+
+
+def _chosen(row: dict) -> list[dict]:
+    return [{"messages": row["prompt"] + row["chosen"], **_tools(row)}]
+
+
+def _unpaired(row: dict) -> list[dict]:
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen"], "label": True, **_tools(row)},
+        {"prompt": row["prompt"], "completion": row["rejected"], "label": False, **_tools(row)},
+    ]
+
+
+def _wanted(row: dict) -> list[dict]:
+    return [{"messages": row["prompt"] + row["completion"], **_tools(row)}] if row["label"] else []
+
+
+def _unanswered(row: dict) -> list[dict]:
+    last = max(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+    return [{"prompt": row["messages"][:last], **_tools(row)}]
+
+
+def _prompt_alone(row: dict) -> list[dict]:
+    return [{"prompt": row["prompt"], **_tools(row)}]
+
+
+# (kind found, kind wanted) -> (function, what it does, shown to the user). Only what loses nothing a stage of the
+# wanted kind could use: an answer a person rejected is not something to imitate. Text is never made from chat
+# here, since only the model's own template can do that.
+CONVERSIONS = {
+    ("preference", "chat"): (_chosen, "each prompt with its chosen answer"),
+    ("labelled", "chat"): (_wanted, "only the answers labelled true"),
+    ("preference", "labelled"): (_unpaired, "chosen answers as true, rejected ones as false"),
+    ("chat", "prompt"): (_unanswered, "each conversation up to its last answer"),
+    ("preference", "prompt"): (_prompt_alone, "the prompts alone"),
+    ("labelled", "prompt"): (_prompt_alone, "the prompts alone"),
+}
+
+
+def prompts_of(kind: str, row: dict) -> list[str]:
+    """The questions that a row answers, as strings, first to last: what must not be on both sides of the split.
+
+    A conversation of three answers asks three questions, each the whole of what came before. Text asks one, itself.
+    """
+    if kind == "text":
+        return [row["text"]]
+    if kind == "pair":
+        return [f"{row['a']}\n{row['b']}"]
+    messages = row["messages"] if kind == "chat" else row["prompt"]
+    end = [] if kind == "chat" else [len(messages)]
+    ends = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0] + end
+    said = [f"{m['role']} {m['content']} {m.get('tool_calls') or ''}" for m in messages]
+    return ["\n".join(said[:i]) for i in ends]

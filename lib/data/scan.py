@@ -1,0 +1,294 @@
+"""One pass over the data: recognise, convert, judge, split, look for leaks. The driver's check and the worker's load
+run this same pass, so that they can't disagree; the worker keeps the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import chain, islice
+
+from lib.config import Data
+from lib.data.formats import FORMATS
+from lib.data.recognise import recognise
+from lib.data.rows import CONVERSIONS, BadRow, check_row, prompts_of
+from lib.data.sources import Source, rows
+from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
+
+SAMPLE = 100  # rows that the format is recognised from
+FIRST = 1000  # rows of each source that the driver looks at when there are too many to read in a second
+SHOWN = 100  # bad rows and leaks kept with their place; all are counted
+Keep = Callable[[str, str, dict], None]  # (kind, "train" or "heldout", canonical row)
+
+
+@dataclass
+class Check:
+    """What the data is, and what is wrong with it. `lines()` for a person, `vars()` for a file."""
+
+    source: str
+    format: str | None = None
+    """Name in lib/data/formats.py, or demo. None where only the workers can know (hub datasets, on the driver)."""
+    kind: str | None = None
+    """Kind of the rows as the stage gets them: one of `want`."""
+    rows: int | None = 0
+    """Training rows. None where not all has been read."""
+    heldout_rows: int | None = 0
+    heldout_format: str | None = None
+    heldout: str = ""
+    """Where the held-out rows come from, in words."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """(place, reason) of the first 100 rows that can't be used."""
+    bad_rows: int = 0
+    leaks: int = 0
+    """Training rows that hold a held-out prompt."""
+    leak_examples: list[tuple[str, str, str]] = field(default_factory=list)
+    """(place in training, place held out, the prompt's start)"""
+    offers_tools: bool = False
+    """At least one row has a list of tools."""
+    tool_rows: int = 0
+    """Rows that offer or call tools: the chat template must be able to show them."""
+    unused: int = 0
+    """Usable rows that the conversion to `kind` leaves out (answers labelled false), or that are over data.limit."""
+    conversion: str | None = None
+    also: list[str] = field(default_factory=list)
+    """Other formats that the columns would fit; data.format chooses."""
+    ignored: list[str] = field(default_factory=list)
+    """Files of a folder that are not data."""
+    complete: bool = True
+    """All of it was read. False on the driver for more than 64 MB, and for hub datasets."""
+    note: str | None = None
+    sha256: str = ""
+    """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
+
+    def lines(self) -> list[str]:
+        """What to print before training, a few lines."""
+        if self.format is None:
+            return [f"data: {self.source}, {self.note}"]
+        kind = f" → {self.kind} ({self.conversion})" if self.conversion else f" ({self.kind})"
+        found = self.format + (kind if self.kind != self.format else "")
+        if self.complete:
+            lines = [
+                f"data: {self.source}: {found}, {self.rows:,} training rows, "
+                f"{self.heldout_rows:,} held out ({self.heldout})"
+            ]
+        else:
+            lines = [f"data: {self.source}: {found}; {self.note}"]
+        if self.bad_rows:
+            lines.append(f"data: {self.bad_rows:,} bad rows left out: {reasons(self.bad)}")
+            lines += [f"      {place}: {why}" for place, why in self.bad[:3]]
+        if self.leaks:
+            lines.append(f"data: {self.leaks:,} training rows dropped because their prompt is held out, such as")
+            lines += [f"      {train} = {held}: {prompt}" for train, held, prompt in self.leak_examples[:3]]
+        if self.unused:
+            lines.append(f"data: {self.unused:,} good rows not used ({self.conversion or 'data.limit'})")
+        if self.tool_rows:
+            lines.append(f"data: {self.tool_rows:,} rows offer or call tools")
+        if self.also:
+            lines.append(f"data: the columns would also fit {', '.join(self.also)}; choose with data.format")
+        if self.ignored:
+            lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
+        return lines
+
+
+def reasons(bad: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{n} × {why}" for why, n in Counter(why for _, why in bad).most_common(3))
+
+
+@dataclass
+class _Reading:
+    """A source, opened: its format known, its first rows put back."""
+
+    source: Source
+    format: str
+    kind: str
+    conversion: str | None
+    also: list[str]
+    convert: Callable[[dict], list[dict]]
+    """One raw row → the canonical rows of `kind` in it."""
+    rows: Iterator[tuple[str, dict | BadRow]]
+
+
+def scan(
+    data: Data, found: tuple[Source, Source | None], want: tuple[str, ...], keep: Keep, first: int | None = None
+) -> Check:
+    """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row) gets every good one.
+
+    Raises ValueError, naming the key and the remedy: format not recognised or of no use to the stage, bad rows or
+    leaks unless the config says what to do about them, nothing left.
+    """
+    source, held_source = found
+    train = _open(source, data, want, first)
+    check = Check(data.source, train.format, train.kind, conversion=train.conversion, also=train.also)
+    check.ignored = source.ignored + (held_source.ignored if held_source else [])
+    content = hashlib.sha256()
+    held: dict[bytes, str] = {}
+
+    if held_source:
+        heldout = _open(held_source, data, (train.kind,), first)
+        check.heldout, check.heldout_format = held_source.described(), heldout.format
+        for place, row in _good_rows(heldout, check, content):
+            check.heldout_rows += 1
+            *_, asked = prompts_of(train.kind, row)
+            if train.kind != "text" or len(normalise(asked).split()) >= LEAK_WORDS:
+                held.setdefault(digest(asked), place)
+            keep(train.kind, "heldout", row)
+    else:
+        check.heldout = f"{data.heldout_fraction:.0%} of the prompts, by their hash"
+
+    for place, row in _good_rows(train, check, content):
+        asked = prompts_of(train.kind, row)
+        if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
+            check.heldout_rows += 1
+            keep(train.kind, "heldout", row)
+            continue
+        leaked = next((p for p in asked if digest(p) in held), None) if held else None
+        if leaked is not None:
+            check.leaks += 1
+            if len(check.leak_examples) < SHOWN:
+                check.leak_examples.append((place, held[digest(leaked)], _shortened(leaked)))
+        elif data.limit is not None and check.rows >= data.limit:
+            check.unused += 1
+        else:
+            check.rows += 1
+            keep(train.kind, "train", row)
+
+    check.sha256 = content.hexdigest()
+    if first is not None:
+        check.complete, check.rows, check.heldout_rows = False, None, None
+        check.note = f"the first {first:,} rows are checked here, all of them when the workers load it"
+        check.sha256 = hashlib.sha256("\n".join(s.fingerprint() for s in found if s).encode()).hexdigest()
+    _refuse(data, check)
+    return check
+
+
+def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) -> _Reading:
+    """Recognises the format from the first rows. Raises ValueError if it can't, or if the stage can't use it."""
+    if source.kind == "demo":
+        from lib.data import demo
+
+        kind = next((k for k in want if k in demo.TRAIN_ROWS), None) or next(
+            k for k in (*demo.TRAIN_ROWS, None) if k is None or any((k, w) in CONVERSIONS for w in want)
+        )
+        if kind is None:
+            raise ValueError(
+                f"{source.key}: demo has {', '.join(demo.TRAIN_ROWS)} rows, but this stage wants {' or '.join(want)}. "
+                "Give it a file, a folder or a hub name."
+            )
+        return _reading(source, "demo", kind, want, [], lambda row: [row], rows(source, data, kind))
+    stream = rows(source, data)
+    if first is not None:
+        stream = islice(stream, first)
+    seen, good = [], []
+    for place, row in stream:
+        seen.append((place, row))
+        if isinstance(row, dict):
+            good.append(row)
+        if len(good) == SAMPLE or len(seen) == FIRST:
+            break
+    if not good:
+        why = (
+            f"none of its first {len(seen)} rows can be read: {seen[0][0]}: {seen[0][1]}" if seen else "it has no rows"
+        )
+        raise ValueError(f"{source.key}: {source.address}: {why}")
+    renames = data.columns if source.key == "data.source" else {k: v for k, v in data.columns.items() if k in good[0]}
+    _check_renames(renames, good)
+    name, also = recognise([_renamed(row, renames) for row in good], want, data.format, source.key)
+    read = FORMATS[name].read
+    return _reading(
+        source, name, FORMATS[name].kind, want, also, lambda row: read(_renamed(row, renames)), chain(seen, stream)
+    )
+
+
+def _reading(source: Source, name: str, kind: str, want: tuple[str, ...], also: list[str], read, stream) -> _Reading:
+    if kind in want:
+        return _Reading(source, name, kind, None, also, read, stream)
+    wanted = next(k for k in want if (kind, k) in CONVERSIONS)
+    change, words = CONVERSIONS[kind, wanted]
+    return _Reading(
+        source, name, wanted, words, also, lambda row: [out for r in read(row) for out in change(r)], stream
+    )
+
+
+def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, dict]]:
+    """Canonical rows with their places; the others go into check.bad, and all into the hash."""
+    for place, raw in reading.rows:
+        try:
+            if isinstance(raw, BadRow):
+                content.update(str(raw).encode("utf-8", "replace"))
+                raise raw
+            try:
+                content.update(json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str).encode())
+            except UnicodeEncodeError:
+                raise BadRow("has bytes that are not UTF-8") from None
+            converted = reading.convert(raw)
+            for row in converted:
+                check_row(reading.kind, row)
+        except BadRow as why:
+            check.bad_rows += 1
+            if len(check.bad) < SHOWN:
+                check.bad.append((place, str(why)))
+            continue
+        check.unused += not converted
+        for row in converted:
+            check.offers_tools = check.offers_tools or "tools" in row
+            check.tool_rows += "tools" in row or _calls_tools(row)
+            yield place, row
+
+
+def _calls_tools(row: dict) -> bool:
+    return any("tool_calls" in m for column in row.values() if isinstance(column, list) for m in column)
+
+
+def _renamed(row: dict, columns: dict[str, str]) -> dict:
+    return {columns.get(column, column): value for column, value in row.items()} if columns else row
+
+
+def _check_renames(columns: dict[str, str], sample: list[dict]) -> None:
+    there = list(dict.fromkeys(c for row in sample for c in row))
+    for theirs, ours in columns.items():
+        if theirs not in there:
+            near = get_close_matches(theirs, there, 1, 0.4)
+            nearest = f"; nearest: {near[0]}" if near else ""
+            raise ValueError(
+                f"data.columns: no column {theirs!r} in the data{nearest}; the columns are {', '.join(there)}"
+            )
+        if ours in there and ours not in columns:
+            raise ValueError(
+                f"data.columns: {theirs!r} can't become {ours!r}, which is there already; rename that away too."
+            )
+
+
+def _refuse(data: Data, check: Check) -> None:
+    total = (check.rows or 0) + (check.heldout_rows or 0) + check.leaks + check.unused + check.bad_rows
+    if check.bad_rows and data.bad_rows == "error":
+        of = f" of {total:,}" if check.complete else f" of the first {FIRST:,}"
+        places = "\n".join(f"  {place}: {why}" for place, why in check.bad[:5])
+        raise ValueError(
+            f"data.source: {check.bad_rows:,}{of} rows can't be used ({reasons(check.bad)}):\n{places}\n"
+            "Mend them, or set data.bad_rows: skip to leave them out."
+        )
+    if check.leaks and data.leaks == "error":
+        examples = "\n".join(f"  {train} = {held}: {prompt}" for train, held, prompt in check.leak_examples[:3])
+        raise ValueError(
+            f"data.heldout: {check.leaks:,} training rows hold a held-out prompt (but for case, space, punctuation):\n"
+            f"{examples}\nSet data.leaks: drop to leave them out of training, or give another data.heldout."
+        )
+    if check.complete and not check.rows:
+        gone = (
+            f"{check.bad_rows:,} bad, {check.leaks:,} leaked, {check.heldout_rows:,} held out, {check.unused:,} unused"
+        )
+        raise ValueError(f"data.source: {check.source} leaves no training rows ({gone}).")
+    if check.complete and not check.heldout_rows and (data.heldout or data.heldout_fraction):
+        raise ValueError(
+            f"data.heldout: no rows are held out ({check.heldout}) of {total:,}. Raise data.heldout_fraction, "
+            "set it to 0 to train without, or name a file."
+        )
+
+
+def _shortened(prompt: str, longest: int = 80) -> str:
+    one_line = " ".join(prompt.split())
+    return one_line if len(one_line) <= longest else one_line[:longest] + " …"

@@ -1,0 +1,189 @@
+"""Where rows come from: data.source and data.heldout → files (local, s3://, …), a hub dataset, or the demo."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import chain
+from typing import Any
+
+from lib.config import Data
+from lib.data import read
+from lib.data.rows import BadRow
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Names by which data sets call their parts, as the hub reads them from file names.
+_PARTS = re.compile(r"(?:^|[^a-z])(train|test|valid|validation|val|dev|eval|heldout)(?:[^a-z]|$)")
+
+
+@dataclass
+class Source:
+    key: str
+    """data.source or data.heldout, for messages."""
+    address: str
+    """What the user wrote."""
+    kind: str
+    """files, hub or demo."""
+    fs: Any = None
+    files: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    size: int = 0
+    """Bytes of all files."""
+    split: str = "train"
+
+    def fingerprint(self) -> str:
+        """Changes when a file does: path, size and time of change of each (the ETag on s3://)."""
+        return " ".join([self.kind, self.address, self.split, *(self.fs.ukey(f) for f in self.files)])
+
+    def described(self) -> str:
+        return f"split {self.split}" if self.kind in ("hub", "demo") else self.address
+
+    def name_of(self, file: str) -> str:
+        """A file as the user would write it."""
+        return self.fs.unstrip_protocol(file) if "://" in self.address else file
+
+
+def find(data: Data, key: str = "data.source") -> Source:
+    """The source that data.source or data.heldout names. Raises ValueError if there is nothing, or nothing readable."""
+    address = data.source if key == "data.source" else data.heldout
+    if address == "demo":
+        return Source(key, address, "demo", split="train" if key == "data.source" else "heldout")
+    import fsspec
+
+    hub = _is_hub(data.source) if key == "data.heldout" else _is_hub(address)
+    if hub and key == "data.heldout":
+        # A split's name goes with a hub dataset; a path stays a path.
+        if not (_exists(address) or "://" in address or "/" in address or read.ending(address) in read.READERS):
+            return Source(key, data.source, "hub", split=address)
+    elif hub:
+        return Source(key, address, "hub", split=data.split)
+    try:
+        fs, path = fsspec.url_to_fs(os.path.expanduser(address) if "://" not in address else address)
+        fs.invalidate_cache()
+        return _files(key, address, fs, path)
+    except (OSError, ImportError) as e:
+        raise unreadable(key, address, e) from e
+    except Exception as e:
+        # botocore's errors (no credentials, no route to the endpoint) share no base class with OSError.
+        if type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            raise unreadable(key, address, e) from e
+        raise
+
+
+def unreadable(key: str, address: str, e: BaseException) -> ValueError:
+    remedy = "Check the path and its permissions."
+    if address.startswith("s3://"):
+        remedy = (
+            "Check the bucket, the key, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "and AWS_ENDPOINT_URL for a store that isn't Amazon's."
+        )
+    elif "://" in address:
+        remedy = "Check the address and that its fsspec package is installed (gcsfs for gs://, adlfs for az://)."
+    return ValueError(f"{key}: {address} can't be read ({type(e).__name__}: {e}). {remedy}")
+
+
+def _exists(address: str) -> bool:
+    return os.path.exists(os.path.expanduser(address))
+
+
+def _is_hub(address: str) -> bool:
+    """Not on this machine, and shaped like org/name rather than a path or a file."""
+    if not _HUB_NAME.fullmatch(address) or _exists(address) or read.ending(address) in read.READERS:
+        return False
+    if "/" not in address and get_close_matches(address, ["demo"], 1, 0.7):
+        raise ValueError(f"data.source: {address!r} is no file or folder; nearest: demo.")
+    return not address.startswith(".") and not ("/" in address and os.path.isdir(address.split("/")[0]))
+
+
+def _files(key: str, address: str, fs: Any, path: str) -> Source:
+    glob = any(c in address for c in "*?[") and not fs.exists(path)
+    folder = not glob and fs.isdir(path)
+    if glob:
+        found = [p for p in fs.glob(path) if fs.isfile(p)]
+    elif folder:
+        found = [p for p in fs.find(path) if not any(part[:1] in "._" for part in p[len(path) :].split("/") if part)]
+    else:
+        found = [path] if fs.exists(path) else []
+    if not found:
+        near = _neighbours(fs, path)
+        what = (
+            "holds no files" if folder else "doesn't exist on this machine" if "://" not in address else "doesn't exist"
+        )
+        raise ValueError(
+            f"{key}: {address} {what}. "
+            + (f"Nearest: {', '.join(near)}." if near else "Give a file, a folder or a hub name.")
+        )
+    readable = sorted(p for p in found if read.ending(p) in read.READERS)
+    texts = [p for p in readable if read.READERS[read.ending(p)] is read.plain]
+    # A README or licence beside the data is not data.
+    files = [p for p in readable if p not in texts] or texts if folder else readable
+    if not files:
+        raise ValueError(
+            f"{key}: {address} is of no kind that can be read: {', '.join(found[:3])}. "
+            f"Readable: {' '.join(read.READERS)}, and these compressed ({' '.join(read.COMPRESSED)})."
+        )
+    if folder:
+        _refuse_mixed_parts(key, address, files)
+    size = sum(fs.size(f) or 0 for f in files)
+    if size == 0:
+        raise ValueError(f"{key}: {address} is empty (0 bytes).")
+    return Source(key, address, "files", fs, files, sorted(set(found) - set(files)), size)
+
+
+def _neighbours(fs: Any, path: str) -> list[str]:
+    parent, _, name = path.rstrip("/").rpartition("/")
+    try:
+        beside = [p.rstrip("/").rpartition("/")[2] for p in fs.ls(parent or "/", detail=False)]
+    except OSError:
+        return []
+    return [f"{parent}/{n}" for n in get_close_matches(name, beside, 3, 0.5)]
+
+
+def _refuse_mixed_parts(key: str, address: str, files: list[str]) -> None:
+    """A folder with train.jsonl and test.jsonl must not be trained on whole."""
+    parts = {f: m.group(1) for f in files if (m := _PARTS.search(f.rsplit("/", 1)[-1].lower()))}
+    train = [f for f, part in parts.items() if part == "train"]
+    other = [f for f, part in parts.items() if part != "train"]
+    if train and other:
+        raise ValueError(
+            f"{key}: {address} holds both training and test files. "
+            f"Name them: data.source: {train[0]}, data.heldout: {other[0]}."
+        )
+
+
+def rows(source: Source, data: Data, kind: str | None = None) -> Iterator[tuple[str, dict | BadRow]]:
+    """(place, raw row) of a source, in order. `kind` is the kind of demo rows."""
+    if source.kind == "demo":
+        from lib.data import demo
+
+        return ((f"demo {source.split}[{n}]", row) for n, row in enumerate(demo.rows(kind, source.split)))
+    if source.kind == "hub":
+        dataset = load_hub(source, data)
+        label = f"{source.address} {source.split}"
+        return (
+            (f"{label}[{n}]", {c: read.without_null_members(v) for c, v in row.items()})
+            for n, row in enumerate(dataset)
+        )
+    return chain.from_iterable(read.rows(source.fs, file, source.name_of(file)) for file in source.files)
+
+
+def load_hub(source: Source, data: Data) -> Any:
+    """The hub dataset, as datasets.Dataset. Raises ValueError with the remedy. Code of the dataset is never run."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.address, data.name, split=source.split)
+    except (OSError, ValueError) as e:
+        remedy = "Check the name, data.name (its configuration), the split and, for a private one, HF_TOKEN."
+        if isinstance(e, ConnectionError):
+            remedy = (
+                "Without a connection, give a local file or folder, or `demo`; "
+                "or load it once on a connected machine with the same HF_HOME."
+            )
+        lines = " ".join(str(e).split())[:400]
+        raise ValueError(
+            f"{source.key}: hub dataset {source.address!r} (split {source.split}) can't be loaded: {lines}. {remedy}"
+        ) from e

@@ -1,0 +1,33 @@
+"""From conversations to prompt and answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def per_answer(rows: Dataset) -> Dataset:
+    """{"messages"} rows → one {"prompt", "completion"} row for each assistant message, everything before it as the prompt.
+
+    The trainer then learns every answer of a conversation and nothing else, with any chat template: masking answers
+    inside whole conversations needs templates with {% generation %} marks, which most models don't have. Rows of other
+    kinds come back as they are.
+    """
+    if "messages" not in rows.column_names:
+        return rows
+
+    def split(batch: dict) -> dict:
+        tools = batch.get("tools") or [None] * len(batch["messages"])
+        out: dict[str, list] = {"prompt": [], "completion": []} | ({"tools": []} if "tools" in batch else {})
+        for messages, tool in zip(batch["messages"], tools, strict=True):
+            for i, message in enumerate(messages):
+                if message["role"] == "assistant" and i:
+                    out["prompt"].append(messages[:i])
+                    out["completion"].append([message])
+                    if "tools" in out:
+                        out["tools"].append(tool)
+        return out
+
+    return rows.map(split, batched=True, remove_columns=rows.column_names)

@@ -1,0 +1,50 @@
+"""Messages to token ids through the chat template that travels with a model, the way TRL's trainers do it."""
+
+from __future__ import annotations
+
+import json
+
+from lib.models import template_sha256
+
+
+class Encoder:
+    """The tokenizer of the model in folder `model_dir`.
+
+    `trained_template`: what the model's provenance says its chat template hashes to; None where nothing is recorded.
+    Raises ValueError if the template found is another one.
+    """
+
+    def __init__(self, model_dir: str, trained_template: str | None = None):
+        from transformers import AutoTokenizer
+
+        self.model_dir = model_dir
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.template_sha256 = template_sha256(self.tokenizer)
+        if trained_template and trained_template != self.template_sha256:
+            raise ValueError(
+                f"{model_dir}: the chat template is not the one this model was trained with (sha256 "
+                f"{self.template_sha256[:12]} here, {trained_template[:12]} in provenance.json). Put the run's "
+                "chat_template.jinja back, or train again with model.chat_template."
+            )
+        pad = self.tokenizer.pad_token_id
+        self.pad = self.tokenizer.eos_token_id if pad is None else pad
+        self.start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+
+    def render(self, messages: list[dict], answering: bool, tools: list | str | None = None) -> list[int]:
+        """Ids of a conversation; `answering` adds the opening of the assistant's turn."""
+        if not self.tokenizer.chat_template:
+            raise ValueError(f"{self.model_dir} has no chat template, so it can't read messages: set model.chat_template.")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return self.tokenizer.apply_chat_template(
+            messages, tools=tools or None, add_generation_prompt=answering, tokenize=True, return_dict=True
+        )["input_ids"]
+
+    def split(self, prompt: list[dict], completion: list[dict], tools: list | str | None = None) -> tuple[list, list]:
+        """(prompt ids, completion ids). As in TRL's DPOTrainer, the completion starts where the two renderings part."""
+        opened, whole = self.render(prompt, True, tools), self.render(prompt + completion, False, tools)
+        at = next((i for i, (a, b) in enumerate(zip(opened, whole, strict=False)) if a != b), min(len(opened), len(whole)))
+        return whole[:at], whole[at:]
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+

@@ -1,0 +1,68 @@
+"""What a measure works with: the job, the models behind the engine, and the held-out rows."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lib.evals.engine import Engine
+from lib.evals.job import EvalJob
+from lib.evals.task import Example
+from lib.generate import Sampling
+
+
+@dataclass
+class Context:
+    job: EvalJob
+    engine: Engine
+    judge: str | None
+    """The reward run's name in the engine."""
+    rule: Callable[[Example, str, str], float] | None
+    """1, 1/2 or 0 for an answer against another, where the prompts come with a rule."""
+    recorded: dict[str, dict[str, dict]] = field(default_factory=dict)
+    """{task: {example id: {example, answers: {run: text}, scores: {run: {metric: number}}}}}"""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def reference(self) -> str:
+        return self.job.reference_run()
+
+    @property
+    def challengers(self) -> list[str]:
+        return self.job.challengers()
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's own distribution; what win rate and KL are about."""
+        return Sampling(temperature=1.0, max_new_tokens=self.job.max_new_tokens, seed=self.job.seed)
+
+    def rows(self, want: tuple[str, ...]) -> list[dict]:
+        """Held-out rows of one of the kinds wanted, at most job.limit: a seeded draw, so that a sorted file does no harm."""
+        from lib.data import load
+
+        with self.lock:  # measures run in threads, and would write the same cache
+            heldout = load(self.job.data, want).heldout
+        return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
+
+    def prompts(self) -> list[Example]:
+        """Held-out prompts to sample answers to: the demo's own, so that its rule can judge them, or those of the data."""
+        if self.job.data.source == "demo":
+            from lib.evals.demo import DemoTask
+
+            return DemoTask().examples(self.job.limit)
+        return [Example(f"prompt-{i}", row["prompt"]) for i, row in enumerate(self.rows(("prompt",)))]
+
+    def record(self, task: str, run: str, examples: list[Example], answers: list[str], scores: list[dict]) -> None:
+        """Keeps single answers, for the report's samples and examples.jsonl."""
+        kept = self.recorded.setdefault(task, {})
+        for e, answer, score in zip(examples, answers, scores, strict=True):
+            row = kept.setdefault(e.id, {"example": e, "answers": {}, "scores": {}})
+            row["answers"][run], row["scores"][run] = answer, score
+
+
+def draw(n: int, limit: int | None, seed: int) -> list[int]:
+    """Indices of at most `limit` of n rows, in order."""
+    return list(range(n)) if limit is None or limit >= n else sorted(random.Random(seed).sample(range(n), limit))

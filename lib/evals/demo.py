@@ -1,0 +1,55 @@
+"""The demo task as an evaluation: scores of one answer, and the rule that says which of two answers is better.
+
+The task itself, its rows and its preference rule are described in lib/data/demo.py.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from lib.data import demo
+from lib.evals.task import Example
+
+
+class DemoTask:
+    """Held-out messages; the reference is the ticket line each of them asks for."""
+
+    name = "demo"
+    version = demo.VERSION
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        """The first `limit` held-out messages (None: all); always the same ones."""
+        n = demo.HELDOUT_ROWS["prompt"] if limit is None else min(limit, demo.HELDOUT_ROWS["prompt"])
+        return [
+            Example(id=f"demo-{i}", prompt=demo.prompt_messages(message), reference=order.line())
+            for i, (order, message, _) in enumerate(islice(demo.orders("prompt", "heldout"), n))
+        ]
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """Scores of one answer, each 0 to 1.
+
+        exact: its only ticket line is the reference; what stands around the line doesn't matter.
+        slots: share of the six slots that are right.
+        terse: it is a ticket line and nothing else, right or wrong.
+        """
+        order, reference = demo.parse(completion), demo.parse(example.reference)
+        return {
+            "exact": float(order == reference),
+            "slots": demo.slots(order, reference),
+            "terse": float(order is not None and completion.strip() == order.line()),
+        }
+
+
+def better(example: Example, a: str, b: str) -> float:
+    """1.0 where answer a beats b, 0.0 where b beats a, 0.5 for a tie.
+
+    A right answer beats a wrong one; of two right ones the bare line beats the line with pleasantries; two wrong
+    answers tie, whatever their style.
+    """
+    score = DemoTask().score
+    rank_a, rank_b = (_rank(score(example, answer)) for answer in (a, b))
+    return 0.5 + 0.5 * ((rank_a > rank_b) - (rank_a < rank_b))
+
+
+def _rank(scores: dict[str, float]) -> float:
+    return scores["exact"] * (1 + scores["terse"])

@@ -1,0 +1,234 @@
+"""Models behind a queue: one process per GPU (or CPU core), each holding one model at a time.
+
+A request (so many prompts for one model) is cut into shards of rows of like length. A free process takes a shard of the
+model it holds if there is one, else one of a model that no other process holds; so a model is loaded as rarely as can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SHARD = 64
+"""Rows of one shard at most: what a process does between two looks at the queue."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model to load: `base` as lib.models.locate returned it."""
+
+    name: str
+    base: str
+    reward: bool = False
+    trained_template: str | None = None
+    dtype: str = "auto"
+
+
+@dataclass
+class Request:
+    model: str
+    what: str
+    total: int
+    future: Future
+    results: list[Any]
+    started: float = field(default_factory=time.time)
+    done: int = 0
+    seconds: float = 0.0
+    """Work time summed over processes, model loading left out."""
+    tokens: int = 0
+
+
+class Worker:
+    """The actor. Nothing heavy is imported before its environment is set."""
+
+    def __init__(self, specs: dict[str, Spec], threads: int):
+        self.specs, self.threads, self.name, self.model = specs, threads, None, None
+
+    def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
+        """(results, seconds of work, seconds of loading) of one shard."""
+        began = time.time()
+        if self.name != name:
+            self.name = self.model = None  # the old one goes before the new one comes
+            self.model, self.name = self._load(self.specs[name]), name
+        loaded = time.time()
+        return getattr(self.model, method)(*args), time.time() - loaded, loaded - began
+
+    def _load(self, spec: Spec):
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from lib import hardware, models
+        from lib.generate import TransformersGenerator
+        from lib.reward_model import RewardModel
+
+        disable_progress_bar()
+        torch.set_num_threads(self.threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = spec.dtype
+        if dtype == "auto":
+            dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[hardware.precision("auto", device)]
+        kind = RewardModel if spec.reward else TransformersGenerator
+        return kind(models.path(spec.base), dtype=dtype, device=device, trained_template=spec.trained_template)
+
+
+class Engine:
+    """Use as a context manager; Ray must be connected. `say` gets a line whenever something is done."""
+
+    def __init__(self, specs: Sequence[Spec], workers: int | None = None, say: Callable[[str], None] = print):
+        import ray
+
+        self.specs, self.say, self.began = {s.name: s for s in specs}, say, time.time()
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.count = workers or gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.gpu = gpus > 0
+        self.queue: list[tuple[Request, str, list[int], tuple]] = []
+        self.asked: dict[str, Request] = {}
+        self.holds: dict[int, str | None] = {}
+        self.loading = 0.0
+        self.changed, self.closed = threading.Condition(), False
+        self.threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(self.count)]
+
+    def __enter__(self) -> Engine:
+        for t in self.threads:
+            t.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+        for t in self.threads:
+            t.join()
+
+    def close(self) -> None:
+        """Starts nothing more and fails what is waiting; shards at work are finished first."""
+        with self.changed:
+            self.closed, self.queue = True, []
+            for r in self.asked.values():
+                if not r.future.done():
+                    r.future.set_exception(RuntimeError(f"{r.model}: stopped at {r.done} of {r.total} {r.what}"))
+            self.changed.notify_all()
+
+    def generate(self, model: str, prompts: list, sampling) -> Future:
+        """Future of list[list[Answer]], one list per prompt."""
+        return self._ask(model, "generate", f"answers ({sampling})", [prompts], (sampling,))
+
+    def score(self, model: str, prompts: list, completions: list, tools: list | None = None) -> Future:
+        """Future of list[Score]."""
+        return self._ask(model, "score", "log-probabilities", [prompts, completions, tools or [None] * len(prompts)], ())
+
+    def reward(self, model: str, conversations: list) -> Future:
+        """Future of list[float]."""
+        return self._ask(model, "reward", "rewards", [conversations], ())
+
+    def timings(self) -> list[dict]:
+        """What each request took: model, what, rows, seconds of work, tokens."""
+        return [{k: v for k, v in vars(r).items() if k not in ("future", "results")} for r in self.asked.values()]
+
+    def _ask(self, model: str, method: str, what: str, columns: list[list], rest: tuple) -> Future:
+        """The same request twice is answered once."""
+        key = hashlib.sha256(pickle.dumps((model, method, columns, rest))).hexdigest()
+        n = len(columns[0])
+        with self.changed:
+            if key in self.asked:
+                return self.asked[key].future
+            request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
+            order = sorted(range(n), key=lambda i: sum(len(str(c[i])) for c in columns))
+            shards = max(1, min(n, max(-(-n // SHARD), self.count)))
+            size = -(-n // shards)
+            for begin in range(0, n, size):
+                rows = order[begin : begin + size]
+                args = tuple([c[i] for i in rows] for c in columns) + rest
+                self.queue.append((request, method, rows, args))
+            self.changed.notify_all()
+        if not n:
+            request.future.set_result([])
+        return request.future
+
+    def _next(self, me: int):
+        held = self.holds.get(me)
+        others = {m for i, m in self.holds.items() if i != me}
+        for wanted in (lambda m: m == held, lambda m: m not in others, lambda m: True):
+            for i, item in enumerate(self.queue):
+                if wanted(item[0].model):
+                    self.holds[me] = item[0].model
+                    return self.queue.pop(i)
+
+    def _serve(self, me: int) -> None:
+        import ray
+
+        from lib.config import Scale
+        from lib.hardware import worker_env
+
+        options = {
+            "num_cpus": 1,
+            "num_gpus": 1 if self.gpu else 0,
+            "max_restarts": 1,  # a process lost to the machine's memory monitor or a preempted node is started once more
+            "max_task_retries": 1,
+            "runtime_env": {"env_vars": worker_env(Scale(), self.gpu)},
+        }
+        actor = None
+        while True:
+            with self.changed:
+                while not self.queue and not self.closed:
+                    self.changed.wait()
+                if self.closed:
+                    break
+                request, method, rows, args = self._next(me)
+            try:
+                actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1)
+                results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
+                self._done(request, rows, results, seconds, loading)
+            except Exception as e:
+                self._failed(request, _cause(e))
+        if actor:
+            ray.kill(actor)
+
+    def _done(self, request: Request, rows: list[int], results: list, seconds: float, loading: float) -> None:
+        with self.changed:
+            for i, result in zip(rows, results, strict=True):
+                request.results[i] = result
+            request.done += len(rows)
+            request.seconds += seconds
+            self.loading += loading
+            request.tokens += sum(_tokens(r) for r in results)
+            last = request.done == request.total
+        share = f"{request.done}/{request.total}"
+        rate = f"  {request.tokens / max(request.seconds, 1e-9):,.0f} tokens/s" if request.tokens else ""
+        self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} {share:>9} {request.what}{rate}")
+        if last and not request.future.done():
+            request.future.set_result(request.results)
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        with self.changed:
+            self.queue = [item for item in self.queue if item[0] is not request]
+            if not request.future.done():
+                request.future.set_exception(type(error)(f"{request.model}: {error}"))
+
+
+def _tokens(result) -> int:
+    """Tokens that one result stands for: generated, or scored."""
+    if isinstance(result, list):
+        return sum(len(a.tokens) for a in result)
+    return getattr(result, "tokens", 0)
+
+
+def _cause(error: Exception) -> Exception:
+    """A worker's ValueError as it was; anything else as a RuntimeError that says what to do."""
+    import ray
+
+    cause = getattr(error, "cause", None) or error
+    if type(cause) is ValueError:
+        return cause
+    lost = isinstance(error, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError)
+    if lost or isinstance(cause, MemoryError) or "out of memory" in str(cause):
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return RuntimeError(
+            f"the process that held the model was lost twice or ran out of memory. Evidence: {first[:300]} "
+            "Remedy: fewer processes at a time (workers: 1), a smaller limit, or a machine with more memory."
+        )
+    return RuntimeError(f"{type(cause).__name__}: {cause}")

@@ -1,0 +1,218 @@
+"""Runs × tasks → a report. One call for jobs/eval.py and for a stage that evaluates what it just trained."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from lib.evals import summary, tasks
+from lib.evals.context import Context, draw
+from lib.evals.engine import Engine
+from lib.evals.job import EvalJob, Plan, plan
+from lib.evals.report import Curve, Report, RunInfo, Sample, Timing, flatten
+from lib.run import Run
+
+PACKAGES = ("torch", "transformers", "ray", "trl", "peft", "datasets", "scipy", "numpy")
+
+
+def evaluate(job: EvalJob, command: str | None = None, say=print) -> Report:
+    """Measures everything `job` asks for and writes <job.run>/reports/.
+
+    Joins Ray if it's connected, else connects for the duration. `command` is shown as what makes the report again.
+    Raises ValueError for a job that can't be done (before Ray starts), RuntimeError when the work itself fails.
+    """
+    import ray
+
+    from lib.launch import connect
+
+    planned = plan(job)
+    ours = not ray.is_initialized()
+    if ours:
+        connect()
+    try:
+        return _evaluate(planned, command, say)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _evaluate(planned: Plan, command: str | None, say) -> Report:
+    from lib.evals.render import write
+
+    job, began = planned.job, time.time()
+    with Engine(planned.specs, job.workers, say) as engine:
+        rule = tasks.RULES["demo"] if job.data.source == "demo" else None
+        context = Context(job, engine, planned.judge, rule)
+        with ThreadPoolExecutor(len(job.tasks)) as pool:
+            futures = [pool.submit(tasks.get(name), context) for name in job.tasks]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failed = next((f.exception() for f in done if f.exception()), None)
+            if failed:
+                engine.close()
+                raise failed
+        scores = [s for f in futures for s in f.result()]
+        work = engine.timings()
+    metrics = [summary.metric(s, job.seed) for s in scores]
+    compared = summary.comparisons(scores, job.seed)
+    runs = [_run_info(s.name, s.base, s.trained_template) for s in planned.specs]
+    note, samples = _samples(context)
+    report = Report(
+        title=" → ".join(job.runs) or f"reward model {planned.judge}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=job.seed,
+        runs=runs,
+        metrics=metrics,
+        comparisons=compared,
+        verdicts=summary.verdicts(list(job.runs), metrics, compared, job.accuracy_floor, job.kl_ceiling),
+        samples=samples,
+        samples_note=note,
+        timings=_training_times(runs) + _evaluation_times(work, time.time() - began),
+        commands=[r.command for r in runs if r.command] + ([command] if command else []),
+        next=_next_commands(planned),
+        settings=flatten(asdict(job)),
+        environment=_environment(planned),
+        warnings=_warnings(runs, metrics, job),
+    )
+    say("writing the report …")
+    write(report, Run(job.run), _lines(context))
+    return report
+
+
+def _run_info(name: str, base: str, trained_template: str | None) -> RunInfo:
+    run = Run(base) if "/" in base else None
+    if run is None or not run.is_run():
+        return RunInfo(name, base, "base")
+    provenance, job = run.provenance(), run.job()
+    settings = {k: v for k, v in flatten(job).items() if not k.startswith("train")}
+    settings |= flatten({"train": provenance.get("train") or job.get("train", {})})
+    shown = {k: v for k, v in provenance.items() if k != "train"}
+    return RunInfo(
+        name, run.path, job["stage"], provenance.get("parent"), _curves(run.metrics()), shown, settings,
+        provenance.get("command"), trained_template,
+    )  # fmt: skip
+
+
+def _curves(rows: list[dict]) -> list[Curve]:
+    """Loss while training and on the held-out rows, and the accuracy that reward and DPO trainers log."""
+    found = []
+    named = {
+        "loss": "training loss", "eval_loss": "held-out loss",
+        "accuracy": "training accuracy", "eval_accuracy": "held-out accuracy",
+        "rewards/accuracies": "training accuracy", "eval_rewards/accuracies": "held-out accuracy",
+    }  # fmt: skip
+    for key, name in named.items():
+        points = [(int(r["step"]), float(r[key])) for r in rows if key in r and "step" in r]
+        if points:
+            found.append(Curve(name, *(list(c) for c in zip(*points, strict=True))))
+    return found
+
+
+def _samples(context: Context) -> tuple[str, list[Sample]]:
+    """(how they were chosen, the same prompts with every run's answer)."""
+    job = context.job
+    task = next((t for t in job.tasks if t in context.recorded), None)
+    if not task or not job.samples:
+        return "", []
+    rows = list(context.recorded[task].values())
+    how = "sampled at temperature 1" if task == "win_rate" else "greedy"
+    note = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts, drawn by seed {job.seed} and not picked; answers are {how}."
+    chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
+    return note, [
+        Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference)) for r in chosen
+    ]
+
+
+def _text(reference) -> str | None:
+    return None if reference is None else reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+
+
+def _lines(context: Context) -> str:
+    """examples.jsonl: every answer with its scores."""
+    rows = [
+        {"task": task, "id": r["example"].id, "run": run, "prompt": r["example"].prompt, "reference": r["example"].reference,
+         "answer": answer, "scores": r["scores"][run]}
+        for task, kept in context.recorded.items() for r in kept.values() for run, answer in r["answers"].items()
+    ]  # fmt: skip
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _training_times(runs: list[RunInfo]) -> list[Timing]:
+    found = []
+    for r in runs:
+        p, seconds = r.provenance, r.provenance.get("seconds") or {}
+        if not seconds:
+            continue
+        train = seconds.get("train") or 0.0
+        rate = p.get("tokens_per_second") or (p["tokens"] / train if p.get("tokens") and train else None)
+        detail = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
+        total = seconds.get("total") or sum(seconds.values())
+        found.append(Timing(r.name, total, p.get("steps"), p.get("tokens"), rate, p.get("peak_memory_bytes"), detail))
+    return found
+
+
+def _evaluation_times(work: list[dict], wall: float) -> list[Timing]:
+    """One row per kind of work of each model (seconds summed over processes), and the whole."""
+    rows = [
+        Timing(
+            f"evaluate: {w['model']}, {w['total']} {w['what']}", w["seconds"], None, w["tokens"] or None,
+            w["tokens"] / w["seconds"] if w["tokens"] and w["seconds"] else None,
+        )
+        for w in work
+    ]  # fmt: skip
+    return [*rows, Timing("evaluate: all, start to end", wall)]
+
+
+def _environment(planned: Plan) -> dict:
+    from lib.launch import git_state
+
+    data = {name: check.record() for name, check in planned.checks.items() if check is not None}
+    return {
+        "git": git_state(),
+        "python": platform.python_version(),
+        "packages": {p: version(p) for p in PACKAGES},
+        "hardware": _hardware(),
+        "data": data,
+        "task_versions": {name: str(tasks.task(name).version) for name in planned.job.tasks if name in tasks.TASKS},
+        "engine": "transformers",
+    }
+
+
+def _hardware() -> str:
+    import ray
+
+    have = ray.cluster_resources()
+    kinds = [k.removeprefix("accelerator_type:") for k in have if k.startswith("accelerator_type:")]
+    gpus = f"{have['GPU']:g} GPU ({', '.join(kinds)}), " if have.get("GPU") else ""
+    return f"{gpus}{have.get('CPU', 0):g} CPU cores, {have.get('memory', 0) / 2**30:.0f} GiB for Ray, {platform.machine()}"
+
+
+def _warnings(runs: list[RunInfo], metrics: list, job: EvalJob) -> list[str]:
+    out = []
+    templates = {r.template_sha256 for r in runs if r.template_sha256}
+    if len(templates) > 1:
+        out.append("The runs were trained with different chat templates: their answers differ for that reason too.")
+    short = sorted({f"{m.task} ({m.n})" for m in metrics if job.limit and m.n < job.limit and m.headline})
+    if short:
+        out.append(f"Fewer examples than limit ({job.limit}) were there for {', '.join(short)}.")
+    return out
+
+
+def _next_commands(planned: Plan) -> list[str]:
+    job = planned.job
+    out = [f"xdg-open {Run(job.run).at('reports')}/report.html"]
+    if job.limit:
+        out.append("python jobs/eval.py --config configs/eval.yaml --limit null --run runs/eval-all")
+    last = next((s for s in reversed(planned.specs) if not s.reward and "/" in s.base and Run(s.base).is_run()), None)
+    stage = Run(last.base).job()["stage"] if last else None
+    if stage == "dpo":
+        out.append("python jobs/dpo.py --config configs/dpo.yaml --train.beta 0.05 --run runs/dpo-beta-0.05")
+    elif stage == "sft":
+        out.append(f"python jobs/dpo.py --config configs/dpo.yaml --model.base {last.base}")
+    else:
+        out.append("python jobs/pipeline.py --config configs/pipeline/quickstart.yaml")
+    return out

@@ -1,0 +1,168 @@
+"""What jobs/eval.py is asked to do, and every check that needs no model in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from lib.config import Data
+from lib.evals.engine import Spec
+from lib.run import Run
+
+
+@dataclass
+class EvalJob:
+    run: str = "runs/eval"
+    """Where the report goes, as <run>/reports/report.html, .md and .json: a local path or s3://bucket/path."""
+    runs: dict[str, str] = field(default_factory=dict)
+    """The models, oldest first, {name: run directory, model folder or hub name}. Each is compared with the one before it."""
+    reward: str | None = None
+    """The reward run that preference_accuracy tests and win_rate asks. None: there is none."""
+    reference: str | None = None
+    """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
+    tasks: list[str] = field(default_factory=lambda: ["demo"])
+    """What to measure, by the names in lib/evals/tasks.py: demo, perplexity, preference_accuracy, win_rate, kl."""
+    data: Data = field(default_factory=Data)
+    """Held-out rows for perplexity, preference_accuracy, win_rate and kl: give the data of the training run."""
+    limit: int | None = 200
+    """At most this many held-out examples per task. None: all."""
+    max_new_tokens: int = 64
+    """Longest answer generated, in tokens."""
+    seed: int = 0
+    """Of sampled answers, of the rows drawn when there are more than limit, and of the bootstrap."""
+    samples: int = 6
+    """Prompts shown side by side in the report, drawn by the seed."""
+    accuracy_floor: float = 0.65
+    """The reward run should get more than this share of held-out pairs right."""
+    kl_ceiling: float = 5.0
+    """The mean KL from the reference should stay below this many nats per answer."""
+    workers: int | None = None
+    """Models at work at the same time. None: one per GPU, or one per CPU core where there is no GPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and arithmetic. auto: bfloat16 where it is real, float16 on older GPUs, else float32."""
+
+    def reference_run(self) -> str:
+        return self.reference or list(self.runs)[-2]
+
+    def challengers(self) -> list[str]:
+        """The runs after the reference."""
+        names = list(self.runs)
+        return names[names.index(self.reference_run()) + 1 :]
+
+
+@dataclass
+class Plan:
+    job: EvalJob
+    specs: list[Spec]
+    judge: str | None
+    checks: dict[str, object]
+    """{task: lib.data Check of the rows it reads}"""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) rows for a table."""
+        j, out = self.job, [("report", f"{Run(self.job.run).at('reports')}/report.html")]
+        out += [("reward" if s.reward else "run", f"{s.name:<8} {s.base}") for s in self.specs]
+        out += [("tasks", ", ".join(j.tasks)), ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all")]
+        if {"win_rate", "kl"} & set(j.tasks):
+            out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
+        seen: list[str] = []
+        for check in self.checks.values():
+            seen += [line for line in check.lines() if line not in seen]
+        return out + [("data", line) for line in seen]
+
+
+def plan(job: EvalJob) -> Plan:
+    """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
+    from lib.evals import tasks
+
+    problems: list[str] = []
+
+    def attempt(f, *args):
+        try:
+            return f(*args)
+        except ValueError as e:
+            problems.append(str(e))
+
+    if not job.tasks:
+        problems.append(f"tasks: there are none to run. Known: {', '.join(tasks.names())}.")
+    for name in job.tasks:
+        attempt(tasks.get, name)
+    specs = [s for name, base in job.runs.items() if (s := attempt(_spec, f"runs.{name}", name, base, job.dtype))]
+    judge = Run(job.reward).name if job.reward else None
+    if job.reward:
+        if judge in job.runs:
+            problems.append(f"runs.{judge}: the reward run {job.reward} has this name too. Give the run another.")
+        reward = attempt(_spec, "reward", judge, job.reward, job.dtype, True)
+        specs += [reward] if reward else []
+    problems += _needs(job)
+    checks = {}
+    for name, want in tasks.ROWS.items():
+        if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
+            checks[name] = attempt(_rows, job.data, want)
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+    return Plan(replace(job, run=Run(job.run).path), specs, judge, checks)
+
+
+def _rows(data: Data, want: tuple[str, ...]):
+    from lib.data import check
+
+    checked = check(data, want)
+    if checked.heldout_rows == 0:
+        raise ValueError(f"data.source: {data.source} has no held-out rows to evaluate on. Raise data.heldout_fraction (1.0 takes all).")
+    return checked
+
+
+def _needs(job: EvalJob) -> list[str]:
+    out = []
+    texts = [t for t in job.tasks if t != "preference_accuracy"]
+    if texts and not job.runs:
+        out.append(f"runs: {', '.join(texts)} needs at least one, such as runs.sft: runs/sft.")
+    if "preference_accuracy" in job.tasks and not job.reward:
+        out.append("reward: preference_accuracy tests a reward run, and there is none. Set reward: runs/reward.")
+    if "win_rate" in job.tasks and not job.reward and job.data.source != "demo":
+        out.append("reward: win_rate needs a judge; only the demo data has a rule. Set reward: runs/reward, or drop win_rate.")
+    pairwise = [t for t in ("win_rate", "kl") if t in job.tasks]
+    if pairwise and job.runs:
+        if job.reference and job.reference not in job.runs:
+            from lib.cli import nearest
+
+            out.append(
+                f"reference: {job.reference} is not one of runs ({', '.join(job.runs)}).{nearest(job.reference, job.runs)}"
+            )
+        elif len(job.runs) < 2:
+            out.append(f"runs: {' and '.join(pairwise)} compare two runs, and there is one. Add the reference before it.")
+        elif not job.challengers():
+            out.append(f"reference: {job.reference} is the last of runs, so nothing is compared with it. Put it before the others.")
+    for key, low in (("limit", 1), ("max_new_tokens", 1), ("samples", 0), ("workers", 1)):
+        value = getattr(job, key)
+        if value is not None and value < low:
+            out.append(f"{key}: must be at least {low}, is {value}.")
+    return out
+
+
+def _spec(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Spec:
+    """Locates a model and checks what its files tell. Raises ValueError that begins with `key`."""
+    from lib import models
+    from lib.reward_model import check_config
+
+    try:
+        where, _ = models.locate(base)
+    except ValueError as e:
+        raise ValueError(str(e).replace("model.base:", f"{key}:", 1)) from None
+    trained = models.parent_template(where)
+    run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
+    if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet
+        config = run.read_text("model/config.json") if run else Path(where, "config.json").read_text()
+        check_config(run.path if run else where, json.loads(config))
+    if run and trained and run.fs.exists(run.at("model/chat_template.jinja")):
+        found = hashlib.sha256(run.read_text("model/chat_template.jinja").encode()).hexdigest()
+        if found != trained:
+            raise ValueError(
+                f"{key}: the chat template of {run.path} is not the one it was trained with (sha256 {found[:12]}, "
+                f"{trained[:12]} in provenance.json). Put its model/chat_template.jinja back, or train it again."
+            )
+    return Spec(name, where, reward, trained, dtype)

@@ -1,0 +1,67 @@
+"""Likelihood: perplexity on held-out rows, and how far a run has moved from a reference (KL)."""
+
+from __future__ import annotations
+
+import math
+
+from lib.evals.context import Context
+from lib.evals.task import Scores
+from lib.generate import Sampling
+
+
+def perplexity(context: Context) -> list[Scores]:
+    """Per token, and bits per byte of text (which compares models with different tokenizers).
+
+    Text is scored whole, in overlapping windows; of a conversation only the assistant's turns, each after all that came
+    before it. Intervals are over rows, so the tokens of one row stay together.
+    """
+    rows = context.rows(("chat", "text"))
+    pieces = [(i, *piece) for i, row in enumerate(rows) for piece in _pieces(row)]
+    owners, prompts, completions, tools = (list(c) for c in zip(*pieces, strict=True))
+    asked = {run: context.engine.score(run, prompts, completions, tools) for run in context.job.runs}
+    found = []
+    for run, future in asked.items():
+        nats, tokens, size = [0.0] * len(rows), [0.0] * len(rows), [0.0] * len(rows)
+        for i, score in zip(owners, future.result(), strict=True):
+            nats[i] -= score.logprob
+            tokens[i] += score.tokens
+            size[i] += score.bytes
+        common = {"task": "perplexity", "run": run, "ids": [f"row-{i}" for i in range(len(rows))], "better": "lower"}
+        bits = [x / math.log(2) for x in nats]
+        found.append(Scores(metric="perplexity", tops=nats, bottoms=tokens, kind="perplexity", unit="per token", **common))
+        found.append(Scores(metric="bits_per_byte", tops=bits, bottoms=size, unit="bits per byte", **common))
+    return found
+
+
+def _pieces(row: dict):
+    """(prompt, completion, tools) of everything in a row that is to be scored."""
+    if "text" in row:
+        yield None, row["text"], None
+        return
+    for i, message in enumerate(row["messages"]):
+        if message["role"] == "assistant":
+            yield row["messages"][:i], [message], row.get("tools")
+
+
+def kl(context: Context) -> list[Scores]:
+    """KL(run ‖ reference) in nats per answer: the mean, over answers sampled from the run at temperature 1, of
+    Σ log p_run(token) − log p_reference(token). A single-sample estimate per prompt (k1 of Schulman 2020, "Approximating
+    KL divergence"): unbiased, and an answer's number may be negative.
+    """
+    job, engine = context.job, context.engine
+    reference, examples = context.reference, context.prompts()
+    prompts = [e.prompt for e in examples]
+    asked = {}
+    for run in context.challengers:
+        answers = [a[0] for a in engine.generate(run, prompts, context.sampling).result()]
+        asked[run] = engine.score(run, prompts, answers), engine.score(reference, prompts, answers)
+    found = []
+    for run, (own, other) in asked.items():
+        nats = [a.logprob - b.logprob for a, b in zip(own.result(), other.result(), strict=True)]
+        found.append(
+            Scores(
+                "kl", "kl", run, [e.id for e in examples], nats, better="lower", unit="nats per answer", versus=reference,
+                headline=True, decoding=str(Sampling(1.0, seed=job.seed)),
+            )  # fmt: skip
+        )
+    return found

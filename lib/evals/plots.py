@@ -1,0 +1,111 @@
+"""The report's pictures as SVG text for inlining: small ones, so that a phone shows them at a readable size.
+
+Colours are CSS variables of the page (--ink, --soft, --line, --run-0 …), so the same picture suits light and dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+from lib.evals.report import Curve, Metric
+
+# matplotlib wants real colours; each stands for a variable and is replaced in the SVG.
+INK, SOFT, LINE = "#010101", "#020202", "#030303"
+RUNS = [f"#0505{i:02x}" for i in range(8)]
+NAMES = {INK: "--ink", SOFT: "--soft", LINE: "--line", **{c: f"--run-{i}" for i, c in enumerate(RUNS)}}
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+}
+
+
+def intervals(rows: list[tuple[str, Metric, int]], bar: float | None = None) -> str:
+    """Dots with whiskers, one row per (label, metric, colour number); `bar`: a value worth comparing with."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    share = rows[0][1].kind == "proportion"
+    figure, ax = _figure(3.5, 0.55 + 0.34 * len(rows))
+    for y, (_, m, colour) in enumerate(rows):
+        ends = (m.value if m.low is None else m.low, m.value if m.high is None else m.high)
+        ax.plot(ends, (y, y), color=RUNS[colour % 8], linewidth=2.4, solid_capstyle="round")
+        ax.plot([m.value], [y], "o", color=RUNS[colour % 8], markersize=7.5, zorder=3)
+    if bar is not None:
+        ax.axvline(bar, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+    ax.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    ax.tick_params(axis="y", colors=INK)
+    ax.set_ylim(len(rows) - 0.45, -0.55)
+    if share:
+        ax.set_xlim(-0.02, 1.02)
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    else:
+        numbers = [x for _, m, _ in rows for x in (m.value, m.low, m.high) if x is not None] + ([bar] if bar else [])
+        low, high = min(0.0, *numbers), max(*numbers, 0.0)
+        if min(numbers) > 0.5 * high:  # a scale from zero would squeeze the differences
+            low = min(numbers) - 0.35 * (high - min(numbers) or high or 1)
+        ax.set_xlim(low, high + 0.06 * (high - low or 1))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.grid(axis="x")
+    assert isinstance(figure, Figure)
+    return _svg(figure, "; ".join(f"{label}: {m.value:.3g}" for label, m, _ in rows))
+
+
+def curves(lines: list[Curve], colour: int) -> str:
+    """Values over steps: training as a line, held-out as a line with dots."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, ax = _figure(3.5, 2.05)
+    for c in lines:
+        held = c.name.startswith("held-out")
+        look = {"marker": "o", "markersize": 4.5, "linewidth": 1.4, "color": INK} if held else {"linewidth": 1.9, "color": RUNS[colour % 8]}
+        ax.plot(c.steps, c.values, label=c.name, solid_capstyle="round", **look)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.set_xlabel("step")
+    ax.set_ylim(bottom=0 if min(min(c.values) for c in lines) >= 0 else None)
+    ax.grid(axis="y")
+    ax.margins(x=0.02)
+    return _svg(figure, "; ".join(f"{c.name} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in lines))
+
+
+def _figure(width: float, height: float):
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _svg(figure, description: str) -> str:
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r' id="(?:figure|axes|patch|line2d|matplotlib\.axis|xtick|ytick|text|LineCollection)_\d+"', "", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for colour, name in NAMES.items():
+        svg = svg.replace(colour, f"var({name})")
+    text = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{text}">', svg, count=1)

@@ -1,0 +1,82 @@
+"""Preference: how often a reward run orders held-out pairs rightly, and how often one run's answers beat another's."""
+
+from __future__ import annotations
+
+from lib.evals.context import Context
+from lib.evals.task import Scores
+
+
+def accuracy(context: Context) -> list[Scores]:
+    """Share of held-out pairs whose chosen answer gets the higher reward; equal rewards count half."""
+    job = context.job
+    pairs = context.rows(("preference",))
+    conversations = [p["prompt"] + p[side] for side in ("chosen", "rejected") for p in pairs]
+    rewards = context.engine.reward(context.judge, conversations).result()
+    chosen, rejected = rewards[: len(pairs)], rewards[len(pairs) :]
+    ids = [f"pair-{i}" for i in range(len(pairs))]
+    right = [_half(a, b) for a, b in zip(chosen, rejected, strict=True)]
+    margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    common = {"task": "preference_accuracy", "run": context.judge, "ids": ids}
+    found = [
+        Scores(metric="preference_accuracy", tops=right, kind="proportion", headline=True, **common),
+        Scores(metric="reward_margin", tops=margins, better="", unit="chosen − rejected", **common),
+    ]
+    if job.data.source == "demo":
+        found += _by_kind(pairs, right, common)
+    return found
+
+
+def _by_kind(pairs: list[dict], right: list[float], common: dict) -> list[Scores]:
+    """The demo's pairs by what sets them apart, since accuracy on style alone would say little."""
+    from lib.data import demo
+
+    groups: dict[str, list[int]] = {"right_against_wrong": [], "bare_against_chatty": []}
+    for i, p in enumerate(pairs):
+        orders = [demo.parse(p[side][-1]["content"]) for side in ("chosen", "rejected")]
+        groups["bare_against_chatty" if orders[0] == orders[1] else "right_against_wrong"].append(i)
+    return [
+        Scores(metric=name, tops=[right[i] for i in at], kind="proportion", **{**common, "ids": [common["ids"][i] for i in at]})
+        for name, at in groups.items()
+        if at
+    ]
+
+
+def win_rate(context: Context) -> list[Scores]:
+    """Share of prompts on which a run's sampled answer (temperature 1, one each) beats the reference run's; ties half.
+
+    Judged by the task's stated rule where the prompts have one, and by the reward run where there is one.
+    """
+    job, engine, reference = context.job, context.engine, context.reference
+    examples = context.prompts()
+    prompts = [e.prompt for e in examples]
+    asked = {run: engine.generate(run, prompts, context.sampling) for run in (*context.challengers, reference)}
+    answers = {run: [a[0].text for a in future.result()] for run, future in asked.items()}
+    for run, texts in answers.items():
+        context.record("win_rate", run, examples, texts, [{}] * len(texts))
+    outcomes: dict[tuple[str, str], list[float]] = {}
+    if context.rule:
+        for run in context.challengers:
+            triples = zip(examples, answers[run], answers[reference], strict=True)
+            outcomes[run, "rule"] = [context.rule(e, a, b) for e, a, b in triples]
+    if context.judge:
+        judged = {run: engine.reward(context.judge, _conversations(prompts, texts)) for run, texts in answers.items()}
+        for run in context.challengers:
+            both = zip(judged[run].result(), judged[reference].result(), strict=True)
+            outcomes[run, context.judge] = [_half(a, b) for a, b in both]
+    ids = [e.id for e in examples]
+    return [
+        Scores(
+            "win_rate", "win_rate", run, ids, wins, kind="proportion", versus=reference, judge=judge, headline=True,
+            decoding=str(context.sampling),
+        )  # fmt: skip
+        for (run, judge), wins in outcomes.items()
+    ]
+
+
+def _conversations(prompts: list[list[dict]], answers: list[str]) -> list[list[dict]]:
+    return [[*p, {"role": "assistant", "content": a}] for p, a in zip(prompts, answers, strict=True)]
+
+
+def _half(a: float, b: float) -> float:
+    """1 where a is higher, 0 where b is, 1/2 where they are equal."""
+    return 0.5 + 0.5 * ((a > b) - (a < b))

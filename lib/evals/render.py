@@ -1,0 +1,222 @@
+"""Report → report.json, report.md, report.html (one file, no requests) and a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lib.evals import plots
+from lib.evals.report import Metric, Report, RunInfo
+from lib.evals.summary import number, show
+from lib.run import Run
+
+MARKS = {True: "✔", False: "✘", None: "–"}
+LABELS = {
+    "win_rate": "win rate",
+    "kl": "KL from the reference",
+    "preference_accuracy": "reward model: pairs right",
+    "bits_per_byte": "bits per byte",
+    "reward_margin": "reward margin",
+    "right_against_wrong": "  right against wrong",
+    "bare_against_chatty": "  bare against chatty",
+}
+
+
+def write(report: Report, run: Run, examples: str) -> None:
+    """Puts the report's files below <run>/reports/; report.json comes last, so where it is the others are too."""
+    run.write_text("reports/examples.jsonl", examples)
+    run.write_text("reports/report.html", html(report))
+    run.write_text("reports/report.md", markdown(report))
+    run.write_text("reports/report.json", report.to_json())
+
+
+def table(report: Report) -> list[dict]:
+    """Rows of the scores table: {label, metrics: {run: Metric}, n, best: run | None, better}."""
+    rows: dict[tuple, dict] = {}
+    for m in report.metrics:
+        row = rows.setdefault((m.task, m.metric, m.versus, m.judge), {"label": label(m), "metrics": {}, "n": m.n, "better": m.better})
+        row["metrics"][m.run] = m
+    for row in rows.values():
+        values = {run: m.value for run, m in row["metrics"].items()}
+        pick = {"higher": max, "lower": min}.get(row["better"])
+        distinct = len(set(values.values())) > 1
+        row["best"] = pick(values, key=values.get) if pick and distinct else None
+    return list(rows.values())
+
+
+def label(m: Metric) -> str:
+    """What a metric is called in a table: "demo: exact", "win rate over sft, by rule"."""
+    name = LABELS.get(m.metric, m.metric)
+    if m.metric == "win_rate":
+        return f"{name} over {m.versus}, judge: {m.judge}"
+    if m.metric == "kl":
+        return f"KL from {m.versus}"
+    return name if m.task in (m.metric, "perplexity", "preference_accuracy") else f"{m.task}: {name}"
+
+
+def panels(report: Report) -> list[dict]:
+    """One picture per headline metric: {title, note, svg}."""
+    colour = colours(report)
+    found: dict[tuple, dict] = {}
+    for m in report.metrics:
+        if not m.headline and m.metric != "perplexity":
+            continue
+        key = (m.task, m.metric, m.versus)
+        panel = found.setdefault(key, {"rows": [], "m": m})
+        panel["rows"].append((f"by {m.judge}" if m.metric == "win_rate" and m.judge else m.run, m, colour[m.run]))
+    out = []
+    for panel in found.values():
+        m, bar, rows = panel["m"], None, panel["rows"]
+        title = label(m)
+        if m.metric == "win_rate":
+            bar, many = 0.5, len({r[1].run for r in rows}) > 1
+            rows = [(f"{r[1].run} {r[0]}" if many else r[0], *r[1:]) for r in rows]
+            title = f"{'win rate' if many else m.run + ' wins'} over {m.versus}"
+        elif m.metric == "preference_accuracy":
+            bar = report.settings.get("accuracy_floor")
+        elif m.metric == "kl":
+            bar = report.settings.get("kl_ceiling")
+        words = {"higher": "higher is better", "lower": "lower is better"}.get(m.better, "")
+        out.append({"title": title, "note": f"n={m.n}, 95% interval, {words}", "svg": plots.intervals(rows, bar)})
+    return out
+
+
+def colours(report: Report) -> dict[str, int]:
+    """{run: number of its colour}: the same in every picture, table and sample."""
+    names = dict.fromkeys([r.name for r in report.runs] + [m.run for m in report.metrics])
+    return {name: i % 8 for i, name in enumerate(names)}
+
+
+def loss_plots(report: Report) -> list[dict]:
+    colour = colours(report)
+    out = []
+    for r in report.runs:
+        for kind in ("loss", "accuracy"):
+            lines = [c for c in r.curves if c.name.endswith(kind)]
+            if lines:
+                ends = "; ".join(f"{c.name} {number(c.values[0])} → {number(c.values[-1])}" for c in lines)
+                out.append({"run": r.name, "title": kind, "note": ends, "svg": plots.curves(lines, colour[r.name])})
+    return out
+
+
+def html(report: Report) -> str:
+    """The page: one file that asks for nothing else."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pictures = [{**p, "svg": Markup(p["svg"])} for p in panels(report)]
+    losses = [{**p, "svg": Markup(p["svg"])} for p in loss_plots(report)]
+    return environment.get_template("report.html.j2").render(
+        r=report, rows=table(report), panels=pictures, losses=losses, colour=colours(report), marks=MARKS, show=show,
+        number=number, duration=duration, signed=signed, changed=changed, facts=facts(report), columns=columns(report),
+    )  # fmt: skip
+
+
+def columns(report: Report) -> list[str]:
+    """Runs that have a column in the scores table."""
+    measured = {m.run for m in report.metrics}
+    return [name for name in colours(report) if name in measured]
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Where the numbers come from: (what, value)."""
+    e = report.environment
+    rows = [("made", report.created), ("code", e.get("git") or "not a git repository"), ("python", e.get("python", ""))]
+    rows += [("packages", ", ".join(f"{k} {v}" for k, v in e.get("packages", {}).items()))]
+    rows += [("hardware", e.get("hardware", "")), ("engine", e.get("engine", "")), ("seed", str(report.seed))]
+    rows += [(f"task {k}", f"version {v}") for k, v in e.get("task_versions", {}).items()]
+    rows += [
+        (f"data of {k}", f"{d.get('format')}, {d.get('heldout_rows')} held-out rows, sha256 {str(d.get('sha256'))[:16]}")
+        for k, d in e.get("data", {}).items()
+    ]
+    for r in report.runs:
+        p = r.provenance
+        parts = [r.path, f"parent {r.parent}" if r.parent else "", f"git {p['git']}" if p.get("git") else ""]
+        parts += [f"template {r.template_sha256[:12]}" if r.template_sha256 else ""]
+        parts += [f"{p['data'].get('format')} data {str(p['data'].get('sha256'))[:12]}" if p.get("data") else ""]
+        parts += [str(p["hardware"]) if p.get("hardware") else "", str(p["precision"]) if p.get("precision") else ""]
+        rows.append((f"run {r.name}", ", ".join(x for x in parts if x)))
+    return rows
+
+
+def changed(run: RunInfo, report: Report) -> set[str]:
+    """Settings that differ between runs of the report: what a reader looks for first."""
+    others = [r for r in report.runs if r.settings and r is not run]
+    return {k for k, v in run.settings.items() if any(o.settings.get(k) != v for o in others)}
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds // 60)} min {seconds % 60:02.0f} s"
+
+
+def signed(c) -> str:
+    """A comparison's difference with its interval: "+68 [61 to 74] points"."""
+    from lib.evals.summary import _signed
+
+    return _signed(c)
+
+
+def markdown(report: Report) -> str:
+    """The same, as text that reads well in a terminal or a pull request."""
+    names = columns(report)
+    out = [f"# {report.title}", "", f"{report.created} · {report.environment.get('hardware', '')} · seed {report.seed}", ""]
+    if report.verdicts:
+        out += ["## What holds", "", *(f"- {MARKS[v.holds]} **{v.claim}**: {v.evidence}" for v in report.verdicts), ""]
+    out += [f"> {w}" for w in report.warnings] + ([""] if report.warnings else [])
+    out += ["## Scores", "", "95% intervals in brackets.", ""]
+    out += ["| | " + " | ".join(names) + " | n |", "|---|" + "---:|" * (len(names) + 1)]
+    for row in table(report):
+        cells = [show(row["metrics"][x]) if x in row["metrics"] else "" for x in names]
+        cells = [f"**{c}**" if x == row["best"] else c for x, c in zip(names, cells, strict=True)]
+        out.append(f"| {row['label']} | " + " | ".join(cells) + f" | {row['n']} |")
+    if report.comparisons:
+        out += ["", "## Differences on the same examples", "", "| | | difference | McNemar p | n |", "|---|---|---:|---:|---:|"]
+        out += [
+            f"| {c.task}: {c.metric} | {c.a} → {c.b} | {signed(c)} | {'' if c.p is None else f'{c.p:.2g}'} | {c.n} |"
+            for c in report.comparisons
+        ]
+    for p in loss_plots(report):
+        out += ["", f"{p['run']}: {p['note']}"]
+    if report.samples:
+        out += ["", "## Side by side", "", report.samples_note]
+    for s in report.samples:
+        out += ["", f"**{s.prompt[-1]['content']}**", ""] + ([f"- reference: `{s.reference}`"] if s.reference else [])
+        out += [f"- {run}: {answer!r}" for run, answer in s.answers.items()]
+    out += ["", "## Time", "", "| | time | steps | tokens | tokens/s |", "|---|---:|---:|---:|---:|"]
+    out += [
+        f"| {t.what} | {duration(t.seconds)} | {t.steps or ''} | {f'{t.tokens:,}' if t.tokens else ''} | "
+        f"{f'{t.tokens_per_second:,.0f}' if t.tokens_per_second else ''} |"
+        for t in report.timings
+    ]
+    out += ["", "## Again", "", "```", *report.commands, "```", "", "## Next", "", "```", *report.next, "```", ""]
+    out += ["## Where it comes from", "", *(f"- {k}: {v}" for k, v in facts(report)), ""]
+    return "\n".join(out)
+
+
+def terminal(report: Report, where: str) -> None:
+    """Prints verdicts, scores and the next commands."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    names = columns(report)
+    grid = Table(title="scores, with 95% intervals", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("")
+    for x in (*names, "n"):
+        grid.add_column(x, justify="right", no_wrap=True)
+    for row in table(report):
+        cells = [Text(show(row["metrics"][x]) if x in row["metrics"] else "", "bold" if x == row["best"] else "") for x in names]
+        grid.add_row(row["label"], *cells, str(row["n"]))
+    console.print(grid)
+    style = {True: "green", False: "red", None: "yellow"}
+    for v in report.verdicts:
+        console.print(Text(f"{MARKS[v.holds]} ", style[v.holds]) + Text(f"{v.claim}: {v.evidence}"))
+    for w in report.warnings:
+        console.print(Text(f"! {w}", "yellow"))
+    console.print(Text(f"\nReport: {where}/report.html (report.md, report.json and every answer in examples.jsonl beside it)"))
+    console.print(Text("Next:\n" + "\n".join(f"  {c}" for c in report.next)))

@@ -1,0 +1,169 @@
+"""A report: what was measured, how sure it is, and where it came from. JSON first; lib/evals/render.py reads nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+"""Raised when a field changes its meaning; read() refuses another."""
+
+
+@dataclass
+class Metric:
+    task: str
+    metric: str
+    run: str
+    value: float
+    low: float | None
+    """95% interval; None where the examples can't give one."""
+    high: float | None
+    n: int
+    method: str
+    better: str = "higher"
+    kind: str = "mean"
+    unit: str = ""
+    versus: str | None = None
+    judge: str | None = None
+    headline: bool = False
+    version: str = ""
+    decoding: str = ""
+
+
+@dataclass
+class Comparison:
+    """b − a on the same examples."""
+
+    task: str
+    metric: str
+    a: str
+    b: str
+    difference: float
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+    p: float | None = None
+    """Exact McNemar, for right-or-wrong scores."""
+    better: str = "higher"
+    kind: str = "mean"
+    unit: str = ""
+
+
+@dataclass
+class Verdict:
+    claim: str
+    """"SFT is above base on demo exact": what was hoped for."""
+    holds: bool | None
+    """None: the examples can't tell."""
+    evidence: str
+    n: int
+    kind: str
+    """score, win_rate, preference_accuracy, kl, perplexity: which picture belongs to it."""
+
+
+@dataclass
+class Sample:
+    id: str
+    prompt: list[dict]
+    answers: dict[str, str]
+    """{run: its answer}"""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    reference: str | None = None
+
+
+@dataclass
+class Curve:
+    name: str
+    """train loss, held-out loss, …"""
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass
+class RunInfo:
+    name: str
+    path: str
+    stage: str
+    """The jobs/ file that made it; "base" for a model that is no run of ours."""
+    parent: str | None = None
+    curves: list[Curve] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Every key of the resolved job.yaml, dotted."""
+    command: str | None = None
+    template_sha256: str | None = None
+
+
+@dataclass
+class Timing:
+    what: str
+    seconds: float
+    steps: int | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    detail: str = ""
+
+
+@dataclass
+class Report:
+    title: str
+    created: str
+    seed: int
+    runs: list[RunInfo]
+    metrics: list[Metric]
+    comparisons: list[Comparison]
+    verdicts: list[Verdict]
+    samples: list[Sample]
+    samples_note: str
+    timings: list[Timing]
+    commands: list[str]
+    """What makes this report again, in order."""
+    next: list[str]
+    """Three commands to try now."""
+    settings: dict[str, Any]
+    """The evaluation's own, dotted."""
+    environment: dict[str, Any]
+    """git, packages, hardware, data."""
+    warnings: list[str] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Raises ValueError for a report of another schema."""
+        raw = json.loads(text)
+        if raw.get("schema") != SCHEMA:
+            raise ValueError(f"this report has schema {raw.get('schema')}; this version reads {SCHEMA}: run jobs/eval.py again.")
+        return _build(cls, raw)
+
+
+def _build(kind, raw):
+    """Dataclasses from plain JSON, by the annotations."""
+    if dataclasses.is_dataclass(kind):
+        types = typing.get_type_hints(kind)
+        return kind(**{k: _build(types[k], v) for k, v in raw.items()})
+    if typing.get_origin(kind) is list and isinstance(raw, list):
+        return [_build(typing.get_args(kind)[0], v) for v in raw]
+    return raw
+
+
+def schema() -> dict:
+    """JSON schema of report.json."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report).json_schema()
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"data": {"source": "demo"}} → {"data.source": "demo"}; empty sections stay, so that nothing is hidden."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,111 @@
+"""Intervals and paired tests. Everything takes one number (or a pair) per example; n is always returned with the value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    low: float | None
+    """Lower end of the 95% interval; None where n examples can't give one (a single example, or all equal)."""
+    high: float | None
+    n: int
+    method: str
+
+
+def wilson(values: Sequence[float]) -> Estimate:
+    """Mean of numbers in [0, 1] with Wilson's score interval (Wilson 1927, JASA 22), which is never empty or outside [0, 1].
+
+    Values between 0 and 1 (a tie counts 1/2) vary less than 0s and 1s of the same mean, so the interval then errs on
+    the wide side. Raises ValueError for values outside [0, 1] or none at all.
+    """
+    from scipy.stats import norm
+
+    n = _some(values)
+    if min(values) < 0 or max(values) > 1:
+        raise ValueError(f"a proportion needs values in [0, 1], not {min(values)} to {max(values)}")
+    p, z = sum(values) / n, norm.ppf((1 + CONFIDENCE) / 2)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    return Estimate(p, float(max(0.0, middle - half)), float(min(1.0, middle + half)), n, "Wilson")
+
+
+def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Mean with the BCa bootstrap interval (Efron 1987, JASA 82)."""
+    return bootstrap_ratio(values, [1.0] * len(values), seed)
+
+
+def bootstrap_ratio(tops: Sequence[float], bottoms: Sequence[float], seed: int = 0) -> Estimate:
+    """sum(tops) / sum(bottoms) with the BCa bootstrap interval over examples: nats per token over documents, say.
+
+    Whole examples are drawn, so tokens of one document stay together: the interval is clustered by document.
+    """
+    import numpy as np
+
+    n, top, bottom = _some(tops), np.asarray(tops, float), np.asarray(bottoms, float)
+    low, high = _bootstrap((top, bottom), lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), seed)
+    return Estimate(float(top.sum() / bottom.sum()), low, high, n, "bootstrap")
+
+
+def paired_difference(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed: int = 0) -> Estimate:
+    """b − a of sum(tops)/sum(bottoms) on the same examples, with the paired bootstrap interval; a, b: (tops, bottoms)."""
+    import numpy as np
+
+    parts = [np.asarray(x, float) for x in (*a, *b)]
+    n = _some(parts[0])
+    if len({len(x) for x in parts}) > 1:
+        raise ValueError(f"paired values are for the same examples, but there are {[len(x) for x in parts]} of them")
+
+    def difference(a_top, a_bottom, b_top, b_bottom, axis=-1):
+        return b_top.sum(axis) / b_bottom.sum(axis) - a_top.sum(axis) / a_bottom.sum(axis)
+
+    low, high = _bootstrap(parts, difference, seed)
+    return Estimate(float(difference(*parts)), low, high, n, "paired bootstrap")
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Exact two-sided p-value that two models are right equally often (McNemar 1947): a binomial test on the examples
+    where just one is right. a, b: 0 or 1 per example."""
+    from scipy.stats import binomtest
+
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(y > x for x, y in zip(a, b, strict=True))
+    return float(binomtest(only_b, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+
+
+def apart(a: Estimate, b: Estimate) -> bool:
+    """The intervals don't overlap: stronger than a significant difference."""
+    return None not in (a.low, b.low) and (a.high < b.low or b.high < a.low)
+
+
+def _bootstrap(parts, statistic, seed: int) -> tuple[float | None, float | None]:
+    import warnings
+
+    import numpy as np
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
+    if len(parts[0]) < 2:
+        return None, None
+    n = len(parts[0])
+    options = {"paired": True, "n_resamples": RESAMPLES, "confidence_level": CONFIDENCE, "vectorized": True}
+    # BCa's jackknife is quadratic in n, and with thousands of examples its correction is nothing.
+    options |= {"batch": max(1, 2_000_000 // n), "method": "BCa" if n <= 2000 else "percentile"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = bootstrap(tuple(parts), statistic, rng=np.random.default_rng(seed), **options).confidence_interval
+    if not np.isfinite([interval.low, interval.high]).all():
+        return None, None
+    return float(interval.low), float(interval.high)
+
+
+def _some(values: Sequence) -> int:
+    if not len(values):
+        raise ValueError("there are no examples to take a mean of")
+    return len(values)

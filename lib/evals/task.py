@@ -1,0 +1,53 @@
+"""A task: examples and a score for one completion. The same object serves evaluation and, later, as an RL reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    """The same example has the same id in every evaluation: comparisons are paired by it."""
+    prompt: list[dict]
+    """Messages, the last one the user's."""
+    reference: Any = None
+    """What `score` compares with."""
+
+
+class Task(Protocol):
+    name: str
+    version: int | str
+    """Changes with anything that changes a score; scores of different versions aren't compared."""
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        """The held-out examples, always in the same order; the first `limit` of them."""
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """{metric: number}, the headline metric first; 0 and 1 for right and wrong. Pure: no model, no network."""
+
+
+@dataclass
+class Scores:
+    """What a task found for one run: numbers per example, from which value and interval follow (lib/evals/summary.py)."""
+
+    task: str
+    metric: str
+    run: str
+    ids: list[str]
+    tops: list[float]
+    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) where there are bottoms."""
+    bottoms: list[float] | None = None
+    kind: str = "mean"
+    """proportion (numbers in [0, 1]: Wilson), mean (bootstrap), perplexity (exp of the ratio)."""
+    better: str = "higher"
+    """higher, lower, or "" where neither is better."""
+    unit: str = ""
+    versus: str | None = None
+    """The run it's measured against (win rate, KL)."""
+    judge: str | None = None
+    """Who judged: rule, or the reward run's name."""
+    headline: bool = False
+    version: str = ""
+    decoding: str = ""

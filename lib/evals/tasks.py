@@ -1,0 +1,62 @@
+"""Everything that can be measured, by name. Adding a task: one entry in TASKS. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from lib.evals import demo, generation, language_modelling, preference
+from lib.evals.context import Context
+from lib.evals.task import Example, Scores, Task
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "demo": demo.DemoTask,
+}
+"""Tasks whose score is a function of the answer alone; what reinforcement learning can take as a reward too."""
+
+RULES: dict[str, Callable[[Example, str, str], float]] = {
+    "demo": demo.better,
+}
+"""Tasks with a stated rule for which of two answers is better: 1.0, 0.5 or 0.0."""
+
+MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
+    "perplexity": language_modelling.perplexity,
+    "kl": language_modelling.kl,
+    "preference_accuracy": preference.accuracy,
+    "win_rate": preference.win_rate,
+}
+"""What needs more of a model than its answer: likelihoods, rewards, another run."""
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "perplexity": ("chat", "text"),
+    "preference_accuracy": ("preference",),
+    "win_rate": ("prompt",),
+    "kl": ("prompt",),
+}
+"""The kinds of rows that a measure reads from `data`; tasks bring their own examples."""
+
+
+def names() -> list[str]:
+    return [*TASKS, *MEASURES]
+
+
+def get(name: str) -> Callable[[Context], list[Scores]]:
+    """The function that measures `name`. Raises ValueError with the nearest names."""
+    if name in TASKS:
+        return partial(generation.measure, task(name))
+    if name in MEASURES:
+        return MEASURES[name]
+    raise ValueError(_unknown(name, names()))
+
+
+def task(name: str) -> Task:
+    """The task `name`. Raises ValueError with the nearest names."""
+    if name not in TASKS:
+        raise ValueError(_unknown(name, list(TASKS)))
+    return TASKS[name]()
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    from lib.cli import nearest
+
+    return f"tasks: there is no {name}.{nearest(name, known)} Known: {', '.join(known)}."

@@ -1,0 +1,116 @@
+"""What went wrong, in one paragraph: the cause, the line that shows it, and the remedy.
+
+Ray retries every error a worker raises. Some can't get better by trying again (NaN, a misspelt column, a full disk):
+those stop the job at once (`worth_retrying`); a lost worker or an unreachable store is tried again from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from lib.run import Run
+
+
+class StopTraining(RuntimeError):
+    """Raised in a worker when going on is pointless; its text is the explanation."""
+
+
+KNOWN: list[tuple[str, bool, str, str]] = [
+    # pattern in the error's text, worth another try, cause, remedy
+    (r"StopTraining: (.*)", False, "{0}", ""),
+    (
+        r"No space left on device|Disk quota exceeded|Errno 28",
+        False,
+        "The disk is full.",
+        "Free space where the run is, keep fewer checkpoints (train.save_total_limit), or train an adapter (model.adapter: lora).",
+    ),
+    (
+        r"CUDA out of memory|torch\.OutOfMemoryError|OutOfMemoryError: CUDA",
+        False,
+        "The GPU ran out of memory.",
+        "Lower scale.micro_batch (the global batch stays as it is) or train.max_length, set train.gradient_checkpointing: true, "
+        "model.adapter: lora, model.quantization: 4bit, or scale.strategy: zero3 with more workers.",
+    ),
+    (
+        r"can't allocate memory|Cannot allocate memory|MemoryError|OutOfMemoryError|memory monitor|due to the node running low on memory",
+        True,
+        "The machine ran out of memory and a worker was ended.",
+        "Lower scale.micro_batch, scale.workers or train.max_length, or set model.adapter: lora.",
+    ),
+    (
+        r"EndpointConnectionError|Could not connect to the endpoint|ConnectTimeoutError|ClientConnectorError|NoSuchBucket|"
+        r"The specified bucket does not exist|Forbidden|AccessDenied|InvalidAccessKeyId|NoCredentialsError|Unable to locate credentials",
+        True,
+        "The store that holds the run can't be reached.",
+        "Check the bucket's name, AWS_ENDPOINT_URL and the credentials in the environment of every node, then --resume.",
+    ),
+    (
+        r"ActorDiedError|ActorUnavailableError|SYSTEM_ERROR|worker process .* died|WorkerCrashedError|NodeDiedError|Connection closed by peer|"
+        r"Connection reset by peer|WorkerHealthCheck|unexpected system error|has died",
+        True,
+        "A worker was lost: its process or node ended (killed, preempted or out of memory).",
+        "Go on from the last checkpoint with --resume; raise scale.max_failures to let Ray do so more often.",
+    ),
+    (
+        r"WorkerGroupStartupTimeout|insufficient resources|cannot be scheduled",
+        True,
+        "The workers could not be placed: the cluster has too few free CPUs or GPUs.",
+        "Lower scale.workers, or add nodes; `ray status` shows what is free.",
+    ),
+]
+
+
+def text_of(error: BaseException) -> str:
+    """"Type: message" of the error and of every cause behind it, with the workers' own where Ray Train collected them."""
+    parts, seen = [], set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        e = queue.pop(0)
+        if e is None or id(e) in seen:
+            continue
+        seen.add(id(e))
+        parts.append(f"{type(e).__name__}: {e}")
+        queue += [getattr(e, "_base_exc", None), e.__cause__, getattr(e, "cause", None)]
+        queue += list(getattr(e, "worker_failures", {}).values())
+    return "\n".join(parts)
+
+
+def _match(text: str) -> tuple[bool, str, str, str] | None:
+    """(worth another try, cause, evidence line, remedy) of the first known failure in `text`."""
+    for pattern, retry, cause, remedy in KNOWN:
+        m = re.search(pattern, text)
+        if m:
+            line = next(x.strip() for x in text.splitlines() if m.group(0).splitlines()[0] in x)
+            return retry, cause.format(*m.groups()), line, remedy
+    return None
+
+
+def explain(error: BaseException, run: Run | None = None) -> str:
+    """One paragraph for a person: cause, evidence, remedy, and how to go on."""
+    text = text_of(error)
+    known = _match(text)
+    if known:
+        _, cause, line, remedy = known
+        evidence = "" if line.endswith(cause) else f" Evidence: {line[:300]}"
+        paragraph = f"{cause}{evidence}" + (f" Remedy: {remedy}" if remedy else "")
+    else:
+        lines = [x.strip() for x in text.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Interrupt)\b", x)]
+        paragraph = f"The job failed: {(lines or [text])[-1][:600]}"
+    if run:
+        from lib import checkpoint
+
+        try:
+            step, _ = checkpoint.latest(run)
+        except Exception as e:  # the store itself may be what failed; say so rather than hide the first error
+            return f"{paragraph} (The run can't be read to look for checkpoints: {type(e).__name__}.)"
+        paragraph += f" Last whole checkpoint: {f'step {step}' if step else 'none'}."
+    return paragraph
+
+
+def worth_retrying(error: BaseException) -> bool:
+    """Whether Ray should restart the workers: unknown errors of a user's code raise the same again, lost workers don't."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return False
+    known = _match(text_of(error))
+    return known[0] if known else False

@@ -1,0 +1,129 @@
+"""Names, types and defaults of other libraries' config dataclasses, read from their source without importing them.
+
+`import trl` takes 6 to 10 seconds; a misspelt key should be refused in one. So the class bodies are parsed with `ast`:
+DPOConfig, its base classes up to transformers.TrainingArguments, and the enums their annotations name.
+What is read is always the installed version's, so nothing has to be kept in step.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import types
+import typing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+MOVED = {"transformers.TrainingArguments": "transformers.training_args"}
+"""Classes imported from a package that only re-exports them → the module that holds them."""
+
+
+@dataclass(frozen=True)
+class Field:
+    type: object
+    default: object
+    help: str
+
+
+def read(dotted: str) -> dict[str, Field]:
+    """Fields of a dataclass given as "module.sub:Class", base classes first. Raises LookupError if there is none."""
+    module, name = dotted.split(":")
+    return dict(_fields(module, name))
+
+
+@lru_cache(maxsize=None)
+def _fields(module: str, name: str) -> tuple[tuple[str, Field], ...]:
+    found = _class(module, name)
+    if found is None:
+        raise LookupError(f"{module} has no class {name}")
+    fields: dict[str, Field] = {}
+    for base in map(ast.unparse, found.bases):
+        where = _imported(module, base)
+        if where and _class(where, base):  # what can't be followed is a mixin that adds methods, not fields
+            fields |= dict(_fields(where, base))
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
+            if "init=False" in (ast.unparse(node.value) if node.value else ""):
+                continue
+            default, text = _default(node.value)
+            fields[node.target.id] = Field(_type(module, node.annotation), default, text)
+    return tuple(fields.items())
+
+
+def _class(module: str, name: str) -> ast.ClassDef | None:
+    return next((n for n in _parse(module).body if isinstance(n, ast.ClassDef) and n.name == name), None)
+
+
+@lru_cache(maxsize=None)
+def _parse(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text(encoding="utf-8"))
+
+
+def _file(module: str) -> Path:
+    """The source file of a module, found without importing its parents (find_spec would)."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise LookupError(f"{top} is not installed: pip install {top}")
+    path = Path(spec.submodule_search_locations[0]).joinpath(*rest)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imported(module: str, name: str) -> str | None:
+    """The module in which `name`, used in `module`, is defined: itself, or where its import points."""
+    for node in _parse(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module
+        if isinstance(node, ast.ImportFrom) and any(a.name == name for a in node.names):
+            base = module.split(".")
+            if not _file(module).name == "__init__.py":
+                base = base[:-1]
+            parent = ".".join(base[: len(base) - node.level + 1]) if node.level else ""
+            full = ".".join(p for p in (parent, node.module) if p)
+            return MOVED.get(f"{full}.{name}", full)
+    return None
+
+
+def _default(value: ast.expr | None) -> tuple[object, str]:
+    """Default value (None when it is computed) and help text of `field(default=…, metadata={"help": …})`."""
+    if not isinstance(value, ast.Call):
+        return _literal(value), ""
+    options = {k.arg: k.value for k in value.keywords}
+    metadata = _literal(options.get("metadata"))
+    text = metadata.get("help", "") if isinstance(metadata, dict) else ""
+    return _literal(options.get("default")), " ".join(text.split())
+
+
+def _literal(node: ast.expr | None) -> object:
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
+def _type(module: str, annotation: ast.expr) -> object:
+    """The annotation as a type. Names of enums become Literals of their values; other foreign names become Any."""
+    names = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)}
+    scope: dict[str, object] = {n: getattr(typing, n) for n in dir(typing)} | {"types": types}
+    for name in names - set(scope):
+        if name not in __builtins__:
+            scope[name] = _enum(module, name)
+    text = ast.unparse(annotation)
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return _type(module, ast.parse(annotation.value, mode="eval").body)
+    kind = eval(text, {"__builtins__": __builtins__}, scope)  # an installed library's own annotation, not user input
+    literals = [t for t in typing.get_args(kind) if typing.get_origin(t) is typing.Literal]
+    if literals and str in typing.get_args(kind):  # `SchedulerType | str`: the string is one of the enum's values
+        rest = [t for t in typing.get_args(kind) if t is not str]
+        return typing.Union[tuple(rest)]  # noqa: UP007 - built at run time
+    return kind
+
+
+def _enum(module: str, name: str) -> object:
+    where = _imported(module, name)
+    found = _class(where, name) if where and _file(where).exists() else None
+    if found is None:
+        return typing.Any
+    values = [n.value.value for n in found.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)]
+    return typing.Literal[tuple(values)] if values and all(isinstance(v, str) for v in values) else typing.Any

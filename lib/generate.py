@@ -1,0 +1,249 @@
+"""Answers from a language model, and the log-probability of given ones.
+
+Shapes: B rows of one batch, T tokens (left-padded), C completion tokens, V vocabulary.
+
+Rows are sorted by length, batched, and leave the batch as they finish. Random draws are a function of (seed, prompt,
+number of the draw) alone, so neither the batch size nor the order of the prompts decides an answer. What is left is
+rounding: padding changes the order of sums, which in float32 moves log-probabilities by some 1e-6 (so tokens are the
+same), and in bfloat16 by some 1e-2, so there a near-tie can fall the other way (tests/test_generate.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Messages = list[dict]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.0
+    """0 takes the likeliest token each time (greedy)."""
+    top_p: float = 1.0
+    """Nucleus (Holtzman et al. 2020): draw from the fewest tokens whose probabilities reach this."""
+    max_new_tokens: int = 64
+    seed: int = 0
+    n: int = 1
+    """Answers per prompt."""
+
+    def __str__(self) -> str:
+        how = "greedy" if self.temperature == 0 else f"T={self.temperature:g}, seed {self.seed}"
+        return how + (f", top_p={self.top_p:g}" if self.top_p < 1 else "") + (f", {self.n} each" if self.n > 1 else "")
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: tuple[int, ...]
+    """As generated, with the token that ended it."""
+    finished: bool
+    """It ended by itself, not at max_new_tokens."""
+
+
+@dataclass(frozen=True)
+class Score:
+    logprob: float
+    """Sum over the completion's tokens of log p(token | all before), in nats."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the completion's text, special tokens left out."""
+
+
+class Generator(Protocol):
+    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Answer]]:
+        """`sampling.n` answers to each prompt, in the order given."""
+
+    def score(self, prompts: Sequence[Messages | None], completions: Sequence, tools=None) -> list[Score]:
+        """Log-probability of each completion after its prompt: messages (rendered by the chat template), an Answer
+        (its very tokens), or plain text where the prompt is None."""
+
+
+class TransformersGenerator:
+    """A causal language model in folder `model_dir`, run by transformers."""
+
+    def __init__(
+        self,
+        model_dir: str,
+        dtype: str = "float32",
+        device: str = "cpu",
+        trained_template: str | None = None,
+        batch_rows: int = 64,
+        batch_tokens: int = 4096,
+        window: int = 1024,
+    ):
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        from lib import attention
+        from lib.encode import Encoder
+
+        self.encoder = Encoder(model_dir, trained_template)
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
+        attention.install(self.model)
+        self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or window
+        self.window = min(window, limit)
+        ends = GenerationConfig.from_model_config(self.model.config).eos_token_id
+        ends = self.model.generation_config.eos_token_id if self.model.generation_config.eos_token_id is not None else ends
+        ends = ends if isinstance(ends, list) else [ends]
+        self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
+
+    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Answer]]:
+        import torch
+
+        ids = [self.encoder.render(p, answering=True) for p in prompts]
+        rows = [(i, k) for i in range(len(ids)) for k in range(sampling.n)]
+        answers: dict[tuple[int, int], Answer] = {}
+        with torch.inference_mode():
+            for batch in batches(rows, [len(ids[i]) + sampling.max_new_tokens for i, _ in rows], self.batch_rows, None):
+                drawn = [uniforms(sampling, ids[i], k) for i, k in batch] if sampling.temperature > 0 else None
+                for row, tokens in zip(batch, self._decode([ids[i] for i, _ in batch], sampling, drawn), strict=True):
+                    answers[row] = Answer(self.encoder.text(tokens), tuple(tokens), tokens[-1] in self.ends)
+        return [[answers[i, k] for k in range(sampling.n)] for i in range(len(ids))]
+
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, uniforms_BC) -> list[list[int]]:
+        """Tokens generated after each prompt, the end token included."""
+        import torch
+
+        ids_BT, mask_BT = left_pad(prompts, self.encoder.pad, self.device)
+        position_B = mask_BT.sum(1)
+        out = self.model(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=True, logits_to_keep=1
+        )
+        cache, tokens = out.past_key_values, [[] for _ in prompts]
+        alive = list(range(len(prompts)))  # the prompt behind each row that is still in the batch
+        for step in range(sampling.max_new_tokens):
+            u_B = None if uniforms_BC is None else torch.stack([uniforms_BC[r][step] for r in alive]).to(self.device)
+            next_B = choose(out.logits[:, -1], sampling, u_B)
+            for r, t in zip(alive, next_B.tolist(), strict=True):
+                tokens[r].append(t)
+            keep = [j for j, r in enumerate(alive) if tokens[r][-1] not in self.ends]
+            if not keep or step == sampling.max_new_tokens - 1:
+                break
+            if len(keep) < len(alive):
+                index = torch.tensor(keep, device=self.device)
+                cache.batch_select_indices(index)
+                mask_BT, position_B, next_B = mask_BT[index], position_B[index], next_B[index]
+                alive = [alive[j] for j in keep]
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
+            out = self.model(
+                input_ids=next_B[:, None], attention_mask=mask_BT, position_ids=position_B[:, None],
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            position_B = position_B + 1
+        return tokens
+
+    def score(self, prompts: Sequence[Messages | None], completions: Sequence, tools: Sequence | None = None) -> list[Score]:
+        tools = tools or [None] * len(prompts)
+        pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
+        owner, size = [], []
+        for i, (prompt, completion, tool) in enumerate(zip(prompts, completions, tools, strict=True)):
+            if prompt is None:
+                ids = self.encoder.tokenizer(completion, add_special_tokens=False)["input_ids"]
+                cut = list(windows([self.encoder.start, *ids], self.window))
+                size.append(len(completion.encode()))
+            elif isinstance(completion, Answer):
+                cut = [(self.encoder.render(prompt, True, tool), list(completion.tokens))]
+                size.append(len(completion.text.encode()))
+            else:
+                cut = [self.encoder.split(prompt, completion, tool)]
+                size.append(len(self.encoder.text(cut[0][1]).encode()))
+            pieces += cut
+            owner += [i] * len(cut)
+        logprobs, counts = [0.0] * len(prompts), [0] * len(prompts)
+        for i, (_, scored), value in zip(owner, pieces, self._logprobs(pieces), strict=True):
+            logprobs[i] += value
+            counts[i] += len(scored)
+        return [Score(lp, n, b) for lp, n, b in zip(logprobs, counts, size, strict=True)]
+
+    def _logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[float]:
+        """Sum of log-probabilities of the second part after the first, of each piece."""
+        import torch
+
+        result = [0.0] * len(pieces)
+        with torch.inference_mode():
+            lengths = [len(a) + len(b) for a, b in pieces]
+            for batch in batches(range(len(pieces)), lengths, self.batch_rows, self.batch_tokens):
+                # The last token predicts nothing that is asked for, so it's not fed.
+                ids_BT, mask_BT = left_pad([(pieces[i][0] + pieces[i][1])[:-1] for i in batch], self.encoder.pad, self.device)
+                longest = max(len(pieces[i][1]) for i in batch)
+                logits_BCV = self.model(
+                    input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False,
+                    logits_to_keep=max(longest, 1),
+                ).logits  # fmt: skip
+                for j, i in enumerate(batch):
+                    if target := pieces[i][1]:
+                        logits_CV = logits_BCV[j, -len(target) :].float()
+                        index_C1 = torch.tensor(target, device=self.device)[:, None]
+                        picked_C = logits_CV.gather(1, index_C1)[:, 0] - logits_CV.logsumexp(1)
+                        result[i] = picked_C.double().sum().item()
+        return result
+
+
+def batches(items: Sequence, lengths: list[int], rows: int, tokens: int | None) -> Iterator[list]:
+    """Items of like length together, longest first (so that what doesn't fit in memory shows at once): at most `rows`
+    items and, padding counted, `tokens` tokens; an item that is longer than that goes alone."""
+    batch: list = []
+    width = 0
+    for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) == rows or (tokens and (len(batch) + 1) * width > tokens)):
+            yield batch
+            batch = []
+        width = width if batch else lengths[i]
+        batch.append(items[i])
+    if batch:
+        yield batch
+
+
+def left_pad(rows: list[list[int]], pad: int, device: str):
+    """(ids, mask), each (B, T): every row ends at the right edge, so that the next token of all comes from column T."""
+    import torch
+
+    width = max(len(r) for r in rows)
+    ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
+    return ids, mask
+
+
+def positions(mask_BT):
+    return (mask_BT.cumsum(1) - 1).clamp(min=0)
+
+
+def windows(ids: list[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Cuts a document into (context, scored) so that each token but the first is scored once, within windows of `size`
+    that move by half of it: after the first window, at least size/2 tokens of context stand before every token."""
+    begin, end = 1, min(size, len(ids))
+    while begin < len(ids):
+        yield ids[max(0, end - size) : begin], ids[begin:end]
+        begin, end = end, min(end + size // 2, len(ids))
+
+
+def uniforms(sampling: Sampling, prompt: list[int], draw: int):
+    """(max_new_tokens,) uniform numbers that depend on the seed, the prompt and the draw's number only. Two models
+    asked the same prompt thus meet the same numbers, which takes noise out of their comparison."""
+    import torch
+
+    key = hashlib.sha256(f"{sampling.seed} {draw} {prompt}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    return torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+def choose(logits_BV, sampling: Sampling, u_B):
+    """The next token of each row: the likeliest, or where the cumulative distribution passes u."""
+    if sampling.temperature == 0:
+        return logits_BV.max(-1).indices  # argmax is 5 times slower in bfloat16 on a CPU
+    p_BV = (logits_BV.float() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        sorted_BV, order_BV = p_BV.sort(descending=True, stable=True)
+        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p
+        p_BV = p_BV.masked_fill(outside_BV.gather(1, order_BV.argsort(-1)), 0)
+    c_BV = p_BV.double().cumsum(-1)
+    # u below the total keeps the answer inside the vocabulary; searchsorted(right) skips tokens of probability 0.
+    target_B1 = (u_B * math.nextafter(1, 0) * c_BV[:, -1])[:, None]
+    import torch
+
+    return torch.searchsorted(c_BV, target_B1, right=True)[:, 0].clamp(max=c_BV.shape[-1] - 1)

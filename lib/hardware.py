@@ -1,0 +1,55 @@
+"""What the machine can do: device, arithmetic precision, and the environment its workers start with."""
+
+from __future__ import annotations
+
+import os
+
+from lib.config import Scale
+
+
+def local_gpus() -> int:
+    """GPUs of this machine, counted without importing torch."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+
+
+def precision(wanted: str, device: str) -> str:
+    """"bf16", "fp16" or "fp32" for this process's device ("cpu" or "cuda"); `wanted` other than auto is taken as it is.
+
+    bf16 only where the arithmetic units are real: CUDA compute capability 8.0 (Ampere) and later, CPUs with
+    avx512_bf16 or AMX. A T4 (7.5) emulates bf16 at a fraction of its fp16 speed.
+    """
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if device == "cuda":
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    real = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if real else "fp32"
+
+
+def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
+    """Environment of a training worker. It has to be set before the worker imports torch, so it travels with Ray."""
+    env = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": str(scale.cpus_per_worker),
+        # glibc gives freed memory back and faults it in again at every step: a third of the time of a CPU step.
+        "MALLOC_MMAP_THRESHOLD_": "4294967296",
+        "MALLOC_TRIM_THRESHOLD_": "17179869184",
+        "MALLOC_TOP_PAD_": "268435456",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
+    if "HF_HUB_OFFLINE" in os.environ:
+        env["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
+    if not gpu:
+        # DeepSpeed needs accelerate to believe in an accelerator (lib/strategy.py), so it is not told about the CPU.
+        zero = scale.strategy.startswith("zero")
+        env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false" if zero else "true", "CUDA_VISIBLE_DEVICES": ""}
+    return env

@@ -1,0 +1,215 @@
+"""The driver's side of every stage: check, connect to Ray, train, record what happened, say what to do next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from lib import cli, plan
+from lib.run import Run
+
+DATA = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
+PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
+
+
+def main(build, config: str, rows: tuple[str, ...]) -> None:
+    """Runs the stage whose file defines `build(job, args) -> transformers.Trainer`.
+
+    config: "module:Class" of the TRL config that `train:` takes its fields from; rows: the kinds of data it can use.
+    Exits 0 when the run is finished, 2 for a mistake in the request, 1 when training failed.
+    """
+    stage = Path(build.__code__.co_filename).stem
+    started = time.time()
+    for key, value in RAY_ENV.items():  # read by ray when it is imported
+        os.environ.setdefault(key, value)
+    try:
+        request = cli.parse(stage, config)
+        planned = plan.make(request, rows)
+    except cli.UsageError as e:
+        print(f"jobs/{stage}.py can't start:", *str(e).splitlines(), sep="\n  ", file=sys.stderr)
+        sys.exit(2)
+    show(planned.lines(), f"{stage}: the plan")
+    if request.dry_run:
+        print("Dry run: nothing was started.")
+        return
+    run = Run(planned.job.run)
+    if planned.finished:
+        print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
+        return
+    try:
+        execute(planned, build, config, run, started)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. Go on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as e:
+        from lib.failure import explain
+
+        why = explain(e, run)
+        _record(run, {"status": "failed", "failure": why})
+        print(f"\n{why}\nGo on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
+        if os.environ.get("SHOESTRING_TRACEBACK"):
+            raise
+        sys.exit(1)
+    finish(run, planned)
+
+
+def execute(planned: plan.Plan, build, config: str, run: Run, started: float) -> None:
+    """Trains to the planned end, restarting lost workers, and leaves the run finished. Raises what stopped it."""
+    job = planned.job
+    import yaml
+
+    run.write_text("job.yaml", yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True))
+    _record(
+        run,
+        {
+            "status": "running",
+            "stage": job.stage,
+            "parent": job.model.base,
+            "parent_sha256": planned.identity,
+            "data": {k: v for k, v in vars(planned.check).items() if k in DATA},
+            "packages": {p: version(p) for p in PACKAGES},
+            "git": git_state(),
+            "config_sha256": hashlib.sha256(json.dumps(job.to_dict(), sort_keys=True).encode()).hexdigest(),
+            "command": " ".join(["python", f"jobs/{job.stage}.py", *sys.argv[1:]]),
+        },
+    )
+    from lib.progress import Progress
+
+    connect()
+    import ray
+
+    try:
+        with Progress(run):
+            summary = _trainer(planned, build, config).fit().return_value
+    finally:
+        ray.shutdown()
+    seconds = summary.pop("seconds")
+    total = time.time() - started
+    seconds["start"] = total - sum(seconds.values())
+    _record(run, {"status": "finished", "seconds": {**seconds, "total": total}, "failure": None, **summary})
+
+
+RAY_ENV = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print worker source code at every datasets.map
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # What Ray's own actors say at every start and a user can do nothing about.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|PreemptionWatcher|gemm_4bit_forward",
+}
+
+
+def connect() -> None:
+    """Joins the cluster of RAY_ADDRESS (which `ray job submit` sets), else starts a Ray for this process alone."""
+    import logging
+
+    import ray
+
+    env = {"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}}
+    quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", include_dashboard=False, runtime_env=env, **quiet)
+
+
+def _trainer(planned: plan.Plan, build, config: str):
+    import ray
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    from lib.failure import worth_retrying
+    from lib.hardware import worker_env
+    from lib.worker import train_loop
+
+    job, s = planned.job, planned.job.scale
+    gpu = planned.gpu or (s.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+    class StopWhenPointless(DefaultFailurePolicy):
+        """Ray would restart the workers for any error, such as NaN, and so fail max_failures times over."""
+
+        def make_decision(self, training_failed_error):
+            return super().make_decision(training_failed_error) if worth_retrying(training_failed_error) else FailureDecision.RAISE
+
+    class Trainer(TorchTrainer):
+        def _initialize_and_run_controller(self, **kwargs):
+            kwargs["failure_policy"] = StopWhenPointless(self.run_config.failure_config)
+            return super()._initialize_and_run_controller(**kwargs)
+
+    run = Run(job.run)
+    elastic = (s.min_workers, s.workers) if s.min_workers and s.min_workers < s.workers else s.workers
+    resources = {"CPU": s.cpus_per_worker} | ({"GPU": 1} if gpu else {})
+    storage = {"storage_path": run.path if not run.remote else run.path.split("://", 1)[1]}
+    if run.remote:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
+    return Trainer(
+        train_loop,
+        train_loop_config={"job": job.to_dict(), "build": build, "config_class": config},
+        scaling_config=ScalingConfig(num_workers=elastic, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0),
+        run_config=RunConfig(
+            name="ray",
+            failure_config=FailureConfig(max_failures=s.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": worker_env(s, gpu)},
+            **storage,
+        ),
+        torch_config=TorchConfig(timeout_s=600),
+    )
+
+
+def finish(run: Run, planned: plan.Plan) -> None:
+    """Prints what the run took and the next commands to type."""
+    p, stage = run.provenance(), planned.job.stage
+    losses = [r for r in run.metrics() if "loss" in r]
+    held = [r for r in run.metrics() if "eval_loss" in r]
+    rows = [
+        ("steps", str(p["steps"])),
+        ("loss", f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)"),
+        *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
+        ("tokens", f"{p['tokens']:,} at {p['tokens'] / max(p['seconds']['train'], 1e-9):,.0f}/s"),
+        ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
+        ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB at the peak of a worker"),
+        ("model", run.at("model")),
+    ]
+    show(rows, f"{stage}: finished")
+    following = {"sft": ("reward", "dpo")}.get(stage, ())
+    print("Next:")
+    print(f"  python jobs/eval.py --config configs/eval.yaml --runs.{stage} {run.path}")
+    for s in following:
+        print(f"  python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}")
+    if not following:
+        print(f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))\"")
+
+
+def show(rows: list[tuple[str, str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(label, text)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+
+
+def git_state() -> str | None:
+    """Commit of the code, with +dirty when files differ from it; None outside a repository."""
+    root = Path(__file__).parent.parent
+    ask = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
+    head = ask("rev-parse", "HEAD")
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
+
+
+def _record(run: Run, fields: dict) -> None:
+    run.write_json("provenance.json", run.provenance() | fields)

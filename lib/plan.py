@@ -1,0 +1,211 @@
+"""Everything about a job that can be checked before a worker, a GPU or a weight is touched, and the plan it prints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lib import data, hardware, models, strategy
+from lib.cli import Request, UsageError
+from lib.config import Job
+from lib.run import Run, absolute
+
+MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval"}
+"""Keys that a resumed run may have changed: they move no sample to another step."""
+
+
+@dataclass
+class Plan:
+    job: Job
+    """With paths made absolute and the base settled."""
+    identity: str
+    """Of the base's weights (lib/models.py locate)."""
+    check: object
+    """lib.data Check: format, rows, held-out rows, content hash."""
+    gpu: bool
+    finished: bool
+    notes: list[str]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) rows for a table."""
+        j, s = self.job, self.job.scale
+        low = s.min_workers or s.workers
+        batches = []
+        for n in sorted({low, s.workers}):
+            per_device, accumulation = strategy.split_batch(s.global_batch, s.micro_batch, n)
+            batches.append(f"{n} workers × {per_device} examples × {accumulation} accumulated")
+        rows = self.check.rows
+        steps = j.train.get("max_steps") or -1
+        if steps > 0:
+            length = f"{steps} steps"
+        elif rows:
+            epochs = j.train.get("num_train_epochs", 3.0)
+            length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
+        else:
+            length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
+        adapter = "all weights" if j.model.adapter == "none" else f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
+        quantized = "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
+        where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
+        return [
+            ("stage", f"jobs/{j.stage}.py → {j.run}"),
+            ("base", f"{j.model.base}  ({self.identity})"),
+            ("trains", adapter + quantized),
+            *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
+            ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
+            ("length", length),
+            ("scale", f"{s.strategy} on {where}, {'GPU' if self.gpu else 'CPU'}, precision {s.precision}"),
+            *[("note", n) for n in self.notes],
+        ]
+
+
+def make(request: Request, rows: tuple[str, ...]) -> Plan:
+    """Checks a request whose stage takes `rows` kinds of data. Raises UsageError listing every problem found."""
+    job, problems, notes = request.job, [], []
+    run = Run(job.run)
+
+    def attempt(f, *args):
+        try:
+            return f(*args)
+        except ValueError as e:
+            problems.append(str(e))
+
+    located = attempt(models.locate, job.model.base, job.model.revision)
+    base, identity = located or (job.model.base, "")
+    if located and base.startswith("package:") and not job.model.base.startswith("package:"):
+        notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
+    template = job.model.chat_template and absolute(job.model.chat_template)
+    if template and not Path(template).is_file():
+        problems.append(f"model.chat_template: there is no file {template}.")
+    checked = attempt(data.check, job.data, rows)
+    gpu = attempt(_device, job)
+    for check in (_scale, _model, _train, _eval):
+        problems += check(job, bool(gpu))
+    job = replace(job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data))
+    finished = False
+    if run.is_run():
+        finished = run.finished()
+        if request.resume:
+            problems += _changes(run, job, request)
+        else:
+            state = "is finished" if finished else f"stopped ({run.provenance().get('status', 'before its first step')})"
+            problems.append(f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run.")
+    elif run.exists() and run.files():
+        problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
+    if problems:
+        raise UsageError("\n".join(problems))
+    return Plan(job, identity, checked, bool(gpu), finished, notes)
+
+
+def _device(job: Job) -> bool:
+    """Whether the job trains on GPUs; on a cluster (RAY_ADDRESS) device: auto is settled after connecting."""
+    s = job.scale
+    if os.environ.get("RAY_ADDRESS"):
+        return s.device == "gpu"
+    gpus, cpus = hardware.local_gpus(), os.cpu_count()
+    if s.device == "gpu" and not gpus:
+        raise ValueError("scale.device: gpu, but this machine has none. Use device: auto, or submit to a cluster with GPUs.")
+    use = gpus > 0 and s.device != "cpu"
+    have, what, each = (gpus, "GPUs", 1) if use else (cpus, "CPU cores", s.cpus_per_worker)
+    if s.workers * each > have:
+        raise ValueError(f"scale.workers: {s.workers} × {each} {what} are needed, this machine has {have}. Use {max(have // each, 1)}, or submit to a cluster.")
+    return use
+
+
+def _scale(job: Job, gpu: bool) -> list[str]:
+    s, out = job.scale, []
+    for key in ("workers", "global_batch", "micro_batch", "cpus_per_worker"):
+        if getattr(s, key) < 1:
+            out.append(f"scale.{key}: must be at least 1, is {getattr(s, key)}.")
+    if out:
+        return out
+    for n in range(s.min_workers or s.workers, s.workers + 1):
+        try:
+            strategy.split_batch(s.global_batch, s.micro_batch, n)
+        except ValueError as e:
+            out.append(str(e))
+    if s.min_workers is not None:
+        if not 1 <= s.min_workers <= s.workers:
+            out.append(f"scale.min_workers: must be between 1 and scale.workers ({s.workers}), is {s.min_workers}.")
+        if s.strategy != "ddp":
+            out.append(f"scale.min_workers: {s.strategy} checkpoints are cut for a fixed number of workers. Use strategy: ddp.")
+    if s.strategy != "ddp" and s.workers == 1 and not (gpu and s.offload):
+        out.append(f"scale.strategy: {s.strategy} shards over workers, and there is one. Set scale.workers: 2 or more, or strategy: ddp.")
+    if s.offload and s.strategy == "ddp":
+        out.append("scale.offload: ddp has nothing to offload. Use strategy: zero2, zero3 or fsdp.")
+    if s.precision == "fp16" and not gpu and not os.environ.get("RAY_ADDRESS"):
+        out.append("scale.precision: fp16 arithmetic needs a GPU. Use auto, bf16 or fp32.")
+    return out
+
+
+def _model(job: Job, gpu: bool) -> list[str]:
+    m, out = job.model, []
+    if m.lora and m.adapter == "none":
+        out.append("model.lora: is set, but model.adapter is none. Set model.adapter: lora.")
+    if m.quantization != "none" and m.adapter == "none":
+        out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
+    if m.quantization != "none" and job.scale.strategy != "ddp":
+        out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
+    if m.lora.get("r", 8) < 1:
+        out.append(f"model.lora.r: must be at least 1, is {m.lora['r']}.")
+    return out
+
+
+def _train(job: Job, gpu: bool) -> list[str]:
+    t, out = job.train, []
+    if t.get("learning_rate", 1.0) <= 0:
+        out.append(f"train.learning_rate: must be above 0, is {t['learning_rate']}.")
+    if t.get("max_steps", -1) == 0 or (t.get("max_steps", -1) < 0 and t.get("num_train_epochs", 1) <= 0):
+        out.append("train.max_steps and train.num_train_epochs: together they ask for no step. Set one of them above 0.")
+    if t.get("save_strategy") == "no":
+        out.append("train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps.")
+    if t.get("trust_remote_code"):
+        out.append("train.trust_remote_code: running code from a model's repository is not supported. Leave it out.")
+    trackers = t.get("report_to", "none")
+    for name in [trackers] if isinstance(trackers, str) else trackers:
+        out += _tracker(name)
+    return out
+
+
+def _tracker(name: str) -> list[str]:
+    import importlib.util
+
+    known = {"none": None, "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
+    if name not in known:
+        from lib.cli import nearest
+
+        return [f"train.report_to: there is no {name}. Known: {', '.join(known)}.{nearest(name, known)}"]
+    if known[name] and not importlib.util.find_spec(known[name]):
+        return [f"train.report_to: {name} is not installed: pip install {name}."]
+    return []
+
+
+def _eval(job: Job, gpu: bool) -> list[str]:
+    from lib.evals import tasks
+
+    try:
+        for name in job.eval.tasks:
+            tasks.get(name)
+    except ValueError as e:
+        return [f"eval.tasks: {e}"]
+    return []
+
+
+def _changes(run: Run, job: Job, request: Request) -> list[str]:
+    """What differs from the stored configuration in a way that would make the resumed run another one."""
+    old, new = _flat(run.job()), _flat(job.to_dict())
+    out = []
+    for key in sorted(old.keys() | new.keys()):
+        free = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
+        if old.get(key) != new.get(key) and not free:
+            out.append(f"{key}: the run has {old.get(key)!r}, this configuration {new.get(key)!r}.")
+    if out:
+        out.append(f"--resume: {run.path} was started with another configuration. Resume without --config to keep its own, or name another --run.")
+    return out
+
+
+def _flat(d: dict, prefix: str = "") -> dict:
+    out = {}
+    for k, v in d.items():
+        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
+    return out

@@ -1,0 +1,171 @@
+"""A run: the directory that one job writes, and the only thing passed between training, evaluation, tuning and serving.
+
+    job.yaml          the resolved configuration
+    checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/checkpoint.py)
+    model/            what from_pretrained loads; adapter/ beside it when adapters were trained
+    metrics.jsonl     one JSON object per log line, with `step`
+    reports/          report.json, report.md, report.html of evaluations
+    provenance.json   where it came from and what it took; `status` is running, finished or failed
+
+The directory is a local path or an s3:// address; fsspec reads and writes both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+
+def absolute(path: str) -> str:
+    """`path` made absolute, s3:// left alone. Under `ray job submit` the working directory is a temporary upload
+    that Ray deletes, so relative paths are then taken from SHOESTRING_HOME (default ~/shoestring)."""
+    if "://" in path:
+        return path.rstrip("/")
+    uploaded = "working_dir_files" in Path.cwd().parts
+    home = os.environ.get("SHOESTRING_HOME") or ("~/shoestring" if uploaded else ".")
+    return os.path.abspath(os.path.join(os.path.expanduser(home), os.path.expanduser(path)))
+
+
+class Run:
+    """A run directory at `path` (local or s3://). Making the object touches nothing."""
+
+    def __init__(self, path: str):
+        self.path = absolute(str(path))
+        self.remote = "://" in self.path
+        self.name = self.path.rsplit("/", 1)[-1]
+
+    def __repr__(self) -> str:
+        return f"Run({self.path!r})"
+
+    @property
+    def fs(self):
+        """The fsspec filesystem, made anew where it's used: filesystems do not travel between processes."""
+        import fsspec
+
+        # Listings cached by s3fs would hide what another process just wrote.
+        options = {"use_listings_cache": False} if self.remote else {}
+        return fsspec.filesystem(self.path.split("://")[0] if self.remote else "file", **options)
+
+    def at(self, rel: str) -> str:
+        return f"{self.path}/{rel}" if rel else self.path
+
+    # -- what it holds -------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        return self.fs.exists(self.path)
+
+    def is_run(self) -> bool:
+        return self.fs.exists(self.at("job.yaml"))
+
+    def finished(self) -> bool:
+        return self.provenance().get("status") == "finished"
+
+    def job(self) -> dict:
+        """The resolved configuration. Raises FileNotFoundError when this is no run."""
+        import yaml
+
+        return yaml.safe_load(self.read_text("job.yaml"))
+
+    def provenance(self) -> dict:
+        """provenance.json, or {} before it's first written."""
+        return json.loads(self.read_text("provenance.json")) if self.fs.exists(self.at("provenance.json")) else {}
+
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        if not self.fs.exists(self.at("metrics.jsonl")):
+            return []
+        lines = self.read_text("metrics.jsonl").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line.strip()]
+
+    def model_dir(self) -> str:
+        """A local folder with model/; a remote run's is downloaded once per content into the cache.
+
+        Raises ValueError if the run has no finished model.
+        """
+        if not self.finished():
+            status = self.provenance().get("status")
+            why = f"its run is {status}" if status else "it isn't a run"
+            raise ValueError(f"{self.path} has no model/ to load: {why}. Finish it with --resume {self.path}.")
+        if not self.remote:
+            return self.at("model")
+        key = hashlib.sha256(f"{self.path} {self.provenance().get('model_sha256')}".encode()).hexdigest()[:16]
+        target = cache("models", key)
+        if not target.exists():
+            self.get("model", target)
+        return str(target)
+
+    # -- reading and writing --------------------------------------------------------------------------------------
+
+    def read_text(self, rel: str) -> str:
+        with self.fs.open(self.at(rel), "r", encoding="utf-8") as f:
+            return f.read()
+
+    def write_text(self, rel: str, text: str) -> None:
+        """Replaces a file whole: a reader sees the old text or the new, never half of one."""
+        if self.remote:  # an object store's put is already all or nothing
+            with self.fs.open(self.at(rel), "w", encoding="utf-8") as f:
+                f.write(text)
+            return
+        path = Path(self.at(rel))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+    def write_json(self, rel: str, obj) -> None:
+        self.write_text(rel, json.dumps(obj, indent=1, sort_keys=True, default=str) + "\n")
+
+    def append_text(self, rel: str, text: str) -> None:
+        if not self.remote:
+            Path(self.at(rel)).parent.mkdir(parents=True, exist_ok=True)
+        with self.fs.open(self.at(rel), "ab") as f:
+            f.write(text.encode())
+
+    def files(self, rel: str = "") -> dict[str, int]:
+        """{path below `rel`: size in bytes} of every file there."""
+        root = self.fs._strip_protocol(self.at(rel))
+        return {p[len(root) + 1 :]: i["size"] for p, i in self.fs.find(root, detail=True).items()}
+
+    def folders(self, rel: str) -> list[str]:
+        """Names of the folders directly below `rel`; [] if it doesn't exist."""
+        where = self.at(rel)
+        if not self.fs.exists(where):
+            return []
+        return [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in self.fs.ls(where, detail=True) if e["type"] == "directory"]
+
+    def put(self, local: str | Path, rel: str) -> None:
+        """Replaces the folder `rel` by a copy of the local folder's content, which becomes visible at once when local."""
+        if self.remote:
+            self.remove(rel)
+            self.fs.put(f"{local}/", f"{self.at(rel)}/", recursive=True)
+            return
+        target, temporary = self.at(rel), self.at(f".{rel.replace('/', '-')}.new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        Path(temporary).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(local, temporary)
+        self.remove(rel)
+        os.replace(temporary, target)
+
+    def get(self, rel: str, local: str | Path) -> None:
+        """Copies the folder `rel` to a local folder, which exists only once it is whole."""
+        local = Path(local)
+        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        self.fs.get(f"{self.at(rel)}/", f"{temporary}/", recursive=True)
+        try:
+            os.replace(temporary, local)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary)
+
+    def remove(self, rel: str) -> None:
+        if self.fs.exists(self.at(rel)):
+            self.fs.rm(self.at(rel), recursive=True)
+
+
+def cache(*parts: str) -> Path:
+    """A folder below SHOESTRING_CACHE (default ~/.cache/shoestring) for what can be made again."""
+    return Path(os.environ.get("SHOESTRING_CACHE") or Path.home() / ".cache" / "shoestring").joinpath(*parts)

@@ -1,0 +1,168 @@
+"""What each Ray Train worker does: arguments, trainer, train from the last whole checkpoint, export."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import resource
+import shutil
+import time
+from pathlib import Path
+
+from lib import checkpoint, hardware, models, strategy
+from lib.config import Job
+from lib.failure import StopTraining
+from lib.run import Run
+
+DEFAULTS = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_nan_inf_filter": False,  # the Trainer would log the last finite loss instead of NaN
+    "save_total_limit": 2,
+    "include_num_input_tokens_seen": "non_padding",  # kept in checkpoints, so that tokens/s survives a resume
+}
+"""Where we differ from the defaults of TRL's config classes; a job's `train:` section wins over these."""
+
+
+def arguments(job: Job, config_class: str, workers: int, output_dir: str):
+    """Builds the TRL config of `config_class` ("module:Class") for this process's hardware and `workers` processes."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
+    precision = hardware.precision(job.scale.precision, device)
+    per_device, accumulation = strategy.split_batch(job.scale.global_batch, job.scale.micro_batch, workers)
+    user = dict(job.train)
+    init = models.init_kwargs(job.model, precision, gpu) | (user.pop("model_init_kwargs", None) or {})
+    strategy.allow_on_cpu(job.scale)
+    module, name = config_class.split(":")
+    derived = {
+        "output_dir": output_dir,
+        "per_device_train_batch_size": per_device,
+        "per_device_eval_batch_size": job.scale.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": not gpu and not job.scale.strategy.startswith("zero"),
+        "dataloader_pin_memory": gpu,
+        "model_init_kwargs": init,
+        **strategy.arguments(job.scale, gpu),
+    }
+    args = getattr(importlib.import_module(module), name)(**{**DEFAULTS, **user, **derived})
+    args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None  # lib/checkpoint.py deletes, knowing what's whole
+    return args, precision
+
+
+def train_loop(config: dict) -> dict:
+    """Entry point of every worker. config: {job: dict, build: function, config_class: str, started: epoch seconds}.
+
+    Returns rank 0's summary for provenance.json. Raises StopTraining where another try would fail the same way.
+    """
+    import ray.train
+    import torch
+    from transformers import PrinterCallback
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    began = time.time()
+    job, build = Job.from_dict(config["job"]), config["build"]
+    run, context = Run(job.run), ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.scale.cpus_per_worker)
+    if not run.is_run():
+        raise StopTraining(f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount.")
+    scratch = checkpoint.scratch(run)
+    args, precision = arguments(job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints"))
+    step, refused = checkpoint.latest(run)
+    _barrier()
+    if rank == 0:
+        for line in refused:
+            print(line, flush=True)
+        print(f"from step {step or 0} on {workers} × {args.device.type}, {precision}", flush=True)
+        checkpoint.discard_after(run, step)
+    _barrier()
+    resume = checkpoint.fetch(run, step, scratch) if step else None
+    try:
+        trainer = build(job, args)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
+        raise StopTraining(f"{type(e).__name__}: {e}") from e
+    trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
+    trainer.add_callback(_keep_run(run))
+    ready = time.time()
+    trainer.train(resume_from_checkpoint=resume)
+    trained = time.time()
+    state = trainer.state
+    strategy.check_wrapped(trainer, job.scale)
+    if state.global_step < state.max_steps:
+        raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    folder = scratch / "export"
+    models.export(trainer, job.model, folder)
+    model_sha256 = _publish(run, folder) if rank == 0 else None
+    _barrier()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "steps": state.global_step,
+        "model_sha256": model_sha256,
+        "precision": precision,
+        "workers": workers,
+        "tokens": state.num_input_tokens_seen,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak,
+        "template_sha256": models.template_sha256(trainer.processing_class),
+        "seconds": {"load": ready - began, "train": trained - ready, "export": time.time() - trained},
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
+        "train": json.loads(args.to_json_string()),
+    }
+
+
+def _publish(run: Run, folder: Path) -> str:
+    """Moves what export wrote into the run; returns one SHA-256 over the names and bytes of model/."""
+    for part in ("adapter", "model"):
+        if (folder / part).exists():
+            run.put(folder / part, part)
+    digest = hashlib.sha256(repr(sorted(checkpoint.hashes(folder / "model").items())).encode()).hexdigest()
+    shutil.rmtree(folder)
+    return digest
+
+
+def _barrier() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _keep_run(run: Run):
+    """Keeps the run directory true while training: metrics.jsonl, sealed checkpoints, and a stop at NaN."""
+    from transformers import TrainerCallback
+
+    class KeepRun(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            if args.process_index == 0:  # what was logged after the checkpoint will be logged again
+                run.write_text("metrics.jsonl", "".join(_line(row, state) for row in state.log_history))
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            row = state.log_history[-1]
+            for key in ("loss", "grad_norm"):
+                if not math.isfinite(float(row.get(key, 0.0))):
+                    raise StopTraining(
+                        f"{key} is {row[key]} at step {state.global_step}. Lower train.learning_rate, set train.max_grad_norm or "
+                        "train.warmup_steps, or use scale.precision: fp32; checkpoints from before it are kept."
+                    )
+            if args.process_index == 0:
+                run.append_text("metrics.jsonl", _line(row, state))
+
+        def on_save(self, args, state, control, **kwargs):
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoint.seal(run, folder, args.keep_checkpoints)
+
+    return KeepRun()
+
+
+def _line(row: dict, state) -> str:
+    return json.dumps(row | {"max_steps": state.max_steps}, sort_keys=True) + "\n"
+
+

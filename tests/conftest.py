@@ -1,0 +1,87 @@
+"""Shared fixtures: a tiny random model with a real tokenizer, small data files, and one way to run a job as a user does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a small test model.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WORDS = "red green blue small large round square lamp chair table door window garden river stone bread salt apple".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """Folder of a random 2-layer Llama (64 wide) and a byte-level BPE tokenizer of 1,024 tokens with a ChatML template.
+
+    A real vocabulary of 49,152 would make a model this small twenty times slower.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    text = [f"the {a} {b} is near the {c}. what is {a}?" for a in WORDS for b in WORDS for c in WORDS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(text, trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet))
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="<|endoftext|>"
+    )
+    tok.chat_template = CHATML
+    tok.save_pretrained(folder)
+    torch.manual_seed(0)
+    ids = {"pad_token_id": tok.pad_token_id, "eos_token_id": tok.eos_token_id, "bos_token_id": tok.bos_token_id}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=1024, max_position_embeddings=512, tie_word_embeddings=True, **shape, **ids)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory) -> str:
+    """64 preference pairs as JSONL: the chosen answer names the colour, the rejected one doesn't."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [
+        {"prompt": f"what is the {a} {b}?", "chosen": f"the {a} {b} is {a}.", "rejected": f"salt {c}."}
+        for i, a in enumerate(WORDS[:8])
+        for b, c in zip(WORDS[8:16], WORDS[i:] + WORDS[:i], strict=False)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def chats_file(tmp_path_factory) -> str:
+    """64 question-answer rows as JSONL in the messages format, answers of different lengths."""
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"what is the {a} {b}?"}, {"role": "assistant", "content": " ".join([f"the {b} is {a}."] * (1 + i % 3))}]}
+        for i, a in enumerate(WORDS[:8])
+        for b in WORDS[8:16]
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+@pytest.fixture
+def job():
+    """job("sft", "--run", …) runs jobs/sft.py as a user does and returns the CompletedProcess with text output."""
+
+    def run(stage: str, *args: str, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
+        clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        command = [sys.executable, f"jobs/{stage}.py", *map(str, args)]
+        return subprocess.run(command, cwd=REPO, env=clean | (env or {}), capture_output=True, text=True, timeout=timeout)
+
+    return run

@@ -1,0 +1,105 @@
+"""Configs and command lines: what is accepted, and that every mistake names its key before anything starts."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib import cli
+from tests.conftest import REPO
+
+DPO = "trl.trainer.dpo_config:DPOConfig"
+
+
+def parse(*argv: str):
+    return cli.parse("dpo", DPO, list(argv))
+
+
+def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("run: runs/x\nmodel: {adapter: lora, lora: {r: 4, target_modules: all-linear}}\ntrain: {beta: 0.3, learning_rate: 5e-7}\n")
+    job = parse("--config", str(path), "--train.beta", "0.05", "--scale.workers", "2").job
+    assert job.run == "runs/x" and job.stage == "dpo"
+    assert job.train == {"beta": 0.05, "learning_rate": 5e-7}  # only what was set: TRL fills in the rest
+    assert job.model.lora == {"r": 4, "target_modules": "all-linear"}
+    assert job.scale.workers == 2 and job.scale.global_batch == 32
+
+
+def test_round_trip():
+    job = parse("--train.beta", "0.2", "--data.columns.question", "prompt").job
+    assert type(job).from_dict(json.loads(json.dumps(job.to_dict()))) == job
+    assert job.data.columns == {"question": "prompt"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--train.betta", "1"], ["train.betta", "train.beta"]),
+        (["--scale.worker", "2"], ["scale.worker", "scale.workers"]),
+        (["--train.beta", "strong"], ["train.beta", "float", "strong"]),
+        (["--model.adapter", "lorra"], ["model.adapter", "lora", "lorra"]),
+        (["--train.lr_scheduler_type", "cosin"], ["train.lr_scheduler_type", "cosine"]),
+        (["--train.bf16", "true"], ["train.bf16", "scale.precision"]),
+        (["--train.per_device_train_batch_size", "8"], ["scale.global_batch", "scale.micro_batch"]),
+        (["--model.lora.rank", "8"], ["model.lora.rank"]),
+        (["--config", "configs/dpoo.yaml"], ["--config", "configs/dpo.yaml"]),
+    ],
+)
+def test_mistakes_name_the_key_and_the_nearest(argv, says, monkeypatch):
+    monkeypatch.chdir(REPO)
+    with pytest.raises(cli.UsageError) as e:
+        parse(*argv)
+    for word in says:
+        assert word in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("train: {betta: 1}", ["train.betta", "train.beta"]),
+        ("trian: {beta: 1}", ["trian", "train"]),
+        ("train: 3", ["train", "section"]),
+        ("model: {lora: {rr: 3}}", ["model.lora.rr", "model.lora.r"]),
+        ("a: [", ["not valid YAML"]),
+        ("", ["holds no keys"]),
+    ],
+)
+def test_mistakes_in_the_file_name_the_file(yaml, says, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml)
+    with pytest.raises(cli.UsageError) as e:
+        parse("--config", str(path))
+    for word in [*says, str(path)]:
+        assert word in str(e.value)
+
+
+def test_every_config_in_the_repo_parses():
+    classes = {"sft": "sft_config:SFTConfig", "reward": "reward_config:RewardConfig", "dpo": "dpo_config:DPOConfig"}
+    for stage, name in classes.items():
+        request = cli.parse(stage, f"trl.trainer.{name}", ["--config", str(REPO / "configs" / f"{stage}.yaml")])
+        assert request.job.stage == stage
+
+
+def test_schema_knows_our_keys_and_trl_s():
+    schema = cli.schema("dpo", DPO)
+    assert schema["properties"]["train"]["properties"]["beta"]["default"] == 0.1
+    assert "bf16" not in schema["properties"]["train"]["properties"]
+    assert schema["properties"]["model"]["properties"]["lora"]["properties"]["r"]["type"] == "integer"
+    assert "run directory" in schema["properties"]["model"]["properties"]["base"]["description"]
+
+
+def test_driver_imports_nothing_heavy():
+    """--help in under a second stays true only as long as no driver module imports these."""
+    code = (
+        "import sys; sys.argv=['jobs/dpo.py','--help']; import runpy\n"
+        "try: runpy.run_path('jobs/dpo.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch','trl','transformers','ray','datasets','scipy') if m in sys.modules])"
+    )
+    began = time.time()
+    out = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert out.stdout.strip().endswith("[]"), out.stdout[-300:] + out.stderr
+    assert "--train.beta" in out.stdout
+    print(f"--help took {time.time() - began:.2f} s")
