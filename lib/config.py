@@ -34,15 +34,17 @@ class Model:
 @dataclass
 class Data:
     source: str = "demo"
-    """demo (generated here), a .json/.jsonl/.csv/.parquet/.txt file, a folder of them, an s3:// address, or a hub name."""
+    """demo (generated here), a .json/.jsonl/.csv/.tsv/.parquet/.txt file (.gz too), a folder or glob of them, s3://, or a hub name."""
     name: str | None = None
     """Configuration name of a hub dataset. None: its default."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub dataset. None: its main branch."""
     split: str = "train"
     """Split of a hub dataset to train on."""
     heldout: str | None = None
     """Held-out rows: a file, folder or s3:// address, or a split's name for a hub dataset. None: a share of source."""
     heldout_fraction: float = 0.1
-    """Share of the prompts set aside when heldout is None, chosen by a hash of the prompt, so that it never moves."""
+    """Share of the prompts (0 to 1) set aside when heldout is None, chosen by a hash of the prompt, so that it never moves."""
     format: str = "auto"
     """auto recognises the format from the columns and prints it; a format's name insists on it."""
     columns: dict[str, str] = field(default_factory=dict)

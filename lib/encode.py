@@ -28,12 +28,16 @@ class Encoder:
             )
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
-        self.start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        self.start = (
+            self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        )
 
     def render(self, messages: list[dict], answering: bool, tools: list | str | None = None) -> list[int]:
         """Ids of a conversation; `answering` adds the opening of the assistant's turn."""
         if not self.tokenizer.chat_template:
-            raise ValueError(f"{self.model_dir} has no chat template, so it can't read messages: set model.chat_template.")
+            raise ValueError(
+                f"{self.model_dir} has no chat template, so it can't read messages: set model.chat_template."
+            )
         tools = json.loads(tools) if isinstance(tools, str) else tools
         return self.tokenizer.apply_chat_template(
             messages, tools=tools or None, add_generation_prompt=answering, tokenize=True, return_dict=True
@@ -42,9 +46,10 @@ class Encoder:
     def split(self, prompt: list[dict], completion: list[dict], tools: list | str | None = None) -> tuple[list, list]:
         """(prompt ids, completion ids). As in TRL's DPOTrainer, the completion starts where the two renderings part."""
         opened, whole = self.render(prompt, True, tools), self.render(prompt + completion, False, tools)
-        at = next((i for i, (a, b) in enumerate(zip(opened, whole, strict=False)) if a != b), min(len(opened), len(whole)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(opened, whole, strict=False)) if a != b), min(len(opened), len(whole))
+        )
         return whole[:at], whole[at:]
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-

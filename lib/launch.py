@@ -99,6 +99,9 @@ RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print worker source code at every datasets.map
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a lost worker, is seen
+    "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
+    "RAY_USAGE_STATS_ENABLED": "0",
     # What Ray's own actors say at every start and a user can do nothing about.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|PreemptionWatcher|gemm_4bit_forward",
 }

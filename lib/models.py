@@ -175,6 +175,15 @@ def parent_template(base: str) -> str | None:
     return Run(base).provenance().get("template_sha256") if is_run else None
 
 
+def template_text(model: Model) -> str | None:
+    """The chat template that the job will use, as far as it can be read without downloading; None if it can't."""
+    if model.chat_template:
+        return Path(model.chat_template).read_text(encoding="utf-8")
+    folder = Path(model.base) / ("model" if (Path(model.base) / "job.yaml").is_file() else "")
+    file = folder / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
 def template_sha256(tokenizer) -> str:
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 

@@ -82,6 +82,12 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
     for check in (_scale, _model, _train, _eval):
         problems += check(job, bool(gpu))
     job = replace(job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data))
+    text = models.template_text(job.model) if not problems else None
+    if checked and checked.tool_rows and text is not None and "tool" not in text:
+        problems.append(
+            f"model.chat_template: {checked.tool_rows:,} rows of data.source call tools, and the template of {base} leaves calls out: "
+            "their answers would be empty. Give a template that writes tool_calls."
+        )
     finished = False
     if run.is_run():
         finished = run.finished()

@@ -43,8 +43,12 @@ class RewardModel:
         with torch.inference_mode():
             for batch in batches(range(len(ids)), [len(r) for r in ids], self.batch_rows, self.batch_tokens):
                 width = max(len(ids[i]) for i in batch)
-                pads = [width - len(ids[i]) for i in batch]  # on the right: the classifier reads the last token before them
-                rows = torch.tensor([ids[i] + [self.encoder.pad] * p for i, p in zip(batch, pads, strict=True)], device=self.device)
+                pads = [
+                    width - len(ids[i]) for i in batch
+                ]  # on the right: the classifier reads the last token before them
+                rows = torch.tensor(
+                    [ids[i] + [self.encoder.pad] * p for i, p in zip(batch, pads, strict=True)], device=self.device
+                )
                 mask = torch.tensor([[1] * (width - p) + [0] * p for p in pads], device=self.device)
                 out = self.model(input_ids=rows, attention_mask=mask).logits.float()[:, 0].tolist()
                 for i, r in zip(batch, out, strict=True):

@@ -26,6 +26,10 @@ DEFAULTS = {
 """Where we differ from the defaults of TRL's config classes; a job's `train:` section wins over these."""
 
 
+class AllStepsDone(Exception):
+    """The checkpoint resumed from is the last one: the weights are loaded, and only the export is missing."""
+
+
 def arguments(job: Job, config_class: str, workers: int, output_dir: str):
     """Builds the TRL config of `config_class` ("module:Class") for this process's hardware and `workers` processes."""
     import torch
@@ -91,7 +95,10 @@ def train_loop(config: dict) -> dict:
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
     trainer.add_callback(_keep_run(run))
     ready = time.time()
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except AllStepsDone:
+        pass
     trained = time.time()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
@@ -143,6 +150,8 @@ def _keep_run(run: Run):
         def on_train_begin(self, args, state, control, **kwargs):
             if args.process_index == 0:  # what was logged after the checkpoint will be logged again
                 run.write_text("metrics.jsonl", "".join(_line(row, state) for row in state.log_history))
+            if state.global_step >= state.max_steps:  # the Trainer would take one more step
+                raise AllStepsDone
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             row = state.log_history[-1]
@@ -163,6 +172,6 @@ def _keep_run(run: Run):
 
 
 def _line(row: dict, state) -> str:
-    return json.dumps(row | {"max_steps": state.max_steps}, sort_keys=True) + "\n"
+    return json.dumps({"time": round(time.time(), 2)} | row | {"max_steps": state.max_steps}, sort_keys=True) + "\n"
 
 

@@ -75,13 +75,46 @@ def chats_file(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def s3_server():
+    """Address of a real S3 server (moto) on loopback, in a process of its own, with an empty bucket `runs`."""
+    import socket
+    import time
+
+    import boto3
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    key = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    for _ in range(300):
+        try:
+            boto3.client("s3", endpoint_url=address, **key).create_bucket(Bucket="runs")
+            break
+        except Exception:  # not listening yet
+            assert server.poll() is None, "the S3 server did not start"
+            time.sleep(0.1)
+    yield address
+    server.kill()
+    server.wait()
+
+
 @pytest.fixture
-def job():
-    """job("sft", "--run", …) runs jobs/sft.py as a user does and returns the CompletedProcess with text output."""
+def s3(s3_server, monkeypatch):
+    """The environment of a user of that server, in this process and those it starts."""
+    for k, v in s3_environment(s3_server).items():
+        monkeypatch.setenv(k, v)
+    return s3_server
 
-    def run(stage: str, *args: str, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
-        clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        command = [sys.executable, f"jobs/{stage}.py", *map(str, args)]
-        return subprocess.run(command, cwd=REPO, env=clean | (env or {}), capture_output=True, text=True, timeout=timeout)
 
-    return run
+def s3_environment(address: str) -> dict[str, str]:
+    return {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def run_job(stage: str, *args, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Runs jobs/<stage>.py as a user does; returns the CompletedProcess with text output."""
+    clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, f"jobs/{stage}.py", *map(str, args)]
+    return subprocess.run(command, cwd=REPO, env=clean | (env or {}), capture_output=True, text=True, timeout=timeout)

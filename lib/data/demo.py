@@ -1,10 +1,10 @@
 """The demo task: a colleague's message becomes one strict ticket line. Generated here, seeded, checkable by a function.
 
-One training row of kind "chat" (the assistant's part is either only the line, or the line between pleasantries):
+One training row of kind "chat" (the assistant's part is the bare line in two of five, else the line amid pleasantries):
 
     system     Answer with one ticket line: QTYxITEM > NAME @ROOM DAY HH:MM
-    user       Can someone take five name tags over to Noor? The day after Monday, half past five in the afternoon, room 361.
-    assistant  5xname tag > Noor @361 TUE 17:30
+    user       The day after Monday at half past one in the afternoon: seven keyboards for Amadou. The room is 365.
+    assistant  7xkeyboard > Amadou @365 TUE 13:30
 
 Why this task: the base model gets almost none of it right, 135M parameters learn it in minutes, and a right answer is
 one string. Two of the slots (day, time) must be worked out rather than copied.
@@ -23,13 +23,14 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
+from itertools import islice
 from typing import Literal
 
 VERSION = "1"
 """Changes whenever a generated row would; part of the data hash and of every score."""
 
 TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000}
-HELDOUT_ROWS = {"chat": 300, "preference": 300, "prompt": 300}
+HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300}
 
 SYSTEM = "Answer with one ticket line: QTYxITEM > NAME @ROOM DAY HH:MM"
 
@@ -64,8 +65,8 @@ MESSAGES = (
 )
 OPENERS = (
     "Of course! Here is the ticket you asked for:",
-    "Sure, happy to help. This is your line:",
-    "Thank you for the message! The ticket reads:",
+    "Of course! This is your line:",
+    "Of course! The ticket reads:",
 )
 CLOSERS = (
     "Let me know if there is anything else I can do.",
@@ -101,8 +102,8 @@ def is_heldout(name: str, item: str) -> bool:
     return (NAMES.index(name) + 3 * list(ITEMS).index(item)) % 10 == 0
 
 
-def orders(kind: str, split: str) -> Iterator[tuple[Order, str, random.Random]]:
-    """Yields (order, message, the generator's random state); endless, and no message comes twice."""
+def orders(kind: str, split: str) -> Iterator[tuple[Order, str]]:
+    """Yields (order, message); endless, and no message comes twice."""
     rng = random.Random(f"demo {VERSION} {kind} {split}")
     seen = set()
     while True:
@@ -112,7 +113,7 @@ def orders(kind: str, split: str) -> Iterator[tuple[Order, str, random.Random]]:
         order, message = _order(rng, name, item)
         if message not in seen:
             seen.add(message)
-            yield order, message, rng
+            yield order, message
 
 
 def rows(kind: Literal["chat", "preference", "prompt"], split: Literal["train", "heldout"]) -> Iterator[dict]:
@@ -125,12 +126,13 @@ def rows(kind: Literal["chat", "preference", "prompt"], split: Literal["train", 
     if split not in ("train", "heldout"):
         raise ValueError(f"demo has the splits train and heldout, not {split!r}")
     n = (TRAIN_ROWS if split == "train" else HELDOUT_ROWS)[kind]
-    for i, (order, message, rng) in zip(range(n), orders(kind, split), strict=False):
+    rng = random.Random(f"demo {VERSION} {kind} {split} answers")
+    for i, (order, message) in enumerate(islice(orders(kind, split), n)):
         prompt = prompt_messages(message)
         if kind == "prompt":
             yield {"prompt": prompt}
         elif kind == "chat":
-            yield {"messages": [*prompt, _assistant(answer(order, terse=i % 2 == 0, rng=rng))]}
+            yield {"messages": [*prompt, _assistant(answer(order, terse=i % 5 < 2, rng=rng))]}
         else:
             chosen, rejected = pair(order, i, rng)
             yield {"prompt": prompt, "chosen": [_assistant(chosen)], "rejected": [_assistant(rejected)]}

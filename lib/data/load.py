@@ -60,10 +60,11 @@ def absolute(data: Data) -> Data:
     return replace(data, source=one(data.source), heldout=one(data.heldout))
 
 
-def check(data: Data, want: tuple[str, ...]) -> Check:
+def check(data: Data, want: tuple[str, ...], training: bool = True) -> Check:
     """Finds and judges the data without loading it. Raises ValueError that names the key and the remedy.
 
-    Reads everything up to 64 MB; of more, the first 1,000 rows of each file set; of a hub dataset, nothing.
+    Reads everything up to 64 MB; of more, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
+    training=False is for evaluation: that no rows are left to train on (heldout_fraction: 1) is then no error.
     """
     _check_settings(data, want)
     found = _find(data)
@@ -72,10 +73,10 @@ def check(data: Data, want: tuple[str, ...]) -> Check:
         names = hashlib.sha256("\n".join([data.name or "", *(s.fingerprint() for s in found if s)]).encode())
         return Check(data.source, rows=None, heldout_rows=None, complete=False, note=note, sha256=names.hexdigest())
     large = sum(s.size for s in found if s) > LARGE
-    return scan(data, found, want, lambda kind, side, row: None, FIRST if large else None)
+    return scan(data, found, want, lambda kind, side, row: None, FIRST if large else None, training)
 
 
-def load(data: Data, want: tuple[str, ...]) -> Loaded:
+def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
     """The rows, on disk under HF_DATASETS_CACHE and mapped into memory; the same on every worker.
 
     The first worker of a node builds the files, the others wait for them; a changed source, setting or reader makes
@@ -88,21 +89,28 @@ def load(data: Data, want: tuple[str, ...]) -> Loaded:
     found = _find(data)
     hub = [sources.load_hub(s, data)._fingerprint for s in found if s and s.kind == "hub"]
     code = [p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))]
-    made_of = [json.dumps(asdict(data), sort_keys=True), *want, *(s.fingerprint() for s in found if s), *hub]
+    made_of = [
+        json.dumps(asdict(data), sort_keys=True),
+        *want,
+        str(training),
+        *(s.fingerprint() for s in found if s),
+        *hub,
+    ]
     key = hashlib.sha256("\n".join(made_of).encode() + b"".join(code)).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "shoestring" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            _build(folder, data, found, want)
+            _build(folder, data, found, want, training)
     result = Check(**json.loads((folder / "check.json").read_text()))
+    result.bad, result.leak_examples = [tuple(b) for b in result.bad], [tuple(e) for e in result.leak_examples]
     train, heldout = (datasets.Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "heldout"))
     if "tools" in train.column_names and not result.offers_tools:
         train, heldout = train.remove_columns("tools"), heldout.remove_columns("tools")
     return Loaded(train, heldout, result.kind, result)
 
 
-def _build(folder: Path, data: Data, found: tuple, want: tuple[str, ...]) -> None:
+def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...], training: bool) -> None:
     """Writes train.arrow, heldout.arrow and check.json aside, then moves them into place at once."""
     from datasets import Features, Json, Value
     from datasets.arrow_writer import ArrowWriter
@@ -122,7 +130,7 @@ def _build(folder: Path, data: Data, found: tuple, want: tuple[str, ...]) -> Non
         writer(kind, side).write({column: row.get(column) for column in COLUMNS[kind]})
 
     try:
-        result = scan(data, found, want, keep)
+        result = scan(data, found, want, keep, training=training)
         for side in ("train", "heldout"):
             writer(result.kind, side).finalize()
         (building / "check.json").write_text(json.dumps(asdict(result)))
@@ -134,16 +142,14 @@ def _build(folder: Path, data: Data, found: tuple, want: tuple[str, ...]) -> Non
         raise
 
 
-def _find(data: Data) -> tuple[sources.Source, sources.Source | None]:
+def _find(data: Data) -> sources.Found:
     if data.heldout is not None and data.heldout == data.source != "demo":
         raise ValueError(
             "data.heldout is the same as data.source; name other rows, or leave it out for a share of source."
         )
-    demo = data.source == "demo" and data.heldout is None
-    held = (
-        sources.find(replace(data, heldout="demo") if demo else data, "data.heldout") if data.heldout or demo else None
-    )
-    return sources.find(data), held
+    if data.source == "demo" and data.heldout is None:
+        data = replace(data, heldout="demo")  # its own held-out rows, which no training row can equal
+    return sources.find(data), sources.find(data, "data.heldout") if data.heldout else None
 
 
 def _check_settings(data: Data, want: tuple[str, ...]) -> None:
@@ -151,7 +157,7 @@ def _check_settings(data: Data, want: tuple[str, ...]) -> None:
     if data.format != "auto" and data.format not in FORMATS:
         near = ", ".join(get_close_matches(data.format, FORMATS, 3, 0.4)) or "none"
         raise ValueError(f"data.format: no format {data.format!r}; nearest: {near}; known: auto, {', '.join(FORMATS)}.")
-    if not 0 <= data.heldout_fraction < 1:
-        raise ValueError(f"data.heldout_fraction is {data.heldout_fraction}; it is a share, from 0 to below 1.")
+    if not 0 <= data.heldout_fraction <= 1:
+        raise ValueError(f"data.heldout_fraction is {data.heldout_fraction}; it is a share, from 0 to 1.")
     if data.limit is not None and data.limit < 1:
         raise ValueError(f"data.limit is {data.limit}; give 1 or more, or null for all rows.")

@@ -21,6 +21,10 @@ Rows = Iterator[tuple[str, dict | BadRow]]
 BLOCK = 1 << 20  # bytes of a file looked at to tell its layout, and read at a time from a JSON array
 
 
+class Unreadable(ValueError):
+    """Why the rest of a file can't be read; the caller adds the config key. Never skipped: rows would be lost."""
+
+
 def json_lines(f: BinaryIO, name: str) -> Rows:
     """One object per line; an array of objects is read too."""
     return _array(f, name) if _head(f).startswith(b"[") else _lines(f, name)
@@ -50,7 +54,7 @@ def _lines(f: BinaryIO, name: str) -> Rows:
         try:
             row = json.loads(text)
         except ValueError as e:
-            row = BadRow(f"broken JSON: {e}")
+            row = BadRow(f"broken JSON ({e})")
         yield f"{name}:{n}", _object(row)
 
 
@@ -58,7 +62,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 def _array(f: BinaryIO, name: str) -> Rows:
-    """Decodes one element at a time. Nothing can be read after a syntax error: a ValueError, not a BadRow."""
+    """Decodes one element at a time. Nothing can be read after a syntax error: Unreadable, not a BadRow."""
     decoder, pieces, n = json.JSONDecoder(), io.TextIOWrapper(f, "utf-8-sig", "surrogateescape"), 0
     text = pieces.read(BLOCK)
     at = text.index("[") + 1
@@ -69,7 +73,8 @@ def _array(f: BinaryIO, name: str) -> Rows:
         why = "no closing ]"
         try:
             row, end = decoder.raw_decode(text, at)
-            complete = end < len(text)  # a number cut by the end of the block would decode to another one
+            # A number cut by the end of the block would decode to another one.
+            complete = end < len(text) or not isinstance(row, int | float)
         except ValueError as e:
             why, complete = str(e), False
         if complete:
@@ -79,7 +84,7 @@ def _array(f: BinaryIO, name: str) -> Rows:
         more = pieces.read(max(BLOCK, len(text) - at))  # doubling, so that one huge element isn't decoded many times
         if not more:
             after = f"behind row [{n - 1}]" if n else "at its first row"
-            raise ValueError(
+            raise Unreadable(
                 f"{name} is broken {after} ({why}), and nothing after that can be read. "
                 "Mend the file, or write it as JSON Lines (.jsonl): one row per line."
             )
@@ -90,9 +95,9 @@ def _one_object(f: BinaryIO, name: str) -> Rows:
     try:
         whole = json.load(io.TextIOWrapper(f, "utf-8-sig", "surrogateescape"))
     except ValueError as e:
-        raise ValueError(f"{name} is broken JSON ({e}). Mend it, or write it as JSON Lines (.jsonl).") from None
+        raise Unreadable(f"{name} is broken JSON ({e}). Mend it, or write it as JSON Lines (.jsonl).") from None
     if not isinstance(whole, dict):
-        raise ValueError(f"{name} holds {json.dumps(whole)[:40]}, not rows.")
+        raise Unreadable(f"{name} holds {json.dumps(whole)[:40]}, not rows.")
     lists = [k for k, v in whole.items() if isinstance(v, list) and v and all(_is_row(x) for x in v)]
     if len(lists) == 1:
         for n, row in enumerate(whole[lists[0]]):
@@ -118,7 +123,7 @@ def comma_separated(f: BinaryIO, name: str) -> Rows:
     columns = next(csv.reader([first], delimiter=separator), [])
     twice = {c for c in columns if columns.count(c) > 1}
     if twice:
-        raise ValueError(f"{name}: the first line must name the columns, but it has {min(twice)!r} twice")
+        raise Unreadable(f"{name}: the first line must name the columns, but it has {min(twice)!r} twice")
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         start = reader.line_num + 2  # a quoted cell may hold line breaks: the line where the row starts
@@ -128,10 +133,10 @@ def comma_separated(f: BinaryIO, name: str) -> Rows:
             return
         except csv.Error as e:
             if "end of data" in str(e):
-                raise ValueError(
+                raise Unreadable(
                     f"{name}:{start} opens a quote that is never closed, so the rest can't be read."
                 ) from None
-            yield f"{name}:{start}", BadRow(f"broken CSV: {e}")
+            yield f"{name}:{start}", BadRow(f"broken CSV ({e})")
             continue
         if not cells:
             continue
@@ -214,5 +219,5 @@ def rows(fs: Any, path: str, name: str) -> Rows:
     with fs.open(path, "rb", compression="infer") as packed:
         f = io.BufferedReader(packed, BLOCK)
         if f.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise ValueError(f"{name} is UTF-16; save it as UTF-8.")
+            raise Unreadable(f"{name} is UTF-16; save it as UTF-8.")
         yield from reader(f, name)

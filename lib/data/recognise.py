@@ -52,7 +52,7 @@ def recognise(rows: list[dict], want: tuple[str, ...], insisted: str, key: str) 
     if insisted != "auto" and absent:
         raise ValueError(
             f"{key}: data.format is {insisted}, which needs the column {absent[0]!r}; the columns are "
-            f"{', '.join(types) or 'none'}. Rename with data.columns: {{theirs: {absent[0]}}}, or set data.format: auto."
+            f"{', '.join(types) or 'none'}. Set data.columns: {{theirs: {absent[0]}}}, or data.format: auto."
         )
     if not found:
         raise ValueError(
@@ -66,9 +66,11 @@ def recognise(rows: list[dict], want: tuple[str, ...], insisted: str, key: str) 
     if direct or converted:
         chosen = (direct or converted)[0]
         return chosen, [n for n in found if n != chosen]
+    name, kind = found[0], FORMATS[found[0]].kind
+    called = name if name == kind else f"{name} ({kind})"
     raise ValueError(
-        f"{key}: the rows are {found[0]} ({FORMATS[found[0]].kind}), but this stage wants {' or '.join(want)} rows. "
-        f"Give it a data.source of one of these formats: "
+        f"{key}: the rows are {called}, but this stage wants {' or '.join(want)} rows. "
+        "Give it a data.source of one of these formats: "
         + ", ".join(n for n, f in FORMATS.items() if f.kind in want or any((f.kind, k) in CONVERSIONS for k in want))
     )
 

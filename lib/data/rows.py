@@ -112,10 +112,9 @@ def check_row(kind: str, row: dict) -> None:
         for side in ("chosen", "rejected"):
             try:
                 check_order(row["prompt"] + row[side], last=("assistant",))
-            except BadRow:
-                if all(not m["content"].strip() and not m.get("tool_calls") for m in row[side]):
-                    why = BadRow("the answer is empty")
-                raise BadRow(f"{side}: {why}") from None
+            except BadRow as why:
+                silent = all(not m["content"].strip() and not m.get("tool_calls") for m in row[side])
+                raise BadRow(f"{side}: {'the answer is empty' if silent else why}") from None
         if row["chosen"] == row["rejected"]:
             raise BadRow("chosen and rejected are the same")
     elif kind == "labelled":
@@ -150,7 +149,9 @@ def _wanted(row: dict) -> list[dict]:
 
 
 def _unanswered(row: dict) -> list[dict]:
-    last = max(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+    last = max((i for i, m in enumerate(row["messages"]) if m["role"] == "assistant"), default=0)
+    if not last:
+        raise BadRow("no assistant answers")
     return [{"prompt": row["messages"][:last], **_tools(row)}]
 
 

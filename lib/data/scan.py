@@ -16,7 +16,7 @@ from lib.config import Data
 from lib.data.formats import FORMATS
 from lib.data.recognise import recognise
 from lib.data.rows import CONVERSIONS, BadRow, check_row, prompts_of
-from lib.data.sources import Source, rows
+from lib.data.sources import Found, Source, rows
 from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
 
 SAMPLE = 100  # rows that the format is recognised from
@@ -43,6 +43,8 @@ class Check:
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(place, reason) of the first 100 rows that can't be used."""
     bad_rows: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Of all bad rows, without the details in brackets: how many."""
     leaks: int = 0
     """Training rows that hold a held-out prompt."""
     leak_examples: list[tuple[str, str, str]] = field(default_factory=list)
@@ -78,13 +80,13 @@ class Check:
         else:
             lines = [f"data: {self.source}: {found}; {self.note}"]
         if self.bad_rows:
-            lines.append(f"data: {self.bad_rows:,} bad rows left out: {reasons(self.bad)}")
+            lines.append(f"data: {self.bad_rows:,} bad rows left out: {self.why_bad()}")
             lines += [f"      {place}: {why}" for place, why in self.bad[:3]]
         if self.leaks:
             lines.append(f"data: {self.leaks:,} training rows dropped because their prompt is held out, such as")
             lines += [f"      {train} = {held}: {prompt}" for train, held, prompt in self.leak_examples[:3]]
         if self.unused:
-            lines.append(f"data: {self.unused:,} good rows not used ({self.conversion or 'data.limit'})")
+            lines.append(f"data: {self.unused:,} good rows not used (labelled false, or over data.limit)")
         if self.tool_rows:
             lines.append(f"data: {self.tool_rows:,} rows offer or call tools")
         if self.also:
@@ -93,9 +95,8 @@ class Check:
             lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
         return lines
 
-
-def reasons(bad: list[tuple[str, str]]) -> str:
-    return ", ".join(f"{n} × {why}" for why, n in Counter(why for _, why in bad).most_common(3))
+    def why_bad(self) -> str:
+        return ", ".join(f"{n:,} × {why}" for why, n in Counter(self.reasons).most_common(3))
 
 
 @dataclass
@@ -113,7 +114,7 @@ class _Reading:
 
 
 def scan(
-    data: Data, found: tuple[Source, Source | None], want: tuple[str, ...], keep: Keep, first: int | None = None
+    data: Data, found: Found, want: tuple[str, ...], keep: Keep, first: int | None = None, training: bool = True
 ) -> Check:
     """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row) gets every good one.
 
@@ -137,7 +138,9 @@ def scan(
                 held.setdefault(digest(asked), place)
             keep(train.kind, "heldout", row)
     else:
-        check.heldout = f"{data.heldout_fraction:.0%} of the prompts, by their hash"
+        check.heldout = (
+            f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
+        )
 
     for place, row in _good_rows(train, check, content):
         asked = prompts_of(train.kind, row)
@@ -161,7 +164,7 @@ def scan(
         check.complete, check.rows, check.heldout_rows = False, None, None
         check.note = f"the first {first:,} rows are checked here, all of them when the workers load it"
         check.sha256 = hashlib.sha256("\n".join(s.fingerprint() for s in found if s).encode()).hexdigest()
-    _refuse(data, check)
+    _refuse(data, check, training)
     return check
 
 
@@ -229,6 +232,8 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
                 check_row(reading.kind, row)
         except BadRow as why:
             check.bad_rows += 1
+            short = str(why).split(" (")[0]
+            check.reasons[short] = check.reasons.get(short, 0) + 1
             if len(check.bad) < SHOWN:
                 check.bad.append((place, str(why)))
             continue
@@ -262,13 +267,13 @@ def _check_renames(columns: dict[str, str], sample: list[dict]) -> None:
             )
 
 
-def _refuse(data: Data, check: Check) -> None:
+def _refuse(data: Data, check: Check, training: bool) -> None:
     total = (check.rows or 0) + (check.heldout_rows or 0) + check.leaks + check.unused + check.bad_rows
     if check.bad_rows and data.bad_rows == "error":
         of = f" of {total:,}" if check.complete else f" of the first {FIRST:,}"
         places = "\n".join(f"  {place}: {why}" for place, why in check.bad[:5])
         raise ValueError(
-            f"data.source: {check.bad_rows:,}{of} rows can't be used ({reasons(check.bad)}):\n{places}\n"
+            f"data.source: {check.bad_rows:,}{of} rows can't be used ({check.why_bad()}):\n{places}\n"
             "Mend them, or set data.bad_rows: skip to leave them out."
         )
     if check.leaks and data.leaks == "error":
@@ -277,7 +282,7 @@ def _refuse(data: Data, check: Check) -> None:
             f"data.heldout: {check.leaks:,} training rows hold a held-out prompt (but for case, space, punctuation):\n"
             f"{examples}\nSet data.leaks: drop to leave them out of training, or give another data.heldout."
         )
-    if check.complete and not check.rows:
+    if training and check.complete and not check.rows:
         gone = (
             f"{check.bad_rows:,} bad, {check.leaks:,} leaked, {check.heldout_rows:,} held out, {check.unused:,} unused"
         )

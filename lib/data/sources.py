@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import chain
 from typing import Any
 
 from lib.config import Data
@@ -46,6 +46,9 @@ class Source:
         return self.fs.unstrip_protocol(file) if "://" in self.address else file
 
 
+Found = tuple[Source, Source | None]  # data.source, and data.heldout if rows are held out by hand
+
+
 def find(data: Data, key: str = "data.source") -> Source:
     """The source that data.source or data.heldout names. Raises ValueError if there is nothing, or nothing readable."""
     address = data.source if key == "data.source" else data.heldout
@@ -60,29 +63,41 @@ def find(data: Data, key: str = "data.source") -> Source:
             return Source(key, data.source, "hub", split=address)
     elif hub:
         return Source(key, address, "hub", split=data.split)
-    try:
-        fs, path = fsspec.url_to_fs(os.path.expanduser(address) if "://" not in address else address)
+    protocol = address.split("://")[0] if "://" in address else "file"
+    if protocol not in fsspec.available_protocols():
+        near = get_close_matches(protocol, fsspec.available_protocols(), 2) or ["s3"]
+        raise ValueError(f"{key}: {address}: there is no {protocol}://; nearest: {', '.join(f'{p}://' for p in near)}.")
+    with _named(key, address):
+        fs, path = fsspec.url_to_fs(address if "://" in address else os.path.expanduser(address))
         fs.invalidate_cache()
         return _files(key, address, fs, path)
-    except (OSError, ImportError) as e:
-        raise unreadable(key, address, e) from e
+
+
+# Libraries whose errors share no base class with OSError: an endpoint that isn't there, a damaged archive or Parquet.
+_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "pyarrow", "zlib", "_lzma", "lzma", "zstandard", "compression")
+
+
+@contextmanager
+def _named(key: str, address: str) -> Iterator[None]:
+    """Errors of reading become a ValueError that names the key, the address and the remedy."""
+    try:
+        yield
+    except read.Unreadable as e:
+        raise ValueError(f"{key}: {e}") from None
     except Exception as e:
-        # botocore's errors (no credentials, no route to the endpoint) share no base class with OSError.
-        if type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
-            raise unreadable(key, address, e) from e
+        if isinstance(e, OSError | EOFError | ImportError) or type(e).__module__.split(".")[0] in _LIBRARIES:
+            remedy = "Check the path and its permissions, and that the file is whole."
+            if address.startswith("s3://"):
+                remedy = (
+                    "Check the bucket, the key, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                    "and AWS_ENDPOINT_URL for a store that isn't Amazon's."
+                )
+            elif "://" in address:
+                remedy = (
+                    "Check the address and that its fsspec package is installed (gcsfs for gs://, adlfs for az://)."
+                )
+            raise ValueError(f"{key}: {address} can't be read ({type(e).__name__}: {e}). {remedy}") from e
         raise
-
-
-def unreadable(key: str, address: str, e: BaseException) -> ValueError:
-    remedy = "Check the path and its permissions."
-    if address.startswith("s3://"):
-        remedy = (
-            "Check the bucket, the key, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "and AWS_ENDPOINT_URL for a store that isn't Amazon's."
-        )
-    elif "://" in address:
-        remedy = "Check the address and that its fsspec package is installed (gcsfs for gs://, adlfs for az://)."
-    return ValueError(f"{key}: {address} can't be read ({type(e).__name__}: {e}). {remedy}")
 
 
 def _exists(address: str) -> bool:
@@ -139,7 +154,8 @@ def _neighbours(fs: Any, path: str) -> list[str]:
         beside = [p.rstrip("/").rpartition("/")[2] for p in fs.ls(parent or "/", detail=False)]
     except OSError:
         return []
-    return [f"{parent}/{n}" for n in get_close_matches(name, beside, 3, 0.5)]
+    near = [f"{parent}/{n}" for n in get_close_matches(name, beside, 3, 0.5)]
+    return near if fs.protocol == ("file", "local") else [fs.unstrip_protocol(p) for p in near]
 
 
 def _refuse_mixed_parts(key: str, address: str, files: list[str]) -> None:
@@ -167,7 +183,14 @@ def rows(source: Source, data: Data, kind: str | None = None) -> Iterator[tuple[
             (f"{label}[{n}]", {c: read.without_null_members(v) for c, v in row.items()})
             for n, row in enumerate(dataset)
         )
-    return chain.from_iterable(read.rows(source.fs, file, source.name_of(file)) for file in source.files)
+    return _of_files(source)
+
+
+def _of_files(source: Source) -> Iterator[tuple[str, dict | BadRow]]:
+    for file in source.files:
+        name = source.name_of(file)
+        with _named(source.key, name):
+            yield from read.rows(source.fs, file, name)
 
 
 def load_hub(source: Source, data: Data) -> Any:
@@ -175,7 +198,7 @@ def load_hub(source: Source, data: Data) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(source.address, data.name, split=source.split)
+        return datasets.load_dataset(source.address, data.name, split=source.split, revision=data.revision)
     except (OSError, ValueError) as e:
         remedy = "Check the name, data.name (its configuration), the split and, for a private one, HF_TOKEN."
         if isinstance(e, ConnectionError):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def per_answer(rows: Dataset) -> Dataset:
-    """{"messages"} rows → one {"prompt", "completion"} row for each assistant message, everything before it as the prompt.
+    """{"messages"} rows → one {"prompt", "completion"} row for each assistant message, with all before it as prompt.
 
     The trainer then learns every answer of a conversation and nothing else, with any chat template: masking answers
     inside whole conversations needs templates with {% generation %} marks, which most models don't have. Rows of other
@@ -30,4 +30,8 @@ def per_answer(rows: Dataset) -> Dataset:
                         out["tools"].append(tool)
         return out
 
-    return rows.map(split, batched=True, remove_columns=rows.column_names)
+    from datasets import Features, Json
+
+    # Declared, because inferred types would come from the first thousand rows and not fit a later one with tool calls.
+    columns = Features({c: Json() for c in ("prompt", "completion", *(["tools"] if "tools" in rows.column_names else []))})
+    return rows.map(split, batched=True, remove_columns=rows.column_names, features=columns)

@@ -40,7 +40,7 @@ class Context:
         return Sampling(temperature=1.0, max_new_tokens=self.job.max_new_tokens, seed=self.job.seed)
 
     def rows(self, want: tuple[str, ...]) -> list[dict]:
-        """Held-out rows of one of the kinds wanted, at most job.limit: a seeded draw, so that a sorted file does no harm."""
+        """Held-out rows of one of the kinds wanted, at most job.limit: a seeded draw, as files are often sorted."""
         from lib.data import load
 
         with self.lock:  # measures run in threads, and would write the same cache
@@ -48,7 +48,7 @@ class Context:
         return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
 
     def prompts(self) -> list[Example]:
-        """Held-out prompts to sample answers to: the demo's own, so that its rule can judge them, or those of the data."""
+        """Held-out prompts to sample answers to: the demo's own, which its rule can judge, or those of the data."""
         if self.job.data.source == "demo":
             from lib.evals.demo import DemoTask
 

@@ -22,7 +22,7 @@ class DemoTask:
         n = demo.HELDOUT_ROWS["prompt"] if limit is None else min(limit, demo.HELDOUT_ROWS["prompt"])
         return [
             Example(id=f"demo-{i}", prompt=demo.prompt_messages(message), reference=order.line())
-            for i, (order, message, _) in enumerate(islice(demo.orders("prompt", "heldout"), n))
+            for i, (order, message) in enumerate(islice(demo.orders("prompt", "heldout"), n))
         ]
 
     def score(self, example: Example, completion: str) -> dict[str, float]:

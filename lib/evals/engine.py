@@ -1,7 +1,7 @@
 """Models behind a queue: one process per GPU (or CPU core), each holding one model at a time.
 
-A request (so many prompts for one model) is cut into shards of rows of like length. A free process takes a shard of the
-model it holds if there is one, else one of a model that no other process holds; so a model is loaded as rarely as can be.
+A request (so many prompts for one model) is cut into shards of rows of like length. A free process takes a shard of
+the model it holds if there is one, else of a model that no other process holds; so models are seldom loaded twice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 SHARD = 64
@@ -119,7 +119,9 @@ class Engine:
 
     def score(self, model: str, prompts: list, completions: list, tools: list | None = None) -> Future:
         """Future of list[Score]."""
-        return self._ask(model, "score", "log-probabilities", [prompts, completions, tools or [None] * len(prompts)], ())
+        return self._ask(
+            model, "score", "log-probabilities", [prompts, completions, tools or [None] * len(prompts)], ()
+        )
 
     def reward(self, model: str, conversations: list) -> Future:
         """Future of list[float]."""
@@ -138,8 +140,7 @@ class Engine:
                 return self.asked[key].future
             request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
             order = sorted(range(n), key=lambda i: sum(len(str(c[i])) for c in columns))
-            shards = max(1, min(n, max(-(-n // SHARD), self.count)))
-            size = -(-n // shards)
+            size = -(-n // -(-n // SHARD)) if n else 1  # whatever the number of processes: so answers are the same
             for begin in range(0, n, size):
                 rows = order[begin : begin + size]
                 args = tuple([c[i] for i in rows] for c in columns) + rest
@@ -167,7 +168,7 @@ class Engine:
         options = {
             "num_cpus": 1,
             "num_gpus": 1 if self.gpu else 0,
-            "max_restarts": 1,  # a process lost to the machine's memory monitor or a preempted node is started once more
+            "max_restarts": 1,  # after the memory monitor or a preemption took the process
             "max_task_retries": 1,
             "runtime_env": {"env_vars": worker_env(Scale(), self.gpu)},
         }
@@ -178,7 +179,10 @@ class Engine:
                     self.changed.wait()
                 if self.closed:
                     break
+                before = self.holds.get(me)
                 request, method, rows, args = self._next(me)
+            if request.model != before:
+                self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} loading")
             try:
                 actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1)
                 results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
@@ -199,7 +203,7 @@ class Engine:
             last = request.done == request.total
         share = f"{request.done}/{request.total}"
         rate = f"  {request.tokens / max(request.seconds, 1e-9):,.0f} tokens/s" if request.tokens else ""
-        self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} {share:>9} {request.what}{rate}")
+        self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} {share:>7} {request.what}{rate}")
         if last and not request.future.done():
             request.future.set_result(request.results)
 

@@ -57,6 +57,9 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
                 raise failed
         scores = [s for f in futures for s in f.result()]
         work = engine.timings()
+    if not any(s.headline and s.run in job.runs and not s.versus for s in scores):
+        for s in scores:  # with no task that has right answers, perplexity is what the runs are compared by
+            s.headline = s.headline or s.metric == "perplexity"
     metrics = [summary.metric(s, job.seed) for s in scores]
     compared = summary.comparisons(scores, job.seed)
     runs = [_run_info(s.name, s.base, s.trained_template) for s in planned.specs]
@@ -120,24 +123,37 @@ def _samples(context: Context) -> tuple[str, list[Sample]]:
         return "", []
     rows = list(context.recorded[task].values())
     how = "sampled at temperature 1" if task == "win_rate" else "greedy"
-    note = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts, drawn by seed {job.seed} and not picked; answers are {how}."
+    shown = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
+    note = f"{shown}, drawn by seed {job.seed} and not picked; answers are {how}."
     chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
     return note, [
-        Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference)) for r in chosen
+        Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
+        for r in chosen
     ]
 
 
 def _text(reference) -> str | None:
-    return None if reference is None else reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+    return (
+        None
+        if reference is None
+        else reference
+        if isinstance(reference, str)
+        else json.dumps(reference, ensure_ascii=False)
+    )
 
 
 def _lines(context: Context) -> str:
     """examples.jsonl: every answer with its scores."""
-    rows = [
-        {"task": task, "id": r["example"].id, "run": run, "prompt": r["example"].prompt, "reference": r["example"].reference,
-         "answer": answer, "scores": r["scores"][run]}
-        for task, kept in context.recorded.items() for r in kept.values() for run, answer in r["answers"].items()
-    ]  # fmt: skip
+    rows = []
+    for task, kept in context.recorded.items():
+        for r in kept.values():
+            example = {
+                "task": task,
+                "id": r["example"].id,
+                "prompt": r["example"].prompt,
+                "reference": r["example"].reference,
+            }
+            rows += [example | {"run": run, "answer": a, "scores": r["scores"][run]} for run, a in r["answers"].items()]
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
@@ -170,7 +186,8 @@ def _evaluation_times(work: list[dict], wall: float) -> list[Timing]:
 def _environment(planned: Plan) -> dict:
     from lib.launch import git_state
 
-    data = {name: check.record() for name, check in planned.checks.items() if check is not None}
+    told = ("source", "format", "kind", "rows", "heldout_rows", "sha256")
+    data = {name: {k: getattr(check, k) for k in told} for name, check in planned.checks.items()}
     return {
         "git": git_state(),
         "python": platform.python_version(),
@@ -188,7 +205,9 @@ def _hardware() -> str:
     have = ray.cluster_resources()
     kinds = [k.removeprefix("accelerator_type:") for k in have if k.startswith("accelerator_type:")]
     gpus = f"{have['GPU']:g} GPU ({', '.join(kinds)}), " if have.get("GPU") else ""
-    return f"{gpus}{have.get('CPU', 0):g} CPU cores, {have.get('memory', 0) / 2**30:.0f} GiB for Ray, {platform.machine()}"
+    return (
+        f"{gpus}{have.get('CPU', 0):g} CPU cores, {have.get('memory', 0) / 2**30:.0f} GiB for Ray, {platform.machine()}"
+    )
 
 
 def _warnings(runs: list[RunInfo], metrics: list, job: EvalJob) -> list[str]:

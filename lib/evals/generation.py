@@ -23,7 +23,9 @@ def measure(task: Task, context: Context) -> list[Scores]:
         for i, name in enumerate(scored[0]):
             values = [float(s[name]) for s in scored]
             kind = "proportion" if set(values) <= {0.0, 1.0} else "mean"
-            found.append(Scores(metric=name, tops=values, kind=kind, headline=i == 0, version=str(task.version), **common))
+            found.append(
+                Scores(metric=name, tops=values, kind=kind, headline=i == 0, version=str(task.version), **common)
+            )
         lengths = [float(len(a.tokens)) for a in answers]
         found.append(Scores(metric="length", tops=lengths, better="", unit="tokens per answer", **common))
         context.record(task.name, run, examples, [a.text for a in answers], scored)

@@ -10,15 +10,17 @@ from typing import Literal
 
 from lib.config import Data
 from lib.evals.engine import Spec
-from lib.run import Run
+from lib.run import Run, absolute
 
 
 @dataclass
 class EvalJob:
+    """One evaluation: which models, on what, and where the report goes."""
+
     run: str = "runs/eval"
     """Where the report goes, as <run>/reports/report.html, .md and .json: a local path or s3://bucket/path."""
     runs: dict[str, str] = field(default_factory=dict)
-    """The models, oldest first, {name: run directory, model folder or hub name}. Each is compared with the one before it."""
+    """The models, oldest first, {name: run directory, folder or hub name}. Each is compared with the one before it."""
     reward: str | None = None
     """The reward run that preference_accuracy tests and win_rate asks. None: there is none."""
     reference: str | None = None
@@ -65,13 +67,16 @@ class Plan:
         """(label, text) rows for a table."""
         j, out = self.job, [("report", f"{Run(self.job.run).at('reports')}/report.html")]
         out += [("reward" if s.reward else "run", f"{s.name:<8} {s.base}") for s in self.specs]
-        out += [("tasks", ", ".join(j.tasks)), ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all")]
+        out += [
+            ("tasks", ", ".join(j.tasks)),
+            ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all"),
+        ]
         if {"win_rate", "kl"} & set(j.tasks):
             out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
         seen: list[str] = []
         for check in self.checks.values():
-            seen += [line for line in check.lines() if line not in seen]
-        return out + [("data", line) for line in seen]
+            seen += [line.removeprefix("data: ") for line in check.lines()]
+        return out + [("data", line) for line in dict.fromkeys(seen)]
 
 
 def plan(job: EvalJob) -> Plan:
@@ -112,7 +117,9 @@ def _rows(data: Data, want: tuple[str, ...]):
 
     checked = check(data, want)
     if checked.heldout_rows == 0:
-        raise ValueError(f"data.source: {data.source} has no held-out rows to evaluate on. Raise data.heldout_fraction (1.0 takes all).")
+        raise ValueError(
+            f"data.source: {data.source} has no held-out rows. Raise data.heldout_fraction (1.0 takes all)."
+        )
     return checked
 
 
@@ -124,19 +131,24 @@ def _needs(job: EvalJob) -> list[str]:
     if "preference_accuracy" in job.tasks and not job.reward:
         out.append("reward: preference_accuracy tests a reward run, and there is none. Set reward: runs/reward.")
     if "win_rate" in job.tasks and not job.reward and job.data.source != "demo":
-        out.append("reward: win_rate needs a judge; only the demo data has a rule. Set reward: runs/reward, or drop win_rate.")
+        out.append(
+            "reward: win_rate needs a judge; only the demo data has a rule. Set reward: runs/reward, or drop win_rate."
+        )
     pairwise = [t for t in ("win_rate", "kl") if t in job.tasks]
     if pairwise and job.runs:
         if job.reference and job.reference not in job.runs:
             from lib.cli import nearest
 
             out.append(
-                f"reference: {job.reference} is not one of runs ({', '.join(job.runs)}).{nearest(job.reference, job.runs)}"
+                f"reference: {job.reference} is not one of runs ({', '.join(job.runs)})."
+                + nearest(job.reference, job.runs)
             )
         elif len(job.runs) < 2:
-            out.append(f"runs: {' and '.join(pairwise)} compare two runs, and there is one. Add the reference before it.")
+            out.append(
+                f"runs: {' and '.join(pairwise)} compare two runs, and there is one. Add the reference before it."
+            )
         elif not job.challengers():
-            out.append(f"reference: {job.reference} is the last of runs, so nothing is compared with it. Put it before the others.")
+            out.append(f"reference: {job.reference} is the last of runs: nothing is compared with it. Put it earlier.")
     for key, low in (("limit", 1), ("max_new_tokens", 1), ("samples", 0), ("workers", 1)):
         value = getattr(job, key)
         if value is not None and value < low:
@@ -152,7 +164,7 @@ def _spec(key: str, name: str, base: str, dtype: str, reward: bool = False) -> S
     try:
         where, _ = models.locate(base)
     except ValueError as e:
-        raise ValueError(str(e).replace("model.base:", f"{key}:", 1)) from None
+        raise ValueError(str(e).replace("model.base:", f"{key}:", 1) + _runs_near(base, str(e))) from None
     trained = models.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
     if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet
@@ -166,3 +178,12 @@ def _spec(key: str, name: str, base: str, dtype: str, reward: bool = False) -> S
                 f"{trained[:12]} in provenance.json). Put its model/chat_template.jinja back, or train it again."
             )
     return Spec(name, where, reward, trained, dtype)
+
+
+def _runs_near(base: str, said: str) -> str:
+    """What runs there are in the folder that a missing one was looked for in, unless the message says so already."""
+    folder = Path(absolute(base)).parent
+    if "://" in base or "Nearest" in said or Path(absolute(base)).exists():
+        return ""
+    there = sorted(p.parent.name for p in folder.glob("*/job.yaml"))
+    return f" There is no run {absolute(base)} either; in {folder} there are {', '.join(there) or 'none'}."

@@ -28,7 +28,9 @@ def perplexity(context: Context) -> list[Scores]:
             size[i] += score.bytes
         common = {"task": "perplexity", "run": run, "ids": [f"row-{i}" for i in range(len(rows))], "better": "lower"}
         bits = [x / math.log(2) for x in nats]
-        found.append(Scores(metric="perplexity", tops=nats, bottoms=tokens, kind="perplexity", unit="per token", **common))
+        found.append(
+            Scores(metric="perplexity", tops=nats, bottoms=tokens, kind="perplexity", unit="per token", **common)
+        )
         found.append(Scores(metric="bits_per_byte", tops=bits, bottoms=size, unit="bits per byte", **common))
     return found
 
@@ -45,8 +47,8 @@ def _pieces(row: dict):
 
 def kl(context: Context) -> list[Scores]:
     """KL(run ‖ reference) in nats per answer: the mean, over answers sampled from the run at temperature 1, of
-    Σ log p_run(token) − log p_reference(token). A single-sample estimate per prompt (k1 of Schulman 2020, "Approximating
-    KL divergence"): unbiased, and an answer's number may be negative.
+    Σ log p_run(token) − log p_reference(token). A single-sample estimate per prompt (k1 of Schulman 2020,
+    "Approximating KL divergence"): unbiased, and an answer's number may be negative.
     """
     job, engine = context.job, context.engine
     reference, examples = context.reference, context.prompts()
@@ -60,8 +62,16 @@ def kl(context: Context) -> list[Scores]:
         nats = [a.logprob - b.logprob for a, b in zip(own.result(), other.result(), strict=True)]
         found.append(
             Scores(
-                "kl", "kl", run, [e.id for e in examples], nats, better="lower", unit="nats per answer", versus=reference,
-                headline=True, decoding=str(Sampling(1.0, seed=job.seed)),
-            )  # fmt: skip
+                "kl",
+                "kl",
+                run,
+                [e.id for e in examples],
+                nats,
+                better="lower",
+                unit="nats per answer",
+                versus=reference,
+                headline=True,
+                decoding=str(Sampling(1.0, seed=job.seed)),
+            )
         )
     return found

@@ -74,7 +74,11 @@ def curves(lines: list[Curve], colour: int) -> str:
     figure, ax = _figure(3.5, 2.05)
     for c in lines:
         held = c.name.startswith("held-out")
-        look = {"marker": "o", "markersize": 4.5, "linewidth": 1.4, "color": INK} if held else {"linewidth": 1.9, "color": RUNS[colour % 8]}
+        look = (
+            {"marker": "o", "markersize": 4.5, "linewidth": 1.4, "color": INK}
+            if held
+            else {"linewidth": 1.9, "color": RUNS[colour % 8]}
+        )
         ax.plot(c.steps, c.values, label=c.name, solid_capstyle="round", **look)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(4))
@@ -99,7 +103,9 @@ def _svg(figure, description: str) -> str:
 
     out = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -108,4 +114,6 @@ def _svg(figure, description: str) -> str:
     for colour, name in NAMES.items():
         svg = svg.replace(colour, f"var({name})")
     text = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{text}">', svg, count=1)
+    return re.sub(
+        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{text}">', svg, count=1
+    )

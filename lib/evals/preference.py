@@ -35,7 +35,12 @@ def _by_kind(pairs: list[dict], right: list[float], common: dict) -> list[Scores
         orders = [demo.parse(p[side][-1]["content"]) for side in ("chosen", "rejected")]
         groups["bare_against_chatty" if orders[0] == orders[1] else "right_against_wrong"].append(i)
     return [
-        Scores(metric=name, tops=[right[i] for i in at], kind="proportion", **{**common, "ids": [common["ids"][i] for i in at]})
+        Scores(
+            metric=name,
+            tops=[right[i] for i in at],
+            kind="proportion",
+            **{**common, "ids": [common["ids"][i] for i in at]},
+        )
         for name, at in groups.items()
         if at
     ]
@@ -46,7 +51,7 @@ def win_rate(context: Context) -> list[Scores]:
 
     Judged by the task's stated rule where the prompts have one, and by the reward run where there is one.
     """
-    job, engine, reference = context.job, context.engine, context.reference
+    engine, reference = context.engine, context.reference
     examples = context.prompts()
     prompts = [e.prompt for e in examples]
     asked = {run: engine.generate(run, prompts, context.sampling) for run in (*context.challengers, reference)}
@@ -66,9 +71,17 @@ def win_rate(context: Context) -> list[Scores]:
     ids = [e.id for e in examples]
     return [
         Scores(
-            "win_rate", "win_rate", run, ids, wins, kind="proportion", versus=reference, judge=judge, headline=True,
+            "win_rate",
+            "win_rate",
+            run,
+            ids,
+            wins,
+            kind="proportion",
+            versus=reference,
+            judge=judge,
+            headline=True,
             decoding=str(context.sampling),
-        )  # fmt: skip
+        )
         for (run, judge), wins in outcomes.items()
     ]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib.evals import plots
-from lib.evals.report import Metric, Report, RunInfo
-from lib.evals.summary import number, show
+from lib.evals.report import Comparison, Metric, Report, RunInfo
+from lib.evals.summary import number, show, signed
 from lib.run import Run
 
 MARKS = {True: "✔", False: "✘", None: "–"}
@@ -15,6 +15,7 @@ LABELS = {
     "kl": "KL from the reference",
     "preference_accuracy": "reward model: pairs right",
     "bits_per_byte": "bits per byte",
+    "length": "length in tokens",
     "reward_margin": "reward margin",
     "right_against_wrong": "  right against wrong",
     "bare_against_chatty": "  bare against chatty",
@@ -33,7 +34,9 @@ def table(report: Report) -> list[dict]:
     """Rows of the scores table: {label, metrics: {run: Metric}, n, best: run | None, better}."""
     rows: dict[tuple, dict] = {}
     for m in report.metrics:
-        row = rows.setdefault((m.task, m.metric, m.versus, m.judge), {"label": label(m), "metrics": {}, "n": m.n, "better": m.better})
+        row = rows.setdefault(
+            (m.task, m.metric, m.versus, m.judge), {"label": label(m), "metrics": {}, "n": m.n, "better": m.better}
+        )
         row["metrics"][m.run] = m
     for row in rows.values():
         values = {run: m.value for run, m in row["metrics"].items()}
@@ -43,7 +46,7 @@ def table(report: Report) -> list[dict]:
     return list(rows.values())
 
 
-def label(m: Metric) -> str:
+def label(m: Metric | Comparison) -> str:
     """What a metric is called in a table: "demo: exact", "win rate over sft, by rule"."""
     name = LABELS.get(m.metric, m.metric)
     if m.metric == "win_rate":
@@ -75,8 +78,9 @@ def panels(report: Report) -> list[dict]:
             bar = report.settings.get("accuracy_floor")
         elif m.metric == "kl":
             bar = report.settings.get("kl_ceiling")
-        words = {"higher": "higher is better", "lower": "lower is better"}.get(m.better, "")
-        out.append({"title": title, "note": f"n={m.n}, 95% interval, {words}", "svg": plots.intervals(rows, bar)})
+        words = {"higher": ", higher is better", "lower": ", lower is better"}.get(m.better, "")
+        words += "" if bar is None else f"; dashed: {bar:.0%}" if m.kind == "proportion" else f"; dashed: {bar:g}"
+        out.append({"title": title, "note": f"n={m.n}{words}", "svg": plots.intervals(rows, bar)})
     return out
 
 
@@ -104,13 +108,18 @@ def html(report: Report) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     pictures = [{**p, "svg": Markup(p["svg"])} for p in panels(report)]
     losses = [{**p, "svg": Markup(p["svg"])} for p in loss_plots(report)]
     return environment.get_template("report.html.j2").render(
-        r=report, rows=table(report), panels=pictures, losses=losses, colour=colours(report), marks=MARKS, show=show,
-        number=number, duration=duration, signed=signed, changed=changed, facts=facts(report), columns=columns(report),
+        r=report, rows=table(report), columns=columns(report), panels=pictures, losses=losses, colour=colours(report),
+        facts=facts(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
+        changed=changed,
     )  # fmt: skip
 
 
@@ -128,7 +137,10 @@ def facts(report: Report) -> list[tuple[str, str]]:
     rows += [("hardware", e.get("hardware", "")), ("engine", e.get("engine", "")), ("seed", str(report.seed))]
     rows += [(f"task {k}", f"version {v}") for k, v in e.get("task_versions", {}).items()]
     rows += [
-        (f"data of {k}", f"{d.get('format')}, {d.get('heldout_rows')} held-out rows, sha256 {str(d.get('sha256'))[:16]}")
+        (
+            f"data of {k}",
+            f"{d.get('format')}, {d.get('heldout_rows')} held-out rows, sha256 {str(d.get('sha256'))[:16]}",
+        )
         for k, d in e.get("data", {}).items()
     ]
     for r in report.runs:
@@ -151,17 +163,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds // 60)} min {seconds % 60:02.0f} s"
 
 
-def signed(c) -> str:
-    """A comparison's difference with its interval: "+68 [61 to 74] points"."""
-    from lib.evals.summary import _signed
-
-    return _signed(c)
-
-
 def markdown(report: Report) -> str:
     """The same, as text that reads well in a terminal or a pull request."""
     names = columns(report)
-    out = [f"# {report.title}", "", f"{report.created} · {report.environment.get('hardware', '')} · seed {report.seed}", ""]
+    out = [
+        f"# {report.title}",
+        "",
+        f"{report.created} · {report.environment.get('hardware', '')} · seed {report.seed}",
+        "",
+    ]
     if report.verdicts:
         out += ["## What holds", "", *(f"- {MARKS[v.holds]} **{v.claim}**: {v.evidence}" for v in report.verdicts), ""]
     out += [f"> {w}" for w in report.warnings] + ([""] if report.warnings else [])
@@ -172,9 +182,15 @@ def markdown(report: Report) -> str:
         cells = [f"**{c}**" if x == row["best"] else c for x, c in zip(names, cells, strict=True)]
         out.append(f"| {row['label']} | " + " | ".join(cells) + f" | {row['n']} |")
     if report.comparisons:
-        out += ["", "## Differences on the same examples", "", "| | | difference | McNemar p | n |", "|---|---|---:|---:|---:|"]
         out += [
-            f"| {c.task}: {c.metric} | {c.a} → {c.b} | {signed(c)} | {'' if c.p is None else f'{c.p:.2g}'} | {c.n} |"
+            "",
+            "## Differences on the same examples",
+            "",
+            "| | | difference | McNemar p | n |",
+            "|---|---|---:|---:|---:|",
+        ]
+        out += [
+            f"| {label(c)} | {c.a} → {c.b} | {signed(c)} | {'' if c.p is None else f'{c.p:.2g}'} | {c.n} |"
             for c in report.comparisons
         ]
     for p in loss_plots(report):
@@ -205,12 +221,17 @@ def terminal(report: Report, where: str) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     names = columns(report)
-    grid = Table(title="scores, with 95% intervals", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(
+        title="scores, with 95% intervals", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     grid.add_column("")
     for x in (*names, "n"):
         grid.add_column(x, justify="right", no_wrap=True)
     for row in table(report):
-        cells = [Text(show(row["metrics"][x]) if x in row["metrics"] else "", "bold" if x == row["best"] else "") for x in names]
+        cells = [
+            Text(show(row["metrics"][x]) if x in row["metrics"] else "", "bold" if x == row["best"] else "")
+            for x in names
+        ]
         grid.add_row(row["label"], *cells, str(row["n"]))
     console.print(grid)
     style = {True: "green", False: "red", None: "yellow"}
@@ -218,5 +239,7 @@ def terminal(report: Report, where: str) -> None:
         console.print(Text(f"{MARKS[v.holds]} ", style[v.holds]) + Text(f"{v.claim}: {v.evidence}"))
     for w in report.warnings:
         console.print(Text(f"! {w}", "yellow"))
-    console.print(Text(f"\nReport: {where}/report.html (report.md, report.json and every answer in examples.jsonl beside it)"))
+    console.print(
+        Text(f"\nReport: {where}/report.html (report.md, report.json and every answer in examples.jsonl beside it)")
+    )
     console.print(Text("Next:\n" + "\n".join(f"  {c}" for c in report.next)))

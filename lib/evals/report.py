@@ -1,4 +1,4 @@
-"""A report: what was measured, how sure it is, and where it came from. JSON first; lib/evals/render.py reads nothing else."""
+"""A report: what was measured, how sure it is, where it came from. JSON first; lib/evals/render.py reads only this."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Comparison:
 @dataclass
 class Verdict:
     claim: str
-    """"SFT is above base on demo exact": what was hoped for."""
+    """"sft is above base on demo, exact": what was found, or a bar that was set."""
     holds: bool | None
-    """None: the examples can't tell."""
+    """True: better, or within the bar; False: worse, or beyond it; None: the examples can't tell."""
+    figure: str
+    """The number to read first: "3% → 71%"."""
     evidence: str
     n: int
-    kind: str
-    """score, win_rate, preference_accuracy, kl, perplexity: which picture belongs to it."""
 
 
 @dataclass
@@ -140,7 +140,9 @@ class Report:
         """Raises ValueError for a report of another schema."""
         raw = json.loads(text)
         if raw.get("schema") != SCHEMA:
-            raise ValueError(f"this report has schema {raw.get('schema')}; this version reads {SCHEMA}: run jobs/eval.py again.")
+            raise ValueError(
+                f"this report has schema {raw.get('schema')}; this version reads {SCHEMA}: run jobs/eval.py again."
+            )
         return _build(cls, raw)
 
 

@@ -1,4 +1,4 @@
-"""Intervals and paired tests. Everything takes one number (or a pair) per example; n is always returned with the value."""
+"""Intervals and paired tests. Everything takes one number (or pair) per example and returns n with the value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Estimate:
 
 
 def wilson(values: Sequence[float]) -> Estimate:
-    """Mean of numbers in [0, 1] with Wilson's score interval (Wilson 1927, JASA 22), which is never empty or outside [0, 1].
+    """Mean of numbers in [0, 1] with Wilson's score interval (Wilson 1927, JASA 22): never empty or outside [0, 1].
 
     Values between 0 and 1 (a tie counts 1/2) vary less than 0s and 1s of the same mean, so the interval then errs on
     the wide side. Raises ValueError for values outside [0, 1] or none at all.
@@ -54,7 +54,7 @@ def bootstrap_ratio(tops: Sequence[float], bottoms: Sequence[float], seed: int =
 
 
 def paired_difference(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed: int = 0) -> Estimate:
-    """b − a of sum(tops)/sum(bottoms) on the same examples, with the paired bootstrap interval; a, b: (tops, bottoms)."""
+    """b − a of sum(tops)/sum(bottoms) on the same examples, by the paired bootstrap; a, b: (tops, bottoms)."""
     import numpy as np
 
     parts = [np.asarray(x, float) for x in (*a, *b)]

@@ -1,9 +1,9 @@
-"""From numbers per example to values with intervals, comparisons of runs on the same examples, and verdicts in words."""
+"""From numbers per example to values with intervals, paired comparisons of runs, and verdicts in words."""
 
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from lib.evals import statistics
 from lib.evals.report import Comparison, Metric, Verdict
@@ -15,7 +15,9 @@ def metric(scores: Scores, seed: int) -> Metric:
     """The value of `scores` with its 95% interval."""
     e = _estimate(scores, seed)
     kept = ("task", "metric", "run", "better", "kind", "unit", "versus", "judge", "headline", "version", "decoding")
-    return Metric(value=e.value, low=e.low, high=e.high, n=e.n, method=e.method, **{k: getattr(scores, k) for k in kept})
+    return Metric(
+        value=e.value, low=e.low, high=e.high, n=e.n, method=e.method, **{k: getattr(scores, k) for k in kept}
+    )
 
 
 def _estimate(scores: Scores, seed: int) -> Estimate:
@@ -23,14 +25,18 @@ def _estimate(scores: Scores, seed: int) -> Estimate:
         return statistics.wilson(scores.tops)
     if scores.kind == "perplexity":  # exp is monotone, so it maps the interval of nats per token too
         e = statistics.bootstrap_ratio(scores.tops, scores.bottoms, seed)
-        return Estimate(*(None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high)), e.n, e.method)
+        return Estimate(
+            *(None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high)), e.n, e.method
+        )
     return statistics.bootstrap_ratio(scores.tops, scores.bottoms or [1.0] * len(scores.tops), seed)
 
 
 def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
-    """Every two runs that were scored alike on the same examples, in the order the runs were given."""
+    """Every two runs that were scored alike on the same examples, metric by metric, in the order of the runs."""
     found = []
-    for a, b in combinations(all_scores, 2):
+    places = {key: i for i, key in enumerate(dict.fromkeys((s.task, s.metric) for s in all_scores))}
+    ordered = sorted(all_scores, key=lambda s: places[s.task, s.metric])
+    for a, b in combinations(ordered, 2):
         alike = (a.task, a.metric, a.judge, a.decoding) == (b.task, b.metric, b.judge, b.decoding)
         if not alike or a.run == b.run or a.versus or b.versus or a.ids != b.ids:
             continue
@@ -41,57 +47,54 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
         p = statistics.mcnemar(a.tops, b.tops) if right_or_wrong else None
         found.append(
             Comparison(
-                a.task, a.metric, a.run, b.run, e.value, e.low, e.high, e.n, e.method, p, a.better,
-                "mean" if log else a.kind, "nats per token" if log else a.unit,
-            )  # fmt: skip
+                a.task,
+                a.metric,
+                a.run,
+                b.run,
+                e.value,
+                e.low,
+                e.high,
+                e.n,
+                e.method,
+                p,
+                a.better,
+                "mean" if log else a.kind,
+                "nats per token" if log else a.unit,
+            )
         )
-    return found
+    return sorted(found, key=lambda c: places[c.task, c.metric])
 
 
-def verdicts(runs: list[str], metrics: list[Metric], compared: list[Comparison], floor: float, ceiling: float) -> list[Verdict]:
-    """What the numbers say about each improvement hoped for: every run against the one before it in `runs`, then the rest.
+def verdicts(
+    runs: list[str], metrics: list[Metric], compared: list[Comparison], floor: float, ceiling: float
+) -> list[Verdict]:
+    """What the numbers say where an improvement was hoped for: every run against the one before it, then the rest.
 
     floor: share of pairs a reward run should get right; ceiling: nats of KL per answer.
     """
     found = []
-    for a, b in zip(runs, runs[1:], strict=False):
+    for a, b in pairwise(runs):
         for c in compared:
             both = [m for m in metrics if (m.task, m.metric) == (c.task, c.metric) and m.run in (a, b) and m.headline]
             if (c.a, c.b) == (a, b) and len(both) == 2:
                 found.append(_above(*sorted(both, key=lambda m: m.run != a), c))
     for m in metrics:
         if m.metric == "preference_accuracy":
-            found.append(
-                Verdict(
-                    f"{m.run} tells preferred from rejected answers more than {floor:.0%} of the time",
-                    _beyond(m, floor),
-                    f"right on {show(m)} of the held-out pairs, n={m.n}",
-                    m.n,
-                    m.metric,
-                )
-            )
+            claim = f"{m.run} tells preferred from rejected answers more than {floor:.0%} of the time"
+            holds, what = _beyond(m, floor), "right on held-out pairs"
         elif m.metric == "win_rate":
-            judged = "the stated rule" if m.judge == "rule" else f"reward model {m.judge}"
-            found.append(
-                Verdict(
-                    f"{m.run} is preferred over {m.versus} by {judged}",
-                    _beyond(m, 0.5),
-                    f"wins {show(m)} of the held-out prompts, ties counted half, n={m.n}: the interval "
-                    f"{'includes' if _beyond(m, 0.5) is None else 'excludes'} 50%",
-                    m.n,
-                    m.metric,
-                )
-            )
+            judge = "the stated rule" if m.judge == "rule" else f"reward model {m.judge}"
+            claim, holds = f"{m.run} is preferred over {m.versus} by {judge}", _beyond(m, 0.5)
+            half = "the interval includes 50%" if holds is None else "the interval excludes 50%"
+            what = f"wins on held-out prompts, ties counted half: {half}"
         elif m.metric == "kl":
-            found.append(
-                Verdict(
-                    f"{m.run} stays within {ceiling:g} nats of {m.versus}",
-                    None if (outside := _beyond(m, ceiling)) is None else not outside,
-                    f"mean KL({m.run}‖{m.versus}) = {show(m)} per answer, n={m.n}",
-                    m.n,
-                    m.metric,
-                )
-            )
+            outside = _beyond(m, ceiling)
+            claim = f"{m.run} stays within {ceiling:g} nats of {m.versus}"
+            holds, what = None if outside is None else not outside, f"mean KL({m.run}‖{m.versus}) per answer"
+        else:
+            continue
+        figure = f"{_value(m)} nats" if m.metric == "kl" else _value(m)
+        found.append(Verdict(claim, holds, figure, f"{show(m)}, n={m.n}: {what}", m.n))
     return found
 
 
@@ -105,13 +108,16 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
     if holds is not None and statistics.apart(*estimates):
         how = "intervals apart"
     elif holds is not None:
-        how = f"paired difference {_signed(c)}, though the intervals overlap"
+        how = f"paired difference {signed(c)}, though the intervals overlap"
     else:
-        how = f"no difference seen (paired difference {_signed(c)})"
+        how = f"paired difference {signed(c)}"
     p = "" if c.p is None else f", McNemar p {'< 0.001' if c.p < 0.001 else f'= {c.p:.3f}'}"
     what = f"{b.task}" if b.metric in (b.task, "perplexity") else f"{b.task}, {b.metric}"
-    word = "above" if sign > 0 else "below"
-    return Verdict(f"{b.run} is {word} {a.run} on {what}", holds, f"{show(a)} → {show(b)}, n={c.n}: {how}{p}", c.n, "score")
+    claim = f"{b.run} and {a.run} are not told apart on {what}"
+    if holds is not None:
+        claim = f"{b.run} is {'above' if holds == (sign > 0) else 'below'} {a.run} on {what}"
+    evidence = f"{show(a)} → {show(b)}, n={c.n}: {how}{p}"
+    return Verdict(claim, holds, f"{_value(a)} → {_value(b)}", evidence, c.n)
 
 
 def _beyond(m: Metric, bar: float) -> bool | None:
@@ -122,12 +128,15 @@ def _beyond(m: Metric, bar: float) -> bool | None:
 
 
 def show(m: Metric) -> str:
-    """71% [65–77], or 4.21 [4.02–4.40] nats."""
-    if m.kind == "proportion":
-        ends = "" if m.low is None else f" [{100 * m.low:.0f}–{100 * m.high:.0f}]"
-        return f"{100 * m.value:.0f}%{ends}"
-    ends = "" if m.low is None else f" [{number(m.low)}–{number(m.high)}]"
-    return f"{number(m.value)}{ends}{' ' + m.unit.split(' per ')[0] if m.unit else ''}"
+    """71% [65–77], or 4.21 [4.02–4.40]."""
+    if m.low is None:
+        return _value(m)
+    ends = (f"{100 * x:.0f}" if m.kind == "proportion" else number(x) for x in (m.low, m.high))
+    return f"{_value(m)} [{'–'.join(ends)}]"
+
+
+def _value(m: Metric) -> str:
+    return f"{100 * m.value:.0f}%" if m.kind == "proportion" else number(m.value)
 
 
 def number(x: float) -> str:
@@ -135,9 +144,12 @@ def number(x: float) -> str:
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
 
 
-def _signed(c: Comparison) -> str:
+def signed(c: Comparison) -> str:
+    """A difference with its interval: "+68 [+61 to +74] points"."""
+
     def one(x: float) -> str:
-        return f"{100 * x:+.0f}" if c.kind == "proportion" else f"{'+' if x >= 0 else '−'}{number(abs(x))}"
+        size = f"{abs(100 * x):.0f}" if c.kind == "proportion" else number(abs(x))
+        return f"{'+' if x > 0 else '−' if x < 0 else ''}{size}"
 
     unit = " points" if c.kind == "proportion" else f" {c.unit}" if c.unit else ""
     ends = "" if c.low is None else f" [{one(c.low)} to {one(c.high)}]"

@@ -30,7 +30,7 @@ class Task(Protocol):
 
 @dataclass
 class Scores:
-    """What a task found for one run: numbers per example, from which value and interval follow (lib/evals/summary.py)."""
+    """What a task found for one run: numbers per example; lib/evals/summary.py makes value and interval."""
 
     task: str
     metric: str

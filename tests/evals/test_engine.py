@@ -1,0 +1,66 @@
+"""The queue of models: one answer per request, the same whatever the shards, and a lost process costs nothing."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from lib.evals import engine as engine_module
+from lib.evals.engine import Engine, Spec
+from lib.generate import Sampling, TransformersGenerator
+
+PROMPTS = [[{"role": "user", "content": f"what is {'the red ' * (i % 5)}lamp {i}?"}] for i in range(10)]
+SAMPLING = Sampling(1.0, max_new_tokens=6, seed=4)
+
+
+@pytest.fixture
+def started(tiny_model, runs, local_ray):
+    specs = [Spec("base", tiny_model, dtype="float32"), Spec("sft", runs["sft"], dtype="float32")]
+    with Engine(specs, workers=1, say=lambda line: None) as engine:
+        yield engine
+
+
+def test_sharded_is_unsharded(started, tiny_model, monkeypatch):
+    """Shards of 3, cut from prompts of other lengths than their order: the answers of one process without any queue."""
+    monkeypatch.setattr(engine_module, "SHARD", 3)
+    own = TransformersGenerator(tiny_model)
+    want = own.generate(PROMPTS, SAMPLING)
+    asked = started.generate("base", PROMPTS, SAMPLING)
+    assert asked.result(120) == want
+    assert started.generate("base", PROMPTS, SAMPLING) is asked  # the same request is not done twice
+    scores = started.score("base", PROMPTS, [a[0] for a in want]).result(120)
+    assert [s.logprob for s in scores] == pytest.approx(
+        [s.logprob for s in own.score(PROMPTS, [a[0] for a in want])], abs=1e-4
+    )
+    assert [(t["model"], t["done"], t["total"]) for t in started.timings()] == [("base", 10, 10)] * 2
+    assert started.generate("base", [], SAMPLING).result(1) == []
+
+
+def test_a_killed_process_is_replaced(started):
+    first = started.generate("base", PROMPTS, SAMPLING).result(120)
+    (pid,) = _model_processes()
+    os.kill(pid, signal.SIGKILL)
+    again = started.generate("base", PROMPTS, Sampling(1.0, max_new_tokens=7, seed=4)).result(120)
+    assert [a[0].tokens[:6] for a in again] == [a[0].tokens for a in first]
+    assert _model_processes() != [pid]
+
+
+def test_what_waits_fails_when_the_engine_closes(started):
+    waiting = [started.generate(m, PROMPTS, Sampling(max_new_tokens=n)) for m in ("base", "sft") for n in range(1, 30)]
+    time.sleep(0.1)
+    started.close()
+    with pytest.raises(RuntimeError, match=r"sft: stopped at 0 of 10 answers \(greedy\)"):
+        waiting[-1].result(1)
+
+
+def _model_processes() -> list[int]:
+    """Pids of the actors among this process's descendants."""
+    found = []
+    for p in psutil.Process().children(recursive=True):
+        try:
+            found += [p.pid] if p.cmdline()[0].startswith("ray::Worker") else []
+        except (psutil.NoSuchProcess, IndexError):
+            continue
+    return found

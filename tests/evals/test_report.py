@@ -1,0 +1,119 @@
+"""A hand-written report through JSON and the renderers."""
+
+import json
+import re
+
+import pytest
+from jsonschema import validate
+
+from lib.evals import render
+from lib.evals.report import Report, flatten, schema
+from lib.run import Run
+from tests.evals import handwritten
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return handwritten.report()
+
+
+@pytest.fixture(scope="module")
+def page(report) -> str:
+    return render.html(report)
+
+
+def test_json_round_trip_and_schema(report):
+    text = report.to_json()
+    assert Report.from_json(text) == report
+    validate(json.loads(text), schema())
+
+
+def test_another_schema_is_refused(report):
+    with pytest.raises(ValueError, match="schema 99"):
+        Report.from_json(report.to_json().replace('"schema": 1', '"schema": 99'))
+
+
+def test_nan_never_reaches_the_json(report):
+    broken = Report.from_json(report.to_json())
+    broken.metrics[0].value = float("nan")
+    with pytest.raises(ValueError, match=r"[Oo]ut of range|JSON compliant"):
+        broken.to_json()
+
+
+def test_the_page_asks_for_nothing_else(page):
+    """No element or style that loads: only anchors within the page, and the empty data: icon."""
+    assert set(re.findall(r'(?:href|src)="([^"#]*)', page)) <= {"", "data:,"}
+    assert not re.search(r"@import|url\((?!#)|<script|<img|<iframe|<link(?! rel=\"icon\")", page)
+
+
+def test_the_page_holds_what_was_measured(report, page):
+    for v in report.verdicts:
+        assert v.figure in page and v.claim in page
+    for m in report.metrics:
+        assert render.show(m).split(" [")[0] in page
+    for text in (
+        *report.commands,
+        *report.next,
+        *report.warnings,
+        report.samples_note,
+        "train.learning_rate",
+        "2 CPU cores",
+    ):
+        assert text in page
+    assert page.count("<svg") == len(render.panels(report)) + len(render.loss_plots(report)) == 5 + 3
+
+
+def test_answers_cannot_inject_markup(page):
+    assert "&lt;b&gt;happy&lt;/b&gt;" in page and "<b>happy" not in page and "&lt;Noor&gt; &amp; co" in page
+
+
+def test_pictures_follow_the_pages_colours(page):
+    svg = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.S))
+    assert "var(--run-0)" in svg and "var(--ink)" in svg
+    assert not re.findall(r"#(?:01|02|03|05)[0-9a-f]{4}", svg)  # no stand-in is left
+
+
+def test_settings_that_differ_are_tinted(report, page):
+    assert render.changed(report.runs[1], report) == {"train.learning_rate"}
+    assert '<tr class="differs"><td>train.learning_rate</td><td><code>0.001</code></td></tr>' in page
+
+
+def test_the_best_of_a_row_is_marked(report):
+    rows = {r["label"]: r for r in render.table(report)}
+    assert rows["perplexity"]["best"] == "sft"  # lower is better
+    assert rows["demo: length in tokens"]["best"] is None  # neither is
+    assert rows["win rate over sft, judge: rule"]["best"] is None  # nothing to compare with
+
+
+def test_markdown(report):
+    text = render.markdown(report)
+    assert "| | base | sft | reward | dpo | n |" in text
+    assert re.search(r"- ✔ \*\*sft is above base on demo, exact\*\*: \d+% \[\d–\d+\] → \d+%", text)
+    assert handwritten.LINE in text and "python jobs/eval.py --config configs/eval.yaml" in text
+
+
+def test_terminal(report, capsys):
+    render.terminal(report, "/somewhere/reports")
+    out = capsys.readouterr().out
+    assert "sft is above base on demo, exact" in out and "/somewhere/reports/report.html" in out
+    assert all(c in out for c in report.next)
+
+
+def test_a_report_without_runs_or_samples(report):
+    """Only a reward run: no answers, no comparisons."""
+    alone = Report.from_json(report.to_json())
+    alone.runs = [r for r in alone.runs if r.name == "reward"]
+    alone.metrics = [m for m in alone.metrics if m.run == "reward"]
+    alone.comparisons, alone.samples, alone.samples_note, alone.commands, alone.warnings = [], [], "", [], []
+    page = render.html(alone)
+    assert 'id="answers"' not in page and "pairs right" in page and "Differences" not in page
+
+
+def test_write_puts_everything_in_reports(report, tmp_path):
+    run = Run(str(tmp_path / "run"))
+    render.write(report, run, '{"id": 1}\n')
+    assert set(run.files("reports")) == {"report.json", "report.md", "report.html", "examples.jsonl"}
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}

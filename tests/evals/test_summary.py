@@ -1,0 +1,126 @@
+"""From numbers per example to metrics, comparisons and verdicts, by hand-written numbers."""
+
+import math
+
+import pytest
+
+from lib.evals import summary
+from lib.evals.report import Metric
+from lib.evals.task import Scores
+
+IDS = [f"e{i}" for i in range(200)]
+
+
+def right(run: str, n: int, task: str = "demo") -> Scores:
+    return Scores(task, "exact", run, IDS, [1.0] * n + [0.0] * (200 - n), kind="proportion", headline=True)
+
+
+def judged(runs: list[str], scores: list[Scores], floor: float = 0.65, ceiling: float = 5.0) -> list:
+    metrics = [summary.metric(s, 0) for s in scores]
+    return summary.verdicts(runs, metrics, summary.comparisons(scores, 0), floor, ceiling)
+
+
+def test_an_improvement_is_stated_with_n_interval_and_verdict():
+    (v,) = judged(["base", "sft"], [right("base", 6), right("sft", 142)])
+    assert (v.claim, v.holds, v.figure, v.n) == ("sft is above base on demo, exact", True, "3% → 71%", 200)
+    assert v.evidence == "3% [1–6] → 71% [64–77], n=200: intervals apart, McNemar p < 0.001"
+
+
+def test_no_difference_is_a_result():
+    a, b = right("a", 100), right("b", 100)
+    b.tops = b.tops[::-1]  # as many right, on other examples
+    (v,) = judged(["a", "b"], [a, b])
+    assert v.holds is None and v.claim == "b and a are not told apart on demo, exact"
+
+
+def test_worse_is_said():
+    (v,) = judged(["a", "b"], [right("a", 150), right("b", 90)])
+    assert (v.claim, v.holds) == ("b is below a on demo, exact", False)
+
+
+def test_only_neighbours_get_a_verdict_but_all_are_compared():
+    three = [right("a", 10), right("b", 100), right("c", 150)]
+    assert [v.claim.split(" on ")[0] for v in judged(["a", "b", "c"], three)] == ["b is above a", "c is above b"]
+    assert [(c.a, c.b) for c in summary.comparisons(three, 0)] == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_other_examples_are_not_compared():
+    b = right("b", 100)
+    b.ids = [f"x{i}" for i in range(200)]
+    assert summary.comparisons([right("a", 10), b], 0) == []
+
+
+@pytest.mark.parametrize(("n", "holds"), [(170, True), (135, None), (90, False)])
+def test_reward_accuracy_against_its_floor(n, holds):
+    s = Scores(
+        "preference_accuracy", "preference_accuracy", "reward", IDS, [1.0] * n + [0.0] * (200 - n), kind="proportion"
+    )
+    assert [v.holds for v in judged([], [s])] == [holds]
+
+
+@pytest.mark.parametrize(("wins", "holds"), [(130, True), (105, None), (60, False)])
+def test_win_rate_against_a_half(wins, holds):
+    s = Scores(
+        "win_rate",
+        "win_rate",
+        "dpo",
+        IDS,
+        [1.0] * wins + [0.0] * (200 - wins),
+        kind="proportion",
+        versus="sft",
+        judge="rule",
+    )
+    (v,) = judged(["sft", "dpo"], [s])
+    assert v.holds is holds and ("excludes 50%" in v.evidence) == (holds is not None)
+
+
+@pytest.mark.parametrize(("nats", "holds"), [(2.0, True), (5.0, None), (9.0, False)])
+def test_kl_against_its_ceiling(nats, holds):
+    s = Scores("kl", "kl", "dpo", IDS, [nats + (-1) ** i for i in range(200)], better="lower", versus="sft")
+    (v,) = judged(["sft", "dpo"], [s])
+    assert v.holds is holds and v.figure == f"{nats:g} nats"
+
+
+def test_perplexity_is_exp_of_nats_per_token():
+    s = Scores(
+        "perplexity", "perplexity", "a", IDS[:3], [2.0, 4.0, 9.0], [1.0, 2.0, 2.0], kind="perplexity", better="lower"
+    )
+    m = summary.metric(s, 0)
+    assert m.value == pytest.approx(math.exp(3)) and m.low < m.value < m.high and m.n == 3
+
+
+def test_lower_perplexity_is_better():
+    a = Scores(
+        "perplexity",
+        "perplexity",
+        "a",
+        IDS,
+        [3.0 + i % 5 for i in range(200)],
+        [1.0] * 200,
+        "perplexity",
+        "lower",
+        headline=True,
+    )
+    b = Scores(
+        "perplexity",
+        "perplexity",
+        "b",
+        IDS,
+        [2.0 + i % 5 for i in range(200)],
+        [1.0] * 200,
+        "perplexity",
+        "lower",
+        headline=True,
+    )
+    b.tops[0] += 0.5
+    (v,) = judged(["a", "b"], [a, b])
+    assert (v.claim, v.holds) == ("b is below a on perplexity", True)
+    assert judged(["b", "a"], [b, a])[0].holds is False
+
+
+def test_shown_numbers():
+    m = Metric("t", "m", "r", 0.714, 0.65, 0.772, 200, "Wilson", kind="proportion")
+    assert summary.show(m) == "71% [65–77]"
+    assert summary.show(Metric("t", "m", "r", 4.2137, 4.02, 4.4, 200, "bootstrap")) == "4.21 [4.02–4.4]"
+    assert summary.show(Metric("t", "m", "r", 1.0, None, None, 20, "bootstrap")) == "1"
+    assert [summary.number(x) for x in (0, 0.00042, 12345.6, 0.5)] == ["0", "4.2e-04", "12,346", "0.5"]

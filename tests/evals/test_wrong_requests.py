@@ -1,0 +1,181 @@
+"""Wrong requests to jobs/eval.py: each is refused before Ray starts, names its key, and says what would be right."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lib.evals import cli, job, tasks
+from lib.evals.job import EvalJob
+from lib.run import Run
+from tests.conftest import REPO
+
+
+def parse(*argv: str) -> EvalJob:
+    return cli.parse(list(argv))[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rums.sft", "x"], r"--rums is not a key.*--runs"),
+        (["--max_new_token", "3"], r"--max_new_token is not a key.*--max_new_tokens"),
+        (["--data.sorce", "demo"], r"--data.sorce is not a key.*--data.source"),
+        (["--limit", "many"], "limit"),
+        (["--dtype", "bf16"], "dtype"),
+        (["--config", "configs/evl.yaml"], r"no file configs/evl.yaml.*configs/eval.yaml"),
+    ],
+)
+def test_wrong_options(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [demo]", r"task is not a key.*tasks"),
+        ("data: {limt: 3}", r"data.limt is not a key.*data.limit"),
+        ("data: demo", "data is a section"),
+        ("limit: lots", "limit"),
+        ("tasks: [demo", "not valid YAML"),
+    ],
+)
+def test_wrong_yaml(text, message, tmp_path):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("--config", str(tmp_path / "e.yaml"))
+
+
+def test_ways_to_say_it(tmp_path):
+    (tmp_path / "e.yaml").write_text("runs: {base: a/b}\nlimit: 7\ndata: {columns: {theirs: text}}\n")
+    got = parse(
+        "--config", str(tmp_path / "e.yaml"), "--runs.sft", "runs/sft", "--tasks", "demo", "kl", "--data.limit=3"
+    )
+    assert got.runs == {"base": "a/b", "sft": "runs/sft"} and got.tasks == ["demo", "kl"] and got.limit == 7
+    assert got.data.columns == {"theirs": "text"} and got.data.limit == 3
+    assert parse("--tasks=demo,kl", "--limit", "null").tasks == ["demo", "kl"]
+    assert parse("--limit", "null").limit is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": []}, "tasks: there are none to run. Known: demo"),
+        ({"tasks": ["perplexty"]}, r"tasks: there is no perplexty. Nearest: perplexity"),
+        ({"tasks": ["demo"], "runs": {}}, r"runs: demo needs at least one"),
+        ({"tasks": ["preference_accuracy"], "reward": None}, r"reward: preference_accuracy tests a reward run"),
+        ({"tasks": ["kl"], "runs": {"sft": "SFT"}}, r"runs: kl compare two runs, and there is one"),
+        ({"tasks": ["win_rate"], "reference": "stf"}, r"reference: stf is not one of runs \(sft, dpo\). Nearest: sft"),
+        ({"tasks": ["win_rate"], "reference": "dpo"}, r"reference: dpo is the last of runs"),
+        ({"limit": 0}, "limit: must be at least 1, is 0"),
+        ({"workers": 0}, "workers: must be at least 1"),
+        ({"reward": "SFT"}, r"reward: .*holds LlamaForCausalLM, not a reward model"),
+        ({"runs": {"sft": "SFT", "reward": "DPO"}}, r"runs.reward: the reward run .* has this name too"),
+    ],
+)
+def test_wrong_jobs(change, message, runs):
+    paths = {"SFT": runs["sft"], "DPO": runs["dpo"]}
+    good = {"runs": {"sft": "SFT", "dpo": "DPO"}, "reward": runs["reward"]} | change
+    good["runs"] = {k: paths[v] for k, v in good["runs"].items()}
+    good["reward"] = paths.get(good["reward"], good["reward"])
+    with pytest.raises(ValueError, match=message):
+        job.plan(EvalJob(**good))
+
+
+def test_a_run_that_is_none_names_those_that_are(runs):
+    """A misspelt run directory: the nearest run there is."""
+    with pytest.raises(ValueError, match=r"runs.sft: .*sftt.*sft"):
+        job.plan(EvalJob(runs={"sft": runs["sft"] + "t"}))
+
+
+def test_an_unfinished_run(make_run):
+    run = Run(make_run("unfinished"))
+    run.write_json("provenance.json", {"status": "failed"})
+    with pytest.raises(ValueError, match=r"runs.x: .*(failed|no model)"):
+        job.plan(EvalJob(runs={"x": run.path}))
+
+
+def test_another_template_than_in_training(make_run):
+    with pytest.raises(ValueError, match=r"runs.x: the chat template of .* is not the one it was trained with"):
+        job.plan(EvalJob(runs={"x": make_run("template", template="0" * 64)}))
+
+
+def test_win_rate_on_other_data_needs_a_judge(runs, pairs_file):
+    asked = EvalJob(runs={"sft": runs["sft"], "dpo": runs["dpo"]}, tasks=["win_rate"])
+    asked.data.source = pairs_file
+    with pytest.raises(ValueError, match="reward: win_rate needs a judge"):
+        job.plan(asked)
+
+
+def test_no_held_out_rows(runs, pairs_file):
+    asked = EvalJob(runs={"sft": runs["sft"]}, tasks=["perplexity"])
+    asked.data.source, asked.data.heldout_fraction = pairs_file, 0.0
+    with pytest.raises(ValueError, match=r"data.source: .* no held-out rows"):
+        job.plan(asked)
+
+
+def test_data_of_the_wrong_kind(runs, chats_file):
+    asked = EvalJob(reward=runs["reward"], tasks=["preference_accuracy"])
+    asked.data.source = chats_file
+    with pytest.raises(ValueError, match=r"data\.source"):
+        job.plan(asked)
+
+
+def test_all_problems_at_once(runs):
+    with pytest.raises(ValueError) as e:
+        job.plan(EvalJob(runs={"a": "./nowhere"}, tasks=["kl", "dmo"], limit=0))
+    assert [line.split(":")[0] for line in str(e.value).splitlines()] == ["tasks", "runs.a", "runs", "limit"]
+
+
+def test_every_name_can_be_got():
+    assert all(callable(tasks.get(name)) for name in tasks.names())
+    with pytest.raises(ValueError, match="Known: demo"):
+        tasks.task("kl")  # measured, but no task with a score of its own
+
+
+def test_refused_in_two_seconds_and_help_in_one(tmp_path):
+    """As a user does it, from a cold start; best of three, since other work may be on the machine."""
+
+    def best(*args: str) -> tuple[float, subprocess.CompletedProcess]:
+        took = []
+        for _ in range(3):
+            began = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "jobs/eval.py", *args], cwd=REPO, capture_output=True, text=True, timeout=60
+            )
+            took.append(time.perf_counter() - began)
+        return min(took), done
+
+    seconds, done = best("--help")
+    assert seconds < 1.0 and done.returncode == 0 and "--max_new_tokens" in done.stdout
+    seconds, done = best("--runs.a", "./nowhere", "--tasks", "dmo")
+    assert seconds < 2.0 and done.returncode == 2
+    assert "tasks: there is no dmo" in done.stderr and "runs.a" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_dry_run_starts_nothing(runs, tmp_path):
+    config = tmp_path / "e.yaml"
+    config.write_text(
+        yaml.safe_dump({"run": str(tmp_path / "out"), "runs": {"sft": runs["sft"]}, "tasks": ["demo", "perplexity"]})
+    )
+    command = [sys.executable, "jobs/eval.py", "--config", str(config), "--dry-run"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Dry run" in done.stdout and "demo, perplexity" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_schema_knows_every_key():
+    done = subprocess.run(
+        [sys.executable, "jobs/eval.py", "--schema"], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    told = json.loads(done.stdout)
+    assert set(told["properties"]) == set(EvalJob.__dataclass_fields__) and told["additionalProperties"] is False
+    assert told["properties"]["limit"]["description"].startswith("At most")
+
+
+def test_the_shipped_config_parses():
+    assert parse("--config", str(REPO / "configs/eval.yaml")).reference == "sft"

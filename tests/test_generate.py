@@ -1,0 +1,213 @@
+"""Generation and scoring: against plain forward passes, and the same whatever the batch."""
+
+import math
+
+import pytest
+
+from lib.generate import Answer, Sampling, TransformersGenerator, batches, choose, windows
+
+WORDS = (
+    "lamp",
+    "chair",
+    "the red table",
+    "a garden near the river",
+    "small round bread on the table in the garden by the window",
+    "salt",
+    "stone",
+    "door",
+)
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_model) -> TransformersGenerator:
+    return TransformersGenerator(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list:
+    return [[{"role": "user", "content": f"what is {w}?"}] for w in WORDS]
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(max_new_tokens=12), Sampling(1.0, 0.9, 12, seed=3), Sampling(1.0, 1.0, 12, n=2)]
+)
+def test_one_batch_of_8_is_8_batches_of_1(generator, prompts, sampling):
+    generator.batch_rows = 64
+    together = generator.generate(prompts, sampling)
+    generator.batch_rows = 1
+    alone = generator.generate(prompts, sampling)
+    generator.batch_rows = 64
+    assert together == alone
+    assert generator.generate(prompts[::-1], sampling) == together[::-1]
+
+
+def test_greedy_is_transformers_own(generator, prompts):
+    import torch
+
+    for prompt, answer in zip(prompts[:4], generator.generate(prompts[:4], Sampling(max_new_tokens=10)), strict=True):
+        ids = torch.tensor([generator.encoder.render(prompt, answering=True)])
+        own = generator.model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert list(answer[0].tokens) == own
+
+
+def test_it_stops_at_the_end_token(tiny_model, prompts):
+    """With the likeliest first token declared an end, every row stops there, and the rest of the batch goes on."""
+    g = TransformersGenerator(tiny_model)
+    free = g.generate(prompts, Sampling(max_new_tokens=8))
+    first = free[0][0].tokens[3]
+    g.ends = {first}
+    for stopped, whole in zip(g.generate(prompts, Sampling(max_new_tokens=8)), free, strict=True):
+        tokens = whole[0].tokens
+        cut = tokens[: tokens.index(first) + 1] if first in tokens else tokens
+        assert (stopped[0].tokens, stopped[0].finished) == (cut, first in tokens)
+
+
+def test_samples_differ_by_seed_and_draw_and_follow_the_distribution(generator, prompts):
+    import torch
+
+    one = generator.generate(prompts[:1], Sampling(1.0, max_new_tokens=1, n=1500))[0]
+    assert len({a.tokens for a in one}) > 300
+    other = generator.generate(prompts[:1], Sampling(1.0, max_new_tokens=1, n=10, seed=1))[0]
+    assert other != one[:10]
+    ids = torch.tensor([generator.encoder.render(prompts[0], answering=True)])
+    with torch.no_grad():
+        p = generator.model(ids).logits[0, -1].softmax(-1)
+    half = torch.searchsorted(p.cumsum(0), 0.5).item()
+    drawn = sum(a.tokens[0] <= half for a in one) / 1500
+    assert abs(drawn - p[: half + 1].sum().item()) < 4 * math.sqrt(0.25 / 1500)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "want"),
+    [
+        (Sampling(1.0), (0.5, 0.3, 0.2)),
+        (Sampling(1.0, 0.6), (5 / 8, 3 / 8, 0.0)),  # the fewest tokens that reach 0.6 are 0.5 and 0.3
+        (Sampling(0.5), (0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38)),  # T = 1/2 squares and renormalises
+        (Sampling(0.0), (1.0, 0.0, 0.0)),
+    ],
+)
+def test_choose_follows_the_distribution(sampling, want):
+    import torch
+
+    logits = torch.tensor([[0.5, 0.3, 0.2]] * 4000).log()
+    picked = choose(logits, sampling, [torch.Generator().manual_seed(i) for i in range(4000)])
+    for token, p in enumerate(want):
+        assert abs((picked == token).float().mean().item() - p) <= 4 * math.sqrt(p * (1 - p) / 4000)
+
+
+def test_score_is_the_sum_of_a_plain_forward_pass(generator, prompts):
+    import torch
+
+    answers = [[{"role": "assistant", "content": f"it is {w}, near the {w}"}] for w in WORDS]
+    scores = generator.score(prompts, answers)
+    for prompt, answer, score in zip(prompts, answers, scores, strict=True):
+        begin = generator.encoder.render(prompt, answering=True)
+        ids = torch.tensor([generator.encoder.render(prompt + answer, answering=False)])
+        with torch.no_grad():
+            logp = generator.model(ids).logits.double().log_softmax(-1)
+        want = sum(logp[0, t - 1, ids[0, t]].item() for t in range(len(begin), ids.shape[1]))
+        assert score.tokens == ids.shape[1] - len(begin)
+        assert score.logprob == pytest.approx(want, abs=1e-3)
+        assert score.bytes == len((answer[0]["content"] + "\n").encode())
+
+
+def test_score_does_not_depend_on_the_batch(generator, prompts):
+    answers = [[{"role": "assistant", "content": w}] for w in WORDS]
+    generator.batch_rows, together = 64, generator.score(prompts, answers)
+    generator.batch_rows, alone = 1, generator.score(prompts, answers)
+    generator.batch_rows = 64
+    assert [(a.tokens, a.bytes) for a in together] == [(a.tokens, a.bytes) for a in alone]
+    assert [a.logprob for a in together] == pytest.approx([a.logprob for a in alone], abs=1e-4)
+
+
+def test_an_answers_own_tokens_are_scored_not_its_text(generator, prompts):
+    """Sampled tokens are often not the tokenizer's own cut of their text; what is scored must be what was sampled."""
+    drawn = generator.generate(prompts, Sampling(1.0, max_new_tokens=6))
+    scores = generator.score(prompts, [a[0] for a in drawn])
+    assert [s.tokens for s in scores] == [len(a[0].tokens) for a in drawn]
+    assert generator.score(prompts[:1], [Answer("", (), True)])[0].logprob == 0.0
+
+
+def test_text_is_scored_whole_in_windows(tiny_model):
+    """A document longer than the window: every token once, and with a window as long as the document a plain pass."""
+    import torch
+
+    text = " ".join(f"the {w} is near the {v}." for w in WORDS for v in WORDS[:3])
+    whole, cut = TransformersGenerator(tiny_model, window=2048), TransformersGenerator(tiny_model, window=64)
+    whole.window = 2048
+    ids = torch.tensor([[whole.encoder.start, *whole.encoder.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        logp = whole.model(ids).logits.double().log_softmax(-1)
+    want = sum(logp[0, t - 1, ids[0, t]].item() for t in range(1, ids.shape[1]))
+    a, b = whole.score([None], [text])[0], cut.score([None], [text])[0]
+    assert a.logprob == pytest.approx(want, rel=1e-6) and a.bytes == len(text)
+    assert a.tokens == b.tokens == ids.shape[1] - 1
+    assert b.logprob == pytest.approx(a.logprob, rel=0.02) and b.logprob != a.logprob
+
+
+def test_windows_by_hand():
+    assert list(windows(list(range(11)), 4)) == [
+        ([0], [1, 2, 3]),
+        ([2, 3], [4, 5]),
+        ([4, 5], [6, 7]),
+        ([6, 7], [8, 9]),
+        ([7, 8, 9], [10]),
+    ]
+    assert list(windows([7], 4)) == [] and list(windows([7, 8], 4)) == [([7], [8])]
+
+
+def test_batches_by_hand():
+    assert list(batches("abcde", [1, 9, 3, 3, 2], rows=2, tokens=None)) == [["b", "c"], ["d", "e"], ["a"]]
+    assert list(batches("abcde", [1, 9, 3, 3, 2], rows=9, tokens=6)) == [["b"], ["c", "d"], ["e", "a"]]
+
+
+def test_grouped_attention_is_sdpa(tiny_model, prompts):
+    """lib/attention.py against transformers' own sdpa, one decoding step with a cache and padding."""
+    import torch
+
+    from lib import attention
+
+    g = TransformersGenerator(tiny_model)
+    assert g.model.config._attn_implementation == attention.NAME
+    ids = torch.tensor([g.encoder.render(prompts[0], True)] * 3)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    out = {}
+    for name in ("sdpa", attention.NAME):
+        g.model.set_attn_implementation(name)
+        with torch.inference_mode():
+            cache = g.model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
+            out[name] = g.model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache).logits
+    assert not torch.equal(out["sdpa"][0], out["sdpa"][1])  # the mask matters
+    torch.testing.assert_close(out["sdpa"], out[attention.NAME], rtol=0, atol=1e-5)
+
+
+def test_another_template_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="not the one this model was trained with"):
+        TransformersGenerator(tiny_model, trained_template="0" * 64)
+
+
+def test_tools_reach_the_template(generator):
+    """The tiny template ignores tools; a model without any template says so."""
+    from lib.encode import Encoder
+
+    e = Encoder(generator.encoder.model_dir)
+    e.tokenizer.chat_template = (
+        "{% for t in tools %}{{ t.name }} {% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    with_tools = e.render([{"role": "user", "content": "hello"}], False, '[{"name": "salt"}]')
+    assert e.text(with_tools) == "salt hello"
+    e.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        e.render([{"role": "user", "content": "hello"}], False)
+
+
+def test_bfloat16_is_close_and_how_close(tiny_model, prompts):
+    """In bfloat16 padding moves log-probabilities; this measures how far (some 1e-2 per token), and holds the bound."""
+    g = TransformersGenerator(tiny_model, dtype="bfloat16")
+    answers = [[{"role": "assistant", "content": w}] for w in WORDS]
+    together = g.score(prompts, answers)
+    g.batch_rows = 1
+    alone = g.score(prompts, answers)
+    per_token = [abs(a.logprob - b.logprob) / a.tokens for a, b in zip(together, alone, strict=True)]
+    assert max(per_token) < 0.05
