@@ -15,7 +15,8 @@ def build(job, args):
     from lib import data, models
 
     rows = data.load(job.data, ("preference",))
-    return RewardTrainer(args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **models.for_trainer(job.model, args))
+    shared = models.for_trainer(job.model, args, task_type="SEQ_CLS")
+    return RewardTrainer(args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **shared)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,17 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
         raise SystemExit(0)
     known = {a.dest for a in parser._actions}
     _check_options(argv, known)
-    given = _config_path(argv)
+    given, resumed = _option(argv, "--config"), _option(argv, "--resume")
     tree = _read(given) if given else {}
     _check_keys(tree, known, given)
+    stored = _stored(resumed, stage) if resumed else {}
     try:
-        ns = parser.parse_args(argv)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
+            if resumed and not given:  # the run's own configuration takes the place of the file
+                yaml.safe_dump(stored, f)
+                f.flush()
+                argv = ["--config", f.name, *argv]
+            ns = parser.parse_args(argv)
     except argparse.ArgumentError as e:
         raise UsageError(_tidy(str(e))) from None
     d = ns.as_dict()
@@ -80,9 +87,6 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
     d["train"] = d.get("train") or {}
     d["model"]["lora"] = d["model"].get("lora") or {}
     if resume:
-        stored = _stored(resume, stage)
-        if not given:
-            d = stored | {k: v for k, v in d.items() if k == "run" and v}
         d["run"] = resume
     return Request(Job.from_dict({**d, "stage": stage}), dry_run, bool(resume), given)
 
@@ -118,11 +122,11 @@ def _parser(stage: str, config_class: str):
 LORA = "peft.tuners.lora.config:LoraConfig"
 
 
-def _config_path(argv: list[str]) -> str | None:
+def _option(argv: list[str], name: str) -> str | None:
     for i, a in enumerate(argv):
-        if a == "--config" and i + 1 < len(argv):
+        if a == name and i + 1 < len(argv):
             return argv[i + 1]
-        if a.startswith("--config="):
+        if a.startswith(f"{name}="):
             return a.split("=", 1)[1]
     return None
 
@@ -204,7 +208,7 @@ def _stored(path: str, stage: str) -> dict:
     stored = run.job()
     if stored["stage"] != stage:
         raise UsageError(f"--resume: {run.path} was made by jobs/{stored['stage']}.py, not by jobs/{stage}.py.")
-    return stored
+    return {k: v for k, v in stored.items() if k != "stage"}
 
 
 def schema(stage: str, config_class: str) -> dict:

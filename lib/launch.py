@@ -103,7 +103,7 @@ RAY_ENV = {
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
     # What Ray's own actors say at every start and a user can do nothing about.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|PreemptionWatcher|gemm_4bit_forward",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF",
 }
 
 
@@ -184,12 +184,28 @@ def finish(run: Run, planned: plan.Plan) -> None:
     ]
     show(rows, f"{stage}: finished")
     following = {"sft": ("reward", "dpo")}.get(stage, ())
+    if planned.job.eval.tasks:
+        _evaluate(run, planned.job)
     print("Next:")
     print(f"  python jobs/eval.py --config configs/eval.yaml --runs.{stage} {run.path}")
     for s in following:
         print(f"  python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}")
     if not following:
         print(f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))\"")
+
+
+def _evaluate(run: Run, job) -> None:
+    """Scores the finished run beside its base on `eval.tasks`; the report goes into the run."""
+    from lib.evals.evaluate import evaluate
+    from lib.evals.job import EvalJob
+    from lib.evals.render import terminal
+
+    e = job.eval
+    runs = {"base": job.model.base, job.stage: run.path}
+    request = EvalJob(
+        run=run.path, runs=runs, tasks=e.tasks, data=job.data, limit=e.limit, max_new_tokens=e.max_new_tokens
+    )
+    terminal(evaluate(request, f"python jobs/eval.py --runs.{job.stage} {run.path}"), run.at("reports"))
 
 
 def show(rows: list[tuple[str, str]], title: str) -> None:

@@ -132,14 +132,17 @@ def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
     return kwargs
 
 
-def for_trainer(model: Model, args) -> dict:
-    """The keyword arguments every TRL trainer shares: model, processing_class, and peft/quantization config if asked for."""
+def for_trainer(model: Model, args, task_type: str = "CAUSAL_LM") -> dict:
+    """The keyword arguments every TRL trainer shares: model, processing_class, and peft/quantization config if asked for.
+
+    task_type is PEFT's: with SEQ_CLS it also trains the new head, which would else stay at its random start.
+    """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
     if model.adapter == "lora":
         from peft import LoraConfig
 
-        kwargs["peft_config"] = LoraConfig(**model.lora)
+        kwargs["peft_config"] = LoraConfig(**{"task_type": task_type} | model.lora)
     if model.quantization != "none":
         from transformers import BitsAndBytesConfig
 

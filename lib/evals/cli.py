@@ -26,7 +26,7 @@ def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
         raise SystemExit(0)
     known = {f.name for f in fields(EvalJob)} | {f"data.{f.name}" for f in fields(Data)}
     argv = _split(argv, known | {"config", "dry-run", "help"})
-    tree = cli._read(path) if (path := cli._config_path(argv)) else {}
+    tree = cli._read(path) if (path := cli._option(argv, "--config")) else {}
     _check_keys(tree, known, path)
     try:
         ns = _parser().parse_args(argv)

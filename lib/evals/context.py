@@ -18,7 +18,7 @@ class Context:
     job: EvalJob
     engine: Engine
     judge: str | None
-    """The reward run's name in the engine."""
+    """The reward run's name in the engine; None where there is no reward run."""
     rule: Callable[[Example, str, str], float] | None
     """1, 1/2 or 0 for an answer against another, where the prompts come with a rule."""
     recorded: dict[str, dict[str, dict]] = field(default_factory=dict)

@@ -96,10 +96,10 @@ def plan(job: EvalJob) -> Plan:
     for name in job.tasks:
         attempt(tasks.get, name)
     specs = [s for name, base in job.runs.items() if (s := attempt(_spec, f"runs.{name}", name, base, job.dtype))]
-    judge = Run(job.reward).name if job.reward else None
+    judge = "reward" if job.reward else None
     if job.reward:
         if judge in job.runs:
-            problems.append(f"runs.{judge}: the reward run {job.reward} has this name too. Give the run another.")
+            problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
         reward = attempt(_spec, "reward", judge, job.reward, job.dtype, True)
         specs += [reward] if reward else []
     problems += _needs(job)

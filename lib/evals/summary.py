@@ -83,7 +83,7 @@ def verdicts(
             claim = f"{m.run} tells preferred from rejected answers more than {floor:.0%} of the time"
             holds, what = _beyond(m, floor), "right on held-out pairs"
         elif m.metric == "win_rate":
-            judge = "the stated rule" if m.judge == "rule" else f"reward model {m.judge}"
+            judge = "the stated rule" if m.judge == "rule" else "the reward model"
             claim, holds = f"{m.run} is preferred over {m.versus} by {judge}", _beyond(m, 0.5)
             half = "the interval includes 50%" if holds is None else "the interval excludes 50%"
             what = f"wins on held-out prompts, ties counted half: {half}"

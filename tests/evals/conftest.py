@@ -1,7 +1,6 @@
 """Run directories with tiny random models, as training would leave them."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -77,8 +76,3 @@ def local_ray():
         connect()
         yield
         ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def folder() -> Path:
-    return Path(__file__).parent

@@ -57,6 +57,11 @@ def test_ways_to_say_it(tmp_path):
     )
     assert got.runs == {"base": "a/b", "sft": "runs/sft"} and got.tasks == ["demo", "kl"] and got.limit == 7
     assert got.data.columns == {"theirs": "text"} and got.data.limit == 3
+    assert list(parse("--config", str(REPO / "configs/eval.yaml"), "--runs.sft", "x", "--runs.dpo", "y").runs) == [
+        "base",
+        "sft",
+        "dpo",
+    ]
     assert parse("--tasks=demo,kl", "--limit", "null").tasks == ["demo", "kl"]
     assert parse("--limit", "null").limit is None
 
@@ -74,7 +79,7 @@ def test_ways_to_say_it(tmp_path):
         ({"limit": 0}, "limit: must be at least 1, is 0"),
         ({"workers": 0}, "workers: must be at least 1"),
         ({"reward": "SFT"}, r"reward: .*holds LlamaForCausalLM, not a reward model"),
-        ({"runs": {"sft": "SFT", "reward": "DPO"}}, r"runs.reward: the reward run .* has this name too"),
+        ({"runs": {"sft": "SFT", "reward": "DPO"}}, r"runs.reward: reward is what the reward run is called here"),
     ],
 )
 def test_wrong_jobs(change, message, runs):

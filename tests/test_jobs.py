@@ -1,0 +1,175 @@
+"""Whole jobs on a local Ray with a tiny model: resume, s3://, NaN, QLoRA, adapters, elastic workers, job submission."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib import checkpoint
+from lib.run import Run
+from tests.conftest import REPO, run_job, s3_environment
+
+SHORT = "--train.max_steps 6 --train.save_steps 2 --train.logging_steps 1 --train.learning_rate 1e-3 --scale.global_batch 8 --scale.micro_batch 4".split()
+
+
+def losses(run: Run) -> list[float]:
+    return [r["loss"] for r in run.metrics() if "loss" in r]
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory, tiny_model, chats_file):
+    """A finished SFT run (every weight, one worker), its arguments and its output."""
+    run = Run(tmp_path_factory.mktemp("jobs") / "sft")
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT]
+    done = run_job("sft", *argv, "--run", run.path)
+    assert done.returncode == 0, done.stderr
+    return run, argv, done.stdout
+
+
+@pytest.mark.slow
+def test_a_finished_run(sft):
+    run, _, out = sft
+    provenance = run.provenance()
+    assert provenance["status"] == "finished" and provenance["steps"] == 6 and provenance["tokens"] > 0
+    assert len(provenance["template_sha256"]) == 64 and len(provenance["model_sha256"]) == 64
+    assert provenance["train"]["learning_rate"] == 1e-3  # effective values of every setting
+    assert len(losses(run)) == 6 and losses(run)[-1] < losses(run)[0]
+    assert checkpoint.steps(run) == [4, 6]
+    assert "step 6/6" in out and "Next:" in out and "jobs/eval.py" in out
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(run.model_dir())
+    assert AutoTokenizer.from_pretrained(run.model_dir()).chat_template
+
+
+@pytest.mark.slow
+def test_resume_of_a_finished_run_says_so(sft):
+    run, argv, _ = sft
+    done = run_job("sft", *argv, "--resume", run.path)
+    assert done.returncode == 0 and "already finished" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["export", "last two checkpoints"])
+def test_resume_ends_in_the_same_bits(sft, lost, tmp_path):
+    """The run as a kill would leave it: with everything trained but no model/, or with its newest checkpoint cut off."""
+    original, argv, _ = sft
+    run = Run(tmp_path / "copy")
+    shutil.copytree(original.path, run.path)
+    run.remove("model")
+    job = run.read_text("job.yaml").replace(original.path, run.path)
+    run.write_text("job.yaml", job)
+    run.write_json("provenance.json", {"status": "running"})
+    if lost != "export":
+        weights = f"{run.path}/checkpoints/checkpoint-6/model.safetensors"
+        os.truncate(weights, os.path.getsize(weights) // 2)
+    done = run_job("sft", "--resume", run.path)
+    assert done.returncode == 0, done.stderr
+    assert ("checkpoint-6 refused: model.safetensors is truncated" in done.stdout + done.stderr) is (lost != "export")
+    assert run.provenance()["model_sha256"] == original.provenance()["model_sha256"]
+    assert losses(run) == losses(original)
+
+
+@pytest.mark.slow
+def test_lora_dpo_from_a_run_then_its_model_and_adapter_load(sft, pairs_file, tmp_path):
+    parent, _, _ = sft
+    run = Run(tmp_path / "dpo")
+    argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
+    done = run_job("dpo", *argv, "--model.adapter", "lora", "--model.lora.r", "4", "--model.lora.target_modules", "all-linear")
+    assert done.returncode == 0, done.stderr
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained(run.model_dir(), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(parent.model_dir(), dtype=torch.float32)
+    ids = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        before = base(ids).logits
+        beside = PeftModel.from_pretrained(base, run.at("adapter"))(ids).logits
+        after = merged(ids).logits
+    assert (after - before).abs().max() > 1e-3
+    assert torch.allclose(after, beside, atol=3e-2)  # merged weights are stored in bf16 where the CPU has it
+    assert run.provenance()["parent_sha256"] == f"run:{parent.provenance()['model_sha256']}"
+    assert run.provenance()["template_sha256"] == parent.provenance()["template_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantized_base_trains_and_model_is_plain(bits, tiny_model, chats_file, tmp_path):
+    run = Run(tmp_path / "qlora")
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT, "--train.learning_rate", "1e-2", "--run", run.path]
+    done = run_job("sft", *argv, "--model.adapter", "lora", "--model.lora.target_modules", "all-linear", "--model.quantization", bits)
+    assert done.returncode == 0, done.stderr
+    assert losses(run)[-1] < losses(run)[0]
+    assert "quantization_config" not in json.loads(run.read_text("model/config.json"))
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(run.model_dir())
+
+
+@pytest.mark.slow
+def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_file, tmp_path):
+    """The run lives on an S3 server; the driver and all of its Ray die after step 3."""
+    import psutil
+
+    env = s3_environment(s3_server)
+    os.environ.update(env)
+    argv = ["--model.base", tiny_model, "--data.source", pairs_file, *SHORT, "--scale.precision", "fp32"]
+    whole, cut = Run(f"s3://runs/{tmp_path.name}/whole"), Run(f"s3://runs/{tmp_path.name}/cut")
+    done = run_job("reward", *argv, "--run", whole.path, env=env)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [sys.executable, "jobs/reward.py", *argv, "--run", cut.path], cwd=REPO, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not any(r["step"] >= 3 for r in cut.metrics()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    for p in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        if p.is_running():
+            p.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cut.finished()
+    done = run_job("reward", "--resume", cut.path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert cut.provenance()["model_sha256"] == whole.provenance()["model_sha256"]
+    assert losses(cut) == losses(whole)
+    from transformers import AutoModelForSequenceClassification
+
+    assert AutoModelForSequenceClassification.from_pretrained(cut.model_dir()).num_labels == 1
+
+
+@pytest.mark.slow
+def test_diverging_run_stops_with_the_cause(tiny_model, chats_file, tmp_path):
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT, "--run", str(tmp_path / "run")]
+    done = run_job("sft", *argv, "--train.learning_rate", "1e30", "--train.max_grad_norm", "0", "--scale.precision", "fp32")
+    assert done.returncode == 1
+    assert "is nan" in done.stderr or "is inf" in done.stderr
+    assert "train.learning_rate" in done.stderr and "--resume" in done.stderr
+    assert Run(tmp_path / "run").provenance()["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_job_submission(sft, pairs_file, tmp_path):
+    """ray job submit to a cluster that is already there, of this very folder."""
+    parent, _, _ = sft
+    run = Run(tmp_path / "submitted")
+    ray = f"{os.path.dirname(sys.executable)}/ray"
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    ports = ["--port", "0", "--dashboard-port", "8329", "--num-cpus", "2"]
+    head = subprocess.run([ray, "start", "--head", *ports], env=env, capture_output=True, text=True)
+    assert head.returncode == 0, head.stderr
+    try:
+        command = ["python", "jobs/dpo.py", "--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
+        done = subprocess.run(
+            [ray, "job", "submit", "--address", "http://127.0.0.1:8329", "--working-dir", ".", "--", *command], cwd=REPO, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert run.finished() and run.provenance()["steps"] == 6
+    finally:
+        subprocess.run([ray, "stop", "--force"], env=env, capture_output=True)

@@ -1,0 +1,156 @@
+"""Twenty-odd wrong jobs, twenty-odd errors that name the key, before Ray or torch are touched."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lib import cli, plan
+from lib.run import Run
+from tests.conftest import REPO, run_job
+
+DPO = "trl.trainer.dpo_config:DPOConfig"
+
+
+@pytest.fixture
+def good(tiny_model, pairs_file, tmp_path, monkeypatch):
+    """Arguments of a DPO job that is right, and the folder its run would be in."""
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)  # the messages for a machine without a GPU
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return ["--model.base", tiny_model, "--data.source", pairs_file, "--run", str(tmp_path / "runs" / "dpo")]
+
+
+def make(argv: list[str]) -> plan.Plan:
+    return plan.make(cli.parse("dpo", DPO, argv), ("preference",))
+
+
+WRONG = [
+    # what is typed after a good command, what the message must contain
+    (["--train.betta", "0.1"], ["train.betta", "train.beta"]),
+    (["--model.adaptor", "lora"], ["model.adaptor", "model.adapter"]),
+    (["--train.learning_rate", "fast"], ["train.learning_rate", "float"]),
+    (["--scale.strategy", "zero4"], ["scale.strategy", "zero3"]),
+    (["--train.learning_rate", "-1"], ["train.learning_rate", "above 0"]),
+    (["--train.max_steps", "0"], ["train.max_steps", "train.num_train_epochs"]),
+    (["--train.save_strategy", "no"], ["train.save_strategy", "preemption"]),
+    (["--train.report_to", "tensorbord"], ["train.report_to", "tensorboard"]),
+    (["--train.trust_remote_code", "true"], ["train.trust_remote_code"]),
+    (["--train.gradient_accumulation_steps", "4"], ["scale.global_batch"]),
+    (["--data.source", "nowhere.jsonl"], ["data.source", "nowhere.jsonl"]),
+    (["--data.columns.questoin", "prompt"], ["data.columns", "questoin"]),
+    (["--data.format", "alpacca"], ["data.format", "alpaca"]),
+    (["--data.heldout_fraction", "1.5"], ["data.heldout_fraction"]),
+    (["--model.base", "runs/never-made/sft"], ["model.base"]),
+    (["--model.chat_template", "chatml.jinja"], ["model.chat_template", "chatml.jinja"]),
+    (["--model.lora.r", "8"], ["model.lora", "model.adapter: lora"]),
+    (["--model.quantization", "4bit"], ["model.quantization", "model.adapter: lora"]),
+    (["--model.adapter", "lora", "--model.lora.r", "0"], ["model.lora.r"]),
+    (["--scale.workers", "2", "--scale.global_batch", "7"], ["scale.global_batch", "6 or 8"]),
+    (["--scale.workers", "0"], ["scale.workers", "at least 1"]),
+    (["--scale.workers", "64", "--scale.global_batch", "64"], ["scale.workers", "CPU cores"]),
+    (["--scale.strategy", "zero2"], ["scale.strategy", "scale.workers: 2"]),
+    (["--scale.offload", "true"], ["scale.offload", "zero2"]),
+    (["--scale.device", "gpu"], ["scale.device"]),
+    (["--scale.precision", "fp16"], ["scale.precision", "GPU"]),
+    (["--scale.min_workers", "3"], ["scale.min_workers", "between 1"]),
+    (["--scale.workers", "2", "--scale.min_workers", "1", "--scale.strategy", "fsdp"], ["scale.min_workers", "ddp"]),
+    (["--eval.tasks", "[dem]"], ["eval.tasks", "demo"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "says"), WRONG, ids=[" ".join(t) for t, _ in WRONG])
+def test_wrong(typed, says, good):
+    with pytest.raises(ValueError) as e:
+        make(good + typed)
+    for word in says:
+        assert word in str(e.value), str(e.value)
+
+
+def test_right(good):
+    planned = make(good)
+    assert planned.check.rows + planned.check.heldout_rows == 64
+    assert planned.job.model.base == good[1]
+
+
+def test_every_problem_is_listed_at_once(good):
+    with pytest.raises(cli.UsageError) as e:
+        make([*good, "--scale.device", "gpu", "--train.learning_rate", "-1", "--data.source", "nowhere.jsonl"])
+    assert len(str(e.value).splitlines()) >= 3
+
+
+def test_data_of_the_wrong_kind(good, chats_file):
+    with pytest.raises(cli.UsageError, match=r"data\.source.*preference"):
+        make([*good, "--data.source", chats_file])
+
+
+def test_a_run_that_is_not_finished_is_no_base(good, tmp_path):
+    Run(tmp_path / "sft").write_text("job.yaml", "stage: sft\n")
+    Run(tmp_path / "sft").write_json("provenance.json", {"status": "running"})
+    with pytest.raises(cli.UsageError, match=r"model\.base: .*no model yet"):
+        make([*good, "--model.base", str(tmp_path / "sft")])
+    with pytest.raises(cli.UsageError, match=r"model\.base: there is no run .*/sftt\. Nearest: .*/sft"):
+        make([*good, "--model.base", str(tmp_path / "sftt")])
+
+
+def started(planned: plan.Plan) -> Run:
+    run = Run(planned.job.run)
+    run.write_text("job.yaml", yaml.safe_dump(planned.job.to_dict(), sort_keys=False))
+    run.write_json("provenance.json", {"status": "failed"})
+    return run
+
+
+def test_an_existing_run_is_never_overwritten(good):
+    run = started(make(good))
+    with pytest.raises(cli.UsageError, match=r"already holds a run.*--resume"):
+        make(good)
+    assert make(["--resume", run.path]).job == make([*good[:-2], "--resume", run.path]).job
+
+
+def test_resume_with_another_configuration_says_what_differs(good):
+    run = started(make(good))
+    with pytest.raises(cli.UsageError, match=r"train\.beta: the run has None, this configuration 0\.5"):
+        make([*good[:-2], "--train.beta", "0.5", "--resume", run.path])
+    make([*good[:-2], "--scale.workers", "2", "--resume", run.path])  # moves no sample to another step
+
+
+def test_resume_of_what_is_no_run(good, tmp_path):
+    with pytest.raises(cli.UsageError, match=r"--resume: .* is not a run"):
+        make(["--resume", str(tmp_path)])
+    run = started(make(good))
+    with pytest.raises(cli.UsageError, match=r"made by jobs/dpo\.py, not by jobs/sft\.py"):
+        cli.parse("sft", "trl.trainer.sft_config:SFTConfig", ["--resume", run.path])
+
+
+def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
+    import json
+
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    rows = [{"messages": [{"role": "user", "content": f"do {i}"}, call]} for i in range(20)]
+    path = tmp_path / "tools.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    request = cli.parse("sft", "trl.trainer.sft_config:SFTConfig", ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")])
+    with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* rows of data\.source call tools"):
+        plan.make(request, ("chat", "text"))
+
+
+def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_path):
+    began = time.time()
+    done = run_job("dpo", *good, "--scale.workers", "2", "--scale.global_batch", "7")
+    took = time.time() - began
+    assert done.returncode == 2 and "scale.global_batch" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+    print(f"refused in {took:.2f} s")
+
+
+def test_dry_run_writes_nothing_and_imports_neither_torch_nor_ray_workers(good, tmp_path):
+    code = (
+        f"import sys; sys.argv=['jobs/dpo.py', '--dry-run', *{good!r}]; import runpy\n"
+        "runpy.run_path('jobs/dpo.py', run_name='__main__')\n"
+        "print([m for m in ('torch','trl','transformers','datasets') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert out.stdout.strip().endswith("[]") and "nothing was started" in out.stdout, out.stdout + out.stderr
+    assert not (tmp_path / "runs").exists()
