@@ -69,7 +69,17 @@ def main() -> None:
     from lib.hardware import worker_env
     from lib.run import Run
 
-    common = ["--train.max_steps", str(options.steps), "--train.logging_steps", "1", "--train.save_steps", str(options.steps), "--scale.workers", "1", *extra]
+    common = [
+        "--train.max_steps",
+        str(options.steps),
+        "--train.logging_steps",
+        "1",
+        "--train.save_steps",
+        str(options.steps),
+        "--scale.workers",
+        "1",
+        *extra,
+    ]
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(options.repeats):
@@ -90,16 +100,27 @@ def main() -> None:
             )
             started = time.time()
             command = [sys.executable, __file__, "--bare", json.dumps(planned.job.to_dict()), "--started", str(started)]
-            out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | worker_env(planned.job.scale, planned.gpu))
+            out = subprocess.run(
+                command,
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                text=True,
+                env=os.environ | worker_env(planned.job.scale, planned.gpu),
+            )
             lines = [x.split(" ", 1) for x in out.stdout.splitlines() if x.startswith(("STEP ", "RESULT "))]
-            theirs.append({"steps": [json.loads(x)[1] for k, x in lines if k == "STEP"], "tokens": ours[-1]["tokens"]} | json.loads(lines[-1][1]))
+            theirs.append(
+                {"steps": [json.loads(x)[1] for k, x in lines if k == "STEP"], "tokens": ours[-1]["tokens"]}
+                | json.loads(lines[-1][1])
+            )
     show(ours, theirs)
 
 
 def steady(side: dict) -> float:
     """Tokens per second: median over the steps after the second."""
     speeds = [
-        (side["tokens"][i] - side["tokens"][i - 1]) / (side["steps"][i] - side["steps"][i - 1]) for i in range(2, len(side["steps"]))
+        (side["tokens"][i] - side["tokens"][i - 1]) / (side["steps"][i] - side["steps"][i - 1])
+        for i in range(2, len(side["steps"]))
     ]
     return statistics.median(speeds)
 
@@ -118,7 +139,9 @@ def show(ours: list[dict], theirs: list[dict]) -> None:
     extra = statistics.median(x["steps"][0] - y["steps"][0] for x, y in zip(ours, theirs, strict=True))
     table.add_row("start to end of first step, s", f"{first[0]:.1f}", f"{first[1]:.1f}", f"+{extra:.1f} s", "≤ +10 s")
     peak = [statistics.median(x["peak"] for x in side) / 2**30 for side in (ours, theirs)]
-    table.add_row("peak memory of the training process, GiB", f"{peak[0]:.2f}", f"{peak[1]:.2f}", f"{peak[0] / peak[1]:.2f}×", "")
+    table.add_row(
+        "peak memory of the training process, GiB", f"{peak[0]:.2f}", f"{peak[1]:.2f}", f"{peak[0] / peak[1]:.2f}×", ""
+    )
     Console(width=130).print(table)
 
 

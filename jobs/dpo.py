@@ -17,7 +17,9 @@ def build(job, args):
     from lib import data, models
 
     rows = data.load(job.data, ("preference",))
-    return DPOTrainer(args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **models.for_trainer(job.model, args))
+    return DPOTrainer(
+        args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **models.for_trainer(job.model, args)
+    )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,9 @@ def main() -> None:
         print(f"{i + 1}/{options.kills}  {kind} killed after step {step}: {verdict}", flush=True)
     if bad:
         sys.exit(f"{bad} of {options.kills} disturbed runs did not end like the undisturbed one.")
-    print(f"All {options.kills} disturbed runs ended with the undisturbed run's weights, model/ SHA-256 {sha[:16]}…, and its losses.")
+    print(
+        f"All {options.kills} disturbed runs ended with the undisturbed run's weights, model/ SHA-256 {sha[:16]}…, and its losses."
+    )
 
 
 if __name__ == "__main__":

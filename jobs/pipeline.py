@@ -43,9 +43,13 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
     for name, step in tree["steps"].items():
         for key in step:
             if key not in ("stage", "config", "set"):
-                raise UsageError(f"{path}: steps.{name}.{key} is not a key of a step.{nearest(key, ['stage', 'config', 'set'])}")
+                raise UsageError(
+                    f"{path}: steps.{name}.{key} is not a key of a step.{nearest(key, ['stage', 'config', 'set'])}"
+                )
         if step.get("stage") not in stages:
-            raise UsageError(f"{path}: steps.{name}.stage: there is no jobs/{step.get('stage')}.py. Known: {', '.join(sorted(stages))}.")
+            raise UsageError(
+                f"{path}: steps.{name}.stage: there is no jobs/{step.get('stage')}.py. Known: {', '.join(sorted(stages))}."
+            )
         if not (ROOT / step.get("config", "")).is_file():
             raise UsageError(f"{path}: steps.{name}.config: there is no file {step.get('config')}.")
         for key, value in step.get("set", {}).items():
@@ -76,7 +80,9 @@ def identity(step: dict, settings: dict[str, str]) -> str:
         "set": settings,
         "code": code(step["stage"]),
         "data": data.check(Data(**section), tuple(KINDS)).sha256,
-        "base": models.locate(base, config.get("model", {}).get("revision"))[1] if base and "model.base" not in settings else None,
+        "base": models.locate(base, config.get("model", {}).get("revision"))[1]
+        if base and "model.base" not in settings
+        else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
@@ -100,13 +106,19 @@ def commands(folder: str, steps: dict[str, dict]):
         settings = {k: _fill(str(v), runs, f"steps.{name}.set.{k}") for k, v in step.get("set", {}).items()}
         runs[name] = f"{folder}/{name}-{identity(step, settings)}"
         options = [x for k, v in settings.items() for x in (f"--{k}", v)]
-        yield name, Run(runs[name]), ["python", f"jobs/{step['stage']}.py", "--config", step["config"], *options, "--run", runs[name]]
+        yield (
+            name,
+            Run(runs[name]),
+            ["python", f"jobs/{step['stage']}.py", "--config", step["config"], *options, "--run", runs[name]],
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the pipeline's YAML: folder, steps")
-    parser.add_argument("--dry-run", action="store_true", help="print the steps, what is done already, and the commands")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the steps, what is done already, and the commands"
+    )
     options = parser.parse_args()
     try:
         folder, steps = load(options.config)
@@ -122,7 +134,10 @@ def main() -> None:
                 continue
             code = subprocess.run([sys.executable, *command[1:]], cwd=ROOT).returncode
             if code:
-                print(f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.", file=sys.stderr)
+                print(
+                    f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.",
+                    file=sys.stderr,
+                )
                 sys.exit(code if code > 0 else 1)
     except UsageError as e:
         print(f"jobs/pipeline.py can't start: {e}", file=sys.stderr)

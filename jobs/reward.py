@@ -1,8 +1,8 @@
 """Reward model: a scalar head that gives the chosen answer of a pair more than the rejected one.
 
-    L(φ) = − log σ(r_φ(x, y⁺) − r_φ(x, y⁻))        Bradley-Terry; Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1
+L(φ) = − log σ(r_φ(x, y⁺) − r_φ(x, y⁻))        Bradley-Terry; Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1
 
-    python jobs/reward.py --config configs/reward.yaml
+python jobs/reward.py --config configs/reward.yaml
 """
 
 from lib.launch import main

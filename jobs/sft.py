@@ -1,8 +1,8 @@
 """Supervised fine-tuning: maximise the likelihood of the answers (and only of the answers).
 
-    L(θ) = − Σ_t log π_θ(y_t | x, y_<t)        Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3
+L(θ) = − Σ_t log π_θ(y_t | x, y_<t)        Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3
 
-    python jobs/sft.py --config configs/sft.yaml
+python jobs/sft.py --config configs/sft.yaml
 """
 
 from lib.launch import main

@@ -67,8 +67,8 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
         raise SystemExit(0)
     known = {a.dest for a in parser._actions}
     _check_options(argv, known)
-    given, resumed = _option(argv, "--config"), _option(argv, "--resume")
-    tree = _read(given) if given else {}
+    given, resumed = option(argv, "--config"), option(argv, "--resume")
+    tree = read_yaml(given) if given else {}
     _check_keys(tree, known, given)
     stored = _stored(resumed, stage) if resumed else {}
     try:
@@ -79,11 +79,11 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
                 argv = ["--config", f.name, *argv]
             ns = parser.parse_args(argv)
     except argparse.ArgumentError as e:
-        raise UsageError(_tidy(str(e))) from None
+        raise UsageError(tidy(str(e))) from None
     d = ns.as_dict()
     resume, dry_run = d.pop("resume"), d.pop("dry_run")
-    for option in ("config", "schema"):
-        d.pop(option, None)
+    for key in ("config", "schema"):
+        d.pop(key, None)
     d["train"] = d.get("train") or {}
     d["model"]["lora"] = d["model"].get("lora") or {}
     if resume:
@@ -102,10 +102,14 @@ def _parser(stage: str, config_class: str):
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
-    parser.add_argument("--dry-run", dest="dry_run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument(
+        "--dry-run", dest="dry_run", action="store_true", help="check everything, print the plan, start nothing"
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with this run from its last complete checkpoint")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the YAML, for editors")
-    parser.add_argument("--run", type=str, default=f"runs/{stage}", help="the run directory to write: a local path or s3://bucket/path")
+    parser.add_argument(
+        "--run", type=str, default=f"runs/{stage}", help="the run directory to write: a local path or s3://bucket/path"
+    )
     for name, cls in SECTIONS.items():
         parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
     for section, cls, owned in (("model.lora", LORA, {}), ("train", config_class, OWNED)):
@@ -114,7 +118,10 @@ def _parser(stage: str, config_class: str):
             if key not in owned:
                 shown = f" (default: {f.default})" if f.default is not None else ""
                 group.add_argument(
-                    f"--{section}.{key}", type=f.type, default=argparse.SUPPRESS, help=(f.help + shown).replace("%", "%%")
+                    f"--{section}.{key}",
+                    type=f.type,
+                    default=argparse.SUPPRESS,
+                    help=(f.help + shown).replace("%", "%%"),
                 )
     return parser
 
@@ -122,7 +129,7 @@ def _parser(stage: str, config_class: str):
 LORA = "peft.tuners.lora.config:LoraConfig"
 
 
-def _option(argv: list[str], name: str) -> str | None:
+def option(argv: list[str], name: str) -> str | None:
     for i, a in enumerate(argv):
         if a == name and i + 1 < len(argv):
             return argv[i + 1]
@@ -131,7 +138,7 @@ def _option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _read(path: str) -> dict:
+def read_yaml(path: str) -> dict:
     p = Path(path)
     if not p.is_file():
         beside = [str(q) for q in p.parent.glob("*.yaml")] if p.parent.is_dir() else []
@@ -184,15 +191,19 @@ def unknown(key: str, known: set[str], dashes: str = "") -> str:
 
 
 def nearest(name: str, names, dashes: str = "") -> str:
-    """" Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
+    """ " Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     last = {n.rsplit(".", 1)[-1]: n for n in names}
-    close += [last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=2, cutoff=0.75) if last[m] not in close]
+    close += [
+        last[m]
+        for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=2, cutoff=0.75)
+        if last[m] not in close
+    ]
     return f" Nearest: {', '.join(dashes + c for c in close[:3])}." if close else ""
 
 
-def _tidy(message: str) -> str:
+def tidy(message: str) -> str:
     """jsonargparse's message on one line, with a type written as one writes it in YAML."""
     text = " ".join(message.split()).replace("Parser key ", "").replace("typing.", "").replace("NoneType", "null")
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
@@ -218,7 +229,9 @@ def schema(stage: str, config_class: str) -> dict:
     strict = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
     def borrowed(title: str, cls: str, owned=()) -> dict:
-        rows = {k: (f.type, Field(f.default, description=f.help)) for k, f in fields.read(cls).items() if k not in owned}
+        rows = {
+            k: (f.type, Field(f.default, description=f.help)) for k, f in fields.read(cls).items() if k not in owned
+        }
         return create_model(title, __config__=strict, **rows).model_json_schema()
 
     sections = {}

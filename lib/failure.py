@@ -62,7 +62,7 @@ KNOWN: list[tuple[str, bool, str, str]] = [
 
 
 def text_of(error: BaseException) -> str:
-    """"Type: message" of the error and of every cause behind it, with the workers' own where Ray Train collected them."""
+    """ "Type: message" of the error and of every cause behind it, with the workers' own where Ray Train collected them."""
     parts, seen = [], set()
     queue: list[BaseException | None] = [error]
     while queue:

@@ -12,7 +12,7 @@ import importlib.util
 import types
 import typing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 MOVED = {"transformers.TrainingArguments": "transformers.training_args"}
@@ -32,7 +32,7 @@ def read(dotted: str) -> dict[str, Field]:
     return dict(_fields(module, name))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(module: str, name: str) -> tuple[tuple[str, Field], ...]:
     found = _class(module, name)
     if found is None:
@@ -55,7 +55,7 @@ def _class(module: str, name: str) -> ast.ClassDef | None:
     return next((n for n in _parse(module).body if isinstance(n, ast.ClassDef) and n.name == name), None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(module: str) -> ast.Module:
     return ast.parse(_file(module).read_text(encoding="utf-8"))
 
@@ -77,7 +77,7 @@ def _imported(module: str, name: str) -> str | None:
             return module
         if isinstance(node, ast.ImportFrom) and any(a.name == name for a in node.names):
             base = module.split(".")
-            if not _file(module).name == "__init__.py":
+            if _file(module).name != "__init__.py":
                 base = base[:-1]
             parent = ".".join(base[: len(base) - node.level + 1]) if node.level else ""
             full = ".".join(p for p in (parent, node.module) if p)

@@ -15,7 +15,7 @@ def local_gpus() -> int:
 
 
 def precision(wanted: str, device: str) -> str:
-    """"bf16", "fp16" or "fp32" for this process's device ("cpu" or "cuda"); `wanted` other than auto is taken as it is.
+    """ "bf16", "fp16" or "fp32" for this process's device ("cpu" or "cuda"); `wanted` other than auto is taken as it is.
 
     bf16 only where the arithmetic units are real: CUDA compute capability 8.0 (Ampere) and later, CPUs with
     avx512_bf16 or AMX. A T4 (7.5) emulates bf16 at a fraction of its fp16 speed.

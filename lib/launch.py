@@ -138,7 +138,11 @@ def _trainer(planned: plan.Plan, build, config: str):
         """Ray would restart the workers for any error, such as NaN, and so fail max_failures times over."""
 
         def make_decision(self, training_failed_error):
-            return super().make_decision(training_failed_error) if worth_retrying(training_failed_error) else FailureDecision.RAISE
+            return (
+                super().make_decision(training_failed_error)
+                if worth_retrying(training_failed_error)
+                else FailureDecision.RAISE
+            )
 
     class Trainer(TorchTrainer):
         def _initialize_and_run_controller(self, **kwargs):
@@ -156,7 +160,9 @@ def _trainer(planned: plan.Plan, build, config: str):
     return Trainer(
         train_loop,
         train_loop_config={"job": job.to_dict(), "build": build, "config_class": config},
-        scaling_config=ScalingConfig(num_workers=elastic, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0),
+        scaling_config=ScalingConfig(
+            num_workers=elastic, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0
+        ),
         run_config=RunConfig(
             name="ray",
             failure_config=FailureConfig(max_failures=s.max_failures),
@@ -175,7 +181,10 @@ def finish(run: Run, planned: plan.Plan) -> None:
     held = [r for r in run.metrics() if "eval_loss" in r]
     rows = [
         ("steps", str(p["steps"])),
-        ("loss", f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)"),
+        (
+            "loss",
+            f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)",
+        ),
         *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
         ("tokens", f"{p['tokens']:,} at {p['tokens'] / max(p['seconds']['train'], 1e-9):,.0f}/s"),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
@@ -191,7 +200,9 @@ def finish(run: Run, planned: plan.Plan) -> None:
     for s in following:
         print(f"  python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}")
     if not following:
-        print(f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))\"")
+        print(
+            f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))\""
+        )
 
 
 def _evaluate(run: Run, job) -> None:
@@ -201,9 +212,15 @@ def _evaluate(run: Run, job) -> None:
     from lib.evals.render import terminal
 
     e = job.eval
-    runs = {"base": job.model.base, job.stage: run.path}
+    judge = job.stage == "reward"  # a reward model is tested on pairs; it answers nothing
     request = EvalJob(
-        run=run.path, runs=runs, tasks=e.tasks, data=job.data, limit=e.limit, max_new_tokens=e.max_new_tokens
+        run=run.path,
+        runs={} if judge else {"base": job.model.base, job.stage: run.path},
+        reward=run.path if judge else None,
+        tasks=e.tasks,
+        data=job.data,
+        limit=e.limit,
+        max_new_tokens=e.max_new_tokens,
     )
     terminal(evaluate(request, f"python jobs/eval.py --runs.{job.stage} {run.path}"), run.at("reports"))
 

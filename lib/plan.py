@@ -11,7 +11,14 @@ from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.run import Run, absolute
 
-MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval"}
+MAY_CHANGE = {
+    "scale.workers",
+    "scale.min_workers",
+    "scale.max_failures",
+    "scale.cpus_per_worker",
+    "scale.micro_batch",
+    "eval",
+}
 """Keys that a resumed run may have changed: they move no sample to another step."""
 
 
@@ -44,7 +51,9 @@ class Plan:
             length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
         else:
             length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
-        adapter = "all weights" if j.model.adapter == "none" else f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
+        adapter = (
+            "all weights" if j.model.adapter == "none" else f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
+        )
         quantized = "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
         return [
@@ -81,7 +90,9 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
     gpu = attempt(_device, job)
     for check in (_scale, _model, _train, _eval):
         problems += check(job, bool(gpu))
-    job = replace(job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data))
+    job = replace(
+        job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data)
+    )
     text = models.template_text(job.model) if not problems else None
     if checked and checked.tool_rows and text is not None and "tool" not in text:
         problems.append(
@@ -94,8 +105,12 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
         if request.resume:
             problems += _changes(run, job, request)
         else:
-            state = "is finished" if finished else f"stopped ({run.provenance().get('status', 'before its first step')})"
-            problems.append(f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run.")
+            state = (
+                "is finished" if finished else f"stopped ({run.provenance().get('status', 'before its first step')})"
+            )
+            problems.append(
+                f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
+            )
     elif run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     if problems:
@@ -110,11 +125,15 @@ def _device(job: Job) -> bool:
         return s.device == "gpu"
     gpus, cpus = hardware.local_gpus(), os.cpu_count()
     if s.device == "gpu" and not gpus:
-        raise ValueError("scale.device: gpu, but this machine has none. Use device: auto, or submit to a cluster with GPUs.")
+        raise ValueError(
+            "scale.device: gpu, but this machine has none. Use device: auto, or submit to a cluster with GPUs."
+        )
     use = gpus > 0 and s.device != "cpu"
     have, what, each = (gpus, "GPUs", 1) if use else (cpus, "CPU cores", s.cpus_per_worker)
     if s.workers * each > have:
-        raise ValueError(f"scale.workers: {s.workers} × {each} {what} are needed, this machine has {have}. Use {max(have // each, 1)}, or submit to a cluster.")
+        raise ValueError(
+            f"scale.workers: {s.workers} × {each} {what} are needed, this machine has {have}. Use {max(have // each, 1)}, or submit to a cluster."
+        )
     return use
 
 
@@ -134,9 +153,13 @@ def _scale(job: Job, gpu: bool) -> list[str]:
         if not 1 <= s.min_workers <= s.workers:
             out.append(f"scale.min_workers: must be between 1 and scale.workers ({s.workers}), is {s.min_workers}.")
         if s.strategy != "ddp":
-            out.append(f"scale.min_workers: {s.strategy} checkpoints are cut for a fixed number of workers. Use strategy: ddp.")
+            out.append(
+                f"scale.min_workers: {s.strategy} checkpoints are cut for a fixed number of workers. Use strategy: ddp."
+            )
     if s.strategy != "ddp" and s.workers == 1 and not (gpu and s.offload):
-        out.append(f"scale.strategy: {s.strategy} shards over workers, and there is one. Set scale.workers: 2 or more, or strategy: ddp.")
+        out.append(
+            f"scale.strategy: {s.strategy} shards over workers, and there is one. Set scale.workers: 2 or more, or strategy: ddp."
+        )
     if s.offload and s.strategy == "ddp":
         out.append("scale.offload: ddp has nothing to offload. Use strategy: zero2, zero3 or fsdp.")
     if s.precision == "fp16" and not gpu and not os.environ.get("RAY_ADDRESS"):
@@ -162,9 +185,13 @@ def _train(job: Job, gpu: bool) -> list[str]:
     if t.get("learning_rate", 1.0) <= 0:
         out.append(f"train.learning_rate: must be above 0, is {t['learning_rate']}.")
     if t.get("max_steps", -1) == 0 or (t.get("max_steps", -1) < 0 and t.get("num_train_epochs", 1) <= 0):
-        out.append("train.max_steps and train.num_train_epochs: together they ask for no step. Set one of them above 0.")
+        out.append(
+            "train.max_steps and train.num_train_epochs: together they ask for no step. Set one of them above 0."
+        )
     if t.get("save_strategy") == "no":
-        out.append("train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps.")
+        out.append(
+            "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
+        )
     if t.get("trust_remote_code"):
         out.append("train.trust_remote_code: running code from a model's repository is not supported. Leave it out.")
     trackers = t.get("report_to", "none")
@@ -206,7 +233,9 @@ def _changes(run: Run, job: Job, request: Request) -> list[str]:
         if old.get(key) != new.get(key) and not free:
             out.append(f"{key}: the run has {old.get(key)!r}, this configuration {new.get(key)!r}.")
     if out:
-        out.append(f"--resume: {run.path} was started with another configuration. Resume without --config to keep its own, or name another --run.")
+        out.append(
+            f"--resume: {run.path} was started with another configuration. Resume without --config to keep its own, or name another --run."
+        )
     return out
 
 

@@ -135,7 +135,9 @@ class Run:
         where = self.at(rel)
         if not self.fs.exists(where):
             return []
-        return [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in self.fs.ls(where, detail=True) if e["type"] == "directory"]
+        return [
+            e["name"].rstrip("/").rsplit("/", 1)[-1] for e in self.fs.ls(where, detail=True) if e["type"] == "directory"
+        ]
 
     def put(self, local: str | Path, rel: str) -> None:
         """Replaces the folder `rel` by a copy of the local folder's content, which becomes visible at once when local."""

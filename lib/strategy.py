@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from lib.config import Scale
 
-WRAPPED = {"ddp": "DistributedDataParallel", "fsdp": "FSDP", "zero1": "DeepSpeedEngine", "zero2": "DeepSpeedEngine", "zero3": "DeepSpeedEngine"}
+WRAPPED = {
+    "ddp": "DistributedDataParallel",
+    "fsdp": "FSDP",
+    "zero1": "DeepSpeedEngine",
+    "zero2": "DeepSpeedEngine",
+    "zero3": "DeepSpeedEngine",
+}
 """What the model must be wrapped in; checked, because accelerate ignores a strategy it thinks can't run."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -55,7 +56,10 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
         **strategy.arguments(job.scale, gpu),
     }
     args = getattr(importlib.import_module(module), name)(**{**DEFAULTS, **user, **derived})
-    args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None  # lib/checkpoint.py deletes, knowing what's whole
+    args.keep_checkpoints, args.save_total_limit = (
+        args.save_total_limit,
+        None,
+    )  # lib/checkpoint.py deletes, knowing what's whole
     return args, precision
 
 
@@ -76,9 +80,13 @@ def train_loop(config: dict) -> dict:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.scale.cpus_per_worker)
     if not run.is_run():
-        raise StopTraining(f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount.")
+        raise StopTraining(
+            f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount."
+        )
     scratch = checkpoint.scratch(run)
-    args, precision = arguments(job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints"))
+    args, precision = arguments(
+        job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints")
+    )
     step, refused = checkpoint.latest(run)
     _barrier()
     if rank == 0:
@@ -95,10 +103,8 @@ def train_loop(config: dict) -> dict:
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
     trainer.add_callback(_keep_run(run))
     ready = time.time()
-    try:
+    with contextlib.suppress(AllStepsDone):
         trainer.train(resume_from_checkpoint=resume)
-    except AllStepsDone:
-        pass
     trained = time.time()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
@@ -173,5 +179,3 @@ def _keep_run(run: Run):
 
 def _line(row: dict, state) -> str:
     return json.dumps({"time": round(time.time(), 2)} | row | {"max_steps": state.max_steps}, sort_keys=True) + "\n"
-
-

@@ -15,7 +15,26 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = "red green blue small large round square lamp chair table door window garden river stone bread salt apple".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "round",
+    "square",
+    "lamp",
+    "chair",
+    "table",
+    "door",
+    "window",
+    "garden",
+    "river",
+    "stone",
+    "bread",
+    "salt",
+    "apple",
+]
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +54,27 @@ def tiny_model(tmp_path_factory) -> str:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
     text = [f"the {a} {b} is near the {c}. what is {a}?" for a in WORDS for b in WORDS for c in WORDS]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(text, trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet))
+    bpe.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet)
+    )
     tok = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="<|endoftext|>"
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        unk_token="<|endoftext|>",
     )
     tok.chat_template = CHATML
     tok.save_pretrained(folder)
     torch.manual_seed(0)
     ids = {"pad_token_id": tok.pad_token_id, "eos_token_id": tok.eos_token_id, "bos_token_id": tok.bos_token_id}
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(vocab_size=1024, max_position_embeddings=512, tie_word_embeddings=True, **shape, **ids)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -67,7 +98,12 @@ def chats_file(tmp_path_factory) -> str:
     """64 question-answer rows as JSONL in the messages format, answers of different lengths."""
     path = tmp_path_factory.mktemp("data") / "chats.jsonl"
     rows = [
-        {"messages": [{"role": "user", "content": f"what is the {a} {b}?"}, {"role": "assistant", "content": " ".join([f"the {b} is {a}."] * (1 + i % 3))}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"what is the {a} {b}?"},
+                {"role": "assistant", "content": " ".join([f"the {b} is {a}."] * (1 + i % 3))},
+            ]
+        }
         for i, a in enumerate(WORDS[:8])
         for b in WORDS[8:16]
     ]
@@ -86,7 +122,9 @@ def s3_server():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
+    )
     address = f"http://127.0.0.1:{port}"
     key = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     for _ in range(300):
@@ -110,7 +148,12 @@ def s3(s3_server, monkeypatch):
 
 
 def s3_environment(address: str) -> dict[str, str]:
-    return {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 def run_job(stage: str, *args, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:

@@ -15,7 +15,11 @@ def run(request, tmp_path):
         request.getfixturevalue("s3")
     run = Run(f"s3://runs/{tmp_path.name}" if request.param == "s3" else str(tmp_path / "run"))
     for step in (2, 4):
-        folder = tmp_path / "scratch" / f"checkpoint-{step}" if run.remote else tmp_path / "run" / "checkpoints" / f"checkpoint-{step}"
+        folder = (
+            tmp_path / "scratch" / f"checkpoint-{step}"
+            if run.remote
+            else tmp_path / "run" / "checkpoints" / f"checkpoint-{step}"
+        )
         (folder / "sub").mkdir(parents=True)
         (folder / "weights.bin").write_bytes(bytes(range(256)) * step)
         (folder / "sub" / "state.json").write_text(json.dumps({"step": step}))
@@ -36,8 +40,16 @@ def test_newest_whole_one_is_used(run):
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (lambda r: overwrite(r, "checkpoints/checkpoint-4/weights.bin", bytes(range(256))), "truncated: 256 of 1,024 bytes"),
-        (lambda r: overwrite(r, "checkpoints/checkpoint-4/weights.bin", bytes([1, *range(1, 256)]) + bytes(range(256)) * 3), "corrupt"),
+        (
+            lambda r: overwrite(r, "checkpoints/checkpoint-4/weights.bin", bytes(range(256))),
+            "truncated: 256 of 1,024 bytes",
+        ),
+        (
+            lambda r: overwrite(
+                r, "checkpoints/checkpoint-4/weights.bin", bytes([1, *range(1, 256)]) + bytes(range(256)) * 3
+            ),
+            "corrupt",
+        ),
         (lambda r: r.remove("checkpoints/checkpoint-4/sub/state.json"), "sub/state.json is missing"),
         (lambda r: r.remove("checkpoints/checkpoint-4/DONE.json"), "half-written"),
         (lambda r: overwrite(r, "checkpoints/checkpoint-4/DONE.json", b'{"files": {"wei'), "DONE.json is damaged"),

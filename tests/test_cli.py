@@ -19,7 +19,9 @@ def parse(*argv: str):
 
 def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("run: runs/x\nmodel: {adapter: lora, lora: {r: 4, target_modules: all-linear}}\ntrain: {beta: 0.3, learning_rate: 5e-7}\n")
+    path.write_text(
+        "run: runs/x\nmodel: {adapter: lora, lora: {r: 4, target_modules: all-linear}}\ntrain: {beta: 0.3, learning_rate: 5e-7}\n"
+    )
     job = parse("--config", str(path), "--train.beta", "0.05", "--scale.workers", "2").job
     assert job.run == "runs/x" and job.stage == "dpo"
     assert job.train == {"beta": 0.05, "learning_rate": 5e-7}  # only what was set: TRL fills in the rest

@@ -13,11 +13,29 @@ from lib.failure import StopTraining, explain, worth_retrying
     ("error", "retry", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), False, ["disk is full", "save_total_limit"]),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False, ["GPU ran out of memory", "scale.micro_batch"]),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True, ["machine ran out of memory"]),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            False,
+            ["GPU ran out of memory", "scale.micro_batch"],
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            ),
+            True,
+            ["machine ran out of memory"],
+        ),
         (ActorDiedError(), True, ["worker was lost", "--resume"]),
-        (ConnectionError('Could not connect to the endpoint URL: "http://127.0.0.1:9/"'), True, ["store", "AWS_ENDPOINT_URL"]),
-        (StopTraining("loss is nan at step 3. Lower train.learning_rate"), False, ["loss is nan at step 3", "train.learning_rate"]),
+        (
+            ConnectionError('Could not connect to the endpoint URL: "http://127.0.0.1:9/"'),
+            True,
+            ["store", "AWS_ENDPOINT_URL"],
+        ),
+        (
+            StopTraining("loss is nan at step 3. Lower train.learning_rate"),
+            False,
+            ["loss is nan at step 3", "train.learning_rate"],
+        ),
         (KeyError("surprise"), False, ["surprise"]),
     ],
 )

@@ -8,7 +8,13 @@ from lib import fields
 
 
 @pytest.mark.parametrize(
-    "dotted", ["trl.trainer.sft_config:SFTConfig", "trl.trainer.dpo_config:DPOConfig", "trl.trainer.reward_config:RewardConfig", "peft.tuners.lora.config:LoraConfig"]
+    "dotted",
+    [
+        "trl.trainer.sft_config:SFTConfig",
+        "trl.trainer.dpo_config:DPOConfig",
+        "trl.trainer.reward_config:RewardConfig",
+        "peft.tuners.lora.config:LoraConfig",
+    ],
 )
 def test_same_names_and_defaults_as_the_real_class(dotted):
     import importlib

@@ -14,7 +14,20 @@ from lib import checkpoint
 from lib.run import Run
 from tests.conftest import REPO, run_job, s3_environment
 
-SHORT = "--train.max_steps 6 --train.save_steps 2 --train.logging_steps 1 --train.learning_rate 1e-3 --scale.global_batch 8 --scale.micro_batch 4".split()
+SHORT = [
+    "--train.max_steps",
+    "6",
+    "--train.save_steps",
+    "2",
+    "--train.logging_steps",
+    "1",
+    "--train.learning_rate",
+    "1e-3",
+    "--scale.global_batch",
+    "8",
+    "--scale.micro_batch",
+    "4",
+]
 
 
 def losses(run: Run) -> list[float]:
@@ -58,7 +71,7 @@ def test_resume_of_a_finished_run_says_so(sft):
 @pytest.mark.parametrize("lost", ["export", "last two checkpoints"])
 def test_resume_ends_in_the_same_bits(sft, lost, tmp_path):
     """The run as a kill would leave it: with everything trained but no model/, or with its newest checkpoint cut off."""
-    original, argv, _ = sft
+    original, _argv, _ = sft
     run = Run(tmp_path / "copy")
     shutil.copytree(original.path, run.path)
     run.remove("model")
@@ -80,7 +93,9 @@ def test_lora_dpo_from_a_run_then_its_model_and_adapter_load(sft, pairs_file, tm
     parent, _, _ = sft
     run = Run(tmp_path / "dpo")
     argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
-    done = run_job("dpo", *argv, "--model.adapter", "lora", "--model.lora.r", "4", "--model.lora.target_modules", "all-linear")
+    done = run_job(
+        "dpo", *argv, "--model.adapter", "lora", "--model.lora.r", "4", "--model.lora.target_modules", "all-linear"
+    )
     assert done.returncode == 0, done.stderr
     import torch
     from peft import PeftModel
@@ -103,8 +118,27 @@ def test_lora_dpo_from_a_run_then_its_model_and_adapter_load(sft, pairs_file, tm
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_quantized_base_trains_and_model_is_plain(bits, tiny_model, chats_file, tmp_path):
     run = Run(tmp_path / "qlora")
-    argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT, "--train.learning_rate", "1e-2", "--run", run.path]
-    done = run_job("sft", *argv, "--model.adapter", "lora", "--model.lora.target_modules", "all-linear", "--model.quantization", bits)
+    argv = [
+        "--model.base",
+        tiny_model,
+        "--data.source",
+        chats_file,
+        *SHORT,
+        "--train.learning_rate",
+        "1e-2",
+        "--run",
+        run.path,
+    ]
+    done = run_job(
+        "sft",
+        *argv,
+        "--model.adapter",
+        "lora",
+        "--model.lora.target_modules",
+        "all-linear",
+        "--model.quantization",
+        bits,
+    )
     assert done.returncode == 0, done.stderr
     assert losses(run)[-1] < losses(run)[0]
     assert "quantization_config" not in json.loads(run.read_text("model/config.json"))
@@ -125,7 +159,11 @@ def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_f
     done = run_job("reward", *argv, "--run", whole.path, env=env)
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(
-        [sys.executable, "jobs/reward.py", *argv, "--run", cut.path], cwd=REPO, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "jobs/reward.py", *argv, "--run", cut.path],
+        cwd=REPO,
+        env=os.environ | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not any(r["step"] >= 3 for r in cut.metrics()):
         assert process.poll() is None
@@ -147,7 +185,9 @@ def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_f
 @pytest.mark.slow
 def test_diverging_run_stops_with_the_cause(tiny_model, chats_file, tmp_path):
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT, "--run", str(tmp_path / "run")]
-    done = run_job("sft", *argv, "--train.learning_rate", "1e30", "--train.max_grad_norm", "0", "--scale.precision", "fp32")
+    done = run_job(
+        "sft", *argv, "--train.learning_rate", "1e30", "--train.max_grad_norm", "0", "--scale.precision", "fp32"
+    )
     assert done.returncode == 1
     assert "is nan" in done.stderr or "is inf" in done.stderr
     assert "train.learning_rate" in done.stderr and "--resume" in done.stderr
@@ -159,17 +199,24 @@ def test_job_submission(sft, pairs_file, tmp_path):
     """ray job submit to a cluster that is already there, of this very folder."""
     parent, _, _ = sft
     run = Run(tmp_path / "submitted")
+    import psutil
+
     ray = f"{os.path.dirname(sys.executable)}/ray"
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     ports = ["--port", "0", "--dashboard-port", "8329", "--num-cpus", "2"]
-    head = subprocess.run([ray, "start", "--head", *ports], env=env, capture_output=True, text=True)
-    assert head.returncode == 0, head.stderr
+    head = subprocess.Popen([ray, "start", "--head", "--block", *ports], env=env, stdout=subprocess.DEVNULL)
     try:
-        command = ["python", "jobs/dpo.py", "--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
-        done = subprocess.run(
-            [ray, "job", "submit", "--address", "http://127.0.0.1:8329", "--working-dir", ".", "--", *command], cwd=REPO, env=env, capture_output=True, text=True, timeout=300
-        )
+        address = ["--address", "http://127.0.0.1:8329"]
+        while subprocess.run([ray, "job", "list", *address], env=env, capture_output=True).returncode:
+            assert head.poll() is None
+            time.sleep(1)
+        argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
+        command = [ray, "job", "submit", *address, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
+        done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert run.finished() and run.provenance()["steps"] == 6
-    finally:
-        subprocess.run([ray, "stop", "--force"], env=env, capture_output=True)
+    finally:  # `ray stop` would stop every Ray of this machine
+        mine = [head, *psutil.Process(head.pid).children(recursive=True)]
+        for p in mine:
+            p.kill()
+        head.wait()

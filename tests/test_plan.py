@@ -127,11 +127,19 @@ def test_resume_of_what_is_no_run(good, tmp_path):
 def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
     import json
 
-    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+    }
     rows = [{"messages": [{"role": "user", "content": f"do {i}"}, call]} for i in range(20)]
     path = tmp_path / "tools.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    request = cli.parse("sft", "trl.trainer.sft_config:SFTConfig", ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")])
+    request = cli.parse(
+        "sft",
+        "trl.trainer.sft_config:SFTConfig",
+        ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")],
+    )
     with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* rows of data\.source call tools"):
         plan.make(request, ("chat", "text"))
 

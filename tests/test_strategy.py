@@ -7,7 +7,15 @@ from lib.strategy import split_batch
 
 @pytest.mark.parametrize(
     ("batch", "micro", "workers", "expected"),
-    [(32, 8, 1, (8, 4)), (32, 8, 2, (8, 2)), (32, 8, 4, (8, 1)), (32, 100, 2, (16, 1)), (12, 8, 1, (6, 2)), (7, 4, 1, (1, 7)), (6, 4, 2, (3, 1))],
+    [
+        (32, 8, 1, (8, 4)),
+        (32, 8, 2, (8, 2)),
+        (32, 8, 4, (8, 1)),
+        (32, 100, 2, (16, 1)),
+        (12, 8, 1, (6, 2)),
+        (7, 4, 1, (1, 7)),
+        (6, 4, 2, (3, 1)),
+    ],
 )
 def test_literal(batch, micro, workers, expected):
     assert split_batch(batch, micro, workers) == expected

@@ -33,5 +33,7 @@ def per_answer(rows: Dataset) -> Dataset:
     from datasets import Features, Json
 
     # Declared, because inferred types would come from the first thousand rows and not fit a later one with tool calls.
-    columns = Features({c: Json() for c in ("prompt", "completion", *(["tools"] if "tools" in rows.column_names else []))})
+    columns = Features(
+        {c: Json() for c in ("prompt", "completion", *(["tools"] if "tools" in rows.column_names else []))}
+    )
     return rows.map(split, batched=True, remove_columns=rows.column_names, features=columns)

@@ -26,12 +26,12 @@ def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
         raise SystemExit(0)
     known = {f.name for f in fields(EvalJob)} | {f"data.{f.name}" for f in fields(Data)}
     argv = _split(argv, known | {"config", "dry-run", "help"})
-    tree = cli._read(path) if (path := cli._option(argv, "--config")) else {}
+    tree = cli.read_yaml(path) if (path := cli.option(argv, "--config")) else {}
     _check_keys(tree, known, path)
     try:
         ns = _parser().parse_args(argv)
     except argparse.ArgumentError as e:
-        raise UsageError(cli._tidy(str(e))) from None
+        raise UsageError(cli.tidy(str(e))) from None
     d = ns.as_dict()
     dry_run = d.pop("dry_run")
     for option in ("config", "schema"):

@@ -44,7 +44,7 @@ class Context:
         from lib.data import load
 
         with self.lock:  # measures run in threads, and would write the same cache
-            heldout = load(self.job.data, want).heldout
+            heldout = load(self.job.data, want, training=False).heldout
         return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
 
     def prompts(self) -> list[Example]:
