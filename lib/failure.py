@@ -71,7 +71,7 @@ def text_of(error: BaseException) -> str:
             continue
         seen.add(id(e))
         parts.append(f"{type(e).__name__}: {e}")
-        queue += [getattr(e, "_base_exc", None), e.__cause__, getattr(e, "cause", None)]
+        queue += [getattr(e, "_base_exc", None), e.__cause__, getattr(e, "controller_failure", None)]
         queue += list(getattr(e, "worker_failures", {}).values())
     return "\n".join(parts)
 

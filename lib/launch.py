@@ -98,12 +98,12 @@ def execute(planned: plan.Plan, build, config: str, run: Run, started: float) ->
 RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print worker source code at every datasets.map
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # then an elastic group tries with fewer
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a lost worker, is seen
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
     # What Ray's own actors say at every start and a user can do nothing about.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF|multiple active Ray instances",
 }
 
 
@@ -126,6 +126,7 @@ def _trainer(planned: plan.Plan, build, config: str):
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
 
     from lib.failure import worth_retrying
     from lib.hardware import worker_env
@@ -138,11 +139,9 @@ def _trainer(planned: plan.Plan, build, config: str):
         """Ray would restart the workers for any error, such as NaN, and so fail max_failures times over."""
 
         def make_decision(self, training_failed_error):
-            return (
-                super().make_decision(training_failed_error)
-                if worth_retrying(training_failed_error)
-                else FailureDecision.RAISE
-            )
+            if isinstance(training_failed_error, WorkerGroupError) and not worth_retrying(training_failed_error):
+                return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
 
     class Trainer(TorchTrainer):
         def _initialize_and_run_controller(self, **kwargs):

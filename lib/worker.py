@@ -112,6 +112,7 @@ def train_loop(config: dict) -> dict:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
     if trainer.eval_dataset is not None:
         trainer.evaluate()
+    evaluated = time.time()
     folder = scratch / "export"
     models.export(trainer, job.model, folder)
     model_sha256 = _publish(run, folder) if rank == 0 else None
@@ -125,7 +126,12 @@ def train_loop(config: dict) -> dict:
         "tokens": state.num_input_tokens_seen,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak,
         "template_sha256": models.template_sha256(trainer.processing_class),
-        "seconds": {"load": ready - began, "train": trained - ready, "export": time.time() - trained},
+        "seconds": {
+            "load": ready - began,
+            "train": trained - ready,
+            "heldout": evaluated - trained,
+            "export": time.time() - evaluated,
+        },
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         "train": json.loads(args.to_json_string()),
     }
