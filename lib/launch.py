@@ -195,6 +195,10 @@ def finish(run: Run, planned: plan.Plan) -> None:
     if planned.job.eval.tasks:
         _evaluate(run, planned.job)
     print("Next:")
+    if stage == "reward":
+        source = planned.job.data.source
+        print(f"  python jobs/eval.py --reward {run.path} --tasks preference_accuracy --data.source {source}")
+        return
     print(f"  python jobs/eval.py --config configs/eval.yaml --runs.{stage} {run.path}")
     for s in following:
         print(f"  python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}")

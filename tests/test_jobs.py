@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -203,12 +204,14 @@ def test_job_submission(sft, pairs_file, tmp_path):
 
     ray = f"{os.path.dirname(sys.executable)}/ray"
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ports = ["--port", "0", "--dashboard-port", "8329", "--num-cpus", "2"]
     head = subprocess.Popen([ray, "start", "--head", "--block", *ports], env=env, stdout=subprocess.DEVNULL)
     try:
         address = ["--address", "http://127.0.0.1:8329"]
+        deadline = time.time() + 120
         while subprocess.run([ray, "job", "list", *address], env=env, capture_output=True).returncode:
-            assert head.poll() is None
+            assert head.poll() is None and time.time() < deadline
             time.sleep(1)
         argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
         command = [ray, "job", "submit", *address, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
