@@ -205,6 +205,7 @@ def test_job_submission(sft, pairs_file, tmp_path):
     ray = f"{os.path.dirname(sys.executable)}/ray"
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"  # `python` on the node is this one
     ports = ["--port", "0", "--dashboard-port", "8329", "--num-cpus", "2"]
     head = subprocess.Popen([ray, "start", "--head", "--block", *ports], env=env, stdout=subprocess.DEVNULL)
     try:
