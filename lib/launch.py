@@ -125,6 +125,7 @@ def _trainer(planned: plan.Plan, build, config: str):
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
     from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -132,7 +133,7 @@ def _trainer(planned: plan.Plan, build, config: str):
     from lib.hardware import worker_env
     from lib.worker import train_loop
 
-    job, s = planned.job, planned.job.scale
+    job, s, on_cluster = planned.job, planned.job.scale, bool(os.environ.get("RAY_ADDRESS"))
     gpu = planned.gpu or (s.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
     class StopWhenPointless(DefaultFailurePolicy):
@@ -144,6 +145,12 @@ def _trainer(planned: plan.Plan, build, config: str):
             return super().make_decision(training_failed_error)
 
     class Trainer(TorchTrainer):
+        def _create_default_callbacks(self):
+            # The cleaner frees what a dead driver leaves on a cluster. It asks the dashboard, which a Ray of our own
+            # doesn't have (nor needs, since it ends with the driver), and would hold up every end by 12 s.
+            found = super()._create_default_callbacks()
+            return [c for c in found if on_cluster or not isinstance(c, PlacementGroupCleanerCallback)]
+
         def _initialize_and_run_controller(self, **kwargs):
             kwargs["failure_policy"] = StopWhenPointless(self.run_config.failure_config)
             return super()._initialize_and_run_controller(**kwargs)
