@@ -14,7 +14,6 @@ from pathlib import Path
 from lib import cli, plan
 from lib.run import Run
 
-DATA = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
 PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
 
 
@@ -43,7 +42,7 @@ def main(build, config: str, rows: tuple[str, ...]) -> None:
         print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
         return
     try:
-        execute(planned, build, config, run, started)
+        execute(planned, build, config, rows, run, started)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Go on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
         sys.exit(130)
@@ -59,7 +58,7 @@ def main(build, config: str, rows: tuple[str, ...]) -> None:
     finish(run, planned)
 
 
-def execute(planned: plan.Plan, build, config: str, run: Run, started: float) -> None:
+def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: Run, started: float) -> None:
     """Trains to the planned end, restarting lost workers, and leaves the run finished. Raises what stopped it."""
     job = planned.job
     import yaml
@@ -72,7 +71,7 @@ def execute(planned: plan.Plan, build, config: str, run: Run, started: float) ->
             "stage": job.stage,
             "parent": job.model.base,
             "parent_sha256": planned.identity,
-            "data": {k: v for k, v in vars(planned.check).items() if k in DATA},
+            "data": planned.check.summary(),
             "packages": {p: version(p) for p in PACKAGES},
             "git": git_state(),
             "config_sha256": hashlib.sha256(json.dumps(job.to_dict(), sort_keys=True).encode()).hexdigest(),
@@ -86,7 +85,7 @@ def execute(planned: plan.Plan, build, config: str, run: Run, started: float) ->
 
     try:
         with Progress(run):
-            summary = _trainer(planned, build, config).fit().return_value
+            summary = _trainer(planned, build, config, rows).fit().return_value
     finally:
         ray.shutdown()
     seconds = summary.pop("seconds")
@@ -121,7 +120,7 @@ def connect() -> None:
         ray.init(address="local", include_dashboard=False, runtime_env=env, **quiet)
 
 
-def _trainer(planned: plan.Plan, build, config: str):
+def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -165,7 +164,7 @@ def _trainer(planned: plan.Plan, build, config: str):
         storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
     return Trainer(
         train_loop,
-        train_loop_config={"job": job.to_dict(), "build": build, "config_class": config},
+        train_loop_config={"job": job.to_dict(), "build": build, "config_class": config, "rows": rows},
         scaling_config=ScalingConfig(
             num_workers=elastic, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0
         ),

