@@ -86,6 +86,8 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     try:
         with Progress(run):
             summary = _trainer(planned, build, config, rows).fit().return_value
+    except SystemExit:  # Ray Train's own answer to Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from None
     finally:
         ray.shutdown()
     seconds = summary.pop("seconds")

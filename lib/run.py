@@ -4,6 +4,7 @@
     checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/checkpoint.py)
     model/            what from_pretrained loads; adapter/ beside it when adapters were trained
     metrics.jsonl     one JSON object per log line, with `step`
+    tensorboard/      event files, where train.report_to says so
     reports/          report.json, report.md, report.html of evaluations
     provenance.json   where it came from and what it took; `status` is running, finished or failed
 

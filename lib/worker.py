@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import resource
 import shutil
 import time
@@ -89,6 +90,8 @@ def train_loop(config: dict) -> dict:
     )
     _held = _claim(run) if rank == 0 else None  # held until this process ends
     _barrier()
+    board = scratch / "tensorboard" if run.remote else Path(run.at("tensorboard"))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(board))
     step, refused = checkpoint.latest(run)
     _barrier()
     if rank == 0:
@@ -118,6 +121,8 @@ def train_loop(config: dict) -> dict:
     folder = scratch / "export"
     models.export(trainer, job.model, folder)
     model_sha256 = _publish(run, folder) if rank == 0 else None
+    if rank == 0 and run.remote and board.exists():
+        run.put(board, "tensorboard")
     _barrier()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

@@ -95,9 +95,22 @@ def test_lora_dpo_from_a_run_then_its_model_and_adapter_load(sft, pairs_file, tm
     run = Run(tmp_path / "dpo")
     argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
     done = run_job(
-        "dpo", *argv, "--model.adapter", "lora", "--model.lora.r", "4", "--model.lora.target_modules", "all-linear"
+        "dpo",
+        *argv,
+        "--model.adapter",
+        "lora",
+        "--model.lora.r",
+        "4",
+        "--model.lora.target_modules",
+        "all-linear",
+        "--train.report_to",
+        "tensorboard",
     )
     assert done.returncode == 0, done.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(run.at("tensorboard")).Reload()
+    assert [e.value for e in board.Scalars("train/loss")] == pytest.approx(losses(run))
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -211,11 +224,14 @@ def test_job_submission(sft, pairs_file, tmp_path):
     try:
         address = ["--address", "http://127.0.0.1:8329"]
         deadline = time.time() + 120
-        while subprocess.run([ray, "job", "list", *address], env=env, capture_output=True).returncode:
+        submit = [ray, "job", "submit", *address]
+        while subprocess.run(
+            [*submit, "--", "true"], env=env, capture_output=True
+        ).returncode:  # the node's agent is slow
             assert head.poll() is None and time.time() < deadline
             time.sleep(1)
         argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
-        command = [ray, "job", "submit", *address, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
+        command = [*submit, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
         done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert run.finished() and run.provenance()["steps"] == 6
