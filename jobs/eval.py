@@ -15,14 +15,12 @@ from dataclasses import asdict
 
 def main(argv: list[str] | None = None) -> int:
     """0: the report is written; 1: the work failed; 2: a mistake in the request."""
+    from lib.cli import refusing
     from lib.evals import cli, job
 
-    try:
+    with refusing("jobs/eval.py"):
         request, dry_run = cli.parse(argv)
         planned = job.plan(request)
-    except ValueError as e:
-        print("jobs/eval.py can't start:", *str(e).splitlines(), sep="\n  ", file=sys.stderr)
-        return 2
     from lib.launch import show
 
     show(planned.lines(), "eval: the plan")

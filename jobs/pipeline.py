@@ -11,6 +11,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from lib.cli import UsageError, nearest
+from lib.cli import UsageError, nearest, refusing
 from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +114,43 @@ def commands(folder: str, steps: dict[str, dict]):
         )
 
 
+def run_step(command: list[str]) -> int:
+    """Exit code of the command. Ctrl-C gives it time to stop its Ray before it reaches us."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        raise
+
+
+def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
+    """Runs what isn't finished, in order; exits with the code of the first step that fails."""
+    started, total = time.time(), len(steps)
+    for i, (name, run, command) in enumerate(commands(folder, steps), 1):
+        if run.finished():
+            print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
+            continue
+        going_on = run.is_run() and steps[name]["stage"] != "eval"
+        command = [*command[:-2], "--resume", run.path] if going_on else command
+        print(f"\n[{i}/{total}] {name}{' (going on)' if going_on else ''}: {shlex.join(command)}", flush=True)
+        if dry_run:
+            continue
+        if code := run_step([sys.executable, *command[1:]]):
+            print(
+                f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.",
+                file=sys.stderr,
+            )
+            sys.exit(code if code > 0 else 1)
+    if not dry_run:
+        print(f"\nAll {total} steps are done, in {(time.time() - started) / 60:.1f} minutes.")
+        if not run.remote and Path(run.at("reports/report.html")).is_file():
+            for kind in ("json", "md", "html"):
+                shutil.copy(run.at(f"reports/report.{kind}"), f"{folder}/report.{kind}")
+            print(f"Report: {folder}/report.html")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the pipeline's YAML: folder, steps")
@@ -121,36 +159,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        folder, steps = load(options.config)
-        started, total = time.time(), len(steps)
-        for i, (name, run, command) in enumerate(commands(folder, steps), 1):
-            if run.finished():
-                print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
-                continue
-            going_on = run.is_run()
-            command = [*command[:-2], "--resume", run.path] if going_on and steps[name]["stage"] != "eval" else command
-            print(f"\n[{i}/{total}] {name}{' (going on)' if going_on else ''}: {shlex.join(command)}", flush=True)
-            if options.dry_run:
-                continue
-            code = subprocess.run([sys.executable, *command[1:]], cwd=ROOT).returncode
-            if code:
-                print(
-                    f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.",
-                    file=sys.stderr,
-                )
-                sys.exit(code if code > 0 else 1)
-    except UsageError as e:
-        print(f"jobs/pipeline.py can't start: {e}", file=sys.stderr)
-        sys.exit(2)
+        with refusing("jobs/pipeline.py"):
+            run_steps(*load(options.config), options.dry_run)
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
-    if not options.dry_run:
-        print(f"\nAll {total} steps are done, in {(time.time() - started) / 60:.1f} minutes.")
-        if not run.remote and Path(run.at("reports/report.html")).is_file():
-            for kind in ("json", "md", "html"):
-                shutil.copy(run.at(f"reports/report.{kind}"), f"{folder}/report.{kind}")
-            print(f"Report: {folder}/report.html")
 
 
 if __name__ == "__main__":

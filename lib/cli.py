@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,21 @@ class Request:
 
 class UsageError(ValueError):
     """A mistake in a config or on the command line; str() is the whole message to print."""
+
+
+@contextmanager
+def refusing(program: str):
+    """Around what is checked before work: a mistake, or a store that can't be reached, is printed and exits with 2."""
+    try:
+        yield
+    except Exception as e:
+        from lib import failure
+
+        if not isinstance(e, ValueError) and not failure.known(e):
+            raise
+        text = str(e) if isinstance(e, ValueError) else failure.explain(e)
+        print(f"{program} can't start:", *text.splitlines(), sep="\n  ", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Request:

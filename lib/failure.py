@@ -86,12 +86,17 @@ def _match(text: str) -> tuple[bool, str, str, str] | None:
     return None
 
 
+def known(error: BaseException) -> bool:
+    """Whether `explain` has more to say than the error's own text."""
+    return _match(text_of(error)) is not None
+
+
 def explain(error: BaseException, run: Run | None = None) -> str:
     """One paragraph for a person: cause, evidence, remedy, and how to go on."""
     text = text_of(error)
-    known = _match(text)
-    if known:
-        _, cause, line, remedy = known
+    found = _match(text)
+    if found:
+        _, cause, line, remedy = found
         evidence = "" if line.endswith(cause) else f" Evidence: {line[:300]}"
         paragraph = f"{cause}{evidence}" + (f" Remedy: {remedy}" if remedy else "")
     else:
@@ -112,5 +117,5 @@ def worth_retrying(error: BaseException) -> bool:
     """Whether Ray should restart the workers: unknown errors of a user's code raise the same again, lost workers don't."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return False
-    known = _match(text_of(error))
-    return known[0] if known else False
+    found = _match(text_of(error))
+    return found[0] if found else False

@@ -27,12 +27,9 @@ def main(build, config: str, rows: tuple[str, ...]) -> None:
     started = time.time()
     for key, value in RAY_ENV.items():  # read by ray when it is imported
         os.environ.setdefault(key, value)
-    try:
+    with cli.refusing(f"jobs/{stage}.py"):
         request = cli.parse(stage, config)
         planned = plan.make(request, rows)
-    except cli.UsageError as e:
-        print(f"jobs/{stage}.py can't start:", *str(e).splitlines(), sep="\n  ", file=sys.stderr)
-        sys.exit(2)
     show(planned.lines(), f"{stage}: the plan")
     if request.dry_run:
         print("Dry run: nothing was started.")

@@ -153,6 +153,28 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
     print(f"refused in {took:.2f} s")
 
 
+@pytest.mark.parametrize(
+    ("stage", "cls", "rows"),
+    [
+        ("sft", "trl.trainer.sft_config:SFTConfig", ("chat", "text")),
+        ("reward", "trl.trainer.reward_config:RewardConfig", ("preference",)),
+        ("dpo", DPO, ("preference",)),
+    ],
+)
+def test_shipped_configurations_are_right(stage, cls, rows, good, tmp_path):
+    argv = ["--config", str(REPO / f"configs/{stage}.yaml"), "--model.base", good[1], "--run", str(tmp_path / "r")]
+    planned = plan.make(cli.parse(stage, cls, argv), rows)
+    assert planned.check.heldout_rows == 200
+
+
+@pytest.mark.parametrize("where", [["--run", "s3://runs/x"], ["--resume", "s3://runs/x"]])
+def test_a_store_that_cannot_be_reached(good, where):
+    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    done = run_job("dpo", *good[:-2], *where, env=env)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "store" in done.stderr and "AWS_ENDPOINT_URL" in done.stderr and "127.0.0.1:9" in done.stderr
+
+
 def test_dry_run_writes_nothing_and_imports_neither_torch_nor_ray_workers(good, tmp_path):
     code = (
         f"import sys; sys.argv=['jobs/dpo.py', '--dry-run', *{good!r}]; import runpy\n"
