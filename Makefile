@@ -31,4 +31,4 @@ $(VENV)/ready: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -40,7 +40,8 @@ def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: flo
     """Kills when `step` has been logged, after `wait` more seconds. Raises RuntimeError if the job ended before that."""
     import psutil
 
-    while not any(r["step"] >= step for r in run.metrics() if "loss" in r):
+    damages = kind in ("truncate", "flip")  # which takes a checkpoint that is there
+    while not any(r["step"] >= step for r in run.metrics() if "loss" in r) or (damages and not checkpoint.steps(run)):
         if process.poll() is not None:
             raise RuntimeError(f"the job ended before step {step} was logged; its output is in {run.path}.log")
         time.sleep(0.05)
@@ -57,7 +58,7 @@ def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: flo
                 p.kill()
     process.wait()
     psutil.wait_procs(below, timeout=60)  # the raylets notice that their driver is gone
-    if kind in ("truncate", "flip"):
+    if damages:
         damage(run, kind)
 
 

@@ -54,6 +54,11 @@ def _evaluate(request, command: str) -> int:
             )
         print(f"\nEvaluation failed: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if own:
+            run.write_json("provenance.json", {"status": "interrupted", "stage": "eval", "command": command})
+        print(f"\nInterrupted. Type it again: {command}", file=sys.stderr)
+        return 130
     if own:
         done = {"status": "finished", "stage": "eval", "command": command, "git": report.environment["git"]}
         run.write_json("provenance.json", done | {"seconds": {"total": time.time() - began}})

@@ -15,12 +15,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 import yaml
 
-from lib.cli import UsageError, nearest, refusing
+from lib.cli import UsageError, nearest, read_yaml, refusing
 from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent
@@ -33,11 +34,12 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
     if not Path(path).is_file():
         beside = [str(p) for p in ROOT.glob("configs/pipeline/*.yaml")]
         raise UsageError(f"--config: there is no file {path}.{nearest(path, beside)}")
-    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    tree = read_yaml(path)
     for key in tree:
         if key not in ("folder", "steps"):
             raise UsageError(f"{path}: {key} is not a key of a pipeline.{nearest(key, ['folder', 'steps'])}")
-    if not tree.get("steps"):
+    steps = tree.get("steps")
+    if not isinstance(steps, dict) or not all(isinstance(s, dict) for s in steps.values()):
         raise UsageError(f"{path}: steps is missing: {{name: {{stage: …, config: …, set: {{key: value}}}}}}.")
     stages = [p.stem for p in ROOT.glob("jobs/*.py") if p.stem not in ("__init__", "pipeline", "drill")]
     before: list[str] = []
@@ -74,7 +76,16 @@ def identity(step: dict, settings: dict[str, str]) -> str:
     from lib.data.rows import KINDS
 
     config = yaml.safe_load((ROOT / step["config"]).read_text(encoding="utf-8"))
-    section = config.get("data", {}) | {k[5:]: v for k, v in settings.items() if k.startswith("data.")}
+    section = dict(config.get("data") or {})
+    for key, value in settings.items():
+        if key.startswith("data.columns."):
+            section["columns"] = section.get("columns", {}) | {key[13:]: value}
+        elif key.startswith("data."):
+            section[key[5:]] = yaml.safe_load(value)
+    names = [f.name for f in fields(Data)]
+    for key in section:
+        if key not in names:
+            raise UsageError(f"{step['config']}: data.{key} is not a key of a job.{nearest(key, names)}")
     base = settings.get("model.base") or config.get("model", {}).get("base")
     parts = {
         "config": config,

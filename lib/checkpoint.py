@@ -70,7 +70,8 @@ def fetch(run: Run, step: int, scratch: Path) -> str:
         return run.at(rel)
     from filelock import FileLock
 
-    target = scratch / f"resume-{step}"
+    key = hashlib.sha256(run.read_text(f"{rel}/{DONE}").encode()).hexdigest()[:12]
+    target = scratch / f"resume-{step}-{key}"
     scratch.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():

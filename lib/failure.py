@@ -47,7 +47,8 @@ KNOWN: list[tuple[str, bool, str, str]] = [
     ),
     (
         r"ActorDiedError|ActorUnavailableError|SYSTEM_ERROR|worker process .* died|WorkerCrashedError|NodeDiedError|Connection closed by peer|"
-        r"Connection reset by peer|WorkerHealthCheck|unexpected system error|has died",
+        r"Connection closed by remote peer|Connection reset by peer|Broken pipe|Socket Timeout|Timed out waiting .*ms|"
+        r"DistBackendError|ncclRemoteError|NCCL error|WorkerHealthCheck|unexpected system error|has died",
         True,
         "A worker was lost: its process or node ended (killed, preempted or out of memory).",
         "Go on from the last checkpoint with --resume; raise scale.max_failures to let Ray do so more often.",

@@ -14,6 +14,13 @@ def local_gpus() -> int:
     return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
 
 
+def local_cpus() -> int:
+    """CPU cores that Ray will find here: in a container, its share."""
+    from ray._private.utils import get_num_cpus
+
+    return get_num_cpus()
+
+
 def precision(wanted: str, device: str) -> str:
     """ "bf16", "fp16" or "fp32" for this process's device ("cpu" or "cuda"); `wanted` other than auto is taken as it is.
 

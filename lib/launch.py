@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,8 +50,11 @@ def main(build, config: str, rows: tuple[str, ...]) -> None:
         from lib.failure import explain
 
         why = explain(e, run)
-        _record(run, {"status": "failed", "failure": why})
         print(f"\n{why}\nGo on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
+        try:
+            _record(run, {"status": "failed", "failure": why})
+        except Exception as lost:  # the disk or the store may be what failed
+            print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
         if os.environ.get("SHOESTRING_TRACEBACK"):
             raise
         sys.exit(1)
@@ -68,6 +74,7 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
             "stage": job.stage,
             "parent": job.model.base,
             "parent_sha256": planned.identity,
+            "chat_template_sha256": plan.template_digest(planned.template),
             "data": planned.check.summary(),
             "packages": {p: version(p) for p in PACKAGES},
             "git": git_state(),
@@ -169,12 +176,14 @@ def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
         ),
         run_config=RunConfig(
             name="ray",
-            failure_config=FailureConfig(max_failures=s.max_failures),
+            # A cluster may still be growing, for as long as it takes; a Ray of our own has what it has.
+            failure_config=FailureConfig(max_failures=s.max_failures, controller_failure_limit=-1 if on_cluster else 3),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": worker_env(s, gpu)},
             **storage,
         ),
-        torch_config=TorchConfig(timeout_s=600),
+        # Weights that FSDP keeps in host memory are clipped there, over gloo.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu and s.offload else None, timeout_s=600),
     )
 
 
@@ -190,47 +199,57 @@ def finish(run: Run, planned: plan.Plan) -> None:
             f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)",
         ),
         *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
-        ("tokens", f"{p['tokens']:,} at {p['tokens'] / max(p['seconds']['train'], 1e-9):,.0f}/s"),
+        ("tokens", f"{p['tokens']:,} at {p['tokens_per_second']:,.0f}/s"),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
         ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB at the peak of a worker"),
         ("model", run.at("model")),
     ]
     show(rows, f"{stage}: finished")
-    following = {"sft": ("reward", "dpo")}.get(stage, ())
     if planned.job.eval.tasks:
         _evaluate(run, planned.job)
     print("Next:")
-    if stage == "reward":
-        source = planned.job.data.source
-        print(f"  python jobs/eval.py --reward {run.path} --tasks preference_accuracy --data.source {source}")
-        return
-    print(f"  python jobs/eval.py --config configs/eval.yaml --runs.{stage} {run.path}")
-    for s in following:
-        print(f"  python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}")
-    if not following:
-        print(
-            f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))\""
-        )
+    for command in _next(run, planned.job):
+        print(f"  {command}")
+
+
+def _next(run: Run, job) -> list[str]:
+    if job.stage == "reward":
+        return [f"python jobs/eval.py --reward {run.path} --tasks preference_accuracy {_data_options(job)}"]
+    task = "demo" if job.data.source == "demo" else f"perplexity {_data_options(job)}"
+    commands = [f"python jobs/eval.py --runs.base {job.model.base} --runs.{job.stage} {run.path} --tasks {task}"]
+    if job.stage == "sft":
+        return commands + [
+            f"python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}" for s in ("reward", "dpo")
+        ]
+    if not run.remote:
+        code = f"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))"
+        commands.append(f'python -c "{code}"')
+    return commands
+
+
+def _data_options(job) -> str:
+    """The job's data section as options, so that another command reads the same rows."""
+    changed = {f.name: getattr(job.data, f.name) for f in fields(job.data)} | {"limit": None}
+    return shlex.join(
+        x
+        for k, v in changed.items()
+        if v != getattr(type(job.data)(), k) or k == "source"
+        for x in (f"--data.{k}", v if isinstance(v, str) else json.dumps(v))
+    )
 
 
 def _evaluate(run: Run, job) -> None:
     """Scores the finished run beside its base on `eval.tasks`; the report goes into the run."""
     from lib.evals.evaluate import evaluate
-    from lib.evals.job import EvalJob
+    from lib.evals.job import after
     from lib.evals.render import terminal
 
-    e = job.eval
-    judge = job.stage == "reward"  # a reward model is tested on pairs; it answers nothing
-    request = EvalJob(
-        run=run.path,
-        runs={} if judge else {"base": job.model.base, job.stage: run.path},
-        reward=run.path if judge else None,
-        tasks=e.tasks,
-        data=job.data,
-        limit=e.limit,
-        max_new_tokens=e.max_new_tokens,
-    )
-    terminal(evaluate(request, f"python jobs/eval.py --runs.{job.stage} {run.path}"), run.at("reports"))
+    command = f"python jobs/eval.py --runs.{job.stage} {run.path}"
+    try:
+        terminal(evaluate(after(job), command), run.at("reports"))
+    except (ValueError, RuntimeError) as e:
+        print(f"\nThe model is trained, but its evaluation failed: {e}\nTry: {command}", file=sys.stderr)
+        sys.exit(1)
 
 
 def show(rows: list[tuple[str, str]], title: str) -> None:
@@ -249,8 +268,7 @@ def git_state() -> str | None:
     """Commit of the code, with +dirty when files differ from it; None outside a repository."""
     root = Path(__file__).parent.parent
     ask = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
-    head = ask("rev-parse", "HEAD")
-    if head.returncode:
+    if not shutil.which("git") or (head := ask("rev-parse", "HEAD")).returncode:
         return None
     return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
 

@@ -25,6 +25,10 @@ def locate(base: str, revision: str | None = None) -> tuple[str, str]:
                 raise ValueError(
                     f"model.base: {run.path} has no model yet: its run is {run.provenance().get('status')}."
                 )
+            if "model_sha256" not in run.provenance():
+                raise ValueError(
+                    f"model.base: {run.path} is a run of jobs/{run.job().get('stage')}.py, which makes no model."
+                )
             return run.path, f"run:{run.provenance()['model_sha256']}"
         if not run.remote and (Path(path) / "config.json").is_file():
             return path, f"folder:{_stat_hash(Path(path))}"
@@ -127,6 +131,14 @@ def for_trainer(model: Model, args, task_type: str = "CAUSAL_LM") -> dict:
             else BitsAndBytesConfig(load_in_8bit=True)
         )
     return kwargs
+
+
+def train_in_fp32(model) -> None:
+    """Gives an adapter's trainable weights float32, which the optimizer needs for small updates and a T4's gradient
+    scaler insists on: PEFT leaves a new head in the base's type, and TRL makes a QLoRA adapter bfloat16."""
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
 
 
 def tokenizer(model: Model):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +35,8 @@ class Plan:
     gpu: bool
     finished: bool
     notes: list[str]
+    template: str | None
+    """Text of the chat template, where it can be read without downloading."""
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) rows for a table."""
@@ -83,7 +87,9 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
     base, identity = located or (job.model.base, "")
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
-    template = job.model.chat_template and absolute(job.model.chat_template)
+    template = job.model.chat_template
+    if template:  # beside the code, also where that was uploaded; else where the runs are
+        template = os.path.abspath(template) if os.path.exists(template) else absolute(template)
     if template and not Path(template).is_file():
         problems.append(f"model.chat_template: there is no file {template}.")
     checked = attempt(data.check, job.data, rows)
@@ -103,7 +109,8 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
     if run.is_run():
         finished = run.finished()
         if request.resume:
-            problems += _changes(run, job, request)
+            problems += _changes(run, job)
+            problems += _moved(run.provenance(), identity, checked, text) if not problems else []
         else:
             state = (
                 "is finished" if finished else f"stopped ({run.provenance().get('status', 'before its first step')})"
@@ -115,7 +122,7 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     if problems:
         raise UsageError("\n".join(problems))
-    return Plan(job, identity, checked, bool(gpu), finished, notes)
+    return Plan(job, identity, checked, bool(gpu), finished, notes, text)
 
 
 def _device(job: Job) -> bool:
@@ -123,7 +130,7 @@ def _device(job: Job) -> bool:
     s = job.scale
     if os.environ.get("RAY_ADDRESS"):
         return s.device == "gpu"
-    gpus, cpus = hardware.local_gpus(), os.cpu_count()
+    gpus, cpus = hardware.local_gpus(), hardware.local_cpus()
     if s.device == "gpu" and not gpus:
         raise ValueError(
             "scale.device: gpu, but this machine has none. Use device: auto, or submit to a cluster with GPUs."
@@ -194,7 +201,19 @@ def _train(job: Job, gpu: bool) -> list[str]:
         )
     if t.get("trust_remote_code"):
         out.append("train.trust_remote_code: running code from a model's repository is not supported. Leave it out.")
-    trackers = t.get("report_to", "none")
+    if t.get("hub_token") or t.get("push_to_hub"):
+        out.append(
+            "train.push_to_hub and train.hub_token: a token would end up in job.yaml. Upload model/ of the finished run "
+            "with `hf upload`, which reads HF_TOKEN from the environment."
+        )
+    if t.get("save_only_model"):
+        out.append("train.save_only_model: without the optimizer's state no run could go on. Leave it out.")
+    if t.get("load_best_model_at_end") or t.get("save_strategy") == "best":
+        out.append(
+            "train.load_best_model_at_end and save_strategy: best keep the best checkpoint and not the newest, which a "
+            "resumed run goes on from. Use save_strategy: steps and choose by metrics.jsonl."
+        )
+    trackers = t.get("report_to") or "none"
     for name in [trackers] if isinstance(trackers, str) else trackers:
         out += _tracker(name)
     return out
@@ -215,28 +234,55 @@ def _tracker(name: str) -> list[str]:
 
 def _eval(job: Job, gpu: bool) -> list[str]:
     from lib.evals import tasks
+    from lib.evals.job import after, needs
 
     try:
         for name in job.eval.tasks:
             tasks.get(name)
     except ValueError as e:
         return [f"eval.tasks: {e}"]
-    return []
+    return [f"eval.tasks: {p}" for p in needs(after(job))] if job.eval.tasks else []
 
 
-def _changes(run: Run, job: Job, request: Request) -> list[str]:
+def _moved(before: dict, identity: str, checked, template: str | None) -> list[str]:
+    """What a resumed run would find changed behind names that are the same."""
+    data, out = before.get("data", {}), []
+    if data.get("complete") and checked.complete and data["sha256"] != checked.sha256:
+        out.append(
+            "data.source: its rows are not those that the run was started with. Put them back, or name another --run."
+        )
+    if before.get("parent_sha256", identity) != identity:
+        out.append(
+            f"model.base: its weights are not those that the run was started with ({before['parent_sha256']}, now {identity})."
+        )
+    digest = template_digest(template)
+    if before.get("chat_template_sha256", digest) != digest:
+        out.append("model.chat_template: the template is not the one that the run was started with.")
+    return out
+
+
+def template_digest(text: str | None) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest() if text else None
+
+
+def _changes(run: Run, job: Job) -> list[str]:
     """What differs from the stored configuration in a way that would make the resumed run another one."""
     old, new = _flat(run.job()), _flat(job.to_dict())
     out = []
     for key in sorted(old.keys() | new.keys()):
         free = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
-        if old.get(key) != new.get(key) and not free:
+        if _uploaded(old.get(key)) != _uploaded(new.get(key)) and not free:
             out.append(f"{key}: the run has {old.get(key)!r}, this configuration {new.get(key)!r}.")
     if out:
         out.append(
             f"--resume: {run.path} was started with another configuration. Resume without --config to keep its own, or name another --run."
         )
     return out
+
+
+def _uploaded(value):
+    """A path in what `ray job submit` uploaded, without the name that the upload was given."""
+    return re.sub(r".*/working_dir_files/[^/]+/", "", value) if isinstance(value, str) else value
 
 
 def _flat(d: dict, prefix: str = "") -> dict:

@@ -34,7 +34,7 @@ def split_batch(global_batch: int, micro_batch: int, workers: int) -> tuple[int,
 def arguments(scale: Scale, gpu: bool) -> dict:
     """The fields of TrainingArguments that make `scale.strategy` happen."""
     if scale.strategy == "ddp":
-        return {"ddp_find_unused_parameters": False}
+        return {}
     if scale.strategy == "fsdp":
         return {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": scale.offload and gpu}}
     stage = int(scale.strategy[-1])

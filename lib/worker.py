@@ -20,6 +20,7 @@ from lib.run import Run
 
 DEFAULTS = {
     "report_to": "none",
+    "ddp_find_unused_parameters": False,
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,  # the Trainer would log the last finite loss instead of NaN
     "save_total_limit": 2,
@@ -52,11 +53,12 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not gpu and not job.scale.strategy.startswith("zero"),
-        "dataloader_pin_memory": gpu,
         "model_init_kwargs": init,
         **strategy.arguments(job.scale, gpu),
     }
-    args = getattr(importlib.import_module(module), name)(**{**DEFAULTS, **user, **derived})
+    args = getattr(importlib.import_module(module), name)(
+        **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
+    )
     args.keep_checkpoints, args.save_total_limit = (
         args.save_total_limit,
         None,
@@ -104,9 +106,13 @@ def train_loop(config: dict) -> dict:
     try:
         trainer = build(job, args)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
-        raise StopTraining(f"{type(e).__name__}: {e}") from e
+        raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+    rows = data.load(job.data, config["rows"]).check.summary()  # of all rows; the driver may have seen a part
+    if job.model.adapter != "none":
+        models.train_in_fp32(trainer.model)
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
-    trainer.add_callback(_keep_run(run))
+    keep = _keep_run(run)
+    trainer.add_callback(keep)
     ready = time.time()
     with contextlib.suppress(AllStepsDone):
         trainer.train(resume_from_checkpoint=resume)
@@ -119,6 +125,8 @@ def train_loop(config: dict) -> dict:
         trainer.evaluate()
     evaluated = time.time()
     folder = scratch / "export"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    _barrier()
     models.export(trainer, job.model, folder)
     model_sha256 = _publish(run, folder) if rank == 0 else None
     if rank == 0 and run.remote and board.exists():
@@ -131,6 +139,7 @@ def train_loop(config: dict) -> dict:
         "precision": precision,
         "workers": workers,
         "tokens": state.num_input_tokens_seen,
+        "tokens_per_second": (state.num_input_tokens_seen - keep.tokens_before) / (trained - ready),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak,
         "template_sha256": models.template_sha256(trainer.processing_class),
         "seconds": {
@@ -141,7 +150,7 @@ def train_loop(config: dict) -> dict:
         },
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         "train": json.loads(args.to_json_string()),
-        "data": data.load(job.data, config["rows"]).check.summary(),  # of all rows; the driver may have seen a part
+        "data": rows,
     }
 
 
@@ -184,6 +193,7 @@ def _keep_run(run: Run):
 
     class KeepRun(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
+            self.tokens_before = state.num_input_tokens_seen  # by the runs that this one goes on from
             if args.process_index == 0:  # what was logged after the checkpoint will be logged again
                 run.write_text("metrics.jsonl", "".join(_line(row, state) for row in state.log_history))
             if state.global_step >= state.max_steps:  # the Trainer would take one more step

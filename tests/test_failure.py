@@ -25,6 +25,8 @@ from lib.failure import StopTraining, explain, worth_retrying
             True,
             ["machine ran out of memory"],
         ),
+        (RuntimeError("NCCL error: remote process exited or there was a network error"), True, ["worker was lost"]),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by remote peer"), True, ["worker was lost"]),
         (ActorDiedError(), True, ["worker was lost", "--resume"]),
         (
             ConnectionError('Could not connect to the endpoint URL: "http://127.0.0.1:9/"'),

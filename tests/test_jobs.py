@@ -140,6 +140,8 @@ def test_quantized_base_trains_and_model_is_plain(bits, tiny_model, chats_file, 
         *SHORT,
         "--train.learning_rate",
         "1e-2",
+        "--data.heldout_fraction",
+        "0",
         "--run",
         run.path,
     ]

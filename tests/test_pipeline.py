@@ -23,6 +23,7 @@ STEP = {"stage": "sft", "config": "configs/sft.yaml"}
     [
         ({"stepps": {"a": STEP}}, ["stepps", "Nearest: steps"]),
         ({"folder": "runs/x"}, ["steps is missing"]),
+        ({"steps": [STEP]}, ["steps is missing"]),
         ({"steps": {"a": STEP | {"confg": "x"}}}, ["steps.a.confg", "Nearest: config"]),
         ({"steps": {"a": STEP | {"stage": "stf"}}}, ["steps.a.stage", "jobs/stf.py", "sft"]),
         ({"steps": {"a": STEP | {"config": "configs/no.yaml"}}}, ["steps.a.config", "configs/no.yaml"]),
@@ -49,6 +50,9 @@ def test_the_name_follows_the_inputs(tiny_model, chats_file, tmp_path):
     assert identity({}) == same
     assert identity({"train": {"seed": 1}}) != same
     assert identity({}, **{"model.base": "/runs/other"}) != same
+    assert identity({}, **{"data.limit": "10"}) != same
+    with pytest.raises(UsageError, match=r"data\.limmit is not a key of a job\. Nearest: limit"):
+        identity({}, **{"data.limmit": "10"})
     with open(chats_file) as f:
         shorter = tmp_path / "shorter.jsonl"
         shorter.write_text("".join(f.readlines()[:-1]))

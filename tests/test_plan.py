@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -38,6 +39,10 @@ WRONG = [
     (["--train.save_strategy", "no"], ["train.save_strategy", "preemption"]),
     (["--train.report_to", "tensorbord"], ["train.report_to", "tensorboard"]),
     (["--train.trust_remote_code", "true"], ["train.trust_remote_code"]),
+    (["--train.hub_token", "hf_x"], ["train.hub_token", "HF_TOKEN"]),
+    (["--train.save_only_model", "true"], ["train.save_only_model"]),
+    (["--train.load_best_model_at_end", "true"], ["train.load_best_model_at_end", "resumed"]),
+    (["--eval.tasks", "[preference_accuracy]"], ["eval.tasks", "reward"]),
     (["--train.gradient_accumulation_steps", "4"], ["scale.global_batch"]),
     (["--data.source", "nowhere.jsonl"], ["data.source", "nowhere.jsonl"]),
     (["--data.columns.questoin", "prompt"], ["data.columns", "questoin"]),
@@ -114,6 +119,30 @@ def test_resume_with_another_configuration_says_what_differs(good):
     with pytest.raises(cli.UsageError, match=r"train\.beta: the run has None, this configuration 0\.5"):
         make([*good[:-2], "--train.beta", "0.5", "--resume", run.path])
     make([*good[:-2], "--scale.workers", "2", "--resume", run.path])  # moves no sample to another step
+
+
+def test_resume_on_other_rows_or_weights_is_refused(good, tmp_path, pairs_file):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(Path(pairs_file).read_text())
+    planned = make([*good, "--data.source", str(mine)])
+    run = started(planned)
+    known = {"data": planned.check.summary(), "parent_sha256": planned.identity}
+    run.write_json("provenance.json", {"status": "failed"} | known)
+    make(["--resume", run.path])
+    run.write_json("provenance.json", {"status": "failed"} | known | {"parent_sha256": "run:other"})
+    with pytest.raises(cli.UsageError, match=r"model\.base: its weights are not those.*run:other"):
+        make(["--resume", run.path])
+    run.write_json("provenance.json", {"status": "failed"} | known)
+    mine.write_text("".join(mine.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(cli.UsageError, match=r"data\.source: its rows are not those"):
+        make(["--resume", run.path])
+
+
+def test_a_run_without_a_model_is_no_base(good, tmp_path):
+    Run(tmp_path / "eval").write_text("job.yaml", "stage: eval\n")
+    Run(tmp_path / "eval").write_json("provenance.json", {"status": "finished"})
+    with pytest.raises(cli.UsageError, match=r"model\.base: .* is a run of jobs/eval\.py, which makes no model"):
+        make([*good, "--model.base", str(tmp_path / "eval")])
 
 
 def test_resume_of_what_is_no_run(good, tmp_path):

@@ -44,8 +44,8 @@ COLUMNS = {
 @dataclass
 class Loaded:
     train: Dataset
-    heldout: Dataset
-    """Empty if heldout_fraction is 0."""
+    heldout: Dataset | None
+    """None if heldout_fraction is 0."""
     kind: str
     check: Check
 
@@ -107,7 +107,7 @@ def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
     train, heldout = (datasets.Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "heldout"))
     if "tools" in train.column_names and not result.offers_tools:
         train, heldout = train.remove_columns("tools"), heldout.remove_columns("tools")
-    return Loaded(train, heldout, result.kind, result)
+    return Loaded(train, heldout if len(heldout) else None, result.kind, result)
 
 
 def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...], training: bool) -> None:

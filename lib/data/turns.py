@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def per_answer(rows: Dataset) -> Dataset:
+def per_answer(rows: Dataset | None) -> Dataset | None:
     """{"messages"} rows → one {"prompt", "completion"} row for each assistant message, with all before it as prompt.
 
     The trainer then learns every answer of a conversation and nothing else, with any chat template: masking answers
     inside whole conversations needs templates with {% generation %} marks, which most models don't have. Rows of other
-    kinds come back as they are.
+    kinds, and None, come back as they are.
     """
-    if "messages" not in rows.column_names:
+    if rows is None or "messages" not in rows.column_names:
         return rows
 
     def split(batch: dict) -> dict:

@@ -45,6 +45,8 @@ class Context:
 
         with self.lock:  # measures run in threads, and would write the same cache
             heldout = load(self.job.data, want, training=False).heldout
+        if heldout is None:
+            raise ValueError(f"data.source: {self.job.data.source} has no held-out rows. Raise data.heldout_fraction.")
         return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
 
     def prompts(self) -> list[Example]:

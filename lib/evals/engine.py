@@ -85,7 +85,8 @@ class Engine:
 
         self.specs, self.say, self.began = {s.name: s for s in specs}, say, time.time()
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        self.count = workers or gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        room = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.count = min(workers or room, room)
         self.gpu = gpus > 0
         self.queue: list[tuple[Request, str, list[int], tuple]] = []
         self.asked: dict[str, Request] = {}

@@ -50,7 +50,11 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
         context = Context(job, engine, planned.judge, rule)
         with ThreadPoolExecutor(len(job.tasks)) as pool:
             futures = [pool.submit(tasks.get(name), context) for name in job.tasks]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            except KeyboardInterrupt:
+                engine.close()  # else the pool would wait for the answers
+                raise
             failed = next((f.exception() for f in done if f.exception()), None)
             if failed:
                 engine.close()

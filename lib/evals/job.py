@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib.config import Data
+from lib.config import Data, Job
 from lib.evals.engine import Spec
 from lib.run import Run, absolute
 
@@ -102,7 +102,7 @@ def plan(job: EvalJob) -> Plan:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
         reward = attempt(_spec, "reward", judge, job.reward, job.dtype, True)
         specs += [reward] if reward else []
-    problems += _needs(job)
+    problems += needs(job)
     checks = {}
     for name, want in tasks.ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
@@ -110,6 +110,20 @@ def plan(job: EvalJob) -> Plan:
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, judge, checks)
+
+
+def after(job: Job) -> EvalJob:
+    """What a training job's `eval` section asks for once its run is finished: the run beside its base."""
+    judge = job.stage == "reward"  # a reward model is tested on pairs; it answers nothing
+    return EvalJob(
+        run=job.run,
+        runs={} if judge else {"base": job.model.base, job.stage: job.run},
+        reward=job.run if judge else None,
+        tasks=job.eval.tasks,
+        data=job.data,
+        limit=job.eval.limit,
+        max_new_tokens=job.eval.max_new_tokens,
+    )
 
 
 def _rows(data: Data, want: tuple[str, ...]):
@@ -123,7 +137,8 @@ def _rows(data: Data, want: tuple[str, ...]):
     return checked
 
 
-def _needs(job: EvalJob) -> list[str]:
+def needs(job: EvalJob) -> list[str]:
+    """Problems that the settings alone show."""
     out = []
     texts = [t for t in job.tasks if t != "preference_accuracy"]
     if texts and not job.runs:

@@ -61,7 +61,7 @@ def test_all_rows_held_out_is_for_evaluation(write):
 
 def test_nothing_held_out(write):
     loaded = load(Data(write("a.jsonl", qa(3)), heldout_fraction=0), CHAT)
-    assert (len(loaded.train), len(loaded.heldout), loaded.heldout.column_names) == (3, 0, ["messages"])
+    assert (len(loaded.train), loaded.heldout, loaded.train.column_names) == (3, None, ["messages"])
 
 
 def test_tools_reach_the_trainer_as_they_were(write):
