@@ -86,7 +86,7 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
         steps[stage] = {"stage": stage, "config": str(config)}
     steps["dpo"]["set"] = {"model.base": "{sft}"}
     path = tmp_path / "p.yaml"
-    path.write_text(yaml.safe_dump({"folder": str(runs), "steps": steps}))
+    path.write_text(yaml.safe_dump({"folder": str(runs), "steps": steps}, sort_keys=False))
     command = [sys.executable, "jobs/pipeline.py", "--config", str(path)]
 
     def start():
