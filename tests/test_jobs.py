@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,12 @@ SHORT = [
     "--scale.micro_batch",
     "4",
 ]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
 
 
 def losses(run: Run) -> list[float]:
@@ -221,16 +228,18 @@ def test_job_submission(sft, pairs_file, tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"  # `python` on the node is this one
-    ports = ["--port", "0", "--dashboard-port", "8329", "--num-cpus", "2"]
-    head = subprocess.Popen([ray, "start", "--head", "--block", *ports], env=env, stdout=subprocess.DEVNULL)
+    # The agent, without which no job is taken, doesn't look for a free port when another Ray has its own.
+    dashboard, agent = free_port(), free_port()
+    ports = ["--port", "0", "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
+    command = [ray, "start", "--head", "--block", "--num-cpus", "2", *ports]
+    head = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     try:
-        address = ["--address", "http://127.0.0.1:8329"]
+        address = ["--address", f"http://127.0.0.1:{dashboard}"]
         deadline = time.time() + 120
         submit = [ray, "job", "submit", *address]
-        while subprocess.run(
-            [*submit, "--", "true"], env=env, capture_output=True
-        ).returncode:  # the node's agent is slow
-            assert head.poll() is None and time.time() < deadline
+        probe = [*submit, "--", "true"]
+        while (done := subprocess.run(probe, env=env, capture_output=True, text=True)).returncode:  # the agent is last
+            assert head.poll() is None and time.time() < deadline, done.stderr[-3000:]
             time.sleep(1)
         argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
         command = [*submit, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
