@@ -87,6 +87,8 @@ def identity(step: dict, settings: dict[str, str]) -> str:
         if key not in names:
             raise UsageError(f"{step['config']}: data.{key} is not a key of a job.{nearest(key, names)}")
     base = settings.get("model.base") or config.get("model", {}).get("base")
+    template = settings.get("model.chat_template") or config.get("model", {}).get("chat_template")
+    evaluated = {"reward": config.get("reward")} | {f"runs.{k}": v for k, v in (config.get("runs") or {}).items()}
     parts = {
         "config": config,
         "set": settings,
@@ -95,6 +97,8 @@ def identity(step: dict, settings: dict[str, str]) -> str:
         "base": models.locate(base, config.get("model", {}).get("revision"))[1]
         if base and "model.base" not in settings
         else None,
+        "template": (ROOT / template).read_text(encoding="utf-8") if template and (ROOT / template).is_file() else None,
+        "runs": {k: models.locate(v)[1] for k, v in evaluated.items() if v and k not in settings},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
