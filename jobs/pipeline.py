@@ -31,9 +31,6 @@ DRIVER_ONLY = ["lib.launch", "lib.plan", "lib.progress", "lib.cli", "lib.failure
 
 def load(path: str) -> tuple[str, dict[str, dict]]:
     """(folder, {step: {stage, config, set}}) of a pipeline file. Raises UsageError naming the key that is wrong."""
-    if not Path(path).is_file():
-        beside = [str(p) for p in ROOT.glob("configs/pipeline/*.yaml")]
-        raise UsageError(f"--config: there is no file {path}.{nearest(path, beside)}")
     tree = read_yaml(path)
     for key in tree:
         if key not in ("folder", "steps"):
@@ -75,7 +72,7 @@ def identity(step: dict, settings: dict[str, str]) -> str:
     from lib.config import Data
     from lib.data.rows import KINDS
 
-    config = yaml.safe_load((ROOT / step["config"]).read_text(encoding="utf-8"))
+    config = read_yaml(str(ROOT / step["config"]))
     section = dict(config.get("data") or {})
     for key, value in settings.items():
         if key.startswith("data.columns."):

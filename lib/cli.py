@@ -164,7 +164,7 @@ def read_yaml(path: str) -> dict:
     except yaml.YAMLError as e:
         raise UsageError(f"--config: {path} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(tree, dict):
-        raise UsageError(f"--config: {path} holds no keys. Known: run, model, data, train, scale, eval.")
+        raise UsageError(f"--config: {path} holds no keys.")
     return tree
 
 

@@ -229,13 +229,12 @@ def _next(run: Run, job) -> list[str]:
 
 def _data_options(job) -> str:
     """The job's data section as options, so that another command reads the same rows."""
-    changed = {f.name: getattr(job.data, f.name) for f in fields(job.data)} | {"limit": None}
-    return shlex.join(
-        x
-        for k, v in changed.items()
-        if v != getattr(type(job.data)(), k) or k == "source"
-        for x in (f"--data.{k}", v if isinstance(v, str) else json.dumps(v))
-    )
+    default, options = type(job.data)(), []
+    for f in fields(default):
+        value = getattr(job.data, f.name)
+        if f.name == "source" or (f.name != "limit" and value != getattr(default, f.name)):
+            options += [f"--data.{f.name}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(options)
 
 
 def _evaluate(run: Run, job) -> None:
@@ -244,7 +243,7 @@ def _evaluate(run: Run, job) -> None:
     from lib.evals.job import after
     from lib.evals.render import terminal
 
-    command = f"python jobs/eval.py --runs.{job.stage} {run.path}"
+    command = _next(run, job)[0]
     try:
         terminal(evaluate(after(job), command), run.at("reports"))
     except (ValueError, RuntimeError) as e:

@@ -52,11 +52,10 @@ def test_the_name_follows_the_inputs(tiny_model, chats_file, tmp_path):
     assert identity({}, **{"model.base": "/runs/other"}) != same
     assert identity({}, **{"data.limit": "10"}) != same
     template = tmp_path / "t.jinja"
-    names = {
-        identity({"model": {"base": tiny_model, "chat_template": str(template)}})
-        for text in "ab"
-        if template.write_text(text)
-    }
+    names = set()
+    for text in ("one", "another"):
+        template.write_text(text)
+        names.add(identity({"model": {"base": tiny_model, "chat_template": str(template)}}))
     assert len(names) == 2
     with pytest.raises(UsageError, match=r"data\.limmit is not a key of a job\. Nearest: limit"):
         identity({}, **{"data.limmit": "10"})

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,27 +120,25 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
     shutil.rmtree(building, ignore_errors=True)  # of a worker that was killed; the caller holds the lock
     building.mkdir()
     writers: dict[str, ArrowWriter] = {}
+    undo = ExitStack()
 
     def writer(kind: str, side: str) -> ArrowWriter:
         if side not in writers:
             columns = {c: Json() if t == "json" else Value(t) for c, t in COLUMNS[kind].items()}
             writers[side] = ArrowWriter(path=str(building / f"{side}.arrow"), features=Features(columns))
+            undo.callback(writers[side].close)
         return writers[side]
 
     def keep(kind: str, side: str, row: dict) -> None:
         writer(kind, side).write({column: row.get(column) for column in COLUMNS[kind]})
 
-    try:
+    with undo:
+        undo.callback(shutil.rmtree, building, ignore_errors=True)  # it has another name by then if all went well
         result = scan(data, found, want, keep, training=training)
         for side in ("train", "heldout"):
             writer(result.kind, side).finalize()
         (building / "check.json").write_text(json.dumps(asdict(result)))
         building.rename(folder)
-    except BaseException:
-        for unfinished in writers.values():
-            unfinished.close()
-        shutil.rmtree(building)
-        raise
 
 
 def _find(data: Data) -> sources.Found:
