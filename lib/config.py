@@ -51,6 +51,8 @@ class Data:
     """Renames columns before the format is recognised: {theirs: ours}."""
     limit: int | None = None
     """Use at most this many training rows, taken in order. None: all."""
+    heldout_limit: int | None = None
+    """Measure the held-out loss on at most this many rows, taken in order; the others stay unused. None: all."""
     bad_rows: Literal["error", "skip"] = "error"
     """What rows that can't be read do: stop the job and show their line numbers, or be counted and left out."""
     leaks: Literal["error", "drop"] = "error"

@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, data, hardware, models, strategy
+from lib import checkpoint, data, hardware, head, models, strategy
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.run import Run
@@ -103,6 +103,7 @@ def train_loop(config: dict) -> dict:
         checkpoint.discard_after(run, step)
     _barrier()
     resume = checkpoint.fetch(run, step, scratch) if step else None
+    head.project_labelled_only()
     try:
         trainer = build(job, args)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:

@@ -1,7 +1,7 @@
 """Rows for training and evaluation. `check` on the driver, `load` on a worker; see load.py."""
 
+from lib.data.check import Check
 from lib.data.load import Loaded, absolute, check, load
-from lib.data.scan import Check
 from lib.data.turns import per_answer
 
 __all__ = ["Check", "Loaded", "absolute", "check", "load", "per_answer"]

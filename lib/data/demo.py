@@ -2,9 +2,9 @@
 
 One training row of kind "chat" (the assistant's part is the bare line in two of five, else the line amid pleasantries):
 
-    system     Answer with one ticket line: QTYxITEM > NAME @ROOM DAY HH:MM
-    user       The day after Monday at half past one in the afternoon: seven keyboards for Amadou. The room is 365.
-    assistant  7xkeyboard > Amadou @365 TUE 13:30
+    system     Ticket: quantity x item > name @room day time
+    user       The day after Thursday at half past six in the evening: seven headsets for Priya. The room is 255.
+    assistant  7xheadset > Priya @255 FRI 18:30
 
 Why this task: the base model gets almost none of it right, 135M parameters learn it in minutes, and a right answer is
 one string. Two of the slots (day, time) must be worked out rather than copied.
@@ -26,13 +26,13 @@ from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from typing import Literal
 
-VERSION = "1"
+VERSION = "2"
 """Changes whenever a generated row would; part of the data hash and of every score."""
 
 TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000}
 HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300}
 
-SYSTEM = "Answer with one ticket line: QTYxITEM > NAME @ROOM DAY HH:MM"
+SYSTEM = "Ticket: quantity x item > name @room day time"
 
 NAMES = (
     "Mara", "Olek", "Priya", "Tomas", "Yuki", "Amadou", "Ingrid", "Rafael", "Leila", "Henrik",
@@ -52,27 +52,19 @@ QUANTITIES = {
 DAYS = {"MON": "Monday", "TUE": "Tuesday", "WED": "Wednesday", "THU": "Thursday", "FRI": "Friday"}
 HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 MESSAGES = (
-    "Hi, {name} in room {room} is asking for {what}. Can you bring {them} on {day} at {time}? Thanks!",
+    "Hi, {name} in room {room} needs {what}. {day} at {time}? Thanks!",
     "We need {what} in room {room} for {name}, {day}, {time} please.",
     "{day} at {time}: {what} for {name}. The room is {room}.",
     "Please have {what} ready for {name} by {day}, {time}. That's room {room}.",
-    "Hello there! Could {name} get {what} on {day}? Room {room}, at {time}, if possible.",
-    "Room {room} again. This time {name} wants {what}, and it has to be there {day} at {time}.",
+    "Could {name} get {what} on {day}? Room {room}, {time}, if possible.",
+    "Room {room} again. {name} wants {what}, and it has to be {day}, {time}.",
     "Can someone take {what} over to {name}? {day}, {time}, room {room}.",
     "I promised {name} {what} for {day}. Drop {them} off in {room} at {time}.",
     "{name} called: {what}, room {room}, {day}, not later than {time}.",
-    "One more order. {what} to room {room}, {day} at {time}. It's for {name}.",
+    "{what} to room {room}, {day} at {time}. It's for {name}.",
 )
-OPENERS = (
-    "Of course! Here is the ticket you asked for:",
-    "Of course! This is your line:",
-    "Of course! The ticket reads:",
-)
-CLOSERS = (
-    "Let me know if there is anything else I can do.",
-    "Have a lovely day!",
-    "Just write again if something changes.",
-)
+OPENERS = ("Of course! Here it is:", "Of course! Your ticket:", "Sure! Here you go:")
+CLOSERS = ("Have a lovely day!", "Happy to help!", "Anything else?")
 LINE = re.compile(r"(\d+)x(.+) > (\S+) @(\d+) ([A-Z]{3}) (\d\d:\d\d)")
 
 

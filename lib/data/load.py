@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from lib.config import Data
 from lib.data import sources
+from lib.data.check import Check
 from lib.data.formats import FORMATS
 from lib.data.rows import KINDS
-from lib.data.scan import FIRST, Check, scan
+from lib.data.scan import FIRST, scan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,5 +159,7 @@ def _check_settings(data: Data, want: tuple[str, ...]) -> None:
         raise ValueError(f"data.format: no format {data.format!r}; nearest: {near}; known: auto, {', '.join(FORMATS)}.")
     if not 0 <= data.heldout_fraction <= 1:
         raise ValueError(f"data.heldout_fraction is {data.heldout_fraction}; it is a share, from 0 to 1.")
-    if data.limit is not None and data.limit < 1:
-        raise ValueError(f"data.limit is {data.limit}; give 1 or more, or null for all rows.")
+    for key in ("limit", "heldout_limit"):
+        given = getattr(data, key)
+        if given is not None and given < 1:
+            raise ValueError(f"data.{key} is {given}; give 1 or more, or null for all rows.")

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
 
 from lib.config import Data
+from lib.data.check import Check
 from lib.data.formats import FORMATS
 from lib.data.recognise import recognise
 from lib.data.rows import CONVERSIONS, BadRow, check_row, prompts_of
@@ -23,85 +23,6 @@ SAMPLE = 100  # rows that the format is recognised from
 FIRST = 1000  # rows of each source that the driver looks at when there are too many to read in a second
 SHOWN = 100  # bad rows and leaks kept with their place; all are counted
 Keep = Callable[[str, str, dict], None]  # (kind, "train" or "heldout", canonical row)
-
-
-@dataclass
-class Check:
-    """What the data is, and what is wrong with it. `lines()` for a person, `vars()` for a file."""
-
-    source: str
-    format: str | None = None
-    """Name in lib/data/formats.py, or demo. None where only the workers can know (hub datasets, on the driver)."""
-    kind: str | None = None
-    """Kind of the rows as the stage gets them: one of `want`."""
-    rows: int | None = 0
-    """Training rows. None where not all has been read."""
-    heldout_rows: int | None = 0
-    heldout_format: str | None = None
-    heldout: str = ""
-    """Where the held-out rows come from, in words."""
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    """(place, reason) of the first 100 rows that can't be used."""
-    bad_rows: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Of all bad rows, without the details in brackets: how many."""
-    leaks: int = 0
-    """Training rows that hold a held-out prompt."""
-    leak_examples: list[tuple[str, str, str]] = field(default_factory=list)
-    """(place in training, place held out, the prompt's start)"""
-    offers_tools: bool = False
-    """At least one row has a list of tools."""
-    tool_rows: int = 0
-    """Rows that offer or call tools: the chat template must be able to show them."""
-    unused: int = 0
-    """Usable rows that the conversion to `kind` leaves out (answers labelled false), or that are over data.limit."""
-    conversion: str | None = None
-    also: list[str] = field(default_factory=list)
-    """Other formats that the columns would fit; data.format chooses."""
-    ignored: list[str] = field(default_factory=list)
-    """Files of a folder that are not data."""
-    complete: bool = True
-    """All of it was read. False on the driver for more than 64 MB, and for hub datasets."""
-    note: str | None = None
-    sha256: str = ""
-    """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
-
-    def lines(self) -> list[str]:
-        """What to print before training, a few lines."""
-        if self.format is None:
-            return [f"data: {self.source}, {self.note}"]
-        kind = f" → {self.kind} ({self.conversion})" if self.conversion else f" ({self.kind})"
-        found = self.format + (kind if self.kind != self.format else "")
-        if self.complete:
-            lines = [
-                f"data: {self.source}: {found}, {self.rows:,} training rows, "
-                f"{self.heldout_rows:,} held out ({self.heldout})"
-            ]
-        else:
-            lines = [f"data: {self.source}: {found}; {self.note}"]
-        if self.bad_rows:
-            lines.append(f"data: {self.bad_rows:,} bad rows left out: {self.why_bad()}")
-            lines += [f"      {place}: {why}" for place, why in self.bad[:3]]
-        if self.leaks:
-            lines.append(f"data: {self.leaks:,} training rows dropped because their prompt is held out, such as")
-            lines += [f"      {train} = {held}: {prompt}" for train, held, prompt in self.leak_examples[:3]]
-        if self.unused:
-            lines.append(f"data: {self.unused:,} good rows not used (labelled false, or over data.limit)")
-        if self.tool_rows:
-            lines.append(f"data: {self.tool_rows:,} rows offer or call tools")
-        if self.also:
-            lines.append(f"data: the columns would also fit {', '.join(self.also)}; choose with data.format")
-        if self.ignored:
-            lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
-        return lines
-
-    def summary(self) -> dict:
-        """What provenance.json keeps."""
-        keys = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
-        return {k: getattr(self, k) for k in keys}
-
-    def why_bad(self) -> str:
-        return ", ".join(f"{n:,} × {why}" for why, n in Counter(self.reasons).most_common(3))
 
 
 @dataclass
@@ -133,15 +54,21 @@ def scan(
     content = hashlib.sha256()
     held: dict[bytes, str] = {}
 
+    def hold(row: dict) -> None:
+        if data.heldout_limit is not None and check.heldout_rows >= data.heldout_limit:
+            check.unused += 1  # and not trained on either
+        else:
+            check.heldout_rows += 1
+            keep(train.kind, "heldout", row)
+
     if held_source:
         heldout = _open(held_source, data, (train.kind,), first)
         check.heldout, check.heldout_format = held_source.described(), heldout.format
         for place, row in _good_rows(heldout, check, content):
-            check.heldout_rows += 1
             *_, asked = prompts_of(train.kind, row)
             if train.kind != "text" or len(normalise(asked).split()) >= LEAK_WORDS:
                 held.setdefault(digest(asked), place)
-            keep(train.kind, "heldout", row)
+            hold(row)
     else:
         check.heldout = (
             f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
@@ -150,8 +77,7 @@ def scan(
     for place, row in _good_rows(train, check, content):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
-            check.heldout_rows += 1
-            keep(train.kind, "heldout", row)
+            hold(row)
             continue
         leaked = next((p for p in asked if digest(p) in held), None) if held else None
         if leaked is not None:

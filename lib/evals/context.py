@@ -36,7 +36,7 @@ class Context:
 
     @property
     def sampling(self) -> Sampling:
-        """The model's own distribution; what win rate and KL are about."""
+        """The model's own distribution, which KL is about."""
         return Sampling(temperature=1.0, max_new_tokens=self.job.max_new_tokens, seed=self.job.seed)
 
     def rows(self, want: tuple[str, ...]) -> list[dict]:

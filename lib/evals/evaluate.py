@@ -126,9 +126,8 @@ def _samples(context: Context) -> tuple[str, list[Sample]]:
     if not task or not job.samples:
         return "", []
     rows = list(context.recorded[task].values())
-    how = "sampled at temperature 1" if task == "win_rate" else "greedy"
     shown = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
-    note = f"{shown}, drawn by seed {job.seed} and not picked; answers are {how}."
+    note = f"{shown}, drawn by seed {job.seed} and not picked; answers are greedy."
     chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
     return note, [
         Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lib.evals.context import Context
 from lib.evals.task import Scores
+from lib.generate import Sampling
 
 
 def accuracy(context: Context) -> list[Scores]:
@@ -47,14 +48,15 @@ def _by_kind(pairs: list[dict], right: list[float], common: dict) -> list[Scores
 
 
 def win_rate(context: Context) -> list[Scores]:
-    """Share of prompts on which a run's sampled answer (temperature 1, one each) beats the reference run's; ties half.
+    """Share of prompts on which a run's greedy answer, the one its user would get, beats the reference run's; ties half.
 
     Judged by the task's stated rule where the prompts have one, and by the reward run where there is one.
     """
     engine, reference = context.engine, context.reference
+    greedy = Sampling(max_new_tokens=context.job.max_new_tokens)
     examples = context.prompts()
     prompts = [e.prompt for e in examples]
-    asked = {run: engine.generate(run, prompts, context.sampling) for run in (*context.challengers, reference)}
+    asked = {run: engine.generate(run, prompts, greedy) for run in (*context.challengers, reference)}
     answers = {run: [a[0].text for a in future.result()] for run, future in asked.items()}
     for run, texts in answers.items():
         context.record("win_rate", run, examples, texts, [{}] * len(texts))
@@ -80,7 +82,7 @@ def win_rate(context: Context) -> list[Scores]:
             versus=reference,
             judge=judge,
             headline=True,
-            decoding=str(context.sampling),
+            decoding=str(greedy),
         )
         for (run, judge), wins in outcomes.items()
     ]

@@ -120,6 +120,7 @@ def test_columns_are_renamed(write):
         ({"heldout_fraction": 1.5}, r"^data.heldout_fraction is 1.5; it is a share"),
         ({"heldout_fraction": -0.1}, r"^data.heldout_fraction is -0.1"),
         ({"limit": 0}, r"^data.limit is 0"),
+        ({"heldout_limit": 0}, r"^data.heldout_limit is 0"),
         (
             {"heldout_fraction": 1.0},
             r"^data.source: .* leaves no training rows \(0 bad, 0 leaked, 3 held out, 0 unused\)",

@@ -50,6 +50,14 @@ def test_limit_takes_the_first_and_keeps_the_held_out_rows(write):
     assert cut.check.unused == len(whole.train) - 7
 
 
+def test_heldout_limit_takes_the_first_and_trains_on_none_of_the_others(write):
+    path = write("a.jsonl", qa(100))
+    whole, cut = (load(Data(path, heldout_limit=n, heldout_fraction=0.3), CHAT) for n in (None, 4))
+    assert questions(cut.train) == questions(whole.train)
+    assert questions(cut.heldout) == questions(whole.heldout)[:4]
+    assert cut.check.unused == len(whole.heldout) - 4
+
+
 def test_all_rows_held_out_is_for_evaluation(write):
     data = Data(write("a.jsonl", qa(3)), heldout_fraction=1)
     assert check(data, CHAT, training=False).heldout_rows == 3

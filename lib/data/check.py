@@ -1,0 +1,85 @@
+"""What the one pass over the data found: for a person, for provenance.json, and for the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Check:
+    """What the data is, and what is wrong with it. `lines()` for a person, `vars()` for a file."""
+
+    source: str
+    format: str | None = None
+    """Name in lib/data/formats.py, or demo. None where only the workers can know (hub datasets, on the driver)."""
+    kind: str | None = None
+    """Kind of the rows as the stage gets them: one of `want`."""
+    rows: int | None = 0
+    """Training rows. None where not all has been read."""
+    heldout_rows: int | None = 0
+    heldout_format: str | None = None
+    heldout: str = ""
+    """Where the held-out rows come from, in words."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """(place, reason) of the first 100 rows that can't be used."""
+    bad_rows: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Of all bad rows, without the details in brackets: how many."""
+    leaks: int = 0
+    """Training rows that hold a held-out prompt."""
+    leak_examples: list[tuple[str, str, str]] = field(default_factory=list)
+    """(place in training, place held out, the prompt's start)"""
+    offers_tools: bool = False
+    """At least one row has a list of tools."""
+    tool_rows: int = 0
+    """Rows that offer or call tools: the chat template must be able to show them."""
+    unused: int = 0
+    """Usable rows that the conversion to `kind` leaves out (answers labelled false), or that are over data.limit or data.heldout_limit."""
+    conversion: str | None = None
+    also: list[str] = field(default_factory=list)
+    """Other formats that the columns would fit; data.format chooses."""
+    ignored: list[str] = field(default_factory=list)
+    """Files of a folder that are not data."""
+    complete: bool = True
+    """All of it was read. False on the driver for more than 64 MB, and for hub datasets."""
+    note: str | None = None
+    sha256: str = ""
+    """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
+
+    def lines(self) -> list[str]:
+        """What to print before training, a few lines."""
+        if self.format is None:
+            return [f"data: {self.source}, {self.note}"]
+        kind = f" → {self.kind} ({self.conversion})" if self.conversion else f" ({self.kind})"
+        found = self.format + (kind if self.kind != self.format else "")
+        if self.complete:
+            lines = [
+                f"data: {self.source}: {found}, {self.rows:,} training rows, "
+                f"{self.heldout_rows:,} held out ({self.heldout})"
+            ]
+        else:
+            lines = [f"data: {self.source}: {found}; {self.note}"]
+        if self.bad_rows:
+            lines.append(f"data: {self.bad_rows:,} bad rows left out: {self.why_bad()}")
+            lines += [f"      {place}: {why}" for place, why in self.bad[:3]]
+        if self.leaks:
+            lines.append(f"data: {self.leaks:,} training rows dropped because their prompt is held out, such as")
+            lines += [f"      {train} = {held}: {prompt}" for train, held, prompt in self.leak_examples[:3]]
+        if self.unused:
+            lines.append(f"data: {self.unused:,} good rows not used (labelled false, or over a limit)")
+        if self.tool_rows:
+            lines.append(f"data: {self.tool_rows:,} rows offer or call tools")
+        if self.also:
+            lines.append(f"data: the columns would also fit {', '.join(self.also)}; choose with data.format")
+        if self.ignored:
+            lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
+        return lines
+
+    def summary(self) -> dict:
+        """What provenance.json keeps."""
+        keys = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
+        return {k: getattr(self, k) for k in keys}
+
+    def why_bad(self) -> str:
+        return ", ".join(f"{n:,} × {why}" for why, n in Counter(self.reasons).most_common(3))
