@@ -4,7 +4,9 @@
 
 Both sides run the same SFT job in turn, in one go on one machine, one worker each, with the same model, rows, TRL
 arguments, threads and malloc settings; bare is jobs/sft.py's `build` called in a plain process (itself TRL and nothing
-else of ours around it). Steady is the median step after the first two. Prints a table of ratios and exits 0.
+else of ours around it). Both train, measure the held-out loss and write the merged model. Steady is the median step
+after the first two. Ours projects labelled positions only on a CPU (lib/head.py); with --same-head bare does too, which
+leaves the cost of Ray and of keeping the run. Prints a table of ratios and exits 0.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def bare(job_json: str, started: float) -> None:
+def bare(job_json: str, started: float, same_head: bool) -> None:
     """In a process of its own: the Trainer that our worker would get, and trainer.train()."""
     import resource
 
@@ -29,9 +31,12 @@ def bare(job_json: str, started: float) -> None:
 
     sys.path.insert(0, str(ROOT))
     from jobs.sft import build
+    from lib import head, models
     from lib.config import Job
     from lib.worker import arguments
 
+    if same_head:
+        head.project_labelled_only()
     job = Job.from_dict(json.loads(job_json))
     torch.set_num_threads(job.scale.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,6 +45,8 @@ def bare(job_json: str, started: float) -> None:
         trainer = build(job, args)
         trainer.add_callback(clock(TrainerCallback, started))
         trainer.train()
+        trainer.evaluate()
+        models.export(trainer, job.model, Path(folder) / "export")
         print("RESULT", json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
@@ -58,11 +65,12 @@ def main() -> None:
     parser.add_argument("--config", default="configs/sft.yaml")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--same-head", action="store_true", help="give bare TRL lib/head.py too")
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     options, extra = parser.parse_known_args()
     if options.bare:
-        return bare(options.bare, options.started)
+        return bare(options.bare, options.started, options.same_head)
 
     sys.path.insert(0, str(ROOT))
     from lib import cli, plan
@@ -100,6 +108,7 @@ def main() -> None:
             )
             started = time.time()
             command = [sys.executable, __file__, "--bare", json.dumps(planned.job.to_dict()), "--started", str(started)]
+            command += ["--same-head"] * options.same_head
             out = subprocess.run(
                 command,
                 cwd=ROOT,

@@ -32,13 +32,13 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def chromium(browser, tmp_path):
-    """chromium(*flags) → its standard output; every call has a profile of its own."""
+    """chromium(*flags) → its standard output, or with log=True its log; every call has a profile of its own."""
 
-    def run(*flags: str) -> str:
+    def run(*flags: str, log: bool = False) -> str:
         command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+        return done.stderr if log else done.stdout
 
     return run
 
@@ -77,6 +77,20 @@ def test_the_probe_sees_requests_and_width(chromium, tmp_path):
         '<!doctype html><body style="margin:0"><img src="http://127.0.0.1:9/x.png" style="width:900px;display:block">'
     )
     assert "wide 900 of 360, 1 requests" in _probe(chromium, text, tmp_path, 360)
+
+
+@pytest.mark.slow
+def test_the_page_says_nothing_on_the_console(chromium, page, tmp_path):
+    noisy = tmp_path / "noisy.html"
+    noisy.write_text("<!doctype html><script>missing()</script>")
+    assert "missing is not defined" in _console(chromium, noisy)[0]  # that the check can fail
+    assert _console(chromium, page) == []
+
+
+def _console(chromium, page) -> list[str]:
+    """What the page's scripts and the browser wrote to the console."""
+    log = chromium("--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom", page.as_uri(), log=True)
+    return [line for line in log.splitlines() if ":CONSOLE" in line]
 
 
 def _probe(chromium, text: str, tmp_path, width: int) -> str:
