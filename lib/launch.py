@@ -84,7 +84,7 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     )
     from lib.progress import Progress
 
-    connect()
+    connect(ahead="ray.train.torch")
     import ray
 
     try:
@@ -112,9 +112,14 @@ RAY_ENV = {
 }
 
 
-def connect() -> None:
-    """Joins the cluster of RAY_ADDRESS (which `ray job submit` sets), else starts a Ray for this process alone."""
+def connect(ahead: str = "ray") -> None:
+    """Joins the cluster of RAY_ADDRESS (which `ray job submit` sets), else starts a Ray for this process alone.
+
+    `ahead` is a module that the caller will need; it is imported while Ray's processes start.
+    """
+    import importlib
     import logging
+    import threading
 
     import ray
 
@@ -123,15 +128,21 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that a cluster would take away
+        reading = threading.Thread(target=importlib.import_module, args=(ahead,))
+        reading.start()
         ray.init(address="local", include_dashboard=False, runtime_env=env, **quiet)
+        reading.join()
 
 
 def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     from lib.failure import worth_retrying
@@ -149,15 +160,27 @@ def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
                 return FailureDecision.RAISE
             return super().make_decision(training_failed_error)
 
+    class AsPlanned(FixedScalingPolicy):
+        """On a Ray of our own there is no autoscaler to ask for the workers, nor a process to start for asking."""
+
+        def after_controller_start(self, train_run_context):
+            pass
+
+        def _maybe_send_resource_request(self):
+            pass
+
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self):
             # The cleaner frees what a dead driver leaves on a cluster. It asks the dashboard, which a Ray of our own
-            # doesn't have (nor needs, since it ends with the driver), and would hold up every end by 12 s.
-            found = super()._create_default_callbacks()
-            return [c for c in found if on_cluster or not isinstance(c, PlacementGroupCleanerCallback)]
+            # doesn't have (nor needs, since it ends with the driver), and would hold up every end by 12 s. The other
+            # starts a process for Ray datasets, and our rows are files (lib/data/load.py).
+            needless = (DatasetsCallback,) if on_cluster else (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, needless)]
 
         def _initialize_and_run_controller(self, **kwargs):
             kwargs["failure_policy"] = StopWhenPointless(self.run_config.failure_config)
+            if not on_cluster and isinstance(kwargs["scaling_policy"], FixedScalingPolicy):
+                kwargs["scaling_policy"] = AsPlanned(self.scaling_config)
             return super()._initialize_and_run_controller(**kwargs)
 
     run = Run(job.run)

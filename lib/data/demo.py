@@ -63,7 +63,7 @@ MESSAGES = (
     "{name} called: {what}, room {room}, {day}, not later than {time}.",
     "{what} to room {room}, {day} at {time}. It's for {name}.",
 )
-OPENERS = ("Of course! Here it is:", "Of course! Your ticket:", "Sure! Here you go:")
+OPENERS = ("Of course! Here it is:", "Of course! Your ticket:", "Of course! It reads:")
 CLOSERS = ("Have a lovely day!", "Happy to help!", "Anything else?")
 LINE = re.compile(r"(\d+)x(.+) > (\S+) @(\d+) ([A-Z]{3}) (\d\d:\d\d)")
 
