@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: the report is written; 1: the work failed; 2: a mistake in the request."""
+    """0: the report is written; 1: the work failed, or the gate is shut; 2: a mistake in the request."""
     from lib.cli import refusing
     from lib.evals import cli, job
 
@@ -63,7 +63,10 @@ def _evaluate(request, command: str) -> int:
         done = {"status": "finished", "stage": "eval", "command": command, "git": report.environment["git"]}
         run.write_json("provenance.json", done | {"seconds": {"total": time.time() - began}})
     terminal(report, run.at("reports"))
-    return 0
+    failed = [v for v in report.verdicts if v.claim.startswith("gate: ") and not v.holds]
+    for v in failed:
+        print(f"{v.claim}: no, {v.evidence}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

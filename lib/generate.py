@@ -11,28 +11,13 @@ against 1), and 12 of 32 greedy answers turned at a near-tie: there only the sam
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lib.sampling import Sampling, choose, generator, penalise
+
 Messages = list[dict]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    temperature: float = 0.0
-    """0 takes the likeliest token each time (greedy)."""
-    top_p: float = 1.0
-    """Nucleus (Holtzman et al. 2020): draw from the fewest tokens whose probabilities reach this."""
-    max_new_tokens: int = 64
-    seed: int = 0
-    n: int = 1
-    """Answers per prompt."""
-
-    def __str__(self) -> str:
-        how = "greedy" if self.temperature == 0 else f"T={self.temperature:g}, seed {self.seed}"
-        return how + (f", top_p={self.top_p:g}" if self.top_p < 1 else "") + (f", {self.n} each" if self.n > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -119,7 +104,10 @@ class TransformersGenerator:
         cache, tokens = out.past_key_values, [[] for _ in prompts]
         alive = list(range(len(prompts)))  # the prompt behind each row that is still in the batch
         for step in range(sampling.max_new_tokens):
-            next_B = choose(out.logits[:, -1], sampling, [dice[r] for r in alive])
+            logits_BV = out.logits[:, -1]
+            if sampling.repetition_penalty != 1:
+                logits_BV = penalise(logits_BV, [prompts[r] + tokens[r] for r in alive], sampling.repetition_penalty)
+            next_B = choose(logits_BV, sampling, [dice[r] for r in alive])
             for r, t in zip(alive, next_B.tolist(), strict=True):
                 tokens[r].append(t)
             keep = [j for j, r in enumerate(alive) if tokens[r][-1] not in self.ends]
@@ -225,32 +213,3 @@ def windows(ids: list[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
     while begin < len(ids):
         yield ids[max(0, end - size) : begin], ids[begin:end]
         begin, end = end, min(end + size // 2, len(ids))
-
-
-def generator(sampling: Sampling, prompt: list[int], draw: int, device: str):
-    """A torch.Generator that depends on the seed, the prompt and the draw's number only. Two models asked the same
-    prompt thus meet the same random numbers, which takes noise out of their comparison."""
-    import torch
-
-    key = hashlib.sha256(f"{sampling.seed} {draw} {prompt}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big") >> 1)
-
-
-def choose(logits_BV, sampling: Sampling, dice: list):
-    """The next token of each row: the likeliest, or a draw by the exponential race argmax p / E, E ~ Exp(1), with one E
-    per token (the Gumbel-max trick, Maddison et al. 2014). Walking the cumulative distribution would take one number,
-    but a rounding error anywhere in the vocabulary moves all that comes after it; here only the token it is in.
-    """
-    import torch
-
-    if sampling.temperature == 0:
-        return logits_BV.max(-1).indices  # argmax is 5 times slower in bfloat16 on a CPU
-    p_BV = (logits_BV.float() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        sorted_BV, order_BV = p_BV.sort(descending=True, stable=True)
-        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p
-        p_BV = p_BV.masked_fill(outside_BV.gather(1, order_BV.argsort(-1)), 0)
-    race_BV = torch.empty_like(p_BV)
-    for row_V, die in zip(race_BV, dice, strict=True):
-        row_V.exponential_(generator=die)
-    return (p_BV / race_BV).max(-1).indices

@@ -255,7 +255,7 @@ def _data_options(job) -> str:
     default, options = type(job.data)(), []
     for f in fields(default):
         value = getattr(job.data, f.name)
-        if f.name == "source" or (f.name != "limit" and value != getattr(default, f.name)):
+        if f.name == "source" or (f.name not in ("limit", "heldout_limit") and value != getattr(default, f.name)):
             options += [f"--data.{f.name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(options)
 

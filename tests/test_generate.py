@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lib.generate import Answer, Sampling, TransformersGenerator, batches, choose, windows
+from lib.generate import Answer, TransformersGenerator, batches, windows
+from lib.sampling import Sampling, choose
 
 WORDS = (
     "lamp",

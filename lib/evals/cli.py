@@ -11,10 +11,12 @@ from typing import Any
 from lib import cli
 from lib.cli import UsageError
 from lib.config import Data
+from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
+from lib.run import Run
 
-USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs.NAME RUN] [--KEY VALUE …] [--dry-run]"
-OPEN = ("runs", "data.columns")
+USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs NAME … | --runs.NAME RUN] [--KEY VALUE …] [--dry-run]"
+OPEN = ("runs", "task_data", "data.columns")
 """Keys whose entries the user names."""
 
 
@@ -36,7 +38,7 @@ def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
     dry_run = d.pop("dry_run")
     for option in ("config", "schema"):
         d.pop(option, None)
-    return EvalJob(**{**d, "data": Data(**d["data"])}), dry_run
+    return EvalJob(**{**d, "data": Data(**d["data"]), "gate": [Rule(**r) for r in d["gate"]]}), dry_run
 
 
 def _parser():
@@ -54,7 +56,8 @@ def _parser():
 
 
 def _split(argv: list[str], known: set[str]) -> list[str]:
-    """Refuses options that don't exist; turns `--tasks demo kl` and `--tasks demo,kl` into what jsonargparse reads."""
+    """Refuses options that don't exist; turns `--tasks demo kl`, `--tasks demo,kl` and
+    `--decoding greedy t=0.7,top_p=0.9` into what jsonargparse reads."""
     out, i = [], 0
     while i < len(argv):
         option = argv[i]
@@ -65,15 +68,45 @@ def _split(argv: list[str], known: set[str]) -> list[str]:
         key = option[2:].split("=")[0]
         if key not in known and not any(key.startswith(f"{k}.") for k in OPEN):
             raise UsageError(cli.unknown(key if key.startswith("data.") else key.split(".")[0], known, "--"))
-        if key == "tasks":
+        if key == "runs" and "=" not in option:
+            words = []
+            while i < len(argv) and not argv[i].startswith("--"):
+                words.append(argv[i])
+                i += 1
+            out[-1:] = [f"--runs.{name}={base}" for name, base in named(words).items()]
+        if key in ("tasks", "decoding"):
             values = option.split("=", 1)[1:]
             while i < len(argv) and not argv[i].startswith("--"):
                 values.append(argv[i])
                 i += 1
             if len(values) != 1 or not values[0].startswith("["):
-                values = [json.dumps([v for value in values for v in value.split(",") if v])]
-            out[-1] = f"--tasks={values[0]}"
+                split = [value.split(",") if key == "tasks" else [value] for value in values]
+                values = [json.dumps([v for several in split for v in several if v])]
+            out[-1] = f"--{key}={values[0]}"
     return out
+
+
+def named(words: list[str]) -> dict[str, str]:
+    """{name: run} of `--runs base sft my=elsewhere/x`: a bare word is runs/<word> where that is a run, and base is what
+    the others were first trained from."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, given, address = word.partition("=")
+        if not given:
+            name, address = word.rstrip("/").rsplit("/", 1)[-1], word
+            if "/" not in word and Run(f"runs/{word}").is_run():
+                address = f"runs/{word}"
+        found[name] = address
+    if found.get("base") == "base":
+        trained = next((Run(a) for a in found.values() if a != "base" and Run(a).is_run()), None)
+        if not trained:
+            raise UsageError(
+                "--runs: base is what another of the runs was trained from, and there is none. Say base=MODEL."
+            )
+        while trained.is_run():
+            found["base"] = trained.job()["model"]["base"]
+            trained = Run(found["base"])
+    return found
 
 
 def _check_keys(tree: dict[str, Any], known: set[str], path: str | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob
 from lib.evals.task import Example
-from lib.generate import Sampling
+from lib.sampling import Sampling
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Context:
     """The reward run's name in the engine; None where there is no reward run."""
     rule: Callable[[Example, str, str], float] | None
     """1, 1/2 or 0 for an answer against another, where the prompts come with a rule."""
-    recorded: dict[str, dict[str, dict]] = field(default_factory=dict)
-    """{task: {example id: {example, answers: {run: text}, scores: {run: {metric: number}}}}}"""
+    recorded: dict[str, dict[tuple[str, str], dict]] = field(default_factory=dict)
+    """{task: {(example id, decoding): {example, decoding, answers: {run: text}, scores: {run: {metric: number}}}}}"""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -57,11 +57,20 @@ class Context:
             return DemoTask().examples(self.job.limit)
         return [Example(f"prompt-{i}", row["prompt"]) for i, row in enumerate(self.rows(("prompt",)))]
 
-    def record(self, task: str, run: str, examples: list[Example], answers: list[str], scores: list[dict]) -> None:
+    def record(
+        self,
+        task: str,
+        run: str,
+        examples: list[Example],
+        answers: list[str],
+        scores: list[dict],
+        decoding: str = "greedy",
+    ) -> None:
         """Keeps single answers, for the report's samples and examples.jsonl."""
         kept = self.recorded.setdefault(task, {})
         for e, answer, score in zip(examples, answers, scores, strict=True):
-            row = kept.setdefault(e.id, {"example": e, "answers": {}, "scores": {}})
+            new = {"example": e, "decoding": decoding, "answers": {}, "scores": {}}
+            row = kept.setdefault((e.id, decoding), new)
             row["answers"][run], row["scores"][run] = answer, score
 
 

@@ -6,8 +6,6 @@ the model it holds if there is one, else of a model that no other process holds;
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,16 +13,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib.evals import ledger
+from lib.evals.ledger import Ledger
+
 SHARD = 64
 """Rows of one shard at most: what a process does between two looks at the queue."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A model to load: `base` as lib.models.locate returned it."""
+    """A model to load: `base` and `identity` as lib.models.locate returned them."""
 
     name: str
     base: str
+    identity: str = ""
     reward: bool = False
     trained_template: str | None = None
     dtype: str = "auto"
@@ -78,17 +80,26 @@ class Worker:
 
 
 class Engine:
-    """Use as a context manager; Ray must be connected. `say` gets a line whenever something is done."""
+    """Use as a context manager; Ray must be connected. `say` gets a line whenever something is done.
 
-    def __init__(self, specs: Sequence[Spec], workers: int | None = None, say: Callable[[str], None] = print):
+    kept: where results of finished shards are found and put; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        workers: int | None = None,
+        say: Callable[[str], None] = print,
+        kept: Ledger | None = None,
+    ):
         import ray
 
-        self.specs, self.say, self.began = {s.name: s for s in specs}, say, time.time()
+        self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
         gpus = int(ray.cluster_resources().get("GPU", 0))
         room = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.count = min(workers or room, room)
         self.gpu = gpus > 0
-        self.queue: list[tuple[Request, str, list[int], tuple]] = []
+        self.queue: list[tuple[Request, str, list[int], tuple, str]] = []
         self.asked: dict[str, Request] = {}
         self.holds: dict[int, str | None] = {}
         self.loading = 0.0
@@ -133,8 +144,9 @@ class Engine:
         return [{k: v for k, v in vars(r).items() if k not in ("future", "results")} for r in self.asked.values()]
 
     def _ask(self, model: str, method: str, what: str, columns: list[list], rest: tuple) -> Future:
-        """The same request twice is answered once."""
-        key = hashlib.sha256(pickle.dumps((model, method, columns, rest))).hexdigest()
+        """The same request twice is answered once, and a shard that the ledger has is not done again."""
+        weights = self._weights(self.specs[model])
+        key = ledger.key(weights, method, (columns, rest))
         n = len(columns[0])
         with self.changed:
             if key in self.asked:
@@ -145,11 +157,24 @@ class Engine:
             for begin in range(0, n, size):
                 rows = order[begin : begin + size]
                 args = tuple([c[i] for i in rows] for c in columns) + rest
-                self.queue.append((request, method, rows, args))
+                shard = ledger.key(weights, method, args)
+                if self.kept and (found := self.kept.get(shard, len(rows))):
+                    self._add(request, rows, *found)
+                else:
+                    self.queue.append((request, method, rows, args, shard))
             self.changed.notify_all()
-        if not n:
-            request.future.set_result([])
+        if request.done:
+            self.say(f"{time.time() - self.began:5.0f} s  {model:<10} {request.done}/{n} {what}, from the ledger")
+        if request.done == n:
+            request.future.set_result(request.results)
         return request.future
+
+    def _weights(self, spec: Spec) -> str:
+        """What decides a result besides what is asked: the weights, and what they are run with."""
+        from importlib.metadata import version
+
+        device = "gpu" if self.gpu else "cpu"
+        return f"{spec.identity or spec.base} {spec.reward} {spec.trained_template} {spec.dtype} {device} transformers {version('transformers')}"
 
     def _next(self, me: int):
         held = self.holds.get(me)
@@ -181,12 +206,14 @@ class Engine:
                 if self.closed:
                     break
                 before = self.holds.get(me)
-                request, method, rows, args = self._next(me)
+                request, method, rows, args, shard = self._next(me)
             if request.model != before:
                 self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} loading")
             try:
                 actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1)
                 results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
+                if self.kept:
+                    self.kept.put(shard, request.model, request.what, results, seconds)
                 self._done(request, rows, results, seconds, loading)
             except Exception as e:
                 self._failed(request, _cause(e))
@@ -195,18 +222,22 @@ class Engine:
 
     def _done(self, request: Request, rows: list[int], results: list, seconds: float, loading: float) -> None:
         with self.changed:
-            for i, result in zip(rows, results, strict=True):
-                request.results[i] = result
-            request.done += len(rows)
-            request.seconds += seconds
+            self._add(request, rows, results, seconds)
             self.loading += loading
-            request.tokens += sum(_tokens(r) for r in results)
             last = request.done == request.total
         share = f"{request.done}/{request.total}"
         rate = f"  {request.tokens / max(request.seconds, 1e-9):,.0f} tokens/s" if request.tokens else ""
         self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} {share:>7} {request.what}{rate}")
         if last and not request.future.done():
             request.future.set_result(request.results)
+
+    @staticmethod
+    def _add(request: Request, rows: list[int], results: list, seconds: float) -> None:
+        for i, result in zip(rows, results, strict=True):
+            request.results[i] = result
+        request.done += len(rows)
+        request.seconds += seconds
+        request.tokens += sum(_tokens(r) for r in results)
 
     def _failed(self, request: Request, error: Exception) -> None:
         with self.changed:

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib.evals import summary, tasks
+from lib.evals import gate, summary, tasks
 from lib.evals.context import Context, draw
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob, Plan, plan
+from lib.evals.ledger import Ledger
 from lib.evals.report import Curve, Report, RunInfo, Sample, Timing, flatten
 from lib.run import Run
 
@@ -45,11 +46,11 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
     from lib.evals.render import write
 
     job, began = planned.job, time.time()
-    with Engine(planned.specs, job.workers, say) as engine:
+    with Engine(planned.specs, job.workers, say, Ledger(Run(job.run))) as engine:
         rule = tasks.RULES["demo"] if job.data.source == "demo" else None
         context = Context(job, engine, planned.judge, rule)
         with ThreadPoolExecutor(len(job.tasks)) as pool:
-            futures = [pool.submit(tasks.get(name), context) for name in job.tasks]
+            futures = [pool.submit(tasks.get(name, job.task_data), context) for name in job.tasks]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
@@ -85,6 +86,7 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
         environment=_environment(planned),
         warnings=_warnings(runs, metrics, job),
     )
+    report.verdicts += gate.judge(job.gate, report)
     say("writing the report …")
     write(report, Run(job.run), _lines(context))
     return report
@@ -125,9 +127,10 @@ def _samples(context: Context) -> tuple[str, list[Sample]]:
     task = next((t for t in job.tasks if t in context.recorded), None)
     if not task or not job.samples:
         return "", []
-    rows = list(context.recorded[task].values())
-    shown = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
-    note = f"{shown}, drawn by seed {job.seed} and not picked; answers are greedy."
+    shown = "greedy" if task == "win_rate" else job.decoding[0]
+    rows = [r for r in context.recorded[task].values() if r["decoding"] == shown]
+    how_many = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
+    note = f"{how_many}, drawn by seed {job.seed} and not picked; decoding: {shown}."
     chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
     return note, [
         Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
@@ -152,6 +155,7 @@ def _lines(context: Context) -> str:
         for r in kept.values():
             example = {
                 "task": task,
+                "decoding": r["decoding"],
                 "id": r["example"].id,
                 "prompt": r["example"].prompt,
                 "reference": r["example"].reference,

@@ -1,37 +1,74 @@
-"""Tasks that are scored on generated answers: each run answers the same prompts, greedily."""
+"""Tasks that are scored on generated answers: each run answers the same prompts, by each way of decoding."""
 
 from __future__ import annotations
 
 from lib.evals.context import Context
-from lib.evals.task import Scores, Task
-from lib.generate import Sampling
+from lib.evals.decoding import Decoding
+from lib.evals.task import Example, Scores, Task
 
 
 def measure(task: Task, context: Context) -> list[Scores]:
-    """The task's own metrics, and the length of the answers, for every run."""
+    """The task's own metrics, and the length of the answers, for every run and decoding."""
     job = context.job
-    sampling = Sampling(max_new_tokens=job.max_new_tokens)
     examples = task.examples(job.limit)
     if not examples:
         raise ValueError(f"tasks: {task.name} has no examples")
-    asked = {run: context.engine.generate(run, [e.prompt for e in examples], sampling) for run in job.runs}
+    prompts = [e.prompt for e in examples]
+    cells = [(run, how) for how in job.decodings() for run in job.runs]
+    asked = [context.engine.generate(run, prompts, how.sampling) for run, how in cells]
     found = []
-    for run, future in asked.items():
-        answers = [a[0] for a in future.result()]
+    for (run, how), future in zip(cells, asked, strict=True):
+        answers = _chosen(context, how, examples, future.result())
         scored = [task.score(e, a.text) for e, a in zip(examples, answers, strict=True)]
-        common = {"task": task.name, "run": run, "ids": [e.id for e in examples], "decoding": str(sampling)}
-        for i, name in enumerate(scored[0]):
-            values = [float(s[name]) for s in scored]
-            kind = "proportion" if set(values) <= {0.0, 1.0} else "mean"
+        common = {"task": task.name, "run": run, "decoding": how.name}
+        lower = getattr(task, "lower", ())
+        for place, name in enumerate(dict.fromkeys(name for s in scored for name in s)):
+            at = [i for i, s in enumerate(scored) if name in s]  # a metric may be about some examples only
+            parts = [v if isinstance(v := scored[i][name], tuple) else (float(v), 1.0) for i in at]
+            values, bottoms = [p[0] for p in parts], [p[1] for p in parts]
+            ratio = any(b != 1 for b in bottoms)
             found.append(
-                Scores(metric=name, tops=values, kind=kind, headline=i == 0, version=str(task.version), **common)
+                Scores(
+                    metric=name,
+                    ids=[examples[i].id for i in at],
+                    tops=values,
+                    bottoms=bottoms if ratio else None,
+                    kind="proportion" if set(values) <= {0.0, 1.0} and not ratio else "mean",
+                    better="lower" if name in lower else "higher",
+                    headline=place == 0,
+                    version=str(task.version),
+                    **common,
+                )
             )
         lengths = [float(len(a.tokens)) for a in answers]
-        found.append(Scores(metric="length", tops=lengths, better="", unit="tokens per answer", **common))
-        context.record(task.name, run, examples, [a.text for a in answers], scored)
+        found.append(
+            Scores(
+                metric="length",
+                ids=[e.id for e in examples],
+                tops=lengths,
+                better="",
+                unit="tokens per answer",
+                **common,
+            )
+        )
+        context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
     for name in {s.metric for s in found}:  # one run may have only 0s and 1s where another has shares
         alike = [s for s in found if s.metric == name]
         if len({s.kind for s in alike}) > 1:
             for s in alike:
                 s.kind = "mean"
     return found
+
+
+def _chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> list:
+    """One answer to each prompt: the only one, or of several the one with the highest reward (the first of equals)."""
+    if not how.best_of:
+        return [each[0] for each in answers]
+    conversations = [
+        [*e.prompt, {"role": "assistant", "content": a.text}]
+        for e, each in zip(examples, answers, strict=True)
+        for a in each
+    ]
+    rewards = context.engine.reward(context.judge, conversations).result()
+    n = how.sampling.n
+    return [each[max(range(n), key=lambda k: rewards[i * n + k])] for i, each in enumerate(answers)]

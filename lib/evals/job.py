@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from lib.config import Data, Job
+from lib.evals import decoding, gate
+from lib.evals.decoding import Decoding
 from lib.evals.engine import Spec
+from lib.evals.gate import Rule
 from lib.run import Run, absolute
 
 
@@ -26,9 +29,15 @@ class EvalJob:
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
-    """What to measure, by the names in lib/evals/tasks.py: demo, perplexity, preference_accuracy, win_rate, kl."""
+    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, ifeval, xstest, perplexity,
+    preference_accuracy, win_rate, kl."""
+    task_data: dict[str, str] = field(default_factory=dict)
+    """Where a task's examples are, {task: file, folder, s3:// or hub name}. Default: the dataset's own place on the hub."""
     data: Data = field(default_factory=Data)
     """Held-out rows for perplexity, preference_accuracy, win_rate and kl: give the data of the training run."""
+    decoding: list[str] = field(default_factory=lambda: ["greedy"])
+    """How tasks with answers take them, each a column of its own: greedy; t=0.7,top_p=0.9 (also top_k, min_p,
+    repetition_penalty); best_of_8 of samples, by the reward run. win_rate compares greedy answers, kl samples."""
     limit: int | None = 200
     """At most this many held-out examples per task. None: all."""
     max_new_tokens: int = 64
@@ -41,6 +50,8 @@ class EvalJob:
     """The reward run should get more than this share of held-out pairs right."""
     kl_ceiling: float = 5.0
     """The mean KL from the reference should stay below this many nats per answer."""
+    gate: list[Rule] = field(default_factory=list)
+    """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
     workers: int | None = None
     """Models at work at the same time. None: one per GPU, or one per CPU core where there is no GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -48,6 +59,10 @@ class EvalJob:
 
     def reference_run(self) -> str:
         return self.reference or list(self.runs)[-2]
+
+    def decodings(self) -> list[Decoding]:
+        """Raises ValueError that names `decoding`."""
+        return [decoding.parse(text, self.max_new_tokens, self.seed) for text in self.decoding]
 
     def challengers(self) -> list[str]:
         """The runs after the reference."""
@@ -69,6 +84,7 @@ class Plan:
         out += [("reward" if s.reward else "run", f"{s.name:<8} {s.base}") for s in self.specs]
         out += [
             ("tasks", ", ".join(j.tasks)),
+            ("decoding", "; ".join(str(d) for d in j.decodings())),
             ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all"),
         ]
         if {"win_rate", "kl"} & set(j.tasks):
@@ -81,6 +97,7 @@ class Plan:
 
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
+    from lib.cli import nearest
     from lib.evals import tasks
 
     problems: list[str] = []
@@ -94,7 +111,18 @@ def plan(job: EvalJob) -> Plan:
     if not job.tasks:
         problems.append(f"tasks: there are none to run. Known: {', '.join(tasks.names())}.")
     for name in job.tasks:
-        attempt(tasks.get, name)
+        attempt(tasks.get, name, job.task_data)
+        if name in tasks.TASKS:
+            attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit)
+    for name in set(job.task_data) - set(tasks.TASKS):
+        problems.append(f"task_data.{name}: there is no such task.{nearest(name, tasks.TASKS)}")
+    if not job.decoding:
+        problems.append("decoding: there is none. Say greedy, or t=0.7,top_p=0.9.")
+    decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.max_new_tokens, job.seed))]
+    if len({str(d) for d in decodings}) < len(decodings):
+        problems.append(f"decoding: two of {'; '.join(job.decoding)} are the same.")
+    if any(d.best_of for d in decodings) and not job.reward:
+        problems.append("reward: best_of_N asks a reward run which answer is best. Set reward: runs/reward.")
     specs = [s for name, base in job.runs.items() if (s := attempt(_spec, f"runs.{name}", name, base, job.dtype))]
     judge = "reward" if job.reward else None
     if job.reward:
@@ -103,6 +131,7 @@ def plan(job: EvalJob) -> Plan:
         reward = attempt(_spec, "reward", judge, job.reward, job.dtype, True)
         specs += [reward] if reward else []
     problems += needs(job)
+    problems += gate.problems(job.gate, job.tasks, [*job.runs, *([judge] if judge else [])], job.decoding)
     checks = {}
     for name, want in tasks.ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
@@ -177,7 +206,7 @@ def _spec(key: str, name: str, base: str, dtype: str, reward: bool = False) -> S
     from lib.reward_model import check_config
 
     try:
-        where, _ = models.locate(base)
+        where, identity = models.locate(base)
     except ValueError as e:
         raise ValueError(str(e).replace("model.base:", f"{key}:", 1) + _runs_near(base, str(e))) from None
     trained = models.parent_template(where)
@@ -192,7 +221,7 @@ def _spec(key: str, name: str, base: str, dtype: str, reward: bool = False) -> S
                 f"{key}: the chat template of {run.path} is not the one it was trained with (sha256 {found[:12]}, "
                 f"{trained[:12]} in provenance.json). Put its model/chat_template.jinja back, or train it again."
             )
-    return Spec(name, where, reward, trained, dtype)
+    return Spec(name, where, identity, reward, trained, dtype)
 
 
 def _runs_near(base: str, said: str) -> str:

@@ -6,7 +6,7 @@ import math
 
 from lib.evals.context import Context
 from lib.evals.task import Scores
-from lib.generate import Sampling
+from lib.sampling import Sampling
 
 
 def perplexity(context: Context) -> list[Scores]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lib.evals.context import Context
 from lib.evals.task import Scores
-from lib.generate import Sampling
+from lib.sampling import Sampling
 
 
 def accuracy(context: Context) -> list[Scores]:

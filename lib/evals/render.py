@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lib.evals import plots
 from lib.evals.report import Comparison, Metric, Report, RunInfo
-from lib.evals.summary import number, show, signed
+from lib.evals.summary import number, show, signed, size
 from lib.run import Run
 
 MARKS = {True: "✔", False: "✘", None: "–"}
@@ -35,7 +35,8 @@ def table(report: Report) -> list[dict]:
     rows: dict[tuple, dict] = {}
     for m in report.metrics:
         row = rows.setdefault(
-            (m.task, m.metric, m.versus, m.judge), {"label": label(m), "metrics": {}, "n": m.n, "better": m.better}
+            (m.task, m.metric, m.decoding, m.versus, m.judge),
+            {"label": label(m), "metrics": {}, "n": m.n, "better": m.better},
         )
         row["metrics"][m.run] = m
     for row in rows.values():
@@ -53,7 +54,9 @@ def label(m: Metric | Comparison) -> str:
         return f"{name} over {m.versus}, judge: {m.judge}"
     if m.metric == "kl":
         return f"KL from {m.versus}"
-    return name if m.task in (m.metric, "perplexity", "preference_accuracy") else f"{m.task}: {name}"
+    if m.task in (m.metric, "perplexity", "preference_accuracy"):
+        return name
+    return f"{m.task}: {name}" + (f" ({m.decoding})" if m.decoding not in ("", "greedy") else "")
 
 
 def panels(report: Report) -> list[dict]:
@@ -63,7 +66,7 @@ def panels(report: Report) -> list[dict]:
     for m in report.metrics:
         if not m.headline and m.metric != "perplexity":
             continue
-        key = (m.task, m.metric, m.versus)
+        key = (m.task, m.metric, m.decoding, m.versus)
         panel = found.setdefault(key, {"rows": [], "m": m})
         panel["rows"].append((f"by {m.judge}" if m.metric == "win_rate" and m.judge else m.run, m, colour[m.run]))
     out = []
@@ -186,11 +189,11 @@ def markdown(report: Report) -> str:
             "",
             "## Differences on the same examples",
             "",
-            "| | | difference | McNemar p | n |",
+            "| | | difference | p (Holm) | n |",
             "|---|---|---:|---:|---:|",
         ]
         out += [
-            f"| {label(c)} | {c.a} → {c.b} | {signed(c)} | {'' if c.p is None else f'{c.p:.2g}'} | {c.n} |"
+            f"| {label(c)} | {c.a} → {c.b} | {signed(c)} | {'' if c.p_holm is None else f'{c.p_holm:.2g}'} | {c.n} |"
             for c in report.comparisons
         ]
     for p in loss_plots(report):
@@ -209,6 +212,16 @@ def markdown(report: Report) -> str:
     out += ["", "## Again", "", "```", *report.commands, "```", "", "## Next", "", "```", *report.next, "```", ""]
     out += ["## Where it comes from", "", *(f"- {k}: {v}" for k, v in facts(report)), ""]
     return "\n".join(out)
+
+
+def comparison_lines(compared: list[Comparison]) -> list[tuple[str, str]]:
+    """(label, "+6 [+1 to +11] points, p = 0.02 (Holm), n=200") of each; what is not told apart says what would be."""
+    out = []
+    for c in compared:
+        p = "p < 0.001" if c.p_holm < 0.001 else f"p = {c.p_holm:.3f}"
+        unseen = f"; {c.n} examples show {size(c)} and more" if c.p_holm >= 0.05 and c.detectable else ""
+        out.append((label(c), f"{signed(c)}, {p} (Holm), n={c.n}{unseen}"))
+    return out
 
 
 def terminal(report: Report, where: str) -> None:

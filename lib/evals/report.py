@@ -47,10 +47,15 @@ class Comparison:
     n: int
     method: str
     p: float | None = None
-    """Exact McNemar, for right-or-wrong scores."""
+    """That they are alike: exact McNemar for right-or-wrong scores, else sign flips."""
     better: str = "higher"
     kind: str = "mean"
     unit: str = ""
+    decoding: str = ""
+    p_holm: float | None = None
+    """p, corrected for all rows of the table (Holm)."""
+    detectable: float | None = None
+    """The smallest difference that these examples would show 4 times in 5."""
 
 
 @dataclass

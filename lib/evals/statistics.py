@@ -79,6 +79,45 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     return float(binomtest(only_b, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
 
+def sign_flips(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed: int = 0) -> float:
+    """Two-sided p-value that two models score alike, by permutation (Fisher 1935): under that hypothesis each example's
+    difference is as likely with the other sign. a, b: (tops, bottoms) of the same examples, as in paired_difference."""
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    (a_top, a_bottom), (b_top, b_bottom) = ([np.asarray(x, float) for x in side] for side in (a, b))
+    shares = b_top / b_bottom.sum() - a_top / a_bottom.sum()  # they add up to the difference
+    if not shares.any():
+        return 1.0
+    options = {
+        "permutation_type": "samples",
+        "n_resamples": 9999,
+        "vectorized": True,
+        "batch": 1_000_000 // len(shares) + 1,
+    }
+    return float(permutation_test((shares,), np.sum, rng=np.random.default_rng(seed), **options).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values for a family of hypotheses (Holm 1979): where one is below 0.05, the chance that any true hypothesis of
+    the family is rejected stays below 5%."""
+    out, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        out[i] = highest
+    return out
+
+
+def detectable(e: Estimate) -> float | None:
+    """The smallest difference that these examples would show 4 times in 5: (z₀.₉₇₅ + z₀.₈) standard errors (Cohen 1988)."""
+    from scipy.stats import norm
+
+    if e.low is None or e.high is None:
+        return None
+    z = norm.ppf((1 + CONFIDENCE) / 2)
+    return float((z + norm.ppf(0.8)) * (e.high - e.low) / (2 * z))
+
+
 def apart(a: Estimate, b: Estimate) -> bool:
     """The intervals don't overlap: stronger than a significant difference."""
     return None not in (a.low, b.low) and (a.high < b.low or b.high < a.low)

@@ -42,26 +42,30 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
             continue
         ones = [1.0] * len(a.tops)
         log = a.kind == "perplexity"
-        e = statistics.paired_difference((a.tops, a.bottoms or ones), (b.tops, b.bottoms or ones), seed)
-        right_or_wrong = a.kind == "proportion" and set(a.tops) | set(b.tops) <= {0.0, 1.0}
-        p = statistics.mcnemar(a.tops, b.tops) if right_or_wrong else None
+        sides = (a.tops, a.bottoms or ones), (b.tops, b.bottoms or ones)
+        e = statistics.paired_difference(*sides, seed)
+        binary = a.kind == "proportion" and set(a.tops) | set(b.tops) <= {0.0, 1.0}
         found.append(
             Comparison(
-                a.task,
-                a.metric,
-                a.run,
-                b.run,
-                e.value,
-                e.low,
-                e.high,
-                e.n,
-                e.method,
-                p,
-                a.better,
-                "mean" if log else a.kind,
-                "nats per token" if log else a.unit,
+                task=a.task,
+                metric=a.metric,
+                a=a.run,
+                b=b.run,
+                difference=e.value,
+                low=e.low,
+                high=e.high,
+                n=e.n,
+                method=e.method,
+                p=statistics.mcnemar(a.tops, b.tops) if binary else statistics.sign_flips(*sides, seed),
+                better=a.better,
+                kind="mean" if log else a.kind,
+                unit="nats per token" if log else a.unit,
+                decoding=a.decoding,
+                detectable=statistics.detectable(e),
             )
         )
+    for c, corrected in zip(found, statistics.holm([c.p for c in found]), strict=True):
+        c.p_holm = corrected
     return sorted(found, key=lambda c: places[c.task, c.metric])
 
 
@@ -75,7 +79,8 @@ def verdicts(
     found = []
     for a, b in pairwise(runs):
         for c in compared:
-            both = [m for m in metrics if (m.task, m.metric) == (c.task, c.metric) and m.run in (a, b) and m.headline]
+            measured = (c.task, c.metric, c.decoding)
+            both = [m for m in metrics if m.headline and (m.task, m.metric, m.decoding) == measured and m.run in (a, b)]
             if (c.a, c.b) == (a, b) and len(both) == 2:
                 found.append(_above(*sorted(both, key=lambda m: m.run != a), c))
     for m in metrics:
@@ -103,7 +108,7 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
     estimates = [Estimate(m.value, m.low, m.high, m.n, m.method) for m in (a, b)]
     sign = 1 if a.better == "higher" else -1
     holds = None
-    if c.low is not None and c.high is not None and not c.low <= 0 <= c.high:
+    if c.low is not None and c.high is not None and not c.low <= 0 <= c.high and c.p_holm < 0.05:
         holds = c.difference * sign > 0
     if holds is not None and statistics.apart(*estimates):
         how = "intervals apart"
@@ -111,8 +116,11 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
         how = f"paired difference {signed(c)}, though the intervals overlap"
     else:
         how = f"paired difference {signed(c)}"
-    p = "" if c.p is None else f", McNemar p {'< 0.001' if c.p < 0.001 else f'= {c.p:.3f}'}"
+    p = f", p {'< 0.001' if c.p_holm < 0.001 else f'= {c.p_holm:.3f}'} (Holm)"
+    if holds is None and c.detectable is not None:
+        p += f"; {c.n} examples show differences of {size(c)} and more"
     what = f"{b.task}" if b.metric in (b.task, "perplexity") else f"{b.task}, {b.metric}"
+    what += f" ({b.decoding})" if b.decoding not in ("", "greedy") else ""
     claim = f"{b.run} and {a.run} are not told apart on {what}"
     if holds is not None:
         claim = f"{b.run} is {'above' if holds == (sign > 0) else 'below'} {a.run} on {what}"
@@ -142,6 +150,11 @@ def _value(m: Metric) -> str:
 def number(x: float) -> str:
     """Three significant digits, plain up to a million."""
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
+
+
+def size(c: Comparison) -> str:
+    """The smallest difference the examples would show, with its unit."""
+    return f"{100 * c.detectable:.0f} points" if c.kind == "proportion" else f"{number(c.detectable)} {c.unit}".strip()
 
 
 def signed(c: Comparison) -> str:

@@ -24,8 +24,12 @@ class Task(Protocol):
     def examples(self, limit: int | None = None) -> list[Example]:
         """The held-out examples, always in the same order; the first `limit` of them."""
 
-    def score(self, example: Example, completion: str) -> dict[str, float]:
-        """{metric: number}, the headline metric first; 0 and 1 for right and wrong. Pure: no model, no network."""
+    def score(self, example: Example, completion: str) -> dict[str, float | tuple[float, float]]:
+        """{metric: number}, the headline metric first; 0 and 1 for right and wrong. (top, bottom) counts towards
+        Σ tops / Σ bottoms. A metric may be about some examples only. Pure: no model, no network.
+
+        A task whose metrics are not all better when higher names those in `lower`.
+        """
 
 
 @dataclass

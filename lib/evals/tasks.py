@@ -7,12 +7,20 @@ from functools import partial
 
 from lib.evals import demo, generation, language_modelling, preference
 from lib.evals.context import Context
+from lib.evals.gsm8k import Gsm8k
+from lib.evals.ifeval import IfEval
 from lib.evals.task import Example, Scores, Task
+from lib.evals.xstest import XsTest
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "demo": demo.DemoTask,
+TASKS: dict[str, Callable[[str | None], Task]] = {
+    "demo": lambda address: demo.DemoTask(),
+    "gsm8k": Gsm8k,
+    "gsm8k_direct": partial(Gsm8k, direct=True),
+    "ifeval": IfEval,
+    "xstest": XsTest,
 }
-"""Tasks whose score is a function of the answer alone; what reinforcement learning can take as a reward too."""
+"""Tasks whose score is a function of the answer alone; what reinforcement learning can take as a reward too. Each is
+made with the address in task_data.<name>, or None."""
 
 RULES: dict[str, Callable[[Example, str, str], float]] = {
     "demo": demo.better,
@@ -40,20 +48,20 @@ def names() -> list[str]:
     return [*TASKS, *MEASURES]
 
 
-def get(name: str) -> Callable[[Context], list[Scores]]:
+def get(name: str, addresses: dict[str, str] | None = None) -> Callable[[Context], list[Scores]]:
     """The function that measures `name`. Raises ValueError with the nearest names."""
     if name in TASKS:
-        return partial(generation.measure, task(name))
+        return partial(generation.measure, task(name, (addresses or {}).get(name)))
     if name in MEASURES:
         return MEASURES[name]
     raise ValueError(_unknown(name, names()))
 
 
-def task(name: str) -> Task:
+def task(name: str, address: str | None = None) -> Task:
     """The task `name`. Raises ValueError with the nearest names."""
     if name not in TASKS:
         raise ValueError(_unknown(name, list(TASKS)))
-    return TASKS[name]()
+    return TASKS[name](address)
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -9,7 +9,10 @@ import pytest
 
 from lib.evals import engine as engine_module
 from lib.evals.engine import Engine, Spec
-from lib.generate import Sampling, TransformersGenerator
+from lib.evals.ledger import Ledger
+from lib.generate import TransformersGenerator
+from lib.run import Run
+from lib.sampling import Sampling
 
 PROMPTS = [[{"role": "user", "content": f"what is {'the red ' * (i % 5)}lamp {i}?"}] for i in range(10)]
 SAMPLING = Sampling(1.0, max_new_tokens=6, seed=4)
@@ -45,6 +48,28 @@ def test_a_killed_process_is_replaced(started):
     again = started.generate("base", PROMPTS, Sampling(1.0, max_new_tokens=7, seed=4)).result(120)
     assert [a[0].tokens[:6] for a in again] == [a[0].tokens for a in first]
     assert _model_processes() != [pid]
+
+
+def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatch, tmp_path):
+    """Half of the shards from before, one of them damaged since, and another number of processes: the same answers."""
+    monkeypatch.setattr(engine_module, "SHARD", 2)
+    specs = [Spec("base", tiny_model, dtype="float32")]
+
+    def answers(workers):
+        with Engine(specs, workers, lambda line: None, Ledger(Run(str(tmp_path)))) as engine:
+            return engine.generate("base", PROMPTS, SAMPLING).result(120), engine.timings()[0]
+
+    want, timing = answers(1)
+    files = sorted((tmp_path / "ledger").iterdir())
+    assert len(files) == 5
+    files[0].unlink()
+    files[1].write_text(files[1].read_text()[:-40])  # cut off
+    untouched = {f: f.stat().st_mtime_ns for f in files[2:]}
+    got, again = answers(2)
+    assert got == want and again["done"] == again["total"] == 10 and again["tokens"] == timing["tokens"]
+    assert {f: f.stat().st_mtime_ns for f in files[2:]} == untouched and sorted(
+        (tmp_path / "ledger").iterdir()
+    ) == files
 
 
 def test_what_waits_fails_when_the_engine_closes(started):

@@ -1,11 +1,14 @@
 """jobs/eval.py from end to end on tiny models: every task, every file of the report."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from lib.evals.evaluate import evaluate
@@ -56,7 +59,7 @@ def test_files(report, job):
     assert Report.from_json(run.read_text("reports/report.json")) == report
     assert report.title in run.read_text("reports/report.md")
     rows = [json.loads(line) for line in run.read_text("reports/examples.jsonl").splitlines()]
-    assert len(rows) == 6 * 3 + 6 * 2  # greedy answers of three runs, sampled ones of two
+    assert len(rows) == 6 * 3 + 6 * 2  # answers of three runs, and those of two that were compared
     assert {r["run"] for r in rows if r["task"] == "win_rate"} == {"sft", "dpo"}
     assert [len(s.answers) for s in report.samples] == [3, 3]
     assert report.runs[1].curves[0].values[0] == 2.0 and report.runs[1].settings["train.seed"] == 42
@@ -83,6 +86,83 @@ def test_a_model_against_itself(job, runs, local_ray, tmp_path):
     assert {m.value for m in report.metrics if m.metric == "win_rate"} == {0.5}
     assert next(m.value for m in report.metrics if m.metric == "kl") == 0.0
     assert all(v.holds is None for v in report.verdicts if "win" in v.evidence or "above" in v.claim)
+
+
+def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(job, runs, local_ray, tmp_path):
+    from lib.evals.demo import DemoTask
+    from lib.generate import TransformersGenerator
+    from lib.reward_model import RewardModel
+    from lib.sampling import Sampling
+
+    words = ["greedy", "t=0.7,top_p=0.9", "best_of_3"]
+    swept = replace(job, run=str(tmp_path / "sweep"), tasks=["demo"], decoding=words, limit=4)
+    report = evaluate(swept, say=lambda line: None)
+    found = {(m.run, m.decoding) for m in report.metrics if m.metric == "exact"}
+    assert found == {(run, word) for run in swept.runs for word in words}
+    assert {c.decoding for c in report.comparisons} == set(words)
+    rows = [json.loads(line) for line in Run(swept.run).read_text("reports/examples.jsonl").splitlines()]
+    chosen = {r["id"]: r["answer"] for r in rows if (r["run"], r["decoding"]) == ("sft", "best_of_3")}
+    examples = DemoTask().examples(4)
+    sampling = Sampling(1.0, n=3, max_new_tokens=8, seed=swept.seed)
+    samples = TransformersGenerator(Run(runs["sft"]).model_dir()).generate([e.prompt for e in examples], sampling)
+    judge = RewardModel(Run(runs["reward"]).model_dir())
+    for e, answers in zip(examples, samples, strict=True):
+        said = [[*e.prompt, {"role": "assistant", "content": a.text}] for a in answers]
+        rewards = judge.reward(said)
+        best = answers[rewards.index(max(rewards))].text
+        assert chosen[e.id] == best
+
+
+@pytest.mark.slow
+def test_killed_twice_and_finished_by_another_number_of_processes(job, report, tmp_path):
+    """kill -9 of everything, two times over, in the middle of the work: the numbers of the undisturbed evaluation."""
+    run = Run(str(tmp_path / "killed"))
+    options = [f"--runs.{k}={v}" for k, v in job.runs.items()] + ["--tasks", *job.tasks, "--reward", job.reward]
+    options += ["--limit", "6", "--max_new_tokens", "8", "--dtype", "float32", "--samples", "2", "--run", run.path]
+    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    def start(workers: int) -> subprocess.Popen:
+        command = [sys.executable, "jobs/eval.py", *options, "--workers", str(workers)]
+        return subprocess.Popen(
+            command, cwd=REPO, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    for workers, shards in ((2, 2), (1, 6)):
+        process = start(workers)
+        give_up = time.time() + 180
+        while len(run.files("ledger") if run.fs.exists(run.at("ledger")) else []) < shards:
+            assert process.poll() is None and time.time() < give_up, process.communicate()[0]
+            time.sleep(0.02)
+        for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        process.wait()
+        assert not run.fs.exists(run.at("reports/report.json"))
+    kept = {name: os.stat(run.at(f"ledger/{name}")).st_mtime_ns for name in run.files("ledger")}
+    last = start(2)
+    out = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, out
+    assert "from the ledger" in out
+    assert kept.items() <= {n: os.stat(run.at(f"ledger/{n}")).st_mtime_ns for n in run.files("ledger")}.items()
+    again = Report.from_json(run.read_text("reports/report.json"))
+    assert [(m.task, m.metric, m.run, m.value, m.low, m.high) for m in again.metrics] == [
+        (m.task, m.metric, m.run, m.value, m.low, m.high) for m in report.metrics
+    ]
+    assert again.samples == report.samples
+
+
+def test_diff_of_two_runs(report, job, capsys):
+    sys.path.insert(0, str(REPO))
+    from jobs.diff import main
+
+    assert main([job.runs["sft"], job.runs["dpo"], "--report", job.run]) == 0
+    out = capsys.readouterr().out
+    assert "model_sha256" in out and "sft  →  dpo" in out  # settings
+    assert "demo: slots" in out and "Holm" in out
+    assert main(["base", "dpo", "--report", job.run, "--examples", "1"]) == 0
+    with pytest.raises(SystemExit) as stopped:
+        main([job.runs["sft"], "nobody", "--report", job.run])
+    assert stopped.value.code == 2 and "nobody is not in the report; it has base" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_load_is_named(job, make_run, local_ray, tmp_path):

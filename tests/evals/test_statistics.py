@@ -110,3 +110,50 @@ def test_mcnemar_exact():
 def test_apart():
     low, high = statistics.wilson([0.0] * 95 + [1.0] * 5), statistics.wilson([1.0] * 70 + [0.0] * 30)
     assert statistics.apart(low, high) and statistics.apart(high, low) and not statistics.apart(low, low)
+
+
+def test_sign_flips_is_exact_for_few_examples():
+    """Ten differences of +1: of 1,024 sign patterns the two with all signs alike are as far out."""
+    one = [1.0] * 10
+    assert statistics.sign_flips(([0.0] * 10, one), ([1.0] * 10, one)) == pytest.approx(2 / 1024)
+    assert statistics.sign_flips(([0.5] * 10, one), ([0.5] * 10, one)) == 1.0
+
+
+def test_holm_is_the_published_correction():
+    """Smallest times 4, next times 3, …, never falling: 0.01·4, 0.02·3, max(0.06, 0.03·2), max(0.06, 0.5)."""
+    assert statistics.holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
+    assert statistics.holm([]) == []
+
+
+def test_what_can_be_detected_is_detected_four_times_in_five():
+    rng = np.random.default_rng(6)
+    one = [1.0] * 100
+    e = statistics.paired_difference((rng.normal(0, 1, 100), one), (rng.normal(0, 1, 100), one))
+    shift, seen = statistics.detectable(e), 0
+    for _ in range(400):
+        d = rng.normal(shift, 2**0.5, 100)
+        seen += abs(d.mean()) > 1.96 * d.std(ddof=1) / 10
+    assert 0.72 < seen / 400 < 0.88
+
+
+@pytest.mark.slow
+def test_a_table_of_noise_shows_nothing_in_95_of_100_seeds():
+    """Three equally good models, four metrics each, twelve comparisons: none is significant, family-wise."""
+    from lib.evals import summary
+    from lib.evals.task import Scores
+
+    found = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        hard = rng.normal(0, 1, 100)
+        scores = []
+        for run in "abc":
+            ids = [str(i) for i in range(100)]
+            for m in range(4):
+                noisy = hard + rng.normal(0, 1, 100)
+                kind, tops = ("proportion", (noisy > 0).astype(float)) if m < 2 else ("mean", noisy)
+                scores.append(Scores("t", f"m{m}", run, ids, list(tops), kind=kind))
+        table = summary.comparisons(scores, seed)
+        assert len(table) == 12
+        found += any(c.p_holm < 0.05 for c in table)
+    assert found <= 5

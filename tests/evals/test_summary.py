@@ -23,7 +23,7 @@ def judged(runs: list[str], scores: list[Scores], floor: float = 0.65, ceiling: 
 def test_an_improvement_is_stated_with_n_interval_and_verdict():
     (v,) = judged(["base", "sft"], [right("base", 6), right("sft", 142)])
     assert (v.claim, v.holds, v.figure, v.n) == ("sft is above base on demo, exact", True, "3% → 71%", 200)
-    assert v.evidence == "3% [1–6] → 71% [64–77], n=200: intervals apart, McNemar p < 0.001"
+    assert v.evidence == "3% [1–6] → 71% [64–77], n=200: intervals apart, p < 0.001 (Holm)"
 
 
 def test_no_difference_is_a_result():
@@ -31,6 +31,7 @@ def test_no_difference_is_a_result():
     b.tops = b.tops[::-1]  # as many right, on other examples
     (v,) = judged(["a", "b"], [a, b])
     assert v.holds is None and v.claim == "b and a are not told apart on demo, exact"
+    assert v.evidence.endswith("p = 1.000 (Holm); 200 examples show differences of 20 points and more")
 
 
 def test_worse_is_said():

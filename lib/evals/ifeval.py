@@ -1,0 +1,92 @@
+"""IFEval: instructions that a program can check, 25 kinds (Zhou et al. 2023, https://arxiv.org/abs/2311.07911).
+
+A row of its input_data.jsonl:
+
+    {"key": 1001, "prompt": "… Do not use any commas …", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+
+The checks are Google's, as lm-eval keeps them. Two of them split text into sentences or words with NLTK's English
+model; where that can't be downloaded, NLTK's algorithm runs with a short list of abbreviations instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
+from lib.cli import nearest
+from lib.evals.examples import read
+from lib.evals.task import Example
+
+ABBREVIATIONS = {"dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "vs", "etc", "u.s", "a.m", "p.m", "no", "inc"}
+
+
+class IfEval:
+    name = "ifeval"
+    version = "1"
+
+    def __init__(self, address: str | None = None):
+        self.address = address
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        """Raises ValueError for an instruction that is not one of the 25, or without its settings."""
+        if not importlib.util.find_spec("lm_eval"):
+            raise ValueError('tasks: ifeval needs lm-eval\'s checks: pip install "shoestring[eval]".')
+        columns = ("key", "prompt", "instruction_id_list", "kwargs")
+        out = []
+        for place, row in read(self.name, self.address, ("google/IFEval", None, "train"), columns, limit):
+            if len(row["kwargs"]) != len(row["instruction_id_list"]):
+                raise ValueError(
+                    f"task_data.ifeval: {place}: {len(row['instruction_id_list'])} instructions, but "
+                    f"{len(row['kwargs'])} kwargs."
+                )
+            for instruction in row["instruction_id_list"]:
+                if instruction not in (known := _checks().instructions_registry.INSTRUCTION_DICT):
+                    near = nearest(instruction, known)
+                    raise ValueError(f"task_data.ifeval: {place}: there is no instruction {instruction!r}.{near}")
+            reference = {k: row[k] for k in columns}
+            out.append(Example(f"ifeval-{row['key']}", [{"role": "user", "content": row["prompt"]}], reference))
+        return out
+
+    def score(self, example: Example, completion: str) -> dict[str, float | tuple[float, float]]:
+        """Scores of one answer.
+
+        prompt_strict, prompt_loose: all of the prompt's instructions were followed, 0 or 1. Loose forgives a first or
+        last line around the answer and asterisks in it.
+        instruction_strict, instruction_loose: (followed, asked), so that the mean is over instructions.
+        """
+        result = _checks().process_results(example.reference, [completion])
+        scores: dict[str, float | tuple[float, float]] = {}
+        for how in ("strict", "loose"):
+            followed = result[f"inst_level_{how}_acc"]
+            scores[f"prompt_{how}"] = float(result[f"prompt_level_{how}_acc"])
+            scores[f"instruction_{how}"] = (float(sum(followed)), float(len(followed)))
+        return scores
+
+
+@functools.cache
+def _checks():
+    """lm_eval.tasks.ifeval.utils, with NLTK's model or with what stands in for it."""
+    import langdetect
+    import nltk
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+    langdetect.DetectorFactory.seed = 0  # else the same answer is another language now and then
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # where nltk says that it tries
+        try:
+            nltk.data.find("tokenizers/punkt_tab")
+            there = True
+        except LookupError:
+            there = nltk.download("punkt_tab", quiet=True)
+        if not there:
+            nltk.download = lambda *args, **kwargs: False  # lm_eval would try once more
+        from lm_eval.tasks.ifeval import instructions_util, utils
+    if not there:
+        parameters, words = PunktParameters(), NLTKWordTokenizer()
+        parameters.abbrev_types = ABBREVIATIONS
+        sentences = PunktSentenceTokenizer(parameters)
+        instructions_util._get_sentence_tokenizer = lambda: sentences
+        nltk.word_tokenize = lambda text: [w for s in sentences.tokenize(text) for w in words.tokenize(s)]
+    return utils

@@ -1,0 +1,71 @@
+"""Decodings as words, and that each does to the next token's distribution what its paper says."""
+
+import math
+
+import pytest
+
+from lib.evals import decoding
+from lib.sampling import Sampling, choose, penalise
+
+
+def test_words():
+    assert decoding.parse("greedy", 9, 3).sampling == Sampling(max_new_tokens=9)
+    read = decoding.parse("t=0.7, top_p=0.9,top_k=5", 9, 3)
+    assert read.sampling == Sampling(0.7, 0.9, top_k=5, max_new_tokens=9, seed=3)
+    best = decoding.parse("best_of_8,t=0.5", 9, 3)
+    assert best.best_of and best.sampling == Sampling(0.5, n=8, max_new_tokens=9, seed=3)
+    assert str(best) == "best of T=0.5, seed 3, 8 each"
+    assert str(decoding.parse("greedy,repetition_penalty=1.1", 9, 3)) == "greedy, repetition_penalty=1.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gredy", r"no 'gredy'.*[Nn]earest.*greedy"),
+        ("top_q=0.9", r"no 'top_q'.*top_p"),
+        ("top_p=high", r"top_p is a number \(float\), not 'high'"),
+        ("top_p=0", "top_p must be above 0"),
+        ("t=0", "t must be above 0.*greedy"),
+        ("greedy,t=1", "greedy has no t"),
+        ("best_of_1", "2 samples or more"),
+        ("min_p=1", "min_p must be from 0 to below 1"),
+        ("", "no ''"),
+    ],
+)
+def test_words_that_are_wrong(text, says):
+    with pytest.raises(ValueError, match=rf"^decoding: .*{says}"):
+        decoding.parse(text, 9, 0)
+
+
+def drawn(sampling: Sampling, probabilities: list[float], draws: int = 4000) -> list[float]:
+    """Share of draws that each token got."""
+    import torch
+
+    logits = torch.tensor([probabilities]).log().expand(draws, -1)
+    dice = [torch.Generator().manual_seed(i) for i in range(draws)]
+    counts = choose(logits, sampling, dice).bincount(minlength=len(probabilities))
+    return (counts / draws).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "want"),
+    [
+        (Sampling(1.0), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(1.0, top_k=2), [0.625, 0.375, 0, 0]),
+        (Sampling(1.0, top_p=0.8), [0.625, 0.375, 0, 0]),
+        (Sampling(1.0, min_p=0.2), [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        (Sampling(0.5), [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+    ],
+)
+def test_what_is_cut_is_never_drawn_and_the_rest_keeps_its_proportions(sampling, want):
+    for got, p in zip(drawn(sampling, [0.5, 0.3, 0.15, 0.05]), want, strict=True):
+        assert abs(got - p) <= 4 * math.sqrt(p * (1 - p) / 4000)  # p = 0 allows nothing
+
+
+def test_penalty_of_seen_tokens():
+    """Keskar et al. 2019, eq. 5.1: positive logits of seen tokens are divided, negative ones multiplied."""
+    import torch
+
+    logits = torch.tensor([[2.0, -1.0, 3.0], [2.0, -1.0, 3.0]])
+    got = penalise(logits, [[0, 0, 1], [2]], 2.0)
+    assert got.tolist() == [[1.0, -2.0, 3.0], [2.0, -1.0, 1.5]]
