@@ -20,7 +20,8 @@ KNOWN: list[tuple[str, bool, str, str]] = [
     # pattern in the error's text, worth another try, cause, remedy
     (r"StopTraining: (.*)", False, "{0}", ""),
     (
-        r"No space left on device|Disk quota exceeded|Errno 28",
+        # torch.save writes its archive's end on a full disk as if nothing were wrong, and then finds it shorter.
+        r"No space left on device|Disk quota exceeded|Errno 28|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed",
         False,
         "The disk is full.",
         "Free space where the run is, keep fewer checkpoints (train.save_total_limit), or train an adapter (model.adapter: lora).",

@@ -14,6 +14,11 @@ from lib.failure import StopTraining, explain, worth_retrying
     [
         (OSError(errno.ENOSPC, "No space left on device"), False, ["disk is full", "save_total_limit"]),
         (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 267392 vs 267280"),
+            False,
+            ["disk is full", "unexpected pos"],
+        ),
+        (
             RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
             False,
             ["GPU ran out of memory", "scale.micro_batch"],
