@@ -51,5 +51,20 @@ class Encoder:
         )
         return whole[:at], whole[at:]
 
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text that is no conversation; of an empty one, the start token."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self.start]
+
+    def continued(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """(context ids, continuation ids) as lm-eval splits them: tokenized together, cut at the context's own length,
+        spaces at its end counted to the continuation."""
+        bare = context.rstrip()
+        continuation = context[len(bare) :] + continuation
+        if not bare:
+            return [self.start], self.plain(continuation)
+        at = len(self.plain(bare))
+        whole = self.plain(bare + continuation)
+        return whole[:at], whole[at:]
+
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -36,15 +36,17 @@ class Score:
     tokens: int
     bytes: int
     """UTF-8 bytes of the completion's text, special tokens left out."""
+    greedy: bool = False
+    """Every token was the likeliest one."""
 
 
 class Generator(Protocol):
-    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Answer]]:
-        """`sampling.n` answers to each prompt, in the order given."""
+    def generate(self, prompts: Sequence[Messages | str], sampling: Sampling) -> list[list[Answer]]:
+        """`sampling.n` answers to each prompt (messages, or a plain text to go on with), in the order given."""
 
     def score(self, prompts: Sequence[Messages | None], completions: Sequence, tools=None) -> list[Score]:
-        """Log-probability of each completion after its prompt: messages (rendered by the chat template), an Answer
-        (its very tokens), or plain text where the prompt is None."""
+        """Log-probability of each completion after its prompt: messages (rendered by the chat template) or an Answer
+        (its very tokens) after messages, plain text after plain text, or a whole text where the prompt is None."""
 
 
 class TransformersGenerator:
@@ -82,7 +84,7 @@ class TransformersGenerator:
     def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Answer]]:
         import torch
 
-        ids = [self.encoder.render(p, answering=True) for p in prompts]
+        ids = [self.encoder.plain(p) if isinstance(p, str) else self.encoder.render(p, answering=True) for p in prompts]
         rows = [(i, k) for i in range(len(ids)) for k in range(sampling.n)]
         answers: dict[tuple[int, int], Answer] = {}
         with torch.inference_mode():
@@ -110,7 +112,7 @@ class TransformersGenerator:
             next_B = choose(logits_BV, sampling, [dice[r] for r in alive])
             for r, t in zip(alive, next_B.tolist(), strict=True):
                 tokens[r].append(t)
-            keep = [j for j, r in enumerate(alive) if tokens[r][-1] not in self.ends]
+            keep = [j for j, r in enumerate(alive) if not self._ended(tokens[r], sampling.stop)]
             if not keep or step == sampling.max_new_tokens - 1:
                 break
             if len(keep) < len(alive):
@@ -126,8 +128,18 @@ class TransformersGenerator:
             position_B = position_B + 1
         return tokens
 
+    def _ended(self, tokens: list[int], stop: tuple[str, ...]) -> bool:
+        if tokens[-1] in self.ends:
+            return True
+        if not stop:
+            return False
+        tail = self.encoder.text(
+            tokens[-(8 + max(len(s) for s in stop)) :]
+        )  # a token has a character or more, but for parts of one
+        return any(s in tail for s in stop)
+
     def score(
-        self, prompts: Sequence[Messages | None], completions: Sequence, tools: Sequence | None = None
+        self, prompts: Sequence[Messages | str | None], completions: Sequence, tools: Sequence | None = None
     ) -> list[Score]:
         tools = tools or [None] * len(prompts)
         pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
@@ -137,6 +149,9 @@ class TransformersGenerator:
                 ids = self.encoder.tokenizer(completion, add_special_tokens=False)["input_ids"]
                 cut = list(windows([self.encoder.start, *ids], self.window))
                 size.append(len(completion.encode()))
+            elif isinstance(prompt, str):
+                cut = [self.encoder.continued(prompt, completion)]
+                size.append(len(completion.encode()))
             elif isinstance(completion, Answer):
                 cut = [(self.encoder.render(prompt, True, tool), list(completion.tokens))]
                 size.append(len(completion.text.encode()))
@@ -145,17 +160,19 @@ class TransformersGenerator:
                 size.append(len(self.encoder.text(cut[0][1]).encode()))
             pieces += cut
             owner += [i] * len(cut)
-        logprobs, counts = [0.0] * len(prompts), [0] * len(prompts)
-        for i, (_, scored), value in zip(owner, pieces, self._logprobs(pieces), strict=True):
+        logprobs, counts, greedy = [0.0] * len(prompts), [0] * len(prompts), [True] * len(prompts)
+        for i, (_, scored), (value, likeliest) in zip(owner, pieces, self._logprobs(pieces), strict=True):
             logprobs[i] += value
             counts[i] += len(scored)
-        return [Score(lp, n, b) for lp, n, b in zip(logprobs, counts, size, strict=True)]
+            greedy[i] = greedy[i] and likeliest
+        return [Score(*each) for each in zip(logprobs, counts, size, greedy, strict=True)]
 
-    def _logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[float]:
-        """Sum of log-probabilities of the second part after the first, of each piece."""
+    def _logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Of each piece: the sum of log-probabilities of its second part after the first, and whether every token of it
+        was the likeliest."""
         import torch
 
-        result = [0.0] * len(pieces)
+        result = [(0.0, True)] * len(pieces)
         with torch.inference_mode():
             lengths = [len(a) + len(b) for a, b in pieces]
             for batch in batches(range(len(pieces)), lengths, self.batch_rows, self.batch_tokens):
@@ -172,8 +189,9 @@ class TransformersGenerator:
                     if target := pieces[i][1]:
                         logits_CV = logits_BCV[j, -len(target) :].float()
                         index_C1 = torch.tensor(target, device=self.device)[:, None]
-                        picked_C = logits_CV.gather(1, index_C1)[:, 0] - logits_CV.logsumexp(1)
-                        result[i] = picked_C.double().sum().item()
+                        picked_C = logits_CV.gather(1, index_C1)[:, 0]
+                        likeliest = bool((picked_C == logits_CV.max(1).values).all())
+                        result[i] = ((picked_C - logits_CV.logsumexp(1)).double().sum().item(), likeliest)
         return result
 
 

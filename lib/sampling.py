@@ -25,6 +25,8 @@ class Sampling:
     seed: int = 0
     n: int = 1
     """Answers per prompt."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; it still holds the one that did."""
 
     def __str__(self) -> str:
         how = ["greedy" if self.temperature == 0 else f"T={self.temperature:g}, seed {self.seed}"]

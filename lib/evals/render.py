@@ -100,7 +100,8 @@ def loss_plots(report: Report) -> list[dict]:
         for kind in ("loss", "accuracy"):
             lines = [c for c in r.curves if c.name.endswith(kind)]
             if lines:
-                ends = "; ".join(f"{c.name} {number(c.values[0])} → {number(c.values[-1])}" for c in lines)
+                shown = [dict.fromkeys((number(c.values[0]), number(c.values[-1]))) for c in lines]
+                ends = "; ".join(f"{c.name} {' → '.join(v)}" for c, v in zip(lines, shown, strict=True))
                 out.append({"run": r.name, "title": kind, "note": ends, "svg": plots.curves(lines, colour[r.name])})
     return out
 

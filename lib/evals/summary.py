@@ -24,7 +24,7 @@ def _estimate(scores: Scores, seed: int) -> Estimate:
     if scores.kind == "proportion":
         return statistics.wilson(scores.tops)
     if scores.kind == "perplexity":  # exp is monotone, so it maps the interval of nats per token too
-        e = statistics.bootstrap_ratio(scores.tops, scores.bottoms, seed)
+        e = statistics.bootstrap_ratio(scores.tops, scores.bottoms or [1.0] * len(scores.tops), seed)
         return Estimate(
             *(None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high)), e.n, e.method
         )

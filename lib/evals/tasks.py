@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from lib.evals import demo, generation, language_modelling, preference
+from lib.evals import demo, generation, harness, language_modelling, preference
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
 from lib.evals.ifeval import IfEval
@@ -45,6 +45,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def names() -> list[str]:
+    """What get() knows, but for lm-eval's own tasks."""
     return [*TASKS, *MEASURES]
 
 
@@ -54,6 +55,9 @@ def get(name: str, addresses: dict[str, str] | None = None) -> Callable[[Context
         return partial(generation.measure, task(name, (addresses or {}).get(name)))
     if name in MEASURES:
         return MEASURES[name]
+    if name.startswith(harness.PREFIX):
+        harness.check(name)
+        return partial(harness.measure, name)
     raise ValueError(_unknown(name, names()))
 
 
@@ -67,4 +71,4 @@ def task(name: str, address: str | None = None) -> Task:
 def _unknown(name: str, known: list[str]) -> str:
     from lib.cli import nearest
 
-    return f"tasks: there is no {name}.{nearest(name, known)} Known: {', '.join(known)}."
+    return f"tasks: there is no {name}.{nearest(name, known)} Known: {', '.join(known)}, and lm-eval's as lm_eval:NAME."
