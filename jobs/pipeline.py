@@ -38,7 +38,7 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
     steps = tree.get("steps")
     if not isinstance(steps, dict) or not all(isinstance(s, dict) for s in steps.values()):
         raise UsageError(f"{path}: steps is missing: {{name: {{stage: …, config: …, set: {{key: value}}}}}}.")
-    stages = [p.stem for p in ROOT.glob("jobs/*.py") if p.stem not in ("__init__", "pipeline", "drill")]
+    stages = [p.stem for p in ROOT.glob("jobs/*.py") if p.stem not in ("__init__", "pipeline", "drill", "diff")]
     before: list[str] = []
     for name, step in tree["steps"].items():
         for key in step:

@@ -23,7 +23,7 @@ from lib.data import sources
 from lib.data.check import Check
 from lib.data.formats import FORMATS
 from lib.data.rows import KINDS
-from lib.data.scan import FIRST, scan
+from lib.data.scan import FIRST, Keep, scan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,8 +62,10 @@ def absolute(data: Data) -> Data:
     return replace(data, source=one(data.source), heldout=one(data.heldout))
 
 
-def check(data: Data, want: tuple[str, ...], training: bool = True) -> Check:
+def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda kind, side, row: None) -> Check:
     """Finds and judges the data without loading it. Raises ValueError that names the key and the remedy.
+
+    keep(kind, "train" or "heldout", row) sees every good row that is read.
 
     Reads everything up to 64 MB; of more, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
     training=False is for evaluation: that no rows are left to train on (heldout_fraction: 1) is then no error.
@@ -75,7 +77,7 @@ def check(data: Data, want: tuple[str, ...], training: bool = True) -> Check:
         names = hashlib.sha256("\n".join([data.name or "", *(s.fingerprint() for s in found if s)]).encode())
         return Check(data.source, rows=None, heldout_rows=None, complete=False, note=note, sha256=names.hexdigest())
     large = sum(s.size for s in found if s) > LARGE
-    return scan(data, found, want, lambda kind, side, row: None, FIRST if large else None, training)
+    return scan(data, found, want, keep, FIRST if large else None, training)
 
 
 def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:

@@ -39,14 +39,16 @@ class Context:
         """The model's own distribution, which KL is about."""
         return Sampling(temperature=1.0, max_new_tokens=self.job.max_new_tokens, seed=self.job.seed)
 
-    def rows(self, want: tuple[str, ...]) -> list[dict]:
-        """Held-out rows of one of the kinds wanted, at most job.limit: a seeded draw, as files are often sorted."""
+    def rows(self, task: str) -> list[dict]:
+        """Held-out rows that `task` reads, at most job.limit: a seeded draw, as files are often sorted."""
         from lib.data import load
+        from lib.evals.tasks import ROWS
 
+        data = self.job.data_for(task)
         with self.lock:  # measures run in threads, and would write the same cache
-            heldout = load(self.job.data, want, training=False).heldout
+            heldout = load(data, ROWS[task], training=False).heldout
         if heldout is None:
-            raise ValueError(f"data.source: {self.job.data.source} has no held-out rows. Raise data.heldout_fraction.")
+            raise ValueError(f"data.source: {data.source} has no held-out rows. Raise data.heldout_fraction.")
         return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
 
     def prompts(self) -> list[Example]:
@@ -55,7 +57,7 @@ class Context:
             from lib.evals.demo import DemoTask
 
             return DemoTask().examples(self.job.limit)
-        return [Example(f"prompt-{i}", row["prompt"]) for i, row in enumerate(self.rows(("prompt",)))]
+        return [Example(f"prompt-{i}", row["prompt"]) for i, row in enumerate(self.rows("win_rate"))]
 
     def record(
         self,

@@ -29,10 +29,11 @@ class EvalJob:
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
-    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, ifeval, xstest, perplexity,
+    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, ifeval, reference, xstest, perplexity,
     preference_accuracy, win_rate, kl, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
-    """Where a task's examples are, {task: file, folder, s3:// or hub name}. Default: the dataset's own place on the hub."""
+    """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the
+    dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
     data: Data = field(default_factory=Data)
     """Held-out rows for perplexity, preference_accuracy, win_rate and kl: give the data of the training run."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
@@ -59,6 +60,12 @@ class EvalJob:
 
     def reference_run(self) -> str:
         return self.reference or list(self.runs)[-2]
+
+    def data_for(self, task: str) -> Data:
+        """The rows that perplexity, preference_accuracy, win_rate or kl reads."""
+        if address := self.task_data.get(task):
+            return replace(self.data, source=address, heldout=None, heldout_fraction=1.0, format="auto", columns={})
+        return self.data
 
     def decodings(self) -> list[Decoding]:
         """Raises ValueError that names `decoding`."""
@@ -114,8 +121,9 @@ def plan(job: EvalJob) -> Plan:
         attempt(tasks.get, name, job.task_data)
         if name in tasks.TASKS:
             attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit)
-    for name in set(job.task_data) - set(tasks.TASKS):
-        problems.append(f"task_data.{name}: there is no such task.{nearest(name, tasks.TASKS)}")
+    filed = [*tasks.TASKS, "perplexity", "preference_accuracy"]
+    for name in set(job.task_data) - set(filed):
+        problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
     if not job.decoding:
         problems.append("decoding: there is none. Say greedy, or t=0.7,top_p=0.9.")
     decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.max_new_tokens, job.seed))]
@@ -135,7 +143,7 @@ def plan(job: EvalJob) -> Plan:
     checks = {}
     for name, want in tasks.ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
-            checks[name] = attempt(_rows, job.data, want)
+            checks[name] = attempt(_rows, job.data_for(name), want)
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, judge, checks)

@@ -15,7 +15,7 @@ def perplexity(context: Context) -> list[Scores]:
     Text is scored whole, in overlapping windows; of a conversation only the assistant's turns, each after all that came
     before it. Intervals are over rows, so the tokens of one row stay together.
     """
-    rows = context.rows(("chat", "text"))
+    rows = context.rows("perplexity")
     pieces = [(i, *piece) for i, row in enumerate(rows) for piece in _pieces(row)]
     owners, prompts, completions, tools = (list(c) for c in zip(*pieces, strict=True))
     asked = {run: context.engine.score(run, prompts, completions, tools) for run in context.job.runs}

@@ -9,8 +9,7 @@ from lib.sampling import Sampling
 
 def accuracy(context: Context) -> list[Scores]:
     """Share of held-out pairs whose chosen answer gets the higher reward; equal rewards count half."""
-    job = context.job
-    pairs = context.rows(("preference",))
+    pairs = context.rows("preference_accuracy")
     conversations = [p["prompt"] + p[side] for side in ("chosen", "rejected") for p in pairs]
     rewards = context.engine.reward(context.judge, conversations).result()
     chosen, rejected = rewards[: len(pairs)], rewards[len(pairs) :]
@@ -22,7 +21,7 @@ def accuracy(context: Context) -> list[Scores]:
         Scores(metric="preference_accuracy", tops=right, kind="proportion", headline=True, **common),
         Scores(metric="reward_margin", tops=margins, better="", unit="chosen − rejected", **common),
     ]
-    if job.data.source == "demo":
+    if context.job.data_for("preference_accuracy").source == "demo":
         found += _by_kind(pairs, right, common)
     return found
 

@@ -9,6 +9,7 @@ from lib.evals import demo, generation, harness, language_modelling, preference
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
 from lib.evals.ifeval import IfEval
+from lib.evals.reference import Reference
 from lib.evals.task import Example, Scores, Task
 from lib.evals.xstest import XsTest
 
@@ -17,6 +18,7 @@ TASKS: dict[str, Callable[[str | None], Task]] = {
     "gsm8k": Gsm8k,
     "gsm8k_direct": partial(Gsm8k, direct=True),
     "ifeval": IfEval,
+    "reference": Reference,
     "xstest": XsTest,
 }
 """Tasks whose score is a function of the answer alone; what reinforcement learning can take as a reward too. Each is

@@ -172,9 +172,31 @@ def test_ifeval_loose_forgives_a_first_line(file):
     assert (scores["prompt_strict"], scores["prompt_loose"]) == (0.0, 1.0)
 
 
+def test_reference_metrics_are_their_libraries(file):
+    """On one pair each by rouge-score and sacrebleu themselves, and the literal numbers of a pair done by hand."""
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "the cat sat on the mat"}]
+    task = tasks.task("reference", file("r.jsonl", [{"messages": said}]))
+    (example,) = task.examples()
+    assert example.prompt == said[:1] and "|v:" in task.version
+    answer = "the cat lay on the mat"
+    scores = task.score(example, answer)
+    theirs = RougeScorer(["rouge2"], use_stemmer=True).score(example.reference, answer)
+    assert scores["rouge1"] == pytest.approx(5 / 6)  # 5 of 6 words are shared
+    assert scores["rougeL"] == pytest.approx(5 / 6) and scores["rouge2"] == theirs["rouge2"].fmeasure == 3 / 5
+    assert scores["bleu"] == sacrebleu.sentence_bleu(answer, [example.reference]).score
+    assert scores["chrf"] == sacrebleu.sentence_chrf(answer, [example.reference]).score
+    assert task.score(example, " the cat sat on the mat\n") | {"exact": 1.0} == task.score(
+        example, "the cat sat on the mat"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "says"),
     [
+        ("reference", [{"messages": [{"role": "user", "content": "?"}]}], r"ends with user, not assistant"),
         ("gsm8k", [{"question": "?"}], r"g:1 has no answer; its columns are question"),
         ("gsm8k", [{"question": "?", "answer": "3"}], r"g:1: answer has no number after ####"),
         ("xstest", [{"id": 1, "prompt": "?", "label": "maybe"}], r"g:1: label is 'maybe'"),

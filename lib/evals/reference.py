@@ -1,0 +1,73 @@
+"""Reference metrics: how close an answer is to the one that a person wrote, on conversations of the user's own.
+
+A row is any chat that lib/data reads; its last assistant turn is the reference, all before it the prompt:
+
+    {"messages": [{"role": "user", "content": "Say it shorter: …"}, {"role": "assistant", "content": "…"}]}
+
+ROUGE (Lin 2004) is rouge-score's, BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's, sentence by
+sentence; their means have intervals and paired tests, which a corpus score has not.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from lib.config import Data
+from lib.evals.task import Example
+
+
+class Reference:
+    name = "reference"
+
+    def __init__(self, address: str | None = None):
+        self.address = address
+
+    @functools.cached_property
+    def version(self) -> str:
+        """The libraries' versions and sacrebleu's signatures: scores of others aren't compared."""
+        from importlib.metadata import version
+
+        _, bleu, chrf = _scorers()
+        bleu.sentence_score("a", ["a"])  # a signature tells the number of references, so there must have been one
+        chrf.sentence_score("a", ["a"])
+        signatures = (s.get_signature().format(short=True) for s in (bleu, chrf))
+        return f"rouge-score {version('rouge-score')}, BLEU {next(signatures)}, chrF {next(signatures)}"
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        """Raises ValueError where there is no file, or a row has no assistant turn."""
+        from lib.data import check
+
+        if not self.address:
+            raise ValueError("task_data.reference: give a file of conversations whose last answers are the references.")
+        rows: list[dict] = []
+        data = Data(source=self.address, heldout_fraction=1.0, heldout_limit=limit)
+        try:
+            check(data, ("chat",), training=False, keep=lambda kind, side, row: rows.append(row))
+        except ValueError as e:
+            raise ValueError(str(e).replace("data.source", "task_data.reference")) from None
+        out = []
+        for i, row in enumerate(rows):
+            at = max((k for k, m in enumerate(row["messages"]) if m["role"] == "assistant"), default=0)
+            if not at:
+                raise ValueError(f"task_data.reference: row {i + 1} has no answer after a prompt.")
+            out.append(Example(f"reference-{i}", row["messages"][:at], row["messages"][at]["content"]))
+        return out
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """rougeL, rouge1, rouge2 (F, 0 to 1), bleu and chrf (0 to 100), exact (0 or 1, but for space at the ends)."""
+        rouge, bleu, chrf = _scorers()
+        found = rouge.score(example.reference, completion)
+        return {
+            **{name: found[name].fmeasure for name in ("rougeL", "rouge1", "rouge2")},
+            "bleu": bleu.sentence_score(completion, [example.reference]).score,
+            "chrf": chrf.sentence_score(completion, [example.reference]).score,
+            "exact": float(completion.strip() == example.reference.strip()),
+        }
+
+
+@functools.cache
+def _scorers():
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True), BLEU(effective_order=True), CHRF()
