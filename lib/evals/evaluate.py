@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib.evals import gate, summary, tasks
+from lib.evals import contamination, gate, summary, tasks
 from lib.evals.context import Context, draw
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob, Plan, plan
@@ -86,6 +86,10 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
         environment=_environment(planned),
         warnings=_warnings(runs, metrics, job),
     )
+    report.overlaps = contamination.overlaps(
+        {s.name: s.base for s in planned.specs if not s.reward}, {t: _examples(context, t) for t in context.recorded}
+    )
+    report.warnings += _contaminated(report)
     report.verdicts += gate.judge(job.gate, report)
     say("writing the report …")
     write(report, Run(job.run), _lines(context))
@@ -226,6 +230,18 @@ def _warnings(runs: list[RunInfo], metrics: list, job: EvalJob) -> list[str]:
     if short:
         out.append(f"Fewer examples than limit ({job.limit}) were there for {', '.join(short)}.")
     return out
+
+
+def _examples(context: Context, task: str) -> list:
+    return list({r["example"].id: r["example"] for r in context.recorded[task].values()}.values())
+
+
+def _contaminated(report: Report) -> list[str]:
+    return [
+        f"{o.found} of {o.n} examples of {o.task} stand in the training data of {o.run}, such as {', '.join(o.first[:3])}."
+        for o in report.overlaps
+        if o.found
+    ]
 
 
 def _next_commands(planned: Plan) -> list[str]:

@@ -122,7 +122,7 @@ def html(report: Report) -> str:
     losses = [{**p, "svg": Markup(p["svg"])} for p in loss_plots(report)]
     return environment.get_template("report.html.j2").render(
         r=report, rows=table(report), columns=columns(report), panels=pictures, losses=losses, colour=colours(report),
-        facts=facts(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
+        facts=facts(report), overlaps=overlap_lines(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
         changed=changed,
     )  # fmt: skip
 
@@ -197,6 +197,8 @@ def markdown(report: Report) -> str:
             f"| {label(c)} | {c.a} → {c.b} | {signed(c)} | {'' if c.p_holm is None else f'{c.p_holm:.2g}'} | {c.n} |"
             for c in report.comparisons
         ]
+    if report.overlaps:
+        out += ["", "## Examples found in training data", "", *(f"- {k}: {v}" for k, v in overlap_lines(report))]
     for p in loss_plots(report):
         out += ["", f"{p['run']}: {p['note']}"]
     if report.samples:
@@ -213,6 +215,12 @@ def markdown(report: Report) -> str:
     out += ["", "## Again", "", "```", *report.commands, "```", "", "## Next", "", "```", *report.next, "```", ""]
     out += ["## Where it comes from", "", *(f"- {k}: {v}" for k, v in facts(report)), ""]
     return "\n".join(out)
+
+
+def overlap_lines(report: Report) -> list[tuple[str, str]]:
+    """("demo, sft", "0 of 200 examples")"""
+    found = lambda o: f"unknown: {o.note}" if o.found is None else f"{o.found} of {o.n} examples"  # noqa: E731
+    return [(f"{o.task}, {o.run}", found(o)) for o in report.overlaps]
 
 
 def comparison_lines(compared: list[Comparison]) -> list[tuple[str, str]]:

@@ -104,6 +104,20 @@ class RunInfo:
 
 
 @dataclass
+class Overlap:
+    """How many of a task's examples stand in a run's training data (lib/evals/contamination.py)."""
+
+    task: str
+    run: str
+    found: int | None
+    """None where the training data can't be read any more."""
+    n: int
+    first: list[str] = field(default_factory=list)
+    """Ids of the first ten."""
+    note: str = ""
+
+
+@dataclass
 class Timing:
     what: str
     seconds: float
@@ -135,6 +149,7 @@ class Report:
     environment: dict[str, Any]
     """git, packages, hardware, data."""
     warnings: list[str] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
     schema: int = SCHEMA
 
     def to_json(self) -> str:

@@ -1,0 +1,77 @@
+"""Contamination: how many of a task's examples stand in what a run was trained on, by shared word sequences.
+
+An example counts where 13 words in a row of its question are in a training row (Brown et al. 2020, appendix C), or all
+of its words where it has fewer, from 8 on; case, spacing and punctuation don't matter. Rows of all the runs before it
+count too, as far as their data can still be read. AlpacaEval's prompts, say, hold all of self-instruct's user tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from lib.config import Data
+from lib.data.split import LEAK_WORDS, normalise
+from lib.evals.report import Overlap
+from lib.evals.task import Example
+from lib.run import Run
+
+WORDS = 13
+
+
+def shared(questions: list[str], training: Iterable[str]) -> list[bool]:
+    """Of each question, whether the training texts hold it; they are read once and not kept."""
+    index: dict[tuple[str, ...], set[int]] = {}
+    for i, question in enumerate(questions):
+        words = normalise(question).split()
+        size = min(WORDS, len(words))
+        if size >= LEAK_WORDS:
+            for at in range(len(words) - size + 1):
+                index.setdefault(tuple(words[at : at + size]), set()).add(i)
+    sizes = sorted({len(k) for k in index})
+    found: set[int] = set()
+    for text in training:
+        words = normalise(text).split()
+        for size in sizes:
+            for at in range(len(words) - size + 1):
+                found |= index.get(tuple(words[at : at + size]), set())
+    return [i in found for i in range(len(questions))]
+
+
+def overlaps(runs: dict[str, str], asked: dict[str, list[Example]]) -> list[Overlap]:
+    """Of every run and task. runs: {name: run directory, folder or hub name}; asked: the tasks' examples."""
+    out = []
+    for name, base in runs.items():
+        before = list(_lineage(base))
+        for task, examples in asked.items():
+            if not before:
+                continue
+            questions = [str(e.prompt[-1]["content"]) for e in examples]
+            try:
+                hits = shared(questions, (text for run in before for text in _texts(run)))
+            except (ValueError, OSError) as e:
+                out.append(Overlap(task, name, None, len(examples), note=" ".join(str(e).split())[:200]))
+                continue
+            first = [e.id for e, hit in zip(examples, hits, strict=True) if hit][:10]
+            out.append(Overlap(task, name, sum(hits), len(examples), first))
+    return out
+
+
+def _lineage(base: str) -> Iterator[Run]:
+    """The run and those it goes on from, newest first; nothing for a model that is no run of ours."""
+    while ("/" in base) and (run := Run(base)).is_run() and "model" in run.job():
+        yield run
+        base = run.job()["model"]["base"]
+
+
+def _texts(run: Run) -> Iterator[str]:
+    """Every message and text of the rows that a run was trained on."""
+    from lib.data import load
+
+    kind = run.provenance().get("data", {}).get("kind")
+    rows = load(Data(**run.job()["data"]), (kind,) if kind else ("chat", "text", "preference")).train
+    for row in rows:
+        for value in row.values():
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                yield from (str(m["content"]) for m in value if isinstance(m, dict) and m.get("content"))

@@ -1,0 +1,41 @@
+"""Questions that stand in training data are found, whatever their case and punctuation, and others are not."""
+
+import json
+
+from lib.evals import contamination
+from lib.evals.task import Example
+from lib.run import Run
+
+LONG = "Write a short poem about the sea, the wind and the old lighthouse keeper who lives alone there"
+SHORT = "Name three rivers that flow through Berlin, please"
+
+
+def test_shared_words():
+    training = ["first: WRITE a short poem; about the sea the wind and the old lighthouse keeper! Now.", "nothing"]
+    assert contamination.shared([LONG, SHORT, "What is it?"], training) == [True, False, False]
+    assert contamination.shared([LONG], [LONG.replace("wind", "rain")]) == [False]  # no 13 words in a row are left
+    assert contamination.shared([SHORT], ["Q: name three rivers that flow through Berlin please?"]) == [True]
+    assert contamination.shared(["What is it?"], ["What is it?"]) == [False]  # too short to tell
+    assert contamination.shared([], ["x"]) == []
+
+
+def test_rows_of_the_runs_before_count_and_lost_data_is_said(make_run, tmp_path):
+    rows = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Yes."}] for q in (LONG, "Other words?")]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"messages": r}) + "\n" for r in rows))
+    first, second = make_run("seen", seed=5), make_run("later", seed=6)
+    for path, base, data in (
+        (first, "elsewhere", {"source": str(file), "heldout_fraction": 0.0}),
+        (second, first, {"source": "demo"}),
+    ):
+        run = Run(path)
+        run.write_json("job.yaml", run.job() | {"model": {"base": base}, "data": data})
+    asked = {
+        "t": [Example("a", [{"role": "user", "content": SHORT}]), Example("b", [{"role": "user", "content": LONG}])]
+    }
+    models = {"base": "some/model", "sft": second}
+    (found,) = contamination.overlaps(models, asked)  # a model that is no run of ours tells nothing
+    assert (found.task, found.run, found.found, found.n, found.first) == ("t", "sft", 1, 2, ["b"])
+    file.unlink()
+    (lost,) = contamination.overlaps(models, asked)
+    assert lost.found is None and "chats.jsonl" in lost.note
