@@ -127,4 +127,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted: nothing is proved. The runs so far are kept; type it again for new ones.", file=sys.stderr
+        )
+        sys.exit(130)

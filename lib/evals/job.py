@@ -30,7 +30,7 @@ class EvalJob:
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
     """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, ifeval, reference, xstest, perplexity,
-    preference_accuracy, win_rate, kl, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    preference_accuracy, win_rate, arena, kl, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the
     dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
@@ -182,10 +182,13 @@ def needs(job: EvalJob) -> list[str]:
         out.append(f"runs: {', '.join(texts)} needs at least one, such as runs.sft: runs/sft.")
     if "preference_accuracy" in job.tasks and not job.reward:
         out.append("reward: preference_accuracy tests a reward run, and there is none. Set reward: runs/reward.")
-    if "win_rate" in job.tasks and not job.reward and job.data.source != "demo":
-        out.append(
-            "reward: win_rate needs a judge; only the demo data has a rule. Set reward: runs/reward, or drop win_rate."
-        )
+    for task in ("win_rate", "arena"):
+        if task in job.tasks and not job.reward and job.data.source != "demo":
+            out.append(
+                f"reward: {task} needs a judge; only the demo data has a rule. Set reward: runs/reward, or drop {task}."
+            )
+    if "arena" in job.tasks and len(job.runs) < 2:
+        out.append("runs: arena needs two or more that meet.")
     pairwise = [t for t in ("win_rate", "kl") if t in job.tasks]
     if pairwise and job.runs:
         if job.reference and job.reference not in job.runs:

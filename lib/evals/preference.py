@@ -87,6 +87,52 @@ def win_rate(context: Context) -> list[Scores]:
     ]
 
 
+def arena(context: Context) -> list[Scores]:
+    """Ratings of all the runs from every pair's greedy answers to the same prompts, by rule and by the reward run; the
+    first run has 1000 points, and 400 more are odds of 10 to 1."""
+    import numpy as np
+
+    from lib.evals import statistics
+
+    greedy, runs = Sampling(max_new_tokens=context.job.max_new_tokens), list(context.job.runs)
+    examples = context.prompts()
+    prompts = [e.prompt for e in examples]
+    asked = [context.engine.generate(run, prompts, greedy) for run in runs]
+    answers = [[a[0].text for a in future.result()] for future in asked]
+    for run, texts in zip(runs, answers, strict=True):
+        context.record("arena", run, examples, texts, [{}] * len(texts))
+    beats: dict[str, list] = {}
+    if context.rule:
+        beats["rule"] = [
+            [[context.rule(e, a, b) for b in said] for a in said] for e, *said in zip(examples, *answers, strict=True)
+        ]
+    if context.judge:
+        asked = [context.engine.reward(context.judge, _conversations(prompts, texts)) for texts in answers]
+        rewards_MN = [future.result() for future in asked]
+        beats[context.judge] = [[[_half(a, b) for b in each] for a in each] for each in zip(*rewards_MN, strict=True)]
+    found = []
+    for judge, wins in beats.items():
+        wins_NMM = np.array(wins)
+        wins_NMM[:, range(len(runs)), range(len(runs))] = np.nan  # nobody meets itself
+        for run, e in zip(runs, statistics.bradley_terry(wins_NMM, context.job.seed), strict=True):
+            ids = [x.id for x in examples]
+            found.append(
+                Scores(
+                    "arena",
+                    "rating",
+                    run,
+                    ids,
+                    [],
+                    unit="Elo points",
+                    judge=judge,
+                    headline=True,
+                    estimate=e,
+                    decoding="greedy",
+                )
+            )
+    return found
+
+
 def _conversations(prompts: list[list[dict]], answers: list[str]) -> list[list[dict]]:
     return [[*p, {"role": "assistant", "content": a}] for p, a in zip(prompts, answers, strict=True)]
 

@@ -52,6 +52,8 @@ def label(m: Metric | Comparison) -> str:
     name = LABELS.get(m.metric, m.metric)
     if m.metric == "win_rate":
         return f"{name} over {m.versus}, judge: {m.judge}"
+    if m.metric == "rating":
+        return f"rating, judge: {m.judge}"
     if m.metric == "kl":
         return f"KL from {m.versus}"
     if m.task in (m.metric, "perplexity", "preference_accuracy"):
@@ -66,7 +68,7 @@ def panels(report: Report) -> list[dict]:
     for m in report.metrics:
         if not m.headline and m.metric != "perplexity":
             continue
-        key = (m.task, m.metric, m.decoding, m.versus)
+        key = (m.task, m.metric, m.decoding, m.versus, m.judge if m.metric == "rating" else None)
         panel = found.setdefault(key, {"rows": [], "m": m})
         panel["rows"].append((f"by {m.judge}" if m.metric == "win_rate" and m.judge else m.run, m, colour[m.run]))
     out = []

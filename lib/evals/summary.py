@@ -13,7 +13,7 @@ from lib.evals.task import Scores
 
 def metric(scores: Scores, seed: int) -> Metric:
     """The value of `scores` with its 95% interval."""
-    e = _estimate(scores, seed)
+    e = scores.estimate or _estimate(scores, seed)
     kept = ("task", "metric", "run", "better", "kind", "unit", "versus", "judge", "headline", "version", "decoding")
     return Metric(
         value=e.value, low=e.low, high=e.high, n=e.n, method=e.method, **{k: getattr(scores, k) for k in kept}
@@ -38,7 +38,7 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
     ordered = sorted(all_scores, key=lambda s: places[s.task, s.metric])
     for a, b in combinations(ordered, 2):
         alike = (a.task, a.metric, a.judge, a.decoding) == (b.task, b.metric, b.judge, b.decoding)
-        if not alike or a.run == b.run or a.versus or b.versus or a.ids != b.ids:
+        if not alike or a.run == b.run or a.versus or b.versus or a.estimate or a.ids != b.ids:
             continue
         ones = [1.0] * len(a.tops)
         log = a.kind == "perplexity"

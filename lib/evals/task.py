@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lib.evals.statistics import Estimate
+
 
 @dataclass(frozen=True)
 class Example:
@@ -55,3 +57,5 @@ class Scores:
     headline: bool = False
     version: str = ""
     decoding: str = ""
+    estimate: Estimate | None = None
+    """Value and interval, where they are not a ratio of sums over the examples; tops is then empty."""

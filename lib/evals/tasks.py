@@ -34,6 +34,7 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "kl": language_modelling.kl,
     "preference_accuracy": preference.accuracy,
     "win_rate": preference.win_rate,
+    "arena": preference.arena,
 }
 """What needs more of a model than its answer: likelihoods, rewards, another run."""
 
@@ -41,6 +42,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "perplexity": ("chat", "text"),
     "preference_accuracy": ("preference",),
     "win_rate": ("prompt",),
+    "arena": ("prompt",),
     "kl": ("prompt",),
 }
 """The kinds of rows that a measure reads from `data`; tasks bring their own examples."""

@@ -193,3 +193,13 @@ def test_on_a_file_of_pairs_as_a_user_does_it(runs, pairs_file, tmp_path):
     assert any("perplexity" in v.claim for v in report.verdicts)
     assert Run(str(tmp_path / "e")).finished() and "jobs/eval.py" in report.commands[-1]
     assert "reports/report.html" in done.stdout and report.next[1] in done.stdout
+
+
+def test_arena_rates_every_run(job, local_ray, tmp_path):
+    report = evaluate(replace(job, run=str(tmp_path / "a"), tasks=["arena"]), say=lambda line: None)
+    found = {(m.run, m.judge): m for m in report.metrics}
+    assert set(found) == {(run, judge) for run in job.runs for judge in ("rule", "reward")}
+    assert found["base", "reward"].value == 1000 and found["base", "reward"].low is None
+    sft = found["sft", "reward"]
+    assert sft.low <= sft.value <= sft.high and sft.n == 6 and sft.unit == "Elo points"
+    assert "rating, judge: reward" in Run(str(tmp_path / "a")).read_text("reports/report.md")

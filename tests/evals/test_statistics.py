@@ -119,6 +119,34 @@ def test_sign_flips_is_exact_for_few_examples():
     assert statistics.sign_flips(([0.5] * 10, one), ([0.5] * 10, one)) == 1.0
 
 
+def test_ratings_are_the_odds():
+    """Two models, 30 wins to 10: odds of 3 (with half a draw on each side, 30.25 to 10.25)."""
+    wins = np.full((40, 2, 2), np.nan)
+    wins[:30, 0, 1], wins[:30, 1, 0] = 0.0, 1.0
+    wins[30:, 0, 1], wins[30:, 1, 0] = 1.0, 0.0
+    first, second = statistics.bradley_terry(wins)
+    assert first.value == 1000 and second.value == pytest.approx(1000 + 400 * np.log10(30.25 / 10.25))
+    assert second.low < second.value < second.high
+
+
+def test_ratings_cover_and_a_model_that_always_wins_has_one():
+    """Three models of known strength; a fourth is beaten by all: 95% of intervals hold the truth, and none is infinite."""
+    rng, inside = np.random.default_rng(8), []
+    strength = np.array([1.0, 2.0, 4.0])
+    for seed in range(60):
+        p = strength[:, None] / (strength[:, None] + strength[None, :])
+        wins = (rng.random((150, 3, 3)) < p).astype(float)
+        upper = np.triu_indices(3, 1)
+        wins[:, upper[1], upper[0]] = 1 - wins[:, upper[0], upper[1]]
+        wins[:, range(3), range(3)] = np.nan
+        found = statistics.bradley_terry(wins, seed, resamples=200)
+        inside += [e.low <= 1000 + 400 * np.log10(s) <= e.high for e, s in zip(found[1:], strength[1:], strict=True)]
+    assert np.mean(inside) >= 0.88
+    beaten = np.full((20, 2, 2), np.nan)
+    beaten[:, 0, 1], beaten[:, 1, 0] = 1.0, 0.0
+    assert 0 < statistics.bradley_terry(beaten)[1].value < 400
+
+
 def test_holm_is_the_published_correction():
     """Smallest times 4, next times 3, …, never falling: 0.01·4, 0.02·3, max(0.06, 0.03·2), max(0.06, 0.5)."""
     assert statistics.holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
