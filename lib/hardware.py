@@ -52,6 +52,8 @@ def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": "17179869184",
         "MALLOC_TOP_PAD_": "268435456",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        # Ray Train's loop runs in a thread, whose own arena is cut into 64 MB heaps: larger tensors would be mapped anew.
+        "MALLOC_ARENA_MAX": "1",
     }
     if "HF_HUB_OFFLINE" in os.environ:
         env["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
