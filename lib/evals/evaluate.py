@@ -131,8 +131,9 @@ def _samples(context: Context) -> tuple[str, list[Sample]]:
     task = next((t for t in job.tasks if t in context.recorded), None)
     if not task or not job.samples:
         return "", []
-    shown = "greedy" if task == "win_rate" else job.decoding[0]
-    rows = [r for r in context.recorded[task].values() if r["decoding"] == shown]
+    recorded = list(context.recorded[task].values())
+    shown = recorded[0]["decoding"]
+    rows = [r for r in recorded if r["decoding"] == shown]
     how_many = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
     note = f"{how_many}, drawn by seed {job.seed} and not picked; decoding: {shown}."
     chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]

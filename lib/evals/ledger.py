@@ -1,6 +1,6 @@
 """What a sweep has already got: the results of every finished shard, one file each, under <run>/ledger/.
 
-A shard's file is named by what was asked of which weights, so a sweep that was killed goes on with what is missing, on
+A shard's file is named by what was asked of which weights and by the code that answers, so a sweep that was killed goes on with what is missing, on
 any number of processes; a changed config asks other things and finds only what is still the same. One file appears
 whole (lib/run.py), so an example is never half there, lost or scored twice.
 
@@ -10,9 +10,11 @@ whole (lib/run.py), so an example is never half there, lost or scored twice.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from lib.generate import Answer, Score
 from lib.run import Run
@@ -43,9 +45,21 @@ class Ledger:
         self.there.add(f"{key}.jsonl")
 
 
+CODE = ("attention", "encode", "generate", "reward_model", "sampling")
+"""Files of lib/ that decide an answer: with others of them, nothing in a ledger is taken for the same."""
+
+
+@functools.cache
+def _code() -> str:
+    files = [Path(__file__).parent.parent / f"{name}.py" for name in CODE]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
 def key(weights: str, method: str, args: tuple) -> str:
     """Name of a shard: `args` are what the model is asked, `weights` identifies it and how it is run."""
-    asked = json.dumps([weights, method, args], default=asdict)  # a pickle would tell equal texts from the same text
+    asked = json.dumps(
+        [_code(), weights, method, args], default=asdict
+    )  # a pickle would tell equal texts from the same text
     return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 

@@ -51,39 +51,23 @@ def win_rate(context: Context) -> list[Scores]:
 
     Judged by the task's stated rule where the prompts have one, and by the reward run where there is one.
     """
-    engine, reference = context.engine, context.reference
-    greedy = Sampling(max_new_tokens=context.job.max_new_tokens)
-    examples = context.prompts()
-    prompts = [e.prompt for e in examples]
-    asked = {run: engine.generate(run, prompts, greedy) for run in (*context.challengers, reference)}
-    answers = {run: [a[0].text for a in future.result()] for run, future in asked.items()}
-    for run, texts in answers.items():
-        context.record("win_rate", run, examples, texts, [{}] * len(texts))
-    outcomes: dict[tuple[str, str], list[float]] = {}
-    if context.rule:
-        for run in context.challengers:
-            triples = zip(examples, answers[run], answers[reference], strict=True)
-            outcomes[run, "rule"] = [context.rule(e, a, b) for e, a, b in triples]
-    if context.judge:
-        judged = {run: engine.reward(context.judge, _conversations(prompts, texts)) for run, texts in answers.items()}
-        for run in context.challengers:
-            both = zip(judged[run].result(), judged[reference].result(), strict=True)
-            outcomes[run, context.judge] = [_half(a, b) for a, b in both]
-    ids = [e.id for e in examples]
+    runs = [*context.challengers, context.reference]
+    ids, decoding, beats = _met(context, "win_rate", runs)
     return [
         Scores(
             "win_rate",
             "win_rate",
             run,
             ids,
-            wins,
+            [wins[i][-1] for wins in beats[judge]],
             kind="proportion",
-            versus=reference,
+            versus=context.reference,
             judge=judge,
             headline=True,
-            decoding=str(greedy),
+            decoding=decoding,
         )
-        for (run, judge), wins in outcomes.items()
+        for i, run in enumerate(context.challengers)
+        for judge in beats
     ]
 
 
@@ -94,43 +78,36 @@ def arena(context: Context) -> list[Scores]:
 
     from lib.evals import statistics
 
-    greedy, runs = Sampling(max_new_tokens=context.job.max_new_tokens), list(context.job.runs)
-    examples = context.prompts()
-    prompts = [e.prompt for e in examples]
-    asked = [context.engine.generate(run, prompts, greedy) for run in runs]
-    answers = [[a[0].text for a in future.result()] for future in asked]
-    for run, texts in zip(runs, answers, strict=True):
-        context.record("arena", run, examples, texts, [{}] * len(texts))
-    beats: dict[str, list] = {}
-    if context.rule:
-        beats["rule"] = [
-            [[context.rule(e, a, b) for b in said] for a in said] for e, *said in zip(examples, *answers, strict=True)
-        ]
-    if context.judge:
-        asked = [context.engine.reward(context.judge, _conversations(prompts, texts)) for texts in answers]
-        rewards_MN = [future.result() for future in asked]
-        beats[context.judge] = [[[_half(a, b) for b in each] for a in each] for each in zip(*rewards_MN, strict=True)]
+    runs = list(context.job.runs)
+    ids, decoding, beats = _met(context, "arena", runs)
     found = []
     for judge, wins in beats.items():
         wins_NMM = np.array(wins)
         wins_NMM[:, range(len(runs)), range(len(runs))] = np.nan  # nobody meets itself
         for run, e in zip(runs, statistics.bradley_terry(wins_NMM, context.job.seed), strict=True):
-            ids = [x.id for x in examples]
-            found.append(
-                Scores(
-                    "arena",
-                    "rating",
-                    run,
-                    ids,
-                    [],
-                    unit="Elo points",
-                    judge=judge,
-                    headline=True,
-                    estimate=e,
-                    decoding="greedy",
-                )
-            )
+            common = {"unit": "Elo points", "judge": judge, "headline": True, "decoding": decoding}
+            found.append(Scores("arena", "rating", run, ids, [], estimate=e, **common))
     return found
+
+
+def _met(context: Context, task: str, runs: list[str]) -> tuple[list[str], str, dict[str, list]]:
+    """(ids of the prompts, decoding, {judge: for each prompt, how far each run's answer beats each run's, 0 to 1})."""
+    greedy = Sampling(max_new_tokens=context.job.max_new_tokens)
+    examples = context.prompts()
+    prompts = [e.prompt for e in examples]
+    asked = [context.engine.generate(run, prompts, greedy) for run in runs]
+    answers = [[a[0].text for a in future.result()] for future in asked]
+    for run, texts in zip(runs, answers, strict=True):
+        context.record(task, run, examples, texts, [{}] * len(texts))
+    beats: dict[str, list] = {}
+    if context.rule:
+        said = zip(examples, *answers, strict=True)
+        beats["rule"] = [[[context.rule(e, a, b) for b in texts] for a in texts] for e, *texts in said]
+    if context.judge:
+        asked = [context.engine.reward(context.judge, _conversations(prompts, texts)) for texts in answers]
+        rewards = zip(*(future.result() for future in asked), strict=True)
+        beats[context.judge] = [[[_half(a, b) for b in each] for a in each] for each in rewards]
+    return [e.id for e in examples], str(greedy), beats
 
 
 def _conversations(prompts: list[list[dict]], answers: list[str]) -> list[list[dict]]:

@@ -7,6 +7,7 @@ import pytest
 from lib.evals import tasks
 from lib.evals.evaluate import evaluate
 from lib.evals.job import EvalJob, plan
+from tests.conftest import WORDS
 
 CHOICES = {
     "output_type": "multiple_choice",
@@ -46,20 +47,7 @@ def files(tmp_path_factory):
     import yaml
 
     folder = tmp_path_factory.mktemp("tasks")
-    things = [
-        "lamp",
-        "chair",
-        "round table",
-        "door",
-        "window",
-        "garden",
-        "river",
-        "stone",
-        "bread",
-        "salt",
-        "apple",
-        "red",
-    ]
+    things = WORDS[:12]
     rows = [
         {
             "question": f"the {a} is near the",

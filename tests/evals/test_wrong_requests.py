@@ -184,3 +184,17 @@ def test_schema_knows_every_key():
 
 def test_the_shipped_config_parses():
     assert parse("--config", str(REPO / "configs/eval.yaml")).reference == "sft"
+
+
+@pytest.mark.parametrize(
+    "file", sorted(REPO.glob("configs/eval*.yaml")) + sorted(REPO.glob("configs/eval/*.yaml")), ids=str
+)
+def test_shipped_configurations_load(file):
+    from lib.evals import cli, job
+
+    request, _ = cli.parse(["--config", str(file)])
+    with pytest.raises(ValueError) as refused:  # the runs they name aren't there, and nothing else is wrong
+        job.plan(request)
+    assert all(
+        line.split(":")[0].startswith(("runs.", "reward", "task_data.")) for line in str(refused.value).splitlines()
+    )
