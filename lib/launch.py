@@ -84,14 +84,12 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     )
     from lib.progress import Progress
 
-    connect(ahead="ray.train.torch")
+    connect(ahead="lib.controller")
     import ray
 
     try:
         with Progress(run):
             summary = _trainer(planned, build, config, rows).fit().return_value
-    except SystemExit:  # Ray Train's own answer to Ctrl-C, with exit code 0
-        raise KeyboardInterrupt from None
     finally:
         ray.shutdown()
     seconds = summary.pop("seconds")
@@ -105,6 +103,7 @@ RAY_ENV = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # then an elastic group tries with fewer
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a lost worker, is seen
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's controller does it
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
     # What Ray's own actors say at every start and a user can do nothing about.
@@ -138,50 +137,14 @@ def connect(ahead: str = "ray") -> None:
 def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train.torch import TorchConfig
 
-    from lib.failure import worth_retrying
+    from lib.controller import Trainer
     from lib.hardware import worker_env
     from lib.worker import train_loop
 
     job, s, on_cluster = planned.job, planned.job.scale, bool(os.environ.get("RAY_ADDRESS"))
     gpu = planned.gpu or (s.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-
-    class StopWhenPointless(DefaultFailurePolicy):
-        """Ray would restart the workers for any error, such as NaN, and so fail max_failures times over."""
-
-        def make_decision(self, training_failed_error):
-            if isinstance(training_failed_error, WorkerGroupError) and not worth_retrying(training_failed_error):
-                return FailureDecision.RAISE
-            return super().make_decision(training_failed_error)
-
-    class AsPlanned(FixedScalingPolicy):
-        """On a Ray of our own there is no autoscaler to ask for the workers, nor a process to start for asking."""
-
-        def after_controller_start(self, train_run_context):
-            pass
-
-        def _maybe_send_resource_request(self):
-            pass
-
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self):
-            # The cleaner frees what a dead driver leaves on a cluster. It asks the dashboard, which a Ray of our own
-            # doesn't have (nor needs, since it ends with the driver), and would hold up every end by 12 s. The other
-            # starts a process for Ray datasets, and our rows are files (lib/data/load.py).
-            needless = (DatasetsCallback,) if on_cluster else (DatasetsCallback, PlacementGroupCleanerCallback)
-            return [c for c in super()._create_default_callbacks() if not isinstance(c, needless)]
-
-        def _initialize_and_run_controller(self, **kwargs):
-            kwargs["failure_policy"] = StopWhenPointless(self.run_config.failure_config)
-            if not on_cluster and isinstance(kwargs["scaling_policy"], FixedScalingPolicy):
-                kwargs["scaling_policy"] = AsPlanned(self.scaling_config)
-            return super()._initialize_and_run_controller(**kwargs)
 
     run = Run(job.run)
     elastic = (s.min_workers, s.workers) if s.min_workers and s.min_workers < s.workers else s.workers
