@@ -11,6 +11,7 @@ from typing import Any
 from lib import cli
 from lib.cli import UsageError
 from lib.config import Data
+from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
 from lib.run import Run
@@ -18,6 +19,8 @@ from lib.run import Run
 USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs NAME … | --runs.NAME RUN] [--KEY VALUE …] [--dry-run]"
 OPEN = ("runs", "task_data", "data.columns")
 """Keys whose entries the user names."""
+SECTIONS = {"data": Data, "judge": Judge}
+"""Keys that are sections of keys."""
 
 
 def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
@@ -26,7 +29,7 @@ def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
     if "--schema" in argv:
         print(json.dumps(schema(), indent=1))
         raise SystemExit(0)
-    known = {f.name for f in fields(EvalJob)} | {f"data.{f.name}" for f in fields(Data)}
+    known = {f.name for f in fields(EvalJob)} | {f"{s}.{f.name}" for s, kind in SECTIONS.items() for f in fields(kind)}
     argv = _split(argv, known | {"config", "dry-run", "help"})
     tree = cli.read_yaml(path) if (path := cli.option(argv, "--config")) else {}
     _check_keys(tree, known, path)
@@ -38,7 +41,8 @@ def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
     dry_run = d.pop("dry_run")
     for option in ("config", "schema"):
         d.pop(option, None)
-    return EvalJob(**{**d, "data": Data(**d["data"]), "gate": [Rule(**r) for r in d["gate"]]}), dry_run
+    sections = {name: kind(**d[name]) for name, kind in SECTIONS.items()}
+    return EvalJob(**{**d, **sections, "gate": [Rule(**r) for r in d["gate"]]}), dry_run
 
 
 def _parser():
@@ -67,7 +71,7 @@ def _split(argv: list[str], known: set[str]) -> list[str]:
             continue
         key = option[2:].split("=")[0]
         if key not in known and not any(key.startswith(f"{k}.") for k in OPEN):
-            raise UsageError(cli.unknown(key if key.startswith("data.") else key.split(".")[0], known, "--"))
+            raise UsageError(cli.unknown(key if key.split(".")[0] in SECTIONS else key.split(".")[0], known, "--"))
         if key == "runs" and "=" not in option:
             words = []
             while i < len(argv) and not argv[i].startswith("--"):
@@ -113,19 +117,19 @@ def _check_keys(tree: dict[str, Any], known: set[str], path: str | None) -> None
     for key, value in tree.items():
         if key not in known:
             raise UsageError(f"{path}: {cli.unknown(key, known)}")
-        if key == "data":
+        if key in SECTIONS:
             if not isinstance(value, dict):
-                raise UsageError(f"{path}: data is a section of keys, but holds {value!r}.")
+                raise UsageError(f"{path}: {key} is a section of keys, but holds {value!r}.")
             for inner in value:
-                if f"data.{inner}" not in known:
-                    raise UsageError(f"{path}: {cli.unknown(f'data.{inner}', known)}")
+                if f"{key}.{inner}" not in known:
+                    raise UsageError(f"{path}: {cli.unknown(f'{key}.{inner}', known)}")
 
 
 def schema() -> dict:
     """JSON schema of the YAML, for completion and checks in editors."""
     from pydantic import ConfigDict, TypeAdapter
 
-    for cls in (EvalJob, Data):
+    for cls in (EvalJob, *SECTIONS.values()):
         cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob
+from lib.evals.judge import Panel
 from lib.evals.task import Example
 from lib.sampling import Sampling
 
@@ -17,10 +18,12 @@ from lib.sampling import Sampling
 class Context:
     job: EvalJob
     engine: Engine
-    judge: str | None
+    scorer: str | None
     """The reward run's name in the engine; None where there is no reward run."""
     rule: Callable[[Example, str, str], float] | None
     """1, 1/2 or 0 for an answer against another, where the prompts come with a rule."""
+    panel: Panel | None = None
+    """The language model that judges, where there is one."""
     recorded: dict[str, dict[tuple[str, str], dict]] = field(default_factory=dict)
     """{task: {(example id, decoding): {example, decoding, answers: {run: text}, scores: {run: {metric: number}}}}}"""
 

@@ -10,10 +10,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib.evals import contamination, gate, summary, tasks
+from lib.evals import contamination, gate, judge, summary, tasks
 from lib.evals.context import Context, draw
+from lib.evals.endpoint import Endpoint
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob, Plan, plan
+from lib.evals.judge import Panel
 from lib.evals.ledger import Ledger
 from lib.evals.report import Curve, Report, RunInfo, Sample, Timing, flatten
 from lib.run import Run
@@ -32,23 +34,24 @@ def evaluate(job: EvalJob, command: str | None = None, say=print) -> Report:
     from lib.launch import connect
 
     planned = plan(job)
+    panel = _panel(job)
     ours = not ray.is_initialized()
     if ours:
         connect()
     try:
-        return _evaluate(planned, command, say)
+        return _evaluate(planned, panel, command, say)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _evaluate(planned: Plan, command: str | None, say) -> Report:
+def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> Report:
     from lib.evals.render import write
 
     job, began = planned.job, time.time()
     with Engine(planned.specs, job.workers, say, Ledger(Run(job.run))) as engine:
         rule = tasks.RULES["demo"] if job.data.source == "demo" else None
-        context = Context(job, engine, planned.judge, rule)
+        context = Context(job, engine, planned.scorer, rule, panel)
         with ThreadPoolExecutor(len(job.tasks)) as pool:
             futures = [pool.submit(tasks.get(name, job.task_data), context) for name in job.tasks]
             try:
@@ -62,6 +65,7 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
                 raise failed
         scores = [s for f in futures for s in f.result()]
         work = engine.timings()
+    scores += panel.honesty() if panel else []
     if not any(s.headline and s.run in job.runs and not s.versus for s in scores):
         for s in scores:  # with no task that has right answers, perplexity is what the runs are compared by
             s.headline = s.headline or s.metric == "perplexity"
@@ -70,7 +74,7 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
     runs = [_run_info(s.name, s.base, s.trained_template) for s in planned.specs]
     note, samples = _samples(context)
     report = Report(
-        title=" → ".join(job.runs) or f"reward model {planned.judge}",
+        title=" → ".join(job.runs) or f"reward model {planned.scorer}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=job.seed,
         runs=runs,
@@ -79,7 +83,7 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
         verdicts=summary.verdicts(list(job.runs), metrics, compared, job.accuracy_floor, job.kl_ceiling),
         samples=samples,
         samples_note=note,
-        timings=_training_times(runs) + _evaluation_times(work, time.time() - began),
+        timings=_training_times(runs) + _evaluation_times(work, panel, time.time() - began),
         commands=[r.command for r in runs if r.command] + ([command] if command else []),
         next=_next_commands(planned),
         settings=flatten(asdict(job)),
@@ -94,6 +98,15 @@ def _evaluate(planned: Plan, command: str | None, say) -> Report:
     say("writing the report …")
     write(report, Run(job.run), _lines(context))
     return report
+
+
+def _panel(job: EvalJob) -> Panel | None:
+    """The judge, once it has answered. Raises Unreachable (a RuntimeError) before anything else starts."""
+    if not job.judge.url:
+        return None
+    panel = Panel(job.judge, Endpoint(job.judge, Run(job.run)), judge.prompts(job.judge.prompts))
+    panel.endpoint.check()
+    return panel
 
 
 def _run_info(name: str, base: str, trained_template: str | None) -> RunInfo:
@@ -183,7 +196,7 @@ def _training_times(runs: list[RunInfo]) -> list[Timing]:
     return found
 
 
-def _evaluation_times(work: list[dict], wall: float) -> list[Timing]:
+def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> list[Timing]:
     """One row per kind of work of each model (seconds summed over processes), and the whole."""
     rows = [
         Timing(
@@ -192,6 +205,18 @@ def _evaluation_times(work: list[dict], wall: float) -> list[Timing]:
         )
         for w in work
     ]  # fmt: skip
+    if panel and panel.endpoint.replies:
+        s = panel.endpoint.spent()
+        told = f"{s['cached']} from before, {s['failed']} without an answer, {s['tokens_in']:,} tokens read, ${s['usd']:.2f}"
+        rows.append(
+            Timing(
+                f"judge: {panel.name}, {s['replies']} verdicts",
+                s["seconds"],
+                None,
+                s["tokens_out"] or None,
+                detail=told,
+            )
+        )
     return [*rows, Timing("evaluate: all, start to end", wall)]
 
 

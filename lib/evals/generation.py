@@ -69,6 +69,6 @@ def _chosen(context: Context, how: Decoding, examples: list[Example], answers: l
         for e, each in zip(examples, answers, strict=True)
         for a in each
     ]
-    rewards = context.engine.reward(context.judge, conversations).result()
+    rewards = context.engine.reward(context.scorer, conversations).result()
     n = how.sampling.n
     return [each[max(range(n), key=lambda k: rewards[i * n + k])] for i, each in enumerate(answers)]

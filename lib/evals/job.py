@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from lib.config import Data, Job
-from lib.evals import decoding, gate
+from lib.evals import decoding, endpoint, gate, judge
 from lib.evals.decoding import Decoding
+from lib.evals.endpoint import Judge
 from lib.evals.engine import Spec
 from lib.evals.gate import Rule
 from lib.run import Run, absolute
@@ -26,11 +27,13 @@ class EvalJob:
     """The models, oldest first, {name: run directory, folder or hub name}. Each is compared with the one before it."""
     reward: str | None = None
     """The reward run that preference_accuracy tests and win_rate asks. None: there is none."""
+    judge: Judge = field(default_factory=Judge)
+    """A language model that mt_bench, win_rate, arena and preference_accuracy ask, at any OpenAI-compatible address."""
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
     """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, ifeval, reference, xstest, perplexity,
-    preference_accuracy, win_rate, arena, kl, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    preference_accuracy, win_rate, arena, kl, mt_bench, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the
     dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
@@ -81,7 +84,8 @@ class EvalJob:
 class Plan:
     job: EvalJob
     specs: list[Spec]
-    judge: str | None
+    scorer: str | None
+    """The reward run's name in the engine."""
     checks: dict[str, object]
     """{task: lib.data Check of the rows it reads}"""
 
@@ -89,6 +93,7 @@ class Plan:
         """(label, text) rows for a table."""
         j, out = self.job, [("report", f"{Run(self.job.run).at('reports')}/report.html")]
         out += [("reward" if s.reward else "run", f"{s.name:<8} {s.base}") for s in self.specs]
+        out += [("judge", f"{j.judge.model} at {j.judge.url}")] if j.judge.url else []
         out += [
             ("tasks", ", ".join(j.tasks)),
             ("decoding", "; ".join(str(d) for d in j.decodings())),
@@ -105,7 +110,7 @@ class Plan:
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
     from lib.cli import nearest
-    from lib.evals import tasks
+    from lib.evals import mt_bench, tasks
 
     problems: list[str] = []
 
@@ -121,7 +126,7 @@ def plan(job: EvalJob) -> Plan:
         attempt(tasks.get, name, job.task_data)
         if name in tasks.TASKS:
             attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit)
-    filed = [*tasks.TASKS, "perplexity", "preference_accuracy"]
+    filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench"]
     for name in set(job.task_data) - set(filed):
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
     if not job.decoding:
@@ -132,30 +137,33 @@ def plan(job: EvalJob) -> Plan:
     if any(d.best_of for d in decodings) and not job.reward:
         problems.append("reward: best_of_N asks a reward run which answer is best. Set reward: runs/reward.")
     specs = [s for name, base in job.runs.items() if (s := attempt(_spec, f"runs.{name}", name, base, job.dtype))]
-    judge = "reward" if job.reward else None
+    scorer = "reward" if job.reward else None
     if job.reward:
-        if judge in job.runs:
+        if scorer in job.runs:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
-        reward = attempt(_spec, "reward", judge, job.reward, job.dtype, True)
+        reward = attempt(_spec, "reward", scorer, job.reward, job.dtype, True)
         specs += [reward] if reward else []
-    problems += needs(job)
-    problems += gate.problems(job.gate, job.tasks, [*job.runs, *([judge] if judge else [])], job.decoding)
+    problems += needs(job) + endpoint.problems(job.judge)
+    attempt(judge.prompts, job.judge.prompts)
+    if "mt_bench" in job.tasks:
+        attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)
+    problems += gate.problems(job.gate, job.tasks, [*job.runs, *([scorer] if scorer else [])], job.decoding)
     checks = {}
     for name, want in tasks.ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
             checks[name] = attempt(_rows, job.data_for(name), want)
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
-    return Plan(replace(job, run=Run(job.run).path), specs, judge, checks)
+    return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks)
 
 
 def after(job: Job) -> EvalJob:
     """What a training job's `eval` section asks for once its run is finished: the run beside its base."""
-    judge = job.stage == "reward"  # a reward model is tested on pairs; it answers nothing
+    scorer = job.stage == "reward"  # a reward model is tested on pairs; it answers nothing
     return EvalJob(
         run=job.run,
-        runs={} if judge else {"base": job.model.base, job.stage: job.run},
-        reward=job.run if judge else None,
+        runs={} if scorer else {"base": job.model.base, job.stage: job.run},
+        reward=job.run if scorer else None,
         tasks=job.eval.tasks,
         data=job.data,
         limit=job.eval.limit,
@@ -180,12 +188,16 @@ def needs(job: EvalJob) -> list[str]:
     texts = [t for t in job.tasks if t != "preference_accuracy"]
     if texts and not job.runs:
         out.append(f"runs: {', '.join(texts)} needs at least one, such as runs.sft: runs/sft.")
-    if "preference_accuracy" in job.tasks and not job.reward:
-        out.append("reward: preference_accuracy tests a reward run, and there is none. Set reward: runs/reward.")
+    if "preference_accuracy" in job.tasks and not job.reward and not job.judge.url:
+        out.append(
+            "reward: preference_accuracy tests a reward run or a judge, and there is none. Set reward: runs/reward."
+        )
+    if "mt_bench" in job.tasks and not job.judge.url:
+        out.append("judge.url: mt_bench needs a judge. Set judge.url to an OpenAI-compatible API, and judge.model.")
     for task in ("win_rate", "arena"):
-        if task in job.tasks and not job.reward and job.data.source != "demo":
+        if task in job.tasks and not job.reward and not job.judge.url and job.data.source != "demo":
             out.append(
-                f"reward: {task} needs a judge; only the demo data has a rule. Set reward: runs/reward, or drop {task}."
+                f"reward: {task} needs a judge; only the demo data has a rule. Set reward: runs/reward or judge.url, or drop {task}."
             )
     if "arena" in job.tasks and len(job.runs) < 2:
         out.append("runs: arena needs two or more that meet.")

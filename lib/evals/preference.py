@@ -1,6 +1,9 @@
-"""Preference: how often a reward run orders held-out pairs rightly, and how often one run's answers beat another's."""
+"""Preference: how often a reward run or a judge orders held-out pairs rightly, and how often one run's answers beat another's."""
 
 from __future__ import annotations
+
+import math
+from itertools import combinations, product
 
 from lib.evals.context import Context
 from lib.evals.task import Scores
@@ -8,67 +11,70 @@ from lib.sampling import Sampling
 
 
 def accuracy(context: Context) -> list[Scores]:
-    """Share of held-out pairs whose chosen answer gets the higher reward; equal rewards count half."""
+    """Share of held-out pairs whose chosen answer the reward run rewards more, and that the judge prefers; ties half."""
     pairs = context.rows("preference_accuracy")
-    conversations = [p["prompt"] + p[side] for side in ("chosen", "rejected") for p in pairs]
-    rewards = context.engine.reward(context.judge, conversations).result()
-    chosen, rejected = rewards[: len(pairs)], rewards[len(pairs) :]
-    ids = [f"pair-{i}" for i in range(len(pairs))]
-    right = [_half(a, b) for a, b in zip(chosen, rejected, strict=True)]
-    margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
-    common = {"task": "preference_accuracy", "run": context.judge, "ids": ids}
-    found = [
-        Scores(metric="preference_accuracy", tops=right, kind="proportion", headline=True, **common),
-        Scores(metric="reward_margin", tops=margins, better="", unit="chosen − rejected", **common),
-    ]
-    if context.job.data_for("preference_accuracy").source == "demo":
-        found += _by_kind(pairs, right, common)
+    ids, found = [f"pair-{i}" for i in range(len(pairs))], []
+    if context.scorer:
+        conversations = [p["prompt"] + p[side] for side in ("chosen", "rejected") for p in pairs]
+        rewards = context.engine.reward(context.scorer, conversations).result()
+        chosen, rejected = rewards[: len(pairs)], rewards[len(pairs) :]
+        margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
+        right = [_half(a, b) for a, b in zip(chosen, rejected, strict=True)]
+        found += _right(context, pairs, ids, right, context.scorer)
+        unit = "chosen − rejected"
+        found.append(Scores("preference_accuracy", "reward_margin", context.scorer, ids, margins, better="", unit=unit))
+    if context.panel:
+        compared = context.panel.compare([(p["prompt"] + p["chosen"], p["prompt"] + p["rejected"]) for p in pairs])
+        read = [(p, i, c.share) for p, i, c in zip(pairs, ids, compared, strict=True) if c.share is not None]
+        found += _right(context, *map(list, zip(*read, strict=True)), context.panel.name)
     return found
 
 
-def _by_kind(pairs: list[dict], right: list[float], common: dict) -> list[Scores]:
-    """The demo's pairs by what sets them apart, since accuracy on style alone would say little."""
+def _right(context: Context, pairs: list[dict], ids: list[str], right: list[float], by: str) -> list[Scores]:
+    common = {"task": "preference_accuracy", "run": by, "kind": "proportion"}
+    found = [Scores(metric="preference_accuracy", ids=ids, tops=right, headline=True, **common)]
+    if context.job.data_for("preference_accuracy").source == "demo":
+        found += [
+            Scores(metric=kind, ids=[ids[i] for i in at], tops=[right[i] for i in at], **common)
+            for kind, at in _kinds(pairs).items()
+            if at
+        ]
+    return found
+
+
+def _kinds(pairs: list[dict]) -> dict[str, list[int]]:
+    """Where the demo's pairs of each kind stand, since accuracy on style alone would say little."""
     from lib.data import demo
 
     groups: dict[str, list[int]] = {"right_against_wrong": [], "bare_against_chatty": []}
     for i, p in enumerate(pairs):
         orders = [demo.parse(p[side][-1]["content"]) for side in ("chosen", "rejected")]
         groups["bare_against_chatty" if orders[0] == orders[1] else "right_against_wrong"].append(i)
-    return [
-        Scores(
-            metric=name,
-            tops=[right[i] for i in at],
-            kind="proportion",
-            **{**common, "ids": [common["ids"][i] for i in at]},
-        )
-        for name, at in groups.items()
-        if at
-    ]
+    return groups
 
 
 def win_rate(context: Context) -> list[Scores]:
     """Share of prompts on which a run's greedy answer, the one its user would get, beats the reference run's; ties half.
 
-    Judged by the task's stated rule where the prompts have one, and by the reward run where there is one.
+    Judged by the task's stated rule where the prompts have one, by the reward run and by the judge where there are. A
+    language model's verdicts are also shown as if both answers were as long (statistics.length_controlled).
     """
+    from lib.evals import statistics
+
     runs = [*context.challengers, context.reference]
-    ids, decoding, beats = _met(context, "win_rate", runs)
-    return [
-        Scores(
-            "win_rate",
-            "win_rate",
-            run,
-            ids,
-            [wins[i][-1] for wins in beats[judge]],
-            kind="proportion",
-            versus=context.reference,
-            judge=judge,
-            headline=True,
-            decoding=decoding,
-        )
-        for i, run in enumerate(context.challengers)
-        for judge in beats
-    ]
+    ids, answers, decoding, beats = _met(context, "win_rate", runs)
+    found = []
+    for (i, run), (judge, wins) in product(enumerate(context.challengers), beats.items()):
+        rows = [(at, w[i][-1]) for at, w in enumerate(wins) if not math.isnan(w[i][-1])]
+        shares = [share for _, share in rows]
+        common = {"task": "win_rate", "run": run, "ids": [ids[at] for at, _ in rows], "versus": context.reference}
+        common |= {"judge": judge, "decoding": decoding, "kind": "proportion"}
+        found.append(Scores(metric="win_rate", tops=shares, headline=True, **common))
+        if context.panel and judge == context.panel.name:
+            longer = [len(answers[i][at]) - len(answers[-1][at]) for at, _ in rows]
+            level = statistics.length_controlled(shares, longer)
+            found.append(Scores(metric="win_rate_lc", tops=[], estimate=level, **common))
+    return found
 
 
 def arena(context: Context) -> list[Scores]:
@@ -79,7 +85,7 @@ def arena(context: Context) -> list[Scores]:
     from lib.evals import statistics
 
     runs = list(context.job.runs)
-    ids, decoding, beats = _met(context, "arena", runs)
+    ids, _, decoding, beats = _met(context, "arena", runs)
     found = []
     for judge, wins in beats.items():
         wins_NMM = np.array(wins)
@@ -90,8 +96,9 @@ def arena(context: Context) -> list[Scores]:
     return found
 
 
-def _met(context: Context, task: str, runs: list[str]) -> tuple[list[str], str, dict[str, list]]:
-    """(ids of the prompts, decoding, {judge: for each prompt, how far each run's answer beats each run's, 0 to 1})."""
+def _met(context: Context, task: str, runs: list[str]) -> tuple[list[str], list[list[str]], str, dict[str, list]]:
+    """(ids of the prompts, answers by run, decoding, {judge: for each prompt, how far each run's answer beats each run's,
+    0 to 1, NaN where the judge's verdict can't be read})."""
     greedy = Sampling(max_new_tokens=context.job.max_new_tokens)
     examples = context.prompts()
     prompts = [e.prompt for e in examples]
@@ -103,11 +110,20 @@ def _met(context: Context, task: str, runs: list[str]) -> tuple[list[str], str, 
     if context.rule:
         said = zip(examples, *answers, strict=True)
         beats["rule"] = [[[context.rule(e, a, b) for b in texts] for a in texts] for e, *texts in said]
-    if context.judge:
-        asked = [context.engine.reward(context.judge, _conversations(prompts, texts)) for texts in answers]
+    if context.scorer:
+        asked = [context.engine.reward(context.scorer, _conversations(prompts, texts)) for texts in answers]
         rewards = zip(*(future.result() for future in asked), strict=True)
-        beats[context.judge] = [[[_half(a, b) for b in each] for a in each] for each in rewards]
-    return [e.id for e in examples], str(greedy), beats
+        beats[context.scorer] = [[[_half(a, b) for b in each] for a in each] for each in rewards]
+    if context.panel:
+        talks = [_conversations(prompts, texts) for texts in answers]
+        wins = [[[0.5] * len(runs) for _ in runs] for _ in examples]
+        duels = [(a, b) for a, b in combinations(range(len(runs)), 2) if task == "arena" or b == len(runs) - 1]
+        met = iter(context.panel.compare([(talks[a][i], talks[b][i]) for a, b in duels for i in range(len(examples))]))
+        for (a, b), i in product(duels, range(len(examples))):
+            share = next(met).share
+            wins[i][a][b], wins[i][b][a] = (math.nan, math.nan) if share is None else (share, 1 - share)
+        beats[context.panel.name] = wins
+    return [e.id for e in examples], answers, str(greedy), beats
 
 
 def _conversations(prompts: list[list[dict]], answers: list[str]) -> list[list[dict]]:

@@ -12,6 +12,11 @@ from lib.run import Run
 MARKS = {True: "✔", False: "✘", None: "–"}
 LABELS = {
     "win_rate": "win rate",
+    "win_rate_lc": "win rate at equal length",
+    "orders_agree": "same verdict in both orders",
+    "first_won": "the answer shown first won",
+    "longer_won": "the longer answer won",
+    "readable": "verdicts that could be read",
     "kl": "KL from the reference",
     "preference_accuracy": "reward model: pairs right",
     "bits_per_byte": "bits per byte",
@@ -50,8 +55,8 @@ def table(report: Report) -> list[dict]:
 def label(m: Metric | Comparison) -> str:
     """What a metric is called in a table: "demo: exact", "win rate over sft, by rule"."""
     name = LABELS.get(m.metric, m.metric)
-    if m.metric == "win_rate":
-        return f"{name} over {m.versus}, judge: {m.judge}"
+    if m.metric in ("win_rate", "win_rate_lc"):
+        return f"{'' if m.task == 'win_rate' else m.task + ': '}{name} over {m.versus}, judge: {m.judge}"
     if m.metric == "rating":
         return f"rating, judge: {m.judge}"
     if m.metric == "kl":

@@ -102,6 +102,36 @@ ELO = 400 / 2.302585092994046
 """Points of a rating per unit of log-odds: 400 points are odds of 10 to 1 (Elo 1978)."""
 
 
+def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimate:
+    """Win rate as if both answers were as long (Dubois et al. 2024, https://arxiv.org/abs/2404.04475, without its term for
+    the instruction): σ(θ) of P(win) = σ(θ + φ tanh(d / s)), d how much longer the winner-to-be's answer is, s the
+    standard deviation of d.
+
+    wins in [0, 1]. Maximum likelihood with half a win and half a loss at d = 0 added, so that winning every time leaves θ
+    finite, and φ's prior N(0, 1), so that it is finite where length decides all; interval from the sandwich variance of θ.
+    """
+    import numpy as np
+    from scipy.optimize import minimize
+    from scipy.special import expit
+    from scipy.stats import norm
+
+    n, y_N, d_N = _some(wins), np.asarray(wins, float), np.asarray(longer, float)
+    x_N = np.tanh(d_N / d_N.std()) if d_N.std() else np.zeros(n)
+    X = np.c_[np.ones(n + 2), np.r_[x_N, 0, 0]]
+    y, w = np.r_[y_N, 1, 0], np.r_[np.ones(n), 0.5, 0.5]
+
+    def loss(b):
+        z = X @ b
+        return w @ (np.logaddexp(0, z) - y * z) + b[1] ** 2 / 2, X.T @ (w * (expit(z) - y)) + [0, b[1]]
+
+    b = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
+    p = expit(X @ b)
+    bend = np.linalg.inv((X.T * (w * p * (1 - p))) @ X + np.diag([0, 1.0]))
+    half = norm.ppf((1 + CONFIDENCE) / 2) * float(np.sqrt((bend @ ((X.T * (w * (y - p)) ** 2) @ X) @ bend)[0, 0]))
+    ends = (float(expit(b[0] + side)) for side in (0, -half, half))
+    return Estimate(*ends, n, "logistic in length, sandwich")
+
+
 def bradley_terry(wins, seed: int = 0, resamples: int = 500) -> list[Estimate]:
     """Ratings of m models from their games, the first at 1000 (Bradley and Terry 1952; the arena's of Chiang et al. 2024).
 

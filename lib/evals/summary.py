@@ -88,8 +88,9 @@ def verdicts(
             claim = f"{m.run} tells preferred from rejected answers more than {floor:.0%} of the time"
             holds, what = _beyond(m, floor), "right on held-out pairs"
         elif m.metric == "win_rate":
-            judge = "the stated rule" if m.judge == "rule" else "the reward model"
-            claim, holds = f"{m.run} is preferred over {m.versus} by {judge}", _beyond(m, 0.5)
+            judge = {"rule": "the stated rule", "reward": "the reward model"}.get(m.judge, m.judge)
+            where = "" if m.task == "win_rate" else f" on {m.task}"
+            claim, holds = f"{m.run} is preferred over {m.versus} by {judge}{where}", _beyond(m, 0.5)
             half = "the interval includes 50%" if holds is None else "the interval excludes 50%"
             what = f"wins on held-out prompts, ties counted half: {half}"
         elif m.metric == "kl":

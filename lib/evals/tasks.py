@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from lib.evals import demo, generation, harness, language_modelling, preference
+from lib.evals import demo, generation, harness, language_modelling, mt_bench, preference
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
 from lib.evals.ifeval import IfEval
@@ -35,8 +35,9 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "preference_accuracy": preference.accuracy,
     "win_rate": preference.win_rate,
     "arena": preference.arena,
+    "mt_bench": mt_bench.measure,
 }
-"""What needs more of a model than its answer: likelihoods, rewards, another run."""
+"""What needs more of a model than its answer: likelihoods, rewards, another run, a judge."""
 
 ROWS: dict[str, tuple[str, ...]] = {
     "perplexity": ("chat", "text"),

@@ -1,0 +1,197 @@
+"""A model behind an OpenAI-compatible API, asked many things at once: retried, cached by content, and counted.
+
+What was answered once is kept in <run>/verdicts/, one file per question, so an evaluation that goes on pays for nothing
+twice. The key comes from the environment and goes into one header; it is written nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from lib.run import Run
+
+TRIES = 4
+IN_A_ROW = 8
+"""So many questions one after the other without an answer, and the endpoint is taken for gone."""
+
+
+@dataclass
+class Judge:
+    """A model that reads answers and says which is better, or how good one is."""
+
+    url: str = ""
+    """An OpenAI-compatible API, up to and with /v1, such as http://127.0.0.1:8000/v1. Empty: there is no such judge."""
+    model: str = ""
+    """The model's name there."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; not needed on loopback."""
+    prompts: str | None = None
+    """Judge prompts in MT-Bench's format (JSONL with type, system_prompt, prompt_template). None: our own."""
+    max_tokens: int = 1024
+    """Longest verdict, its reasons included."""
+    timeout_s: float = 120.0
+    """Seconds to wait for one verdict; it is asked for four times."""
+    at_once: int = 8
+    """Questions under way at the same time."""
+    usd_per_million_in: float = 0.0
+    """Price of a million tokens read, for the report's cost."""
+    usd_per_million_out: float = 0.0
+    """Price of a million tokens written."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str | None
+    """None where none came."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached: bool = False
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Unreachable(RuntimeError):
+    """The endpoint can't be used at all: nothing listens, the key or the model is wrong."""
+
+
+def problems(judge: Judge) -> list[str]:
+    """What the settings alone show, each beginning with its key."""
+    if not judge.url:
+        return []
+    parts, out = urlsplit(judge.url), []
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return [f"judge.url: {judge.url!r} is no http(s) address, such as http://127.0.0.1:8000/v1."]
+    if parts.username or parts.password or parts.query:
+        out.append("judge.url: holds a secret or a query. Put the key into the environment variable of judge.key_env.")
+    if not judge.model:
+        out.append("judge.model: say which model of judge.url is to judge.")
+    if parts.hostname not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(judge.key_env):
+        out.append(f"judge.key_env: the environment variable {judge.key_env}, which should hold the key, is not set.")
+    for key in ("max_tokens", "timeout_s", "at_once"):
+        if getattr(judge, key) <= 0:
+            out.append(f"judge.{key}: must be above 0, is {getattr(judge, key)}.")
+    return out
+
+
+class Endpoint:
+    """Thread-safe. `run` keeps the replies."""
+
+    def __init__(self, judge: Judge, run: Run):
+        import httpx
+
+        self.judge, self.run, self.lock, self.silent = judge, run, threading.Lock(), 0
+        self.kept = set(run.files("verdicts")) if run.fs.exists(run.at("verdicts")) else set()
+        self.replies: list[Reply] = []
+        key = os.environ.get(judge.key_env)
+        self.http = httpx.Client(
+            base_url=judge.url.rstrip("/"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(judge.timeout_s, connect=10),
+            limits=httpx.Limits(max_connections=judge.at_once),
+        )
+
+    def check(self) -> None:
+        """Raises Unreachable where nothing answers, the key is refused, or the model isn't among those it lists."""
+        import httpx
+
+        from lib.cli import nearest
+
+        try:
+            found = self.http.get("/models", timeout=20)
+        except httpx.TransportError as e:
+            raise Unreachable(f"judge.url: nothing answers at {self.judge.url} ({type(e).__name__}: {e}).") from None
+        if found.status_code in (401, 403):
+            raise Unreachable(f"judge.key_env: {self.judge.url} refuses the key in {self.judge.key_env}.")
+        try:
+            names = [m["id"] for m in found.json()["data"]]
+        except (ValueError, KeyError, TypeError):  # no list; then the first question will tell
+            return
+        if names and self.judge.model not in names and not os.path.isdir(self.judge.model):
+            hint = nearest(self.judge.model, names) or f" It has {', '.join(names[:5])}."
+            raise Unreachable(f"judge.model: {self.judge.url} has no {self.judge.model}.{hint}")
+
+    def ask(self, conversations: list[list[dict]]) -> list[Reply]:
+        """One reply to each, in order, `judge.at_once` at a time. Raises Unreachable where asking on is pointless."""
+        with ThreadPoolExecutor(self.judge.at_once) as pool:
+            futures = [pool.submit(self._one, c) for c in conversations]
+            try:
+                found = [f.result() for f in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        with self.lock:
+            self.replies += found
+        return found
+
+    def spent(self) -> dict:
+        """{replies, cached, failed, seconds, tokens_in, tokens_out, usd}: all but the first two of what was not cached."""
+        new = [r for r in self.replies if not r.cached]
+        tokens = {k: sum(getattr(r, k) for r in new) for k in ("tokens_in", "tokens_out")}
+        usd = (
+            tokens["tokens_in"] * self.judge.usd_per_million_in + tokens["tokens_out"] * self.judge.usd_per_million_out
+        )
+        seconds = sum(r.seconds for r in new)
+        count = {"seconds": seconds, "replies": len(self.replies), "cached": len(self.replies) - len(new)}
+        return {**count, "failed": sum(r.text is None for r in new), **tokens, "usd": usd / 1e6}
+
+    def _one(self, messages: list[dict]) -> Reply:
+        j = self.judge
+        body = {"model": j.model, "messages": messages, "temperature": 0, "max_tokens": j.max_tokens}
+        name = hashlib.sha256(json.dumps([j.url, body]).encode()).hexdigest()[:32] + ".json"
+        if name in self.kept:
+            try:
+                return replace(Reply(**json.loads(self.run.read_text(f"verdicts/{name}"))), cached=True)
+            except (ValueError, TypeError):  # a damaged file; it is asked again
+                pass
+        began = time.time()
+        reply = replace(self._post(body), seconds=time.time() - began)
+        with self.lock:
+            self.silent = 0 if reply.text is not None else self.silent + 1
+            if self.silent >= IN_A_ROW:
+                raise Unreachable(f"judge: {IN_A_ROW} questions in a row got no answer. The last: {reply.error}")
+        if reply.text is not None:
+            kept = {"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+            self.run.write_text(f"verdicts/{name}", json.dumps(kept))
+            self.kept.add(name)
+        return reply
+
+    def _post(self, body: dict) -> Reply:
+        """Tries again after a time-out, 429 and 5xx, waiting as Retry-After says or longer each time."""
+        import httpx
+        from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
+
+        def once() -> Reply | tuple[str, float]:
+            try:
+                found = self.http.post("/chat/completions", json=body)
+            except httpx.TransportError as e:
+                return f"{type(e).__name__} {e}".strip(), 0.0
+            if found.status_code == 429 or found.status_code >= 500:
+                after = found.headers.get("retry-after", "")
+                return f"HTTP {found.status_code}: {found.text[:200]}", float(after) if after.isdigit() else 0.0
+            if found.status_code >= 400:
+                raise Unreachable(f"judge: {self.judge.url} answers HTTP {found.status_code}: {found.text[:300]}")
+            try:
+                answer = found.json()
+                used = answer.get("usage") or {}
+                text = answer["choices"][0]["message"]["content"] or ""
+            except (ValueError, KeyError, IndexError, TypeError):
+                return f"not a chat completion: {found.text[:200]}", 0.0
+            return Reply(text, used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
+
+        longer = wait_exponential_jitter(initial=0.5, max=20)
+        retry = Retrying(
+            stop=stop_after_attempt(TRIES),
+            retry=retry_if_result(lambda r: not isinstance(r, Reply)),
+            wait=lambda state: max(longer(state), min(state.outcome.result()[1], 120)),
+        )
+        try:
+            return retry(once)
+        except RetryError as e:
+            return Reply(None, error=e.last_attempt.result()[0])

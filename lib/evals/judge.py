@@ -1,0 +1,204 @@
+"""A language model as the judge (Zheng et al. 2023, https://arxiv.org/abs/2306.05685): pairs in both orders, or grades.
+
+Each pair is asked twice, the answers changing places, and an answer's share is the mean of the two: a judge that only
+likes what comes first gives everybody a half. How far a judge can be trusted stands beside what it says: agreement of
+its two orders, how often the first answer won, ties, how often the longer one won, how many verdicts could be read.
+
+Prompts are MT-Bench's format: JSONL with `type` (pairwise or single), `system_prompt` and `prompt_template`, whose fields
+tell when it is used: {question_2} for two turns, {ref_answer_1} where there is a reference.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib.evals.endpoint import Endpoint, Judge
+from lib.evals.task import Scores
+
+PROMPTS = Path(__file__).with_name("judge_prompts.jsonl")
+READABLE = 0.5
+"""Where fewer of the verdicts than this can be read, there is no result."""
+
+
+class Unreadable(RuntimeError):
+    """Most of what the judge said holds no verdict."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    system: str
+    template: str
+
+    @property
+    def fields(self) -> set[str]:
+        return {name for _, name, _, _ in string.Formatter().parse(self.template) if name}
+
+
+@dataclass
+class Pair:
+    """Both orders of one comparison: 1 the first run's answer won, 0 the second's, ½ a tie, None not to be read."""
+
+    verdicts: tuple[float | None, float | None]
+    lengths: tuple[int, int]
+    """Characters of the two answers."""
+
+    @property
+    def share(self) -> float | None:
+        read = [v for v in self.verdicts if v is not None]
+        return sum(read) / len(read) if read else None
+
+
+@dataclass
+class Panel:
+    """The judge at work: prompts, endpoint, and what was asked so far."""
+
+    judge: Judge
+    endpoint: Endpoint
+    prompts: dict[tuple[str, bool, bool], Prompt]
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.judge.model.rstrip("/").rsplit("/", 1)[-1]
+
+    def compare(self, conversations: list[tuple[list[dict], list[dict]]], references: list | None = None) -> list[Pair]:
+        """The judge's view of each (first run's, second run's) conversation with the same user turns, up to two.
+
+        Raises Unreadable when fewer than half of the verdicts can be read, Unreachable when the endpoint is gone.
+        """
+        references = references or [None] * len(conversations)
+        asked = []
+        for (a, b), reference in zip(conversations, references, strict=True):
+            for left, right in ((a, b), (b, a)):
+                asked.append(self._messages("pairwise", {"_a": left, "_b": right}, reference))
+        said = [_letter(text) for text in self._ask(asked, _letter, "[[A]], [[B]] or [[C]]")]
+        found = []
+        for i, (a, b) in enumerate(conversations):
+            first, swapped = said[2 * i : 2 * i + 2]
+            lengths = tuple(sum(len(m["content"]) for m in c if m["role"] == "assistant") for c in (a, b))
+            found.append(Pair((first, None if swapped is None else 1 - swapped), lengths))
+        self.pairs += found
+        return found
+
+    def grade(self, conversations: list[list[dict]], references: list | None = None) -> list[float | None]:
+        """1 to 10 for the last answer of each conversation of one or two turns; None where it can't be read."""
+        references = references or [None] * len(conversations)
+        asked = [self._messages("single", {"": c}, r) for c, r in zip(conversations, references, strict=True)]
+        return [_grade(text) for text in self._ask(asked, _grade, "[[1]] to [[10]]")]
+
+    def honesty(self) -> list[Scores]:
+        """What the report says about the judge itself, over all pairs that it compared."""
+        both = [(i, p) for i, p in enumerate(self.pairs) if None not in p.verdicts]
+        orders = [(i, v) for i, p in both for v in (p.verdicts[0], 1 - p.verdicts[1])]
+        decided = [(i, p) for i, p in both if p.share != 0.5 and p.lengths[0] != p.lengths[1]]
+        every = [(i, v) for i, p in enumerate(self.pairs) for v in p.verdicts]
+        columns = {
+            "orders_agree": [(i, p.verdicts[0] == p.verdicts[1]) for i, p in both],
+            "first_won": orders,
+            "ties": [(i, p.share == 0.5) for i, p in both],
+            "longer_won": [(i, (p.share > 0.5) == (p.lengths[0] > p.lengths[1])) for i, p in decided],
+            "readable": [(i, v is not None) for i, v in every],
+        }
+        better = {"orders_agree": "higher", "readable": "higher"}
+        return [
+            Scores(
+                "judge", name, self.name, [f"{i}" for i, _ in rows], [float(v) for _, v in rows],
+                kind="proportion", better=better.get(name, ""), judge=self.name,
+            )
+            for name, rows in columns.items()
+            if rows
+        ]  # fmt: skip
+
+    def _messages(self, kind: str, sides: dict[str, list[dict]], reference: list[str] | None) -> list[dict]:
+        """The prompt for conversations {suffix: messages}, such as {"_a": …, "_b": …}."""
+        turns = sum(m["role"] == "assistant" for m in next(iter(sides.values())))
+        wanted = (kind, turns > 1, bool(reference))
+        prompt = self.prompts.get(wanted) or self.prompts[kind, turns > 1, False]
+        values = {}
+        for suffix, messages in sides.items():
+            questions, answers = _turns(messages)
+            values |= {"question": questions[-1], f"answer{suffix}": answers[-1]}
+            for i, (q, a) in enumerate(zip(questions, answers, strict=True), 1):
+                values |= {f"question_{i}": q, f"answer{suffix}_{i}": a}
+        values |= {f"ref_answer_{i}": r for i, r in enumerate(reference or [], 1)}
+        missing = prompt.fields - values.keys()
+        user = prompt.template.format(**values, **dict.fromkeys(missing, ""))
+        return [{"role": "system", "content": prompt.system}, {"role": "user", "content": user}]
+
+    def _ask(self, asked: list[list[dict]], read, form: str) -> list[str | None]:
+        texts = [r.text for r in self.endpoint.ask(asked)]
+        bad = [t for t in texts if read(t) is None]
+        if texts and len(bad) > (1 - READABLE) * len(texts):
+            first = next((t for t in bad if t), "")
+            raise Unreadable(
+                f"judge.model: {len(bad)} of {len(texts)} verdicts of {self.name} can't be read: they should hold {form}. "
+                f"The first: {' '.join(first.split())[:200]!r}. Take a stronger judge, more judge.max_tokens, or "
+                "judge.prompts that it can follow."
+            )
+        return texts
+
+
+def prompts(path: str | None) -> dict[tuple[str, bool, bool], Prompt]:
+    """{(type, two turns, with a reference): Prompt} of a file in MT-Bench's format, ours where it has none.
+
+    Raises ValueError that names judge.prompts.
+    """
+    found = _read(PROMPTS)
+    if path:
+        given = Path(path).expanduser()
+        if not given.is_file():
+            raise ValueError(f"judge.prompts: there is no file {given.absolute()}.")
+        found |= _read(given)
+    return found
+
+
+def _read(path: Path) -> dict[tuple[str, bool, bool], Prompt]:
+    found: dict[tuple[str, bool, bool], Prompt] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            kind, prompt = row["type"], Prompt(row.get("system_prompt") or "", row["prompt_template"])
+            fields = prompt.fields
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"judge.prompts: {path}, line {number}: {type(e).__name__}: {e}.") from None
+        needed = {"pairwise": ("answer_a", "answer_b"), "single": ("answer",)}.get(kind)
+        if not needed:
+            raise ValueError(f"judge.prompts: {path}, line {number}: type is {kind!r}, not pairwise or single.")
+        two = "question_2" in fields
+        for name in (f"{n}_2" if two else n for n in needed):
+            if name not in fields:
+                raise ValueError(f"judge.prompts: {path}, line {number}: the template has no {{{name}}}.")
+        found.setdefault((kind, two, "ref_answer_1" in fields), prompt)
+    return found
+
+
+def _turns(messages: list[dict]) -> tuple[list[str], list[str]]:
+    """(questions, answers) of a conversation that ends with an answer: the last two of each at most, what came before
+    standing at the head of the first question."""
+    at = [i for i, m in enumerate(messages) if m["role"] == "assistant"][-2:]
+    if len(at) == 2 and messages[at[1] - 1]["role"] == "user" and at[1] - at[0] == 2:
+        questions = [_transcript(messages[: at[0]]), messages[at[1] - 1]["content"]]
+        return questions, [messages[i]["content"] for i in at]
+    return [_transcript(messages[: at[-1]])], [messages[at[-1]]["content"]]
+
+
+def _transcript(messages: list[dict]) -> str:
+    """A single user turn as it is; more of them with their roles."""
+    said = [m for m in messages if m.get("content")]
+    return said[0]["content"] if len(said) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in said)
+
+
+def _letter(text: str | None) -> float | None:
+    """1, 0 or ½ for the last [[A]], [[B]] or [[C]]; None where there is none."""
+    found = re.findall(r"\[\[([ABC])\]\]", text or "")
+    return {"A": 1.0, "B": 0.0, "C": 0.5}[found[-1]] if found else None
+
+
+def _grade(text: str | None) -> float | None:
+    """The last [[n]] from 1 to 10; None where there is none."""
+    found = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", text or "")
+    return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None

@@ -1,0 +1,85 @@
+"""MT-Bench: two-turn questions, each answer graded 1 to 10 by a judge (Zheng et al. 2023, https://arxiv.org/abs/2306.05685).
+
+A row of its question.jsonl; the second turn is asked with the run's own first answer before it:
+
+    {"question_id": 81, "category": "writing", "turns": ["Write …", "Now …"], "reference": ["…", "…"]}
+
+Answers are greedy, where the published scores sample some categories; grades of different judges aren't comparable.
+"""
+
+from __future__ import annotations
+
+from lib.evals.context import Context
+from lib.evals.examples import read
+from lib.evals.task import Example, Scores
+from lib.sampling import Sampling
+
+
+def questions(address: str | None, limit: int | None) -> list[Example]:
+    """One example per question: `prompt` is its first turn, `reference` {"then": second turn, "answers": [..] or None}."""
+    rows = read("mt_bench", address, ("HuggingFaceH4/mt_bench_prompts", None, "train"), (), limit)
+    out = []
+    for place, row in rows:
+        turns, number = row.get("turns") or row.get("prompt"), row.get("question_id", row.get("prompt_id"))
+        if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(t, str) for t in turns):
+            raise ValueError(f"task_data.mt_bench: {place} has no turns: [first, second]; it has {', '.join(row)}.")
+        reference = {"then": turns[1], "answers": row.get("reference") or None}
+        out.append(Example(f"mt_bench-{number}", [{"role": "user", "content": turns[0]}], reference))
+    return out
+
+
+def measure(context: Context) -> list[Scores]:
+    """Grades of every run's answers; where there is a reference run, also how often the judge prefers the later ones."""
+    job, panel = context.job, context.panel
+    examples = questions(job.task_data.get("mt_bench"), job.limit)
+    references = [e.reference["answers"] for e in examples]
+    sampling = Sampling(max_new_tokens=job.max_new_tokens)
+    first = {run: context.engine.generate(run, [e.prompt for e in examples], sampling) for run in job.runs}
+    talks: dict[str, list[list[dict]]] = {}
+    then = {}
+    for run, future in first.items():
+        talks[run] = [[*e.prompt, _said(a)] for e, a in zip(examples, future.result(), strict=True)]
+        asked = [
+            [*talk, {"role": "user", "content": e.reference["then"]}]
+            for e, talk in zip(examples, talks[run], strict=True)
+        ]
+        then[run] = (asked, context.engine.generate(run, asked, sampling))
+    found = []
+    common = {"task": "mt_bench", "judge": panel.name, "decoding": "greedy"}
+    for run, (asked, future) in then.items():
+        whole = [[*talk, _said(a)] for talk, a in zip(asked, future.result(), strict=True)]
+        grades = list(
+            zip(
+                panel.grade(talks[run], [r[:1] if r else None for r in references]),
+                panel.grade(whole, references),
+                strict=True,
+            )
+        )
+        talks[run] = whole
+        scored = [{f"turn_{i}": g for i, g in enumerate(pair, 1) if g is not None} for pair in grades]
+        columns = {"grade": [sum(p) / 2 if None not in p else None for p in grades]}
+        columns |= {f"turn_{i + 1}": [p[i] for p in grades] for i in (0, 1)}
+        for name, values in columns.items():
+            rows = [(e.id, v) for e, v in zip(examples, values, strict=True) if v is not None]
+            ids, tops = [i for i, _ in rows], [v for _, v in rows]
+            found.append(
+                Scores(metric=name, run=run, ids=ids, tops=tops, unit="of 10", headline=name == "grade", **common)
+            )
+        answers = ["\n\n".join(m["content"] for m in talk if m["role"] == "assistant") for talk in whole]
+        context.record("mt_bench", run, examples, answers, scored)
+    if len(job.runs) > 1:
+        for run in context.challengers:
+            pairs = panel.compare(list(zip(talks[run], talks[context.reference], strict=True)), references)
+            rows = [(e.id, p.share) for e, p in zip(examples, pairs, strict=True) if p.share is not None]
+            ids, tops = [i for i, _ in rows], [s for _, s in rows]
+            found.append(
+                Scores(
+                    metric="win_rate", run=run, ids=ids, tops=tops, kind="proportion", versus=context.reference,
+                    headline=True, **common,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _said(answers: list) -> dict:
+    return {"role": "assistant", "content": answers[0].text}
