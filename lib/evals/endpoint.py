@@ -118,17 +118,20 @@ class Endpoint:
             raise Unreachable(f"judge.model: {self.judge.url} has no {self.judge.model}.{hint}")
 
     def ask(self, conversations: list[list[dict]]) -> list[Reply]:
-        """One reply to each, in order, `judge.at_once` at a time. Raises Unreachable where asking on is pointless."""
+        """One reply to each, in order, `judge.at_once` at a time; the same question is asked once. Raises Unreachable
+        where asking on is pointless."""
+        keys = [json.dumps(c) for c in conversations]
+        unique = dict(zip(keys, conversations, strict=True))
         with ThreadPoolExecutor(self.judge.at_once) as pool:
-            futures = [pool.submit(self._one, c) for c in conversations]
+            futures = {key: pool.submit(self._one, c) for key, c in unique.items()}
             try:
-                found = [f.result() for f in futures]
+                found = {key: f.result() for key, f in futures.items()}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         with self.lock:
-            self.replies += found
-        return found
+            self.replies += found.values()
+        return [found[key] for key in keys]
 
     def spent(self) -> dict:
         """{replies, cached, failed, seconds, tokens_in, tokens_out, usd}: all but the first two of what was not cached."""
@@ -185,7 +188,7 @@ class Endpoint:
                 return f"not a chat completion: {found.text[:200]}", 0.0
             return Reply(text, used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
 
-        longer = wait_exponential_jitter(initial=0.5, max=20)
+        longer = wait_exponential_jitter(multiplier=0.5, max=20)
         retry = Retrying(
             stop=stop_after_attempt(TRIES),
             retry=retry_if_result(lambda r: not isinstance(r, Reply)),
