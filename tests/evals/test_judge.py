@@ -298,7 +298,7 @@ def test_questions_that_are_not_two_turns(row, tmp_path):
 
 
 def test_a_judge_is_needed(runs):
-    with pytest.raises(ValueError, match="judge.url: mt_bench needs a judge"):
+    with pytest.raises(ValueError, match=r"judge.url: mt_bench needs a judge"):
         plan(EvalJob(runs={"sft": runs["sft"]}, tasks=["mt_bench"]))
 
 
