@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ WORDS = [
     "salt",
     "apple",
 ]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @pytest.fixture(scope="session")
@@ -145,6 +148,15 @@ def s3(s3_server, monkeypatch):
     for k, v in s3_environment(s3_server).items():
         monkeypatch.setenv(k, v)
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path of a Chromium."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if not found:
+        pytest.fail("no Chromium on this machine: apt-get install chromium (or put Chrome on PATH)")
+    return found
 
 
 def s3_environment(address: str) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The report in a real browser: it draws in light and dark and at a phone's width, and asks the network for nothing."""
 
-import shutil
 import subprocess
 
 import pytest
@@ -8,19 +7,10 @@ import pytest
 from lib.evals import render
 from tests.evals import handwritten
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if not found:
-        pytest.fail("no Chromium on this machine: apt-get install chromium (or put Chrome on PATH)")
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,127 @@
+"""A page on which people compare two runs' answers blind, by keyboard; their votes train a reward model as they are.
+
+    python -m serve.vote --run runs/eval --pair sft dpo          # then open http://127.0.0.1:8100
+    python -m serve.vote --run runs/eval --pair sft dpo --results
+
+The answers are those of an evaluation (its reports/examples.jsonl). Stop it and start it again: it goes on. It listens
+on this machine only; raters elsewhere come through ssh -L 8100:127.0.0.1:8100 HOST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lib.run import Run
+from serve.votes import Box, ballots
+
+PAGE = Path(__file__).with_name("vote.html")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: votes were counted; 2: a mistake in the request."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serve.vote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", default="runs/eval", help="the evaluation whose answers are compared")
+    parser.add_argument("--pair", nargs=2, required=True, metavar=("A", "B"), help="two of its runs")
+    parser.add_argument("--task", help="only the answers to this task (default: all)")
+    parser.add_argument("--port", type=int, default=8100)
+    parser.add_argument("--results", action="store_true", help="print what was voted so far, and end")
+    options = parser.parse_args(argv)
+    from lib.cli import refusing
+
+    with refusing("serve.vote"):
+        run, pair = Run(options.run), tuple(options.pair)
+        box = Box(run, pair, ballots(run, pair, options.task))
+        if not options.results:
+            _free(options.port)
+    if not options.results:
+        import uvicorn
+
+        print(
+            f"{len(box.ballots)} pairs to compare at http://127.0.0.1:{options.port} (Ctrl-C ends it; votes are kept)",
+            flush=True,
+        )
+        uvicorn.run(app(box), host="127.0.0.1", port=options.port, log_level="warning")
+    results(box)
+    return 0
+
+
+def app(box: Box):
+    """The page and its two routes: GET /next?rater=NAME, POST /vote {rater, id, vote}."""
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import HTMLResponse, JSONResponse
+    from starlette.routing import Route
+
+    async def page(request):
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    async def following(request):
+        return JSONResponse(_shown(box, request.query_params.get("rater", "")))
+
+    async def vote(request):
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":  # no form of another site
+            return JSONResponse({"error": "send JSON"}, 415)
+        try:
+            said = await request.json()
+            rater, ballot, choice = (str(said[k]) for k in ("rater", "id", "vote"))
+            await run_in_threadpool(box.vote, rater, ballot, choice)
+        except (ValueError, KeyError, TypeError) as e:
+            return JSONResponse({"error": str(e)}, 400)
+        return JSONResponse(_shown(box, rater))
+
+    routes = [Route("/", page), Route("/next", following), Route("/vote", vote, methods=["POST"])]
+    # A page elsewhere could point its own name at 127.0.0.1.
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    return Starlette(routes=routes, middleware=[hosts])
+
+
+def _shown(box: Box, rater: str) -> dict:
+    """What the page needs for the rater's next ballot; no run is named."""
+    done = sum(who == rater for who, _ in box.votes)
+    found = {"done": done, "total": len(box.ballots), "last": box.last(rater), "ballot": None}
+    if ballot := box.next(rater):
+        sides = ballot.answers if box.first_on_left(rater, ballot.id) else ballot.answers[::-1]
+        found["ballot"] = {"id": ballot.id, "prompt": ballot.prompt, "left": sides[0], "right": sides[1]}
+    return found
+
+
+def results(box: Box) -> None:
+    """Prints how often the second run won, how far the raters agree, and what to do with the pairs."""
+    from lib.launch import show
+
+    if not (won := box.win_rate()):
+        print("No votes yet.")
+        return
+    a, b = box.pair
+    ends = f"{won.value:.0%} [{won.low:.0%}–{won.high:.0%}]"
+    rows = [
+        ("votes", f"{len(box.votes)} of {len({r for r, _ in box.votes})} raters, skipped ones included"),
+        (f"{b} over {a}", f"{ends}, n={won.n}"),
+    ]
+    if agreed := box.agreement():
+        rows.append(
+            ("agreement", f"Fleiss' kappa {agreed[0]:.2f} on {agreed[1]} pairs that all of the most raters judged")
+        )
+    pairs = box.run.at("pairs.jsonl")
+    rows.append(("pairs", f"{len(box.pairs())} in {pairs}"))
+    show(rows, "votes")
+    print(f"Next:\n  python jobs/reward.py --config configs/reward.yaml --data.source {pairs} --run runs/reward-votes")
+
+
+def _free(port: int) -> None:
+    """Raises ValueError where something listens already."""
+    import socket
+
+    with socket.socket() as s:
+        if s.connect_ex(("127.0.0.1", port)) == 0:
+            raise ValueError(f"--port: something listens on {port} already. Take another.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
