@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from lib.evals.context import Context
 from lib.evals.decoding import Decoding
 from lib.evals.task import Example, Scores, Task
@@ -19,7 +21,8 @@ def measure(task: Task, context: Context) -> list[Scores]:
     found = []
     for (run, how), future in zip(cells, asked, strict=True):
         answers = _chosen(context, how, examples, future.result())
-        scored = [task.score(e, a.text) for e, a in zip(examples, answers, strict=True)]
+        with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
+            scored = list(pool.map(task.score, examples, [a.text for a in answers]))
         common = {"task": task.name, "run": run, "decoding": how.name}
         lower = getattr(task, "lower", ())
         for place, name in enumerate(dict.fromkeys(name for s in scored for name in s)):

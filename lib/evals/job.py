@@ -32,7 +32,7 @@ class EvalJob:
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
-    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, ifeval, reference, xstest, perplexity,
+    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, humaneval, ifeval, mbpp, reference, xstest, perplexity,
     preference_accuracy, win_rate, arena, kl, mt_bench, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the

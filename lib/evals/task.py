@@ -30,7 +30,8 @@ class Task(Protocol):
         """{metric: number}, the headline metric first; 0 and 1 for right and wrong. (top, bottom) counts towards
         Σ tops / Σ bottoms. A metric may be about some examples only. Pure: no model, no network.
 
-        A task whose metrics are not all better when higher names those in `lower`.
+        A task whose metrics are not all better when higher names those in `lower`; one whose scoring waits for processes
+        says in `at_once` how many of them.
         """
 
 

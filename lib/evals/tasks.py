@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lib.evals import demo, generation, harness, language_modelling, mt_bench, preference
+from lib.evals.code import HumanEval, Mbpp
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
 from lib.evals.ifeval import IfEval
@@ -17,7 +18,9 @@ TASKS: dict[str, Callable[[str | None], Task]] = {
     "demo": lambda address: demo.DemoTask(),
     "gsm8k": Gsm8k,
     "gsm8k_direct": partial(Gsm8k, direct=True),
+    "humaneval": HumanEval,
     "ifeval": IfEval,
+    "mbpp": Mbpp,
     "reference": Reference,
     "xstest": XsTest,
 }

@@ -1,0 +1,134 @@
+"""Code tasks: right answers pass, wrong ones don't, and a program can't get out, hang, or pretend."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from lib.evals import sandbox, tasks
+from lib.evals.code import extract
+
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": 'from typing import List\n\n\ndef helper(x: int) -> int:\n    return x + 1\n\n\ndef add_all(xs: List[int]) -> int:\n    """ Sum of each x plus one. """\n',
+    "entry_point": "add_all",
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 5\n    assert candidate([]) == 0\n",
+}
+MBPP = {
+    "task_id": 11,
+    "text": "Write a function that doubles a number.",
+    "test_list": ["assert double(2) == 4", "assert math.isclose(double(.5), 1)"],
+    "test_setup_code": "import math",
+}
+
+
+@pytest.fixture
+def task(tmp_path):
+    def make(name: str, row: dict):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        return tasks.task(name, str(path))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed"),
+    [
+        ("Here:\n```python\ndef add_all(xs: List[int]) -> int:\n    return sum(helper(x) for x in xs)\n```\nDone.", 1),
+        ("    return sum(x + 1 for x in xs)\n", 1),  # only the body, as a base model goes on
+        ("```\ndef add_all(xs):\n    return sum(xs)\n```", 0),
+        ("```python\nprint('hi')\n```\nand\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)", 1),  # cut off
+        ("I can't do that.", 0),
+        ("", 0),
+    ],
+)
+def test_humaneval(task, answer, passed):
+    t = task("humaneval", HUMANEVAL)
+    (example,) = t.examples()
+    assert t.score(example, answer) == {"pass@1": passed}
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed"),
+    [
+        ("```python\ndef double(x):\n    return 2 * x\n```", 1),
+        ("def double(x): return x ** 2", 0),
+        ("def dbl(x): pass", 0),
+    ],
+)
+def test_mbpp(task, answer, passed):
+    t = task("mbpp", MBPP)
+    (example,) = t.examples()
+    assert t.score(example, answer) == {"pass@1": passed}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"task_id": 1, "prompt": "def f():"}, r"task_data.humaneval: .* has no entry_point and no test"),
+        ({"task_id": 1, "test_list": []}, r"task_data.mbpp: .* has no text"),
+    ],
+)
+def test_rows_that_lack_something(task, row, message):
+    with pytest.raises(ValueError, match=message):
+        task("humaneval" if "prompt" in row else "mbpp", row).examples()
+
+
+def test_extract_takes_the_block_that_defines_the_function():
+    assert extract("```python\na = 1\n```\n```python\ndef f(): pass\n```", "f") == "def f(): pass\n"
+    assert extract("```py\na = 1\n```", "f") == "a = 1\n" and extract("a = 2", "f") == "a = 2"
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("import socket; socket.create_connection(('127.0.0.1', 22), 2)", "refused|unreachable"),
+        ("import socket; socket.create_connection(('1.1.1.1', 80), 2)", "unreachable"),
+        ("open('/usr/x', 'w')", "Read-only"),
+        ("open('/etc/passwd')", "No such file"),
+        ("open('/tmp/x', 'wb').write(bytes(64 << 20))", "File too large|No space"),
+        ("[open(f'/tmp/{i}', 'wb').write(bytes(8 << 20)) for i in range(9)]", "No space"),
+        ("x = bytearray(4 << 30)", "MemoryError"),
+        ("while True: pass", "took more than 5 s"),
+        ("import os; os.fork()", "temporarily unavailable"),
+        ("import subprocess; subprocess.run(['/bin/true'])", "temporarily unavailable"),
+        ("import threading; threading.Thread(target=print).start()", "can't start new thread"),
+        ("import sys; sys.exit(0)", "ended early"),
+        ("import os; os._exit(0)", "ended early"),
+        ("import os; os.kill(os.getppid(), 9)", ""),
+        ("def f(:", "SyntaxError"),
+        ("\ud800", ""),
+    ],
+)
+def test_what_a_program_cannot_do(source, why):
+    import re
+
+    found = sandbox.run(source)
+    assert not found.passed and re.search(why, found.why), found
+
+
+def test_it_sees_nothing_of_the_user(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    home, here = str(Path.home()), str(Path(__file__).parent)
+    source = f"import os\nassert 'OPENAI_API_KEY' not in os.environ\nfor p in ({home!r}, {here!r}, '/etc', '/tmp'):\n"
+    source += "    assert not os.path.exists(p) or p == '/tmp' and not os.listdir(p), p\n"
+    source += f"assert not os.path.exists('/proc/{os.getpid()}/environ') or os.getpid() < 3"
+    assert sandbox.run(source) == sandbox.Outcome(True, "")
+
+
+def test_sleeping_programs_end(monkeypatch):
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 1)
+    began = time.time()
+    assert sandbox.run("import time; time.sleep(60)").why == "took more than 1 s"
+    assert time.time() - began < 10
+
+
+def test_without_bubblewrap_nothing_is_run(task, monkeypatch):
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    sandbox._problem.cache_clear()
+    with pytest.raises(ValueError, match=r"tasks: humaneval runs code .*apt-get install bubblewrap"):
+        task("humaneval", HUMANEVAL).examples()
+    sandbox._problem.cache_clear()
