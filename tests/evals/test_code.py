@@ -1,7 +1,7 @@
 """Code tasks: right answers pass, wrong ones don't, and a program can't get out, hang, or pretend."""
 
 import json
-import os
+import sys
 import time
 from pathlib import Path
 
@@ -98,7 +98,6 @@ def test_extract_takes_the_block_that_defines_the_function():
         ("import threading; threading.Thread(target=print).start()", "can't start new thread"),
         ("import sys; sys.exit(0)", "ended early"),
         ("import os; os._exit(0)", "ended early"),
-        ("import os; os.kill(os.getppid(), 9)", ""),
         ("def f(:", "SyntaxError"),
         ("\ud800", ""),
     ],
@@ -111,11 +110,13 @@ def test_what_a_program_cannot_do(source, why):
 
 
 def test_it_sees_nothing_of_the_user(monkeypatch):
+    """Not the environment, this repository, /etc, what else is in the home folder, or the process that asked."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    home, here = str(Path.home()), str(Path(__file__).parent)
-    source = f"import os\nassert 'OPENAI_API_KEY' not in os.environ\nfor p in ({home!r}, {here!r}, '/etc', '/tmp'):\n"
-    source += "    assert not os.path.exists(p) or p == '/tmp' and not os.listdir(p), p\n"
-    source += f"assert not os.path.exists('/proc/{os.getpid()}/environ') or os.getpid() < 3"
+    mine = [str(p) for p in Path.home().iterdir() if not sys.base_prefix.startswith(str(p))]
+    source = f"import os\nassert 'OPENAI_API_KEY' not in os.environ and not os.listdir('/tmp')\nfor p in {[*mine, __file__, '/etc']!r}:\n"
+    source += "    assert not os.path.exists(p), p\n"
+    source += "os.kill(os.getppid(), 9)  # the namespace's first process, which it can't\n"
+    source += "assert len([p for p in os.listdir('/proc') if p.isdigit()]) == 2"
     assert sandbox.run(source) == sandbox.Outcome(True, "")
 
 
