@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob
 from lib.evals.judge import Panel
+from lib.evals.report import Calibration
 from lib.evals.task import Example
 from lib.sampling import Sampling
 
@@ -27,6 +28,8 @@ class Context:
     recorded: dict[str, dict[tuple[str, str], dict]] = field(default_factory=dict)
     """{task: {(example id, decoding): {example, decoding, answers: {run: text}, scores: {run: {metric: number}}}}}"""
 
+    calibrations: list[Calibration] = field(default_factory=list)
+    """Of the reward run, once its pairs are measured."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

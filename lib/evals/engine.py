@@ -139,6 +139,11 @@ class Engine:
         """Future of list[float]."""
         return self._ask(model, "reward", "rewards", [conversations], ())
 
+    def took(self, future: Future) -> tuple[float, int]:
+        """(seconds of work, tokens) of the request that `future` is of, as measured when it was done."""
+        request = next(r for r in self.asked.values() if r.future is future)
+        return request.seconds, request.tokens
+
     def timings(self) -> list[dict]:
         """What each request took: model, what, rows, seconds of work, tokens."""
         return [{k: v for k, v in vars(r).items() if k not in ("future", "results")} for r in self.asked.values()]

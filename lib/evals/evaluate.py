@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -10,14 +9,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib.evals import contamination, gate, judge, summary, tasks
-from lib.evals.context import Context, draw
+from lib.evals import answers, contamination, gate, judge, summary, tasks
+from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
 from lib.evals.engine import Engine
 from lib.evals.job import EvalJob, Plan, plan
 from lib.evals.judge import Panel
 from lib.evals.ledger import Ledger
-from lib.evals.report import Curve, Report, RunInfo, Sample, Timing, flatten
+from lib.evals.report import Curve, Report, RunInfo, Timing, flatten
 from lib.run import Run
 
 PACKAGES = ("torch", "transformers", "ray", "trl", "peft", "datasets", "scipy", "numpy")
@@ -72,7 +71,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     metrics = [summary.metric(s, job.seed) for s in scores]
     compared = summary.comparisons(scores, job.seed)
     runs = [_run_info(s.name, s.base, s.trained_template) for s in planned.specs]
-    note, samples = _samples(context)
+    note, samples = answers.samples(context)
     report = Report(
         title=" → ".join(job.runs) or f"reward model {planned.scorer}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -90,13 +89,15 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
         environment=_environment(planned),
         warnings=_warnings(runs, metrics, job),
     )
+    report.failures = answers.failures(context, scores)
+    report.calibrations = context.calibrations
     report.overlaps = contamination.overlaps(
         {s.name: s.base for s in planned.specs if not s.reward}, {t: _examples(context, t) for t in context.recorded}
     )
     report.warnings += _contaminated(report)
     report.verdicts += gate.judge(job.gate, report)
     say("writing the report …")
-    write(report, Run(job.run), _lines(context))
+    write(report, Run(job.run), answers.lines(context))
     return report
 
 
@@ -136,50 +137,6 @@ def _curves(rows: list[dict]) -> list[Curve]:
         if points:
             found.append(Curve(name, *(list(c) for c in zip(*points, strict=True))))
     return found
-
-
-def _samples(context: Context) -> tuple[str, list[Sample]]:
-    """(how they were chosen, the same prompts with every run's answer)."""
-    job = context.job
-    task = next((t for t in job.tasks if t in context.recorded), None)
-    if not task or not job.samples:
-        return "", []
-    recorded = list(context.recorded[task].values())
-    shown = recorded[0]["decoding"]
-    rows = [r for r in recorded if r["decoding"] == shown]
-    how_many = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
-    note = f"{how_many}, drawn by seed {job.seed} and not picked; decoding: {shown}."
-    chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
-    return note, [
-        Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
-        for r in chosen
-    ]
-
-
-def _text(reference) -> str | None:
-    return (
-        None
-        if reference is None
-        else reference
-        if isinstance(reference, str)
-        else json.dumps(reference, ensure_ascii=False)
-    )
-
-
-def _lines(context: Context) -> str:
-    """examples.jsonl: every answer with its scores."""
-    rows = []
-    for task, kept in context.recorded.items():
-        for r in kept.values():
-            example = {
-                "task": task,
-                "decoding": r["decoding"],
-                "id": r["example"].id,
-                "prompt": r["example"].prompt,
-                "reference": r["example"].reference,
-            }
-            rows += [example | {"run": run, "answer": a, "scores": r["scores"][run]} for run, a in r["answers"].items()]
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def _training_times(runs: list[RunInfo]) -> list[Timing]:

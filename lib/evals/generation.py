@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
+from lib.evals import diversity
 from lib.evals.context import Context
 from lib.evals.decoding import Decoding
+from lib.evals.statistics import Estimate
 from lib.evals.task import Example, Scores, Task
 
 
@@ -54,6 +56,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
                 **common,
             )
         )
+        found += _how(context, [a.text for a in answers], future, common)
         context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
     for name in {s.metric for s in found}:  # one run may have only 0s and 1s where another has shares
         alike = [s for s in found if s.metric == name]
@@ -61,6 +64,34 @@ def measure(task: Task, context: Context) -> list[Scores]:
             for s in alike:
                 s.kind = "mean"
     return found
+
+
+def _how(context: Context, texts: list[str], future: Future, common: dict) -> list[Scores]:
+    """What the decoding cost and how varied it was: values of the whole cell, with no interval."""
+    seconds, tokens = context.engine.took(future)
+    n = len(texts)
+    values = {
+        "distinct_1": (diversity.distinct(texts, 1), "", ""),
+        "distinct_2": (diversity.distinct(texts, 2), "", ""),
+        "self_bleu": (diversity.self_bleu(texts, context.job.seed), "", ""),
+        "seconds_per_answer": (seconds / n, "s", "lower"),
+        "tokens_per_second": (tokens / seconds if seconds else None, "", "higher"),
+    }
+    if context.job.usd_per_hour:
+        values["usd_per_1000"] = (seconds / n / 3600 * context.job.usd_per_hour * 1000, "$", "lower")
+    return [
+        Scores(
+            metric=name,
+            ids=[],
+            tops=[],
+            unit=unit,
+            better=better,
+            estimate=Estimate(v, None, None, n, "of all"),
+            **common,
+        )
+        for name, (v, unit, better) in values.items()
+        if v is not None
+    ]
 
 
 def _chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> list:

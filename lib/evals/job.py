@@ -54,6 +54,8 @@ class EvalJob:
     """The reward run should get more than this share of held-out pairs right."""
     kl_ceiling: float = 5.0
     """The mean KL from the reference should stay below this many nats per answer."""
+    usd_per_hour: float = 0.0
+    """Price of what one model runs on (a GPU, or the machine), for the cost of a thousand answers; 0 shows none."""
     gate: list[Rule] = field(default_factory=list)
     """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
     workers: int | None = None
@@ -216,7 +218,7 @@ def needs(job: EvalJob) -> list[str]:
             )
         elif not job.challengers():
             out.append(f"reference: {job.reference} is the last of runs: nothing is compared with it. Put it earlier.")
-    for key, low in (("limit", 1), ("max_new_tokens", 1), ("samples", 0), ("workers", 1)):
+    for key, low in (("limit", 1), ("max_new_tokens", 1), ("samples", 0), ("workers", 1), ("usd_per_hour", 0)):
         value = getattr(job, key)
         if value is not None and value < low:
             out.append(f"{key}: must be at least {low}, is {value}.")

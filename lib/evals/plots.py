@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 
-from lib.evals.report import Curve, Metric
+from lib.evals.report import Calibration, Curve, Metric
 
 # matplotlib wants real colours; each stands for a variable and is replaced in the SVG.
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
@@ -87,6 +87,75 @@ def curves(lines: list[Curve], colour: int) -> str:
     ax.grid(axis="y")
     ax.margins(x=0.02)
     return _svg(figure, "; ".join(f"{c.name} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in lines))
+
+
+def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
+    """(label, seconds per answer, metric, colour number) as dots with whiskers; a line through those that no other beats."""
+    figure, ax = _figure(3.5, 2.5)
+    for name, x, m, colour in points:
+        ends = (m.value if m.low is None else m.low, m.value if m.high is None else m.high)
+        ax.plot((x, x), ends, color=RUNS[colour % 8], linewidth=1.4, alpha=0.5)
+        ax.plot([x], [m.value], "o", color=RUNS[colour % 8], markersize=5.5)
+        ax.annotate(name, (x, m.value), xytext=(4, 4), textcoords="offset points", fontsize=8, color=INK)
+    best, line = None, []
+    for _, x, m, _ in sorted(points, key=lambda p: (p[1], -p[2].value if higher else p[2].value)):
+        if best is None or (m.value > best if higher else m.value < best):
+            best = m.value
+            line.append((x, m.value))
+    ax.plot(*zip(*line, strict=True), color=SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+    ax.set_xscale("log")
+    _plain_log(ax, [x for _, x, _, _ in points])
+    ax.set_xlabel("seconds per answer")
+    ax.grid()
+    ax.margins(x=0.25, y=0.12)
+    return _svg(figure, "; ".join(f"{name}: {m.value:.3g} in {x:.3g} s" for name, x, m, _ in points))
+
+
+def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
+    """(label, x, y, colour number): two proportions against each other, with both intervals."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, ax = _figure(3.5, 3.0)
+    for name, x, y, colour in points:
+        ax.plot((x.low, x.high), (y.value, y.value), color=RUNS[colour % 8], linewidth=1.4, alpha=0.5)
+        ax.plot((x.value, x.value), (y.low, y.high), color=RUNS[colour % 8], linewidth=1.4, alpha=0.5)
+        ax.plot([x.value], [y.value], "o", color=RUNS[colour % 8], markersize=5.5)
+        ax.annotate(name, (x.value, y.value), xytext=(4, 4), textcoords="offset points", fontsize=8, color=INK)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("safe prompts refused")
+    ax.set_ylabel("unsafe prompts answered")
+    ax.grid()
+    return _svg(figure, "; ".join(f"{n}: refuses {x.value:.0%}, answers {y.value:.0%}" for n, x, y, _ in points))
+
+
+def calibration(c: Calibration, colour: int) -> str:
+    """Share right over mean predicted probability, from 50%, with the diagonal."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, ax = _figure(3.5, 2.5)
+    ax.plot((0.5, 1), (0.5, 1), color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+    ax.plot(c.predicted, c.right, "o-", color=RUNS[colour % 8], markersize=5, linewidth=1.4)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlim(0.49, 1.01)
+    ax.set_xlabel("how sure it is of its order")
+    ax.set_ylabel("how often it is right")
+    ax.grid()
+    return _svg(figure, "; ".join(f"sure {p:.0%}: right {r:.0%}" for p, r in zip(c.predicted, c.right, strict=True)))
+
+
+def _plain_log(ax, values: list[float]) -> None:
+    """Ticks at the ends and the middle of a log axis, in plain numbers."""
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    low, high = min(values), max(values)
+    ticks = sorted({float(f"{v:.2g}") for v in (low, (low * high) ** 0.5, high)})
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from itertools import combinations, product
 
+from lib.evals import statistics
 from lib.evals.context import Context
+from lib.evals.report import Calibration
 from lib.evals.task import Scores
 from lib.sampling import Sampling
 
@@ -21,6 +23,7 @@ def accuracy(context: Context) -> list[Scores]:
         margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
         right = [_half(a, b) for a, b in zip(chosen, rejected, strict=True)]
         found += _right(context, pairs, ids, right, context.scorer)
+        context.calibrations.append(Calibration(context.scorer, *statistics.calibration(margins), len(margins)))
         unit = "chosen − rejected"
         found.append(Scores("preference_accuracy", "reward_margin", context.scorer, ids, margins, better="", unit=unit))
     if context.panel:
@@ -59,8 +62,6 @@ def win_rate(context: Context) -> list[Scores]:
     Judged by the task's stated rule where the prompts have one, by the reward run and by the judge where there are. A
     language model's verdicts are also shown as if both answers were as long (statistics.length_controlled).
     """
-    from lib.evals import statistics
-
     runs = [*context.challengers, context.reference]
     ids, answers, decoding, beats = _met(context, "win_rate", runs)
     found = []
@@ -81,8 +82,6 @@ def arena(context: Context) -> list[Scores]:
     """Ratings of all the runs from every pair's greedy answers to the same prompts, by rule and by the reward run; the
     first run has 1000 points, and 400 more are odds of 10 to 1."""
     import numpy as np
-
-    from lib.evals import statistics
 
     runs = list(context.job.runs)
     ids, _, decoding, beats = _met(context, "arena", runs)

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.evals import plots
-from lib.evals.report import Comparison, Metric, Report, RunInfo
-from lib.evals.summary import number, show, signed, size
+from lib.evals import panels
+from lib.evals.panels import colours
+from lib.evals.report import Comparison, Report, RunInfo, Sample
+from lib.evals.summary import label, number, show, signed, size
 from lib.run import Run
 
 MARKS = {True: "✔", False: "✘", None: "–"}
-LABELS = {
-    "win_rate": "win rate",
-    "win_rate_lc": "win rate at equal length",
-    "orders_agree": "same verdict in both orders",
-    "first_won": "the answer shown first won",
-    "longer_won": "the longer answer won",
-    "readable": "verdicts that could be read",
-    "kl": "KL from the reference",
-    "preference_accuracy": "reward model: pairs right",
-    "bits_per_byte": "bits per byte",
-    "length": "length in tokens",
-    "reward_margin": "reward margin",
-    "right_against_wrong": "  right against wrong",
-    "bare_against_chatty": "  bare against chatty",
-}
 
 
 def write(report: Report, run: Run, examples: str) -> None:
@@ -52,67 +38,6 @@ def table(report: Report) -> list[dict]:
     return list(rows.values())
 
 
-def label(m: Metric | Comparison) -> str:
-    """What a metric is called in a table: "demo: exact", "win rate over sft, by rule"."""
-    name = LABELS.get(m.metric, m.metric)
-    if m.metric in ("win_rate", "win_rate_lc"):
-        return f"{'' if m.task == 'win_rate' else m.task + ': '}{name} over {m.versus}, judge: {m.judge}"
-    if m.metric == "rating":
-        return f"rating, judge: {m.judge}"
-    if m.metric == "kl":
-        return f"KL from {m.versus}"
-    if m.task in (m.metric, "perplexity", "preference_accuracy"):
-        return name
-    return f"{m.task}: {name}" + (f" ({m.decoding})" if m.decoding not in ("", "greedy") else "")
-
-
-def panels(report: Report) -> list[dict]:
-    """One picture per headline metric: {title, note, svg}."""
-    colour = colours(report)
-    found: dict[tuple, dict] = {}
-    for m in report.metrics:
-        if not m.headline and m.metric != "perplexity":
-            continue
-        key = (m.task, m.metric, m.decoding, m.versus, m.judge if m.metric == "rating" else None)
-        panel = found.setdefault(key, {"rows": [], "m": m})
-        panel["rows"].append((f"by {m.judge}" if m.metric == "win_rate" and m.judge else m.run, m, colour[m.run]))
-    out = []
-    for panel in found.values():
-        m, bar, rows = panel["m"], None, panel["rows"]
-        title = label(m)
-        if m.metric == "win_rate":
-            bar, many = 0.5, len({r[1].run for r in rows}) > 1
-            rows = [(f"{r[1].run} {r[0]}" if many else r[0], *r[1:]) for r in rows]
-            title = f"{'win rate' if many else m.run + ' wins'} over {m.versus}"
-        elif m.metric == "preference_accuracy":
-            bar = report.settings.get("accuracy_floor")
-        elif m.metric == "kl":
-            bar = report.settings.get("kl_ceiling")
-        words = {"higher": ", higher is better", "lower": ", lower is better"}.get(m.better, "")
-        words += "" if bar is None else f"; dashed: {bar:.0%}" if m.kind == "proportion" else f"; dashed: {bar:g}"
-        out.append({"title": title, "note": f"n={m.n}{words}", "svg": plots.intervals(rows, bar)})
-    return out
-
-
-def colours(report: Report) -> dict[str, int]:
-    """{run: number of its colour}: the same in every picture, table and sample."""
-    names = dict.fromkeys([r.name for r in report.runs] + [m.run for m in report.metrics])
-    return {name: i % 8 for i, name in enumerate(names)}
-
-
-def loss_plots(report: Report) -> list[dict]:
-    colour = colours(report)
-    out = []
-    for r in report.runs:
-        for kind in ("loss", "accuracy"):
-            lines = [c for c in r.curves if c.name.endswith(kind)]
-            if lines:
-                shown = [dict.fromkeys((number(c.values[0]), number(c.values[-1]))) for c in lines]
-                ends = "; ".join(f"{c.name} {' → '.join(v)}" for c, v in zip(lines, shown, strict=True))
-                out.append({"run": r.name, "title": kind, "note": ends, "svg": plots.curves(lines, colour[r.name])})
-    return out
-
-
 def html(report: Report) -> str:
     """The page: one file that asks for nothing else."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -125,10 +50,11 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = [{**p, "svg": Markup(p["svg"])} for p in panels(report)]
-    losses = [{**p, "svg": Markup(p["svg"])} for p in loss_plots(report)]
+    drawn = lambda found: [{**p, "svg": Markup(p["svg"])} for p in found]  # noqa: E731
+    more = panels.frontiers(report) + panels.refusals(report) + panels.calibrations(report)
     return environment.get_template("report.html.j2").render(
-        r=report, rows=table(report), columns=columns(report), panels=pictures, losses=losses, colour=colours(report),
+        r=report, rows=table(report), columns=columns(report), panels=drawn(panels.scores(report)),
+        losses=drawn(panels.losses(report)), more=drawn(more), heat=panels.heat_map(report), colour=colours(report),
         facts=facts(report), overlaps=overlap_lines(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
         changed=changed,
     )  # fmt: skip
@@ -206,13 +132,19 @@ def markdown(report: Report) -> str:
         ]
     if report.overlaps:
         out += ["", "## Examples found in training data", "", *(f"- {k}: {v}" for k, v in overlap_lines(report))]
-    for p in loss_plots(report):
+    for p in panels.losses(report):
         out += ["", f"{p['run']}: {p['note']}"]
+    for f in report.failures:
+        out += [
+            "",
+            f"## What went wrong: {f.task}, {f.run} ({f.decoding})",
+            "",
+            f"{f.total} answers have the lowest {f.metric}.",
+        ]
+        out += [line for s in f.samples for line in _side_by_side(s)]
     if report.samples:
         out += ["", "## Side by side", "", report.samples_note]
-    for s in report.samples:
-        out += ["", f"**{s.prompt[-1]['content']}**", ""] + ([f"- reference: `{s.reference}`"] if s.reference else [])
-        out += [f"- {run}: {answer!r}" for run, answer in s.answers.items()]
+    out += [line for s in report.samples for line in _side_by_side(s)]
     out += ["", "## Time", "", "| | time | steps | tokens | tokens/s |", "|---|---:|---:|---:|---:|"]
     out += [
         f"| {t.what} | {duration(t.seconds)} | {t.steps or ''} | {f'{t.tokens:,}' if t.tokens else ''} | "
@@ -222,6 +154,11 @@ def markdown(report: Report) -> str:
     out += ["", "## Again", "", "```", *report.commands, "```", "", "## Next", "", "```", *report.next, "```", ""]
     out += ["## Where it comes from", "", *(f"- {k}: {v}" for k, v in facts(report)), ""]
     return "\n".join(out)
+
+
+def _side_by_side(s: Sample) -> list[str]:
+    head = ["", f"**{s.prompt[-1]['content']}**", ""] + ([f"- reference: `{s.reference}`"] if s.reference else [])
+    return head + [f"- {run}: {answer!r}" for run, answer in s.answers.items()]
 
 
 def overlap_lines(report: Report) -> list[tuple[str, str]]:

@@ -118,6 +118,34 @@ class Overlap:
 
 
 @dataclass
+class Failures:
+    """The answers of a task that went most wrong."""
+
+    task: str
+    decoding: str
+    run: str
+    """Whose failures they are: the last of the runs."""
+    metric: str
+    total: int
+    """How many answers got the lowest score there can be for the worst of these."""
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass
+class Calibration:
+    """A reward model's margins against how often they are right: P(chosen ≻ rejected) = σ(margin) if it is calibrated."""
+
+    run: str
+    predicted: list[float]
+    """Mean σ(|margin|) of each tenth of the pairs, from unsure to sure."""
+    right: list[float]
+    """Share of the pairs of that tenth which it orders rightly."""
+    error: float
+    """Expected calibration error: mean of |predicted − right|."""
+    n: int
+
+
+@dataclass
 class Timing:
     what: str
     seconds: float
@@ -150,6 +178,8 @@ class Report:
     """git, packages, hardware, data."""
     warnings: list[str] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
+    failures: list[Failures] = field(default_factory=list)
+    calibrations: list[Calibration] = field(default_factory=list)
     schema: int = SCHEMA
 
     def to_json(self) -> str:

@@ -132,6 +132,24 @@ def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimat
     return Estimate(*ends, n, "logistic in length, sandwich")
 
 
+def calibration(margins: Sequence[float], bins: int = 10) -> tuple[list[float], list[float], float]:
+    """(mean σ(|margin|), share with margin > 0, expected calibration error) over `bins` groups of as many pairs, by |margin|.
+
+    A margin is the log odds of the order that a reward model gives to a pair (Bradley and Terry 1952): σ(|margin|) is how
+    sure it is, and a positive margin is right. A margin of 0 counts half. Naeini et al. 2015 for the error.
+    """
+    import numpy as np
+    from scipy.special import expit
+
+    margins_N = np.asarray(margins, float)
+    order = np.argsort(np.abs(margins_N), kind="stable")
+    groups = [margins_N[at] for at in np.array_split(order, min(bins, _some(margins)))]
+    sure = [float(expit(np.abs(g)).mean()) for g in groups]
+    right = [float(((g > 0) + 0.5 * (g == 0)).mean()) for g in groups]
+    error = sum(len(g) * abs(s - r) for g, s, r in zip(groups, sure, right, strict=True)) / len(margins_N)
+    return sure, right, float(error)
+
+
 def bradley_terry(wins, seed: int = 0, resamples: int = 500) -> list[Estimate]:
     """Ratings of m models from their games, the first at 1000 (Bradley and Terry 1952; the arena's of Chiang et al. 2024).
 

@@ -10,6 +10,31 @@ from lib.evals.report import Comparison, Metric, Verdict
 from lib.evals.statistics import Estimate
 from lib.evals.task import Scores
 
+LABELS = {
+    "win_rate": "win rate",
+    "win_rate_lc": "win rate at equal length",
+    "orders_agree": "same verdict in both orders",
+    "first_won": "the answer shown first won",
+    "longer_won": "the longer answer won",
+    "readable": "verdicts that could be read",
+    "kl": "KL from the reference",
+    "preference_accuracy": "reward model: pairs right",
+    "bits_per_byte": "bits per byte",
+    "length": "length in tokens",
+    "distinct_1": "different words",
+    "distinct_2": "different pairs of words",
+    "self_bleu": "Self-BLEU",
+    "seconds_per_answer": "seconds per answer",
+    "tokens_per_second": "tokens per second",
+    "usd_per_1000": "$ per 1,000 answers",
+    "reward_margin": "reward margin",
+    "right_against_wrong": "  right against wrong",
+    "bare_against_chatty": "  bare against chatty",
+}
+
+CLOCK = ("seconds_per_answer", "tokens_per_second", "usd_per_1000")
+"""Metrics of the machine, not of the model: they differ from one time to the next."""
+
 
 def metric(scores: Scores, seed: int) -> Metric:
     """The value of `scores` with its 95% interval."""
@@ -134,6 +159,20 @@ def _beyond(m: Metric, bar: float) -> bool | None:
     if m.low is None or m.high is None or m.low <= bar <= m.high:
         return None
     return m.low > bar
+
+
+def label(m: Metric | Comparison) -> str:
+    """What a metric is called in a table: "demo: exact", "win rate over sft, by rule"."""
+    name = LABELS.get(m.metric, m.metric)
+    if m.metric in ("win_rate", "win_rate_lc"):
+        return f"{'' if m.task == 'win_rate' else m.task + ': '}{name} over {m.versus}, judge: {m.judge}"
+    if m.metric == "rating":
+        return f"rating, judge: {m.judge}"
+    if m.metric == "kl":
+        return f"KL from {m.versus}"
+    if m.task in (m.metric, "perplexity", "preference_accuracy"):
+        return name
+    return f"{m.task}: {name}" + (f" ({m.decoding})" if m.decoding not in ("", "greedy") else "")
 
 
 def show(m: Metric) -> str:

@@ -4,7 +4,8 @@ import math
 import random
 
 from lib.evals import summary
-from lib.evals.report import Curve, Report, RunInfo, Sample, Timing
+from lib.evals.report import Calibration, Curve, Failures, Report, RunInfo, Sample, Timing
+from lib.evals.statistics import Estimate
 from lib.evals.task import Scores
 
 SYSTEM = {"role": "system", "content": "Answer with one ticket line."}
@@ -35,6 +36,7 @@ def report() -> Report:
                 "perplexity",
                 "lower",
             ),
+            _cost(run, 0.05 * tokens),
         ]
     scores += [
         Scores(
@@ -101,7 +103,25 @@ def report() -> Report:
             "data": {"perplexity": {"format": "demo", "heldout_rows": 200, "sha256": "ab" * 32}},
             "task_versions": {"demo": "1"},
         },
+        failures=[
+            Failures(
+                "demo",
+                "greedy",
+                "dpo",
+                "exact",
+                52,
+                [Sample("demo-2", [SYSTEM, {"role": "user", "content": ASK}], answers, marks, LINE)],
+            )
+        ],
+        calibrations=[Calibration("reward", [0.52, 0.6, 0.71, 0.83, 0.95], [0.5, 0.66, 0.74, 0.8, 0.97], 0.034, 200)],
         warnings=["Fewer examples than limit (200) were there for nothing, really."],
+    )
+
+
+def _cost(run: str, seconds: float) -> Scores:
+    e = Estimate(seconds, None, None, 200, "of all")
+    return Scores(
+        "demo", "seconds_per_answer", run, [], [], better="lower", unit="s", decoding="greedy", version="1", estimate=e
     )
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from jsonschema import validate
 
-from lib.evals import render
+from lib.evals import panels, render
 from lib.evals.report import Report, flatten, schema
 from lib.run import Run
 from tests.evals import handwritten
@@ -60,7 +60,7 @@ def test_the_page_holds_what_was_measured(report, page):
         "2 CPU cores",
     ):
         assert text in page
-    assert page.count("<svg") == len(render.panels(report)) + len(render.loss_plots(report)) == 5 + 3
+    assert page.count("<svg") == len(panels.scores(report)) + len(panels.losses(report)) + 2 == 5 + 3 + 2
 
 
 def test_answers_cannot_inject_markup(page):
@@ -105,6 +105,7 @@ def test_a_report_without_runs_or_samples(report):
     alone.runs = [r for r in alone.runs if r.name == "reward"]
     alone.metrics = [m for m in alone.metrics if m.run == "reward"]
     alone.comparisons, alone.samples, alone.samples_note, alone.commands, alone.warnings = [], [], "", [], []
+    alone.failures, alone.calibrations = [], []
     page = render.html(alone)
     assert 'id="answers"' not in page and "pairs right" in page and "Differences" not in page
 

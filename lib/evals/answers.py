@@ -1,0 +1,81 @@
+"""What the report shows of the answers themselves: some side by side, the worst of each task, and all as JSONL."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from lib.evals.context import Context, draw
+from lib.evals.report import Failures, Sample
+from lib.evals.task import Scores
+
+
+def samples(context: Context) -> tuple[str, list[Sample]]:
+    """(how they were chosen, the same prompts with every run's answer)."""
+    job = context.job
+    task = next((t for t in job.tasks if t in context.recorded), None)
+    if not task or not job.samples:
+        return "", []
+    recorded = list(context.recorded[task].values())
+    shown = recorded[0]["decoding"]
+    rows = [r for r in recorded if r["decoding"] == shown]
+    how_many = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
+    note = f"{how_many}, drawn by seed {job.seed} and not picked; decoding: {shown}."
+    chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
+    return note, [
+        Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
+        for r in chosen
+    ]
+
+
+SHOWN = 3
+"""Failures of each task."""
+
+
+def failures(context: Context, scores: list[Scores]) -> list[Failures]:
+    """The last run's lowest scored answers to each task, by its headline metric; first where another run did better."""
+    found, last = [], list(context.job.runs)[-1:]
+    for s in scores:
+        if not s.headline or [s.run] != last or s.task not in context.recorded or not s.tops or s.versus:
+            continue
+        rows = {i: r for (i, how), r in context.recorded[s.task].items() if how == s.decoding}
+        sign = 1 if s.better == "higher" else -1
+        worst = min(sign * t for t in s.tops)
+        if worst == max(sign * t for t in s.tops) == 1:
+            continue  # all of them are right
+        value = lambda r, run: sign * r["scores"].get(run, {}).get(s.metric, -math.inf)  # noqa: B023, E731
+        low = [rows[i] for i, t in zip(s.ids, s.tops, strict=True) if sign * t == worst and i in rows]
+        low.sort(key=lambda r: -max(value(r, run) for run in r["answers"]))
+        shown = [
+            Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
+            for r in low[:SHOWN]
+        ]
+        if shown and not any((f.task, f.metric) == (s.task, s.metric) for f in found):
+            found.append(Failures(s.task, s.decoding, s.run, s.metric, len(low), shown))
+    return found
+
+
+def _text(reference) -> str | None:
+    return (
+        None
+        if reference is None
+        else reference
+        if isinstance(reference, str)
+        else json.dumps(reference, ensure_ascii=False)
+    )
+
+
+def lines(context: Context) -> str:
+    """examples.jsonl: every answer with its scores."""
+    rows = []
+    for task, kept in context.recorded.items():
+        for r in kept.values():
+            example = {
+                "task": task,
+                "decoding": r["decoding"],
+                "id": r["example"].id,
+                "prompt": r["example"].prompt,
+                "reference": r["example"].reference,
+            }
+            rows += [example | {"run": run, "answer": a, "scores": r["scores"][run]} for run, a in r["answers"].items()]
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
