@@ -22,7 +22,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
     asked = [context.engine.generate(run, prompts, how.sampling) for run, how in cells]
     found = []
     for (run, how), future in zip(cells, asked, strict=True):
-        answers = _chosen(context, how, examples, future.result())
+        answers = chosen(context, how, examples, future.result())
         with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
             scored = list(pool.map(task.score, examples, [a.text for a in answers]))
         common = {"task": task.name, "run": run, "decoding": how.name}
@@ -94,7 +94,7 @@ def _how(context: Context, texts: list[str], future: Future, common: dict) -> li
     ]
 
 
-def _chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> list:
+def chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> list:
     """One answer to each prompt: the only one, or of several the one with the highest reward (the first of equals)."""
     if not how.best_of:
         return [each[0] for each in answers]

@@ -33,12 +33,14 @@ class EvalJob:
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
     """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, humaneval, ifeval, mbpp, reference, xstest, perplexity,
-    preference_accuracy, win_rate, arena, kl, mt_bench, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    preference_accuracy, win_rate, arena, kl, mt_bench, bertscore, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the
     dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
     data: Data = field(default_factory=Data)
     """Held-out rows for perplexity, preference_accuracy, win_rate and kl: give the data of the training run."""
+    bert_encoder: str | None = None
+    """The encoder that bertscore compares with: a folder or a hub name."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
     """How tasks with answers take them, each a column of its own: greedy; t=0.7,top_p=0.9 (also top_k, min_p,
     repetition_penalty); best_of_8 of samples, by the reward run. win_rate compares greedy answers, kl samples."""
@@ -112,7 +114,7 @@ class Plan:
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
     from lib.cli import nearest
-    from lib.evals import mt_bench, tasks
+    from lib.evals import bertscore, mt_bench, tasks
 
     problems: list[str] = []
 
@@ -128,7 +130,7 @@ def plan(job: EvalJob) -> Plan:
         attempt(tasks.get, name, job.task_data)
         if name in tasks.TASKS:
             attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit)
-    filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench"]
+    filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore"]
     for name in set(job.task_data) - set(filed):
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
     if not job.decoding:
@@ -149,6 +151,9 @@ def plan(job: EvalJob) -> Plan:
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
         attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)
+    if "bertscore" in job.tasks:
+        attempt(bertscore.examples, job.task_data, job.limit)
+        problems += [p] if (p := bertscore.problem(job.bert_encoder)) else []
     problems += gate.problems(job.gate, job.tasks, [*job.runs, *([scorer] if scorer else [])], job.decoding)
     checks = {}
     for name, want in tasks.ROWS.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from lib.evals import demo, generation, harness, language_modelling, mt_bench, preference
+from lib.evals import bertscore, demo, generation, harness, language_modelling, mt_bench, preference
 from lib.evals.code import HumanEval, Mbpp
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
@@ -39,6 +39,7 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "win_rate": preference.win_rate,
     "arena": preference.arena,
     "mt_bench": mt_bench.measure,
+    "bertscore": bertscore.measure,
 }
 """What needs more of a model than its answer: likelihoods, rewards, another run, a judge."""
 

@@ -112,7 +112,8 @@ def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(
         if m.metric == "exact"
     }
     assert all(
-        c["seconds_per_answer"] > 0 and c["usd_per_1000"] > 0 and 0 < c.get("distinct_1", 1) <= 1 for c in cells.values()
+        c["seconds_per_answer"] > 0 and c["usd_per_1000"] > 0 and 0 < c.get("distinct_1", 1) <= 1
+        for c in cells.values()
     )
     (failed,) = report.failures  # a random model gets all four wrong
     assert (failed.task, failed.run, failed.total, len(failed.samples)) == ("demo", "dpo", 4, 3)

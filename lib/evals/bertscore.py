@@ -1,0 +1,76 @@
+"""BERTScore: likeness of an answer to its reference in an encoder's embeddings (Zhang et al. 2020, https://arxiv.org/abs/1904.09675).
+
+The examples are those of the task `reference`. The score is bert-score's own: greedy matching by cosine of the last
+layer, without idf or rescaling, so its size depends on the encoder: compare runs, not papers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+from lib.evals.context import Context
+from lib.evals.reference import Reference
+from lib.evals.task import Example, Scores
+
+
+def problem(encoder: str | None) -> str | None:
+    """What keeps `encoder` from being used, beginning with its key."""
+    if not importlib.util.find_spec("bert_score"):
+        return 'tasks: bertscore needs bert-score: pip install "shoestring[eval]".'
+    if not encoder:
+        return (
+            "bert_encoder: bertscore needs an encoder: a folder, or a hub name such as microsoft/deberta-xlarge-mnli."
+        )
+    folder = Path(encoder).expanduser()
+    if (folder.is_absolute() or encoder.startswith((".", "~"))) and not (folder / "config.json").is_file():
+        return f"bert_encoder: {folder} has no config.json."
+    return None
+
+
+def examples(addresses: dict[str, str], limit: int | None) -> list[Example]:
+    """Those of `reference`, from task_data.bertscore, or task_data.reference where there is none."""
+    return Reference(addresses.get("bertscore") or addresses.get("reference")).examples(limit)
+
+
+def measure(context: Context) -> list[Scores]:
+    """F1, precision and recall of every run's answers by every decoding; an empty answer has 0."""
+    from lib.evals.generation import chosen
+
+    job = context.job
+    asked = examples(job.task_data, job.limit)
+    scorer = _scorer(job.bert_encoder)
+    cells = [(run, how) for how in job.decodings() for run in job.runs]
+    futures = [context.engine.generate(run, [e.prompt for e in asked], how.sampling) for run, how in cells]
+    found = []
+    for (run, how), future in zip(cells, futures, strict=True):
+        texts = [a.text for a in chosen(context, how, asked, future.result())]
+        said = [i for i, t in enumerate(texts) if t.strip()]
+        parts = scorer.score([texts[i] for i in said], [asked[i].reference for i in said]) if said else ([], [], [])
+        for name, values in zip(("precision", "recall", "f1"), parts, strict=True):
+            tops = [0.0] * len(texts)
+            for i, v in zip(said, values, strict=True):
+                tops[i] = float(v)
+            found.append(
+                Scores(
+                    "bertscore", name, run, [e.id for e in asked], tops, headline=name == "f1", decoding=how.name,
+                    version=scorer.hash,
+                )
+            )  # fmt: skip
+    return sorted(found, key=lambda s: not s.headline)
+
+
+@functools.cache
+def _scorer(encoder: str):
+    from bert_score import BERTScorer
+    from bert_score.utils import model2layers
+    from transformers import AutoConfig
+
+    folder = Path(encoder).expanduser()
+    if folder.is_dir():
+        layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+        return BERTScorer(str(folder), num_layers=layers, use_fast_tokenizer=True)
+    layers = model2layers.get(encoder) or AutoConfig.from_pretrained(encoder).num_hidden_layers
+    return BERTScorer(encoder, num_layers=layers, use_fast_tokenizer=True)
