@@ -98,15 +98,11 @@ class TransformersGenerator:
         """Tokens generated after each prompt, the end token included. dice: a torch.Generator per prompt."""
         import torch
 
-        ids_BT, mask_BT = left_pad(prompts, self.encoder.pad, self.device)
+        logits_BV, cache, mask_BT = self._read(prompts)
         position_B = mask_BT.sum(1)
-        out = self.model(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=True, logits_to_keep=1
-        )
-        cache, tokens = out.past_key_values, [[] for _ in prompts]
+        tokens: list[list[int]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))  # the prompt behind each row that is still in the batch
         for step in range(sampling.max_new_tokens):
-            logits_BV = out.logits[:, -1]
             if sampling.repetition_penalty != 1:
                 logits_BV = penalise(logits_BV, [prompts[r] + tokens[r] for r in alive], sampling.repetition_penalty)
             next_B = choose(logits_BV, sampling, [dice[r] for r in alive])
@@ -121,12 +117,28 @@ class TransformersGenerator:
                 mask_BT, position_B, next_B = mask_BT[index], position_B[index], next_B[index]
                 alive = [alive[j] for j in keep]
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
-            out = self.model(
+            logits_BV = self.model(
                 input_ids=next_B[:, None], attention_mask=mask_BT, position_ids=position_B[:, None],
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
+            ).logits[:, -1]  # fmt: skip
             position_B = position_B + 1
         return tokens
+
+    def _read(self, prompts: list[list[int]]):
+        """(logits (B, V) after each prompt, cache, mask (B, T)); a prompt that is there several times is read once."""
+        import torch
+
+        unique = list(dict.fromkeys(map(tuple, prompts)))
+        ids_UT, mask_UT = left_pad(list(map(list, unique)), self.encoder.pad, self.device)
+        out = self.model(
+            input_ids=ids_UT, attention_mask=mask_UT, position_ids=positions(mask_UT), use_cache=True, logits_to_keep=1
+        )
+        if len(unique) == len(prompts):
+            return out.logits[:, -1], out.past_key_values, mask_UT
+        place = {p: u for u, p in enumerate(unique)}
+        index_B = torch.tensor([place[tuple(p)] for p in prompts], device=self.device)
+        out.past_key_values.batch_select_indices(index_B)
+        return out.logits[index_B, -1], out.past_key_values, mask_UT[index_B]
 
     def _ended(self, tokens: list[int], stop: tuple[str, ...]) -> bool:
         if tokens[-1] in self.ends:
@@ -173,26 +185,67 @@ class TransformersGenerator:
         import torch
 
         result = [(0.0, True)] * len(pieces)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for i, (context, scored) in enumerate(pieces):
+            if scored:
+                alike.setdefault(tuple(context), []).append(i)
+        several = [group for group in alike.values() if len(group) > 1]
+        alone = [group[0] for group in alike.values() if len(group) == 1]
         with torch.inference_mode():
-            lengths = [len(a) + len(b) for a, b in pieces]
-            for batch in batches(range(len(pieces)), lengths, self.batch_rows, self.batch_tokens):
-                # The last token predicts nothing that is asked for, so it's not fed.
-                ids_BT, mask_BT = left_pad(
-                    [(pieces[i][0] + pieces[i][1])[:-1] for i in batch], self.encoder.pad, self.device
-                )
-                longest = max(len(pieces[i][1]) for i in batch)
-                logits_BCV = self.model(
-                    input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False,
-                    logits_to_keep=max(longest, 1),
-                ).logits  # fmt: skip
-                for j, i in enumerate(batch):
-                    if target := pieces[i][1]:
-                        logits_CV = logits_BCV[j, -len(target) :].float()
-                        index_C1 = torch.tensor(target, device=self.device)[:, None]
-                        picked_C = logits_CV.gather(1, index_C1)[:, 0]
-                        likeliest = bool((picked_C == logits_CV.max(1).values).all())
-                        result[i] = ((picked_C - logits_CV.logsumexp(1)).double().sum().item(), likeliest)
+            lengths = [len(pieces[i][0]) + len(pieces[i][1]) for i in alone]
+            for batch in batches(alone, lengths, self.batch_rows, self.batch_tokens):
+                for i, logits_CV in zip(batch, self._whole([pieces[i] for i in batch]), strict=True):
+                    result[i] = picked(logits_CV, pieces[i][1])
+            # Of a multiple-choice question, the question is read once, and then its answers.
+            rows = max(1, self.batch_rows // max(map(len, several), default=1))
+            lengths = [len(pieces[g[0]][0]) + sum(len(pieces[i][1]) for i in g) for g in several]
+            for batch in batches(several, lengths, rows, self.batch_tokens):
+                order = [i for group in batch for i in group]
+                for i, logits_CV in zip(order, self._after([pieces[i] for i in order]), strict=True):
+                    result[i] = picked(logits_CV, pieces[i][1])
         return result
+
+    def _whole(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
+        """Logits (C, V) of each piece's second part, from one pass over both parts."""
+        # The last token predicts nothing that is asked for, so it's not fed.
+        ids_BT, mask_BT = left_pad([(a + b)[:-1] for a, b in pieces], self.encoder.pad, self.device)
+        longest = max(len(b) for _, b in pieces)
+        logits_BCV = self.model(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False,
+            logits_to_keep=longest,
+        ).logits  # fmt: skip
+        return (logits_CV[-len(b) :] for logits_CV, (_, b) in zip(logits_BCV, pieces, strict=True))
+
+    def _after(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
+        """The same, where first parts are there several times: they are read once, and the second parts after them."""
+        import torch
+
+        first_BV, cache, mask_BT = self._read([a for a, _ in pieces])
+        rest = [b[:-1] for _, b in pieces]
+        if not (width := max(map(len, rest))):
+            return (row_V[None] for row_V in first_BV)
+        pad = self.encoder.pad
+        ids_BC = torch.tensor([r + [pad] * (width - len(r)) for r in rest], device=self.device)
+        fed_BC = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rest], device=self.device)
+        position_BC = mask_BT.sum(1, keepdim=True) + torch.arange(width, device=self.device)
+        logits_BCV = self.model(
+            input_ids=ids_BC, attention_mask=torch.cat([mask_BT, fed_BC], 1), position_ids=position_BC,
+            past_key_values=cache, use_cache=True,
+        ).logits  # fmt: skip
+        return (
+            torch.cat([row_V[None], logits_CV[: len(r)]])
+            for row_V, logits_CV, r in zip(first_BV, logits_BCV, rest, strict=True)
+        )
+
+
+def picked(logits_CV, tokens: list[int]) -> tuple[float, bool]:
+    """(sum of log p of `tokens`, whether each was the likeliest) by their logits."""
+    import torch
+
+    logits_CV = logits_CV.float()
+    picked_C = logits_CV.gather(1, torch.tensor(tokens, device=logits_CV.device)[:, None])[:, 0]
+    likeliest = bool((picked_C == logits_CV.max(1).values).all())
+    return (picked_C - logits_CV.logsumexp(1)).double().sum().item(), likeliest
 
 
 def batches(items: Sequence, lengths: list[int], rows: int, tokens: int | None) -> Iterator[list]:

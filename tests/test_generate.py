@@ -121,6 +121,35 @@ def test_score_does_not_depend_on_the_batch(generator, prompts):
     assert [a.logprob for a in together] == pytest.approx([a.logprob for a in alone], abs=1e-4)
 
 
+def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
+    """Of a multiple-choice question the question is fed once, its answers after it, and the scores are those of a pass
+    over both; of a prompt with several samples too, and the samples are the same."""
+    context, fed = "the red lamp is near the", []
+    questions = [f"{context} {w}" for w in WORDS[:3] for _ in range(3)] + [context]
+    answers = [" red", " small round stone", " it"] * 3 + [" door and door"]
+    forward = generator.model.forward
+
+    def counted(*args, input_ids, attention_mask, **kwargs):
+        fed.append(int(attention_mask[:, -input_ids.shape[1] :].sum()))
+        return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(generator.model, "forward", counted)
+        together = generator.score(questions, answers)
+        seen, fed[:] = sum(fed), []
+        alone = [generator.score([q], [a])[0] for q, a in zip(questions, answers, strict=True)]
+        assert seen < 0.6 * sum(fed)
+        fed.clear()
+        several = generator.generate(prompts[:2], Sampling(1.0, n=4, max_new_tokens=1))
+        assert sum(fed) == sum(len(generator.encoder.render(p, answering=True)) for p in prompts[:2])
+    for a, b in zip(together, alone, strict=True):
+        assert (a.tokens, a.bytes, a.greedy) == (b.tokens, b.bytes, b.greedy)
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    generator.batch_rows = 1
+    assert several == generator.generate(prompts[:2], Sampling(1.0, n=4, max_new_tokens=1))
+    generator.batch_rows = 64
+
+
 def test_an_answers_own_tokens_are_scored_not_its_text(generator, prompts):
     """Sampled tokens are often not the tokenizer's own cut of their text; what is scored must be what was sampled."""
     drawn = generator.generate(prompts, Sampling(1.0, max_new_tokens=6))

@@ -157,7 +157,10 @@ class Engine:
             if key in self.asked:
                 return self.asked[key].future
             request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
-            order = sorted(range(n), key=lambda i: sum(len(str(c[i])) for c in columns))
+            # By the length of the prompt, so that rows with the same prompt stay together and it is read once.
+            order = sorted(
+                range(n), key=lambda i: (len(p := str(columns[0][i])), p, sum(len(str(c[i])) for c in columns))
+            )
             size = -(-n // -(-n // SHARD)) if n else 1  # whatever the number of processes: so answers are the same
             for begin in range(0, n, size):
                 rows = order[begin : begin + size]
