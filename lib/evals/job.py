@@ -92,6 +92,8 @@ class Plan:
     """The reward run's name in the engine."""
     checks: dict[str, object]
     """{task: lib.data Check of the rows it reads}"""
+    counts: dict[str, int]
+    """{task: its examples}, of those that bring their own."""
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) rows for a table."""
@@ -103,6 +105,11 @@ class Plan:
             ("decoding", "; ".join(str(d) for d in j.decodings())),
             ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all"),
         ]
+        if self.counts and j.runs:
+            answers = sum(self.counts.values()) * len(j.runs) * sum(d.sampling.n for d in j.decodings())
+            cells = len(self.counts) * len(j.runs) * len(j.decodings())
+            most = f"{answers * j.max_new_tokens:,} tokens at most"
+            out.append(("work", f"{cells} cells (run, task, decoding) of answers: {answers:,} answers, {most}"))
         if {"win_rate", "kl"} & set(j.tasks):
             out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
         seen: list[str] = []
@@ -126,10 +133,11 @@ def plan(job: EvalJob) -> Plan:
 
     if not job.tasks:
         problems.append(f"tasks: there are none to run. Known: {', '.join(tasks.names())}.")
+    counts: dict[str, int] = {}
     for name in job.tasks:
         attempt(tasks.get, name, job.task_data)
         if name in tasks.TASKS:
-            attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit)
+            counts[name] = len(attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit) or ())
     filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore"]
     for name in set(job.task_data) - set(filed):
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
@@ -161,7 +169,7 @@ def plan(job: EvalJob) -> Plan:
             checks[name] = attempt(_rows, job.data_for(name), want)
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
-    return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks)
+    return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks, counts)
 
 
 def after(job: Job) -> EvalJob:
