@@ -26,15 +26,17 @@ class Rule:
     """Which decoding, where there are several. None: the first."""
 
 
-def problems(rules: list[Rule], tasks: list[str], runs: list[str], decodings: list[str]) -> list[str]:
-    """What is wrong with the rules, before anything is measured."""
+def problems(rules: list[Rule], tasks: dict[str, list[str] | None], runs: list[str], decodings: list[str]) -> list[str]:
+    """What is wrong with the rules, before anything is measured. tasks: {name: its metrics, or None where not known yet}."""
     from lib.cli import nearest
 
     out = []
     for i, r in enumerate(rules):
-        key, task = f"gate[{i}]", r.metric.split(".")[0]
+        key, (task, _, metric) = f"gate[{i}]", r.metric.partition(".")
         if task not in tasks:
             out.append(f"{key}.metric: {r.metric}: {task} is not one of tasks.{nearest(task, tasks)}")
+        elif metric and (there := tasks[task]) and metric not in there:
+            out.append(f"{key}.metric: {task} has no {metric}.{nearest(metric, there)} It has {', '.join(there)}.")
         for name in [r.run] + ([r.not_worse_than] if r.not_worse_than else []):
             if name not in runs:
                 out.append(f"{key}: {name} is not one of runs ({', '.join(runs)}).{nearest(name, runs)}")

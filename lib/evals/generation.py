@@ -8,7 +8,11 @@ from lib.evals import diversity
 from lib.evals.context import Context
 from lib.evals.decoding import Decoding
 from lib.evals.statistics import Estimate
+from lib.evals.summary import CLOCK
 from lib.evals.task import Example, Scores, Task
+
+ALWAYS = ("length", "distinct_1", "distinct_2", "self_bleu", *CLOCK)
+"""Metrics that every task has besides its own."""
 
 
 def measure(task: Task, context: Context) -> list[Scores]:

@@ -32,13 +32,11 @@ def check(name: str) -> None:
         raise ValueError(f"tasks: lm-eval has no {asked}.{nearest(asked, manager.all_tasks)} Or give a .yaml file.")
 
 
-def _manager(name: str):
-    """(lm-eval's TaskManager, the task's name in it)."""
-    from lm_eval.tasks import TaskManager
-
+def called(name: str) -> str:
+    """What lm-eval calls the task: arc_easy of lm_eval:arc_easy, or what the file says. Raises ValueError for the file."""
     asked = name.removeprefix(PREFIX)
     if not asked.endswith((".yaml", ".yml")):
-        return TaskManager(), asked
+        return asked
     import yaml
 
     path = Path(asked).expanduser()
@@ -46,6 +44,16 @@ def _manager(name: str):
         raise ValueError(f"tasks: {name}: there is no file {path.absolute()}.")
     if not (found := (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("task")):
         raise ValueError(f"tasks: {name}: {path} has no key task, which names it.")
+    return found
+
+
+def _manager(name: str):
+    """(lm-eval's TaskManager, the task's name in it)."""
+    from lm_eval.tasks import TaskManager
+
+    found, path = called(name), Path(name.removeprefix(PREFIX)).expanduser()
+    if found == name.removeprefix(PREFIX):
+        return TaskManager(), found
     return TaskManager(include_path=str(path.parent), include_defaults=False), found
 
 

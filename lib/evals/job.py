@@ -121,7 +121,7 @@ class Plan:
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
     from lib.cli import nearest
-    from lib.evals import bertscore, mt_bench, tasks
+    from lib.evals import bertscore, harness, mt_bench, tasks
 
     problems: list[str] = []
 
@@ -162,7 +162,9 @@ def plan(job: EvalJob) -> Plan:
     if "bertscore" in job.tasks:
         attempt(bertscore.examples, job.task_data, job.limit)
         problems += [p] if (p := bertscore.problem(job.bert_encoder)) else []
-    problems += gate.problems(job.gate, job.tasks, [*job.runs, *([scorer] if scorer else [])], job.decoding)
+    metrics = {n: attempt(_metrics, n, job) for n in job.tasks if not n.startswith(harness.PREFIX)}
+    metrics |= {attempt(harness.called, n): None for n in job.tasks if n.startswith(harness.PREFIX)}
+    problems += gate.problems(job.gate, metrics, [*job.runs, *([scorer] if scorer else [])], job.decoding)
     checks = {}
     for name, want in tasks.ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
@@ -170,6 +172,17 @@ def plan(job: EvalJob) -> Plan:
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks, counts)
+
+
+def _metrics(name: str, job: EvalJob) -> list[str] | None:
+    """Metrics that the task gives, where a score of an empty answer tells."""
+    from lib.evals import generation, tasks
+
+    if not job.gate or name not in tasks.TASKS:
+        return None
+    task = tasks.task(name, job.task_data.get(name))
+    found = [m for e in task.examples(20) for m in task.score(e, "")]
+    return [*dict.fromkeys(found), *generation.ALWAYS]
 
 
 def after(job: Job) -> EvalJob:

@@ -43,6 +43,10 @@ def test_a_regression_shuts_the_gate_and_noise_does_not(report):
     ("rule", "says"),
     [
         (Rule("dmeo.exact", "sft", at_least=1), r"gate\[0\].metric: dmeo.exact: dmeo is not one of tasks.*demo"),
+        (
+            Rule("demo.exat", "sft", at_least=1),
+            r"gate\[0\].metric: demo has no exat. Nearest: exact. It has exact, slots",
+        ),
         (Rule("demo", "stf", at_least=1), r"gate\[0\]: stf is not one of runs.*sft"),
         (Rule("demo", "sft"), "exactly one"),
         (Rule("demo", "sft", at_least=1, at_most=2), "exactly one"),
@@ -53,7 +57,7 @@ def test_a_regression_shuts_the_gate_and_noise_does_not(report):
 def test_rules_that_are_wrong(rule, says):
     import re
 
-    (problem,) = gate.problems([rule], ["demo"], ["base", "sft"], ["greedy"])
+    (problem,) = gate.problems([rule], {"demo": ["exact", "slots"]}, ["base", "sft"], ["greedy"])
     assert re.search(says, problem)
 
 

@@ -1,11 +1,13 @@
 """lm-eval's tasks through our engine: the same scores as lm-eval's own hf backend, on local data."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from lib.evals import tasks
 from lib.evals.evaluate import evaluate
+from lib.evals.gate import Rule
 from lib.evals.job import EvalJob, plan
 from tests.conftest import WORDS
 
@@ -100,6 +102,15 @@ def test_requests_that_are_wrong(job, tmp_path):
     said = str(refused.value)
     assert "lm-eval has no arc_esay" in said and "arc_easy" in said
     assert "no file" in said and "nowhere.yaml" in said and "no key task" in said
+
+
+def test_a_gate_on_a_task_file_and_one_on_a_metric_that_a_task_has_not(job, files):
+    """A rule may name lm-eval's task by its own name, and a metric that ours doesn't have is refused before the work."""
+    plan(replace(job, gate=[Rule("toy_choice.acc", "tiny", at_least=0.1)]))
+    with pytest.raises(ValueError, match=r"gate\[0\].metric: toy_chioce.acc: .*Nearest: toy_choice"):
+        plan(replace(job, gate=[Rule("toy_chioce.acc", "tiny", at_least=0.1)]))
+    with pytest.raises(ValueError, match=r"gate\[0\].metric: demo has no exat. Nearest: exact"):
+        plan(replace(job, tasks=["demo"], gate=[Rule("demo.exat", "tiny", at_least=0.1)]))
 
 
 def test_the_hint_names_the_family():
