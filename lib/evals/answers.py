@@ -22,10 +22,7 @@ def samples(context: Context) -> tuple[str, list[Sample]]:
     how_many = f"{min(job.samples, len(rows))} of {len(rows)} held-out prompts"
     note = f"{how_many}, drawn by seed {job.seed} and not picked; decoding: {shown}."
     chosen = [rows[i] for i in draw(len(rows), job.samples, job.seed)]
-    return note, [
-        Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
-        for r in chosen
-    ]
+    return note, [_sample(r) for r in chosen]
 
 
 SHOWN = 3
@@ -43,16 +40,24 @@ def failures(context: Context, scores: list[Scores]) -> list[Failures]:
         worst = min(sign * t for t in s.tops)
         if worst == max(sign * t for t in s.tops) == 1:
             continue  # all of them are right
-        value = lambda r, run: sign * r["scores"].get(run, {}).get(s.metric, -math.inf)  # noqa: B023, E731
+        value = lambda r, run: sign * _number(r["scores"].get(run, {}).get(s.metric, -math.inf))  # noqa: B023, E731
         low = [rows[i] for i, t in zip(s.ids, s.tops, strict=True) if sign * t == worst and i in rows]
         low.sort(key=lambda r: -max(value(r, run) for run in r["answers"]))
-        shown = [
-            Sample(r["example"].id, r["example"].prompt, r["answers"], r["scores"], _text(r["example"].reference))
-            for r in low[:SHOWN]
-        ]
+        shown = [_sample(r) for r in low[:SHOWN]]
         if shown and not any((f.task, f.metric) == (s.task, s.metric) for f in found):
             found.append(Failures(s.task, s.decoding, s.run, s.metric, len(low), shown))
     return found
+
+
+def _sample(row: dict) -> Sample:
+    e = row["example"]
+    scores = {run: {k: _number(v) for k, v in found.items()} for run, found in row["scores"].items()}
+    return Sample(e.id, e.prompt, row["answers"], scores, _text(e.reference))
+
+
+def _number(score: float | tuple[float, float]) -> float:
+    """A (top, bottom) score as their ratio."""
+    return score[0] / score[1] if isinstance(score, tuple) else score
 
 
 def _text(reference) -> str | None:

@@ -210,6 +210,30 @@ def test_on_a_file_of_pairs_as_a_user_does_it(runs, pairs_file, tmp_path):
     assert "reports/report.html" in done.stdout and report.next[1] in done.stdout
 
 
+def test_scores_that_are_ratios_are_shown_and_compared(job, local_ray, tmp_path, capsys):
+    """IFEval counts (instructions followed, instructions): the page shows their ratio, jobs/diff.py sums both."""
+    rows = [
+        {
+            "key": i,
+            "prompt": "Say it.",
+            "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
+            "kwargs": [{}, {}],
+        }
+        for i in range(3)
+    ]
+    file = tmp_path / "ifeval.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    asked = replace(job, run=str(tmp_path / "i"), tasks=["ifeval"], task_data={"ifeval": str(file)})
+    report = evaluate(asked, say=lambda line: None)
+    shown = [s for sample in report.samples for s in sample.scores["dpo"].values()]
+    assert shown and all(isinstance(x, float) and 0 <= x <= 1 for x in shown)
+    assert report.failures[0].total == 3  # no model here puts quotation marks around its answer
+    from jobs.diff import main
+
+    assert main(["base", "dpo", "--report", asked.run]) == 0
+    assert "ifeval" in capsys.readouterr().out
+
+
 def test_arena_rates_every_run(job, local_ray, tmp_path):
     report = evaluate(replace(job, run=str(tmp_path / "a"), tasks=["arena"]), say=lambda line: None)
     found = {(m.run, m.judge): m for m in report.metrics}
