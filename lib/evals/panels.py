@@ -88,18 +88,22 @@ def frontiers(report: Report) -> list[dict]:
     for m in report.metrics:
         at = cost.get((m.task, m.run, m.decoding))
         if m.headline and at and not m.versus:
-            found.setdefault((m.task, m.metric), []).append((f"{m.run} {m.decoding}", at, m, colour[m.run]))
+            found.setdefault((m.task, m.metric), []).append((m.decoding, at, m, colour[m.run]))
     price = report.settings.get("usd_per_hour")
     per = f"; 1 s = ${price / 3.6:.3g} per 1,000 answers" if price else ""
     return [
         {
             "title": f"{task}: {metric} against time",
-            "note": f"up and left is better; line: what no other beats{per}",
+            "note": f"{_better(points[0][2])} and left is better; line: what no other beats{per}",
             "svg": plots.frontier(points, points[0][2].better == "higher"),
         }
         for (task, metric), points in found.items()
         if len(points) > 1
     ]
+
+
+def _better(m: Metric) -> str:
+    return "up" if m.better == "higher" else "down"
 
 
 def refusals(report: Report) -> list[dict]:
@@ -108,7 +112,7 @@ def refusals(report: Report) -> list[dict]:
     for m in report.metrics:
         if m.task == "xstest" and m.metric in ("over_refusal", "compliance"):
             found.setdefault((m.run, m.decoding), {})[m.metric] = m
-    points = [(" ".join(k), v["over_refusal"], v["compliance"]) for k, v in found.items() if len(v) == 2]
+    points = [(how, v["over_refusal"], v["compliance"]) for (_, how), v in found.items() if len(v) == 2]
     if len(points) < 2:
         return []
     colour = colours(report)
@@ -123,7 +127,7 @@ def calibrations(report: Report) -> list[dict]:
     return [
         {
             "title": f"{c.run}: is it as right as it is sure?",
-            "note": f"tenths of {c.n} pairs; expected calibration error {100 * c.error:.1f} points; dashed: perfect",
+            "note": f"{len(c.predicted)} groups of {c.n} pairs; expected calibration error {100 * c.error:.1f} points; dashed: perfect",
             "svg": plots.calibration(c, colour.get(c.run, 0)),
         }
         for c in report.calibrations

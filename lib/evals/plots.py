@@ -89,14 +89,17 @@ def curves(lines: list[Curve], colour: int) -> str:
     return _svg(figure, "; ".join(f"{c.name} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in lines))
 
 
+MARKERS = "os^DvPX*"
+"""One per decoding, in the order they come; colours are the runs'."""
+
+
 def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
-    """(label, seconds per answer, metric, colour number) as dots with whiskers; a line through those that no other beats."""
-    figure, ax = _figure(3.5, 2.5)
-    for name, x, m, colour in points:
+    """(decoding, seconds per answer, metric, colour number) with whiskers; a line through those that no other beats."""
+    figure, ax = _figure(3.5, 2.7)
+    for mark, (_, x, m, colour) in zip(_marks(ax, [p[0] for p in points]), points, strict=True):
         ends = (m.value if m.low is None else m.low, m.value if m.high is None else m.high)
-        ax.plot((x, x), ends, color=RUNS[colour % 8], linewidth=1.4, alpha=0.5)
-        ax.plot([x], [m.value], "o", color=RUNS[colour % 8], markersize=5.5)
-        ax.annotate(name, (x, m.value), xytext=(4, 4), textcoords="offset points", fontsize=8, color=INK)
+        ax.plot((x, x), ends, color=RUNS[colour % 8], linewidth=1.4, alpha=0.4)
+        ax.plot([x], [m.value], mark, color=RUNS[colour % 8], markersize=6)
     best, line = None, []
     for _, x, m, _ in sorted(points, key=lambda p: (p[1], -p[2].value if higher else p[2].value)):
         if best is None or (m.value > best if higher else m.value < best):
@@ -107,20 +110,19 @@ def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
     _plain_log(ax, [x for _, x, _, _ in points])
     ax.set_xlabel("seconds per answer")
     ax.grid()
-    ax.margins(x=0.25, y=0.12)
-    return _svg(figure, "; ".join(f"{name}: {m.value:.3g} in {x:.3g} s" for name, x, m, _ in points))
+    ax.margins(x=0.08, y=0.12)
+    return _svg(figure, "; ".join(f"{m.run} {name}: {m.value:.3g} in {x:.3g} s" for name, x, m, _ in points))
 
 
 def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
-    """(label, x, y, colour number): two proportions against each other, with both intervals."""
+    """(decoding, x, y, colour number): two proportions against each other, with both intervals."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, ax = _figure(3.5, 3.0)
-    for name, x, y, colour in points:
-        ax.plot((x.low, x.high), (y.value, y.value), color=RUNS[colour % 8], linewidth=1.4, alpha=0.5)
-        ax.plot((x.value, x.value), (y.low, y.high), color=RUNS[colour % 8], linewidth=1.4, alpha=0.5)
-        ax.plot([x.value], [y.value], "o", color=RUNS[colour % 8], markersize=5.5)
-        ax.annotate(name, (x.value, y.value), xytext=(4, 4), textcoords="offset points", fontsize=8, color=INK)
+    figure, ax = _figure(3.5, 3.2)
+    for mark, (_, x, y, colour) in zip(_marks(ax, [p[0] for p in points]), points, strict=True):
+        ax.plot((x.low, x.high), (y.value, y.value), color=RUNS[colour % 8], linewidth=1.4, alpha=0.4)
+        ax.plot((x.value, x.value), (y.low, y.high), color=RUNS[colour % 8], linewidth=1.4, alpha=0.4)
+        ax.plot([x.value], [y.value], mark, color=RUNS[colour % 8], markersize=6)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlim(-0.02, 1.02)
@@ -128,7 +130,8 @@ def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
     ax.set_xlabel("safe prompts refused")
     ax.set_ylabel("unsafe prompts answered")
     ax.grid()
-    return _svg(figure, "; ".join(f"{n}: refuses {x.value:.0%}, answers {y.value:.0%}" for n, x, y, _ in points))
+    told = (f"{x.run} {name}: refuses {x.value:.0%}, answers {y.value:.0%}" for name, x, y, _ in points)
+    return _svg(figure, "; ".join(told))
 
 
 def calibration(c: Calibration, colour: int) -> str:
@@ -145,6 +148,18 @@ def calibration(c: Calibration, colour: int) -> str:
     ax.set_ylabel("how often it is right")
     ax.grid()
     return _svg(figure, "; ".join(f"sure {p:.0%}: right {r:.0%}" for p, r in zip(c.predicted, c.right, strict=True)))
+
+
+def _marks(ax, names: list[str]) -> list[str]:
+    """A marker for each name, the same for the same one; several names get a legend above the plot."""
+    from matplotlib.lines import Line2D
+
+    mark = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(dict.fromkeys(names))}
+    if len(mark) > 1:
+        shapes = [Line2D([], [], color=SOFT, marker=m, linestyle="", markersize=5, label=n) for n, m in mark.items()]
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 3, "borderpad": 0.1}
+        ax.legend(handles=shapes, frameon=False, fontsize=7.5, handletextpad=0.1, columnspacing=0.9, **place)
+    return [mark[name] for name in names]
 
 
 def _plain_log(ax, values: list[float]) -> None:

@@ -22,12 +22,13 @@ def write(report: Report, run: Run, examples: str) -> None:
 
 
 def table(report: Report) -> list[dict]:
-    """Rows of the scores table: {label, metrics: {run: Metric}, n, best: run | None, better}."""
+    """Rows of the scores table: {label, metrics: {run: Metric}, n, best: run | None, better, main}; main: what a task is
+    about, not what else was counted."""
     rows: dict[tuple, dict] = {}
     for m in report.metrics:
         row = rows.setdefault(
             (m.task, m.metric, m.decoding, m.versus, m.judge),
-            {"label": label(m), "metrics": {}, "n": m.n, "better": m.better},
+            {"label": label(m), "metrics": {}, "n": m.n, "better": m.better, "main": m.headline or m.task == m.metric},
         )
         row["metrics"][m.run] = m
     for row in rows.values():
@@ -51,13 +52,28 @@ def html(report: Report) -> str:
         lstrip_blocks=True,
     )
     drawn = lambda found: [{**p, "svg": Markup(p["svg"])} for p in found]  # noqa: E731
+    apart = lambda c: c.p_holm is not None and c.p_holm < 0.05  # noqa: E731
+    differing, alike = _few(report.comparisons, apart)
+    told, untold = _few(report.verdicts, lambda v: "not told apart" not in v.claim)
     more = panels.frontiers(report) + panels.refusals(report) + panels.calibrations(report)
     return environment.get_template("report.html.j2").render(
         r=report, rows=table(report), columns=columns(report), panels=drawn(panels.scores(report)),
-        losses=drawn(panels.losses(report)), more=drawn(more), heat=panels.heat_map(report), colour=colours(report),
+        losses=drawn(panels.losses(report)), more=drawn(more), told=told, untold=untold,
+        differing=differing, alike=alike, heat=panels.heat_map(report), colour=colours(report),
         facts=facts(report), overlaps=overlap_lines(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
         changed=changed,
     )  # fmt: skip
+
+
+FEW = 9
+"""So many verdicts or comparisons are all shown; of more, those that found nothing fold away."""
+
+
+def _few(found: list, telling) -> tuple[list, list]:
+    """(what is shown, what folds away)."""
+    if len(found) <= FEW:
+        return found, []
+    return [x for x in found if telling(x)], [x for x in found if not telling(x)]
 
 
 def columns(report: Report) -> list[str]:

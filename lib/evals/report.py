@@ -137,9 +137,9 @@ class Calibration:
 
     run: str
     predicted: list[float]
-    """Mean σ(|margin|) of each tenth of the pairs, from unsure to sure."""
+    """Mean σ(|margin|) of groups of as many pairs each, from unsure to sure."""
     right: list[float]
-    """Share of the pairs of that tenth which it orders rightly."""
+    """Share of the pairs of each group which it orders rightly."""
     error: float
     """Expected calibration error: mean of |predicted − right|."""
     n: int

@@ -132,8 +132,8 @@ def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimat
     return Estimate(*ends, n, "logistic in length, sandwich")
 
 
-def calibration(margins: Sequence[float], bins: int = 10) -> tuple[list[float], list[float], float]:
-    """(mean σ(|margin|), share with margin > 0, expected calibration error) over `bins` groups of as many pairs, by |margin|.
+def calibration(margins: Sequence[float]) -> tuple[list[float], list[float], float]:
+    """(mean σ(|margin|), share with margin > 0, expected calibration error) over 2 to 10 groups of as many pairs, by |margin|.
 
     A margin is the log odds of the order that a reward model gives to a pair (Bradley and Terry 1952): σ(|margin|) is how
     sure it is, and a positive margin is right. A margin of 0 counts half. Naeini et al. 2015 for the error.
@@ -143,7 +143,7 @@ def calibration(margins: Sequence[float], bins: int = 10) -> tuple[list[float], 
 
     margins_N = np.asarray(margins, float)
     order = np.argsort(np.abs(margins_N), kind="stable")
-    groups = [margins_N[at] for at in np.array_split(order, min(bins, _some(margins)))]
+    groups = [margins_N[at] for at in np.array_split(order, min(_some(margins), max(2, min(10, len(margins) // 20))))]
     sure = [float(expit(np.abs(g)).mean()) for g in groups]
     right = [float(((g > 0) + 0.5 * (g == 0)).mean()) for g in groups]
     error = sum(len(g) * abs(s - r) for g, s, r in zip(groups, sure, right, strict=True)) / len(margins_N)
