@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -88,7 +88,8 @@ class Endpoint:
 
         self.judge, self.run, self.lock, self.silent = judge, run, threading.Lock(), 0
         self.kept = set(run.files("verdicts")) if run.fs.exists(run.at("verdicts")) else set()
-        self.replies: list[Reply] = []
+        self.pool = ThreadPoolExecutor(judge.at_once)
+        self.asked: dict[str, Future] = {}
         key = os.environ.get(judge.key_env)
         self.http = httpx.Client(
             base_url=judge.url.rstrip("/"),
@@ -118,30 +119,29 @@ class Endpoint:
             raise Unreachable(f"judge.model: {self.judge.url} has no {self.judge.model}.{hint}")
 
     def ask(self, conversations: list[list[dict]]) -> list[Reply]:
-        """One reply to each, in order, `judge.at_once` at a time; the same question is asked once. Raises Unreachable
-        where asking on is pointless."""
+        """One reply to each, in order; the same question is asked once, whoever asks it. Raises Unreachable where asking
+        on is pointless."""
         keys = [json.dumps(c) for c in conversations]
-        unique = dict(zip(keys, conversations, strict=True))
-        with ThreadPoolExecutor(self.judge.at_once) as pool:
-            futures = {key: pool.submit(self._one, c) for key, c in unique.items()}
-            try:
-                found = {key: f.result() for key, f in futures.items()}
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
         with self.lock:
-            self.replies += found.values()
-        return [found[key] for key in keys]
+            for key, conversation in zip(keys, conversations, strict=True):
+                if key not in self.asked:
+                    self.asked[key] = self.pool.submit(self._one, conversation)
+        try:
+            return [self.asked[key].result() for key in keys]
+        except BaseException:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def spent(self) -> dict:
         """{replies, cached, failed, seconds, tokens_in, tokens_out, usd}: all but the first two of what was not cached."""
-        new = [r for r in self.replies if not r.cached]
+        replies = [f.result() for f in self.asked.values()]
+        new = [r for r in replies if not r.cached]
         tokens = {k: sum(getattr(r, k) for r in new) for k in ("tokens_in", "tokens_out")}
         usd = (
             tokens["tokens_in"] * self.judge.usd_per_million_in + tokens["tokens_out"] * self.judge.usd_per_million_out
         )
         seconds = sum(r.seconds for r in new)
-        count = {"seconds": seconds, "replies": len(self.replies), "cached": len(self.replies) - len(new)}
+        count = {"seconds": seconds, "replies": len(replies), "cached": len(replies) - len(new)}
         return {**count, "failed": sum(r.text is None for r in new), **tokens, "usd": usd / 1e6}
 
     def _one(self, messages: list[dict]) -> Reply:

@@ -162,7 +162,7 @@ def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> lis
         )
         for w in work
     ]  # fmt: skip
-    if panel and panel.endpoint.replies:
+    if panel and panel.endpoint.asked:
         s = panel.endpoint.spent()
         told = f"{s['cached']} from before, {s['failed']} without an answer, {s['tokens_in']:,} tokens read, ${s['usd']:.2f}"
         rows.append(

@@ -59,7 +59,8 @@ class Panel:
     judge: Judge
     endpoint: Endpoint
     prompts: dict[tuple[str, bool, bool], Prompt]
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    """By what was compared: a pair that two tasks ask about is one."""
 
     @property
     def name(self) -> str:
@@ -81,7 +82,7 @@ class Panel:
             first, swapped = said[2 * i : 2 * i + 2]
             lengths = tuple(sum(len(m["content"]) for m in c if m["role"] == "assistant") for c in (a, b))
             found.append(Pair((first, None if swapped is None else 1 - swapped), lengths))
-        self.pairs += found
+            self.pairs[json.dumps([a, b, references[i]])] = found[-1]
         return found
 
     def grade(self, conversations: list[list[dict]], references: list | None = None) -> list[float | None]:
@@ -92,10 +93,11 @@ class Panel:
 
     def honesty(self) -> list[Scores]:
         """What the report says about the judge itself, over all pairs that it compared."""
-        both = [(i, p) for i, p in enumerate(self.pairs) if None not in p.verdicts]
+        pairs = list(self.pairs.values())
+        both = [(i, p) for i, p in enumerate(pairs) if None not in p.verdicts]
         orders = [(i, v) for i, p in both for v in (p.verdicts[0], 1 - p.verdicts[1])]
         decided = [(i, p) for i, p in both if p.share != 0.5 and p.lengths[0] != p.lengths[1]]
-        every = [(i, v) for i, p in enumerate(self.pairs) for v in p.verdicts]
+        every = [(i, v) for i, p in enumerate(pairs) for v in p.verdicts]
         columns = {
             "orders_agree": [(i, p.verdicts[0] == p.verdicts[1]) for i, p in both],
             "first_won": orders,
@@ -115,12 +117,11 @@ class Panel:
 
     def _messages(self, kind: str, sides: dict[str, list[dict]], reference: list[str] | None) -> list[dict]:
         """The prompt for conversations {suffix: messages}, such as {"_a": …, "_b": …}."""
-        turns = sum(m["role"] == "assistant" for m in next(iter(sides.values())))
-        wanted = (kind, turns > 1, bool(reference))
-        prompt = self.prompts.get(wanted) or self.prompts[kind, turns > 1, False]
+        parts = {suffix: _turns(messages) for suffix, messages in sides.items()}
+        two = len(next(iter(parts.values()))[0]) > 1
+        prompt = self.prompts.get((kind, two, bool(reference))) or self.prompts[kind, two, False]
         values = {}
-        for suffix, messages in sides.items():
-            questions, answers = _turns(messages)
+        for suffix, (questions, answers) in parts.items():
             values |= {"question": questions[-1], f"answer{suffix}": answers[-1]}
             for i, (q, a) in enumerate(zip(questions, answers, strict=True), 1):
                 values |= {f"question_{i}": q, f"answer{suffix}_{i}": a}
