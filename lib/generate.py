@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lib.batching import batches, left_pad, positions, windows
 from lib.sampling import Sampling, choose, generator, penalise
 
 Messages = list[dict]
@@ -88,11 +89,39 @@ class TransformersGenerator:
         rows = [(i, k) for i in range(len(ids)) for k in range(sampling.n)]
         answers: dict[tuple[int, int], Answer] = {}
         with torch.inference_mode():
-            for batch in batches(rows, [len(ids[i]) + sampling.max_new_tokens for i, _ in rows], self.batch_rows, None):
+            most = max(1, self.batch_rows // sampling.beams)
+            for batch in batches(rows, [len(ids[i]) + sampling.max_new_tokens for i, _ in rows], most, None):
+                if sampling.beams > 1:
+                    found = self._beam([ids[i] for i, _ in batch], sampling)
+                    answers |= {
+                        row: Answer(self.encoder.text(t), tuple(t), t[-1] in self.ends)
+                        for row, t in zip(batch, found, strict=True)
+                    }
+                    continue
                 dice = [generator(sampling, ids[i], k, self.device) for i, k in batch]
                 for row, tokens in zip(batch, self._decode([ids[i] for i, _ in batch], sampling, dice), strict=True):
                     answers[row] = Answer(self.encoder.text(tokens), tuple(tokens), tokens[-1] in self.ends)
         return [[answers[i, k] for k in range(sampling.n)] for i in range(len(ids))]
+
+    def _beam(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        """The likeliest of `sampling.beams` answers to each prompt, by transformers' beam search."""
+        from transformers import GenerationConfig
+
+        ids_BT, mask_BT = left_pad(prompts, self.encoder.pad, self.device)
+        config = GenerationConfig(
+            num_beams=sampling.beams, do_sample=False, max_new_tokens=sampling.max_new_tokens, pad_token_id=self.encoder.pad,
+            eos_token_id=sorted(self.ends), repetition_penalty=sampling.repetition_penalty,
+            stop_strings=list(sampling.stop) or None,
+        )  # fmt: skip
+        out_BT = self.model.generate(
+            input_ids=ids_BT, attention_mask=mask_BT, generation_config=config, tokenizer=self.encoder.tokenizer
+        )
+        return [self._until_end(row) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """Up to and with the first end token; what follows is padding."""
+        at = next((i for i, t in enumerate(tokens) if t in self.ends), len(tokens) - 1)
+        return tokens[: at + 1]
 
     def _decode(self, prompts: list[list[int]], sampling: Sampling, dice: list) -> list[list[int]]:
         """Tokens generated after each prompt, the end token included. dice: a torch.Generator per prompt."""
@@ -246,41 +275,3 @@ def picked(logits_CV, tokens: list[int]) -> tuple[float, bool]:
     picked_C = logits_CV.gather(1, torch.tensor(tokens, device=logits_CV.device)[:, None])[:, 0]
     likeliest = bool((picked_C == logits_CV.max(1).values).all())
     return (picked_C - logits_CV.logsumexp(1)).double().sum().item(), likeliest
-
-
-def batches(items: Sequence, lengths: list[int], rows: int, tokens: int | None) -> Iterator[list]:
-    """Items of like length together, longest first (so that what doesn't fit in memory shows at once): at most `rows`
-    items and, padding counted, `tokens` tokens; an item that is longer than that goes alone."""
-    batch: list = []
-    width = 0
-    for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) == rows or (tokens and (len(batch) + 1) * width > tokens)):
-            yield batch
-            batch = []
-        width = width if batch else lengths[i]
-        batch.append(items[i])
-    if batch:
-        yield batch
-
-
-def left_pad(rows: list[list[int]], pad: int, device: str):
-    """(ids, mask), each (B, T): every row ends at the right edge, so that the next token of all comes from column T."""
-    import torch
-
-    width = max(len(r) for r in rows)
-    ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
-    return ids, mask
-
-
-def positions(mask_BT):
-    return (mask_BT.cumsum(1) - 1).clamp(min=0)
-
-
-def windows(ids: list[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Cuts a document into (context, scored) so that each token but the first is scored once, within windows of `size`
-    that move by half of it: after the first window, at least size/2 tokens of context stand before every token."""
-    begin, end = 1, min(size, len(ids))
-    while begin < len(ids):
-        yield ids[max(0, end - size) : begin], ids[begin:end]
-        begin, end = end, min(end + size // 2, len(ids))

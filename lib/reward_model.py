@@ -36,7 +36,7 @@ class RewardModel:
         """Reward of the last message of each conversation, as TRL's RewardTrainer renders it."""
         import torch
 
-        from lib.generate import batches
+        from lib.batching import batches
 
         ids = [self.encoder.render(c, answering=False) for c in conversations]
         rewards = [0.0] * len(ids)

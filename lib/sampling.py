@@ -25,11 +25,20 @@ class Sampling:
     seed: int = 0
     n: int = 1
     """Answers per prompt."""
+    beams: int = 1
+    """Beam search keeps this many beginnings and answers with the likeliest whole, its log-probability divided by its length
+    (Graves 2012; length normalisation as in transformers). 1: none."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; it still holds the one that did."""
 
     def __str__(self) -> str:
-        how = ["greedy" if self.temperature == 0 else f"T={self.temperature:g}, seed {self.seed}"]
+        how = [
+            f"{self.beams} beams"
+            if self.beams > 1
+            else "greedy"
+            if self.temperature == 0
+            else f"T={self.temperature:g}, seed {self.seed}"
+        ]
         plain = Sampling()
         for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
             if getattr(self, name) != getattr(plain, name):

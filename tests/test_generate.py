@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lib.generate import Answer, TransformersGenerator, batches, windows
+from lib.batching import batches, windows
+from lib.generate import Answer, TransformersGenerator
 from lib.sampling import Sampling, choose
 
 WORDS = (
@@ -49,6 +50,25 @@ def test_greedy_is_transformers_own(generator, prompts):
         ids = torch.tensor([generator.encoder.render(prompt, answering=True)])
         own = generator.model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :].tolist()
         assert list(answer[0].tokens) == own
+
+
+def test_beam_search_is_transformers_own_and_likelier_than_greedy(generator, prompts):
+    """One prompt at a time and all together give the same, and no answer is less likely per token than the greedy one."""
+    sampling = Sampling(max_new_tokens=6, beams=3)
+    together = [a[0] for a in generator.generate(prompts, sampling)]
+    assert together == [generator.generate([p], sampling)[0][0] for p in prompts]
+    import torch
+
+    for prompt, answer in list(zip(prompts, together, strict=True))[:4]:
+        ids = torch.tensor([generator.encoder.render(prompt, answering=True)])
+        out = generator.model.generate(
+            ids, num_beams=3, do_sample=False, max_new_tokens=6, eos_token_id=sorted(generator.ends), pad_token_id=3
+        )
+        assert tuple(out[0, ids.shape[1] :].tolist()[: len(answer.tokens)]) == answer.tokens
+    greedy = [a[0] for a in generator.generate(prompts, Sampling(max_new_tokens=6))]
+    mean = lambda answers: [s.logprob / s.tokens for s in generator.score(prompts, answers)]  # noqa: E731
+    better = [b >= g - 1e-4 for b, g in zip(mean(together), mean(greedy), strict=True)]
+    assert sum(better) >= 0.9 * len(better)  # greedy's beginning may have fallen out of the beam
 
 
 def test_it_stops_at_the_end_token(tiny_model, prompts):

@@ -2,6 +2,7 @@
 
 greedy                  the likeliest token each time
 t=0.7,top_p=0.9         sampling; also top_k, min_p and repetition_penalty
+beam_4                  beam search with 4 beams
 best_of_8               the one of 8 samples that the reward run likes best (Stiennon et al. 2020); also best_of_8,t=0.7
 """
 
@@ -37,7 +38,8 @@ def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
     """Raises ValueError that names `decoding`, what can't be read in it, and what can."""
     settings: dict = {}
     best = re.fullmatch(r"best_of_(\d+)", (words := [w.strip() for w in text.split(",")])[0])
-    if best or words[0] == "greedy":
+    beam = re.fullmatch(r"beam_(\d+)", words[0])
+    if best or beam or words[0] == "greedy":
         words = words[1:]
     for word in words:
         key, _, value = word.partition("=")
@@ -45,21 +47,29 @@ def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
             from lib.cli import nearest
 
             raise ValueError(
-                f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*KEYS, 'greedy', 'best_of_8'])} "
-                f"It is greedy, best_of_N, or settings such as t=0.7,top_p=0.9 ({', '.join(KEYS)})."
+                f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*KEYS, 'greedy', 'beam_4', 'best_of_8'])} "
+                f"It is greedy, beam_N, best_of_N, or settings such as t=0.7,top_p=0.9 ({', '.join(KEYS)})."
             )
         name, kind = KEYS[key]
         try:
             settings[name] = kind(value)
         except ValueError:
             raise ValueError(f"decoding: {text!r}: {key} is a number ({kind.__name__}), not {value!r}.") from None
-    greedy = text.strip().startswith("greedy")
+    greedy = bool(beam) or text.strip().startswith("greedy")
     if not greedy:
         settings.setdefault("temperature", 1.0)
     sampling = Sampling(
-        **settings, max_new_tokens=max_new_tokens, seed=0 if greedy else seed, n=int(best[1]) if best else 1
+        **settings,
+        max_new_tokens=max_new_tokens,
+        seed=0 if greedy else seed,
+        n=int(best[1]) if best else 1,
+        beams=int(beam[1]) if beam else 1,
     )
     problem = next((p for p in _problems(sampling, greedy, bool(best))), None)
+    if beam and sampling.beams < 2:
+        problem = "beam_N needs 2 beams or more."
+    if beam and (cut := [w for w in words if not w.startswith("repetition_penalty")]):
+        problem = f"{cut[0]} cuts a distribution that beam search doesn't draw from."
     if problem:
         raise ValueError(f"decoding: {text!r}: {problem}")
     return Decoding(text, sampling, bool(best))

@@ -42,7 +42,7 @@ class EvalJob:
     bert_encoder: str | None = None
     """The encoder that bertscore compares with: a folder or a hub name."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
-    """How tasks with answers take them, each a column of its own: greedy; t=0.7,top_p=0.9 (also top_k, min_p,
+    """How tasks with answers take them, each a column of its own: greedy; beam_4; t=0.7,top_p=0.9 (also top_k, min_p,
     repetition_penalty); best_of_8 of samples, by the reward run. win_rate compares greedy answers, kl samples."""
     limit: int | None = 200
     """At most this many held-out examples per task. None: all."""

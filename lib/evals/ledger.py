@@ -45,7 +45,7 @@ class Ledger:
         self.there.add(f"{key}.jsonl")
 
 
-CODE = ("attention", "encode", "generate", "reward_model", "sampling")
+CODE = ("attention", "batching", "encode", "generate", "reward_model", "sampling")
 """Files of lib/ that decide an answer: with others of them, nothing in a ledger is taken for the same."""
 
 

@@ -15,6 +15,8 @@ def test_words():
     best = decoding.parse("best_of_8,t=0.5", 9, 3)
     assert best.best_of and best.sampling == Sampling(0.5, n=8, max_new_tokens=9, seed=3)
     assert str(best) == "best of T=0.5, seed 3, 8 each"
+    assert decoding.parse("beam_4", 9, 3).sampling == Sampling(max_new_tokens=9, beams=4)
+    assert str(decoding.parse("beam_4,repetition_penalty=1.2", 9, 3)) == "4 beams, repetition_penalty=1.2"
     assert str(decoding.parse("greedy,repetition_penalty=1.1", 9, 3)) == "greedy, repetition_penalty=1.1"
 
 
@@ -27,6 +29,8 @@ def test_words():
         ("top_p=0", "top_p must be above 0"),
         ("t=0", "t must be above 0.*greedy"),
         ("greedy,t=1", "greedy has no t"),
+        ("beam_1", "2 beams or more"),
+        ("beam_4,top_p=0.9", "top_p=0.9 cuts a distribution that beam search doesn't draw from"),
         ("best_of_1", "2 samples or more"),
         ("min_p=1", "min_p must be from 0 to below 1"),
         ("", "no ''"),
