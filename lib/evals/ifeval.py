@@ -4,7 +4,8 @@ A row of its input_data.jsonl:
 
     {"key": 1001, "prompt": "… Do not use any commas …", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
-The checks are Google's, as lm-eval keeps them. Two of them split text into sentences or words with NLTK's English
+The checks are Google's, as lm-eval keeps them, but for one: where the character to count is no letter (# and ! of two
+prompts) theirs counts a random letter, another one each time, and ours counts what was asked for. Two of them split text into sentences or words with NLTK's English
 model; where that can't be downloaded, NLTK's algorithm runs with a short list of abbreviations instead.
 """
 
@@ -24,7 +25,7 @@ ABBREVIATIONS = {"dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "vs", "etc
 
 class IfEval:
     name = "ifeval"
-    version = "1"
+    version = "2"
 
     def __init__(self, address: str | None = None):
         self.address = address
@@ -82,7 +83,9 @@ def _checks():
             there = nltk.download("punkt_tab", quiet=True)
         if not there:
             nltk.download = lambda *args, **kwargs: False  # lm_eval would try once more
-        from lm_eval.tasks.ifeval import instructions_util, utils
+        from lm_eval.tasks.ifeval import instructions, instructions_util, utils
+    instructions.LetterFrequencyChecker = _frequency_of_any(instructions.LetterFrequencyChecker)
+    utils.instructions_registry.INSTRUCTION_DICT["keywords:letter_frequency"] = instructions.LetterFrequencyChecker
     if not there:
         parameters, words = PunktParameters(), NLTKWordTokenizer()
         parameters.abbrev_types = ABBREVIATIONS
@@ -90,3 +93,16 @@ def _checks():
         instructions_util._get_sentence_tokenizer = lambda: sentences
         nltk.word_tokenize = lambda text: [w for s in sentences.tokenize(text) for w in words.tokenize(s)]
     return utils
+
+
+def _frequency_of_any(checker: type) -> type:
+    """lm-eval's LetterFrequencyChecker, which also counts characters that are no letters."""
+
+    class CharacterFrequencyChecker(checker):
+        def build_description(self, *, letter=None, let_frequency=None, let_relation=None):
+            text = super().build_description(letter=letter, let_frequency=let_frequency, let_relation=let_relation)
+            if letter and len(letter.strip()) == 1:
+                self._letter = letter.strip().lower()
+            return text
+
+    return CharacterFrequencyChecker

@@ -166,6 +166,14 @@ def test_ifeval_has_25_kinds_and_all_were_checked():
     assert {v[0] for v in VERDICTS} == set(_checks().instructions_registry.INSTRUCTION_DICT)
 
 
+def test_ifeval_counts_what_is_no_letter_too(file):
+    """lm-eval's own check counts a random letter instead, so that the same answer passes now and then."""
+    kwargs = {"letter": "#", "let_frequency": 4, "let_relation": "at least"}
+    task, example = ifeval(file, "keywords:letter_frequency", kwargs)
+    for answer, want in (("#a #b #c #d", 1.0), ("#a #b #c eeeeeeeeettttttttaaaaaaaaooooooonnnnnn", 0.0)):
+        assert {task.score(example, answer)["prompt_strict"] for _ in range(30)} == {want}
+
+
 def test_ifeval_loose_forgives_a_first_line(file):
     task, example = ifeval(file, "change_case:english_lowercase", {})
     scores = task.score(example, "Sure! Here it is:\nthis is a sentence in english.")
