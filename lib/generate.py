@@ -218,8 +218,14 @@ class TransformersGenerator:
         for i, (context, scored) in enumerate(pieces):
             if scored:
                 alike.setdefault(tuple(context), []).append(i)
-        several = [group for group in alike.values() if len(group) > 1]
-        alone = [group[0] for group in alike.values() if len(group) == 1]
+        several, alone = [], []
+        for context, group in alike.items():
+            longest = max(len(pieces[i][1]) for i in group)
+            if len(group) == 1 or len(context) < longest:  # to share little would cost more than it saves
+                alone += group
+                continue
+            most = max(1, min(self.batch_rows, self.batch_tokens // (len(context) + longest)))
+            several += [group[k : k + most] for k in range(0, len(group), most)]
         with torch.inference_mode():
             lengths = [len(pieces[i][0]) + len(pieces[i][1]) for i in alone]
             for batch in batches(alone, lengths, self.batch_rows, self.batch_tokens):
@@ -227,7 +233,7 @@ class TransformersGenerator:
                     result[i] = picked(logits_CV, pieces[i][1])
             # Of a multiple-choice question, the question is read once, and then its answers.
             rows = max(1, self.batch_rows // max(map(len, several), default=1))
-            lengths = [len(pieces[g[0]][0]) + sum(len(pieces[i][1]) for i in g) for g in several]
+            lengths = [sum(len(pieces[i][0]) + len(pieces[i][1]) for i in g) for g in several]
             for batch in batches(several, lengths, rows, self.batch_tokens):
                 order = [i for group in batch for i in group]
                 for i, logits_CV in zip(order, self._after([pieces[i] for i in order]), strict=True):

@@ -62,7 +62,7 @@ def app(box: Box):
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
 
     async def following(request):
-        return JSONResponse(_shown(box, request.query_params.get("rater", "")))
+        return JSONResponse(await run_in_threadpool(_shown, box, request.query_params.get("rater", "")))
 
     async def vote(request):
         if request.headers.get("content-type", "").split(";")[0] != "application/json":  # no form of another site
@@ -73,7 +73,7 @@ def app(box: Box):
             await run_in_threadpool(box.vote, rater, ballot, choice)
         except (ValueError, KeyError, TypeError) as e:
             return JSONResponse({"error": str(e)}, 400)
-        return JSONResponse(_shown(box, rater))
+        return JSONResponse(await run_in_threadpool(_shown, box, rater))
 
     routes = [Route("/", page), Route("/next", following), Route("/vote", vote, methods=["POST"])]
     # A page elsewhere could point its own name at 127.0.0.1.
@@ -83,9 +83,11 @@ def app(box: Box):
 
 def _shown(box: Box, rater: str) -> dict:
     """What the page needs for the rater's next ballot; no run is named."""
-    done = sum(who == rater for who, _ in box.votes)
-    found = {"done": done, "total": len(box.ballots), "last": box.last(rater), "ballot": None}
-    if ballot := box.next(rater):
+    with box.lock:
+        done = sum(who == rater for who, _ in box.votes)
+        found = {"done": done, "total": len(box.ballots), "last": box.last(rater), "ballot": None}
+        ballot = box.next(rater)
+    if ballot:
         sides = ballot.answers if box.first_on_left(rater, ballot.id) else ballot.answers[::-1]
         found["ballot"] = {"id": ballot.id, "prompt": ballot.prompt, "left": sides[0], "right": sides[1]}
     return found

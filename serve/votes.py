@@ -37,7 +37,7 @@ def ballots(run: Run, pair: tuple[str, str], task: str | None = None) -> list[Ba
 
     if not run.fs.exists(run.at("reports/examples.jsonl")):
         raise ValueError(f"--run: {run.path} has no reports/examples.jsonl. Evaluate first: python jobs/eval.py …")
-    rows = [json.loads(line) for line in run.read_text("reports/examples.jsonl").splitlines()]
+    rows = [json.loads(line) for line in run.read_text("reports/examples.jsonl").split("\n") if line]
     there = list(dict.fromkeys(r["run"] for r in rows))
     for name in pair:
         if name not in there:
@@ -69,8 +69,8 @@ class Box:
         self.run, self.pair, self.ballots, self.lock = run, pair, ballots, threading.Lock()
         self.by_id = {b.id: b for b in ballots}
         self.votes: dict[tuple[str, str], str] = {}
-        lines = run.read_text("votes.jsonl").splitlines() if run.fs.exists(run.at("votes.jsonl")) else []
-        for row in map(json.loads, lines):
+        lines = run.read_text("votes.jsonl").split("\n") if run.fs.exists(run.at("votes.jsonl")) else []
+        for row in (json.loads(line) for line in lines if line):
             if row["pair"] == list(pair) and row["id"] in self.by_id:
                 self._count(row["rater"], row["id"], row["vote"])
 

@@ -170,6 +170,24 @@ def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
     generator.batch_rows = 64
 
 
+def test_reading_once_stays_within_the_batch(generator, monkeypatch):
+    """Many continuations of one context are cut to batch_tokens; whole texts share only a start token, which isn't worth it."""
+    rows = []
+    forward = generator.model.forward
+
+    def counted(*args, input_ids, attention_mask, **kwargs):
+        rows.append(tuple(attention_mask.shape))
+        return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(generator.model, "forward", counted)
+    monkeypatch.setattr(generator, "batch_tokens", 100)
+    context = "the red lamp is near the green chair and the blue table"
+    generator.score([context] * 40, [f" {w} {v}" for w in WORDS[:8] for v in WORDS[:5]])
+    assert len(rows) > 4 and all(b * t <= 100 for b, t in rows)
+    monkeypatch.setattr(generator, "_after", None)  # not called
+    generator.score([None] * 5, [context] * 5)
+
+
 def test_an_answers_own_tokens_are_scored_not_its_text(generator, prompts):
     """Sampled tokens are often not the tokenizer's own cut of their text; what is scored must be what was sampled."""
     drawn = generator.generate(prompts, Sampling(1.0, max_new_tokens=6))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 from pathlib import Path
 
 from lib.evals.context import Context
@@ -46,7 +45,7 @@ def measure(context: Context) -> list[Scores]:
     futures = [context.engine.generate(run, [e.prompt for e in asked], how.sampling) for run, how in cells]
     found = []
     for (run, how), future in zip(cells, futures, strict=True):
-        texts = [a.text for a in chosen(context, how, asked, future.result())]
+        texts = [a.text for a in chosen(context, how, asked, future.result())[0]]
         said = [i for i, t in enumerate(texts) if t.strip()]
         parts = scorer.score([texts[i] for i in said], [asked[i].reference for i in said]) if said else ([], [], [])
         for name, values in zip(("precision", "recall", "f1"), parts, strict=True):
@@ -68,9 +67,10 @@ def _scorer(encoder: str):
     from bert_score.utils import model2layers
     from transformers import AutoConfig
 
-    folder = Path(encoder).expanduser()
-    if folder.is_dir():
-        layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
-        return BERTScorer(str(folder), num_layers=layers, use_fast_tokenizer=True)
-    layers = model2layers.get(encoder) or AutoConfig.from_pretrained(encoder).num_hidden_layers
-    return BERTScorer(encoder, num_layers=layers, use_fast_tokenizer=True)
+    where = str(Path(encoder).expanduser()) if Path(encoder).expanduser().is_dir() else encoder
+    config = AutoConfig.from_pretrained(where)
+    layers = model2layers.get(encoder) or config.num_hidden_layers
+    scorer = BERTScorer(where, num_layers=layers, use_fast_tokenizer=True)
+    if scorer._tokenizer.model_max_length > 10**6:  # not told (as of DeBERTa), and then too large a number to cut at
+        scorer._tokenizer.model_max_length = min(512, config.max_position_embeddings)
+    return scorer

@@ -17,7 +17,7 @@ from lib.evals import sandbox
 from lib.evals.examples import read
 from lib.evals.task import Example
 
-BLOCK = re.compile(r"```(?:python|py|Python)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+BLOCK = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 class _Code:
@@ -89,8 +89,9 @@ class Mbpp(_Code):
 
 
 def extract(completion: str, name: str | None = None) -> str:
-    """The code of an answer: the last block that defines `name`, else the first block, else all of the text."""
-    blocks = BLOCK.findall(completion)
+    """The code of an answer: the last Python block that defines `name`, else the first, else all of the text."""
+    found = [(tag.strip().lower(), code) for tag, code in BLOCK.findall(completion)]
+    blocks = [code for tag, code in found if not tag or tag.startswith("py")] or [code for _, code in found]
     defining = [b for b in blocks if name and defines(b, name)]
     return (defining or blocks[:1] or [completion])[-1]
 

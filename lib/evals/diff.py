@@ -67,7 +67,7 @@ def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison
 
     a, b: the runs' names in the report.
     """
-    rows = [json.loads(line) for line in where.read_text("reports/examples.jsonl").splitlines()]
+    rows = [json.loads(line) for line in where.read_text("reports/examples.jsonl").split("\n") if line]
     sides: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         if row["run"] in (a, b) and row["scores"]:

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -90,6 +90,7 @@ class Endpoint:
         self.kept = set(run.files("verdicts")) if run.fs.exists(run.at("verdicts")) else set()
         self.pool = ThreadPoolExecutor(judge.at_once)
         self.asked: dict[str, Future] = {}
+        self.stop, self.gone = threading.Event(), None
         key = os.environ.get(judge.key_env)
         self.http = httpx.Client(
             base_url=judge.url.rstrip("/"),
@@ -123,14 +124,25 @@ class Endpoint:
         on is pointless."""
         keys = [json.dumps(c) for c in conversations]
         with self.lock:
+            if self.gone:
+                raise self.gone
             for key, conversation in zip(keys, conversations, strict=True):
                 if key not in self.asked:
                     self.asked[key] = self.pool.submit(self._one, conversation)
         try:
             return [self.asked[key].result() for key in keys]
-        except BaseException:
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        except CancelledError:
+            raise self.gone from None
+        except Unreachable as e:
+            self.close(e)
+            raise self.gone from None
+
+    def close(self, why: Unreachable | None = None) -> None:
+        """Asks nothing more; whoever waits or asks is told `why`."""
+        with self.lock:
+            self.gone = self.gone or why or Unreachable("judge: not asked any more, since something else failed.")
+        self.stop.set()
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def spent(self) -> dict:
         """{replies, cached, failed, seconds, tokens_in, tokens_out, usd}: all but the first two of what was not cached."""
@@ -168,7 +180,15 @@ class Endpoint:
     def _post(self, body: dict) -> Reply:
         """Tries again after a time-out, 429 and 5xx, waiting as Retry-After says or longer each time."""
         import httpx
-        from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
+        from tenacity import (
+            RetryError,
+            Retrying,
+            retry_if_result,
+            sleep_using_event,
+            stop_after_attempt,
+            stop_when_event_set,
+            wait_exponential_jitter,
+        )
 
         def once() -> Reply | tuple[str, float]:
             try:
@@ -178,6 +198,8 @@ class Endpoint:
             if found.status_code == 429 or found.status_code >= 500:
                 after = found.headers.get("retry-after", "")
                 return f"HTTP {found.status_code}: {found.text[:200]}", float(after) if after.isdigit() else 0.0
+            if found.status_code in (400, 413, 422):  # this question: too long, or a content filter
+                return Reply(None, error=f"HTTP {found.status_code}: {found.text[:200]}")
             if found.status_code >= 400:
                 raise Unreachable(f"judge: {self.judge.url} answers HTTP {found.status_code}: {found.text[:300]}")
             try:
@@ -190,7 +212,8 @@ class Endpoint:
 
         longer = wait_exponential_jitter(multiplier=0.5, max=20)
         retry = Retrying(
-            stop=stop_after_attempt(TRIES),
+            stop=stop_after_attempt(TRIES) | stop_when_event_set(self.stop),
+            sleep=sleep_using_event(self.stop),
             retry=retry_if_result(lambda r: not isinstance(r, Reply)),
             wait=lambda state: max(longer(state), min(state.outcome.result()[1], 120)),
         )

@@ -141,7 +141,8 @@ class Engine:
 
     def took(self, future: Future) -> tuple[float, int]:
         """(seconds of work, tokens) of the request that `future` is of, as measured when it was done."""
-        request = next(r for r in self.asked.values() if r.future is future)
+        with self.changed:
+            request = next(r for r in self.asked.values() if r.future is future)
         return request.seconds, request.tokens
 
     def timings(self) -> list[dict]:

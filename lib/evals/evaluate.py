@@ -56,11 +56,11 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
-                engine.close()  # else the pool would wait for the answers
+                _close(engine, panel)  # else the pool would wait for the answers
                 raise
-            failed = next((f.exception() for f in done if f.exception()), None)
+            failed = next((f.exception() for f in futures if f in done and f.exception()), None)
             if failed:
-                engine.close()
+                _close(engine, panel)
                 raise failed
         scores = [s for f in futures for s in f.result()]
         work = engine.timings()
@@ -108,6 +108,12 @@ def _panel(job: EvalJob) -> Panel | None:
     panel = Panel(job.judge, Endpoint(job.judge, Run(job.run)), judge.prompts(job.judge.prompts))
     panel.endpoint.check()
     return panel
+
+
+def _close(engine: Engine, panel: Panel | None) -> None:
+    engine.close()
+    if panel:
+        panel.endpoint.close()
 
 
 def _run_info(name: str, base: str, trained_template: str | None) -> RunInfo:

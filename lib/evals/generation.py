@@ -26,7 +26,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
     asked = [context.engine.generate(run, prompts, how.sampling) for run, how in cells]
     found = []
     for (run, how), future in zip(cells, asked, strict=True):
-        answers = chosen(context, how, examples, future.result())
+        answers, rewards = chosen(context, how, examples, future.result())
         with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
             scored = list(pool.map(task.score, examples, [a.text for a in answers]))
         common = {"task": task.name, "run": run, "decoding": how.name}
@@ -60,7 +60,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
                 **common,
             )
         )
-        found += _how(context, [a.text for a in answers], future, common)
+        found += _how(context, [a.text for a in answers], [future, *rewards], common)
         context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
     for name in {s.metric for s in found}:  # one run may have only 0s and 1s where another has shares
         alike = [s for s in found if s.metric == name]
@@ -70,16 +70,17 @@ def measure(task: Task, context: Context) -> list[Scores]:
     return found
 
 
-def _how(context: Context, texts: list[str], future: Future, common: dict) -> list[Scores]:
+def _how(context: Context, texts: list[str], work: list[Future], common: dict) -> list[Scores]:
     """What the decoding cost and how varied it was: values of the whole cell, with no interval."""
-    seconds, tokens = context.engine.took(future)
+    seconds = sum(context.engine.took(f)[0] for f in work)
+    writing, tokens = context.engine.took(work[0])
     n = len(texts)
     values = {
         "distinct_1": (diversity.distinct(texts, 1), "", ""),
         "distinct_2": (diversity.distinct(texts, 2), "", ""),
         "self_bleu": (diversity.self_bleu(texts, context.job.seed), "", ""),
         "seconds_per_answer": (seconds / n, "s", "lower"),
-        "tokens_per_second": (tokens / seconds if seconds else None, "", "higher"),
+        "tokens_per_second": (tokens / writing if writing else None, "", "higher"),
     }
     if context.job.usd_per_hour:
         values["usd_per_1000"] = (seconds / n / 3600 * context.job.usd_per_hour * 1000, "$", "lower")
@@ -98,15 +99,16 @@ def _how(context: Context, texts: list[str], future: Future, common: dict) -> li
     ]
 
 
-def chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> list:
-    """One answer to each prompt: the only one, or of several the one with the highest reward (the first of equals)."""
+def chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> tuple[list, list[Future]]:
+    """(one answer to each prompt: the only one, or of several the one with the highest reward, the first of equals; the
+    requests that took)."""
     if not how.best_of:
-        return [each[0] for each in answers]
+        return [each[0] for each in answers], []
     conversations = [
         [*e.prompt, {"role": "assistant", "content": a.text}]
         for e, each in zip(examples, answers, strict=True)
         for a in each
     ]
-    rewards = context.engine.reward(context.scorer, conversations).result()
-    n = how.sampling.n
-    return [each[max(range(n), key=lambda k: rewards[i * n + k])] for i, each in enumerate(answers)]
+    asked = context.engine.reward(context.scorer, conversations)
+    rewards, n = asked.result(), how.sampling.n
+    return [each[max(range(n), key=lambda k: rewards[i * n + k])] for i, each in enumerate(answers)], [asked]

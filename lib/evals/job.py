@@ -230,15 +230,13 @@ def needs(job: EvalJob) -> list[str]:
     if "arena" in job.tasks and len(job.runs) < 2:
         out.append("runs: arena needs two or more that meet.")
     pairwise = [t for t in ("win_rate", "kl") if t in job.tasks]
-    if pairwise and job.runs:
-        if job.reference and job.reference not in job.runs:
-            from lib.cli import nearest
+    if job.reference and job.runs and job.reference not in job.runs:
+        from lib.cli import nearest
 
-            out.append(
-                f"reference: {job.reference} is not one of runs ({', '.join(job.runs)})."
-                + nearest(job.reference, job.runs)
-            )
-        elif len(job.runs) < 2:
+        near = nearest(job.reference, job.runs)
+        out.append(f"reference: {job.reference} is not one of runs ({', '.join(job.runs)}).{near}")
+    elif pairwise and job.runs:
+        if len(job.runs) < 2:
             out.append(
                 f"runs: {' and '.join(pairwise)} compare two runs, and there is one. Add the reference before it."
             )

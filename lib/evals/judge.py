@@ -82,7 +82,8 @@ class Panel:
             first, swapped = said[2 * i : 2 * i + 2]
             lengths = tuple(sum(len(m["content"]) for m in c if m["role"] == "assistant") for c in (a, b))
             found.append(Pair((first, None if swapped is None else 1 - swapped), lengths))
-            self.pairs[json.dumps([a, b, references[i]])] = found[-1]
+            key = json.dumps([*sorted([json.dumps(a), json.dumps(b)]), references[i]])
+            self.pairs.setdefault(key, found[-1])
         return found
 
     def grade(self, conversations: list[list[dict]], references: list | None = None) -> list[float | None]:
@@ -95,15 +96,14 @@ class Panel:
         """What the report says about the judge itself, over all pairs that it compared."""
         pairs = list(self.pairs.values())
         both = [(i, p) for i, p in enumerate(pairs) if None not in p.verdicts]
-        orders = [(i, v) for i, p in both for v in (p.verdicts[0], 1 - p.verdicts[1])]
+        first = [(i, (p.verdicts[0] + 1 - p.verdicts[1]) / 2) for i, p in both]
         decided = [(i, p) for i, p in both if p.share != 0.5 and p.lengths[0] != p.lengths[1]]
-        every = [(i, v) for i, p in enumerate(pairs) for v in p.verdicts]
         columns = {
             "orders_agree": [(i, p.verdicts[0] == p.verdicts[1]) for i, p in both],
-            "first_won": orders,
+            "first_won": first,
             "ties": [(i, p.share == 0.5) for i, p in both],
             "longer_won": [(i, (p.share > 0.5) == (p.lengths[0] > p.lengths[1])) for i, p in decided],
-            "readable": [(i, v is not None) for i, v in every],
+            "readable": [(i, sum(v is not None for v in p.verdicts) / 2) for i, p in enumerate(pairs)],
         }
         better = {"orders_agree": "higher", "readable": "higher"}
         return [

@@ -55,8 +55,8 @@ def measure(context: Context) -> list[Scores]:
                 strict=True,
             )
         )
+        answers = [talk[-1]["content"] for talk in talks[run]]
         talks[run] = whole
-        scored = [{f"turn_{i}": g for i, g in enumerate(pair, 1) if g is not None} for pair in grades]
         columns = {"grade": [sum(p) / 2 if None not in p else None for p in grades]}
         columns |= {f"turn_{i + 1}": [p[i] for p in grades] for i in (0, 1)}
         for name, values in columns.items():
@@ -65,7 +65,8 @@ def measure(context: Context) -> list[Scores]:
             found.append(
                 Scores(metric=name, run=run, ids=ids, tops=tops, unit="of 10", headline=name == "grade", **common)
             )
-        answers = ["\n\n".join(m["content"] for m in talk if m["role"] == "assistant") for talk in whole]
+        scored = [{name: v[i] for name, v in columns.items() if v[i] is not None} for i in range(len(examples))]
+        # The second turn has the run's own first answer before it, so only the first is the same prompt for all.
         context.record("mt_bench", run, examples, answers, scored)
     if len(job.runs) > 1:
         for run in context.challengers:

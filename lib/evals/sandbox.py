@@ -17,6 +17,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 
 CPU_SECONDS = 5
@@ -35,7 +36,8 @@ sys.argv = ["program"]
 exec(compile(said["source"], "program", "exec"), {"__name__": "__main__"})
 os.write(out, said["end"].encode())
 """
-"""`end` is written when the program came to its end, so that an exit(0) before the tests is no success."""
+"""`end` is written when the program came to its end, so that an exit(0) before the tests is no success. A program that
+looks for `end` in this process can find it: this is for models that write code, not for people who attack a score."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,34 @@ def run(source: str) -> Outcome:
     end = secrets.token_hex(8)
     filters = _no_processes()
     try:
-        done = subprocess.run(
-            [*_command(), "--seccomp", str(filters), *_python(), "-c", BOOT],
-            pass_fds=[filters],
-            input=json.dumps({"source": source, "limits": limits, "end": end}),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=WALL_SECONDS,
-        )
+        with (
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):  # files, so that their limit holds here too
+            done = subprocess.run(
+                [*_command(), "--seccomp", str(filters), *_python(), "-c", BOOT],
+                pass_fds=[filters],
+                input=json.dumps({"source": source, "limits": limits, "end": end}).encode(),
+                stdout=out,
+                stderr=err,
+                timeout=WALL_SECONDS,
+            )
+            said, error = _tail(out), _tail(err)
     except subprocess.TimeoutExpired:
         return Outcome(False, f"took more than {WALL_SECONDS} s")
     finally:
         os.close(filters)
-    if done.stdout == end:
+    if said == end:
         return Outcome(True, "")
-    last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
+    last = [line.strip() for line in error.splitlines() if line.strip()][-1:]
     killed = done.returncode in (-9, 137, -24, 152)
     return Outcome(False, f"took more than {CPU_SECONDS} s" if killed else last[0][:300] if last else "ended early")
+
+
+def _tail(file) -> str:
+    """The last 4 kB of a file."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+    return file.read().decode(errors="replace")
 
 
 def problem() -> str | None:
@@ -93,7 +105,21 @@ def _command() -> tuple[str, ...]:
     seen += [] if sys.base_prefix.startswith("/usr") else [sys.base_prefix]
     binds = [word for p in seen for word in ("--ro-bind", p, p)]
     walls = ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--proc", "/proc", "--dev", "/dev"]
-    return ("bwrap", *binds, *walls, "--size", str(FILE), "--tmpfs", "/tmp", "--chdir", "/tmp")
+    return (
+        "bwrap",
+        *binds,
+        *walls,
+        "--size",
+        str(FILE),
+        "--tmpfs",
+        "/tmp",
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/tmp",
+    )
 
 
 def _python() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Code tasks: right answers pass, wrong ones don't, and a program can't get out, hang, or pretend."""
+"""Code tasks: right answers pass, wrong ones don't, and a program can't get out, hang, or pass by leaving early."""
 
 import json
 import sys
@@ -41,6 +41,8 @@ def task(tmp_path):
         ("    return sum(x + 1 for x in xs)\n", 1),  # only the body, as a base model goes on
         ("```\ndef add_all(xs):\n    return sum(xs)\n```", 0),
         ("```python\nprint('hi')\n```\nand\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)", 1),  # cut off
+        ("```python3\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```\nThis works.", 1),
+        ("```bash\npip install x\n```\nThen:\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```", 1),
         ("I can't do that.", 0),
         ("", 0),
     ],
@@ -92,6 +94,9 @@ def test_extract_takes_the_block_that_defines_the_function():
         ("open('/tmp/x', 'wb').write(bytes(64 << 20))", "File too large|No space"),
         ("[open(f'/tmp/{i}', 'wb').write(bytes(8 << 20)) for i in range(9)]", "No space"),
         ("x = bytearray(4 << 30)", "MemoryError"),
+        ("open('/x', 'w')", "Read-only"),
+        ("open('/dev/shm/x', 'w')", "Read-only|No such file"),
+        ("import os\nwhile True: os.write(2, bytes(65536))", ""),
         ("while True: pass", "took more than 5 s"),
         ("import os; os.fork()", "temporarily unavailable"),
         ("import subprocess; subprocess.run(['/bin/true'])", "temporarily unavailable"),

@@ -100,7 +100,7 @@ def test_both_orders_count(api, panel):
     pairs = [(talk("q", "good"), talk("q", "bad")), (talk("q", "bad one"), talk("q", "good")), (talk("q", "x"),) * 2]
     assert [p.share for p in honest.compare(pairs)] == [1.0, 0.0, 0.5]
     figures = {s.metric: (sum(s.tops), len(s.tops)) for s in honest.honesty()}
-    assert figures["orders_agree"] == (3, 3) and figures["ties"] == (1, 3) and figures["readable"] == (6, 6)
+    assert figures["orders_agree"] == (3, 3) and figures["ties"] == (1, 3) and figures["readable"] == (3, 3)
     assert figures["longer_won"] == (1, 2)  # "good" is longer than "bad", and shorter than "bad one"
 
 
@@ -163,6 +163,26 @@ def test_no_answer_at_all_is_counted_and_then_the_end(api, panel, monkeypatch):
         gone.compare(pairs * 3)
 
 
+def test_a_question_that_the_api_refuses_is_left_out(api, panel):
+    """Too long for the judge, say: the other questions are answered."""
+    some = panel(api(lambda p: (400, {}) if "question 1" in p else better(p)).judge())
+    pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
+    assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0]
+
+
+def test_closing_ends_the_waiting(api, panel):
+    """Another task failed: what is queued isn't asked, what is being retried stops, and whoever waits is told."""
+    server = api(lambda p: (503, {"retry-after": "60"}))
+    ours = panel(server.judge(at_once=2))
+    threading.Timer(1.0, ours.endpoint.close).start()
+    began = time.time()
+    with pytest.raises(Unreachable, match="not asked any more"):
+        ours.compare([(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(9)])
+    assert time.time() - began < 20 and len(server.asked) <= 4
+    with pytest.raises(Unreachable, match="not asked any more"):
+        ours.compare([(talk("q", "good"), talk("q", "bad"))])
+
+
 def test_a_refused_key_stops_at_once(api, panel):
     server = api(lambda p: (401, {}))
     with pytest.raises(Unreachable, match="HTTP 401"):
@@ -175,7 +195,7 @@ def test_nonsense(api, panel):
     some = panel(api(lambda p: "I like turtles [A]" if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0]
-    assert sum(next(s for s in some.honesty() if s.metric == "readable").tops) == 6
+    assert sum(next(s for s in some.honesty() if s.metric == "readable").tops) == 3
     with pytest.raises(Unreadable, match=r"8 of 8 verdicts of referee can't be read.*\[\[A\]\].*I like turtles"):
         panel(api(lambda p: "I like turtles").judge()).compare(pairs)
 
@@ -280,6 +300,8 @@ def test_mt_bench_and_win_rate_in_a_report(api, runs, pairs_file, local_ray, tmp
     assert found["win_rate", "win_rate_lc", "dpo"].value == pytest.approx(0.5, abs=0.01)
     assert found["preference_accuracy", "preference_accuracy", "referee"].value == 0.5
     assert found["judge", "orders_agree", "referee"].value == 0 and found["judge", "first_won", "referee"].value == 1
+    pairs = 3 * 3  # of mt_bench, of the labelled ones, and of win_rate and arena, which ask about the same
+    assert found["judge", "orders_agree", "referee"].n == pairs
     second = [b["messages"][-1]["content"] for b in server.asked if "and then?" in b["messages"][-1]["content"]]
     assert second and all("what is" in text for text in second)
     text = Run(job.run).read_text("reports/report.md")
