@@ -1,0 +1,43 @@
+"""The drill itself: killed jobs end with the undisturbed run's very weights, and a job that doesn't is told apart."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import REPO
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "adapter", "kinds"), [("sft", "none", "worker truncate"), ("dpo", "lora", "ray flip")]
+)
+def test_bit_equal_after_every_kind_of_kill(stage, adapter, kinds, tiny_model, chats_file, pairs_file, tmp_path):
+    """On two workers, at random steps; the disturbed runs really were killed: each went on from a checkpoint."""
+    config = {
+        "model": {"base": tiny_model, "adapter": adapter},
+        "data": {"source": chats_file if stage == "sft" else pairs_file},
+        "train": {"max_steps": 8, "save_steps": 2, "learning_rate": 1e-3},
+        "scale": {"workers": 2, "global_batch": 8, "micro_batch": 2},
+    }
+    if adapter == "lora":
+        config["model"]["lora"] = {"r": 4, "target_modules": "all-linear"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        sys.executable,
+        "jobs/drill.py",
+        "--config",
+        str(tmp_path / "job.yaml"),
+        "--stage",
+        stage,
+        "--kills",
+        "2",
+    ]
+    command += ["--kinds", *kinds.split(), "--run", str(tmp_path / "drill")]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("bit-equal") == 2 and "All 2 disturbed runs" in done.stdout
+    hashes = {json.loads(p.read_text())["model_sha256"] for p in (tmp_path / "drill").rglob("provenance.json")}
+    assert len(hashes) == 1
