@@ -102,8 +102,8 @@ class Run:
     # -- reading and writing --------------------------------------------------------------------------------------
 
     def read_text(self, rel: str) -> str:
-        with self.fs.open(self.at(rel), "r", encoding="utf-8") as f:
-            return f.read()
+        # One request: s3fs asks for size and content apart, and fails where the file is written anew in between.
+        return self.fs.cat_file(self.at(rel)).decode("utf-8")
 
     def write_text(self, rel: str, text: str) -> None:
         """Replaces a file whole: a reader sees the old text or the new, never half of one."""
