@@ -140,6 +140,7 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     from lib.evals.context import Context
     from lib.evals.engine import Engine
     from lib.launch import connect
+    from lib.sampling import Sampling
 
     request = job.EvalJob(
         run=f"{folder}/ours-{workers}", runs={"m": model}, tasks=[f"lm_eval:{f}" for f in files], dtype="float32", limit=None
@@ -151,8 +152,6 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     seconds, scores = {}, {}
     try:
         with Engine(planned.specs, workers, say=lambda line: None) as engine:
-            from lib.sampling import Sampling
-
             warm = [f"warm {i}" for i in range(128)]  # two shards, so that every process has loaded the model
             engine.generate("m", warm, Sampling(max_new_tokens=1)).result()
             context = Context(request, engine, None, None)

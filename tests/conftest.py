@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,14 +119,9 @@ def chats_file(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def s3_server():
     """Address of a real S3 server (moto) on loopback, in a process of its own, with an empty bucket `runs`."""
-    import socket
-    import time
-
     import boto3
 
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
     )
@@ -157,6 +154,24 @@ def browser() -> str:
     if not found:
         pytest.fail("no Chromium on this machine: apt-get install chromium (or put Chrome on PATH)")
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for_port(port: int, process: subprocess.Popen, seconds: int = 120) -> None:
+    """Returns when `process` listens. Raises TimeoutError."""
+    give_up = time.time() + seconds
+    while time.time() < give_up:
+        assert process.poll() is None, "the server ended"
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on {port}")
 
 
 def s3_environment(address: str) -> dict[str, str]:

@@ -61,13 +61,7 @@ def _number(score: float | tuple[float, float]) -> float:
 
 
 def _text(reference) -> str | None:
-    return (
-        None
-        if reference is None
-        else reference
-        if isinstance(reference, str)
-        else json.dumps(reference, ensure_ascii=False)
-    )
+    return reference if reference is None or isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 
 def lines(context: Context) -> str:

@@ -121,7 +121,7 @@ class Plan:
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
     from lib.cli import nearest
-    from lib.evals import bertscore, harness, mt_bench, tasks
+    from lib.evals import bertscore, generation, harness, mt_bench, tasks
 
     problems: list[str] = []
 
@@ -134,10 +134,17 @@ def plan(job: EvalJob) -> Plan:
     if not job.tasks:
         problems.append(f"tasks: there are none to run. Known: {', '.join(tasks.names())}.")
     counts: dict[str, int] = {}
+    metrics: dict[str, list[str] | None] = {}
     for name in job.tasks:
         attempt(tasks.get, name, job.task_data)
+        metrics[attempt(harness.called, name) if name.startswith(harness.PREFIX) else name] = None
         if name in tasks.TASKS:
-            counts[name] = len(attempt(tasks.task(name, job.task_data.get(name)).examples, job.limit) or ())
+            task = tasks.task(name, job.task_data.get(name))
+            examples = attempt(task.examples, job.limit) or []
+            counts[name] = len(examples)
+            if job.gate:  # what it scores, an empty answer tells
+                found = [m for e in examples[:20] for m in task.score(e, "")]
+                metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS]
     filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore"]
     for name in set(job.task_data) - set(filed):
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
@@ -162,8 +169,6 @@ def plan(job: EvalJob) -> Plan:
     if "bertscore" in job.tasks:
         attempt(bertscore.examples, job.task_data, job.limit)
         problems += [p] if (p := bertscore.problem(job.bert_encoder)) else []
-    metrics = {n: attempt(_metrics, n, job) for n in job.tasks if not n.startswith(harness.PREFIX)}
-    metrics |= {attempt(harness.called, n): None for n in job.tasks if n.startswith(harness.PREFIX)}
     problems += gate.problems(job.gate, metrics, [*job.runs, *([scorer] if scorer else [])], job.decoding)
     checks = {}
     for name, want in tasks.ROWS.items():
@@ -172,17 +177,6 @@ def plan(job: EvalJob) -> Plan:
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks, counts)
-
-
-def _metrics(name: str, job: EvalJob) -> list[str] | None:
-    """Metrics that the task gives, where a score of an empty answer tells."""
-    from lib.evals import generation, tasks
-
-    if not job.gate or name not in tasks.TASKS:
-        return None
-    task = tasks.task(name, job.task_data.get(name))
-    found = [m for e in task.examples(20) for m in task.score(e, "")]
-    return [*dict.fromkeys(found), *generation.ALWAYS]
 
 
 def after(job: Job) -> EvalJob:

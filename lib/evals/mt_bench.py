@@ -48,38 +48,30 @@ def measure(context: Context) -> list[Scores]:
     common = {"task": "mt_bench", "judge": panel.name, "decoding": "greedy"}
     for run, (asked, future) in then.items():
         whole = [[*talk, _said(a)] for talk, a in zip(asked, future.result(), strict=True)]
-        grades = list(
-            zip(
-                panel.grade(talks[run], [r[:1] if r else None for r in references]),
-                panel.grade(whole, references),
-                strict=True,
-            )
-        )
+        one = panel.grade(talks[run], [r[:1] if r else None for r in references])
+        two = panel.grade(whole, references)
         answers = [talk[-1]["content"] for talk in talks[run]]
         talks[run] = whole
-        columns = {"grade": [sum(p) / 2 if None not in p else None for p in grades]}
-        columns |= {f"turn_{i + 1}": [p[i] for p in grades] for i in (0, 1)}
+        both = [None if None in pair else sum(pair) / 2 for pair in zip(one, two, strict=True)]
+        columns = {"grade": both, "turn_1": one, "turn_2": two}
         for name, values in columns.items():
-            rows = [(e.id, v) for e, v in zip(examples, values, strict=True) if v is not None]
-            ids, tops = [i for i, _ in rows], [v for _, v in rows]
-            found.append(
-                Scores(metric=name, run=run, ids=ids, tops=tops, unit="of 10", headline=name == "grade", **common)
-            )
+            read = _read(examples, values)
+            found.append(Scores(metric=name, run=run, unit="of 10", headline=name == "grade", **read, **common))
         scored = [{name: v[i] for name, v in columns.items() if v[i] is not None} for i in range(len(examples))]
         # The second turn has the run's own first answer before it, so only the first is the same prompt for all.
         context.record("mt_bench", run, examples, answers, scored)
     if len(job.runs) > 1:
         for run in context.challengers:
             pairs = panel.compare(list(zip(talks[run], talks[context.reference], strict=True)), references)
-            rows = [(e.id, p.share) for e, p in zip(examples, pairs, strict=True) if p.share is not None]
-            ids, tops = [i for i, _ in rows], [s for _, s in rows]
-            found.append(
-                Scores(
-                    metric="win_rate", run=run, ids=ids, tops=tops, kind="proportion", versus=context.reference,
-                    headline=True, **common,
-                )
-            )  # fmt: skip
+            read = _read(examples, [p.share for p in pairs]) | {"kind": "proportion", "versus": context.reference}
+            found.append(Scores(metric="win_rate", run=run, headline=True, **read, **common))
     return found
+
+
+def _read(examples: list[Example], values: list[float | None]) -> dict:
+    """ids and tops of the examples whose verdict could be read."""
+    at = [i for i, v in enumerate(values) if v is not None]
+    return {"ids": [examples[i].id for i in at], "tops": [values[i] for i in at]}
 
 
 def _said(answers: list) -> dict:

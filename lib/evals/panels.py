@@ -6,8 +6,6 @@ from lib.evals import plots
 from lib.evals.report import Metric, Report
 from lib.evals.summary import label, number, show
 
-FRONTIER = "seconds_per_answer"
-
 
 def colours(report: Report) -> dict[str, int]:
     """{run: number of its colour}: the same in every picture, table and sample."""
@@ -83,7 +81,7 @@ def frontiers(report: Report) -> list[dict]:
     """Quality against seconds of work per answer, a picture per task that was answered in two ways or more."""
     colour, cost, found = colours(report), {}, {}
     for m in report.metrics:
-        if m.metric == FRONTIER:
+        if m.metric == "seconds_per_answer":
             cost[m.task, m.run, m.decoding] = m.value
     for m in report.metrics:
         at = cost.get((m.task, m.run, m.decoding))

@@ -79,7 +79,7 @@ def win_rate(context: Context) -> list[Scores]:
 
 
 def arena(context: Context) -> list[Scores]:
-    """Ratings of all the runs from every pair's greedy answers to the same prompts, by rule and by the reward run; the
+    """Ratings of all the runs from every pair's greedy answers to the same prompts, by rule, reward run and judge; the
     first run has 1000 points, and 400 more are odds of 10 to 1."""
     import numpy as np
 

@@ -53,10 +53,8 @@ def run(source: str) -> Outcome:
     end = secrets.token_hex(8)
     filters = _no_processes()
     try:
-        with (
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-        ):  # files, so that their limit holds here too
+        # Into files, so that their limit holds for what it prints too.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             done = subprocess.run(
                 [*_command(), "--seccomp", str(filters), *_python(), "-c", BOOT],
                 pass_fds=[filters],
@@ -83,13 +81,9 @@ def _tail(file) -> str:
     return file.read().decode(errors="replace")
 
 
+@functools.cache
 def problem() -> str | None:
     """Why programs can't be run here, and what to do; None where they can."""
-    return _problem()
-
-
-@functools.cache
-def _problem() -> str | None:
     if not sys.platform.startswith("linux") or platform.machine() not in CALLS or not shutil.which("bwrap"):
         return "runs code that a model wrote, in bubblewrap, which isn't here: apt-get install bubblewrap (Linux)."
     found = run("")
@@ -104,22 +98,9 @@ def _command() -> tuple[str, ...]:
     seen = [p for p in ("/usr", "/lib", "/lib64", "/bin", "/lib32") if os.path.exists(p)]
     seen += [] if sys.base_prefix.startswith("/usr") else [sys.base_prefix]
     binds = [word for p in seen for word in ("--ro-bind", p, p)]
-    walls = ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--proc", "/proc", "--dev", "/dev"]
-    return (
-        "bwrap",
-        *binds,
-        *walls,
-        "--size",
-        str(FILE),
-        "--tmpfs",
-        "/tmp",
-        "--remount-ro",
-        "/dev",
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/tmp",
-    )
+    walls = "--unshare-all --die-with-parent --new-session --clearenv --proc /proc --dev /dev"
+    folder = f"--size {FILE} --tmpfs /tmp --remount-ro /dev --remount-ro / --chdir /tmp"
+    return ("bwrap", *binds, *walls.split(), *folder.split())
 
 
 def _python() -> tuple[str, ...]:

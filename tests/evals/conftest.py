@@ -4,7 +4,11 @@ import json
 
 import pytest
 
+from lib.evals import judge
+from lib.evals.endpoint import Endpoint
+from lib.evals.judge import Panel
 from lib.run import Run
+from tests.evals.api import Api
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +80,24 @@ def local_ray():
         connect()
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def api():
+    """api(say) → Api; closed at the end."""
+    made = []
+
+    def make(say) -> Api:
+        made.append(Api(say))
+        return made[-1]
+
+    yield make
+    for a in made:
+        a.server.shutdown()
+        a.server.server_close()
+
+
+@pytest.fixture
+def panel(tmp_path):
+    """panel(Judge) → Panel that keeps its replies in a run of the test's."""
+    return lambda j: Panel(j, Endpoint(j, Run(str(tmp_path / "run"))), judge.prompts(j.prompts))

@@ -35,34 +35,35 @@ def task(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "passed"),
+    ("name", "answer", "passed"),
     [
-        ("Here:\n```python\ndef add_all(xs: List[int]) -> int:\n    return sum(helper(x) for x in xs)\n```\nDone.", 1),
-        ("    return sum(x + 1 for x in xs)\n", 1),  # only the body, as a base model goes on
-        ("```\ndef add_all(xs):\n    return sum(xs)\n```", 0),
-        ("```python\nprint('hi')\n```\nand\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)", 1),  # cut off
-        ("```python3\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```\nThis works.", 1),
-        ("```bash\npip install x\n```\nThen:\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```", 1),
-        ("I can't do that.", 0),
-        ("", 0),
+        (
+            "humaneval",
+            "Here:\n```python\ndef add_all(xs: List[int]) -> int:\n    return sum(helper(x) for x in xs)\n```\nDone.",
+            1,
+        ),
+        ("humaneval", "    return sum(x + 1 for x in xs)\n", 1),  # only the body, as a base model goes on
+        ("humaneval", "```\ndef add_all(xs):\n    return sum(xs)\n```", 0),
+        (
+            "humaneval",
+            "```python\nprint('hi')\n```\nand\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)",
+            1,
+        ),  # cut off
+        ("humaneval", "```python3\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```\nThis works.", 1),
+        (
+            "humaneval",
+            "```bash\npip install x\n```\nThen:\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```",
+            1,
+        ),
+        ("humaneval", "I can't do that.", 0),
+        ("humaneval", "", 0),
+        ("mbpp", "```python\ndef double(x):\n    return 2 * x\n```", 1),
+        ("mbpp", "def double(x): return x ** 2", 0),
+        ("mbpp", "def dbl(x): pass", 0),
     ],
 )
-def test_humaneval(task, answer, passed):
-    t = task("humaneval", HUMANEVAL)
-    (example,) = t.examples()
-    assert t.score(example, answer) == {"pass@1": passed}
-
-
-@pytest.mark.parametrize(
-    ("answer", "passed"),
-    [
-        ("```python\ndef double(x):\n    return 2 * x\n```", 1),
-        ("def double(x): return x ** 2", 0),
-        ("def dbl(x): pass", 0),
-    ],
-)
-def test_mbpp(task, answer, passed):
-    t = task("mbpp", MBPP)
+def test_answers(task, name, answer, passed):
+    t = task(name, {"humaneval": HUMANEVAL, "mbpp": MBPP}[name])
     (example,) = t.examples()
     assert t.score(example, answer) == {"pass@1": passed}
 
@@ -134,7 +135,7 @@ def test_sleeping_programs_end(monkeypatch):
 
 def test_without_bubblewrap_nothing_is_run(task, monkeypatch):
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
-    sandbox._problem.cache_clear()
+    sandbox.problem.cache_clear()
     with pytest.raises(ValueError, match=r"tasks: humaneval runs code .*apt-get install bubblewrap"):
         task("humaneval", HUMANEVAL).examples()
-    sandbox._problem.cache_clear()
+    sandbox.problem.cache_clear()

@@ -1,5 +1,8 @@
 """Intervals against published values and by simulation."""
 
+import math
+import random
+
 import numpy as np
 import pytest
 
@@ -185,3 +188,23 @@ def test_a_table_of_noise_shows_nothing_in_95_of_100_seeds():
         assert len(table) == 12
         found += any(c.p_holm < 0.05 for c in table)
     assert found <= 5
+
+
+def test_length_control_takes_out_what_length_alone_explains():
+    """A judge that likes length: the longer model wins most, and half of them at equal length. One that likes the first
+    model, lengths alike: the controlled rate is the plain one. In 200 seeds the interval holds the truth 9 times in 10."""
+    rng = random.Random(0)
+    longer = [rng.gauss(100, 100) for _ in range(2000)]
+    wins = [float(rng.random() < 1 / (1 + math.exp(-3 * math.tanh(d / 100)))) for d in longer]
+    e = statistics.length_controlled(wins, longer)
+    assert sum(wins) / 2000 > 0.7 and e.low < 0.5 < e.high
+    fair = [float(rng.random() < 0.7) for _ in range(2000)]
+    assert statistics.length_controlled(fair, [0.0] * 2000).value == pytest.approx(sum(fair) / 2000, abs=1e-3)
+    held = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        wins = [float(rng.random() < 0.6) for _ in range(100)]
+        e = statistics.length_controlled(wins, [rng.gauss(0, 50) for _ in wins])
+        held += e.low <= 0.6 <= e.high
+    assert held >= 180
+    assert 0.5 < statistics.length_controlled([1.0] * 5, [0.0] * 5).value < 1

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 from lib.run import Run
 from serve import vote
 from serve.votes import Box, ballots, fleiss_kappa
-from tests.conftest import REPO, run_job
+from tests.conftest import REPO, free_port, run_job, wait_for_port
 
 PAIR = ("sft", "dpo")
 
@@ -173,18 +172,11 @@ def test_by_keyboard_in_a_browser_and_the_votes_train_a_reward_model(evaluated, 
 
 @contextmanager
 def _server(run: Run):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "serve.vote", "--run", run.path, "--pair", *PAIR, "--port", str(port)]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
     try:
-        for _ in range(300):
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None
-            time.sleep(0.1)
+        wait_for_port(port, process)
         yield port
     finally:
         process.kill()  # votes are kept all the same
