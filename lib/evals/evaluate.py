@@ -227,7 +227,8 @@ def _examples(context: Context, task: str) -> list:
 
 def _contaminated(report: Report) -> list[str]:
     return [
-        f"{o.found} of {o.n} examples of {o.task} stand in the training data of {o.run}, such as {', '.join(o.first[:3])}."
+        f"{o.found} of {o.n} examples of {o.task} share {contamination.WORDS} words in a row (or all they have) with the "
+        f"training data of {o.run}, such as {', '.join(o.first[:3])}."
         for o in report.overlaps
         if o.found
     ]

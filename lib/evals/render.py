@@ -147,7 +147,12 @@ def markdown(report: Report) -> str:
             for c in report.comparisons
         ]
     if report.overlaps:
-        out += ["", "## Examples found in training data", "", *(f"- {k}: {v}" for k, v in overlap_lines(report))]
+        out += [
+            "",
+            "## Examples that share words with training data",
+            "",
+            *(f"- {k}: {v}" for k, v in overlap_lines(report)),
+        ]
     for p in panels.losses(report):
         out += ["", f"{p['run']}: {p['note']}"]
     for f in report.failures:
