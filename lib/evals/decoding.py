@@ -3,7 +3,10 @@
 greedy                  the likeliest token each time
 t=0.7,top_p=0.9         sampling; also top_k, min_p and repetition_penalty
 beam_4                  beam search with 4 beams
-best_of_8               the one of 8 samples that the reward run likes best (Stiennon et al. 2020); also best_of_8,t=0.7
+contrastive_base        what the model likes more than the run `base` does (lib/sampling.py, contrast); alpha, beta, t
+best_of_8               of 8 samples the one that the reward run likes best; also best_of_8,t=0.7
+reward_weighted_8       of 8 samples one drawn by exp(reward / beta)
+reward_beam_4           beam search over pieces of `chunk` tokens, by the reward run (lib/evals/search.py)
 """
 
 from __future__ import annotations
@@ -20,6 +23,17 @@ KEYS = {
     "min_p": ("min_p", float),
     "repetition_penalty": ("repetition_penalty", float),
 }
+HEADS = {
+    "greedy": {},
+    "beam": {},
+    "contrastive": {"alpha": ("plausible", float), "beta": ("contrast", float)},
+    "best_of": {},
+    "reward_weighted": {"beta": ("beta", float)},
+    "reward_beam": {"chunk": ("chunk", int)},
+}
+"""First words, and the keys that only go with them."""
+BY_REWARD = ("best_of", "reward_weighted", "reward_beam")
+EXAMPLES = ("greedy", "beam_4", "contrastive_base", "best_of_8", "reward_weighted_8", "reward_beam_4")
 
 
 @dataclass(frozen=True)
@@ -27,58 +41,71 @@ class Decoding:
     name: str
     """As it was asked for."""
     sampling: Sampling
-    best_of: bool = False
-    """Of the sampling.n answers, the one with the highest reward counts."""
+    head: str = ""
+    """The first word without its number or name, "" for plain sampling."""
+    beta: float = 1.0
+    """reward_weighted: the reward's temperature; towards 0 it is best_of, with a large one a plain sample."""
+    chunk: int = 16
+    """reward_beam: tokens between two looks at the rewards."""
+
+    @property
+    def by_reward(self) -> bool:
+        return self.head in BY_REWARD
+
+    @property
+    def written(self) -> int:
+        """Answers' worth of tokens written for one that counts."""
+        return self.sampling.n * (2 if self.head == "reward_beam" else 1)
 
     def __str__(self) -> str:
-        return f"best of {self.sampling}" if self.best_of else str(self.sampling)
+        more = {"best_of": "best of ", "reward_weighted": f"by exp(reward / {self.beta:g}) of "}
+        more["reward_beam"] = f"{self.sampling.n} beams by reward every {self.chunk} tokens of "
+        return more.get(self.head, "") + str(self.sampling)
 
 
 def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
     """Raises ValueError that names `decoding`, what can't be read in it, and what can."""
-    settings: dict = {}
-    best = re.fullmatch(r"best_of_(\d+)", (words := [w.strip() for w in text.split(",")])[0])
-    beam = re.fullmatch(r"beam_(\d+)", words[0])
-    if best or beam or words[0] == "greedy":
-        words = words[1:]
-    for word in words:
+    words = [w.strip() for w in text.split(",")]
+    named = re.fullmatch(r"(beam|best_of|reward_weighted|reward_beam)_(\d+)|(contrastive)_(.+)|(greedy)", words[0])
+    head = next(g for g in named.groups()[::2] if g) if named else ""
+    keys, settings, own = KEYS | HEADS.get(head, {}), {}, {}
+    for word in words[1:] if named else words:
         key, _, value = word.partition("=")
-        if key not in KEYS:
+        if key not in keys:
             from lib.cli import nearest
 
             raise ValueError(
-                f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*KEYS, 'greedy', 'beam_4', 'best_of_8'])} "
-                f"It is greedy, beam_N, best_of_N, or settings such as t=0.7,top_p=0.9 ({', '.join(KEYS)})."
+                f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*keys, *EXAMPLES])} "
+                f"It is one of {', '.join(EXAMPLES)}, or settings such as t=0.7,top_p=0.9 ({', '.join(keys)})."
             )
-        name, kind = KEYS[key]
+        name, kind = keys[key]
         try:
-            settings[name] = kind(value)
+            (own if name in ("beta", "chunk") else settings)[name] = kind(value)
         except ValueError:
             raise ValueError(f"decoding: {text!r}: {key} is a number ({kind.__name__}), not {value!r}.") from None
-    greedy = bool(beam) or text.strip().startswith("greedy")
+    greedy = head in ("greedy", "beam") or (head == "contrastive" and "temperature" not in settings)
     if not greedy:
         settings.setdefault("temperature", 1.0)
+    number = int(named[2]) if head in ("beam", *BY_REWARD) else 1
     sampling = Sampling(
         **settings,
         max_new_tokens=max_new_tokens,
         seed=0 if greedy else seed,
-        n=int(best[1]) if best else 1,
-        beams=int(beam[1]) if beam else 1,
+        n=number if head in BY_REWARD else 1,
+        beams=number if head == "beam" else 1,
+        amateur=named[4] if head == "contrastive" else None,
     )
-    problem = next((p for p in _problems(sampling, greedy, bool(best))), None)
-    if beam and sampling.beams < 2:
-        problem = "beam_N needs 2 beams or more."
-    if beam and (cut := [w for w in words if not w.startswith("repetition_penalty")]):
-        problem = f"{cut[0]} cuts a distribution that beam search doesn't draw from."
-    if problem:
+    found = Decoding(text, sampling, head, **own)
+    if problem := next(_problems(found, words), None):
         raise ValueError(f"decoding: {text!r}: {problem}")
-    return Decoding(text, sampling, bool(best))
+    return found
 
 
-def _problems(s: Sampling, greedy: bool, best: bool):
-    if greedy and s.temperature:
+def _problems(d: Decoding, words: list[str]):
+    s = d.sampling
+    if d.head == "greedy" and s.temperature:
         yield "greedy has no t; leave greedy out to sample."
-    if not greedy and s.temperature <= 0:
+    if s.temperature < 0 or (any(w.startswith("t=") for w in words) and s.temperature == 0):
         yield f"t must be above 0, is {s.temperature:g}. For the likeliest answer say greedy."
     if not 0 < s.top_p <= 1:
         yield f"top_p must be above 0 and at most 1, is {s.top_p:g}."
@@ -88,5 +115,15 @@ def _problems(s: Sampling, greedy: bool, best: bool):
         yield f"top_k must be 0 (all) or more, is {s.top_k}."
     if s.repetition_penalty <= 0:
         yield f"repetition_penalty must be above 0 (1: none), is {s.repetition_penalty:g}."
-    if best and s.n < 2:
-        yield "best_of_N needs 2 samples or more."
+    if not 0 <= s.plausible <= 1:
+        yield f"alpha must be from 0 to 1, is {s.plausible:g}."
+    if s.contrast < 0 or d.beta <= 0:
+        yield "beta must be above 0."
+    if d.chunk < 1:
+        yield f"chunk must be 1 token or more, is {d.chunk}."
+    if d.by_reward and s.n < 2:
+        yield f"{d.head}_N needs 2 samples or more."
+    if d.head == "beam" and s.beams < 2:
+        yield "beam_N needs 2 beams or more."
+    if d.head == "beam" and (cut := [w for w in words[1:] if not w.startswith("repetition_penalty")]):
+        yield f"{cut[0]} cuts a distribution that beam search doesn't draw from."

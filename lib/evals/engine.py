@@ -13,23 +13,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib import vllm_generator
 from lib.evals import ledger
 from lib.evals.ledger import Ledger
+from lib.evals.spec import Spec
+from lib.evals.worker import Worker
 
 SHARD = 64
-"""Rows of one shard at most: what a process does between two looks at the queue."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A model to load: `base` and `identity` as lib.models.locate returned them."""
-
-    name: str
-    base: str
-    identity: str = ""
-    reward: bool = False
-    trained_template: str | None = None
-    dtype: str = "auto"
+"""Answers (or rows to score) of one shard at most: what a process does between two looks at the queue."""
+TEXT = 16_000
+"""Characters of one shard of rows to score, about."""
 
 
 @dataclass
@@ -44,39 +37,6 @@ class Request:
     seconds: float = 0.0
     """Work time summed over processes, model loading left out."""
     tokens: int = 0
-
-
-class Worker:
-    """The actor. Nothing heavy is imported before its environment is set."""
-
-    def __init__(self, specs: dict[str, Spec], threads: int):
-        self.specs, self.threads, self.name, self.model = specs, threads, None, None
-
-    def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
-        """(results, seconds of work, seconds of loading) of one shard."""
-        began = time.time()
-        if self.name != name:
-            self.name = self.model = None  # the old one goes before the new one comes
-            self.model, self.name = self._load(self.specs[name]), name
-        loaded = time.time()
-        return getattr(self.model, method)(*args), time.time() - loaded, loaded - began
-
-    def _load(self, spec: Spec):
-        import torch
-        from transformers.utils.logging import disable_progress_bar
-
-        from lib import hardware, models
-        from lib.generate import TransformersGenerator
-        from lib.reward_model import RewardModel
-
-        disable_progress_bar()
-        torch.set_num_threads(self.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = spec.dtype
-        if dtype == "auto":
-            dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[hardware.precision("auto", device)]
-        kind = RewardModel if spec.reward else TransformersGenerator
-        return kind(models.path(spec.base), dtype=dtype, device=device, trained_template=spec.trained_template)
 
 
 class Engine:
@@ -152,18 +112,23 @@ class Engine:
     def _ask(self, model: str, method: str, what: str, columns: list[list], rest: tuple) -> Future:
         """The same request twice is answered once, and a shard that the ledger has is not done again."""
         weights = self._weights(self.specs[model])
+        if rest and rest[0].amateur:
+            weights += f" against {self._weights(self.specs[rest[0].amateur])}"
         key = ledger.key(weights, method, (columns, rest))
         n = len(columns[0])
         with self.changed:
             if key in self.asked:
                 return self.asked[key].future
+            if self.closed:
+                raise RuntimeError(f"{model}: not asked for {what}, since something else failed")
             request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
             # By the length of the prompt, so that rows with the same prompt stay together and it is read once.
             order = sorted(
                 range(n), key=lambda i: (len(p := str(columns[0][i])), p, sum(len(str(c[i])) for c in columns))
             )
-            size = -(-n // -(-n // SHARD)) if n else 1  # whatever the number of processes: so answers are the same
-            for begin in range(0, n, size):
+            each = rest[0].n if rest else 1
+            size = _rows(n, each, 0 if rest else sum(len(str(x)) for c in columns for x in c))
+            for begin in reversed(range(0, n, size)):  # the longest first, so that no process ends alone with them
                 rows = order[begin : begin + size]
                 args = tuple([c[i] for i in rows] for c in columns) + rest
                 shard = ledger.key(weights, method, args)
@@ -182,8 +147,10 @@ class Engine:
         """What decides a result besides what is asked: the weights, and what they are run with."""
         from importlib.metadata import version
 
-        device = "gpu" if self.gpu else "cpu"
-        return f"{spec.identity or spec.base} {spec.reward} {spec.trained_template} {spec.dtype} {device} transformers {version('transformers')}"
+        device, runs = "gpu" if self.gpu else "cpu", f"transformers {version('transformers')}"
+        if spec.vllm and not spec.reward:
+            runs = f"vllm {vllm_generator.version()}"
+        return f"{spec.identity or spec.base} {spec.reward} {spec.trained_template} {spec.dtype} {device} {runs}"
 
     def _next(self, me: int):
         held = self.holds.get(me)
@@ -218,6 +185,9 @@ class Engine:
                 request, method, rows, args, shard = self._next(me)
             if request.model != before:
                 self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} loading")
+            if actor and self.specs[request.model].vllm and request.model != before:
+                ray.kill(actor)  # vLLM gives memory back with its process
+                actor = None
             try:
                 actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1)
                 results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
@@ -255,10 +225,17 @@ class Engine:
                 request.future.set_exception(type(error)(f"{request.model}: {error}"))
 
 
+def _rows(n: int, each: int, characters: int) -> int:
+    """Rows of a shard, of n with `each` answers or so many characters: an even number of shards, whatever the number of
+    processes, so that answers are the same with any and two have as much to do."""
+    shards = max(-(-n * each // SHARD), -(-characters // TEXT))
+    return max(1, -(-n // max(1, shards + shards % 2)))
+
+
 def _tokens(result) -> int:
     """Tokens that one result stands for: generated, or scored."""
     if isinstance(result, list):
-        return sum(len(a.tokens) for a in result)
+        return sum(len(a.tokens) - a.begun for a in result)
     return getattr(result, "tokens", 0)
 
 

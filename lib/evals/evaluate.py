@@ -9,7 +9,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib.evals import answers, contamination, gate, judge, summary, tasks
+from lib import vllm_generator
+from lib.evals import answers, contamination, estimate, gate, judge, summary, tasks
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
 from lib.evals.engine import Engine
@@ -64,6 +65,8 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
                 raise failed
         scores = [s for f in futures for s in f.result()]
         work = engine.timings()
+        sizes = {s.name: estimate.parameters(s.base) for s in planned.specs}
+        estimate.remember("gpu" if engine.gpu else "cpu", work, sizes)
     scores += panel.honesty() if panel else []
     if not any(s.headline and s.run in job.runs and not s.versus for s in scores):
         for s in scores:  # with no task that has right answers, perplexity is what the runs are compared by
@@ -73,7 +76,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     runs = [_run_info(s.name, s.base, s.trained_template) for s in planned.specs]
     note, samples = answers.samples(context)
     report = Report(
-        title=" → ".join(job.runs) or f"reward model {planned.scorer}",
+        title=" → ".join(job.runs) or (f"reward model {planned.scorer}" if planned.scorer else ", ".join(job.tasks)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=job.seed,
         runs=runs,
@@ -195,7 +198,9 @@ def _environment(planned: Plan) -> dict:
         "hardware": _hardware(),
         "data": data,
         "task_versions": {name: str(tasks.task(name).version) for name in planned.job.tasks if name in tasks.TASKS},
-        "engine": "transformers",
+        "engine": f"vllm {vllm_generator.version()}"
+        if planned.job.vllm()
+        else f"transformers {version('transformers')}",
     }
 
 

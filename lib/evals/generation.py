@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
-from lib.evals import diversity
+from lib.evals import diversity, search
 from lib.evals.context import Context
-from lib.evals.decoding import Decoding
 from lib.evals.statistics import Estimate
 from lib.evals.summary import CLOCK
 from lib.evals.task import Example, Scores, Task
@@ -21,34 +20,13 @@ def measure(task: Task, context: Context) -> list[Scores]:
     examples = task.examples(job.limit)
     if not examples:
         raise ValueError(f"tasks: {task.name} has no examples")
-    prompts = [e.prompt for e in examples]
-    cells = [(run, how) for how in job.decodings() for run in job.runs]
-    asked = [context.engine.generate(run, prompts, how.sampling) for run, how in cells]
     found = []
-    for (run, how), future in zip(cells, asked, strict=True):
-        answers, rewards = chosen(context, how, examples, future.result())
+    for run, how, got in search.cells(context, [e.prompt for e in examples]):
+        answers = got.answers
         with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
             scored = list(pool.map(task.score, examples, [a.text for a in answers]))
         common = {"task": task.name, "run": run, "decoding": how.name}
-        lower = getattr(task, "lower", ())
-        for place, name in enumerate(dict.fromkeys(name for s in scored for name in s)):
-            at = [i for i, s in enumerate(scored) if name in s]  # a metric may be about some examples only
-            parts = [v if isinstance(v := scored[i][name], tuple) else (float(v), 1.0) for i in at]
-            values, bottoms = [p[0] for p in parts], [p[1] for p in parts]
-            ratio = any(b != 1 for b in bottoms)
-            found.append(
-                Scores(
-                    metric=name,
-                    ids=[examples[i].id for i in at],
-                    tops=values,
-                    bottoms=bottoms if ratio else None,
-                    kind="proportion" if set(values) <= {0.0, 1.0} and not ratio else "mean",
-                    better="lower" if name in lower else "higher",
-                    headline=place == 0,
-                    version=str(task.version),
-                    **common,
-                )
-            )
+        found += metrics(task, list(zip(examples, scored, strict=True)), run=run, decoding=how.name)
         lengths = [float(len(a.tokens)) for a in answers]
         found.append(
             Scores(
@@ -60,7 +38,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
                 **common,
             )
         )
-        found += _how(context, [a.text for a in answers], [future, *rewards], common)
+        found += _how(context, got, common)
         context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
     for name in {s.metric for s in found}:  # one run may have only 0s and 1s where another has shares
         alike = [s for s in found if s.metric == name]
@@ -70,10 +48,38 @@ def measure(task: Task, context: Context) -> list[Scores]:
     return found
 
 
-def _how(context: Context, texts: list[str], work: list[Future], common: dict) -> list[Scores]:
+def metrics(task: Task, scored: list[tuple[Example, dict]], **of) -> list[Scores]:
+    """One Scores for each name in the task's scores of a run's answers."""
+    found, lower = [], getattr(task, "lower", ())
+    for place, name in enumerate(dict.fromkeys(name for _, s in scored for name in s)):
+        at = [(e, s[name]) for e, s in scored if name in s]  # a metric may be about some examples only
+        parts = [v if isinstance(v, tuple) else (float(v), 1.0) for _, v in at]
+        values, bottoms = [p[0] for p in parts], [p[1] for p in parts]
+        ratio, groups = any(b != 1 for b in bottoms), [e.group for e, _ in at]
+        found.append(
+            Scores(
+                metric=name,
+                ids=[e.id for e, _ in at],
+                tops=values,
+                bottoms=bottoms if ratio else None,
+                groups=groups if len(set(groups)) < len(groups) and any(groups) else None,
+                kind="proportion" if set(values) <= {0.0, 1.0} and not ratio else "mean",
+                better="lower" if name in lower else "higher",
+                headline=place == 0,
+                version=str(task.version),
+                task=task.name,
+                **of,
+            )
+        )
+    return found
+
+
+def _how(context: Context, got: search.Found, common: dict) -> list[Scores]:
     """What the decoding cost and how varied it was: values of the whole cell, with no interval."""
-    seconds = sum(context.engine.took(f)[0] for f in work)
-    writing, tokens = context.engine.took(work[0])
+    took = [context.engine.took(f) for f in got.writing]
+    writing, tokens = sum(s for s, _ in took), sum(t for _, t in took)
+    seconds = writing + sum(context.engine.took(f)[0] for f in got.judging)
+    texts = [a.text for a in got.answers]
     n = len(texts)
     values = {
         "distinct_1": (diversity.distinct(texts, 1), "", ""),
@@ -97,18 +103,3 @@ def _how(context: Context, texts: list[str], work: list[Future], common: dict) -
         for name, (v, unit, better) in values.items()
         if v is not None
     ]
-
-
-def chosen(context: Context, how: Decoding, examples: list[Example], answers: list[list]) -> tuple[list, list[Future]]:
-    """(one answer to each prompt: the only one, or of several the one with the highest reward, the first of equals; the
-    requests that took)."""
-    if not how.best_of:
-        return [each[0] for each in answers], []
-    conversations = [
-        [*e.prompt, {"role": "assistant", "content": a.text}]
-        for e, each in zip(examples, answers, strict=True)
-        for a in each
-    ]
-    asked = context.engine.reward(context.scorer, conversations)
-    rewards, n = asked.result(), how.sampling.n
-    return [each[max(range(n), key=lambda k: rewards[i * n + k])] for i, each in enumerate(answers)], [asked]

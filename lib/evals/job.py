@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
+from lib import vllm_generator
 from lib.config import Data, Job
-from lib.evals import decoding, endpoint, gate, judge
+from lib.evals import decoding, endpoint, estimate, gate, judge, spec
 from lib.evals.decoding import Decoding
 from lib.evals.endpoint import Judge
-from lib.evals.engine import Spec
 from lib.evals.gate import Rule
-from lib.run import Run, absolute
+from lib.evals.spec import Spec
+from lib.run import Run
 
 
 @dataclass
@@ -32,8 +30,8 @@ class EvalJob:
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
-    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, humaneval, ifeval, mbpp, reference, xstest, perplexity,
-    preference_accuracy, win_rate, arena, kl, mt_bench, bertscore, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest,
+    perplexity, preference_accuracy, win_rate, arena, kl, mt_bench, bertscore, refusal_labels, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the
     dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
@@ -43,7 +41,8 @@ class EvalJob:
     """The encoder that bertscore compares with: a folder or a hub name."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
     """How tasks with answers take them, each a column of its own: greedy; beam_4; t=0.7,top_p=0.9 (also top_k, min_p,
-    repetition_penalty); best_of_8 of samples, by the reward run. win_rate compares greedy answers, kl samples."""
+    repetition_penalty); contrastive_NAME, against that run; by the reward run best_of_8, reward_weighted_8 or
+    reward_beam_4. win_rate compares greedy answers, kl samples."""
     limit: int | None = 200
     """At most this many held-out examples per task. None: all."""
     max_new_tokens: int = 64
@@ -60,6 +59,8 @@ class EvalJob:
     """Price of what one model runs on (a GPU, or the machine), for the cost of a thousand answers; 0 shows none."""
     gate: list[Rule] = field(default_factory=list)
     """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs the models. auto: vLLM where it is installed, unless a decoding needs transformers."""
     workers: int | None = None
     """Models at work at the same time. None: one per GPU, or one per CPU core where there is no GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -77,6 +78,19 @@ class EvalJob:
     def decodings(self) -> list[Decoding]:
         """Raises ValueError that names `decoding`."""
         return [decoding.parse(text, self.max_new_tokens, self.seed) for text in self.decoding]
+
+    def vllm(self) -> bool:
+        """Whether vLLM runs the models. Raises ValueError that names `engine`."""
+        if self.engine == "transformers":
+            return False
+        own = [d.name for d in self.decodings() if d.sampling.beams > 1 or d.sampling.amateur]
+        if self.engine == "auto":
+            return vllm_generator.installed() and not own
+        if not vllm_generator.installed():
+            raise ValueError("engine: vllm is not installed here. Say engine: auto, or pip install 'shoestring[gpu]'.")
+        if own:
+            raise ValueError(f"engine: vllm has no {', '.join(own)}. Say engine: transformers.")
+        return True
 
     def challengers(self) -> list[str]:
         """The runs after the reference."""
@@ -103,13 +117,17 @@ class Plan:
         out += [
             ("tasks", ", ".join(j.tasks)),
             ("decoding", "; ".join(str(d) for d in j.decodings())),
+            ("engine", "vLLM" if j.vllm() else "transformers"),
             ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all"),
         ]
         if self.counts and j.runs:
-            answers = sum(self.counts.values()) * len(j.runs) * sum(d.sampling.n for d in j.decodings())
-            cells = len(self.counts) * len(j.runs) * len(j.decodings())
+            each = sum(self.counts.values()) * sum(d.written for d in j.decodings())
+            answers, cells = each * len(j.runs), len(self.counts) * len(j.runs) * len(j.decodings())
             most = f"{answers * j.max_new_tokens:,} tokens at most"
             out.append(("work", f"{cells} cells (run, task, decoding) of answers: {answers:,} answers, {most}"))
+            bases = [s.base for s in self.specs if not s.reward]
+            time = estimate.line(bases, each * j.max_new_tokens, j.workers, j.usd_per_hour)
+            out += [("time", time)] if time else []
         if {"win_rate", "kl"} & set(j.tasks):
             out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
         seen: list[str] = []
@@ -121,7 +139,7 @@ class Plan:
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
     from lib.cli import nearest
-    from lib.evals import bertscore, generation, harness, mt_bench, tasks
+    from lib.evals import bertscore, generation, harness, mt_bench, refusals, tasks
 
     problems: list[str] = []
 
@@ -145,7 +163,7 @@ def plan(job: EvalJob) -> Plan:
             if job.gate:  # what it scores, an empty answer tells
                 found = [m for e in examples[:20] for m in task.score(e, "")]
                 metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS]
-    filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore"]
+    filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
     for name in set(job.task_data) - set(filed):
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
     if not job.decoding:
@@ -153,19 +171,30 @@ def plan(job: EvalJob) -> Plan:
     decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.max_new_tokens, job.seed))]
     if len({str(d) for d in decodings}) < len(decodings):
         problems.append(f"decoding: two of {'; '.join(job.decoding)} are the same.")
-    if any(d.best_of for d in decodings) and not job.reward:
-        problems.append("reward: best_of_N asks a reward run which answer is best. Set reward: runs/reward.")
-    specs = [s for name, base in job.runs.items() if (s := attempt(_spec, f"runs.{name}", name, base, job.dtype))]
+    for d in decodings:
+        if d.by_reward and not job.reward:
+            problems.append(f"reward: {d.name} asks a reward run which answer is best. Set reward: runs/reward.")
+        if (weak := d.sampling.amateur) and weak not in job.runs:
+            near = nearest(weak, job.runs)
+            problems.append(f"decoding: {d.name}: {weak} is not one of runs ({', '.join(job.runs)}).{near}")
+    vllm = bool(attempt(job.vllm)) if len(decodings) == len(job.decoding) else False
+    specs = [
+        replace(s, vllm=vllm)
+        for name, base in job.runs.items()
+        if (s := attempt(spec.find, f"runs.{name}", name, base, job.dtype))
+    ]
     scorer = "reward" if job.reward else None
     if job.reward:
         if scorer in job.runs:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
-        reward = attempt(_spec, "reward", scorer, job.reward, job.dtype, True)
+        reward = attempt(spec.find, "reward", scorer, job.reward, job.dtype, True)
         specs += [reward] if reward else []
     problems += needs(job) + endpoint.problems(job.judge)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
         attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)
+    if "refusal_labels" in job.tasks:
+        attempt(refusals.labelled, job.task_data.get("refusal_labels"))
     if "bertscore" in job.tasks:
         attempt(bertscore.examples, job.task_data, job.limit)
         problems += [p] if (p := bertscore.problem(job.bert_encoder)) else []
@@ -207,7 +236,7 @@ def _rows(data: Data, want: tuple[str, ...]):
 def needs(job: EvalJob) -> list[str]:
     """Problems that the settings alone show."""
     out = []
-    texts = [t for t in job.tasks if t != "preference_accuracy"]
+    texts = [t for t in job.tasks if t not in ("preference_accuracy", "refusal_labels")]
     if texts and not job.runs:
         out.append(f"runs: {', '.join(texts)} needs at least one, such as runs.sft: runs/sft.")
     if "preference_accuracy" in job.tasks and not job.reward and not job.judge.url:
@@ -241,36 +270,3 @@ def needs(job: EvalJob) -> list[str]:
         if value is not None and value < low:
             out.append(f"{key}: must be at least {low}, is {value}.")
     return out
-
-
-def _spec(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Spec:
-    """Locates a model and checks what its files tell. Raises ValueError that begins with `key`."""
-    from lib import models
-    from lib.reward_model import check_config
-
-    try:
-        where, identity = models.locate(base)
-    except ValueError as e:
-        raise ValueError(str(e).replace("model.base:", f"{key}:", 1) + _runs_near(base, str(e))) from None
-    trained = models.parent_template(where)
-    run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
-    if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet
-        config = run.read_text("model/config.json") if run else Path(where, "config.json").read_text()
-        check_config(run.path if run else where, json.loads(config))
-    if run and trained and run.fs.exists(run.at("model/chat_template.jinja")):
-        found = hashlib.sha256(run.read_text("model/chat_template.jinja").encode()).hexdigest()
-        if found != trained:
-            raise ValueError(
-                f"{key}: the chat template of {run.path} is not the one it was trained with (sha256 {found[:12]}, "
-                f"{trained[:12]} in provenance.json). Put its model/chat_template.jinja back, or train it again."
-            )
-    return Spec(name, where, identity, reward, trained, dtype)
-
-
-def _runs_near(base: str, said: str) -> str:
-    """What runs there are in the folder that a missing one was looked for in, unless the message says so already."""
-    folder = Path(absolute(base)).parent
-    if "://" in base or "Nearest" in said or Path(absolute(base)).exists():
-        return ""
-    there = sorted(p.parent.name for p in folder.glob("*/job.yaml"))
-    return f" There is no run {absolute(base)} either; in {folder} there are {', '.join(there) or 'none'}."

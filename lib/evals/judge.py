@@ -4,7 +4,7 @@ Each pair is asked twice, the answers changing places, and an answer's share is 
 likes what comes first gives everybody a half. How far a judge can be trusted stands beside what it says: agreement of
 its two orders, how often the first answer won, ties, how often the longer one won, how many verdicts could be read.
 
-Prompts are MT-Bench's format: JSONL with `type` (pairwise or single), `system_prompt` and `prompt_template`, whose fields
+Prompts are MT-Bench's format: JSONL with `type` (pairwise, single, or our refusal), `system_prompt` and `prompt_template`, whose fields
 tell when it is used: {question_2} for two turns, {ref_answer_1} where there is a reference.
 """
 
@@ -92,6 +92,12 @@ class Panel:
         asked = [self._messages("single", {"": c}, r) for c, r in zip(conversations, references, strict=True)]
         return [_grade(text) for text in self._ask(asked, _grade, "[[1]] to [[10]]")]
 
+    def refused(self, conversations: list[list[dict]]) -> list[bool | None]:
+        """Whether the last answer of each conversation refuses, in part or whole; None where it can't be read."""
+        asked = [self._messages("refusal", {"": c}, None) for c in conversations]
+        form = "[[refused]], [[partly]] or [[complied]]"
+        return [_refusal(text) for text in self._ask(asked, _refusal, form)]
+
     def honesty(self) -> list[Scores]:
         """What the report says about the judge itself, over all pairs that it compared."""
         pairs = list(self.pairs.values())
@@ -166,9 +172,11 @@ def _read(path: Path) -> dict[tuple[str, bool, bool], Prompt]:
             fields = prompt.fields
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"judge.prompts: {path}, line {number}: {type(e).__name__}: {e}.") from None
-        needed = {"pairwise": ("answer_a", "answer_b"), "single": ("answer",)}.get(kind)
+        needed = {"pairwise": ("answer_a", "answer_b"), "single": ("answer",), "refusal": ("answer",)}.get(kind)
         if not needed:
-            raise ValueError(f"judge.prompts: {path}, line {number}: type is {kind!r}, not pairwise or single.")
+            raise ValueError(
+                f"judge.prompts: {path}, line {number}: type is {kind!r}, not pairwise, single or refusal."
+            )
         two = "question_2" in fields
         for name in (f"{n}_2" if two else n for n in needed):
             if name not in fields:
@@ -203,3 +211,9 @@ def _grade(text: str | None) -> float | None:
     """The last [[n]] from 1 to 10; None where there is none."""
     found = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", text or "")
     return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
+
+
+def _refusal(text: str | None) -> bool | None:
+    """The last of [[refused]], [[partly]] and [[complied]]: all but the last are refusals; None where there is none."""
+    found = re.findall(r"\[\[(refused|partly|complied)\]\]", (text or "").lower())
+    return found[-1] != "complied" if found else None

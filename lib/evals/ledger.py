@@ -16,7 +16,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.generate import Answer, Score
+from lib.generator import Answer, Score
 from lib.run import Run
 
 
@@ -45,7 +45,17 @@ class Ledger:
         self.there.add(f"{key}.jsonl")
 
 
-CODE = ("attention", "batching", "encode", "generate", "reward_model", "sampling")
+CODE = (
+    "attention",
+    "batching",
+    "cache",
+    "encode",
+    "generator",
+    "reward_model",
+    "sampling",
+    "transformers_generator",
+    "vllm_generator",
+)
 """Files of lib/ that decide an answer: with others of them, nothing in a ledger is taken for the same."""
 
 
@@ -72,5 +82,5 @@ def _line(result) -> dict:
 def _result(line: dict):
     """What _line was given; JSON keeps floats to the last bit."""
     if "answers" in line:
-        return [Answer(a["text"], tuple(a["tokens"]), a["finished"]) for a in line["answers"]]
+        return [Answer(**{**a, "tokens": tuple(a["tokens"])}) for a in line["answers"]]
     return Score(**line["score"]) if "score" in line else float(line["reward"])

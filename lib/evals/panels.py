@@ -108,7 +108,7 @@ def refusals(report: Report) -> list[dict]:
     """Over-refusal of safe prompts against compliance with unsafe ones, a point per run and decoding."""
     found: dict[tuple, dict[str, Metric]] = {}
     for m in report.metrics:
-        if m.task == "xstest" and m.metric in ("over_refusal", "compliance"):
+        if m.task == "xstest" and m.metric in ("over_refusal", "compliance") and m.judge is None:
             found.setdefault((m.run, m.decoding), {})[m.metric] = m
     points = [(how, v["over_refusal"], v["compliance"]) for (_, how), v in found.items() if len(v) == 2]
     if len(points) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 from lib.evals import statistics
@@ -17,6 +18,9 @@ LABELS = {
     "first_won": "the answer shown first won",
     "longer_won": "the longer answer won",
     "readable": "verdicts that could be read",
+    "rule_agrees": "answers on which the rule says the same",
+    "called_refusal": "answers taken for refusals",
+    "missed": "refusals taken for answers",
     "kl": "KL from the reference",
     "preference_accuracy": "reward model: pairs right",
     "bits_per_byte": "bits per byte",
@@ -46,6 +50,11 @@ def metric(scores: Scores, seed: int) -> Metric:
 
 
 def _estimate(scores: Scores, seed: int) -> Estimate:
+    if scores.groups:
+        e = statistics.bootstrap_ratio(*_together(scores), seed)
+        if e.low is None:  # all alike: as many values as there are groups
+            e = statistics.wilson([e.value] * e.n) if scores.kind == "proportion" else e
+        return replace(e, n=len(scores.tops), method=f"{e.method} over {e.n} groups")
     if scores.kind == "proportion":
         return statistics.wilson(scores.tops)
     if scores.kind == "perplexity":  # exp is monotone, so it maps the interval of nats per token too
@@ -54,6 +63,18 @@ def _estimate(scores: Scores, seed: int) -> Estimate:
             *(None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high)), e.n, e.method
         )
     return statistics.bootstrap_ratio(scores.tops, scores.bottoms or [1.0] * len(scores.tops), seed)
+
+
+def _together(scores: Scores) -> tuple[list[float], list[float]]:
+    """Sums of tops and bottoms; of the examples of a group, where there are groups."""
+    tops, bottoms = scores.tops, scores.bottoms or [1.0] * len(scores.tops)
+    if not scores.groups:
+        return tops, bottoms
+    sums: dict[str, list[float]] = {}
+    for g, t, b in zip(scores.groups, tops, bottoms, strict=True):
+        both = sums.setdefault(g, [0.0, 0.0])
+        both[0], both[1] = both[0] + t, both[1] + b
+    return [t for t, _ in sums.values()], [b for _, b in sums.values()]
 
 
 def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
@@ -65,11 +86,10 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
         alike = (a.task, a.metric, a.judge, a.decoding) == (b.task, b.metric, b.judge, b.decoding)
         if not alike or a.run == b.run or a.versus or b.versus or a.estimate or a.ids != b.ids:
             continue
-        ones = [1.0] * len(a.tops)
         log = a.kind == "perplexity"
-        sides = (a.tops, a.bottoms or ones), (b.tops, b.bottoms or ones)
-        e = statistics.paired_difference(*sides, seed)
-        binary = a.kind == "proportion" and set(a.tops) | set(b.tops) <= {0.0, 1.0}
+        sides = _together(a), _together(b)
+        e = replace(statistics.paired_difference(*sides, seed), n=len(a.tops))
+        binary = a.kind == "proportion" and not a.groups and set(a.tops) | set(b.tops) <= {0.0, 1.0}
         found.append(
             Comparison(
                 task=a.task,

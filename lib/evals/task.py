@@ -16,6 +16,8 @@ class Example:
     """Messages, the last one the user's."""
     reference: Any = None
     """What `score` compares with."""
+    group: str = ""
+    """Examples of one group are alike (a question asked in several ways): intervals draw the whole group. "": none."""
 
 
 class Task(Protocol):
@@ -60,3 +62,5 @@ class Scores:
     decoding: str = ""
     estimate: Estimate | None = None
     """Value and interval, where they are not a ratio of sums over the examples; tops is then empty."""
+    groups: list[str] | None = None
+    """The group of each example, where several share one."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from lib.evals import bertscore, demo, generation, harness, language_modelling, mt_bench, preference
+from lib.evals import bertscore, demo, generation, harness, language_modelling, mt_bench, preference, refusals
 from lib.evals.code import HumanEval, Mbpp
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
 from lib.evals.ifeval import IfEval
+from lib.evals.jailbreak import Jailbreak
 from lib.evals.reference import Reference
 from lib.evals.task import Example, Scores, Task
 from lib.evals.xstest import XsTest
@@ -20,6 +21,7 @@ TASKS: dict[str, Callable[[str | None], Task]] = {
     "gsm8k_direct": partial(Gsm8k, direct=True),
     "humaneval": HumanEval,
     "ifeval": IfEval,
+    "jailbreak": Jailbreak,
     "mbpp": Mbpp,
     "reference": Reference,
     "xstest": XsTest,
@@ -40,6 +42,7 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "arena": preference.arena,
     "mt_bench": mt_bench.measure,
     "bertscore": bertscore.measure,
+    "refusal_labels": refusals.agreement,
 }
 """What needs more of a model than its answer: likelihoods, rewards, another run, a judge."""
 
@@ -61,7 +64,8 @@ def names() -> list[str]:
 def get(name: str, addresses: dict[str, str] | None = None) -> Callable[[Context], list[Scores]]:
     """The function that measures `name`. Raises ValueError with the nearest names."""
     if name in TASKS:
-        return partial(generation.measure, task(name, (addresses or {}).get(name)))
+        found = task(name, (addresses or {}).get(name))
+        return partial(refusals.measure if isinstance(found, XsTest) else generation.measure, found)
     if name in MEASURES:
         return MEASURES[name]
     if name.startswith(harness.PREFIX):

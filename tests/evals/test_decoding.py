@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lib.evals import decoding
-from lib.sampling import Sampling, choose, penalise
+from lib.sampling import Sampling, choose, contrast, penalise
 
 
 def test_words():
@@ -13,8 +13,16 @@ def test_words():
     read = decoding.parse("t=0.7, top_p=0.9,top_k=5", 9, 3)
     assert read.sampling == Sampling(0.7, 0.9, top_k=5, max_new_tokens=9, seed=3)
     best = decoding.parse("best_of_8,t=0.5", 9, 3)
-    assert best.best_of and best.sampling == Sampling(0.5, n=8, max_new_tokens=9, seed=3)
+    assert best.by_reward and best.sampling == Sampling(0.5, n=8, max_new_tokens=9, seed=3)
     assert str(best) == "best of T=0.5, seed 3, 8 each"
+    weighted = decoding.parse("reward_weighted_4,beta=0.5,top_p=0.9", 9, 3)
+    assert weighted.beta == 0.5 and weighted.sampling == Sampling(1.0, 0.9, n=4, max_new_tokens=9, seed=3)
+    beam = decoding.parse("reward_beam_2,chunk=8", 9, 3)
+    assert (beam.chunk, beam.written, beam.sampling.n) == (8, 4, 2)
+    against = decoding.parse("contrastive_my_base,alpha=0.2", 9, 3)
+    assert against.sampling == Sampling(amateur="my_base", plausible=0.2, max_new_tokens=9)
+    assert str(against) == "against my_base, plausible=0.2"
+    assert decoding.parse("contrastive_base,beta=1,t=0.7", 9, 3).sampling.seed == 3
     assert decoding.parse("beam_4", 9, 3).sampling == Sampling(max_new_tokens=9, beams=4)
     assert str(decoding.parse("beam_4,repetition_penalty=1.2", 9, 3)) == "4 beams, repetition_penalty=1.2"
     assert str(decoding.parse("greedy,repetition_penalty=1.1", 9, 3)) == "greedy, repetition_penalty=1.1"
@@ -32,6 +40,11 @@ def test_words():
         ("beam_1", "2 beams or more"),
         ("beam_4,top_p=0.9", "top_p=0.9 cuts a distribution that beam search doesn't draw from"),
         ("best_of_1", "2 samples or more"),
+        ("reward_weighted_4,beta=0", "beta must be above 0"),
+        ("reward_beam_4,chunk=0", "chunk must be 1 token or more"),
+        ("contrastive_base,alpha=2", "alpha must be from 0 to 1"),
+        ("best_of_4,beta=1", "no 'beta'"),
+        ("contrastive", "no 'contrastive'.*contrastive_base"),
         ("min_p=1", "min_p must be from 0 to below 1"),
         ("", "no ''"),
     ],
@@ -73,3 +86,13 @@ def test_penalty_of_seen_tokens():
     logits = torch.tensor([[2.0, -1.0, 3.0], [2.0, -1.0, 3.0]])
     got = penalise(logits, [[0, 0, 1], [2]], 2.0)
     assert got.tolist() == [[1.0, -2.0, 3.0], [2.0, -1.0, 1.5]]
+
+
+def test_contrast_is_the_papers_formula():
+    """O'Brien and Lewis 2023, eq. 2: (1 + β) s_e − β s_a where p_e ≥ α max p_e; nothing else may be taken."""
+    import torch
+
+    expert, amateur = torch.tensor([[2.0, 1.5, -3.0]]), torch.tensor([[2.5, 0.0, -9.0]])
+    got = contrast(expert, amateur, Sampling(amateur="a", contrast=0.5, plausible=0.1))
+    assert got[0, :2].tolist() == [1.5 * 2.0 - 0.5 * 2.5, 1.5 * 1.5] and got[0, 2] == -math.inf
+    assert contrast(expert, expert, Sampling(amateur="a", plausible=0))[0].tolist() == pytest.approx(expert[0].tolist())

@@ -8,11 +8,12 @@ import psutil
 import pytest
 
 from lib.evals import engine as engine_module
-from lib.evals.engine import Engine, Spec
+from lib.evals.engine import Engine
 from lib.evals.ledger import Ledger
-from lib.generate import TransformersGenerator
+from lib.evals.spec import Spec
 from lib.run import Run
 from lib.sampling import Sampling
+from lib.transformers_generator import TransformersGenerator
 
 PROMPTS = [[{"role": "user", "content": f"what is {'the red ' * (i % 5)}lamp {i}?"}] for i in range(10)]
 SAMPLING = Sampling(1.0, max_new_tokens=6, seed=4)
@@ -39,6 +40,20 @@ def test_sharded_is_unsharded(started, tiny_model, monkeypatch):
     )
     assert [(t["model"], t["done"], t["total"]) for t in started.timings()] == [("base", 10, 10)] * 2
     assert started.generate("base", [], SAMPLING).result(1) == []
+
+
+def test_contrastive_decoding_holds_two_models_and_the_amateur_is_part_of_the_name(started, tiny_model, runs):
+    own, weak = TransformersGenerator(tiny_model), TransformersGenerator(f"{runs['sft']}/model")
+    sampling = Sampling(max_new_tokens=6, amateur="sft")
+    assert started.generate("base", PROMPTS, sampling).result(120) == own.generate(PROMPTS, sampling, amateur=weak)
+    itself = Sampling(max_new_tokens=6, amateur="base")
+    greedy = started.generate("base", PROMPTS, Sampling(max_new_tokens=6)).result(120)
+    assert started.generate("base", PROMPTS, itself).result(120) == greedy
+
+
+@pytest.mark.parametrize(("n", "each", "characters", "size"), [(40, 1, 0, 20), (200, 1, 0, 50), (10, 8, 0, 5), (12, 1, 40_000, 3), (1, 1, 0, 1), (0, 1, 0, 1)])  # fmt: skip
+def test_two_processes_have_as_much_to_do(n, each, characters, size):
+    assert engine_module._rows(n, each, characters) == size
 
 
 def test_a_killed_process_is_replaced(started):

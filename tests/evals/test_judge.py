@@ -78,7 +78,7 @@ def test_prompts_of_a_file_in_mt_benchs_format(api, panel, tmp_path):
     ("line", "message"),
     [
         ("{", "line 1"),
-        ('{"type": "trio", "prompt_template": ""}', "not pairwise or single"),
+        ('{"type": "trio", "prompt_template": ""}', "not pairwise, single or refusal"),
         ('{"type": "pairwise", "prompt_template": "{answer_a}"}', "no {answer_b}"),
         ('{"type": "single", "prompt_template": "{answer"}', "line 1"),
     ],

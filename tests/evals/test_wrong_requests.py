@@ -130,6 +130,31 @@ def test_data_of_the_wrong_kind(runs, chats_file):
         job.plan(asked)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"decoding": ["contrastive_bse"]}, r"decoding: contrastive_bse: bse is not one of runs \(base, sft\).*base"),
+        ({"decoding": ["reward_beam_4"]}, "reward: reward_beam_4 asks a reward run"),
+        ({"engine": "vllm"}, "engine: vllm is not installed here"),
+    ],
+)
+def test_decodings_that_need_what_is_not_there(settings, says, runs, monkeypatch):
+    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    with pytest.raises(ValueError, match=f"^{says}"):
+        job.plan(EvalJob(runs={k: runs[k] for k in ("base", "sft")}, **settings))
+
+
+def test_vllm_is_taken_where_it_is_and_can(runs, monkeypatch):
+    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    asked = EvalJob(runs={"base": runs["base"]})
+    assert asked.vllm() and job.plan(asked).specs[0].vllm and ("engine", "vLLM") in job.plan(asked).lines()
+    asked.decoding = ["beam_4"]
+    assert not asked.vllm() and ("engine", "transformers") in job.plan(asked).lines()
+    asked.engine = "vllm"
+    with pytest.raises(ValueError, match=r"^engine: vllm has no beam_4\. Say engine: transformers"):
+        job.plan(asked)
+
+
 def test_all_problems_at_once(runs):
     with pytest.raises(ValueError) as e:
         job.plan(EvalJob(runs={"a": "./nowhere"}, tasks=["kl", "dmo"], limit=0))

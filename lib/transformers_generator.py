@@ -1,4 +1,4 @@
-"""Answers from a language model, and the log-probability of given ones.
+"""A language model run by transformers.
 
 Shapes: B rows of one batch, T tokens (left-padded), C completion tokens, V vocabulary.
 
@@ -12,45 +12,14 @@ against 1), and 12 of 32 greedy answers turned at a near-tie: there only the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from lib.batching import batches, left_pad, positions, windows
-from lib.sampling import Sampling, choose, generator, penalise
-
-Messages = list[dict]
+from lib.batching import batches, left_pad, positions
+from lib.cache import Cached
+from lib.generator import Answer, Begun, Generator, Messages
+from lib.sampling import Sampling, choose, contrast, generator, penalise
 
 
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    tokens: tuple[int, ...]
-    """As generated, with the token that ended it."""
-    finished: bool
-    """It ended by itself, not at max_new_tokens."""
-
-
-@dataclass(frozen=True)
-class Score:
-    logprob: float
-    """Sum over the completion's tokens of log p(token | all before), in nats."""
-    tokens: int
-    bytes: int
-    """UTF-8 bytes of the completion's text, special tokens left out."""
-    greedy: bool = False
-    """Every token was the likeliest one."""
-
-
-class Generator(Protocol):
-    def generate(self, prompts: Sequence[Messages | str], sampling: Sampling) -> list[list[Answer]]:
-        """`sampling.n` answers to each prompt (messages, or a plain text to go on with), in the order given."""
-
-    def score(self, prompts: Sequence[Messages | None], completions: Sequence, tools=None) -> list[Score]:
-        """Log-probability of each completion after its prompt: messages (rendered by the chat template) or an Answer
-        (its very tokens) after messages, plain text after plain text, or a whole text where the prompt is None."""
-
-
-class TransformersGenerator:
+class TransformersGenerator(Generator):
     """A causal language model in folder `model_dir`, run by transformers."""
 
     def __init__(
@@ -82,26 +51,36 @@ class TransformersGenerator:
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
 
-    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Answer]]:
+    def generate(
+        self,
+        prompts: Sequence[Messages | str | Begun],
+        sampling: Sampling,
+        amateur: TransformersGenerator | None = None,
+    ) -> list[list[Answer]]:
+        """amateur: the model that contrastive decoding (sampling.amateur) is against. Raises ValueError where it has
+        another vocabulary."""
         import torch
 
-        ids = [self.encoder.plain(p) if isinstance(p, str) else self.encoder.render(p, answering=True) for p in prompts]
+        if amateur and amateur.encoder.tokenizer.get_vocab() != self.encoder.tokenizer.get_vocab():
+            raise ValueError(
+                f"decoding: contrastive_{sampling.amateur}: {amateur.encoder.model_dir} has another vocabulary than "
+                f"{self.encoder.model_dir}, so their logits are of other tokens. Take an amateur of the same family."
+            )
+        begun = [p.tokens if isinstance(p, Begun) else () for p in prompts]
+        ids = [self.ids(p) for p in prompts]
+        weak = [amateur.ids(p) for p in prompts] if amateur else ids
         rows = [(i, k) for i in range(len(ids)) for k in range(sampling.n)]
-        answers: dict[tuple[int, int], Answer] = {}
+        found: dict[tuple[int, int], list[int]] = {}
         with torch.inference_mode():
             most = max(1, self.batch_rows // sampling.beams)
             for batch in batches(rows, [len(ids[i]) + sampling.max_new_tokens for i, _ in rows], most, None):
                 if sampling.beams > 1:
-                    found = self._beam([ids[i] for i, _ in batch], sampling)
-                    answers |= {
-                        row: Answer(self.encoder.text(t), tuple(t), t[-1] in self.ends)
-                        for row, t in zip(batch, found, strict=True)
-                    }
-                    continue
-                dice = [generator(sampling, ids[i], k, self.device) for i, k in batch]
-                for row, tokens in zip(batch, self._decode([ids[i] for i, _ in batch], sampling, dice), strict=True):
-                    answers[row] = Answer(self.encoder.text(tokens), tuple(tokens), tokens[-1] in self.ends)
-        return [[answers[i, k] for k in range(sampling.n)] for i in range(len(ids))]
+                    written = self._beam([ids[i] for i, _ in batch], sampling)
+                else:
+                    dice = [generator(sampling, ids[i], k, self.device) for i, k in batch]
+                    written = self._decode([(ids[i], weak[i]) for i, _ in batch], sampling, dice, amateur)
+                found |= dict(zip(batch, written, strict=True))
+        return [[self.answer(begun[i], found[i, k]) for k in range(sampling.n)] for i in range(len(ids))]
 
     def _beam(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
         """The likeliest of `sampling.beams` answers to each prompt, by transformers' beam search."""
@@ -123,15 +102,21 @@ class TransformersGenerator:
         at = next((i for i, t in enumerate(tokens) if t in self.ends), len(tokens) - 1)
         return tokens[: at + 1]
 
-    def _decode(self, prompts: list[list[int]], sampling: Sampling, dice: list) -> list[list[int]]:
-        """Tokens generated after each prompt, the end token included. dice: a torch.Generator per prompt."""
+    def _decode(
+        self, rows: list[tuple[list[int], list[int]]], sampling: Sampling, dice: list, amateur
+    ) -> list[list[int]]:
+        """Tokens generated after each prompt, the end token included. rows: (this model's ids, the amateur's) of each
+        prompt; dice: a torch.Generator per prompt."""
         import torch
 
-        logits_BV, cache, mask_BT = self._read(prompts)
-        position_B = mask_BT.sum(1)
+        prompts = [ids for ids, _ in rows]
+        read = [Cached(self.model, prompts, self.encoder.pad, self.device)]
+        if amateur:
+            read.append(Cached(amateur.model, [ids for _, ids in rows], amateur.encoder.pad, self.device))
         tokens: list[list[int]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))  # the prompt behind each row that is still in the batch
         for step in range(sampling.max_new_tokens):
+            logits_BV = contrast(*(r.logits_BV for r in read), sampling) if amateur else read[0].logits_BV
             if sampling.repetition_penalty != 1:
                 logits_BV = penalise(logits_BV, [prompts[r] + tokens[r] for r in alive], sampling.repetition_penalty)
             next_B = choose(logits_BV, sampling, [dice[r] for r in alive])
@@ -142,32 +127,12 @@ class TransformersGenerator:
                 break
             if len(keep) < len(alive):
                 index = torch.tensor(keep, device=self.device)
-                cache.batch_select_indices(index)
-                mask_BT, position_B, next_B = mask_BT[index], position_B[index], next_B[index]
-                alive = [alive[j] for j in keep]
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
-            logits_BV = self.model(
-                input_ids=next_B[:, None], attention_mask=mask_BT, position_ids=position_B[:, None],
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
-            position_B = position_B + 1
+                for cached in read:
+                    cached.keep(index)
+                alive, next_B = [alive[j] for j in keep], next_B[index]
+            for cached in read:
+                cached.feed(next_B[:, None])
         return tokens
-
-    def _read(self, prompts: list[list[int]]):
-        """(logits (B, V) after each prompt, cache, mask (B, T)); a prompt that is there several times is read once."""
-        import torch
-
-        unique = list(dict.fromkeys(map(tuple, prompts)))
-        ids_UT, mask_UT = left_pad(list(map(list, unique)), self.encoder.pad, self.device)
-        out = self.model(
-            input_ids=ids_UT, attention_mask=mask_UT, position_ids=positions(mask_UT), use_cache=True, logits_to_keep=1
-        )
-        if len(unique) == len(prompts):
-            return out.logits[:, -1], out.past_key_values, mask_UT
-        place = {p: u for u, p in enumerate(unique)}
-        index_B = torch.tensor([place[tuple(p)] for p in prompts], device=self.device)
-        out.past_key_values.batch_select_indices(index_B)
-        return out.logits[index_B, -1], out.past_key_values, mask_UT[index_B]
 
     def _ended(self, tokens: list[int], stop: tuple[str, ...]) -> bool:
         if tokens[-1] in self.ends:
@@ -179,38 +144,7 @@ class TransformersGenerator:
         )  # a token has a character or more, but for parts of one
         return any(s in tail for s in stop)
 
-    def score(
-        self, prompts: Sequence[Messages | str | None], completions: Sequence, tools: Sequence | None = None
-    ) -> list[Score]:
-        tools = tools or [None] * len(prompts)
-        pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
-        owner, size = [], []
-        for i, (prompt, completion, tool) in enumerate(zip(prompts, completions, tools, strict=True)):
-            if prompt is None:
-                ids = self.encoder.tokenizer(completion, add_special_tokens=False)["input_ids"]
-                cut = list(windows([self.encoder.start, *ids], self.window))
-                size.append(len(completion.encode()))
-            elif isinstance(prompt, str):
-                cut = [self.encoder.continued(prompt, completion)]
-                size.append(len(completion.encode()))
-            elif isinstance(completion, Answer):
-                cut = [(self.encoder.render(prompt, True, tool), list(completion.tokens))]
-                size.append(len(completion.text.encode()))
-            else:
-                cut = [self.encoder.split(prompt, completion, tool)]
-                size.append(len(self.encoder.text(cut[0][1]).encode()))
-            pieces += cut
-            owner += [i] * len(cut)
-        logprobs, counts, greedy = [0.0] * len(prompts), [0] * len(prompts), [True] * len(prompts)
-        for i, (_, scored), (value, likeliest) in zip(owner, pieces, self._logprobs(pieces), strict=True):
-            logprobs[i] += value
-            counts[i] += len(scored)
-            greedy[i] = greedy[i] and likeliest
-        return [Score(*each) for each in zip(logprobs, counts, size, greedy, strict=True)]
-
-    def _logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Of each piece: the sum of log-probabilities of its second part after the first, and whether every token of it
-        was the likeliest."""
+    def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         import torch
 
         result = [(0.0, True)] * len(pieces)
@@ -255,18 +189,14 @@ class TransformersGenerator:
         """The same, where first parts are there several times: they are read once, and the second parts after them."""
         import torch
 
-        first_BV, cache, mask_BT = self._read([a for a, _ in pieces])
-        rest = [b[:-1] for _, b in pieces]
+        read = Cached(self.model, [a for a, _ in pieces], self.encoder.pad, self.device)
+        first_BV, rest = read.logits_BV, [b[:-1] for _, b in pieces]
         if not (width := max(map(len, rest))):
             return (row_V[None] for row_V in first_BV)
         pad = self.encoder.pad
         ids_BC = torch.tensor([r + [pad] * (width - len(r)) for r in rest], device=self.device)
         fed_BC = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rest], device=self.device)
-        position_BC = mask_BT.sum(1, keepdim=True) + torch.arange(width, device=self.device)
-        logits_BCV = self.model(
-            input_ids=ids_BC, attention_mask=torch.cat([mask_BT, fed_BC], 1), position_ids=position_BC,
-            past_key_values=cache, use_cache=True,
-        ).logits  # fmt: skip
+        logits_BCV = read.feed(ids_BC, fed_BC)
         return (
             torch.cat([row_V[None], logits_CV[: len(r)]])
             for row_V, logits_CV, r in zip(first_BV, logits_BCV, rest, strict=True)

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from lib.batching import batches, windows
-from lib.generate import Answer, TransformersGenerator
+from lib.generator import Answer, Begun
 from lib.sampling import Sampling, choose
+from lib.transformers_generator import TransformersGenerator
 
 WORDS = (
     "lamp",
@@ -69,6 +70,50 @@ def test_beam_search_is_transformers_own_and_likelier_than_greedy(generator, pro
     mean = lambda answers: [s.logprob / s.tokens for s in generator.score(prompts, answers)]  # noqa: E731
     better = [b >= g - 1e-4 for b, g in zip(mean(together), mean(greedy), strict=True)]
     assert sum(better) >= 0.9 * len(better)  # greedy's beginning may have fallen out of the beam
+
+
+def test_an_answer_that_is_begun_goes_on_as_if_it_had_never_stopped(generator, prompts):
+    whole = [a[0] for a in generator.generate(prompts, Sampling(max_new_tokens=10))]
+    begun = [Begun(p, a.tokens[:4]) for p, a in zip(prompts, whole, strict=True)]
+    rest = [a[0] for a in generator.generate(begun, Sampling(max_new_tokens=6))]
+    assert [(a.text, a.tokens, a.begun) for a in rest] == [(a.text, a.tokens, 4) for a in whole]
+
+
+def test_contrastive_decoding(tiny_model, generator, prompts):
+    """By a plain loop over whole forward passes of both models; against itself it's greedy decoding."""
+    import torch
+
+    weak, dice = TransformersGenerator(tiny_model), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in weak.model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=dice))
+    sampling = Sampling(max_new_tokens=6, amateur="weak", contrast=0.7, plausible=0.3)
+    greedy = generator.generate(prompts, Sampling(max_new_tokens=6))
+    assert generator.generate(prompts, sampling, amateur=generator) == greedy
+    got = generator.generate(prompts, sampling, amateur=weak)
+    assert got != greedy
+    for prompt, answer in zip(prompts[:3], got, strict=False):
+        ids, want = generator.encoder.render(prompt, answering=True), []
+        for _ in range(len(answer[0].tokens)):
+            e, a = (m.model(torch.tensor([ids + want])).logits[0, -1] for m in (generator, weak))
+            scores = 1.7 * e - 0.7 * a
+            scores[e.softmax(-1) < 0.3 * e.softmax(-1).max()] = -torch.inf
+            want.append(int(scores.argmax()))
+        assert list(answer[0].tokens) == want
+
+
+def test_an_amateur_with_other_words_is_refused(generator, tiny_model, prompts, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    tok = AutoTokenizer.from_pretrained(tiny_model)
+    tok.add_tokens(["zebra"])
+    tok.save_pretrained(other)
+    sampling = Sampling(max_new_tokens=2, amateur="other")
+    with pytest.raises(ValueError, match=r"^decoding: contrastive_other: .*another vocabulary.*same family"):
+        generator.generate(prompts[:1], sampling, amateur=TransformersGenerator(str(other)))
 
 
 def test_it_stops_at_the_end_token(tiny_model, prompts):

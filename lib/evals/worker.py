@@ -1,0 +1,44 @@
+"""The process that holds models for lib/evals/engine.py, as a Ray actor."""
+
+from __future__ import annotations
+
+import time
+
+from lib.evals.spec import Spec
+
+
+class Worker:
+    """The actor. Nothing heavy is imported before its environment is set."""
+
+    def __init__(self, specs: dict[str, Spec], threads: int):
+        self.specs, self.threads, self.models = specs, threads, {}
+
+    def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
+        """(results, seconds of work, seconds of loading) of one shard."""
+        began = time.time()
+        amateur = getattr(args[-1], "amateur", None)
+        needed = [name] + ([amateur] if amateur else [])
+        self.models = {k: m for k, m in self.models.items() if k in needed}  # the old go before the new come
+        for k in needed:
+            self.models[k] = self.models.get(k) or self._load(self.specs[k])
+        loaded = time.time()
+        more = {"amateur": self.models[amateur]} if amateur else {}
+        return getattr(self.models[name], method)(*args, **more), time.time() - loaded, loaded - began
+
+    def _load(self, spec: Spec):
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from lib import hardware, models
+        from lib.reward_model import RewardModel
+        from lib.transformers_generator import TransformersGenerator
+        from lib.vllm_generator import VllmGenerator
+
+        disable_progress_bar()
+        torch.set_num_threads(self.threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = spec.dtype
+        if dtype == "auto":
+            dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[hardware.precision("auto", device)]
+        kind = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator
+        return kind(models.path(spec.base), dtype=dtype, device=device, trained_template=spec.trained_template)

@@ -1,0 +1,102 @@
+"""A language model that answers prompts and scores answers, whatever runs it: the parts that all engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib.batching import windows
+from lib.encode import Encoder
+from lib.sampling import Sampling
+
+Messages = list[dict]
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: tuple[int, ...]
+    """As generated, with the token that ended it."""
+    finished: bool
+    """It ended by itself, not at max_new_tokens."""
+    begun: int = 0
+    """So many of its tokens were given (Begun)."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A prompt whose answer is begun: the rest of it is asked for. The Answer holds both."""
+
+    messages: Messages
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    logprob: float
+    """Sum over the completion's tokens of log p(token | all before), in nats."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the completion's text, special tokens left out."""
+    greedy: bool = False
+    """Every token was the likeliest one."""
+
+
+class Generator:
+    """encoder: the model's; window: tokens of a whole text that are read at a time; ends: ids that end an answer."""
+
+    encoder: Encoder
+    window: int
+    ends: set[int]
+
+    def generate(self, prompts: Sequence[Messages | str | Begun], sampling: Sampling) -> list[list[Answer]]:
+        """`sampling.n` answers to each prompt (messages, a plain text to go on with, or a begun answer), in the order given."""
+        raise NotImplementedError
+
+    def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Of each piece: the sum of log-probabilities of its second part after the first, and whether every token of it
+        was the likeliest."""
+        raise NotImplementedError
+
+    def score(
+        self, prompts: Sequence[Messages | str | None], completions: Sequence, tools: Sequence | None = None
+    ) -> list[Score]:
+        """Log-probability of each completion after its prompt: messages (rendered by the chat template) or an Answer
+        (its very tokens) after messages, plain text after plain text, or a whole text where the prompt is None."""
+        tools = tools or [None] * len(prompts)
+        pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
+        owner, size = [], []
+        for i, (prompt, completion, tool) in enumerate(zip(prompts, completions, tools, strict=True)):
+            if prompt is None:
+                ids = self.encoder.tokenizer(completion, add_special_tokens=False)["input_ids"]
+                cut = list(windows([self.encoder.start, *ids], self.window))
+                size.append(len(completion.encode()))
+            elif isinstance(prompt, str):
+                cut = [self.encoder.continued(prompt, completion)]
+                size.append(len(completion.encode()))
+            elif isinstance(completion, Answer):
+                cut = [(self.encoder.render(prompt, True, tool), list(completion.tokens))]
+                size.append(len(completion.text.encode()))
+            else:
+                cut = [self.encoder.split(prompt, completion, tool)]
+                size.append(len(self.encoder.text(cut[0][1]).encode()))
+            pieces += cut
+            owner += [i] * len(cut)
+        logprobs, counts, greedy = [0.0] * len(prompts), [0] * len(prompts), [True] * len(prompts)
+        for i, (_, scored), (value, likeliest) in zip(owner, pieces, self.logprobs(pieces), strict=True):
+            logprobs[i] += value
+            counts[i] += len(scored)
+            greedy[i] = greedy[i] and likeliest
+        return [Score(*each) for each in zip(logprobs, counts, size, greedy, strict=True)]
+
+    def ids(self, prompt: Messages | str | Begun) -> list[int]:
+        """What the model reads before it writes."""
+        if isinstance(prompt, str):
+            return self.encoder.plain(prompt)
+        if isinstance(prompt, Begun):
+            return self.encoder.render(prompt.messages, answering=True) + list(prompt.tokens)
+        return self.encoder.render(prompt, answering=True)
+
+    def answer(self, begun: tuple[int, ...], written: list[int]) -> Answer:
+        tokens = (*begun, *written)
+        return Answer(self.encoder.text(tokens), tokens, tokens[-1] in self.ends, len(begun))

