@@ -12,8 +12,17 @@ PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the
 
 
 @pytest.fixture(scope="module")
-def both(tiny_model):
-    return vllm_generator.VllmGenerator(tiny_model), TransformersGenerator(tiny_model)
+def both(tiny_model, tmp_path_factory):
+    """The tiny model with heads of 32, since vLLM's attention on CPUs has none of 16."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = str(tmp_path_factory.mktemp("vllm"))
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    config = LlamaConfig.from_pretrained(tiny_model, head_dim=32)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return vllm_generator.VllmGenerator(folder), TransformersGenerator(folder)
 
 
 def test_greedy_answers_are_the_same(both):

@@ -1,7 +1,7 @@
 """How long the answers of an evaluation will take at most, and what that costs, before anything is started.
 
 A process writes tokens at a rate that falls with the model's parameters, so their product is what the last evaluation on
-this machine measured: kept in ~/.cache/shoestring/rates.json. Where there was none yet, a CPU is taken for the one in
+this machine measured: kept in rates.json of lib.run's cache. Where there was none yet, a CPU is taken for the one in
 TYPICAL, and a GPU's time isn't guessed.
 """
 
@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib.run import Run
+from lib.packaged import package_version
+from lib.run import cache
 
 TYPICAL = 2.0e10
 """Parameters × tokens per second and core: SmolLM2-135M in bfloat16, 64 answers at a time (the quickstart's evaluation)."""
@@ -22,13 +23,12 @@ SMALL = 10_000_000
 """Parameters; a smaller model's time is not its arithmetic, so it tells nothing of others."""
 
 
-def _file() -> Path:
-    return Path("~/.cache/shoestring/rates.json").expanduser()
-
-
 def parameters(base: str) -> int | None:
     """Of a model in a run or folder, by the headers of its safetensors files; None where they aren't on this disk."""
-    folder = Path(Run(base).at("model")) if Path(base, "model").is_dir() else Path(base)
+    if package := base.partition("package:")[2]:  # once it is unpacked
+        folder = cache("models", f"{package}-{package_version(package)}")
+    else:
+        folder = Path(base, "model") if Path(base, "model").is_dir() else Path(base)
     total = 0
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
         with file.open("rb") as f:
@@ -49,8 +49,8 @@ def remember(device: str, work: Iterable[dict], sizes: dict[str, int | None]) ->
     if sum(w["tokens"] for w in rows) < FEW:
         return
     rate = sum(w["tokens"] * sizes[w["model"]] for w in rows) / sum(w["seconds"] for w in rows)
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    _file().write_text(json.dumps(_kept() | {device: rate}))
+    cache("rates.json").parent.mkdir(parents=True, exist_ok=True)
+    cache("rates.json").write_text(json.dumps(_kept() | {device: rate}))
 
 
 def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float) -> str:
@@ -81,7 +81,7 @@ def seconds(device: str, tokens: int, size: int | None) -> tuple[float, str] | N
 
 def _kept() -> dict[str, float]:
     try:
-        found = json.loads(_file().read_text())
+        found = json.loads(cache("rates.json").read_text())
         return {k: float(v) for k, v in found.items() if float(v) > 0}
     except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: the next evaluation writes it anew
         return {}

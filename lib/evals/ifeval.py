@@ -80,7 +80,7 @@ def _checks():
             nltk.data.find("tokenizers/punkt_tab")
             there = True
         except LookupError:
-            there = nltk.download("punkt_tab", quiet=True)
+            there = nltk.download("punkt_tab", quiet=True, print_error_to=io.StringIO())
         if not there:
             nltk.download = lambda *args, **kwargs: False  # lm_eval would try once more
         from lm_eval.tasks.ifeval import instructions, instructions_util, utils

@@ -7,10 +7,10 @@ from lib.evals import estimate
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
-    return tmp_path / ".cache/shoestring/rates.json"
+    return tmp_path / "rates.json"
 
 
 def test_parameters_are_counted_by_the_headers(tiny_model, make_run):
