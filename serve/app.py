@@ -1,0 +1,59 @@
+"""A run behind an OpenAI-compatible API, as a Ray Serve application.
+
+serve run serve.app:app run=runs/dpo                       # http://127.0.0.1:8000/v1
+serve run serve.app:app run=runs/sft replicas=2 at_once=16
+serve deploy configs/serve/pair.yaml                       # several, on a cluster
+
+from openai import OpenAI
+OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").chat.completions.create(model="dpo", messages=[…])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from serve import engines
+from serve.guard import Guard
+from serve.serving import Plan, parse, plan
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application for these arguments (serve/serving.py). Raises ValueError before anything is started."""
+    import ray
+
+    from lib.config import Scale
+    from lib.hardware import worker_env
+
+    planned = plan(parse(args))
+    s, gpu = planned.serving, ray.cluster_resources().get("GPU", 0) > 0 if ray.is_initialized() else False
+    copies: dict[str, Any] = {"num_replicas": s.replicas}
+    if s.max_replicas:
+        most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas}
+        copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
+    return Endpoint.options(
+        **copies,
+        ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},
+        # Serve's own queue is longer than what a replica takes, so that the replica itself can say 429 and when to come again.
+        max_ongoing_requests=4 * s.at_once,
+        max_queued_requests=4 * s.at_once,
+        graceful_shutdown_timeout_s=60,
+    ).bind(planned)
+
+
+@serve.deployment
+@serve.ingress()
+class Endpoint:
+    """One replica: the engine's own HTTP application, behind the guard."""
+
+    def __init__(self, planned: Plan):
+        self.planned = planned
+
+    async def __serve_build_asgi_app__(self):
+        engine = engines.vllm if self.planned.vllm else engines.transformers
+        self.engine = await engine(self.planned)
+        return Guard(self.engine.app, self.planned, self.engine)
+
+    async def check_health(self) -> None:
+        await self.engine.check()

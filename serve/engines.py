@@ -1,0 +1,96 @@
+"""The HTTP applications of vLLM and of transformers, with one run in them. What this project takes of vLLM's server is here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lib import models
+from serve.serving import Plan
+
+
+@dataclass
+class Engine:
+    app: Any
+    """ASGI."""
+    title: str
+    names: dict[str, str]
+    """{what clients call a model: what the application calls it}, the run first."""
+    lacks: tuple[str, ...]
+    """Fields of a request that it would leave out silently."""
+    check: Callable[[], Awaitable[None]]
+    """Raises where the engine is dead."""
+
+
+def called(planned: Plan) -> str:
+    return planned.serving.name or planned.base.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
+
+
+async def vllm(planned: Plan) -> Engine:
+    """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # replicas would share the first cores
+    import torch
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from lib.vllm_generator import version
+
+    s, name = planned.serving, called(planned)
+    argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
+    argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
+    argv += [] if torch.cuda.is_available() else ["--enforce-eager"]
+    if planned.adapters:
+        argv += ["--enable-lora", "--max-lora-rank", "256", "--lora-modules"]
+        argv += [f"{k}={folder}" for k, folder in planned.adapters.items()]
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+    tasks = await engine.get_supported_tasks()
+    app = build_app(args, tasks, engine.model_config)
+    await init_app_state(engine, app.state, args, tasks)
+    names = {name: name} | {k: k for k in planned.adapters}
+    return Engine(app, f"vLLM {version()}", names, (), engine.check_health)
+
+
+async def transformers(planned: Plan) -> Engine:
+    """The routes of `transformers serve` for chat and completions; one request after the other."""
+    from importlib.metadata import version
+
+    import torch
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+    from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
+    from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
+    from transformers.cli.serving.model_manager import ModelManager
+    from transformers.cli.serving.server import build_server
+    from transformers.cli.serving.utils import GenerationState
+
+    from lib import hardware
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = planned.serving.dtype
+    if dtype == "auto":
+        dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[hardware.precision("auto", device)]
+    where, name = models.path(planned.base), called(planned)
+    manager = ModelManager(device=device, dtype=dtype, force_model=where)
+    state, title = GenerationState(continuous_batching=False), f"transformers {version('transformers')}"
+    chat, completion = ChatCompletionHandler(manager, state), CompletionHandler(manager, state)
+    app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
+    said = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": title}]}
+    kept = ("/v1/chat/completions", "/v1/completions", "/health")  # others would load models, or unload ours
+    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in kept]
+    app.router.routes.append(Route("/v1/models", lambda request: JSONResponse(said)))
+
+    async def check() -> None:
+        """It works in this process, so whoever is asked is alive."""
+
+    harmless = {"user", "metadata", "store", "stream_options", "service_tier", "parallel_tool_calls", "max_completion_tokens"}  # fmt: skip
+    lacks = tuple(sorted((UNUSED_CHAT_COMPLETION_FIELDS | UNUSED_LEGACY_COMPLETION_FIELDS) - harmless))
+    return Engine(app, title, {name: where}, lacks, check)

@@ -1,0 +1,137 @@
+"""What stands before an engine's HTTP application: token, size, JSON, model name, load and time.
+
+Every refusal is an OpenAI error object. 429, 503 and 504 may be tried again; the others say what to change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from typing import TYPE_CHECKING
+
+from starlette.responses import JSONResponse
+
+from serve.serving import Plan
+
+if TYPE_CHECKING:
+    from serve.engines import Engine
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OPEN = ("/health", "/ping")
+"""Paths that need no token."""
+
+
+class Refusal(Exception):
+    def __init__(self, status: int, message: str, headers: dict | None = None):
+        kind = "invalid_request_error" if status < 429 else "server_error"
+        body = {"error": {"message": message, "type": kind, "code": status}}
+        self.response = JSONResponse(body, status, headers)
+
+
+class Guard:
+    """An ASGI application around another."""
+
+    def __init__(self, app, planned: Plan, engine: Engine):
+        self.app, self.planned, self.serving, self.engine, self.busy = app, planned, planned.serving, engine, 0
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            return await self.app(scope, receive, send)
+        begun = False
+
+        async def sending(message):
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            self._token(scope)
+            if scope["method"] != "POST":
+                return await self.app(scope, receive, send)
+            if self.busy >= self.serving.at_once:
+                said = f"{self.busy} requests are under way here, the most that at_once allows. Try again in a second."
+                raise Refusal(429, said, {"Retry-After": "1"})
+            self.busy += 1
+            try:
+                async with asyncio.timeout(self.serving.timeout_s):
+                    body = self._asked(await self._body(scope, receive))
+                    headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
+                    scope = scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
+                    await self.app(scope, _again(body, receive), sending)
+            finally:
+                self.busy -= 1
+        except TimeoutError:
+            if begun:
+                raise  # the stream ends here; there is no way to say why
+            late = Refusal(504, f"The answer took longer than timeout_s ({self.serving.timeout_s:g} s).")
+            await late.response(scope, receive, send)
+        except Refusal as e:
+            await e.response(scope, receive, send)
+
+    def _token(self, scope) -> None:
+        wanted = self.planned.token_sha256
+        if not wanted:
+            host = (scope.get("client") or ("127.0.0.1",))[0]
+            if host not in LOOPBACK:
+                env = self.serving.token_env
+                raise Refusal(403, f"Without a token only this machine is answered. Set {env} where it is served.")
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
+        if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), wanted):
+            raise Refusal(401, "The bearer token is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, scope, receive) -> bytes:
+        most, parts, size = int(self.serving.max_body_mb * 2**20), [], 0
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = Refusal(413, f"The request is larger than max_body_mb ({self.serving.max_body_mb:g} MB).")
+        if told.isdigit() and int(told) > most:
+            raise too_large
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "The client went away before it had said what it wants.")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise too_large
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    def _asked(self, body: bytes) -> bytes:
+        """The request with the engine's own name of the model, once it can be answered."""
+        try:
+            asked = json.loads(body)
+        except ValueError as e:
+            raise Refusal(400, f"The body is not JSON: {e}.") from None
+        if not isinstance(asked, dict):
+            raise Refusal(400, "The body must be a JSON object.")
+        names = self.engine.names
+        model = asked.get("model") or next(iter(names))
+        if model not in names:
+            from lib.cli import nearest
+
+            raise Refusal(
+                404, f"There is no model {model!r} here.{nearest(str(model), names)} It has {', '.join(names)}."
+            )
+        if asked.get("max_completion_tokens") is not None:  # transformers knows it by its older name only
+            asked["max_tokens"] = asked.pop("max_completion_tokens")
+        one = {k for k in ("n", "best_of") if asked.get(k) == 1}
+        if lacking := [k for k in self.engine.lacks if asked.get(k) not in (None, False) and k not in one]:
+            raise Refusal(400, f"{', '.join(lacking)}: {self.engine.title} doesn't do that; vLLM does (engine: vllm).")
+        return json.dumps(asked | {"model": names[model]}).encode()
+
+
+def _again(body: bytes, receive):
+    """A receive that gives the body that was read already, then what comes (a client that goes away)."""
+    given = False
+
+    async def replay():
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

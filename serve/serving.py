@@ -1,0 +1,142 @@
+"""What is to be served, and every check that needs no model in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from lib import vllm_generator
+from lib.evals import spec
+from lib.run import Run
+
+
+@dataclass
+class Serving:
+    """One application: a run behind an OpenAI-compatible API."""
+
+    run: str
+    """A run directory, local or s3://, a model folder or a hub name."""
+    name: str = ""
+    """What clients call the model. Default: the last part of `run`."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto: vLLM where it is installed, else transformers (one request at a time, no logprobs, n or JSON schema)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and arithmetic. auto: the weights' own with vLLM; as lib/hardware.py says with transformers."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together, with vLLM. None: what the model can."""
+    replicas: int = 1
+    """Copies of the model, each with a GPU where there are any."""
+    max_replicas: int | None = None
+    """As many at most, started and ended with the load. None: always `replicas`."""
+    at_once: int = 32
+    """Requests under way in a replica; more are told 429 and when to come again."""
+    timeout_s: float = 300.0
+    """Seconds for one request; then 504, or the end of its stream."""
+    max_body_mb: float = 4.0
+    """Megabytes of one request; more are told 413."""
+    token_env: str = "SHOESTRING_TOKEN"
+    """Environment variable that holds the bearer token clients must send. Where it isn't set, only this machine is answered."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    serving: Serving
+    base: str
+    """As lib.models.locate returned it."""
+    adapters: dict[str, str]
+    """{name: folder with the adapter}"""
+    vllm: bool
+    trained_template: str | None
+    token_sha256: str | None
+    """The token itself stays in the environment of whoever starts the application."""
+
+
+def parse(args: dict[str, Any]) -> Serving:
+    """The arguments of `serve run serve.app:app key=value …`, or `args` of a YAML file; adapters also as adapters.NAME=RUN.
+
+    Raises ValueError naming the key.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from lib.cli import nearest
+
+    known, given = [f.name for f in fields(Serving)], dict(args)
+    adapters = dict(given.pop("adapters", None) or {})
+    for key in [k for k in given if k.startswith("adapters.")]:
+        adapters[key.partition(".")[2]] = given.pop(key)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{key} is not a key of serve.app.{nearest(key, known)} Known: {', '.join(known)}.")
+    if "run" not in given:
+        raise ValueError("run: say what is to be served, such as run=runs/dpo.")
+    try:
+        found = TypeAdapter(Serving).validate_python({**given, "adapters": adapters})
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}.") from None
+    for key, low in (
+        ("replicas", 1),
+        ("at_once", 1),
+        ("timeout_s", 0.001),
+        ("max_body_mb", 0.001),
+        ("max_model_len", 1),
+    ):
+        value = getattr(found, key)
+        if value is not None and value < low:
+            raise ValueError(f"{key}: must be at least {low}, is {value}.")
+    if found.max_replicas is not None and found.max_replicas < found.replicas:
+        raise ValueError(f"max_replicas: {found.max_replicas} is below replicas ({found.replicas}).")
+    return found
+
+
+def plan(serving: Serving) -> Plan:
+    """Raises ValueError listing every problem found, one a line, each naming its key."""
+    problems: list[str] = []
+    base, template, adapters = "", None, {}
+    try:
+        found = spec.find("run", "run", serving.run, serving.dtype)
+        base, template = found.base, found.trained_template
+        if Run(base).is_run() and Run(base).job().get("stage") == "reward":
+            problems.append(f"run: {serving.run} is a reward model, which answers nothing. jobs/eval.py asks it.")
+    except ValueError as e:
+        problems.append(str(e))
+    vllm = serving.engine == "vllm" or (serving.engine == "auto" and vllm_generator.installed())
+    if serving.engine == "vllm" and not vllm_generator.installed():
+        problems.append("engine: vllm is not installed here: make vllm, or with a GPU pip install -e '.[gpu]'.")
+    if serving.adapters and not vllm:
+        problems.append(
+            "adapters: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
+        )
+    for name, address in serving.adapters.items():
+        try:
+            adapters[name] = _adapter(name, address, base)
+        except ValueError as e:
+            problems.append(str(e))
+    if problems:
+        raise ValueError("\n".join(problems))
+    token = os.environ.get(serving.token_env)
+    digest = hashlib.sha256(token.encode()).hexdigest() if token else None
+    return Plan(serving, base, adapters, vllm, template, digest)
+
+
+def _adapter(name: str, address: str, base: str) -> str:
+    """Folder of the adapter that a LoRA run keeps beside its merged model."""
+    from lib import models
+
+    try:
+        where, _ = models.locate(address)
+    except ValueError as e:
+        raise ValueError(str(e).replace("model.base:", f"adapters.{name}:", 1)) from None
+    run = Run(where)
+    if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
+        raise ValueError(f"adapters.{name}: {address} keeps no adapter: it is not a run with model.adapter: lora.")
+    trained_on, _ = models.locate(run.job()["model"]["base"])
+    if trained_on != base:
+        raise ValueError(f"adapters.{name}: {address} was trained on {trained_on}, not on {base}, which `run` says.")
+    if run.remote:
+        raise ValueError(f"adapters.{name}: {address} is remote; copy it here first, or serve the run itself.")
+    return run.at("adapter")

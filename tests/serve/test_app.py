@@ -1,0 +1,139 @@
+"""A run behind `serve run`, asked by OpenAI's own client, by a flood, and while a replica is killed."""
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import REPO, free_port
+
+HELLO = [{"role": "user", "content": "what is red?"}]
+
+
+@contextmanager
+def serving(folder, args: dict):
+    """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
+    port = free_port()
+    config = folder / "serve.yaml"
+    config.write_text(yaml.safe_dump({
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
+    }))  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
+    with (folder / "log").open("w") as log:
+        p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        for _ in range(240):
+            if p.poll() is not None:
+                pytest.fail((folder / "log").read_text()[-3000:])
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        else:
+            pytest.fail((folder / "log").read_text()[-3000:])
+        yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
+    finally:
+        mine = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
+        p.send_signal(signal.SIGINT)
+        try:
+            p.wait(60)
+        finally:
+            for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+
+
+def client(url: str, retries: int = 0) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="-", max_retries=retries, timeout=60)
+
+
+def ask(url: str, retries: int = 0) -> int:
+    """Status of one request."""
+    try:
+        client(url, retries).chat.completions.create(model="sft", messages=HELLO, max_tokens=4)
+        return 200
+    except openai.APIStatusError as e:
+        return e.status_code
+
+
+@pytest.fixture(scope="module")
+def url(runs, tmp_path_factory):
+    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3}
+    with serving(tmp_path_factory.mktemp("serve"), args) as (address, _):
+        yield address
+
+
+def test_chat(url, runs):
+    """Greedily the same as the evaluation's engine, in one piece and streamed."""
+    from lib.sampling import Sampling
+    from lib.transformers_generator import TransformersGenerator
+
+    want = TransformersGenerator(f"{runs['sft']}/model").generate([HELLO], Sampling(max_new_tokens=6))[0][0].text
+    common = {"model": "sft", "messages": HELLO, "max_tokens": 6, "temperature": 0}
+    assert client(url).chat.completions.create(**common).choices[0].message.content == want
+    parts = client(url).chat.completions.create(**common, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in parts if c.choices) == want
+    text = client(url).completions.create(model="sft", prompt="the red", max_tokens=4, temperature=0)
+    assert text.choices[0].text
+
+
+def test_models_say_the_engine(url):
+    (model,) = client(url).models.list().data
+    assert model.id == "sft" and model.owned_by.startswith("transformers ")
+
+
+def test_what_it_cannot_do_is_said(url):
+    with pytest.raises(openai.NotFoundError, match="no model 'dpo' here"):
+        client(url).chat.completions.create(model="dpo", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match=r"logprobs: transformers .* doesn't do that; vLLM does"):
+        client(url).chat.completions.create(model="sft", messages=HELLO, logprobs=True)
+    assert httpx.post(f"{url.removesuffix('/v1')}/load_model", json={"model": "x/y"}).status_code == 404
+
+
+def test_a_flood(url):
+    """More than the replica takes are told 429, and a client that waits as it is told gets its answer."""
+    with ThreadPoolExecutor(12) as pool:
+        codes = collections.Counter(pool.map(lambda _: ask(url), range(24)))
+        assert set(codes) <= {200, 429} and codes[200] >= 3 and codes[429] >= 1
+        assert set(pool.map(lambda _: ask(url, retries=20), range(12))) == {200}
+
+
+def test_a_client_that_goes_away(url):
+    for _ in range(4):
+        with pytest.raises(httpx.ReadTimeout):
+            asked = {"model": "sft", "messages": HELLO, "max_tokens": 500}
+            httpx.post(f"{url}/chat/completions", json=asked, timeout=0.05)
+    assert ask(url, retries=20) == 200
+
+
+@pytest.mark.slow
+def test_a_replica_is_killed_under_load(runs, tmp_path):
+    """1,000 requests of 32 clients: each is answered or refused with a code that may be tried again; none hangs."""
+    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "replicas": 2, "at_once": 32}
+    with serving(tmp_path, args) as (address, process), ThreadPoolExecutor(32) as pool:
+        asked = [pool.submit(ask, address) for _ in range(1000)]
+        while sum(a.done() for a in asked) < 300:
+            time.sleep(0.1)
+        replicas = [
+            c for c in process.children(recursive=True) if "ServeReplica" in c.name() + " ".join(c.cmdline()[:1])
+        ]
+        replicas[0].kill()
+        codes = collections.Counter(a.result(300) for a in asked)
+        assert sum(codes.values()) == 1000 and codes[200] > 900, codes
+        assert set(codes) <= {200, 429, 500, 502, 503, 504}, codes
+        assert ask(address, retries=20) == 200

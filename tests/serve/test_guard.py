@@ -1,0 +1,144 @@
+"""What stands before the engine, with an engine whose answers are known; no Ray, no model."""
+
+import asyncio
+import hashlib
+import json
+import re
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+from serve.engines import Engine
+from serve.guard import Guard
+from serve.serving import Plan, parse
+
+CHAT = {"model": "dpo", "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def chat(request):
+    asked = await request.json()
+    await asyncio.sleep(asked.get("sleep", 0))
+    if asked.get("stream"):
+
+        async def lines():
+            for i in range(100):
+                yield f"data: {i}\n\n"
+                await asyncio.sleep(0.02)
+
+        return StreamingResponse(lines())
+    return JSONResponse(asked)
+
+
+def guard(token: str | None = None, lacks=(), **settings) -> Guard:
+    app = Starlette(routes=[
+        Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", lambda r: JSONResponse({"data": []})),
+        Route("/health", lambda r: JSONResponse({})),
+    ])  # fmt: skip
+    digest = hashlib.sha256(token.encode()).hexdigest() if token else None
+    plan = Plan(parse({"run": "runs/dpo", **settings}), "/runs/dpo", {}, False, None, digest)
+    return Guard(app, plan, Engine(app, "the engine", {"dpo": "/where/dpo", "lora": "lora"}, lacks, None))
+
+
+def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Response]:
+    """POSTs them all at the same time."""
+
+    async def all_():
+        transport = httpx.ASGITransport(app=app, client=(client, 1), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as http:
+            posts = [
+                http.post("/v1/chat/completions", content=b if isinstance(b, bytes) else json.dumps(b)) for b in bodies
+            ]
+            return await asyncio.gather(*posts)
+
+    return asyncio.run(all_())
+
+
+def test_the_engine_gets_its_own_name_of_the_model():
+    (reply,) = ask(guard(), CHAT | {"max_completion_tokens": 3})
+    assert reply.json() == {"model": "/where/dpo", "messages": CHAT["messages"], "max_tokens": 3}
+    assert ask(guard(), {"messages": []})[0].json()["model"] == "/where/dpo"  # the run, where none is named
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"[1]", 400, "JSON object"),
+        (b"x" * 3_000_000, 413, r"larger than max_body_mb \(1 MB\)"),
+        (CHAT | {"model": "dop"}, 404, "no model 'dop' here.*dpo.*It has dpo, lora"),
+        (CHAT | {"logprobs": True, "n": 2}, 400, "logprobs, n: the engine doesn't do that; vLLM does"),
+    ],
+)
+def test_requests_that_are_refused(body, status, says):
+    (reply,) = ask(guard(lacks=("logprobs", "n"), max_body_mb=1), body)
+    assert reply.status_code == status and reply.json()["error"]["code"] == status
+    assert re.search(says, reply.json()["error"]["message"])
+
+
+def test_what_asks_for_nothing_is_not_refused():
+    (reply,) = ask(guard(lacks=("logprobs", "n")), CHAT | {"logprobs": False, "n": 1})
+    assert reply.status_code == 200
+
+
+def test_a_flood_is_told_to_come_again():
+    replies = ask(guard(at_once=3), *[CHAT | {"sleep": 0.2}] * 10)
+    codes = [r.status_code for r in replies]
+    assert codes.count(200) == 3 and codes.count(429) == 7
+    assert {r.headers["retry-after"] for r in replies if r.status_code == 429} == {"1"}
+
+
+def test_room_comes_back_after_errors_too():
+    app = guard(at_once=1)
+    for body in (b"{", CHAT, CHAT | {"model": "x"}, CHAT):
+        ask(app, body)
+    assert app.busy == 0 and ask(app, CHAT)[0].status_code == 200
+
+
+def test_time_is_limited():
+    (reply,) = ask(guard(timeout_s=0.1), CHAT | {"sleep": 5})
+    assert reply.status_code == 504 and "timeout_s (0.1 s)" in reply.json()["error"]["message"]
+    app = guard(timeout_s=0.3)
+    ask(app, CHAT | {"stream": True})  # the stream is cut
+    assert app.busy == 0
+
+
+def test_token():
+    app = guard(token="s3cret")
+    assert [ask(app, CHAT, **h)[0].status_code for h in ({}, {"authorization": "Bearer no"}, {"authorization": "Bearer s3cret"})] == [401, 401, 200]  # fmt: skip
+
+
+def test_without_a_token_only_this_machine_is_answered():
+    assert ask(guard(), CHAT, client="10.0.0.7")[0].status_code == 403
+    assert ask(guard(token="t"), CHAT, client="10.0.0.7", authorization="Bearer t")[0].status_code == 200
+
+
+def test_other_paths():
+    async def get(path):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=guard(token="t")), base_url="http://x") as http:
+            return (await http.get(path)).status_code
+
+    assert asyncio.run(get("/health")) == 200 and asyncio.run(get("/v1/models")) == 401
+
+
+def test_a_client_that_goes_away_gives_its_room_back():
+    app, sent = guard(at_once=1), []
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+    }
+    asyncio.run(app(scope, receive, send))
+    assert app.busy == 0 and sent[0]["status"] == 400

@@ -1,0 +1,60 @@
+"""Arguments of serve.app: what they may be, and what is refused before anything starts."""
+
+import json
+import shutil
+
+import pytest
+
+from lib.run import Run
+from serve.serving import Serving, parse, plan
+
+
+def test_words_of_the_command_line():
+    found = parse({"run": "runs/dpo", "replicas": "2", "timeout_s": "30", "adapters.sft": "runs/sft"})
+    assert found == Serving("runs/dpo", replicas=2, timeout_s=30.0, adapters={"sft": "runs/sft"})
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({}, "run: say what is to be served"),
+        ({"rum": "x"}, "rum is not a key of serve.app.*run"),
+        ({"run": "x", "replicas": "many"}, "replicas: .*'many'"),
+        ({"run": "x", "at_once": 0}, "at_once: must be at least 1, is 0"),
+        ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
+        ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),
+    ],
+)
+def test_arguments_that_are_wrong(args, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        parse(args)
+
+
+def test_runs_that_cannot_be_served(runs, make_run, monkeypatch):
+    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    for args, says in [
+        ({"run": "runs/nowhere"}, "run: "),
+        ({"run": runs["reward"]}, "run: .*reward model, which answers nothing"),
+        ({"run": runs["sft"], "engine": "vllm"}, "engine: vllm is not installed here"),
+        ({"run": runs["sft"], "adapters": {"a": runs["dpo"]}}, "adapters: only vLLM serves several"),
+        ({"run": make_run("moved", template="0" * 64)}, "run: the chat template of .* is not the one it was trained"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{says}"):
+            plan(parse(args))
+
+
+def test_adapters_need_a_lora_run_of_the_same_base(runs, tiny_model, make_run, monkeypatch, tmp_path):
+    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    lora = Run(make_run("lora"))
+    with pytest.raises(ValueError, match=r"^adapters.a: .* keeps no adapter"):
+        plan(parse({"run": tiny_model, "adapters.a": lora.path}))
+    lora.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
+    assert plan(parse({"run": tiny_model, "adapters.a": lora.path})).adapters == {"a": lora.at("adapter")}
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"^adapters.a: .*was trained on .*, not on .*other, which `run` says"):
+        plan(parse({"run": str(other), "adapters.a": lora.path}))
+
+
+def test_the_token_is_not_in_the_plan(runs, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_TOKEN", "s3cret")
+    assert "s3cret" not in repr(plan(parse({"run": runs["sft"]})))
