@@ -20,10 +20,11 @@ from lib.run import Run
 PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
 
 
-def main(build, config: str, rows: tuple[str, ...]) -> None:
+def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()) -> None:
     """Runs the stage whose file defines `build(job, args) -> transformers.Trainer`.
 
-    config: "module:Class" of the TRL config that `train:` takes its fields from; rows: the kinds of data it can use.
+    config: "module:Class" of the TRL config that `train:` takes its fields from; rows: the kinds of data it can use;
+    models: keys of `train` that name a model, which has to be there.
     Exits 0 when the run is finished, 2 for a mistake in the request, 1 when training failed.
     """
     stage = Path(build.__code__.co_filename).stem
@@ -32,7 +33,7 @@ def main(build, config: str, rows: tuple[str, ...]) -> None:
         os.environ.setdefault(key, value)
     with cli.refusing(f"jobs/{stage}.py"):
         request = cli.parse(stage, config)
-        planned = plan.make(request, rows)
+        planned = plan.make(request, rows, models)
     show(planned.lines(), f"{stage}: the plan")
     if request.dry_run:
         print("Dry run: nothing was started.")

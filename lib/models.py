@@ -68,6 +68,14 @@ def _locate_on_hub(name: str, revision: str | None) -> tuple[str, str]:
         ) from None
 
 
+def locate_for(key: str, base: str) -> tuple[str, str]:
+    """locate(), with `key` in its errors instead of model.base."""
+    try:
+        return locate(base)
+    except ValueError as e:
+        raise ValueError(str(e).replace("model.base:", f"{key}:", 1)) from None
+
+
 def _network_errors() -> tuple[type[Exception], ...]:
     """huggingface_hub raises its HTTP library's own errors; which library that is has changed between versions."""
     names = [n for n in ("httpx", "httpx2") if importlib.util.find_spec(n)]

@@ -72,8 +72,8 @@ class Plan:
         ]
 
 
-def make(request: Request, rows: tuple[str, ...]) -> Plan:
-    """Checks a request whose stage takes `rows` kinds of data. Raises UsageError listing every problem found."""
+def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -> Plan:
+    """Checks a request; rows, named: as main() of lib/launch.py has them. Raises UsageError listing every problem found."""
     job, problems, notes = request.job, [], []
     run = Run(job.run)
 
@@ -87,6 +87,11 @@ def make(request: Request, rows: tuple[str, ...]) -> Plan:
     base, identity = located or (job.model.base, "")
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
+    for key in named:
+        if not job.train.get(key):
+            problems.append(f"train.{key}: say which model, such as runs/sft.")
+        elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
+            job = replace(job, train=job.train | {key: found[0]})
     template = job.model.chat_template
     if template:  # beside the code, also where that was uploaded; else where the runs are
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)

@@ -108,6 +108,8 @@ def train_loop(config: dict) -> dict:
         trainer = build(job, args)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+    if len(trainer.train_dataset) == 0:
+        raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
     rows = data.load(job.data, config["rows"]).check.summary()  # of all rows; the driver may have seen a part
     if job.model.adapter != "none":
         models.train_in_fp32(trainer.model)

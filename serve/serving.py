@@ -127,10 +127,7 @@ def _adapter(name: str, address: str, base: str) -> str:
     """Folder of the adapter that a LoRA run keeps beside its merged model."""
     from lib import models
 
-    try:
-        where, _ = models.locate(address)
-    except ValueError as e:
-        raise ValueError(str(e).replace("model.base:", f"adapters.{name}:", 1)) from None
+    where, _ = models.locate_for(f"adapters.{name}", address)
     run = Run(where)
     if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
         raise ValueError(f"adapters.{name}: {address} keeps no adapter: it is not a run with model.adapter: lora.")

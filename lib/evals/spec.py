@@ -30,9 +30,9 @@ def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Sp
     from lib.reward_model import check_config
 
     try:
-        where, identity = models.locate(base)
+        where, identity = models.locate_for(key, base)
     except ValueError as e:
-        raise ValueError(str(e).replace("model.base:", f"{key}:", 1) + _runs_near(base, str(e))) from None
+        raise ValueError(f"{e}{_runs_near(base, str(e))}") from None
     trained = models.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
     if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet
