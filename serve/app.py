@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 from ray import serve
 
 from serve import engines
@@ -20,13 +21,16 @@ from serve.serving import Plan, parse, plan
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """The application for these arguments (serve/serving.py). Raises ValueError before anything is started."""
+    """The application for these arguments (serve/serving.py). Raises ClickException before anything is started."""
     import ray
 
     from lib.config import Scale
     from lib.hardware import worker_env
 
-    planned = plan(parse(args))
+    try:
+        planned = plan(parse(args))
+    except ValueError as e:
+        raise click.ClickException(str(e)) from None  # which `serve run` prints without a traceback
     s, gpu = planned.serving, ray.cluster_resources().get("GPU", 0) > 0 if ray.is_initialized() else False
     copies: dict[str, Any] = {"num_replicas": s.replicas}
     if s.max_replicas:

@@ -54,4 +54,5 @@ def _runs_near(base: str, said: str) -> str:
     if "://" in base or "Nearest" in said or Path(absolute(base)).exists():
         return ""
     there = sorted(p.parent.name for p in folder.glob("*/job.yaml"))
-    return f" There is no run {absolute(base)} either; in {folder} there are {', '.join(there) or 'none'}."
+    either = "" if "no run" in said else f" There is no run {absolute(base)} either."
+    return f"{either} Runs in {folder}: {', '.join(there) or 'none'}."
