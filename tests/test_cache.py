@@ -1,0 +1,41 @@
+"""Prompts with the same beginning: read once, and the next token's logits are those of each prompt read alone."""
+
+import pytest
+import torch
+
+from lib import cache
+from lib.cache import Cached
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("beginning", [0, cache.WORTH - 1, cache.WORTH, 40])
+def test_logits_are_those_of_each_prompt_alone(model, beginning):
+    same = list(range(5, 5 + beginning))
+    prompts = [same + rest for rest in ([200, 201, 202], [300], [400, 401, 402, 403, 404], [300])]
+    fed, more = [], [7, 8, 9, 10]
+    hook = model.register_forward_pre_hook(lambda m, _, kw: fed.append(kw["input_ids"].shape), with_kwargs=True)
+    with torch.inference_mode():
+        read = Cached(model, prompts, 3, "cpu")
+        hook.remove()
+        assert (fed[0][0] == 1) == (beginning >= cache.WORTH)  # one row for all of them, where it's worth it
+        for step in range(3):
+            for i, prompt in enumerate(prompts):
+                alone = model(input_ids=torch.tensor([prompt + more[i : i + 1] * step])).logits[0, -1]
+                assert torch.allclose(read.logits_BV[i], alone, atol=1e-5)
+            read.feed(torch.tensor(more)[:, None])
+        read.keep(torch.tensor([2, 0]))
+        assert read.logits_BV.shape[0] == read.mask_BT.shape[0] == 2
+
+
+def test_a_prompt_that_is_the_beginning_of_the_others(model):
+    prompts = [list(range(5, 45)), list(range(5, 50))]
+    with torch.inference_mode():
+        read = Cached(model, prompts, 3, "cpu")
+        for row, prompt in zip(read.logits_BV, prompts, strict=True):
+            assert torch.allclose(row, model(input_ids=torch.tensor([prompt])).logits[0, -1], atol=1e-5)
