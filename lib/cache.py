@@ -22,8 +22,12 @@ class Cached:
 
         self.model = model
         unique = list(dict.fromkeys(map(tuple, prompts)))
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        # A sliding window counts the padding between a shared beginning and the rest as if it were text.
+        unsafe = kinds != {"full_attention"} or getattr(config, "sliding_window", None)
         parted = (i for i, column in enumerate(zip(*unique, strict=False)) if len(set(column)) > 1)
-        shared = min(next(parted, len(unique[0])), min(map(len, unique)) - 1) if len(unique) > 1 else 0
+        shared = min(next(parted, len(unique[0])), min(map(len, unique)) - 1) if len(unique) > 1 and not unsafe else 0
         shared = shared if shared >= WORTH else 0
         first_UT, self.mask_BT = left_pad(
             [list(p[: shared or None]) for p in (unique[:1] if shared else unique)], pad, device

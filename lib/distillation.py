@@ -12,6 +12,7 @@ Shapes: N labelled positions, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -82,14 +83,8 @@ def divergence(teacher_NV, student_NV, kind: str, temperature: float = 1.0, beta
         return (p_NV.exp() * (p_NV - q_NV)).sum(-1)
     if kind == "reverse_kl":
         return (q_NV.exp() * (q_NV - p_NV)).sum(-1)
-    mixed_NV = torch.logsumexp(torch.stack([p_NV + _log(beta), q_NV + _log(1 - beta)]), 0)
+    mixed_NV = torch.logsumexp(torch.stack([p_NV + math.log(beta), q_NV + math.log(1 - beta)]), 0)
     return beta * (p_NV.exp() * (p_NV - mixed_NV)).sum(-1) + (1 - beta) * (q_NV.exp() * (q_NV - mixed_NV)).sum(-1)
-
-
-def _log(x: float) -> float:
-    import math
-
-    return math.log(x)
 
 
 def check(args: DistillConfig) -> None:

@@ -70,7 +70,8 @@ def contrast(expert_BV, amateur_BV, sampling: Sampling):
     2023, https://arxiv.org/abs/2309.09117; after Li et al. 2023, who have no (1 + β)). Vocabularies must be the same."""
     import torch
 
-    expert_BV, amateur_BV = expert_BV.float(), amateur_BV.float()
+    width = min(expert_BV.shape[-1], amateur_BV.shape[-1])  # one may be padded further; no token is there
+    expert_BV, amateur_BV = expert_BV[:, :width].float(), amateur_BV[:, :width].float()
     p_BV = expert_BV.softmax(-1)
     out_BV = (1 + sampling.contrast) * expert_BV - sampling.contrast * amateur_BV
     return out_BV.masked_fill(p_BV < sampling.plausible * p_BV.max(-1, keepdim=True).values, -torch.inf)

@@ -49,10 +49,10 @@ class VllmGenerator(Generator):
 
         self.encoder = Encoder(model_dir, trained_template)
         limit = getattr(AutoConfig.from_pretrained(model_dir).get_text_config(), "max_position_embeddings", None)
-        self.window = min(window, limit or window)
+        self.window = min(window, (limit or window + 1) - 1)  # vLLM wants room for one token more
         self.llm = LLM(
             model_dir, dtype=dtype, enforce_eager=device == "cpu", distributed_executor_backend="uni",
-            disable_log_stats=True,
+            disable_log_stats=True, max_model_len=-1,
         )  # fmt: skip
         try:
             ends = GenerationConfig.from_pretrained(model_dir).eos_token_id

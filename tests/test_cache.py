@@ -39,3 +39,20 @@ def test_a_prompt_that_is_the_beginning_of_the_others(model):
         read = Cached(model, prompts, 3, "cpu")
         for row, prompt in zip(read.logits_BV, prompts, strict=True):
             assert torch.allclose(row, model(input_ids=torch.tensor([prompt])).logits[0, -1], atol=1e-5)
+
+
+def test_a_sliding_window_shares_nothing(tiny_model):
+    """Padding between the beginning and the rest would use the window up."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=1024, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=24,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    prompts = [[*range(5, 45), 200, 201, 202, 203, 204, 205, 206, 207], [*range(5, 45), 300]]
+    with torch.inference_mode():
+        read = Cached(model, prompts, 3, "cpu")
+        for row, prompt in zip(read.logits_BV, prompts, strict=True):
+            assert torch.allclose(row, model(input_ids=torch.tensor([prompt])).logits[0, -1], atol=1e-4)

@@ -30,7 +30,7 @@ SHOWN = 3
 
 
 def failures(context: Context, scores: list[Scores]) -> list[Failures]:
-    """The last run's lowest scored answers to each task, by its headline metric; first where another run did better."""
+    """The last run's worst scored answers to each task, by its headline metric; first where another run did better."""
     found, last = [], list(context.job.runs)[-1:]
     for s in scores:
         if not s.headline or [s.run] != last or s.task not in context.recorded or not s.tops or s.versus:
@@ -38,9 +38,9 @@ def failures(context: Context, scores: list[Scores]) -> list[Failures]:
         rows = {i: r for (i, how), r in context.recorded[s.task].items() if how == s.decoding}
         sign = 1 if s.better == "higher" else -1
         worst = min(sign * t for t in s.tops)
-        if worst == max(sign * t for t in s.tops) == 1:
+        if worst == max(sign * t for t in s.tops) == max(sign, 0):
             continue  # all of them are right
-        value = lambda r, run: sign * _number(r["scores"].get(run, {}).get(s.metric, -math.inf))  # noqa: B023, E731
+        value = lambda r, run: sign * _number(r["scores"].get(run, {}).get(s.metric, -sign * math.inf))  # noqa: B023, E731
         low = [rows[i] for i, t in zip(s.ids, s.tops, strict=True) if sign * t == worst and i in rows]
         low.sort(key=lambda r: -max(value(r, run) for run in r["answers"]))
         shown = [_sample(r) for r in low[:SHOWN]]

@@ -55,7 +55,8 @@ class Decoding:
     @property
     def written(self) -> int:
         """Answers' worth of tokens written for one that counts."""
-        return self.sampling.n * (2 if self.head == "reward_beam" else 1)
+        both = 2 if self.head in ("reward_beam", "contrastive") else 1  # two pieces a beam; two models a token
+        return self.sampling.n * self.sampling.beams * both
 
     def __str__(self) -> str:
         more = {"best_of": "best of ", "reward_weighted": f"by exp(reward / {self.beta:g}) of "}
@@ -105,7 +106,7 @@ def _problems(d: Decoding, words: list[str]):
     s = d.sampling
     if d.head == "greedy" and s.temperature:
         yield "greedy has no t; leave greedy out to sample."
-    if s.temperature < 0 or (any(w.startswith("t=") for w in words) and s.temperature == 0):
+    if not s.temperature >= 0 or (any(w.startswith("t=") for w in words) and s.temperature == 0):
         yield f"t must be above 0, is {s.temperature:g}. For the likeliest answer say greedy."
     if not 0 < s.top_p <= 1:
         yield f"top_p must be above 0 and at most 1, is {s.top_p:g}."
@@ -117,13 +118,16 @@ def _problems(d: Decoding, words: list[str]):
         yield f"repetition_penalty must be above 0 (1: none), is {s.repetition_penalty:g}."
     if not 0 <= s.plausible <= 1:
         yield f"alpha must be from 0 to 1, is {s.plausible:g}."
-    if s.contrast < 0 or d.beta <= 0:
-        yield "beta must be above 0."
+    if not s.contrast >= 0:
+        yield f"beta must be 0 or more, is {s.contrast:g}."
+    if not d.beta > 0:
+        yield f"beta must be above 0, is {d.beta:g}."
     if d.chunk < 1:
         yield f"chunk must be 1 token or more, is {d.chunk}."
     if d.by_reward and s.n < 2:
         yield f"{d.head}_N needs 2 samples or more."
     if d.head == "beam" and s.beams < 2:
         yield "beam_N needs 2 beams or more."
-    if d.head == "beam" and (cut := [w for w in words[1:] if not w.startswith("repetition_penalty")]):
-        yield f"{cut[0]} cuts a distribution that beam search doesn't draw from."
+    cut = [w for w in words if w.startswith(("top_p", "top_k", "min_p", "t="))]
+    if cut and s.temperature == 0:
+        yield f"{cut[0]} bends a distribution that {'beam search' if d.head == 'beam' else d.head} doesn't draw from."

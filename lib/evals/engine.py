@@ -1,4 +1,4 @@
-"""Models behind a queue: one process per GPU (or CPU core), each holding one model at a time.
+"""Models behind a queue: one process per GPU (or CPU core), each holding the model (or two) that it works with.
 
 A request (so many prompts for one model) is cut into shards of rows of like length. A free process takes a shard of
 the model it holds if there is one, else of a model that no other process holds; so models are seldom loaded twice.
@@ -136,11 +136,12 @@ class Engine:
                     self._add(request, rows, *found)
                 else:
                     self.queue.append((request, method, rows, args, shard))
+            kept = request.done
+            if kept == n:
+                request.future.set_result(request.results)
             self.changed.notify_all()
-        if request.done:
-            self.say(f"{time.time() - self.began:5.0f} s  {model:<10} {request.done}/{n} {what}, from the ledger")
-        if request.done == n:
-            request.future.set_result(request.results)
+        if kept:
+            self.say(f"{time.time() - self.began:5.0f} s  {model:<10} {kept}/{n} {what}, from the ledger")
         return request.future
 
     def _weights(self, spec: Spec) -> str:
@@ -185,7 +186,8 @@ class Engine:
                 request, method, rows, args, shard = self._next(me)
             if request.model != before:
                 self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} loading")
-            if actor and self.specs[request.model].vllm and request.model != before:
+            vllm = any(self.specs[m].vllm for m in (before, request.model) if m)
+            if actor and vllm and request.model != before:
                 ray.kill(actor)  # vLLM gives memory back with its process
                 actor = None
             try:
@@ -207,8 +209,9 @@ class Engine:
         share = f"{request.done}/{request.total}"
         rate = f"  {request.tokens / max(request.seconds, 1e-9):,.0f} tokens/s" if request.tokens else ""
         self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} {share:>7} {request.what}{rate}")
-        if last and not request.future.done():
-            request.future.set_result(request.results)
+        with self.changed:  # close() may fail it at the same time
+            if last and not request.future.done():
+                request.future.set_result(request.results)
 
     @staticmethod
     def _add(request: Request, rows: list[int], results: list, seconds: float) -> None:

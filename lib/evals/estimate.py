@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from lib.packaged import package_version
@@ -46,11 +47,12 @@ def remember(device: str, work: Iterable[dict], sizes: dict[str, int | None]) ->
     rows = [
         w for w in work if w["what"].startswith("answers") and w["seconds"] and (sizes.get(w["model"]) or 0) >= SMALL
     ]
-    if sum(w["tokens"] for w in rows) < FEW:
+    if sum(w["tokens"] for w in rows) < FEW or os.environ.get("RAY_ADDRESS"):  # a cluster's rate is not this machine's
         return
     rate = sum(w["tokens"] * sizes[w["model"]] for w in rows) / sum(w["seconds"] for w in rows)
-    cache("rates.json").parent.mkdir(parents=True, exist_ok=True)
-    cache("rates.json").write_text(json.dumps(_kept() | {device: rate}))
+    with suppress(OSError):  # a cache that can't be written costs the next plan its figure, not this report
+        cache("rates.json").parent.mkdir(parents=True, exist_ok=True)
+        cache("rates.json").write_text(json.dumps(_kept() | {device: rate}))
 
 
 def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float) -> str:
@@ -66,8 +68,9 @@ def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float
     total, at_once = sum(s for s, _ in took), min(workers or 10**6, gpus or local_cpus())
     wall = total / at_once
     amount = f"{wall / 60:.0f} minutes" if wall >= 120 else f"{wall:.0f} s"
-    usd = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour else ""
-    return f"at most {amount} for those answers, {at_once} at a time{usd}, {took[0][1]}"
+    priced = total if gpus else wall  # each model has a GPU to itself; on CPUs they share the machine
+    usd = f", ${priced / 3600 * usd_per_hour:.2f}" if usd_per_hour else ""
+    return f"about {amount} at most for those answers, {at_once} at a time{usd}, {took[0][1]}"
 
 
 def seconds(device: str, tokens: int, size: int | None) -> tuple[float, str] | None:

@@ -59,7 +59,7 @@ def _judge(r: Rule, report: Report) -> Verdict:
         c = next(
             c
             for c in report.comparisons
-            if (c.task, c.metric, c.decoding) == (m.task, m.metric, m.decoding)
+            if (c.task, c.metric, c.decoding, c.judge) == (m.task, m.metric, m.decoding, m.judge)
             and {c.a, c.b} == {r.run, r.not_worse_than}
         )
         gain = c.difference * (1 if c.b == r.run else -1) * (-1 if c.better == "lower" else 1)
@@ -76,6 +76,7 @@ def _metric(r: Rule, report: Report) -> Metric:
 
     task, _, metric = r.metric.partition(".")
     there = [m for m in report.metrics if (m.task, m.run) == (task, r.run) and r.decoding in (None, m.decoding)]
+    there.sort(key=lambda m: m.judge is not None)  # what a rule says before what a judge says
     found = next((m for m in there if m.metric == metric or not metric), None)
     if found is None:
         names = list(dict.fromkeys(m.metric for m in report.metrics if m.task == task))

@@ -33,6 +33,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
                 metric="length",
                 ids=[e.id for e in examples],
                 tops=lengths,
+                groups=[e.group for e in examples] if any(e.group for e in examples) else None,
                 better="",
                 unit="tokens per answer",
                 **common,
@@ -89,7 +90,8 @@ def _how(context: Context, got: search.Found, common: dict) -> list[Scores]:
         "tokens_per_second": (tokens / writing if writing else None, "", "higher"),
     }
     if context.job.usd_per_hour:
-        values["usd_per_1000"] = (seconds / n / 3600 * context.job.usd_per_hour * 1000, "$", "lower")
+        shared = 1 if context.engine.gpu else context.engine.count  # on CPUs the processes share the machine
+        values["usd_per_1000"] = (seconds / shared / n / 3600 * context.job.usd_per_hour * 1000, "$", "lower")
     return [
         Scores(
             metric=name,

@@ -56,7 +56,7 @@ class EvalJob:
     kl_ceiling: float = 5.0
     """The mean KL from the reference should stay below this many nats per answer."""
     usd_per_hour: float = 0.0
-    """Price of what one model runs on (a GPU, or the machine), for the cost of a thousand answers; 0 shows none."""
+    """Price of what models run on (one GPU, or the whole machine where there is none), for the cost of a thousand answers; 0 shows none."""
     gate: list[Rule] = field(default_factory=list)
     """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
@@ -85,7 +85,8 @@ class EvalJob:
             return False
         own = [d.name for d in self.decodings() if d.sampling.beams > 1 or d.sampling.amateur]
         if self.engine == "auto":
-            return vllm_generator.installed() and not own
+            # reward_beam changes between two models at every piece, and vLLM gives a model up only with its process.
+            return vllm_generator.installed() and not own and not any(d.head == "reward_beam" for d in self.decodings())
         if not vllm_generator.installed():
             raise ValueError("engine: vllm is not installed here. Say engine: auto, or pip install 'shoestring[gpu]'.")
         if own:

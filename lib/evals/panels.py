@@ -20,7 +20,7 @@ def scores(report: Report) -> list[dict]:
     for m in report.metrics:
         if not m.headline and m.metric != "perplexity":
             continue
-        key = (m.task, m.metric, m.decoding, m.versus, m.judge if m.metric == "rating" else None)
+        key = (m.task, m.metric, m.decoding, m.versus, None if m.metric == "win_rate" else m.judge)
         panel = found.setdefault(key, {"rows": [], "m": m})
         panel["rows"].append((f"by {m.judge}" if m.metric == "win_rate" and m.judge else m.run, m, colour[m.run]))
     out = []
@@ -85,7 +85,7 @@ def frontiers(report: Report) -> list[dict]:
             cost[m.task, m.run, m.decoding] = m.value
     for m in report.metrics:
         at = cost.get((m.task, m.run, m.decoding))
-        if m.headline and at and not m.versus:
+        if m.headline and at and not m.versus and not m.judge:
             found.setdefault((m.task, m.metric), []).append((m.decoding, at, m, colour[m.run]))
     price = report.settings.get("usd_per_hour")
     per = f"; 1 s = ${price / 3.6:.3g} per 1,000 answers" if price else ""

@@ -21,13 +21,12 @@ def measure(task: XsTest, context: Context) -> list[Scores]:
     found = generation.measure(task, context)
     if not context.panel:
         return found
-    examples = {e.id: e for e in task.examples(context.job.limit)}
     for how in context.job.decodings():
         rows = [r for (_, decoding), r in context.recorded[task.name].items() if decoding == how.name]
         for run in context.job.runs:
             said = [[*r["example"].prompt, _said(r["answers"][run])] for r in rows]
             read_ = [
-                (examples[r["example"].id], refuses(r["answers"][run]), verdict)
+                (r["example"], refuses(r["answers"][run]), verdict)
                 for r, verdict in zip(rows, context.panel.refused(said), strict=True)
                 if verdict is not None
             ]
@@ -35,8 +34,15 @@ def measure(task: XsTest, context: Context) -> list[Scores]:
             scored = [(e, task.verdict(e, refused)) for e, _, refused in read_]
             found += generation.metrics(task, scored, **of)
             ids, agree = [e.id for e, *_ in read_], [float(rule == judge) for _, rule, judge in read_]
-            figure = Scores(task.name, "rule_agrees", ids=ids, tops=agree, kind="proportion", better="", **of)
-            found.append(figure)
+            groups = [e.group for e, *_ in read_]
+            figure = {
+                "ids": ids,
+                "tops": agree,
+                "groups": groups if any(groups) else None,
+                "kind": "proportion",
+                "better": "",
+            }
+            found.append(Scores(task.name, "rule_agrees", **figure, **of))
     return found
 
 
@@ -49,7 +55,7 @@ def labelled(address: str | None) -> list[dict]:
         )
     rows = read("refusal_labels", address, ("", None, "train"), ("prompt", "completion", "final_label"), None)
     for place, row in rows:
-        if row["final_label"][:1] not in "123":
+        if str(row["final_label"])[:1] not in ("1", "2", "3"):
             raise ValueError(
                 f"task_data.refusal_labels: {place}: final_label is {row['final_label']!r}, not 1_full_compliance, "
                 "2_full_refusal or 3_partial_refusal."
@@ -89,6 +95,8 @@ def _agree(by: str, people: list[bool], verdicts: list[bool | None]) -> list[Sco
         for name, (at, better) in parts.items()
         if at
     ]  # fmt: skip
+    if len({p for _, p, _ in read_} | {v for *_, v in read_}) < 2:  # all are one and the same: beyond chance is nothing
+        return found
     kappa = cohen_kappa_score([p for _, p, _ in read_], [v for *_, v in read_])
     e = Estimate(float(kappa), None, None, len(read_), "Cohen's kappa")
     return [*found, Scores(metric="kappa", ids=[], tops=[], estimate=e, **common)]

@@ -160,7 +160,7 @@ def markdown(report: Report) -> str:
             "",
             f"## What went wrong: {f.task}, {f.run} ({f.decoding})",
             "",
-            f"{f.total} answers have the lowest {f.metric}.",
+            f"{f.total} answers have the worst {f.metric}.",
         ]
         out += [line for s in f.samples for line in _side_by_side(s)]
     if report.samples:

@@ -56,6 +56,7 @@ class Comparison:
     """p, corrected for all rows of the table (Holm)."""
     detectable: float | None = None
     """The smallest difference that these examples would show 4 times in 5."""
+    judge: str | None = None
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Failures:
     """Whose failures they are: the last of the runs."""
     metric: str
     total: int
-    """How many answers got the lowest score there can be for the worst of these."""
+    """How many answers got the worst score there can be for the worst of these."""
     samples: list[Sample] = field(default_factory=list)
 
 

@@ -106,6 +106,7 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
                 kind="mean" if log else a.kind,
                 unit="nats per token" if log else a.unit,
                 decoding=a.decoding,
+                judge=a.judge,
                 detectable=statistics.detectable(e),
             )
         )
@@ -124,8 +125,10 @@ def verdicts(
     found = []
     for a, b in pairwise(runs):
         for c in compared:
-            measured = (c.task, c.metric, c.decoding)
-            both = [m for m in metrics if m.headline and (m.task, m.metric, m.decoding) == measured and m.run in (a, b)]
+            of = ("task", "metric", "decoding", "judge")
+            both = [
+                m for m in metrics if m.headline and all(getattr(m, k) == getattr(c, k) for k in of) and m.run in (a, b)
+            ]
             if (c.a, c.b) == (a, b) and len(both) == 2:
                 found.append(_above(*sorted(both, key=lambda m: m.run != a), c))
     for m in metrics:
@@ -167,6 +170,7 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
         p += f"; {c.n} examples show differences of {size(c)} and more"
     what = f"{b.task}" if b.metric in (b.task, "perplexity") else f"{b.task}, {b.metric}"
     what += f" ({b.decoding})" if b.decoding not in ("", "greedy") else ""
+    what += f", as {b.judge} judges" if b.judge else ""
     claim = f"{b.run} and {a.run} are not told apart on {what}"
     if holds is not None:
         claim = f"{b.run} is {'above' if holds == (sign > 0) else 'below'} {a.run} on {what}"
@@ -192,7 +196,8 @@ def label(m: Metric | Comparison) -> str:
         return f"KL from {m.versus}"
     if m.task in (m.metric, "perplexity", "preference_accuracy"):
         return name
-    return f"{m.task}: {name}" + (f" ({m.decoding})" if m.decoding not in ("", "greedy") else "")
+    by = f", judge: {m.judge}" if m.judge and m.task not in ("judge", "refusal_labels") else ""
+    return f"{m.task}: {name}" + (f" ({m.decoding})" if m.decoding not in ("", "greedy") else "") + by
 
 
 def show(m: Metric) -> str:

@@ -43,7 +43,7 @@ class XsTest:
         rows = read(self.name, self.address, hub, ("id", "prompt", "label"), None)
         for place, row in rows:
             if row["label"] not in ("safe", "unsafe"):
-                raise ValueError(f"task_data.xstest: {place}: label is {row['label']!r}, not safe or unsafe.")
+                raise ValueError(f"task_data.{self.name}: {place}: label is {row['label']!r}, not safe or unsafe.")
         sides = [[row for _, row in rows if row["label"] == label] for label in ("safe", "unsafe")]
         turns = [row for pair in zip(*sides, strict=False) for row in pair]
         rest = [row for side in sides for row in side[min(map(len, sides)) :]]

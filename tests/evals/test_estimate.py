@@ -1,5 +1,7 @@
 """What the plan says about time and money: from rates that were measured, and nothing where there are none."""
 
+import json
+
 import pytest
 
 from lib.evals import estimate
@@ -47,7 +49,13 @@ def test_the_line(tiny_model, monkeypatch):
     monkeypatch.setattr(estimate, "parameters", lambda base: 2 * 10**8)
     tokens = int(estimate.TYPICAL * 3600 / (2 * 10**8))  # an hour for each of two models
     said = estimate.line(["a", "b"], tokens, None, 0.5)
-    assert said == "at most 60 minutes for those answers, 2 at a time, $1.00, at a common CPU's rate"
-    assert estimate.line(["a"], tokens, 1, 0.0).startswith("at most 60 minutes for those answers, 1 at a time, at")
+    assert said == "about 60 minutes at most for those answers, 2 at a time, $0.50, at a common CPU's rate"
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 2)  # two GPUs cost twice
+    estimate.cache("rates.json").write_text(json.dumps({"gpu": estimate.TYPICAL}))
+    assert estimate.line(["a", "b"], tokens, None, 0.5).endswith("$1.00, at the rate of the last evaluation here")
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    assert estimate.line(["a"], tokens, 1, 0.0).startswith(
+        "about 60 minutes at most for those answers, 1 at a time, at"
+    )
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert estimate.line(["a"], tokens, None, 0.5) == ""

@@ -21,7 +21,7 @@ def done(value) -> Future:
 class Engine:
     """Writes the tokens 0, 1, 2, … of draw k after what is begun; likes an answer by the sum of its tokens."""
 
-    def __init__(self, n_tokens=2):
+    def __init__(self):
         self.asked, self.rated = [], 0
 
     def generate(self, run, prompts, sampling):
