@@ -85,7 +85,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_tokens(tiny_
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--train.teacher", "runs/stf"], "train.teacher: there is no run or model folder"),
+        (["--train.teacher", "./stf"], "train.teacher: there is no run or model folder"),
         (["--train.divergence", "kl"], "train.divergence"),
         (["--train.keep_layer", "2"], r"train.keep_layer is not a key.*train.keep_layers"),
     ],

@@ -2,7 +2,6 @@
 
 import collections
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -49,13 +48,12 @@ def serving(folder, args: dict):
         yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
     finally:
         mine = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
-        p.send_signal(signal.SIGINT)
-        try:
-            p.wait(60)
-        finally:
-            for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
-                with suppress(psutil.NoSuchProcess):
-                    left.kill()
+        p.terminate()  # not SIGINT, which is ignored below a shell's background job
+        with suppress(subprocess.TimeoutExpired):
+            p.wait(30)
+        for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
 
 
 def client(url: str, retries: int = 0) -> openai.OpenAI:
