@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,21 +43,32 @@ class Score:
     """Every token was the likeliest one."""
 
 
-class Generator:
-    """encoder: the model's; window: tokens of a whole text that are read at a time; ends: ids that end an answer."""
+class Generator(ABC):
+    """The model in folder `model_dir`. encoder: its own; window: tokens of a whole text that are read at a time; ends: ids
+    that end an answer."""
 
-    encoder: Encoder
-    window: int
-    ends: set[int]
+    def __init__(self, model_dir: str, trained_template: str | None, window: int):
+        from transformers import AutoConfig, GenerationConfig
 
+        self.encoder = Encoder(model_dir, trained_template)
+        config = AutoConfig.from_pretrained(model_dir)
+        self.window = min(window, getattr(config.get_text_config(), "max_position_embeddings", None) or window)
+        try:
+            ends = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        except OSError:  # it has none
+            ends = None
+        ends = GenerationConfig.from_model_config(config).eos_token_id if ends is None else ends
+        ends = ends if isinstance(ends, list) else [ends]
+        self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
+
+    @abstractmethod
     def generate(self, prompts: Sequence[Messages | str | Begun], sampling: Sampling) -> list[list[Answer]]:
         """`sampling.n` answers to each prompt (messages, a plain text to go on with, or a begun answer), in the order given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Of each piece: the sum of log-probabilities of its second part after the first, and whether every token of it
         was the likeliest."""
-        raise NotImplementedError
 
     def score(
         self, prompts: Sequence[Messages | str | None], completions: Sequence, tools: Sequence | None = None

@@ -37,6 +37,15 @@ def precision(wanted: str, device: str) -> str:
     return "bf16" if real else "fp32"
 
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""torch's names of the precisions."""
+
+
+def dtype(wanted: str, device: str) -> str:
+    """The type of weights and arithmetic for a model that only answers: auto is what precision() says."""
+    return DTYPES[precision("auto", device)] if wanted == "auto" else wanted
+
+
 def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
     """Environment of a training worker. It has to be set before the worker imports torch, so it travels with Ray."""
     env = {

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from lib.config import Model
+from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
 from lib.run import Run, absolute
 
@@ -101,9 +102,7 @@ def dtype(model: Model, precision: str) -> str:
     """Type of the weights: fp32 where they all train (updates below bf16's 8 bits would be lost), else the precision's."""
     if model.dtype != "auto":
         return model.dtype
-    return (
-        {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision] if model.adapter != "none" else "float32"
-    )
+    return DTYPES[precision] if model.adapter != "none" else "float32"
 
 
 def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:

@@ -56,13 +56,18 @@ class Sampling:
         return ", ".join(how + ([f"{self.n} each"] if self.n > 1 else []))
 
 
+def seed(sampling: Sampling, prompt: list[int], draw: int) -> int:
+    """Below 2⁶³, of the seed, the prompt's ids and the draw's number."""
+    key = hashlib.sha256(f"{sampling.seed} {draw} {prompt}".encode()).digest()
+    return int.from_bytes(key[:8], "big") >> 1
+
+
 def generator(sampling: Sampling, prompt: list[int], draw: int, device: str):
     """A torch.Generator that depends on the seed, the prompt and the draw's number only. Two models asked the same
     prompt thus meet the same random numbers, which takes noise out of their comparison."""
     import torch
 
-    key = hashlib.sha256(f"{sampling.seed} {draw} {prompt}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(seed(sampling, prompt, draw))
 
 
 def contrast(expert_BV, amateur_BV, sampling: Sampling):

@@ -33,23 +33,14 @@ class TransformersGenerator(Generator):
         window: int = 1024,
     ):
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         from lib import attention
-        from lib.encode import Encoder
 
-        self.encoder = Encoder(model_dir, trained_template)
+        super().__init__(model_dir, trained_template, window)
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
         attention.install(self.model)
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or window
-        self.window = min(window, limit)
-        ends = GenerationConfig.from_model_config(self.model.config).eos_token_id
-        ends = (
-            self.model.generation_config.eos_token_id if self.model.generation_config.eos_token_id is not None else ends
-        )
-        ends = ends if isinstance(ends, list) else [ends]
-        self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
 
     def generate(
         self,

@@ -1,24 +1,32 @@
 """A language model run by vLLM: continuous batching and paged attention, on GPU and CPU.
 
-One process, no children: VLLM_ENABLE_V1_MULTIPROCESSING=0. Everything of vLLM's that this project names is in this file.
+One process, no children: VLLM_ENABLE_V1_MULTIPROCESSING=0. vLLM's server is in serve/engines.py.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
 from importlib import metadata
 
 from lib.generator import Answer, Begun, Generator, Messages
-from lib.sampling import Sampling
+from lib.sampling import Sampling, seed
 
 
 def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+def environment(log: str) -> None:
+    """What vLLM should find in its environment, where the user has said nothing else. log: the least that it prints."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", log)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory, for each process
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else two engines share the first cores
+
+
+@functools.cache
 def version() -> str:
     """Raises PackageNotFoundError where it isn't installed."""
     names = ("vllm", "vllm-cpu")  # the build for CPUs is a distribution of its own
@@ -39,27 +47,15 @@ class VllmGenerator(Generator):
         window: int = 1024,
     ):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory, for each process
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else two engines share the first cores
-        from transformers import AutoConfig, GenerationConfig
+        environment("ERROR")
         from vllm import LLM
 
-        from lib.encode import Encoder
-
-        self.encoder = Encoder(model_dir, trained_template)
-        limit = getattr(AutoConfig.from_pretrained(model_dir).get_text_config(), "max_position_embeddings", None)
-        self.window = min(window, (limit or window + 1) - 1)  # vLLM wants room for one token more
+        super().__init__(model_dir, trained_template, window)
         self.llm = LLM(
             model_dir, dtype=dtype, enforce_eager=device == "cpu", distributed_executor_backend="uni",
             disable_log_stats=True, max_model_len=-1,
         )  # fmt: skip
-        try:
-            ends = GenerationConfig.from_pretrained(model_dir).eos_token_id
-        except OSError:
-            ends = None
-        ends = ends if isinstance(ends, list) else [ends]
-        self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
+        self.window = min(self.window, self.llm.model_config.max_model_len - 1)  # it wants room for one token more
 
     def generate(self, prompts: Sequence[Messages | str | Begun], sampling: Sampling) -> list[list[Answer]]:
         from vllm import SamplingParams
@@ -68,13 +64,12 @@ class VllmGenerator(Generator):
         for prompt in prompts:
             read = self.ids(prompt)
             for draw in range(sampling.n):
-                key = hashlib.sha256(f"{sampling.seed} {draw} {read}".encode()).digest()
                 ids.append(read)
                 parameters.append(
                     SamplingParams(
                         temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p,
                         repetition_penalty=sampling.repetition_penalty, max_tokens=sampling.max_new_tokens,
-                        seed=int.from_bytes(key[:7], "big"), stop=list(sampling.stop), include_stop_str_in_output=True,
+                        seed=seed(sampling, read, draw), stop=list(sampling.stop), include_stop_str_in_output=True,
                         stop_token_ids=sorted(self.ends),
                     )
                 )  # fmt: skip

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lib import models
+from lib import hardware, models, vllm_generator
 from serve.serving import Plan
 
 
@@ -30,9 +29,7 @@ def called(planned: Plan) -> str:
 
 async def vllm(planned: Plan) -> Engine:
     """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # replicas would share the first cores
+    vllm_generator.environment("WARNING")
     import torch
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -40,8 +37,6 @@ async def vllm(planned: Plan) -> Engine:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
-
-    from lib.vllm_generator import version
 
     s, name = planned.serving, called(planned)
     argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
@@ -56,7 +51,7 @@ async def vllm(planned: Plan) -> Engine:
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     names = {name: name} | {k: k for k in planned.adapters}
-    return Engine(app, f"vLLM {version()}", names, (), engine.check_health)
+    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health)
 
 
 async def transformers(planned: Plan) -> Engine:
@@ -72,12 +67,8 @@ async def transformers(planned: Plan) -> Engine:
     from transformers.cli.serving.server import build_server
     from transformers.cli.serving.utils import GenerationState
 
-    from lib import hardware
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = planned.serving.dtype
-    if dtype == "auto":
-        dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[hardware.precision("auto", device)]
+    dtype = hardware.dtype(planned.serving.dtype, device)
     where, name = models.path(planned.base), called(planned)
     manager = ModelManager(device=device, dtype=dtype, force_model=where)
     state, title = GenerationState(continuous_batching=False), f"transformers {version('transformers')}"

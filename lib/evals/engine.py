@@ -229,8 +229,8 @@ class Engine:
 
 
 def _rows(n: int, each: int, characters: int) -> int:
-    """Rows of a shard, of n with `each` answers or so many characters: an even number of shards, whatever the number of
-    processes, so that answers are the same with any and two have as much to do."""
+    """Rows of a shard, of n with `each` answers or so many characters: an even number of shards where n allows, whatever
+    the number of processes, so that answers are the same with any and two have as much to do."""
     shards = max(-(-n * each // SHARD), -(-characters // TEXT))
     return max(1, -(-n // max(1, shards + shards % 2)))
 

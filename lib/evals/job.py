@@ -24,9 +24,10 @@ class EvalJob:
     runs: dict[str, str] = field(default_factory=dict)
     """The models, oldest first, {name: run directory, folder or hub name}. Each is compared with the one before it."""
     reward: str | None = None
-    """The reward run that preference_accuracy tests and win_rate asks. None: there is none."""
+    """The reward run that preference_accuracy tests, and that win_rate, arena and decodings by reward ask. None: there is none."""
     judge: Judge = field(default_factory=Judge)
-    """A language model that mt_bench, win_rate, arena and preference_accuracy ask, at any OpenAI-compatible address."""
+    """A language model at any OpenAI-compatible address, which mt_bench, win_rate, arena, preference_accuracy, xstest, jailbreak
+    and refusal_labels ask."""
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])

@@ -69,7 +69,7 @@ def agreement(context: Context) -> list[Scores]:
     job = context.job
     rows = labelled(job.task_data.get("refusal_labels"))
     rows = [rows[i] for i in draw(len(rows), job.limit, job.seed)]
-    people = [not r["final_label"].startswith("1") for r in rows]
+    people = [not str(r["final_label"]).startswith("1") for r in rows]
     found = _agree("rule", people, [refuses(r["completion"]) for r in rows])
     if context.panel:
         said = [[{"role": "user", "content": r["prompt"]}, _said(r["completion"])] for r in rows]

@@ -32,9 +32,8 @@ class Found:
 def cells(context: Context, prompts: list[list[dict]]) -> Iterator[tuple[str, Decoding, Found]]:
     """Every run's answers by every decoding, all asked for at once: (run, decoding, what was found)."""
     wanted = [(run, how) for how in context.job.decodings() for run in context.job.runs]
-    pool = ThreadPoolExecutor(
-        len(wanted)
-    )  # each waits for the engine; no `with`: one that fails shan't wait for the others
+    # Each waits for the engine. No `with`: where one fails, the caller closes the engine, which ends the others.
+    pool = ThreadPoolExecutor(len(wanted))
     asked = [pool.submit(find, context, run, prompts, how) for run, how in wanted]
     pool.shutdown(wait=False)
     for (run, how), future in zip(wanted, asked, strict=True):

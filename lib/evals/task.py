@@ -56,7 +56,7 @@ class Scores:
     versus: str | None = None
     """The run it's measured against (win rate, KL)."""
     judge: str | None = None
-    """Who judged: rule, or the reward run's name."""
+    """Who judged: rule, the reward run's name, or the judge's model."""
     headline: bool = False
     version: str = ""
     decoding: str = ""

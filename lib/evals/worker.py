@@ -37,8 +37,5 @@ class Worker:
         disable_progress_bar()
         torch.set_num_threads(self.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = spec.dtype
-        if dtype == "auto":
-            dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[hardware.precision("auto", device)]
         kind = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator
-        return kind(models.path(spec.base), dtype=dtype, device=device, trained_template=spec.trained_template)
+        return kind(models.path(spec.base), hardware.dtype(spec.dtype, device), device, spec.trained_template)
