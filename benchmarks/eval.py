@@ -170,13 +170,15 @@ def show(found: dict[str, dict]) -> int:
     from rich.table import Table
 
     table = Table(title="seconds of work")
-    for column in ("", *KINDS, "all", "against lm-eval's best"):
+    for column in ("", *KINDS, "all", "against lm-eval's best batch size", "… its best for each task"):
         table.add_column(column)
     total = {name: sum(f["seconds"].values()) for name, f in found.items()}
+    one_size = min(t for n, t in total.items() if n.startswith("lm-eval"))
     best = {k: min(f["seconds"][k] for n, f in found.items() if n.startswith("lm-eval")) for k in KINDS}
     for name, f in found.items():
         cells = [f"{f['seconds'][k]:.1f} ({best[k] / f['seconds'][k]:.2f}×)" for k in KINDS]
-        table.add_row(name, *cells, f"{total[name]:.1f}", f"{sum(best.values()) / total[name]:.2f}×")
+        against = [f"{seconds / total[name]:.2f}×" for seconds in (one_size, sum(best.values()))]
+        table.add_row(name, *cells, f"{total[name]:.1f}", *against)
     Console(width=150).print(table)
     one, two = (total[n] for n in found if n.startswith("ours"))
     print(f"two processes against one: {one / two:.2f}×")
