@@ -63,3 +63,15 @@ class Cached:
         ).logits  # fmt: skip
         self.logits_BV = logits_BCV[:, -1]
         return logits_BCV
+
+    def forget(self, kept_BC) -> None:
+        """Goes on as if of the C columns read last only those of `kept_BC` (0 or 1) had been read. logits_BV stays as it was.
+        Raises RuntimeError where a layer can't go back, as one with a sliding window that is full."""
+        read = kept_BC.shape[1]
+        self.mask_BT[:, -read:] *= kept_BC
+        dead = read - int(
+            (self.mask_BT[:, -read:].any(0).nonzero()[-1:] + 1).sum()
+        )  # columns at the end that no row has
+        if dead:
+            self.cache.crop(-dead)
+            self.mask_BT = self.mask_BT[:, :-dead]

@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+LOOKUP = "lookup"
+"""The drafter of speculative decoding that needs no model."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -34,8 +37,18 @@ class Sampling:
     """β of contrastive decoding: how much what the amateur likes is held against a token."""
     plausible: float = 0.1
     """α of contrastive decoding: tokens less than this times as likely as the likeliest are out."""
+    draft: str | None = None
+    """Speculative decoding (lib/speculative.py): another model, by its name in the engine, or lookup. It changes how long
+    answers take, not what they say. None: none."""
+    draft_tokens: int = 4
+    """Tokens that are guessed at a time."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; it still holds the one that did."""
+
+    @property
+    def other(self) -> str | None:
+        """The second model that is needed, by its name in the engine."""
+        return self.amateur or (self.draft if self.draft != LOOKUP else None)
 
     def __str__(self) -> str:
         how = [
@@ -53,6 +66,8 @@ class Sampling:
         for name in ("top_p", "top_k", "min_p", "repetition_penalty", "contrast", "plausible"):
             if getattr(self, name) != getattr(plain, name):
                 how.append(f"{name}={getattr(self, name):g}")
+        if self.draft:
+            how.append(f"{self.draft_tokens} tokens at a time guessed by {self.draft}")
         return ", ".join(how + ([f"{self.n} each"] if self.n > 1 else []))
 
 
@@ -95,8 +110,18 @@ def penalise(logits_BV, seen: list[list[int]], penalty: float):
     return torch.cat(rows)
 
 
-def choose(logits_BV, sampling: Sampling, dice: list):
-    """The next token of each row: the likeliest, or a draw by the exponential race argmax p / E, E ~ Exp(1), with one E
+def race(dice: list, width: int, device):
+    """Numbers E ~ Exp(1) for `choose`, (B, width): the next ones of each torch.Generator."""
+    import torch
+
+    race_BV = torch.empty(len(dice), width, device=device)
+    for row_V, die in zip(race_BV, dice, strict=True):
+        row_V.exponential_(generator=die)
+    return race_BV
+
+
+def choose(logits_BV, sampling: Sampling, race_BV=None):
+    """The next token of each row: the likeliest, or a draw by the exponential race argmax p / E with E from `race`, one
     per token (the Gumbel-max trick, Maddison et al. 2014). Walking the cumulative distribution would take one number,
     but a rounding error anywhere in the vocabulary moves all that comes after it; here only the token it is in.
     """
@@ -114,7 +139,4 @@ def choose(logits_BV, sampling: Sampling, dice: list):
         sorted_BV, order_BV = p_BV.sort(descending=True, stable=True)
         outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p
         p_BV = p_BV.masked_fill(outside_BV.gather(1, order_BV.argsort(-1)), 0)
-    race_BV = torch.empty_like(p_BV)
-    for row_V, die in zip(race_BV, dice, strict=True):
-        row_V.exponential_(generator=die)
     return (p_BV / race_BV).max(-1).indices

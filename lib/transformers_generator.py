@@ -12,11 +12,14 @@ against 1), and 12 of 32 greedy answers turned at a near-tie: there only the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+from lib import speculative
 from lib.batching import batches, left_pad, positions
 from lib.cache import Cached
 from lib.generator import Answer, Begun, Generator, Messages
-from lib.sampling import Sampling, choose, contrast, generator, penalise
+from lib.sampling import Sampling, choose, contrast, generator, penalise, race
+from lib.speculative import Draft, Drafter, Lookup
 
 
 class TransformersGenerator(Generator):
@@ -46,17 +49,21 @@ class TransformersGenerator(Generator):
         self,
         prompts: Sequence[Messages | str | Begun],
         sampling: Sampling,
-        amateur: TransformersGenerator | None = None,
+        other: TransformersGenerator | None = None,
+        drafter: Drafter | None = None,
     ) -> list[list[Answer]]:
-        """amateur: the model that contrastive decoding (sampling.amateur) is against. Raises ValueError where it has
-        another vocabulary."""
+        """other: the model that contrastive decoding (sampling.amateur) is against, or that drafts (sampling.draft);
+        drafter: what drafts instead, when its counts are wanted. Raises ValueError where it has another vocabulary."""
         import torch
 
-        if amateur and amateur.encoder.tokenizer.get_vocab() != self.encoder.tokenizer.get_vocab():
+        if other and other.encoder.tokenizer.get_vocab() != self.encoder.tokenizer.get_vocab():
             raise ValueError(
-                f"decoding: contrastive_{sampling.amateur}: {amateur.encoder.model_dir} has another vocabulary than "
-                f"{self.encoder.model_dir}, so their logits are of other tokens. Take an amateur of the same family."
+                f"decoding: {sampling.amateur or sampling.draft}: {other.encoder.model_dir} has another vocabulary than "
+                f"{self.encoder.model_dir}, so their logits are of other tokens. Take a model of the same family."
             )
+        amateur = other if sampling.amateur else None
+        if sampling.draft and not drafter:
+            drafter = other.drafter() if other else Lookup()
         begun = [p.tokens if isinstance(p, Begun) else () for p in prompts]
         ids = [self.ids(p) for p in prompts]
         weak = [amateur.ids(p) for p in prompts] if amateur else ids
@@ -69,9 +76,19 @@ class TransformersGenerator(Generator):
                     written = self._beam([ids[i] for i, _ in batch], sampling)
                 else:
                     dice = [generator(sampling, ids[i], k, self.device) for i, k in batch]
-                    written = self._decode([(ids[i], weak[i]) for i, _ in batch], sampling, dice, amateur)
+                    rows = [ids[i] for i, _ in batch]
+                    if drafter:
+                        read = Cached(self.model, rows, self.encoder.pad, self.device)
+                        ended = partial(self._ended, stop=sampling.stop)
+                        written = speculative.decode(read, drafter, rows, sampling, dice, ended)
+                    else:
+                        written = self._decode([(ids[i], weak[i]) for i, _ in batch], sampling, dice, amateur)
                 found |= dict(zip(batch, written, strict=True))
         return [[self.answer(begun[i], found[i, k]) for k in range(sampling.n)] for i in range(len(ids))]
+
+    def drafter(self) -> Draft:
+        """This model as one that guesses for a larger one with the same tokens."""
+        return Draft(self.model, self.encoder.pad, self.device, self.ends)
 
     def _beam(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
         """The likeliest of `sampling.beams` answers to each prompt, by transformers' beam search."""
@@ -110,7 +127,10 @@ class TransformersGenerator(Generator):
             logits_BV = contrast(*(r.logits_BV for r in read), sampling) if amateur else read[0].logits_BV
             if sampling.repetition_penalty != 1:
                 logits_BV = penalise(logits_BV, [prompts[r] + tokens[r] for r in alive], sampling.repetition_penalty)
-            next_B = choose(logits_BV, sampling, [dice[r] for r in alive])
+            numbers_BV = (
+                race([dice[r] for r in alive], logits_BV.shape[-1], self.device) if sampling.temperature else None
+            )
+            next_B = choose(logits_BV, sampling, numbers_BV)
             for r, t in zip(alive, next_B.tolist(), strict=True):
                 tokens[r].append(t)
             keep = [j for j, r in enumerate(alive) if not self._ended(tokens[r], sampling.stop)]

@@ -13,6 +13,10 @@ import pytest
 
 from lib.run import Run
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported; threads that share a core wait for each other, spinning
+
 REPO = Path(__file__).parent.parent
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -6,7 +6,7 @@ import pytest
 
 from lib.batching import batches, windows
 from lib.generator import Answer, Begun
-from lib.sampling import Sampling, choose
+from lib.sampling import Sampling, choose, race
 from lib.transformers_generator import TransformersGenerator
 
 WORDS = (
@@ -89,8 +89,8 @@ def test_contrastive_decoding(tiny_model, generator, prompts):
             p.add_(0.05 * torch.randn(p.shape, generator=dice))
     sampling = Sampling(max_new_tokens=6, amateur="weak", contrast=0.7, plausible=0.3)
     greedy = generator.generate(prompts, Sampling(max_new_tokens=6))
-    assert generator.generate(prompts, sampling, amateur=generator) == greedy
-    got = generator.generate(prompts, sampling, amateur=weak)
+    assert generator.generate(prompts, sampling, other=generator) == greedy
+    got = generator.generate(prompts, sampling, other=weak)
     assert got != greedy
     for prompt, answer in zip(prompts[:3], got, strict=False):
         ids, want = generator.encoder.render(prompt, answering=True), []
@@ -112,8 +112,8 @@ def test_an_amateur_with_other_words_is_refused(generator, tiny_model, prompts, 
     tok.add_tokens(["zebra"])
     tok.save_pretrained(other)
     sampling = Sampling(max_new_tokens=2, amateur="other")
-    with pytest.raises(ValueError, match=r"^decoding: contrastive_other: .*another vocabulary.*same family"):
-        generator.generate(prompts[:1], sampling, amateur=TransformersGenerator(str(other)))
+    with pytest.raises(ValueError, match=r"^decoding: other: .*another vocabulary.*same family"):
+        generator.generate(prompts[:1], sampling, other=TransformersGenerator(str(other)))
 
 
 def test_it_stops_at_the_end_token(tiny_model, prompts):
@@ -156,7 +156,8 @@ def test_choose_follows_the_distribution(sampling, want):
     import torch
 
     logits = torch.tensor([[0.5, 0.3, 0.2]] * 4000).log()
-    picked = choose(logits, sampling, [torch.Generator().manual_seed(i) for i in range(4000)])
+    dice = [torch.Generator().manual_seed(i) for i in range(4000)]
+    picked = choose(logits, sampling, race(dice, 3, "cpu"))
     for token, p in enumerate(want):
         assert abs((picked == token).float().mean().item() - p) <= 4 * math.sqrt(p * (1 - p) / 4000)
 

@@ -2,6 +2,7 @@
 
 greedy                  the likeliest token each time
 t=0.7,top_p=0.9         sampling; also top_k, min_p and repetition_penalty
+greedy,draft=small      the same answers, sooner: the run `small`, or `lookup`, guesses ahead (lib/speculative.py); draft_tokens
 beam_4                  beam search with 4 beams
 contrastive_base        what the model likes more than the run `base` does (lib/sampling.py, contrast); alpha, beta, t
 best_of_8               of 8 samples the one that the reward run likes best; also best_of_8,t=0.7
@@ -22,6 +23,8 @@ KEYS = {
     "top_k": ("top_k", int),
     "min_p": ("min_p", float),
     "repetition_penalty": ("repetition_penalty", float),
+    "draft": ("draft", str),
+    "draft_tokens": ("draft_tokens", int),
 }
 HEADS = {
     "greedy": {},
@@ -126,6 +129,12 @@ def _problems(d: Decoding, words: list[str]):
         yield f"chunk must be 1 token or more, is {d.chunk}."
     if d.by_reward and s.n < 2:
         yield f"{d.head}_N needs 2 samples or more."
+    if s.draft and (d.head in ("beam", "contrastive", "reward_beam") or s.repetition_penalty != 1):
+        yield f"draft guesses what one distribution chooses, not {d.head or 'with repetition_penalty'}."
+    if s.draft_tokens < 1:
+        yield f"draft_tokens must be 1 or more, is {s.draft_tokens}."
+    if any(w.startswith("draft_tokens") for w in words) and not s.draft:
+        yield "draft_tokens goes with draft=RUN or draft=lookup."
     if d.head == "beam" and s.beams < 2:
         yield "beam_N needs 2 beams or more."
     cut = [w for w in words if w.startswith(("top_p", "top_k", "min_p", "t="))]

@@ -112,8 +112,8 @@ class Engine:
     def _ask(self, model: str, method: str, what: str, columns: list[list], rest: tuple) -> Future:
         """The same request twice is answered once, and a shard that the ledger has is not done again."""
         weights = self._weights(self.specs[model])
-        if rest and rest[0].amateur:
-            weights += f" against {self._weights(self.specs[rest[0].amateur])}"
+        if rest and rest[0].other:
+            weights += f" with {self._weights(self.specs[rest[0].other])}"
         key = ledger.key(weights, method, (columns, rest))
         n = len(columns[0])
         with self.changed:

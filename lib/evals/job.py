@@ -84,7 +84,7 @@ class EvalJob:
         """Whether vLLM runs the models. Raises ValueError that names `engine`."""
         if self.engine == "transformers":
             return False
-        own = [d.name for d in self.decodings() if d.sampling.beams > 1 or d.sampling.amateur]
+        own = [d.name for d in self.decodings() if d.sampling.beams > 1 or d.sampling.amateur or d.sampling.draft]
         if self.engine == "auto":
             # reward_beam changes between two models at every piece, and vLLM gives a model up only with its process.
             return vllm_generator.installed() and not own and not any(d.head == "reward_beam" for d in self.decodings())
@@ -176,9 +176,9 @@ def plan(job: EvalJob) -> Plan:
     for d in decodings:
         if d.by_reward and not job.reward:
             problems.append(f"reward: {d.name} asks a reward run which answer is best. Set reward: runs/reward.")
-        if (weak := d.sampling.amateur) and weak not in job.runs:
-            near = nearest(weak, job.runs)
-            problems.append(f"decoding: {d.name}: {weak} is not one of runs ({', '.join(job.runs)}).{near}")
+        if (other := d.sampling.other) and other not in job.runs:
+            near = nearest(other, [*job.runs, "lookup"])
+            problems.append(f"decoding: {d.name}: {other} is not one of runs ({', '.join(job.runs)}).{near}")
     vllm = bool(attempt(job.vllm)) if len(decodings) == len(job.decoding) else False
     specs = [
         replace(s, vllm=vllm)

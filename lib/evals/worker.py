@@ -16,13 +16,13 @@ class Worker:
     def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
         """(results, seconds of work, seconds of loading) of one shard."""
         began = time.time()
-        amateur = getattr(args[-1], "amateur", None)
-        needed = [name] + ([amateur] if amateur else [])
+        other = getattr(args[-1], "other", None)
+        needed = [name] + ([other] if other else [])
         self.models = {k: m for k, m in self.models.items() if k in needed}  # the old go before the new come
         for k in needed:
             self.models[k] = self.models.get(k) or self._load(self.specs[k])
         loaded = time.time()
-        more = {"amateur": self.models[amateur]} if amateur else {}
+        more = {"other": self.models[other]} if other else {}
         return getattr(self.models[name], method)(*args, **more), time.time() - loaded, loaded - began
 
     def _load(self, spec: Spec):

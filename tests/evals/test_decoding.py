@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lib.evals import decoding
-from lib.sampling import Sampling, choose, contrast, penalise
+from lib.sampling import Sampling, choose, contrast, penalise, race
 
 
 def test_words():
@@ -63,7 +63,7 @@ def drawn(sampling: Sampling, probabilities: list[float], draws: int = 4000) -> 
 
     logits = torch.tensor([probabilities]).log().expand(draws, -1)
     dice = [torch.Generator().manual_seed(i) for i in range(draws)]
-    counts = choose(logits, sampling, dice).bincount(minlength=len(probabilities))
+    counts = choose(logits, sampling, race(dice, len(probabilities), "cpu")).bincount(minlength=len(probabilities))
     return (counts / draws).tolist()
 
 

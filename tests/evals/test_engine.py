@@ -45,7 +45,7 @@ def test_sharded_is_unsharded(started, tiny_model, monkeypatch):
 def test_contrastive_decoding_holds_two_models_and_the_amateur_is_part_of_the_name(started, tiny_model, runs):
     own, weak = TransformersGenerator(tiny_model), TransformersGenerator(f"{runs['sft']}/model")
     sampling = Sampling(max_new_tokens=6, amateur="sft")
-    assert started.generate("base", PROMPTS, sampling).result(120) == own.generate(PROMPTS, sampling, amateur=weak)
+    assert started.generate("base", PROMPTS, sampling).result(120) == own.generate(PROMPTS, sampling, other=weak)
     itself = Sampling(max_new_tokens=6, amateur="base")
     greedy = started.generate("base", PROMPTS, Sampling(max_new_tokens=6)).result(120)
     assert started.generate("base", PROMPTS, itself).result(120) == greedy
