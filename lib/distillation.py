@@ -4,20 +4,26 @@
     Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; T² keeps the soft gradients' size whatever T is.
 
 D: forward KL(p_T‖p_S), reverse KL(p_S‖p_T), or the generalised Jensen–Shannon divergence (Agarwal et al. 2024,
-https://arxiv.org/abs/2306.13649, eq. 1), which lies between them. The teacher is read whole on every worker; its tokens must
-be the student's.
+https://arxiv.org/abs/2306.13649, eq. 1), which lies between them. Where the teacher's distributions come from: lib/teacher.py; its
+tokens must be the student's.
 
 Shapes: N labelled positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from trl import SFTTrainer
 from trl.trainer.sft_config import SFTConfig  # by its module, where lib/fields.py finds its fields
+
+from lib import on_policy
+from lib.config import Model
+from lib.teacher import SERVED, Said, Teacher, grouped_as, labelled, logits
 
 
 @dataclass
@@ -40,51 +46,108 @@ class DistillConfig(SFTConfig):
     soft_temperature: float = field(
         default=1.0, metadata={"help": "T: above 1 the teacher's less likely tokens count more."}
     )
+    top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the teacher's so many likeliest tokens and the rest as one: worked out before training, once, or "
+            "asked of a served teacher. None: the teacher stands beside the student, and every token counts."
+        },
+    )
+    keep: str | None = field(
+        default=None,
+        metadata={"help": "Folder or s3:// address for what the teacher said, for other jobs too. None: in the run."},
+    )
+    answers: Literal["data", "teacher"] = field(
+        default="data",
+        metadata={
+            "help": "Whose answers the student learns: the data's, or those that the teacher writes to the data's prompts "
+            "(sequence-level distillation, Kim and Rush 2016). Unfinished ones are left out."
+        },
+    )
+    on_policy: float = field(
+        default=0.0,
+        metadata={
+            "help": "λ: share of batches, 0 to 1, whose answers the student writes itself, the teacher scoring them (GKD, "
+            "Agarwal et al. 2024)."
+        },
+    )
+    answer_tokens: int = field(default=64, metadata={"help": "Longest answer that teacher or student writes."})
+    answer_temperature: float = field(
+        default=0.0, metadata={"help": "Of the teacher's answers; 0: greedy. The student draws at 1."}
+    )
 
 
 class DistillTrainer(SFTTrainer):
-    """TRL's SFTTrainer with the loss above. teacher: a causal language model, which is moved to the student's device."""
+    """TRL's SFTTrainer with the loss above. teach: makes the teacher (lib/teacher.py) of this trainer, whose rows are tokens
+    by then; None where only tokens are learnt."""
 
-    def __init__(self, *args, teacher, **kwargs):
+    def __init__(self, *args, teach: Callable[[DistillTrainer], Teacher | None], **kwargs):
         super().__init__(*args, **kwargs)
-        self.teacher = teacher.to(self.args.device).eval().requires_grad_(False)
+        self.collate = self.data_collator
+        self.teacher = teach(self)
+
+        def asking(rows):
+            batch = self.collate(rows)
+            self.teacher.ahead(batch)
+            return batch
+
+        if self.teacher:
+            self.data_collator = asking  # the batch after the one at work is collated already
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         import torch
 
         a = self.args
-        labels = inputs["labels"][:, 1:]
-        at = labels != -100
-        asked = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
-        outputs = model(**asked)
-        student_NV = outputs.logits[:, :-1][at].float()
-        with torch.no_grad():
-            teacher_NV = self.teacher(**asked).logits[:, :-1][at].float()
-        hard_N = torch.nn.functional.cross_entropy(student_NV, labels[at], reduction="none")
-        soft_N = a.soft_temperature**2 * divergence(
-            teacher_NV, student_NV, a.divergence, a.soft_temperature, a.jsd_beta
-        )
+        at = labelled(inputs)
         count = at.sum().clamp(min=1)
-        for name, loss_N in (("hard_loss", hard_N), ("soft_loss", soft_N)):
-            self._metrics["train" if model.training else "eval"][name].append((loss_N.sum() / count).item())
-        loss = (a.hard_weight * hard_N + (1 - a.hard_weight) * soft_N).sum()
+        own = model.training and on_policy.drawn(a, self.state.global_step, inputs)
+        if own:
+            inputs = on_policy.answered(self, model, inputs)
+            at = labelled(inputs)
+        student_NV, outputs = logits(model, {k: v for k, v in inputs.items() if k != "labels"}, at)
+        hard_N = torch.nn.functional.cross_entropy(student_NV, inputs["labels"][:, 1:][at], reduction="none")
+        soft_N, outside = soft_loss(self.teacher.about(inputs), student_NV, a) if self.teacher else (0 * hard_N, None)
+        said = {"hard_loss": hard_N.mean().item(), "soft_loss": soft_N.mean().item()}
+        if outside is not None:
+            said["teacher_outside"] = outside
+        for name, value in said.items():
+            self._metrics["train" if model.training else "eval"][name].append(value)
+        hard = 0.0 if own else a.hard_weight  # its own tokens are no example to a student
+        loss = (
+            hard * hard_N + (1 - hard) * soft_N
+        ).mean() * count  # a batch weighs what its labelled tokens in the data do
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
         if a.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which DDP's mean of the gradients takes back
         return (loss, outputs) if return_outputs else loss
 
 
-def divergence(teacher_NV, student_NV, kind: str, temperature: float = 1.0, beta: float = 0.5):
-    """(N,) in nats, of logits (N, V), both divided by `temperature`."""
+def soft_loss(said: Said, student_NV, args: DistillConfig):
+    """(T² · D at each place (N,), share of the teacher's mass outside its kept tokens or None)."""
+    student_NV = (student_NV / args.soft_temperature).log_softmax(-1)
+    outside = None
+    if said.tokens_NK is not None:
+        student_NV = grouped_as(student_NV, said.tokens_NK)
+        outside = said.logp_NK[:, -1].exp().mean().item()
+    loss_N = divergence(said.logp_NK, student_NV, args.divergence, args.jsd_beta)
+    return args.soft_temperature**2 * loss_N, outside
+
+
+def divergence(p_NV, q_NV, kind: str, beta: float = 0.5):
+    """(N,) in nats, of log-probabilities (N, V): the teacher's p and the student's q."""
     import torch
 
-    p_NV, q_NV = ((x / temperature).log_softmax(-1) for x in (teacher_NV, student_NV))
     if kind == "forward_kl":
         return (p_NV.exp() * (p_NV - q_NV)).sum(-1)
     if kind == "reverse_kl":
         return (q_NV.exp() * (q_NV - p_NV)).sum(-1)
     mixed_NV = torch.logsumexp(torch.stack([p_NV + math.log(beta), q_NV + math.log(1 - beta)]), 0)
     return beta * (p_NV.exp() * (p_NV - mixed_NV)).sum(-1) + (1 - beta) * (q_NV.exp() * (q_NV - mixed_NV)).sum(-1)
+
+
+def vocabulary(tokenizer) -> str:
+    """SHA-256 of the tokens and their ids."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def check(args: DistillConfig) -> None:
@@ -95,6 +158,34 @@ def check(args: DistillConfig) -> None:
         raise ValueError(f"train.soft_temperature: must be above 0, is {args.soft_temperature}.")
     if not 0 < args.jsd_beta < 1:
         raise ValueError(f"train.jsd_beta: must be above 0 and below 1, is {args.jsd_beta}.")
+    if not 0 <= args.on_policy <= 1:
+        raise ValueError(f"train.on_policy: must be from 0 to 1, is {args.on_policy}.")
+    for key in ("top_k", "answer_tokens"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise ValueError(f"train.{key}: must be 1 or more, is {value}.")
+    served = (args.teacher or "").startswith(SERVED)
+    if served and not args.top_k:
+        raise ValueError("train.top_k: a served teacher sends its likeliest tokens only. Say how many, such as 64.")
+    if served and args.answers == "teacher":
+        raise ValueError("train.answers: teacher needs the teacher's run, not a served one: name it in train.teacher.")
+    if args.on_policy and args.top_k and not served:
+        raise ValueError(
+            "train.top_k: what the student will write can't be worked out before. Leave it out with on_policy."
+        )
+    if args.keep and not args.top_k and args.answers == "data":
+        raise ValueError("train.keep: there is nothing to keep. Set train.top_k, or answers: teacher.")
+    if args.packing or args.padding_free:
+        raise ValueError("train.packing, train.padding_free: distillation takes a row at a time. Leave them out.")
+
+
+def made_smaller(base: Model, where: str, args: DistillConfig):
+    """The student made of the base in folder `where`; args.model_init_kwargs, which only a name takes, are used up."""
+    from transformers import AutoModelForCausalLM
+
+    if base.adapter != "none":
+        raise ValueError("train.keep_layers: an adapter can't heal what is left out. Set model.adapter: none.")
+    kwargs, args.model_init_kwargs = args.model_init_kwargs, None
+    return keep_layers(AutoModelForCausalLM.from_pretrained(where, **kwargs), args.keep_layers)
 
 
 def keep_layers(model, count: int):

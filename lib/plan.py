@@ -88,7 +88,12 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
     for key in named:
-        if not job.train.get(key):
+        if (job.train.get(key) or "").startswith("serve:"):
+            if not os.environ.get("RAY_ADDRESS"):
+                problems.append(
+                    f"train.{key}: {job.train[key]} is asked in the cluster that it runs in. Submit the job there, or set RAY_ADDRESS."
+                )
+        elif not job.train.get(key):
             problems.append(f"train.{key}: say which model, such as runs/sft.")
         elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
             job = replace(job, train=job.train | {key: found[0]})

@@ -91,17 +91,17 @@ def train_loop(config: dict) -> dict:
         job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints")
     )
     _held = _claim(run) if rank == 0 else None  # held until this process ends
-    _barrier()
+    barrier()
     board = scratch / "tensorboard" if run.remote else Path(run.at("tensorboard"))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(board))
     step, refused = checkpoint.latest(run)
-    _barrier()
+    barrier()
     if rank == 0:
         for line in refused:
             print(line, flush=True)
         print(f"from step {step or 0} on {workers} × {args.device.type}, {precision}", flush=True)
         checkpoint.discard_after(run, step)
-    _barrier()
+    barrier()
     resume = checkpoint.fetch(run, step, scratch) if step else None
     head.project_labelled_only()
     try:
@@ -129,12 +129,12 @@ def train_loop(config: dict) -> dict:
     evaluated = time.time()
     folder = scratch / "export"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
-    _barrier()
+    barrier()
     models.export(trainer, job.model, folder)
     model_sha256 = _publish(run, folder) if rank == 0 else None
     if rank == 0 and run.remote and board.exists():
         run.put(board, "tensorboard")
-    _barrier()
+    barrier()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "steps": state.global_step,
@@ -183,7 +183,14 @@ def _publish(run: Run, folder: Path) -> str:
     return digest
 
 
-def _barrier() -> None:
+def share() -> tuple[int, int]:
+    """(this worker's number, how many there are)."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def barrier() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -55,29 +55,35 @@ class Plan:
     """The token itself stays in the environment of whoever starts the application."""
 
 
+def read(kind: type, args: dict[str, Any], program: str):
+    """`args` of `serve run PROGRAM:app key=value …` as a `kind`, which has a key `run`. Raises ValueError naming the key."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from lib.cli import nearest
+
+    known = [f.name for f in fields(kind)]
+    for key in args:
+        if key not in known:
+            raise ValueError(f"{key} is not a key of {program}.{nearest(key, known)} Known: {', '.join(known)}.")
+    if "run" not in args:
+        raise ValueError("run: say what is to be served, such as run=runs/dpo.")
+    try:
+        return TypeAdapter(kind).validate_python(args)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}.") from None
+
+
 def parse(args: dict[str, Any]) -> Serving:
     """The arguments of `serve run serve.app:app key=value …`, or `args` of a YAML file; adapters also as adapters.NAME=RUN.
 
     Raises ValueError naming the key.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    from lib.cli import nearest
-
-    known, given = [f.name for f in fields(Serving)], dict(args)
+    given = dict(args)
     adapters = dict(given.pop("adapters", None) or {})
     for key in [k for k in given if k.startswith("adapters.")]:
         adapters[key.partition(".")[2]] = given.pop(key)
-    for key in given:
-        if key not in known:
-            raise ValueError(f"{key} is not a key of serve.app.{nearest(key, known)} Known: {', '.join(known)}.")
-    if "run" not in given:
-        raise ValueError("run: say what is to be served, such as run=runs/dpo.")
-    try:
-        found = TypeAdapter(Serving).validate_python({**given, "adapters": adapters})
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}.") from None
+    found = read(Serving, given | {"adapters": adapters}, "serve.app")
     for key, low in (
         ("replicas", 1),
         ("at_once", 1),

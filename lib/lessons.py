@@ -1,0 +1,91 @@
+"""Which teacher a distillation has, by its `train:` section: found, checked against the student, and put to work.
+
+train.teacher    a run, beside the student (lib/teacher.py, Whole) or, with train.top_k, read once (Kept); or serve:NAME (Served)
+train.answers    whose answers are learnt (lib/teacher_answers.py)
+"""
+
+from __future__ import annotations
+
+from lib import models
+from lib.config import Job
+from lib.run import Run
+from lib.teacher import SERVED, Kept, Served, Teacher, Whole
+
+
+class Lessons:
+    """Of one worker. Raises ValueError where the teacher's tokens are not the student's and have to be."""
+
+    def __init__(self, job: Job, args, tokenizer):
+        self.job, self.args, self.tokenizer = job, args, tokenizer
+        self.folder = args.keep or Run(job.run).at("teacher")
+        self.dtype = "bfloat16" if args.bf16 else "float32"
+        if args.on_policy and job.scale.strategy in ("fsdp", "zero3"):
+            raise ValueError(
+                f"train.on_policy: {job.scale.strategy} has the weights in pieces, which can't write. Use ddp."
+            )
+        if not args.teacher.startswith(SERVED):
+            self.where, self.identity = models.path(args.teacher), models.locate(args.teacher)[1]
+
+    def answers(self, rows):
+        """The rows, with the teacher's answers where those are to be learnt."""
+        from lib import hardware, teacher_answers
+        from lib.sampling import Sampling
+        from lib.transformers_generator import TransformersGenerator
+        from lib.worker import barrier, share
+
+        a = self.args
+        if rows is None or a.answers == "data":
+            return rows
+
+        def load():
+            device = str(a.device)
+            template = models.parent_template(a.teacher)
+            return TransformersGenerator(self.where, hardware.dtype("auto", a.device.type), device, template)
+
+        sampling = Sampling(temperature=a.answer_temperature, max_new_tokens=a.answer_tokens, seed=a.seed)
+        return teacher_answers.written(rows, self.folder, self.identity, load, sampling, share(), barrier)
+
+    def distributions(self, trainer) -> Teacher | None:
+        """The teacher; None where only tokens are learnt."""
+        from transformers import AutoTokenizer
+
+        from lib.distillation import vocabulary
+        from lib.worker import barrier, share
+
+        a, device = self.args, self.args.device
+        if a.hard_weight == 1 and not a.on_policy:
+            return None
+        if a.teacher.startswith(SERVED):
+            served = Served(a.teacher.removeprefix(SERVED), a.top_k, a.soft_temperature, device)
+            known = served.who()
+            self._same_tokens(known["vocabulary"], known["base"])
+            return served
+        self._same_tokens(vocabulary(AutoTokenizer.from_pretrained(self.where)), a.teacher)
+
+        def load() -> Whole:
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(self.where, dtype=self.dtype)
+            return Whole(model.to(device), a.soft_temperature)
+
+        if not a.top_k:
+            return load()
+        rows = [
+            (row["input_ids"], row["labels"])
+            for part in (trainer.train_dataset, trainer.eval_dataset)
+            if part is not None
+            for row in part
+        ]
+        return Kept(
+            self.folder, rows, f"{self.identity} {self.dtype}", a.top_k, a.soft_temperature, load, trainer.data_collator,
+            device, share(), self.job.scale.micro_batch, barrier,
+        )  # fmt: skip
+
+    def _same_tokens(self, vocabulary: str, teacher: str) -> None:
+        from lib.distillation import vocabulary as of
+
+        if vocabulary != of(self.tokenizer):
+            raise ValueError(
+                f"train.teacher: {teacher} has other tokens than {self.job.model.base}, so its distributions are of other things. "
+                "Learn its answers instead: --train.answers teacher --train.hard_weight 1 (sequence-level distillation)."
+            )

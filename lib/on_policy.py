@@ -1,0 +1,55 @@
+"""Answers that a student writes while it trains, for the teacher to score: it then learns where its own mistakes lead.
+
+A share λ of the batches is such (Agarwal et al. 2024, https://arxiv.org/abs/2306.13649, algorithm 1). The draw and the answers
+depend on the seed, the step and the batch, so a resumed run writes what an undisturbed one does. As there, no gradient goes
+through the drawing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from lib.teacher import unpadded
+
+
+def _number(args, step: int, batch: dict) -> int:
+    """Below 2⁶³."""
+    said = hashlib.sha256(f"{args.seed} {step} {batch['input_ids'].tolist()}".encode()).digest()
+    return int.from_bytes(said[:8], "big") >> 1
+
+
+def drawn(args, step: int, batch: dict) -> bool:
+    """Whether the student answers this batch."""
+    return _number(args, step, batch) / 2**63 < args.on_policy
+
+
+def answered(trainer, model, batch: dict) -> dict:
+    """The batch with the student's answers, at temperature 1, in the place of the data's; labels on all of them."""
+    import torch
+    from transformers import GenerationConfig
+
+    from lib.batching import left_pad
+
+    args, device = trainer.args, batch["input_ids"].device
+    tokenizer, student = trainer.processing_class, trainer.accelerator.unwrap_model(model)
+    prompts = [
+        ids[: next(i for i, label in enumerate(labels) if label != -100)]
+        for ids, labels in unpadded(batch)
+        if any(label != -100 for label in labels)
+    ]
+    ids_BT, mask_BT = left_pad(prompts, tokenizer.pad_token_id, device)
+    config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=args.answer_tokens, use_cache=True,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    was = student.training
+    student.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_number(args, trainer.state.global_step, batch))
+        out_BT = student.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=config)
+    student.train(was)
+    rows = []
+    for prompt, answer in zip(prompts, out_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
+        end = next((i + 1 for i, t in enumerate(answer) if t == tokenizer.eos_token_id), len(answer))
+        rows.append({"input_ids": prompt + answer[:end], "labels": [-100] * len(prompt) + answer[:end]})
+    return {name: value.to(device) for name, value in trainer.collate(rows).items()}

@@ -1,0 +1,230 @@
+"""What a teacher says about the rows that a student trains on: its distribution over the next token at each labelled place.
+
+Whole     the model itself, beside the student on every worker: every probability
+Kept      its k likeliest tokens and the rest as one, worked out once for every row before training, on disk or s3; then the
+          teacher is let go, and later epochs, restarts and other jobs read
+Served    the same from a Ray Serve application (serve/teacher.py), asked for a batch while the student works on the one before
+
+Of k tokens and a rest, a divergence is at most what it is of all tokens (the log-sum inequality); `outside` says how much of the
+teacher's mass is in the rest, and lib/distillation.py how much the loss is less.
+
+Shapes: B rows of a batch, T tokens, N labelled places of the batch row by row, K kept tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.run import Run, cache
+
+SHARD = 64
+"""Rows that are worked out and kept together."""
+LEAST = -100.0
+"""Log of a rest that is nothing."""
+SERVED = "serve:"
+"""Before the name of a Ray Serve application in train.teacher."""
+
+
+@dataclass
+class Said:
+    """tokens_NK: the likeliest, None for all in order; logp_NK: their log-probabilities, and with tokens_NK one column more,
+    the rest's."""
+
+    tokens_NK: object
+    logp_NK: object
+
+
+class Teacher(ABC):
+    def ahead(self, batch: dict) -> None:  # noqa: B027 — only one that is far away needs it
+        """`batch` will be asked about soon."""
+
+    @abstractmethod
+    def about(self, batch: dict) -> Said:
+        """Its distributions at the labelled places of a batch (input_ids, attention_mask, labels: each (B, T))."""
+
+
+class Whole(Teacher):
+    def __init__(self, model, temperature: float):
+        self.model, self.temperature = model.eval().requires_grad_(False), temperature
+
+    def about(self, batch):
+        import torch
+
+        with torch.no_grad():
+            return Said(None, (self._logits(batch) / self.temperature).log_softmax(-1))
+
+    def likeliest(self, batch: dict, k: int) -> Said:
+        import torch
+
+        with torch.no_grad():
+            return grouped((self._logits(batch) / self.temperature).log_softmax(-1), k)
+
+    def _logits(self, batch: dict):
+        return logits(self.model, {name: batch[name] for name in ("input_ids", "attention_mask")}, labelled(batch))[0]
+
+
+class Kept(Teacher):
+    """rows: (ids, labels) of every row that will be asked about; load: the model, asked for only where something is missing;
+    collate: lists of rows to a batch; share: (this worker's number, how many), each works out its share of the shards."""
+
+    def __init__(
+        self, folder: str, rows: list[tuple[list[int], list[int]]], identity: str, k: int, temperature: float,
+        load: Callable[[], Whole], collate: Callable, device, share: tuple[int, int], batch_rows: int,
+        barrier: Callable[[], None],
+    ):  # fmt: skip
+        said = hashlib.sha256(repr((identity, k, temperature, rows)).encode()).hexdigest()[:16]
+        self.store, self.k, self.device = Run(f"{folder}/{said}"), k, device
+        shards = [rows[i : i + SHARD] for i in range(0, len(rows), SHARD)]
+        there = set(self.store.folders(""))
+        missing = [i for i in range(len(shards)) if f"{i:06}" not in there or not self._whole(i)]
+        self.model = load() if missing[share[0] :: share[1]] else None
+        for n, i in enumerate(mine := missing[share[0] :: share[1]]):
+            self._work_out(i, shards[i], collate, batch_rows)
+            if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
+                print(f"teacher: {n + 1} of {len(mine)} shards kept in {self.store.path}", flush=True)
+        barrier()
+        self.files = [self._open(i) for i in range(len(shards))]
+        self.place, self.outside = {}, 0.0
+        for i, shard in enumerate(shards):
+            start = 0
+            for ids, labels in shard:
+                count = sum(label != -100 for label in labels[1:])
+                self.place[_key(ids, labels)] = (i, start, start + count)
+                start += count
+
+    def about(self, batch):
+        import torch
+
+        tokens, logp = [], []
+        for ids, labels in unpadded(batch):
+            i, start, end = self.place[_key(ids, labels)]
+            tokens.append(self.files[i].get_slice("tokens")[start:end])
+            logp.append(self.files[i].get_slice("logp")[start:end])
+        return Said(torch.cat(tokens).long().to(self.device), torch.cat(logp).to(self.device))
+
+    def _work_out(self, i: int, rows: list, collate: Callable, batch_rows: int) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        found: dict[int, Said] = {}
+        order = sorted(range(len(rows)), key=lambda r: -len(rows[r][0]))
+        for at in range(0, len(order), batch_rows):
+            asked = order[at : at + batch_rows]
+            batch = collate([{"input_ids": rows[r][0], "labels": rows[r][1]} for r in asked])
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            said, start = self.model.likeliest(batch, self.k), 0
+            for r, count in zip(asked, labelled(batch).sum(1).tolist(), strict=True):
+                part = slice(start, start + count)
+                found[r] = Said(said.tokens_NK[part], said.logp_NK[part])
+                start += count
+        columns = {
+            "tokens": torch.cat([found[r].tokens_NK for r in range(len(rows))]).int().cpu(),
+            "logp": torch.cat([found[r].logp_NK for r in range(len(rows))]).cpu(),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            save_file({name: c.contiguous() for name, c in columns.items()}, f"{folder}/said.safetensors")
+            self.store.put(folder, f"{i:06}")
+
+    def _whole(self, i: int) -> bool:
+        """Whether a kept shard can be read; one that lost its end is worked out anew."""
+        from safetensors import SafetensorError
+
+        try:
+            self._open(i)
+        except (SafetensorError, OSError):
+            return False
+        return True
+
+    def _open(self, i: int):
+        from safetensors import safe_open
+
+        folder = Path(self.store.at(f"{i:06}"))
+        if self.store.remote:
+            folder = cache("teacher", hashlib.sha256(self.store.path.encode()).hexdigest()[:16], f"{i:06}")
+            if not folder.exists():
+                self.store.get(f"{i:06}", folder)
+        return safe_open(folder / "said.safetensors", "pt")
+
+
+class Served(Teacher):
+    """name: the Ray Serve application, in the cluster that trains. A replica that is lost is asked again elsewhere; a batch is
+    one request, so the answer is the same whoever gives it."""
+
+    def __init__(self, name: str, k: int, temperature: float, device, patience_s: float = 600.0):
+        from ray import serve
+
+        self.handle = serve.get_app_handle(name)
+        self.k, self.temperature, self.device, self.patience_s = k, temperature, device, patience_s
+        self.asked: dict[str, object] = {}
+
+    def who(self) -> dict:
+        return self.handle.who.remote().result(timeout_s=self.patience_s)
+
+    def ahead(self, batch):
+        self.asked[self._name(batch)] = self._ask(batch)
+
+    def about(self, batch):
+        import torch
+        from ray.exceptions import RayError
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+        pending = self.asked.pop(self._name(batch), None)
+        retrying = Retrying(
+            retry=retry_if_exception_type(RayError), stop=stop_after_delay(self.patience_s),
+            wait=wait_random_exponential(0.2, max=10), reraise=True,
+        )  # fmt: skip
+        for attempt in retrying:
+            with attempt:
+                pending, response = None, pending or self._ask(batch)
+                tokens, logp = response.result(timeout_s=self.patience_s)
+        return Said(torch.tensor(tokens, device=self.device).long(), torch.tensor(logp, device=self.device))
+
+    def _ask(self, batch: dict):
+        rows = unpadded(batch)
+        return self.handle.about.remote([ids for ids, _ in rows], [lab for _, lab in rows], self.k, self.temperature)
+
+    def _name(self, batch: dict) -> str:
+        return _key(batch["input_ids"].tolist(), batch["labels"].tolist())
+
+
+def logits(model, asked: dict, at_BS):
+    """((N, V) float32 at the places given, (B, S) with S ≤ T, and the model's outputs). The vocabulary meets only the columns
+    in which a row has a place: prompts are most of a usual row, and the head a third of a small model."""
+    somewhere = at_BS.any(0).nonzero()[:, 0]
+    outputs = model(**asked, use_cache=False, logits_to_keep=somewhere)
+    return outputs.logits[at_BS[:, somewhere]].float(), outputs
+
+
+def labelled(batch: dict):
+    """(B, T−1) bool: whether the token after each place has a label."""
+    return batch["labels"][:, 1:] != -100
+
+
+def unpadded(batch: dict) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of each row, without the padding at its end."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), lengths, strict=True)
+    return [(ids[:n], labels[:n]) for ids, labels, n in rows]
+
+
+def grouped(logp_NV, k: int) -> Said:
+    """The k likeliest tokens, and all others as one."""
+    tokens_NK = logp_NV.topk(min(k, logp_NV.shape[-1] - 1)).indices
+    return Said(tokens_NK, grouped_as(logp_NV, tokens_NK))
+
+
+def grouped_as(logp_NV, tokens_NK):
+    """(N, K + 1): log-probabilities of the tokens given, and of all others together."""
+    import torch
+
+    rest_N = logp_NV.scatter(1, tokens_NK, -torch.inf).logsumexp(-1).clamp(min=LEAST)
+    return torch.cat([logp_NV.gather(1, tokens_NK), rest_N[:, None]], 1)
+
+
+def _key(ids, labels) -> str:
+    return hashlib.sha256(repr((ids, labels)).encode()).hexdigest()

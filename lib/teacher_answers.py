@@ -1,0 +1,61 @@
+"""Answers that a teacher writes to the prompts of a dataset, once, for a student to learn: sequence-level distillation
+(Kim and Rush 2016, https://arxiv.org/abs/1606.07947). Text passes between the two, so their tokens may differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lib.run import Run
+from lib.sampling import Sampling
+from lib.teacher import SHARD
+
+
+def written(
+    rows, folder: str, identity: str, load: Callable, sampling: Sampling, share: tuple[int, int],
+    barrier: Callable[[], None],
+):  # fmt: skip
+    """{"prompt", "completion"} rows with the teacher's answers in the place of the data's; those that it didn't finish within
+    sampling.max_new_tokens are left out. load: the teacher as a Generator, asked for only where shards of answers are missing
+    in `folder`; share: (this worker's number, how many). Raises ValueError where no answer was finished."""
+    if "prompt" not in rows.column_names:
+        raise ValueError(
+            "train.answers: teacher answers prompts, and data.source holds plain texts. Say answers: data."
+        )
+    prompts = rows["prompt"]
+    said = hashlib.sha256(repr((identity, str(sampling), sampling.max_new_tokens, list(prompts))).encode()).hexdigest()[
+        :16
+    ]
+    store, starts = Run(f"{folder}/answers-{said}"), list(range(0, len(prompts), SHARD))
+    there = set(store.folders(""))
+    mine = [s for s in starts if f"{s:08}" not in there][share[0] :: share[1]]
+    generator = load() if mine else None
+    for n, start in enumerate(mine):
+        answers = generator.generate([list(p) for p in prompts[start : start + SHARD]], sampling)
+        with tempfile.TemporaryDirectory() as scratch:
+            lines = [json.dumps({"text": a[0].text, "finished": a[0].finished}) + "\n" for a in answers]
+            Path(scratch, "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+            store.put(scratch, f"{start:08}")
+        if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
+            print(f"teacher: {n + 1} of {len(mine)} shards of answers in {store.path}", flush=True)
+    barrier()
+    found = [json.loads(line) for s in starts for line in store.read_text(f"{s:08}/answers.jsonl").splitlines()]
+    whole = [i for i, answer in enumerate(found) if answer["finished"]]
+    if not whole:
+        raise ValueError(
+            f"train.answer_tokens: none of the teacher's {len(found):,} answers ended within {sampling.max_new_tokens} tokens. Raise it."
+        )
+    if share[0] == 0 and len(whole) < len(found):
+        print(
+            f"teacher: {len(found) - len(whole):,} of {len(found):,} answers were not finished and are left out",
+            flush=True,
+        )
+    texts = iter([found[i]["text"] for i in whole])
+    kept = rows.select(whole)
+    return kept.map(
+        lambda row: row | {"completion": [{"role": "assistant", "content": next(texts)}]}, load_from_cache_file=False
+    )

@@ -1,0 +1,92 @@
+"""A teacher for distillation as a Ray Serve application: as many replicas as the cluster has room for, asked by the students.
+
+serve run serve.teacher:app --name teacher run=runs/sft replicas=2
+RAY_ADDRESS=auto python jobs/distill.py --config configs/distill.yaml --train.teacher serve:teacher --train.top_k 64
+
+Nothing of it is reachable over HTTP but its health: students ask through Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+from ray import serve
+
+
+@dataclass
+class Teaching:
+    run: str
+    """A run directory, local or s3://, a model folder or a hub name."""
+    replicas: int = 1
+    """Copies of the model, each with a GPU where there are any."""
+    cpus: float = 1.0
+    """CPU cores (and threads) of each."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of weights and arithmetic."""
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """Raises ClickException before anything is started."""
+    import ray
+
+    from lib import models
+    from lib.config import Scale
+    from lib.hardware import worker_env
+    from serve import serving
+
+    try:
+        teaching = serving.read(Teaching, args, "serve.teacher")
+        base, identity = models.locate_for("run", teaching.run)
+    except ValueError as e:
+        raise click.ClickException(str(e)) from None
+    gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    actor = {"num_cpus": teaching.cpus, "num_gpus": int(gpu)}
+    actor["runtime_env"] = {"env_vars": worker_env(Scale(), gpu)}
+    return Teacher.options(num_replicas=teaching.replicas, ray_actor_options=actor, max_ongoing_requests=8).bind(
+        base, identity, teaching.dtype, max(1, int(teaching.cpus))
+    )
+
+
+@serve.deployment
+class Teacher:
+    def __init__(self, base: str, identity: str, dtype: str, threads: int):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from lib import models
+        from lib.distillation import vocabulary
+
+        torch.set_num_threads(threads)
+        where = models.path(base)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device)
+        tokens = vocabulary(AutoTokenizer.from_pretrained(where))
+        self.known = {"base": base, "identity": f"{identity} {dtype}", "vocabulary": tokens}
+        self.turn = asyncio.Lock()  # two forward passes at once would share the cores and both be late
+
+    def who(self) -> dict:
+        return self.known
+
+    async def about(self, ids: list[list[int]], labels: list[list[int]], k: int, temperature: float):
+        """(tokens (N, K), log-probabilities (N, K + 1)) as numpy arrays: lib/teacher.py, Said."""
+        async with self.turn:
+            return await asyncio.to_thread(self._about, ids, labels, k, temperature)
+
+    def _about(self, ids, labels, k, temperature):
+        import torch
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        from lib.teacher import Whole
+
+        rows = [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
+        batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
+        with torch.inference_mode():
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            said = Whole(self.model, temperature).likeliest(batch, k)
+        return said.tokens_NK.int().cpu().numpy(), said.logp_NK.cpu().numpy()
+
+    def __call__(self, request) -> str:
+        return "A teacher: students ask it through Ray (train.teacher: serve:NAME).\n"
