@@ -23,6 +23,10 @@ class Format:
     vllm: bool
     """Whether vLLM 0.32 loads it."""
 
+    def distributions(self) -> tuple[str, ...]:
+        """The installed package's name, where it is installed."""
+        return (self.name,) if importlib.util.find_spec(self.package) else ()
+
 
 FORMATS = {
     "torchao": Format("torchao", "torchao", "torchao==0.18.0", vllm=True),

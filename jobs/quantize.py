@@ -1,0 +1,110 @@
+"""Quantise a run after training: fewer bits for its weights, and a report of what that saves and what it costs.
+
+w ≈ s · q with q a small integer (or, for nf4, one of 16 quantiles of a normal distribution) and a scale s per output or block.
+Methods and papers: lib/quantize/methods.py. The model becomes a run of its own: evaluation, serving and distillation (as
+its teacher) take it as any other. It can't be trained on; train its parent and quantise again.
+
+    python jobs/quantize.py --config configs/quantize.yaml
+    python jobs/quantize.py --model.base runs/sft --method nf4 --tasks demo perplexity --run runs/nf4
+"""
+
+import os
+import shlex
+import sys
+import time
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: the run and its report are there; 1: the work failed; 2: a mistake in the request."""
+    from lib.cli import refusing
+    from lib.launch import RAY_ENV, show
+    from lib.quantize import job
+
+    for key, value in RAY_ENV.items():  # read by ray when it is imported
+        os.environ.setdefault(key, value)
+    with refusing("jobs/quantize.py"):
+        request, dry_run, resume = job.parse(argv)
+        planned = job.plan(request, resume)
+    show(planned.lines(), "quantize: the plan")
+    if dry_run:
+        print("Dry run: nothing was started.")
+        return 0
+    from lib.run import Run
+
+    run = Run(planned.job.run)
+    if planned.done and run.fs.exists(run.at("reports/quantize.json")):
+        print(f"{run.path} is already finished: nothing to resume.")
+        return 0
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        _work(planned, run, shlex.join(["python", "jobs/quantize.py", *words]))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
+        return 130
+    except Exception as e:
+        return _failed(run, e)
+    return 0
+
+
+def _work(planned, run, command: str) -> None:
+    """Model, then measurements, then scores; what is there already is not made again."""
+    import ray
+    import yaml
+
+    from lib import launch
+    from lib.config import Scale
+    from lib.evals.evaluate import evaluate
+    from lib.hardware import worker_env
+    from lib.quantize import job, report, work
+    from lib.quantize.methods import METHODS
+    from lib.quantized import FORMATS
+
+    started, j = time.time(), planned.job
+    if not planned.done:
+        stored = job.stored(j)
+        run.write_text("job.yaml", yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
+        packages = ("torch", "ray", "transformers", "safetensors", *FORMATS[METHODS[j.method].format].distributions())
+        data = planned.check.summary()
+        run.write_json(
+            "provenance.json", launch.origin("quantize", stored, j.model.base, planned.spec.identity, data, packages)
+        )
+    launch.connect()
+    try:
+        gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
+        where = {"num_gpus": gpu, "runtime_env": {"env_vars": worker_env(Scale(), bool(gpu))}}
+        remote = lambda f, *args: ray.get(ray.remote(**work.OPTIONS, **where)(f).remote(*args))  # noqa: E731
+        if not planned.done:
+            made = remote(work.make, j)
+            made["seconds"]["total"] = time.time() - started
+            launch.record(run, {"status": "finished", "failure": None, **made})
+            print(f"{time.time() - started:5.0f} s  the model is in {run.at('model')}", flush=True)
+        prompts = work.prompts(j)
+        needs = {}
+        for name, base in (("before", j.model.base), (j.method, run.path)):
+            needs[name] = remote(work.measure, base, j, prompts)
+            print(f"{time.time() - started:5.0f} s  {name:<10} memory and speed measured", flush=True)
+        scores = evaluate(j.evaluation(), command) if j.tasks else None
+    finally:
+        ray.shutdown()
+    report.write(j, run.provenance(), needs, scores, command)
+    report.terminal(j, run.provenance(), needs, scores)
+
+
+def _failed(run, e: Exception) -> int:
+    """Says what went wrong; the run is left failed, or, where the model itself is there, finished without its report."""
+    from lib import launch
+    from lib.failure import explain
+
+    why = explain(e)
+    made = run.finished()
+    print(f"\n{'The model is there, but: ' if made else ''}{why}", file=sys.stderr)
+    print(f"Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
+    if not made:
+        launch.record(run, {"status": "failed", "failure": why})
+    if os.environ.get("SHOESTRING_TRACEBACK"):
+        raise e
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
