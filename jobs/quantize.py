@@ -49,40 +49,22 @@ def main(argv: list[str] | None = None) -> int:
 def _work(planned, run, command: str) -> None:
     """Model, then measurements, then scores; what is there already is not made again."""
     import ray
-    import yaml
 
     from lib import launch
-    from lib.config import Scale
     from lib.evals.evaluate import evaluate
-    from lib.hardware import worker_env
-    from lib.quantize import job, report, work
-    from lib.quantize.methods import METHODS
-    from lib.quantized import FORMATS
+    from lib.quantize import report, work
 
     started, j = time.time(), planned.job
-    if not planned.done:
-        stored = job.stored(j)
-        run.write_text("job.yaml", yaml.safe_dump(stored, sort_keys=False, allow_unicode=True))
-        packages = ("torch", "ray", "transformers", "safetensors", *FORMATS[METHODS[j.method].format].distributions())
-        data = planned.check.summary()
-        run.write_json(
-            "provenance.json", launch.origin("quantize", stored, j.model.base, planned.spec.identity, data, packages)
-        )
+    say = lambda text: print(f"{time.time() - started:5.0f} s  {text}", flush=True)  # noqa: E731
     launch.connect()
     try:
-        gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
-        where = {"num_gpus": gpu, "runtime_env": {"env_vars": worker_env(Scale(), bool(gpu))}}
-        remote = lambda f, *args: ray.get(ray.remote(**work.OPTIONS, **where)(f).remote(*args))  # noqa: E731
         if not planned.done:
-            made = remote(work.make, j)
-            made["seconds"]["total"] = time.time() - started
-            launch.record(run, {"status": "finished", "failure": None, **made})
-            print(f"{time.time() - started:5.0f} s  the model is in {run.at('model')}", flush=True)
-        prompts = work.prompts(j)
-        needs = {}
+            work.produce(planned)
+            say(f"the model is in {run.at('model')}")
+        prompts, needs = work.prompts(j), {}
         for name, base in (("before", j.model.base), (j.method, run.path)):
-            needs[name] = remote(work.measure, base, j, prompts)
-            print(f"{time.time() - started:5.0f} s  {name:<10} memory and speed measured", flush=True)
+            needs[name] = work.apart(work.measure, base, j.chosen() == "vllm", j, prompts)
+            say(f"{name:<10} memory and speed measured")
         scores = evaluate(j.evaluation(), command) if j.tasks else None
     finally:
         ray.shutdown()

@@ -49,11 +49,13 @@ def needs(model_dir: str, vllm: bool, dtype: str, prompts: list, max_new_tokens:
     """Loads the model in folder `model_dir` and answers `prompts` (messages or texts). In a fresh process: else its peaks
     are those of what was there before."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from lib import hardware, vllm_generator
     from lib.sampling import Sampling
     from lib.transformers_generator import TransformersGenerator
 
+    disable_progress_bar()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if vllm:

@@ -1,4 +1,4 @@
-"""What the processes of a quantisation do, each as a Ray task in a process of its own: make the model, and measure one."""
+"""The work of a quantisation, by Ray tasks that each have a process of their own: make the run, and measure a model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,43 @@ import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, models
-from lib.quantize.job import QuantizeJob
+import yaml
+
+from lib import checkpoint, launch, models
+from lib.config import Scale
+from lib.hardware import worker_env
+from lib.quantize.job import Plan, QuantizeJob, stored
 from lib.quantize.measure import TOGETHER, Needs, needs
-from lib.quantize.methods import quantize
+from lib.quantize.methods import METHODS, quantize
+from lib.quantized import FORMATS
 from lib.run import Run
 from lib.worker import publish
 
-OPTIONS = {"num_cpus": 1, "max_calls": 1, "max_retries": 1}
-"""Of the Ray tasks. max_calls: the process ends with the task, so that the next one's memory is its own."""
+
+def apart(f, *args):
+    """f(*args) by a process of its own, on a GPU where the cluster has one; Ray must be connected. Raises what it raised."""
+    import ray
+
+    gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
+    env = worker_env(Scale(), bool(gpu))
+    # max_calls: the process ends with the task, so that the next one's memory is its own.
+    task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, max_retries=1, runtime_env={"env_vars": env})(f)
+    return ray.get(task.remote(*args))
+
+
+def produce(planned: Plan) -> None:
+    """Makes the run: job.yaml, model/, provenance.json with status finished at the very end. Ray must be connected."""
+    began, j = time.time(), planned.job
+    run, kept = Run(j.run), stored(j)
+    run.write_text("job.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+    kind = FORMATS[METHODS[j.method].format]
+    packages = ("torch", "ray", "transformers", "safetensors", *kind.distributions())
+    data = planned.check.summary()
+    begun = launch.origin("quantize", kept, j.model.base, planned.spec.identity, data, packages)
+    run.write_json("provenance.json", begun)
+    made = apart(make, j)
+    made["seconds"]["total"] = time.time() - began
+    launch.record(run, {"status": "finished", "failure": None, **made})
 
 
 def make(job: QuantizeJob) -> dict:
@@ -51,9 +79,9 @@ def weights(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
 
 
-def measure(base: str, job: QuantizeJob, prompts: list) -> Needs:
+def measure(base: str, vllm: bool, job: QuantizeJob, prompts: list) -> Needs:
     """What the model at `base` (as lib.models.locate returned it, or the run itself) needs to answer."""
-    return needs(models.path(base), job.chosen() == "vllm", job.dtype, prompts, job.max_new_tokens, threads=1)
+    return needs(models.path(base), vllm, job.dtype, prompts, job.max_new_tokens, threads=1)
 
 
 def prompts(job: QuantizeJob) -> list:
