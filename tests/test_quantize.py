@@ -186,7 +186,7 @@ def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
         serving.plan(serving.parse({"run": nf4, "engine": "vllm"}))
     assert not serving.plan(serving.parse({"run": nf4})).vllm
     assert serving.plan(serving.parse({"run": runs["sft"], "kv_cache_dtype": "fp8"})).serving.kv_cache_dtype == "fp8"
-    with pytest.raises(ValueError, match="^kv_cache_dtype: only vLLM"):
+    with pytest.raises(ValueError, match=r"^kv_cache_dtype: only vLLM"):
         serving.plan(serving.parse({"run": runs["sft"], "kv_cache_dtype": "fp8", "engine": "transformers"}))
 
 
