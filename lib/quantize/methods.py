@@ -2,14 +2,12 @@
 
     int8          weights to 8 bits, a scale per output; arithmetic in the model's own type (torchao)
     int8_dynamic  the same weights; activations too, rounded per token while answering (torchao)
-    w8a8          the same numbers in compressed-tensors' files, which vLLM has integer kernels for: lib/quantize/w8a8.py
+    w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for: lib/quantize/w8a8.py
     bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
     nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
                   https://arxiv.org/abs/2305.14314; bitsandbytes)
-    gptq_w8a8     as w8a8, each column's error made good by the columns after it, on training rows (Frantar et al. 2022,
-    gptq_w4a16    https://arxiv.org/abs/2210.17323); 4 bits in groups of 128: lib/quantize/gptq.py
 
-All but GPTQ need no data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
+None of them needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
 """
 
 from __future__ import annotations
