@@ -44,8 +44,12 @@ def settings(base: str) -> dict | None:
     run = Run(base) if base.startswith("s3://") or Path(base).is_dir() else None
     if run is None:
         import huggingface_hub
+        from huggingface_hub.errors import HFValidationError
 
-        cached = huggingface_hub.try_to_load_from_cache(base, "config.json") if base.count("/") == 1 else None
+        try:
+            cached = huggingface_hub.try_to_load_from_cache(base, "config.json")
+        except HFValidationError:  # no name of a model; who looks for it says so
+            cached = None
         text = Path(cached).read_text(encoding="utf-8") if isinstance(cached, str) else "{}"
     else:
         file = "model/config.json" if run.is_run() else "config.json"

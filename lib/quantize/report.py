@@ -109,4 +109,5 @@ def terminal(job: QuantizeJob, provenance: dict, needs: dict[str, Needs], scores
         f"\nReport: {where.at('reports')}/quantize.md (and quantize.json, and of the scores report.html)\nNext:"
     )
     console.print(f"  serve run serve.app:app run={where.path}")
-    console.print(f"  python jobs/diff.py before {job.method} --report {where.path}")
+    if scores:
+        console.print(f"  python jobs/diff.py before {job.method} --report {where.path}")

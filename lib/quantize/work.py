@@ -57,6 +57,10 @@ def make(job: QuantizeJob) -> dict:
     folder = checkpoint.scratch(run) / "export"
     shutil.rmtree(folder, ignore_errors=True)
     source = models.path(job.model.base)
+    if not Path(source).is_dir():  # a hub name; without the pickles that some repositories hold too
+        from huggingface_hub import snapshot_download
+
+        source = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"])
     template = quantize(job.method, source, str(folder / "model"), None if job.dtype == "auto" else job.dtype)
     made = time.time()
     sizes = {"before": weights(Path(source)), job.method: weights(folder / "model")}
