@@ -164,7 +164,8 @@ def test_the_shipped_configuration_is_right(runs, tmp_path):
     argv = ["--config", str(REPO / "configs/quantize.yaml"), "--model.base", runs["sft"], "--run", str(tmp_path / "r")]
     request, _, resume = quantize_job.parse([*argv, "--method", "nf4"])
     assert quantize_job.plan(request, resume).check.heldout_rows == 200
-    assert "method" in quantize_job.KEYS.schema()["properties"]
+    known = list(methods.METHODS)
+    assert quantize_job.KEYS.schema()["properties"]["method"]["enum"] == list(NEAR) == known
 
 
 def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
