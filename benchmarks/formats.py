@@ -53,10 +53,7 @@ def main() -> int:
         prompts = work.prompts(job)
         for engine in engines:
             for name, path in runs.items():
-                try:
-                    found[name, engine] = work.apart(work.measure, path, engine == "vllm", job, prompts)
-                except Exception as e:  # whatever the engine raises is the result
-                    found[name, engine] = _reason(e)
+                found[name, engine] = work.apart(_try, path, engine == "vllm", job, prompts)
                 print(name, engine, found[name, engine], flush=True)
         scores = {}
         for engine in engines:
@@ -74,11 +71,15 @@ def main() -> int:
     return 0
 
 
-def _reason(e: Exception) -> str:
-    """The cause's own line."""
-    text = str(getattr(e, "cause", None) or e)
-    lines = [x.strip() for x in text.splitlines() if x.strip() and "validation error for" not in x]
-    return f"{type(getattr(e, 'cause', e)).__name__}: {lines[0][:120]}"
+def _try(path: str, vllm: bool, job, prompts: list):
+    """What the model needs, or why it can't be loaded; in the process that tries, as not every error can leave it."""
+    from lib.quantize import work
+
+    try:
+        return work.measure(path, vllm, job, prompts)
+    except Exception as e:  # whatever the engine raises is the result
+        lines = [x.strip() for x in str(e).splitlines() if x.strip() and "validation error for" not in x]
+        return f"{type(e).__name__}: {lines[0][:90]}"
 
 
 def table(sizes: dict[str, int], found: dict, scores: dict) -> str:

@@ -86,10 +86,10 @@ def check_engine(key: str, base: str, vllm: bool) -> None:
 
 
 def refuse(key: str, base: str, doing: str) -> None:
-    """Raises ValueError that begins with `key` where the weights of `base` are quantised. doing: "train", "quantise again"."""
+    """Raises ValueError that begins with `key` where the weights of `base` are quantised. doing: "trained", "quantised again"."""
     if kind := found(base):
         raise ValueError(
-            f"{key}: {base} holds {kind} weights, which nothing can {doing}. Use what it was made of: "
+            f"{key}: {base} holds {kind} weights, which can't be {doing}. Use what it was made of: "
             f"{_parent(base).strip() or 'the model before quantisation'}."
         )
 

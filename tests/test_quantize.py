@@ -137,7 +137,7 @@ def test_wrong_requests(runs, make_run, tmp_path, monkeypatch):
     (tmp_path / "other/file").write_text("x")
     for argv, says in [
         ([*new, "--model.base", "runs/nowhere"], "model.base: .*no run"),
-        ([*new, "--model.base", nf4], f"model.base: .*holds bitsandbytes.*can quantise again.*{runs['sft']}"),
+        ([*new, "--model.base", nf4], f"model.base: .*holds bitsandbytes.*can't be quantised again.*{runs['sft']}"),
         ([*new, "--model.base", runs["reward"]], "model.base: .*reward model"),
         ([*new, "--model.base", runs["sft"], "--engine", "vllm"], "engine: vllm doesn't load nf4"),
         ([*new, "--model.base", runs["sft"], "--tasks", "demmo"], "demmo"),
@@ -174,7 +174,7 @@ def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
 
     nf4 = made(make_run, "nf4", runs["sft"], "nf4-met")
     request = cli.parse("sft", "trl.trainer.sft_config:SFTConfig", ["--model.base", nf4, "--run", str(tmp_path / "r")])
-    with pytest.raises(UsageError, match=f"model.base: .*bitsandbytes weights, which nothing can train.*{runs['sft']}"):
+    with pytest.raises(UsageError, match=f"model.base: .*bitsandbytes weights, which can't be trained.*{runs['sft']}"):
         plan.make(request, ("chat", "text"))
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     with pytest.raises(

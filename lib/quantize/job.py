@@ -126,7 +126,7 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
 
     run, spec = Run(job.run), attempt(find, "model.base", "before", job.model.base, job.dtype)
     if spec:
-        attempt(quantized.refuse, "model.base", spec.base, "quantise again")
+        attempt(quantized.refuse, "model.base", spec.base, "quantised again")
         job = replace(job, model=replace(job.model, base=spec.base))
         if "/" in spec.base and Run(spec.base).is_run() and Run(spec.base).job().get("stage") == "reward":
             problems.append(f"model.base: {spec.base} is a reward model; only language models are quantised here.")
