@@ -241,3 +241,13 @@ def test_a_job_that_is_killed_goes_on(runs, tmp_path):
     run.remove("reports")  # as after a kill while measuring: the model stays, the report is made again
     again = run_job("quantize", "--resume", run.path, "--dry-run")
     assert "only the report is missing" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_quantised_run_teaches(runs, make_run, tmp_path):
+    teacher = made(make_run, "nf4", runs["sft"], "nf4-teacher")
+    words = ["--model.base", runs["sft"], "--train.teacher", teacher, "--run", str(tmp_path / "student")]
+    words += ["--data.limit", "16", "--data.heldout_limit", "4", "--train.max_steps", "2", "--train.logging_steps", "1"]
+    done = run_job("distill", *words, "--scale.global_batch", "8", "--train.max_length", "512")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Run(str(tmp_path / "student")).finished()
