@@ -86,11 +86,11 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
     given, resumed = option(argv, "--config"), option(argv, "--resume")
     tree = read_yaml(given) if given else {}
     _check_keys(tree, known, given)
-    stored = _stored(resumed, stage) if resumed else {}
+    kept = stored(resumed, stage) if resumed else {}
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
             if resumed and not given:  # the run's own configuration takes the place of the file
-                yaml.safe_dump(stored, f)
+                yaml.safe_dump(kept, f)
                 f.flush()
                 argv = ["--config", f.name, *argv]
             ns = parser.parse_args(argv)
@@ -226,16 +226,17 @@ def tidy(message: str) -> str:
     return re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
 
 
-def _stored(path: str, stage: str) -> dict:
+def stored(path: str, stage: str) -> dict:
+    """The configuration of the run to go on with. Raises UsageError where it isn't one of this stage's."""
     from lib.run import Run
 
     run = Run(path)
     if not run.is_run():
         raise UsageError(f"--resume: {run.path} is not a run: it has no job.yaml. Start it without --resume.")
-    stored = run.job()
-    if stored["stage"] != stage:
-        raise UsageError(f"--resume: {run.path} was made by jobs/{stored['stage']}.py, not by jobs/{stage}.py.")
-    return {k: v for k, v in stored.items() if k != "stage"}
+    kept = run.job()
+    if kept["stage"] != stage:
+        raise UsageError(f"--resume: {run.path} was made by jobs/{kept['stage']}.py, not by jobs/{stage}.py.")
+    return {k: v for k, v in kept.items() if k != "stage"}
 
 
 def schema(stage: str, config_class: str) -> dict:

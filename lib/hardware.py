@@ -51,6 +51,7 @@ def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
     env = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",  # compressed-tensors has no other switch
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",

@@ -53,7 +53,7 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
         why = explain(e, run)
         print(f"\n{why}\nGo on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
         try:
-            _record(run, {"status": "failed", "failure": why})
+            record(run, {"status": "failed", "failure": why})
         except Exception as lost:  # the disk or the store may be what failed
             print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
         if os.environ.get("SHOESTRING_TRACEBACK"):
@@ -68,21 +68,8 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     import yaml
 
     run.write_text("job.yaml", yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True))
-    _record(
-        run,
-        {
-            "status": "running",
-            "stage": job.stage,
-            "parent": job.model.base,
-            "parent_sha256": planned.identity,
-            "chat_template_sha256": plan.template_digest(planned.template),
-            "data": planned.check.summary(),
-            "packages": {p: version(p) for p in PACKAGES},
-            "git": git_state(),
-            "config_sha256": hashlib.sha256(json.dumps(job.to_dict(), sort_keys=True).encode()).hexdigest(),
-            "command": " ".join(["python", f"jobs/{job.stage}.py", *sys.argv[1:]]),
-        },
-    )
+    begun = origin(job.stage, job.to_dict(), job.model.base, planned.identity, planned.check.summary())
+    record(run, begun | {"chat_template_sha256": plan.template_digest(planned.template)})
     from lib.progress import Progress
 
     connect(ahead="lib.controller")
@@ -96,7 +83,23 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     seconds = summary.pop("seconds")
     total = time.time() - started
     seconds["start"] = total - sum(seconds.values())
-    _record(run, {"status": "finished", "seconds": {**seconds, "total": total}, "failure": None, **summary})
+    record(run, {"status": "finished", "seconds": {**seconds, "total": total}, "failure": None, **summary})
+
+
+def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packages: tuple[str, ...] = PACKAGES) -> dict:
+    """What provenance.json holds from a run's first moment. job: what is in job.yaml; parent, identity: as lib.models.locate
+    returned them."""
+    return {
+        "status": "running",
+        "stage": stage,
+        "parent": parent,
+        "parent_sha256": identity,
+        "data": data,
+        "packages": {p: version(p) for p in packages},
+        "git": git_state(),
+        "config_sha256": hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest(),
+        "command": " ".join(["python", f"jobs/{stage}.py", *sys.argv[1:]]),
+    }
 
 
 RAY_ENV = {
@@ -108,7 +111,7 @@ RAY_ENV = {
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
     # What Ray's own actors say at every start and a user can do nothing about.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF|multiple active Ray instances",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF|multiple active Ray instances|torchao/_C|is an Enum subclass|MatMul8bitLt",
 }
 
 
@@ -259,5 +262,6 @@ def git_state() -> str | None:
     return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
 
 
-def _record(run: Run, fields: dict) -> None:
+def record(run: Run, fields: dict) -> None:
+    """Adds to provenance.json."""
     run.write_json("provenance.json", run.provenance() | fields)

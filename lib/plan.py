@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, hardware, models, strategy
+from lib import data, hardware, models, quantized, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.run import Run, absolute
@@ -85,6 +85,8 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
 
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
+    if located:
+        attempt(quantized.refuse, "model.base", base, "trained")
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
     for key in named:

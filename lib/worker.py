@@ -131,7 +131,7 @@ def train_loop(config: dict) -> dict:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
     barrier()
     models.export(trainer, job.model, folder)
-    model_sha256 = _publish(run, folder) if rank == 0 else None
+    model_sha256 = publish(run, folder) if rank == 0 else None
     if rank == 0 and run.remote and board.exists():
         run.put(board, "tensorboard")
     barrier()
@@ -173,7 +173,7 @@ def _claim(run: Run):
     return lock
 
 
-def _publish(run: Run, folder: Path) -> str:
+def publish(run: Run, folder: Path) -> str:
     """Moves what export wrote into the run; returns one SHA-256 over the names and bytes of model/."""
     for part in ("adapter", "model"):
         if (folder / part).exists():

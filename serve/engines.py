@@ -40,6 +40,7 @@ async def vllm(planned: Plan) -> Engine:
 
     s, name = planned.serving, called(planned)
     argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
+    argv += ["--kv-cache-dtype", s.kv_cache_dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
     argv += [] if torch.cuda.is_available() else ["--enforce-eager"]
     if planned.adapters:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from lib import vllm_generator
+from lib import quantized, vllm_generator
 from lib.evals import spec
 from lib.run import Run
 
@@ -23,11 +23,14 @@ class Serving:
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto: vLLM where it is installed, else transformers (one request at a time, no logprobs, n or JSON schema)."""
+    """auto: vLLM where it is installed and loads the format, else transformers (one request at a time, no logprobs, n or JSON
+    schema)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and arithmetic. auto: the weights' own with vLLM; as lib/hardware.py says with transformers."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together, with vLLM. None: what the model can."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Type of the keys and values kept of what was read. auto: the weights' own; fp8 (e4m3) halves them. Needs vLLM."""
     replicas: int = 1
     """Copies of the model, each with a GPU where there are any."""
     max_replicas: int | None = None
@@ -110,9 +113,19 @@ def plan(serving: Serving) -> Plan:
             problems.append(f"run: {serving.run} is a reward model, which answers nothing. jobs/eval.py asks it.")
     except ValueError as e:
         problems.append(str(e))
-    vllm = serving.engine == "vllm" or (serving.engine == "auto" and vllm_generator.installed())
-    if serving.engine == "vllm" and not vllm_generator.installed():
+    here = vllm_generator.installed()
+    vllm = serving.engine == "vllm" or (serving.engine == "auto" and here and not quantized.only_transformers(base))
+    if base:
+        try:
+            quantized.check_engine("run", base, vllm)
+        except ValueError as e:
+            problems.append(str(e))
+    if serving.engine == "vllm" and not here:
         problems.append("engine: vllm is not installed here: make vllm, or with a GPU pip install -e '.[gpu]'.")
+    if serving.kv_cache_dtype != "auto" and not vllm:
+        problems.append(
+            f"kv_cache_dtype: only vLLM keeps keys and values as {serving.kv_cache_dtype}. Install it (make vllm), or say auto."
+        )
     if serving.adapters and not vllm:
         problems.append(
             "adapters: only vLLM serves several on one base. Install it, or serve the adapter's run itself."

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from lib import vllm_generator
+from lib import quantized, vllm_generator
 from lib.config import Data, Job
 from lib.evals import decoding, endpoint, estimate, gate, judge, spec
 from lib.evals.decoding import Decoding
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.spec import Spec
-from lib.run import Run
+from lib.run import Run, absolute
 
 
 @dataclass
@@ -61,7 +62,7 @@ class EvalJob:
     gate: list[Rule] = field(default_factory=list)
     """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What runs the models. auto: vLLM where it is installed, unless a decoding needs transformers."""
+    """What runs the models. auto: vLLM where it is installed, unless a decoding or a quantised run needs transformers."""
     workers: int | None = None
     """Models at work at the same time. None: one per GPU, or one per CPU core where there is no GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -87,7 +88,8 @@ class EvalJob:
         own = [d.name for d in self.decodings() if d.sampling.beams > 1 or d.sampling.amateur or d.sampling.draft]
         if self.engine == "auto":
             # reward_beam changes between two models at every piece, and vLLM gives a model up only with its process.
-            return vllm_generator.installed() and not own and not any(d.head == "reward_beam" for d in self.decodings())
+            also = any(d.head == "reward_beam" for d in self.decodings()) or any(map(_not_for_vllm, self.runs.values()))
+            return vllm_generator.installed() and not own and not also
         if not vllm_generator.installed():
             raise ValueError("engine: vllm is not installed here. Say engine: auto, or pip install 'shoestring[gpu]'.")
         if own:
@@ -185,6 +187,8 @@ def plan(job: EvalJob) -> Plan:
         for name, base in job.runs.items()
         if (s := attempt(spec.find, f"runs.{name}", name, base, job.dtype))
     ]
+    for s in specs:
+        attempt(quantized.check_engine, f"runs.{s.name}", s.base, s.vllm)
     scorer = "reward" if job.reward else None
     if job.reward:
         if scorer in job.runs:
@@ -222,6 +226,12 @@ def after(job: Job) -> EvalJob:
         limit=job.eval.limit,
         max_new_tokens=job.eval.max_new_tokens,
     )
+
+
+def _not_for_vllm(base: str) -> bool:
+    """Whether a run's weights are in a format that only transformers loads; a run that isn't there is told of elsewhere."""
+    path = base if "://" in base else absolute(base)
+    return quantized.only_transformers(path if "://" in path or Path(path).is_dir() else base)
 
 
 def _rows(data: Data, want: tuple[str, ...]):

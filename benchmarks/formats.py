@@ -1,0 +1,109 @@
+"""Which quantised format loads in which engine, by trying: every method of jobs/quantize.py on one run, in one table.
+
+    python benchmarks/formats.py [--run runs/sft] [--limit 200] [--out runs/formats]
+
+Each method makes a run below --out; each run (and the one before quantisation) is then loaded by transformers and by vLLM
+in a process of its own with one core, answers held-out prompts one by one and 16 at a time (lib/quantize/measure.py), and
+those that load are scored on the same examples (lib/evals). What doesn't load says the first line of its error. Where vLLM
+isn't installed its column says so. On this machine's CPU; GPUs are "not tried". A run that is there already isn't made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="what to quantise")
+    parser.add_argument("--limit", type=int, default=200, help="examples of each task")
+    parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
+    parser.add_argument("--out", default="runs/formats", help="where the runs and the reports go")
+    options = parser.parse_args()
+    from lib import launch, models, vllm_generator
+
+    for key, value in launch.RAY_ENV.items():  # read by ray when it is imported
+        os.environ.setdefault(key, value)
+    import ray
+
+    from lib.evals.evaluate import evaluate
+    from lib.evals.job import EvalJob
+    from lib.quantize import work
+    from lib.quantize.job import QuantizeJob, Source, plan
+    from lib.quantize.methods import METHODS
+    from lib.run import Run
+
+    engines = ["transformers", "vllm"] if vllm_generator.installed() else ["transformers"]
+    launch.connect()
+    base, _ = models.locate(options.run)
+    runs, found = {"before": base}, {}
+    try:
+        for name in METHODS:
+            made = Run(f"{options.out}/{name}")
+            if not made.finished():
+                made.remove("")
+                work.produce(plan(QuantizeJob(made.path, Source(options.run), name, tasks=[], engine="transformers")))
+            runs[name] = made.path
+        job = QuantizeJob(method="w8a8")
+        prompts = work.prompts(job)
+        for engine in engines:
+            for name, path in runs.items():
+                found[name, engine] = work.apart(_try, path, engine == "vllm", job, prompts)
+                print(name, engine, found[name, engine], flush=True)
+        scores = {}
+        for engine in engines:
+            loaded = {n: p for n, p in runs.items() if not isinstance(found[n, engine], str)}
+            asked = EvalJob(
+                f"{options.out}/eval-{engine}", loaded, tasks=options.tasks, limit=options.limit, engine=engine
+            )
+            scores[engine] = evaluate(asked)
+    finally:
+        ray.shutdown()
+    sizes = {n: work.weights(Path(models.path(p))) for n, p in runs.items()}
+    text = table(sizes, found, scores)
+    Path(options.out, "formats.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def _try(path: str, vllm: bool, job, prompts: list):
+    """What the model needs, or why it can't be loaded; in the process that tries, as not every error can leave it."""
+    from lib.quantize import work
+
+    try:
+        return work.measure(path, vllm, job, prompts)
+    except Exception as e:  # whatever the engine raises is the result
+        lines = [x.strip() for x in str(e).splitlines() if x.strip() and "validation error for" not in x]
+        return f"{type(e).__name__}: {lines[0][:90]}"
+
+
+def table(sizes: dict[str, int], found: dict, scores: dict) -> str:
+    """Markdown: a line per method and engine."""
+    from lib.evals.render import table as score_rows
+    from lib.evals.summary import show
+
+    asked = {engine: [row for row in score_rows(r) if row["main"]] for engine, r in scores.items()}
+    labels = list(dict.fromkeys(row["label"] for rows in asked.values() for row in rows))
+    head = ["method", "MB on disk", "engine on CPU", "MiB while answering", "tokens/s at 1", "at 16", *labels]
+    out = [f"| {' | '.join(head)} |", "|---|---:|---|---:|---:|---:|" + "---:|" * len(labels)]
+    for name, size in sizes.items():
+        for engine in scores:
+            n, cells = found[name, engine], [name, f"{size / 1e6:.0f}", engine]
+            if isinstance(n, str):
+                out.append(f"| {' | '.join(cells)} | doesn't load: {n} |" + " |" * (2 + len(labels)))
+                continue
+            cells += [f"{n.answering_bytes >> 20:,} ({(n.answering_bytes - n.empty_bytes) >> 20:,})"]
+            cells += [f"{r.median:,.0f} [{r.low:,.0f}–{r.high:,.0f}]" for r in (n.alone, n.together)]
+            by = {row["label"]: row["metrics"] for row in asked[engine]}
+            cells += [show(by[x][name]) if x in by and name in by[x] else "" for x in labels]
+            out.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*out, "", "On a GPU, transformers and vLLM: not tried. In brackets, memory beyond the empty process; ranges of speeds.", ""])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

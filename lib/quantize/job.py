@@ -1,0 +1,174 @@
+"""What jobs/quantize.py is asked to do, and every check that needs no model in memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from lib import cli, data, quantized, vllm_generator
+from lib.cli import UsageError
+from lib.config import Data
+from lib.evals.job import EvalJob
+from lib.evals.spec import Spec, find
+from lib.quantize.methods import METHODS
+from lib.run import Run
+from lib.typed import Typed
+
+
+@dataclass
+class Source:
+    base: str = "runs/sft"
+    """What to quantise: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
+
+
+@dataclass
+class QuantizeJob:
+    """One quantisation: of which model, how, and what is measured before and after."""
+
+    run: str = "runs/quantize"
+    """The run directory to write: a local path or s3://bucket/path."""
+    model: Source = field(default_factory=Source)
+    method: Literal["int8", "int8_dynamic", "w8a8", "bnb_int8", "nf4"] = "w8a8"
+    """int8, int8_dynamic: torchao; w8a8: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes (lib/quantize/methods.py)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of what stays unquantised: embeddings, norms, output layer. auto: as the base has it."""
+    data: Data = field(default_factory=Data)
+    """Held-out rows for perplexity. Where nothing of it is set: the data of the run that is quantised."""
+    tasks: list[str] = field(default_factory=lambda: ["perplexity"])
+    """What to measure before and after, by the names in lib/evals/tasks.py. Empty: only sizes, memory and speed."""
+    task_data: dict[str, str] = field(default_factory=dict)
+    """Where a task's examples are, as in jobs/eval.py."""
+    limit: int | None = 200
+    """At most this many held-out examples per task. None: all."""
+    max_new_tokens: int = 64
+    """Longest answer generated, in tokens."""
+    seed: int = 0
+    """Of the bootstrap, and of the rows drawn when there are more than limit."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What answers, before and after. auto: vLLM where it is installed and loads the format, else transformers."""
+    workers: int | None = None
+    """Models at work at the same time on the tasks. None: one per GPU, or one per CPU core where there is no GPU."""
+
+    def evaluation(self) -> EvalJob:
+        """The tasks on the model before and after. The report goes into the run."""
+        same = ("run", "data", "tasks", "task_data", "limit", "max_new_tokens", "seed", "workers", "dtype")
+        runs = {"before": self.model.base, self.method: self.run}
+        return EvalJob(**{k: getattr(self, k) for k in same}, runs=runs, engine=self.chosen())
+
+    def chosen(self) -> str:
+        """The engine, settled. Raises ValueError that names `engine`."""
+        loads = quantized.FORMATS[METHODS[self.method].format].vllm
+        if self.engine == "vllm" and not loads:
+            raise ValueError(f"engine: vllm doesn't load {self.method}. Say engine: transformers, or method: w8a8.")
+        if self.engine == "vllm" and not vllm_generator.installed():
+            raise ValueError("engine: vllm is not installed here: make vllm, or with a GPU pip install -e '.[gpu]'.")
+        use = self.engine == "vllm" or (self.engine == "auto" and loads and vllm_generator.installed())
+        return "vllm" if use else "transformers"
+
+
+USAGE = "python jobs/quantize.py --config configs/quantize.yaml [--KEY VALUE …] [--dry-run | --resume RUN]"
+KEYS = Typed(
+    "quantize", QuantizeJob, USAGE, {"model": Source, "data": Data}, ("task_data", "data.columns"), ("tasks",), True
+)
+
+
+def parse(argv: list[str] | None = None) -> tuple[QuantizeJob, bool, str | None]:
+    """(job, dry run, the run to resume). Raises UsageError for an unknown key, a wrong type or an unreadable file."""
+    argv = sys.argv[1:] if argv is None else argv
+    d, dry_run, resume = KEYS.read(argv)
+    job = QuantizeJob(**d | ({"run": resume} if resume else {}))
+    path = cli.option(argv, "--config")
+    named = any(a.startswith("--data.") for a in argv) or bool(path and "data" in cli.read_yaml(path)) or bool(resume)
+    base = Run(job.model.base)
+    if not named and (base.remote or Path(base.path).is_dir()) and base.is_run() and "data" in base.job():
+        job = replace(job, data=Data(**base.job()["data"]))
+    return job, dry_run, resume
+
+
+@dataclass
+class Plan:
+    job: QuantizeJob
+    """With paths made absolute and the base settled."""
+    spec: Spec
+    """The model to quantise."""
+    check: object | None
+    """lib.data Check of the rows, where a task reads them."""
+    done: bool
+    """The run's model is there already; only its report is missing."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) rows for a table."""
+        j, method = self.job, METHODS[self.job.method]
+        kept = "as the base has it" if j.dtype == "auto" else j.dtype
+        return [
+            ("stage", f"jobs/quantize.py → {j.run}"),
+            ("base", f"{j.model.base}  ({self.spec.identity})"),
+            ("method", f"{j.method}: {method.about} ({method.format}); what isn't quantised stays {kept}"),
+            ("engine", f"{'vLLM' if j.chosen() == 'vllm' else 'transformers'}, before and after"),
+            ("tasks", ", ".join(j.tasks) or "none: sizes, memory and speed only"),
+            *[("data", line.removeprefix("data: ")) for line in (self.check.lines() if self.check else [])],
+            *([("note", "the model is there already: only the report is missing")] if self.done else []),
+        ]
+
+
+def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
+    """Checks a job. Raises UsageError listing every problem found, one a line, each naming its key."""
+    problems: list[str] = []
+
+    def attempt(f, *args):
+        try:
+            return f(*args)
+        except ValueError as e:
+            problems.append(str(e))
+
+    run, spec = Run(job.run), attempt(find, "model.base", "before", job.model.base, job.dtype)
+    if spec:
+        attempt(quantized.refuse, "model.base", spec.base, "quantised again")
+        job = replace(job, model=replace(job.model, base=spec.base))
+        if "/" in spec.base and Run(spec.base).is_run() and Run(spec.base).job().get("stage") == "reward":
+            problems.append(f"model.base: {spec.base} is a reward model; only language models are quantised here.")
+    kind = quantized.FORMATS[METHODS[job.method].format]
+    if not importlib.util.find_spec(kind.package) and kind.package != "compressed_tensors":
+        problems.append(f"method: {job.method} needs {kind.name}: pip install {kind.install}")
+    engine = attempt(job.chosen)
+    if engine == "transformers" and not importlib.util.find_spec(kind.package):
+        problems.append(f"engine: transformers needs {kind.name} to load {job.method}: pip install {kind.install}")
+    job = replace(job, run=run.path, data=data.absolute(job.data))
+    checked = attempt(data.check, job.data, ("chat", "text"), False)
+    if spec and engine and job.tasks:  # the tasks, on the model that is there already
+        from lib.evals import job as evals
+
+        before = replace(job.evaluation(), runs={"before": spec.base})
+        problems += [p for p in [_problem(evals.plan, before)] if p]
+    done = run.is_run() and run.finished()
+    if run.is_run() and not resume:
+        state = "is finished" if done else f"stopped ({run.provenance().get('status', 'before it began')})"
+        problems.append(
+            f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
+        )
+    elif run.is_run() and run.job() | {"eval": None} != stored(job) | {"eval": None}:
+        changed = [k for k, v in stored(job).items() if run.job().get(k) != v]
+        problems.append(
+            f"--resume: {run.path} was started with another configuration ({', '.join(changed)}). Resume without --config, "
+            "or name another --run."
+        )
+    elif not run.is_run() and run.exists() and run.files():
+        problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
+    if problems:
+        raise UsageError("\n".join(dict.fromkeys("\n".join(problems).split("\n"))))
+    return Plan(job, spec, checked, done)
+
+
+def stored(job: QuantizeJob) -> dict:
+    """What job.yaml holds."""
+    return {**asdict(job), "stage": "quantize"}
+
+
+def _problem(f, *args) -> str | None:
+    try:
+        f(*args)
+    except ValueError as e:
+        return str(e)

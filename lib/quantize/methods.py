@@ -1,0 +1,90 @@
+"""The ways to quantise a model: one function each, from a folder that from_pretrained loads to another one.
+
+    int8          weights to 8 bits, a scale per output; arithmetic in the model's own type (torchao)
+    int8_dynamic  the same weights; activations too, rounded per token while answering (torchao)
+    w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for: lib/quantize/w8a8.py
+    bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
+    nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
+                  https://arxiv.org/abs/2305.14314; bitsandbytes)
+
+None of them needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.quantize import w8a8
+
+
+@dataclass(frozen=True)
+class Method:
+    format: str
+    """As in lib/quantized.py."""
+    about: str
+    run: Callable[[Path, Path, str | None], None]
+    """(source folder, target folder, type of what stays unquantised or None for the source's own)"""
+
+
+def _torchao(name: str) -> Callable[[Path, Path, str | None], None]:
+    def run(source: Path, target: Path, dtype: str | None) -> None:
+        import torchao.quantization
+        from transformers import TorchAoConfig
+
+        _by_transformers(source, target, dtype, TorchAoConfig(getattr(torchao.quantization, name)()))
+
+    return run
+
+
+def _bitsandbytes(**settings) -> Callable[[Path, Path, str | None], None]:
+    def run(source: Path, target: Path, dtype: str | None) -> None:
+        from transformers import BitsAndBytesConfig
+
+        _by_transformers(source, target, dtype, BitsAndBytesConfig(**settings))
+
+    return run
+
+
+def _by_transformers(source: Path, target: Path, dtype: str | None, config) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where = 0 if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype or "auto", quantization_config=config, device_map={"": where}
+    )
+    model.save_pretrained(target)
+
+
+NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+
+METHODS = {
+    "int8": Method("torchao", "8-bit weights", _torchao("Int8WeightOnlyConfig")),
+    "int8_dynamic": Method(
+        "torchao", "8-bit weights and activations", _torchao("Int8DynamicActivationInt8WeightConfig")
+    ),
+    "w8a8": Method("compressed-tensors", "8-bit weights and activations", w8a8.quantize),
+    "bnb_int8": Method("bitsandbytes", "8-bit weights, outliers in 16", _bitsandbytes(load_in_8bit=True)),
+    "nf4": Method("bitsandbytes", "4-bit weights", _bitsandbytes(**NF4)),
+}
+
+
+def quantize(method: str, source: str, target: str, dtype: str | None) -> str:
+    """Quantises the model in folder `source` into `target`, with its tokenizer; returns the SHA-256 of the chat template."""
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from lib.models import template_sha256
+
+    disable_progress_bar()
+    METHODS[method].run(Path(source), Path(target), dtype)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.save_pretrained(target)
+    return template_sha256(tokenizer)

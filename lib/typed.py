@@ -1,0 +1,125 @@
+"""Command line and YAML → one dataclass whose fields are keys, some of them sections: what jobs without a trainer share.
+
+Imports nothing heavy: a mistake is refused in a second. Jobs that train have `train:` besides, in lib/cli.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from lib import cli
+from lib.cli import UsageError
+
+
+class Typed:
+    """The keys of `cls`, for jobs/<stage>.py. sections: {field: its dataclass}; open: keys whose entries the user names;
+    lists: keys that take several words; resume: whether there is --resume RUN, which reads the run's own configuration."""
+
+    def __init__(
+        self,
+        stage: str,
+        cls: type,
+        usage: str,
+        sections: dict[str, type],
+        open: tuple[str, ...] = (),
+        lists: tuple[str, ...] = (),
+        resume: bool = False,
+    ):
+        self.stage, self.cls, self.usage, self.sections = stage, cls, usage, sections
+        self.open, self.lists, self.resume = open, lists, resume
+        inner = {f"{s}.{f.name}" for s, kind in sections.items() for f in fields(kind)}
+        self.known = {f.name for f in fields(cls)} | inner
+        self.options = {"config", "dry-run", "help", "schema"} | ({"resume"} if resume else set())
+
+    def read(self, argv: list[str]) -> tuple[dict[str, Any], bool, str | None]:
+        """(values of the dataclass's fields, sections built; dry run; the run to resume).
+
+        Raises UsageError for an unknown key, a wrong type or an unreadable file. `--schema` prints the schema and exits.
+        """
+        if "--schema" in argv:
+            print(json.dumps(self.schema(), indent=1))
+            raise SystemExit(0)
+        argv = self._words(argv)
+        path, resumed = cli.option(argv, "--config"), cli.option(argv, "--resume") if self.resume else None
+        self._check_keys(cli.read_yaml(path) if path else {}, path)
+        stored = cli.stored(resumed, self.stage) if resumed else {}
+        with ExitStack() as stack:
+            if resumed and not path:  # the run's own configuration takes the place of the file
+                f = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8"))
+                yaml.safe_dump(stored, f)
+                f.flush()
+                argv = ["--config", f.name, *argv]
+            try:
+                d = self._parser().parse_args(argv).as_dict()
+            except argparse.ArgumentError as e:
+                raise UsageError(cli.tidy(str(e))) from None
+        dry_run, resume = d.pop("dry_run"), d.pop("resume", None)
+        d = {k: v for k, v in d.items() if k not in ("config", "schema")}
+        return d | {name: kind(**d[name]) for name, kind in self.sections.items()}, dry_run, resume
+
+    def _words(self, argv: list[str]) -> list[str]:
+        """Refuses options that don't exist; turns `--tasks demo kl`, `--tasks demo,kl` and `--decoding greedy
+        t=0.7,top_p=0.9` (where a comma is part of a word) into what jsonargparse reads."""
+        out, i, there = [], 0, self.known | self.options
+        while i < len(argv):
+            option, i = argv[i], i + 1
+            out.append(option)
+            key = option[2:].split("=")[0] if option.startswith("--") else None
+            if key and key not in there and not any(key.startswith(f"{k}.") for k in self.open):
+                near = key if key.split(".")[0] in self.sections else key.split(".")[0]
+                raise UsageError(cli.unknown(near, there, "--"))
+            if key in self.lists:
+                values = option.split("=", 1)[1:]
+                while i < len(argv) and not argv[i].startswith("--"):
+                    values.append(argv[i])
+                    i += 1
+                if len(values) != 1 or not values[0].startswith("["):
+                    split = [[value] if key == "decoding" else value.split(",") for value in values]
+                    values = [json.dumps([v for several in split for v in several if v])]
+                out[-1] = f"--{key}={values[0]}"
+        return out
+
+    def _parser(self):
+        from jsonargparse import ArgumentParser, set_parsing_settings
+
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        parser = ArgumentParser(prog=f"jobs/{self.stage}.py", usage=self.usage, exit_on_error=False, default_env=False)
+        parser.add_argument("--config", action="config", help="YAML file with the keys below")
+        parser.add_argument(
+            "--dry-run", dest="dry_run", action="store_true", help="check everything, print the plan, start nothing"
+        )
+        if self.resume:
+            parser.add_argument("--resume", metavar="RUN", help="go on with this run")
+        parser.add_argument("--schema", action="store_true", help="print the JSON schema of the YAML, for editors")
+        parser.add_class_arguments(self.cls)
+        return parser
+
+    def _check_keys(self, tree: dict[str, Any], path: str | None) -> None:
+        for key, value in tree.items():
+            if key not in self.known:
+                raise UsageError(f"{path}: {cli.unknown(key, self.known)}")
+            if key in self.sections:
+                if not isinstance(value, dict):
+                    raise UsageError(f"{path}: {key} is a section of keys, but holds {value!r}.")
+                for inner in value:
+                    if f"{key}.{inner}" not in self.known:
+                        raise UsageError(f"{path}: {cli.unknown(f'{key}.{inner}', self.known)}")
+
+    def schema(self) -> dict:
+        """JSON schema of the YAML, for completion and checks in editors."""
+        from pydantic import ConfigDict, TypeAdapter
+
+        for cls in (self.cls, *self.sections.values()):
+            cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **TypeAdapter(self.cls).json_schema(),
+            "title": f"configs/{self.stage}.yaml",
+        }
