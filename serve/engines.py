@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lib import hardware, models, vllm_generator
+from serve.draft import Draft
 from serve.serving import Plan
 
 
@@ -27,6 +29,15 @@ def called(planned: Plan) -> str:
     return planned.serving.name or planned.base.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
 
 
+def speculative(draft: Draft) -> dict[str, Any]:
+    """vLLM's speculative_config."""
+    more: dict[str, dict[str, Any]] = {
+        "ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 3},  # as lib/speculative.py's Lookup
+        "draft_model": {"model": models.path(draft.base)} if draft.base else {},
+    }
+    return {"method": draft.method, "num_speculative_tokens": draft.tokens, **more.get(draft.method, {})}
+
+
 async def vllm(planned: Plan) -> Engine:
     """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
     vllm_generator.environment("WARNING")
@@ -45,6 +56,7 @@ async def vllm(planned: Plan) -> Engine:
     if planned.adapters:
         argv += ["--enable-lora", "--max-lora-rank", "256", "--lora-modules"]
         argv += [f"{k}={folder}" for k, folder in planned.adapters.items()]
+    argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
     tasks = await engine.get_supported_tasks()

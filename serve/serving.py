@@ -10,6 +10,8 @@ from typing import Any, Literal
 from lib import vllm_generator
 from lib.evals import spec
 from lib.run import Run
+from serve import draft
+from serve.draft import Draft
 
 
 @dataclass
@@ -22,6 +24,11 @@ class Serving:
     """What clients call the model. Default: the last part of `run`."""
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
+    draft: str = ""
+    """What guesses tokens ahead, so that answers come sooner: ngram, suffix (serve/draft.py) or a run or model with the same
+    vocabulary, such as a distilled one. Empty: nothing does. Needs vLLM."""
+    draft_tokens: int = 0
+    """Tokens guessed at a time. 0: as the draft run's reports/certificate.json found best, else 4."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vLLM where it is installed, else transformers (one request at a time, no logprobs, n or JSON schema)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -53,6 +60,7 @@ class Plan:
     trained_template: str | None
     token_sha256: str | None
     """The token itself stays in the environment of whoever starts the application."""
+    draft: Draft | None = None
 
 
 def parse(args: dict[str, Any]) -> Serving:
@@ -84,10 +92,13 @@ def parse(args: dict[str, Any]) -> Serving:
         ("timeout_s", 0.001),
         ("max_body_mb", 0.001),
         ("max_model_len", 1),
+        ("draft_tokens", 0),
     ):
         value = getattr(found, key)
         if value is not None and value < low:
             raise ValueError(f"{key}: must be at least {low}, is {value}.")
+    if found.draft_tokens and not found.draft:
+        raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
     if found.max_replicas is not None and found.max_replicas < found.replicas:
         raise ValueError(f"max_replicas: {found.max_replicas} is below replicas ({found.replicas}).")
     return found
@@ -96,7 +107,7 @@ def parse(args: dict[str, Any]) -> Serving:
 def plan(serving: Serving) -> Plan:
     """Raises ValueError listing every problem found, one a line, each naming its key."""
     problems: list[str] = []
-    base, template, adapters = "", None, {}
+    base, template, adapters, drafts = "", None, {}, None
     try:
         found = spec.find("run", "run", serving.run, serving.dtype)
         base, template = found.base, found.trained_template
@@ -111,6 +122,15 @@ def plan(serving: Serving) -> Plan:
         problems.append(
             "adapters: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
         )
+    if serving.draft and not vllm:
+        problems.append(
+            "draft: only vLLM takes one here. Install it: make vllm, or with a GPU pip install -e '.[gpu]'."
+        )
+    elif serving.draft and base:
+        try:
+            drafts = draft.find(serving.draft, serving.draft_tokens, base)
+        except ValueError as e:
+            problems.append(str(e))
     for name, address in serving.adapters.items():
         try:
             adapters[name] = _adapter(name, address, base)
@@ -120,7 +140,7 @@ def plan(serving: Serving) -> Plan:
         raise ValueError("\n".join(problems))
     token = os.environ.get(serving.token_env)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
-    return Plan(serving, base, adapters, vllm, template, digest)
+    return Plan(serving, base, adapters, vllm, template, digest, drafts)
 
 
 def _adapter(name: str, address: str, base: str) -> str:
