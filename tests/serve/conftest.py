@@ -25,7 +25,8 @@ def serving(folder, args: dict):
         "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
     }))  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
+    # The interpreter is named, since a script of a copied environment names the first one.
+    command = [sys.executable, Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
     with (folder / "log").open("w") as log:
         p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
