@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import hardware, models, vllm_generator
+from serve.adapters import Shelf
 from serve.draft import Draft
 from serve.serving import Plan
 
@@ -23,6 +24,10 @@ class Engine:
     """Fields of a request that it would leave out silently."""
     check: Callable[[], Awaitable[None]]
     """Raises where the engine is dead."""
+    shelf: Shelf | None = None
+    """Runs whose adapters `load` can load."""
+    load: Callable[[str], Awaitable[bool]] | None = None
+    """Loads the run of this name, and adds it to `names`. False: there is none. Raises ValueError: it can't be loaded."""
 
 
 def called(planned: Plan) -> str:
@@ -53,9 +58,10 @@ async def vllm(planned: Plan) -> Engine:
     argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
     argv += [] if torch.cuda.is_available() else ["--enforce-eager"]
+    if planned.adapters or planned.adapters_from:
+        argv += ["--enable-lora", "--max-lora-rank", "256"]
     if planned.adapters:
-        argv += ["--enable-lora", "--max-lora-rank", "256", "--lora-modules"]
-        argv += [f"{k}={folder}" for k, folder in planned.adapters.items()]
+        argv += ["--lora-modules", *(f"{k}={folder}" for k, folder in planned.adapters.items())]
     argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
@@ -63,7 +69,13 @@ async def vllm(planned: Plan) -> Engine:
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     names = {name: name} | {k: k for k in planned.adapters}
-    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health)
+    found = Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health)
+    if planned.adapters_from:
+        from serve import resolver
+
+        found.shelf = Shelf(planned.adapters_from, planned.base)
+        found.load = resolver.attach(app, found.shelf, names)
+    return found
 
 
 async def transformers(planned: Plan) -> Engine:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from lib import vllm_generator
 from lib.evals import spec
-from lib.run import Run
+from lib.run import Run, absolute
 from serve import draft
+from serve.adapters import folder as adapter_folder
 from serve.draft import Draft
 
 
@@ -24,6 +26,9 @@ class Serving:
     """What clients call the model. Default: the last part of `run`."""
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
+    adapters_from: str = ""
+    """A folder of runs: the finished LoRA runs of the same base in it, also those to come, by their names, loaded when first
+    asked for. Needs vLLM."""
     draft: str = ""
     """What guesses tokens ahead, so that answers come sooner: ngram, suffix (serve/draft.py) or a run or model with the same
     vocabulary, such as a distilled one. Empty: nothing does. Needs vLLM."""
@@ -61,6 +66,8 @@ class Plan:
     token_sha256: str | None
     """The token itself stays in the environment of whoever starts the application."""
     draft: Draft | None = None
+    adapters_from: str = ""
+    """The folder, absolute."""
 
 
 def parse(args: dict[str, Any]) -> Serving:
@@ -118,10 +125,14 @@ def plan(serving: Serving) -> Plan:
     vllm = serving.engine == "vllm" or (serving.engine == "auto" and vllm_generator.installed())
     if serving.engine == "vllm" and not vllm_generator.installed():
         problems.append("engine: vllm is not installed here: make vllm, or with a GPU pip install -e '.[gpu]'.")
-    if serving.adapters and not vllm:
-        problems.append(
-            "adapters: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
-        )
+    for key in ("adapters", "adapters_from"):
+        if getattr(serving, key) and not vllm:
+            problems.append(
+                f"{key}: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
+            )
+    runs = absolute(serving.adapters_from) if serving.adapters_from else ""
+    if runs and not Path(runs).is_dir():
+        problems.append(f"adapters_from: there is no folder {runs} on this machine.")
     if serving.draft and not vllm:
         problems.append(
             "draft: only vLLM takes one here. Install it: make vllm, or with a GPU pip install -e '.[gpu]'."
@@ -133,27 +144,11 @@ def plan(serving: Serving) -> Plan:
             problems.append(str(e))
     for name, address in serving.adapters.items():
         try:
-            adapters[name] = _adapter(name, address, base)
+            adapters[name] = adapter_folder(f"adapters.{name}", address, base)
         except ValueError as e:
             problems.append(str(e))
     if problems:
         raise ValueError("\n".join(problems))
     token = os.environ.get(serving.token_env)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
-    return Plan(serving, base, adapters, vllm, template, digest, drafts)
-
-
-def _adapter(name: str, address: str, base: str) -> str:
-    """Folder of the adapter that a LoRA run keeps beside its merged model."""
-    from lib import models
-
-    where, _ = models.locate_for(f"adapters.{name}", address)
-    run = Run(where)
-    if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
-        raise ValueError(f"adapters.{name}: {address} keeps no adapter: it is not a run with model.adapter: lora.")
-    trained_on, _ = models.locate(run.job()["model"]["base"])
-    if trained_on != base:
-        raise ValueError(f"adapters.{name}: {address} was trained on {trained_on}, not on {base}, which `run` says.")
-    if run.remote:
-        raise ValueError(f"adapters.{name}: {address} is remote; copy it here first, or serve the run itself.")
-    return run.at("adapter")
+    return Plan(serving, base, adapters, vllm, template, digest, drafts, runs)
