@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lib import vllm_generator
 from lib.evals import spec
 from lib.run import Run, absolute
-from serve import draft
+from serve import draft, embedding
 from serve.adapters import folder as adapter_folder
 from serve.draft import Draft
 
@@ -24,6 +24,9 @@ class Serving:
     """A run directory, local or s3://, a model folder or a hub name."""
     name: str = ""
     """What clients call the model. Default: the last part of `run`."""
+    task: Literal["generate", "embed"] = "generate"
+    """generate: chat and completions. embed: /v1/embeddings, the mean of the last layer over a text's tokens, at length 1, or
+    as the sentence-transformers files beside the weights say (with transformers only the mean)."""
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
     adapters_from: str = ""
@@ -125,6 +128,14 @@ def plan(serving: Serving) -> Plan:
     vllm = serving.engine == "vllm" or (serving.engine == "auto" and vllm_generator.installed())
     if serving.engine == "vllm" and not vllm_generator.installed():
         problems.append("engine: vllm is not installed here: make vllm, or with a GPU pip install -e '.[gpu]'.")
+    for key in ("adapters", "adapters_from", "draft"):
+        if getattr(serving, key) and serving.task == "embed":
+            problems.append(f"{key}: not with task=embed.")
+    if serving.task == "embed" and not vllm and Path(base).is_dir():
+        try:
+            embedding.check(base)
+        except ValueError as e:
+            problems.append(str(e))
     for key in ("adapters", "adapters_from"):
         if getattr(serving, key) and not vllm:
             problems.append(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,24 @@ def serving(folder, args: dict):
         for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
+
+
+@contextmanager
+def listening(app):
+    """`app` on a port of loopback; yields its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.config.port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="package")

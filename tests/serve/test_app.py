@@ -33,11 +33,13 @@ def test_chat(url, runs):
 
     want = TransformersGenerator(f"{runs['sft']}/model").generate([HELLO], Sampling(max_new_tokens=6))[0][0].text
     common = {"model": "sft", "messages": HELLO, "max_tokens": 6, "temperature": 0}
-    assert client(url).chat.completions.create(**common).choices[0].message.content == want
-    parts = client(url).chat.completions.create(**common, stream=True)
+    reply = client(url).chat.completions.create(**common)
+    assert reply.choices[0].message.content == want and reply.model == "sft"
+    parts = list(client(url).chat.completions.create(**common, stream=True))
+    assert {c.model for c in parts} == {"sft"}
     assert "".join(c.choices[0].delta.content or "" for c in parts if c.choices) == want
     text = client(url).completions.create(model="sft", prompt="the red", max_tokens=4, temperature=0)
-    assert text.choices[0].text
+    assert text.choices[0].text and text.model == "sft"
 
 
 def test_models_say_the_engine(url):

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 
@@ -24,6 +23,7 @@ from serve.engines import Engine
 from serve.guard import Guard
 from serve.serving import Plan, parse
 from tests.conftest import REPO, free_port, wait_for_port
+from tests.serve.conftest import listening
 from tests.serve.tab import tab
 
 SECRET = "s3cret-of-the-server"
@@ -80,24 +80,6 @@ def idle(guard: Guard) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-@contextmanager
-def listening(app):
-    """`app` on a port of loopback; yields its address."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.config.port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def page(*sides: Side) -> TestClient:
