@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from lib import models
@@ -17,6 +18,12 @@ def folder(key: str, address: str, base: str) -> str:
     trained_on, _ = models.locate(run.job()["model"]["base"])
     if trained_on != base:
         raise ValueError(f"{key}: {address} was trained on {trained_on}, not on {base}, which `run` says.")
+    trained, served = models.parent_template(where), Path(models.path(base), "chat_template.jinja")
+    if trained and served.is_file() and hashlib.sha256(served.read_bytes()).hexdigest() != trained:
+        raise ValueError(
+            f"{key}: {address} was trained with another chat template than {base} has, which every adapter on it is "
+            "asked in. Serve the run itself."
+        )
     if run.remote:
         raise ValueError(f"{key}: {address} is remote; copy it here first, or serve the run itself.")
     return run.at("adapter")

@@ -24,6 +24,9 @@ def test_a_run_is_of_this_base(runs, tiny_model, tmp_path):
     assert folder("adapters.a", run.path, tiny_model) == run.at("adapter")
     with pytest.raises(ValueError, match=r"^adapters.a: .* keeps no adapter"):
         folder("adapters.a", runs["sft"], tiny_model)
+    asked_otherwise = lora(runs["sft"], tmp_path / "template", template_sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"^adapters.a: .* was trained with another chat template than"):
+        folder("adapters.a", asked_otherwise.path, tiny_model)
     other = shutil.copytree(tiny_model, tmp_path / "other")
     with pytest.raises(ValueError, match=r"^adapters.a: .*was trained on .*, not on .*other, which `run` says"):
         folder("adapters.a", run.path, str(other))
