@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from lib import models
 from lib.run import Run
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's choices."""
+LATER = 64
+"""Rank that there is room for where runs may come later."""
 
 
 def folder(key: str, address: str, base: str) -> str:
@@ -26,7 +32,20 @@ def folder(key: str, address: str, base: str) -> str:
         )
     if run.remote:
         raise ValueError(f"{key}: {address} is remote; copy it here first, or serve the run itself.")
+    if (high := rank(run.at("adapter"))) > RANKS[-1]:
+        raise ValueError(f"{key}: {address} has rank {high}; vLLM takes at most {RANKS[-1]}. Serve the run itself.")
     return run.at("adapter")
+
+
+def rank(adapter: str) -> int:
+    """The highest rank in the adapter's folder."""
+    config = json.loads(Path(adapter, "adapter_config.json").read_text())
+    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+
+
+def room(ranks: list[int]) -> int:
+    """The rank that vLLM is to make room for: all adapters cost what this one does, so no more than is needed."""
+    return next(r for r in RANKS if r >= max(ranks))
 
 
 class Shelf:

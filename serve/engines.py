@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import hardware, models, vllm_generator
+from serve import adapters
 from serve.adapters import Shelf
 from serve.draft import Draft
 from serve.embedding import Embedder
@@ -60,8 +61,11 @@ async def vllm(planned: Plan) -> Engine:
     argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
     argv += [] if torch.cuda.is_available() else ["--enforce-eager"]
-    if planned.adapters or planned.adapters_from:
-        argv += ["--enable-lora", "--max-lora-rank", "256"]
+    shelf = Shelf(planned.adapters_from, planned.base) if planned.adapters_from else None
+    kept = [*planned.adapters.values(), *(shelf.names().values() if shelf else ())]
+    ranks = [adapters.rank(folder) for folder in kept] + ([adapters.LATER] if shelf else [])
+    most = adapters.room(ranks) if ranks else 0
+    argv += ["--enable-lora", "--max-lora-rank", str(most)] if most else []
     if planned.adapters:
         argv += ["--lora-modules", *(f"{k}={folder}" for k, folder in planned.adapters.items())]
     if planned.serving.task == "embed":
@@ -75,13 +79,12 @@ async def vllm(planned: Plan) -> Engine:
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     names = {name: name} | {k: k for k in planned.adapters}
-    found = Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health)
-    if planned.adapters_from:
+    load = None
+    if shelf:
         from serve import resolver
 
-        found.shelf = Shelf(planned.adapters_from, planned.base)
-        found.load = resolver.attach(app, found.shelf, names)
-    return found
+        load = resolver.attach(app, shelf, names, most)
+    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health, shelf, load)
 
 
 async def transformers(planned: Plan) -> Engine:

@@ -15,7 +15,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
-from serve.adapters import Shelf
+from serve.adapters import Shelf, rank
 
 
 class Resolver(LoRAResolver):
@@ -27,17 +27,21 @@ class Resolver(LoRAResolver):
         return LoRARequest(lora_name, 1, adapter) if adapter else None  # vLLM gives it its number
 
 
-def attach(app, shelf: Shelf, names: dict[str, str]) -> Callable[[str], Awaitable[bool]]:
+def attach(app, shelf: Shelf, names: dict[str, str], most: int) -> Callable[[str], Awaitable[bool]]:
     """Gives vLLM's application the runs of `shelf`: /v1/models lists them, and what is returned loads one, adding it to `names`.
 
-    That says False where there is no such run, and raises ValueError where its adapter can't be loaded.
+    That says False where there is no such run, and raises ValueError where its adapter can't be loaded. most: the highest
+    rank that there is room for.
     """
     models = app.state.openai_serving_models
     models.lora_resolvers = [Resolver(shelf)]
 
     async def load(name: str) -> bool:
-        if not await asyncio.to_thread(shelf.find, name):
+        adapter = await asyncio.to_thread(shelf.find, name)
+        if not adapter:
             return False
+        if (high := rank(adapter)) > most:
+            raise ValueError(f"{name} has rank {high}, and there is room for {most}. Start the server again.")
         found = await models.resolve_lora(name)
         if isinstance(found, ErrorResponse):
             raise ValueError(found.error.message)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.run import Run
-from serve.adapters import Shelf, folder
+from serve.adapters import Shelf, folder, rank, room
 from serve.serving import parse, plan
 
 
@@ -27,6 +27,9 @@ def test_a_run_is_of_this_base(runs, tiny_model, tmp_path):
     asked_otherwise = lora(runs["sft"], tmp_path / "template", template_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"^adapters.a: .* was trained with another chat template than"):
         folder("adapters.a", asked_otherwise.path, tiny_model)
+    run.write_text("adapter/adapter_config.json", json.dumps({"r": 600}))
+    with pytest.raises(ValueError, match=r"^adapters.a: .* has rank 600; vLLM takes at most 512"):
+        folder("adapters.a", run.path, tiny_model)
     other = shutil.copytree(tiny_model, tmp_path / "other")
     with pytest.raises(ValueError, match=r"^adapters.a: .*was trained on .*, not on .*other, which `run` says"):
         folder("adapters.a", run.path, str(other))
@@ -49,6 +52,11 @@ def test_a_folder_has_the_runs_that_finished(runs, tiny_model, tmp_path):
         assert shelf.find(path) is None
     second.write_json("provenance.json", second.provenance() | {"status": "finished"})  # after the server started
     assert shelf.find("second") == second.at("adapter") and list(shelf.names()) == ["first", "second"]
+
+
+def test_room_for_the_highest_rank(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 24}}))
+    assert rank(str(tmp_path)) == 24 and room([24]) == 32 and room([4]) == 8 and room([16, 512]) == 512
 
 
 def test_what_the_plan_refuses(runs, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What only vLLM serves, each against transformers on the same tiny model: LoRA runs that come later, a draft, vectors."""
 
+import shutil
 from pathlib import Path
 
 import httpx
@@ -33,14 +34,14 @@ def wide(tiny_model, tmp_path_factory) -> str:
     return folder
 
 
-def lora(base: str, where: Path, seed: int) -> Run:
+def lora(base: str, where: Path, seed: int, r: int = 8) -> Run:
     """A finished LoRA run of `base`, its adapter drawn at random."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=8, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(r=r, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     run = Run(str(where))
     model.save_pretrained(run.at("adapter"))
@@ -81,6 +82,10 @@ def test_lora_runs_are_found_when_they_are_asked_for(wide, tmp_path):
                 answers(url, path)
         route = {"lora_name": "x", "lora_path": outside.at("adapter"), "model": "base"}
         assert httpx.post(f"{url}/load_lora_adapter", json=route).status_code == 404
+        high = lora(wide, root / "high", seed=6, r=128)
+        with pytest.raises(openai.BadRequestError, match="high has rank 128, and there is room for 64"):
+            answers(url, high.name)
+        shutil.rmtree(high.path)
         broken = lora(wide, root / "broken", seed=4)
         Path(broken.at("adapter/adapter_model.safetensors")).write_bytes(b"nothing")
         with pytest.raises(openai.BadRequestError, match="'broken' was found but could not be loaded"):
