@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lib import hardware, models, vllm_generator
+from serve import adapters
+from serve.adapters import Shelf
+from serve.draft import Draft
+from serve.embedding import Embedder
 from serve.serving import Plan
 
 
@@ -21,10 +27,23 @@ class Engine:
     """Fields of a request that it would leave out silently."""
     check: Callable[[], Awaitable[None]]
     """Raises where the engine is dead."""
+    shelf: Shelf | None = None
+    """Runs whose adapters `load` can load."""
+    load: Callable[[str], Awaitable[bool]] | None = None
+    """Loads the run of this name, and adds it to `names`. False: there is none. Raises ValueError: it can't be loaded."""
 
 
 def called(planned: Plan) -> str:
     return planned.serving.name or planned.base.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
+
+
+def speculative(draft: Draft) -> dict[str, Any]:
+    """vLLM's speculative_config."""
+    more: dict[str, dict[str, Any]] = {
+        "ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 3},  # as lib/speculative.py's Lookup
+        "draft_model": {"model": models.path(draft.base)} if draft.base else {},
+    }
+    return {"method": draft.method, "num_speculative_tokens": draft.tokens, **more.get(draft.method, {})}
 
 
 async def vllm(planned: Plan) -> Engine:
@@ -43,23 +62,38 @@ async def vllm(planned: Plan) -> Engine:
     argv += ["--kv-cache-dtype", s.kv_cache_dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
     argv += [] if torch.cuda.is_available() else ["--enforce-eager"]
+    shelf = Shelf(planned.adapters_from, planned.base) if planned.adapters_from else None
+    kept = [*planned.adapters.values(), *(shelf.names().values() if shelf else ())]
+    ranks = [adapters.rank(folder) for folder in kept] + ([adapters.LATER] if shelf else [])
+    most = adapters.room(ranks) if ranks else 0
+    argv += ["--enable-lora", "--max-lora-rank", str(most)] if most else []
     if planned.adapters:
-        argv += ["--enable-lora", "--max-lora-rank", "256", "--lora-modules"]
-        argv += [f"{k}={folder}" for k, folder in planned.adapters.items()]
+        argv += ["--lora-modules", *(f"{k}={folder}" for k, folder in planned.adapters.items())]
+    if planned.serving.task == "embed":
+        argv += ["--runner", "pooling"]
+        if not Path(models.path(planned.base), "modules.json").is_file():  # else as that says
+            argv += ["--pooler-config", json.dumps({"pooling_type": "MEAN"})]
+    argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     names = {name: name} | {k: k for k in planned.adapters}
-    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health)
+    load = None
+    if shelf:
+        from serve import resolver
+
+        load = resolver.attach(app, shelf, names, most)
+    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health, shelf, load)
 
 
 async def transformers(planned: Plan) -> Engine:
-    """The routes of `transformers serve` for chat and completions; one request after the other."""
+    """The routes of `transformers serve` for chat and completions, or /v1/embeddings; one request after the other."""
     from importlib.metadata import version
 
     import torch
+    from starlette.applications import Starlette
     from starlette.responses import JSONResponse
     from starlette.routing import Route
     from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
@@ -70,19 +104,34 @@ async def transformers(planned: Plan) -> Engine:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = hardware.dtype(planned.serving.dtype, device)
-    where, name = models.path(planned.base), called(planned)
-    manager = ModelManager(device=device, dtype=dtype, force_model=where)
-    state, title = GenerationState(continuous_batching=False), f"transformers {version('transformers')}"
-    chat, completion = ChatCompletionHandler(manager, state), CompletionHandler(manager, state)
-    app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
-    said = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": title}]}
-    kept = ("/v1/chat/completions", "/v1/completions", "/health")  # others would load models, or unload ours
-    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in kept]
-    app.router.routes.append(Route("/v1/models", lambda request: JSONResponse(said)))
+    where, name, title = models.path(planned.base), called(planned), f"transformers {version('transformers')}"
 
     async def check() -> None:
         """It works in this process, so whoever is asked is alive."""
 
+    said = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": title}]}
+    listed = Route("/v1/models", lambda request: JSONResponse(said))
+    if planned.serving.task == "embed":
+        embedder = Embedder(where, getattr(torch, dtype), device)
+        health = Route("/health", lambda request: JSONResponse({"status": "ok"}))
+        return Engine(Starlette(routes=[embedder.route(name), listed, health]), title, {name: name}, (), check)
+
+    def named(kind):
+        """Its replies say the name that clients use; else they would say the folder."""
+
+        class Handler(kind):
+            def _resolve_model(self, body):
+                return name, *super()._resolve_model(body)[1:]
+
+        return Handler(manager, state)
+
+    manager = ModelManager(device=device, dtype=dtype, force_model=where)
+    state = GenerationState(continuous_batching=False)
+    chat, completion = named(ChatCompletionHandler), named(CompletionHandler)
+    app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
+    kept = ("/v1/chat/completions", "/v1/completions", "/health")  # others would load models, or unload ours
+    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in kept]
+    app.router.routes.append(listed)
     harmless = {"user", "metadata", "store", "stream_options", "service_tier", "parallel_tool_calls", "max_completion_tokens"}  # fmt: skip
     lacks = tuple(sorted((UNUSED_CHAT_COMPLETION_FIELDS | UNUSED_LEGACY_COMPLETION_FIELDS) - harmless))
     return Engine(app, title, {name: where}, lacks, check)

@@ -56,7 +56,7 @@ class Guard:
             self.busy += 1
             try:
                 async with asyncio.timeout(self.serving.timeout_s):
-                    body = self._asked(await self._body(scope, receive))
+                    body = await self._asked(await self._body(scope, receive))
                     headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
                     scope = scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
                     await self.app(scope, _again(body, receive), sending)
@@ -99,7 +99,7 @@ class Guard:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    def _asked(self, body: bytes) -> bytes:
+    async def _asked(self, body: bytes) -> bytes:
         """The request with the engine's own name of the model, once it can be answered."""
         try:
             asked = json.loads(body)
@@ -108,19 +108,28 @@ class Guard:
         if not isinstance(asked, dict):
             raise Refusal(400, "The body must be a JSON object.")
         names = self.engine.names
-        model = asked.get("model") or next(iter(names))
+        model = str(asked.get("model") or next(iter(names)))
         if model not in names:
-            from lib.cli import nearest
-
-            raise Refusal(
-                404, f"There is no model {model!r} here.{nearest(str(model), names)} It has {', '.join(names)}."
-            )
+            await self._load(model)
         if asked.get("max_completion_tokens") is not None:  # transformers knows it by its older name only
             asked["max_tokens"] = asked.pop("max_completion_tokens")
         one = {k for k in ("n", "best_of") if asked.get(k) == 1}
         if lacking := [k for k in self.engine.lacks if asked.get(k) not in (None, False) and k not in one]:
             raise Refusal(400, f"{', '.join(lacking)}: {self.engine.title} doesn't do that; vLLM does (engine: vllm).")
         return json.dumps(asked | {"model": names[model]}).encode()
+
+    async def _load(self, model: str) -> None:
+        """Has the engine load what it isn't holding yet."""
+        try:
+            if self.engine.load and await self.engine.load(model):
+                return
+        except ValueError as e:
+            raise Refusal(400, str(e)) from None
+        from lib.cli import nearest
+
+        shelf = await asyncio.to_thread(self.engine.shelf.names) if self.engine.shelf else {}
+        known = list(dict.fromkeys([*self.engine.names, *shelf]))
+        raise Refusal(404, f"There is no model {model!r} here.{nearest(model, known)} It has {', '.join(known)}.")
 
 
 def _again(body: bytes, receive):

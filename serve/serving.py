@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from lib import quantized, vllm_generator
 from lib.evals import spec
-from lib.run import Run
+from lib.run import Run, absolute
+from serve import draft, embedding
+from serve.adapters import folder as adapter_folder
+from serve.draft import Draft
 
 
 @dataclass
@@ -20,8 +24,19 @@ class Serving:
     """A run directory, local or s3://, a model folder or a hub name."""
     name: str = ""
     """What clients call the model. Default: the last part of `run`."""
+    task: Literal["generate", "embed"] = "generate"
+    """generate: chat and completions. embed: /v1/embeddings, the mean of the last layer over a text's tokens, at length 1, or
+    as the sentence-transformers files beside the weights say (with transformers only the mean)."""
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
+    adapters_from: str = ""
+    """A folder of runs: the finished LoRA runs of the same base in it, also those to come, by their names, loaded when first
+    asked for. Needs vLLM."""
+    draft: str = ""
+    """What guesses tokens ahead, so that answers come sooner: ngram, suffix (serve/draft.py) or a run or model with the same
+    vocabulary, such as a distilled one. Empty: nothing does. Needs vLLM."""
+    draft_tokens: int = 0
+    """Tokens guessed at a time. 0: as the draft run's reports/certificate.json found best, else 4."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vLLM where it is installed and loads the format, else transformers (one request at a time, no logprobs, n or JSON
     schema)."""
@@ -56,6 +71,9 @@ class Plan:
     trained_template: str | None
     token_sha256: str | None
     """The token itself stays in the environment of whoever starts the application."""
+    draft: Draft | None = None
+    adapters_from: str = ""
+    """The folder, absolute."""
 
 
 def read(kind: type, args: dict[str, Any], program: str):
@@ -93,10 +111,13 @@ def parse(args: dict[str, Any]) -> Serving:
         ("timeout_s", 0.001),
         ("max_body_mb", 0.001),
         ("max_model_len", 1),
+        ("draft_tokens", 0),
     ):
         value = getattr(found, key)
         if value is not None and value < low:
             raise ValueError(f"{key}: must be at least {low}, is {value}.")
+    if found.draft_tokens and not found.draft:
+        raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
     if found.max_replicas is not None and found.max_replicas < found.replicas:
         raise ValueError(f"max_replicas: {found.max_replicas} is below replicas ({found.replicas}).")
     return found
@@ -105,7 +126,7 @@ def parse(args: dict[str, Any]) -> Serving:
 def plan(serving: Serving) -> Plan:
     """Raises ValueError listing every problem found, one a line, each naming its key."""
     problems: list[str] = []
-    base, template, adapters = "", None, {}
+    base, template, adapters, drafts = "", None, {}, None
     try:
         found = spec.find("run", "run", serving.run, serving.dtype)
         base, template = found.base, found.trained_template
@@ -126,33 +147,38 @@ def plan(serving: Serving) -> Plan:
         problems.append(
             f"kv_cache_dtype: only vLLM keeps keys and values as {serving.kv_cache_dtype}. Install it (make vllm), or say auto."
         )
-    if serving.adapters and not vllm:
+    for key in ("adapters", "adapters_from", "draft"):
+        if getattr(serving, key) and serving.task == "embed":
+            problems.append(f"{key}: not with task=embed.")
+    if serving.task == "embed" and not vllm and Path(base).is_dir():
+        try:
+            embedding.check(base)
+        except ValueError as e:
+            problems.append(str(e))
+    for key in ("adapters", "adapters_from"):
+        if getattr(serving, key) and not vllm:
+            problems.append(
+                f"{key}: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
+            )
+    runs = absolute(serving.adapters_from) if serving.adapters_from else ""
+    if runs and not Path(runs).is_dir():
+        problems.append(f"adapters_from: there is no folder {runs} on this machine.")
+    if serving.draft and not vllm:
         problems.append(
-            "adapters: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
+            "draft: only vLLM takes one here. Install it: make vllm, or with a GPU pip install -e '.[gpu]'."
         )
+    elif serving.draft and base:
+        try:
+            drafts = draft.find(serving.draft, serving.draft_tokens, base)
+        except ValueError as e:
+            problems.append(str(e))
     for name, address in serving.adapters.items():
         try:
-            adapters[name] = _adapter(name, address, base)
+            adapters[name] = adapter_folder(f"adapters.{name}", address, base)
         except ValueError as e:
             problems.append(str(e))
     if problems:
         raise ValueError("\n".join(problems))
     token = os.environ.get(serving.token_env)
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
-    return Plan(serving, base, adapters, vllm, template, digest)
-
-
-def _adapter(name: str, address: str, base: str) -> str:
-    """Folder of the adapter that a LoRA run keeps beside its merged model."""
-    from lib import models
-
-    where, _ = models.locate_for(f"adapters.{name}", address)
-    run = Run(where)
-    if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
-        raise ValueError(f"adapters.{name}: {address} keeps no adapter: it is not a run with model.adapter: lora.")
-    trained_on, _ = models.locate(run.job()["model"]["base"])
-    if trained_on != base:
-        raise ValueError(f"adapters.{name}: {address} was trained on {trained_on}, not on {base}, which `run` says.")
-    if run.remote:
-        raise ValueError(f"adapters.{name}: {address} is remote; copy it here first, or serve the run itself.")
-    return run.at("adapter")
+    return Plan(serving, base, adapters, vllm, template, digest, drafts, runs)

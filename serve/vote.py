@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from lib.run import Run
+from serve import page
 from serve.votes import Box, ballots
 
 PAGE = Path(__file__).with_name("vote.html")
@@ -36,36 +37,28 @@ def main(argv: list[str] | None = None) -> int:
         run, pair = Run(options.run), tuple(options.pair)
         box = Box(run, pair, ballots(run, pair, options.task))
         if not options.results:
-            _free(options.port)
+            page.free(options.port)
     if not options.results:
-        import uvicorn
-
         print(
             f"{len(box.ballots)} pairs to compare at http://127.0.0.1:{options.port} (Ctrl-C ends it; votes are kept)",
             flush=True,
         )
-        uvicorn.run(app(box), host="127.0.0.1", port=options.port, log_level="warning")
+        page.serve(app(box), options.port)
     results(box)
     return 0
 
 
 def app(box: Box):
     """The page and its two routes: GET /next?rater=NAME, POST /vote {rater, id, vote}."""
-    from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import HTMLResponse, JSONResponse
+    from starlette.responses import JSONResponse
     from starlette.routing import Route
-
-    async def page(request):
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
 
     async def following(request):
         return JSONResponse(await run_in_threadpool(_shown, box, request.query_params.get("rater", "")))
 
     async def vote(request):
-        if request.headers.get("content-type", "").split(";")[0] != "application/json":  # no form of another site
+        if not page.is_json(request):
             return JSONResponse({"error": "send JSON"}, 415)
         try:
             said = await request.json()
@@ -75,10 +68,7 @@ def app(box: Box):
             return JSONResponse({"error": str(e)}, 400)
         return JSONResponse(await run_in_threadpool(_shown, box, rater))
 
-    routes = [Route("/", page), Route("/next", following), Route("/vote", vote, methods=["POST"])]
-    # A page elsewhere could point its own name at 127.0.0.1.
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    return Starlette(routes=routes, middleware=[hosts])
+    return page.app(PAGE, [Route("/next", following), Route("/vote", vote, methods=["POST"])])
 
 
 def _shown(box: Box, rater: str) -> dict:
@@ -114,15 +104,6 @@ def results(box: Box) -> None:
     rows.append(("pairs", f"{len(box.pairs())} in {pairs}"))
     show(rows, "votes")
     print(f"Next:\n  python jobs/reward.py --config configs/reward.yaml --data.source {pairs} --run runs/reward-votes")
-
-
-def _free(port: int) -> None:
-    """Raises ValueError where something listens already."""
-    import socket
-
-    with socket.socket() as s:
-        if s.connect_ex(("127.0.0.1", port)) == 0:
-            raise ValueError(f"--port: something listens on {port} already. Take another.")
 
 
 if __name__ == "__main__":

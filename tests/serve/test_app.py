@@ -1,59 +1,16 @@
 """A run behind `serve run`, asked by OpenAI's own client, by a flood, and while a replica is killed."""
 
 import collections
-import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 import openai
-import psutil
 import pytest
-import yaml
 
-from tests.conftest import REPO, free_port
+from tests.serve.conftest import serving
 
 HELLO = [{"role": "user", "content": "what is red?"}]
-
-
-@contextmanager
-def serving(folder, args: dict):
-    """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
-    port = free_port()
-    config = folder / "serve.yaml"
-    config.write_text(yaml.safe_dump({
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
-    }))  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
-    with (folder / "log").open("w") as log:
-        p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        for _ in range(240):
-            if p.poll() is not None:
-                pytest.fail((folder / "log").read_text()[-3000:])
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        else:
-            pytest.fail((folder / "log").read_text()[-3000:])
-        yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
-    finally:
-        mine = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
-        p.terminate()  # not SIGINT, which is ignored below a shell's background job
-        with suppress(subprocess.TimeoutExpired):
-            p.wait(30)
-        for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
 
 
 def client(url: str, retries: int = 0) -> openai.OpenAI:
@@ -69,13 +26,6 @@ def ask(url: str, retries: int = 0) -> int:
         return e.status_code
 
 
-@pytest.fixture(scope="module")
-def url(runs, tmp_path_factory):
-    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3}
-    with serving(tmp_path_factory.mktemp("serve"), args) as (address, _):
-        yield address
-
-
 def test_chat(url, runs):
     """Greedily the same as the evaluation's engine, in one piece and streamed."""
     from lib.sampling import Sampling
@@ -83,11 +33,13 @@ def test_chat(url, runs):
 
     want = TransformersGenerator(f"{runs['sft']}/model").generate([HELLO], Sampling(max_new_tokens=6))[0][0].text
     common = {"model": "sft", "messages": HELLO, "max_tokens": 6, "temperature": 0}
-    assert client(url).chat.completions.create(**common).choices[0].message.content == want
-    parts = client(url).chat.completions.create(**common, stream=True)
+    reply = client(url).chat.completions.create(**common)
+    assert reply.choices[0].message.content == want and reply.model == "sft"
+    parts = list(client(url).chat.completions.create(**common, stream=True))
+    assert {c.model for c in parts} == {"sft"}
     assert "".join(c.choices[0].delta.content or "" for c in parts if c.choices) == want
     text = client(url).completions.create(model="sft", prompt="the red", max_tokens=4, temperature=0)
-    assert text.choices[0].text
+    assert text.choices[0].text and text.model == "sft"
 
 
 def test_models_say_the_engine(url):

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -76,6 +77,26 @@ def test_requests_that_are_refused(body, status, says):
     (reply,) = ask(guard(lacks=("logprobs", "n"), max_body_mb=1), body)
     assert reply.status_code == status and reply.json()["error"]["code"] == status
     assert re.search(says, reply.json()["error"]["message"])
+
+
+def test_a_run_that_is_loaded_when_it_is_asked_for():
+    app, asked = guard(), []
+
+    async def load(name):
+        asked.append(name)
+        if name == "broken":
+            raise ValueError("LoRA adapter 'broken' was found but could not be loaded.")
+        if name == "later":
+            app.engine.names[name] = name
+        return name == "later"
+
+    app.engine.load, app.engine.shelf = load, SimpleNamespace(names=lambda: {"later": "/runs/later"})
+    replies = [ask(app, CHAT | {"model": name})[0] for name in ("later", "later", "latr", "broken", ["later"])]
+    assert [r.status_code for r in replies] == [200, 200, 404, 400, 404]
+    assert asked == ["later", "latr", "broken", "['later']"]
+    told = replies[2].json()["error"]["message"]
+    assert told == "There is no model 'latr' here. Nearest: later. It has dpo, lora, later."
+    assert "could not be loaded" in replies[3].json()["error"]["message"]
 
 
 def test_what_asks_for_nothing_is_not_refused():

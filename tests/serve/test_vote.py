@@ -1,10 +1,8 @@
 """Votes: blind, resumable, counted rightly, and pairs that train; the page by keyboard in a real browser."""
 
 import json
-import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +11,7 @@ from lib.run import Run
 from serve import vote
 from serve.votes import Box, ballots, fleiss_kappa
 from tests.conftest import REPO, free_port, run_job, wait_for_port
+from tests.serve.tab import tab
 
 PAIR = ("sft", "dpo")
 
@@ -131,7 +130,7 @@ def test_what_the_page_is_told_names_no_run_and_what_it_sends_is_checked(evaluat
 @pytest.mark.slow
 def test_by_keyboard_in_a_browser_and_the_votes_train_a_reward_model(evaluated, browser, tiny_model, tmp_path):
     """Arrow keys vote, u takes back, a restart in the middle loses nothing; jobs/reward.py takes pairs.jsonl as it is."""
-    with _server(evaluated) as port, _page(browser, f"http://127.0.0.1:{port}/?rater=ann", tmp_path / "a") as page:
+    with _server(evaluated) as port, tab(browser, f"http://127.0.0.1:{port}/?rater=ann", tmp_path / "a") as page:
         assert page.wait("$('count').textContent === '0 of 10'")
         assert page.value("$('talk').innerHTML").count("&lt;b&gt;") == 1  # text, not markup
         for done in range(1, 6):
@@ -139,7 +138,7 @@ def test_by_keyboard_in_a_browser_and_the_votes_train_a_reward_model(evaluated, 
             assert page.wait(f"$('count').textContent === '{done} of 10'")
         page.key("u")
         assert page.wait("$('count').textContent === '4 of 10'")
-    with _server(evaluated) as port, _page(browser, f"http://127.0.0.1:{port}/?rater=ann", tmp_path / "b") as page:
+    with _server(evaluated) as port, tab(browser, f"http://127.0.0.1:{port}/?rater=ann", tmp_path / "b") as page:
         assert page.wait("$('count').textContent === '4 of 10'")
         for done in range(5, 11):
             page.key("ArrowLeft" if "good" in page.value("$('left').textContent") else "ArrowRight")
@@ -180,67 +179,4 @@ def _server(run: Run):
         yield port
     finally:
         process.kill()  # votes are kept all the same
-        process.wait()
-
-
-class _Page:
-    """A tab of Chromium, by its DevTools protocol."""
-
-    def __init__(self, socket):
-        self.socket, self.number, self.errors = socket, 0, []
-        self.call("Runtime.enable")
-
-    def call(self, method: str, **params) -> dict:
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
-        while True:
-            said = json.loads(self.socket.recv(timeout=30))
-            if said.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(said["params"])
-            if said.get("id") == self.number:
-                return said["result"]
-
-    def value(self, expression: str):
-        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
-
-    def wait(self, expression: str) -> bool:
-        for _ in range(200):
-            if self.value(expression) is True:
-                return True
-            time.sleep(0.05)
-        return False
-
-    def key(self, key: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key)
-
-
-@contextmanager
-def _page(browser: str, address: str, profile):
-    import httpx
-    from websockets.sync.client import connect
-
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
-    process = subprocess.Popen(
-        [*command, f"--user-data-dir={profile}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | {"no_proxy": "127.0.0.1"},
-    )  # fmt: skip
-    try:
-        for _ in range(300):
-            if (profile / "DevToolsActivePort").exists():
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
-        port = (profile / "DevToolsActivePort").read_text().splitlines()[0]
-        for _ in range(100):
-            tabs = [
-                t for t in httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json() if t["type"] == "page"
-            ]
-            if tabs and tabs[0]["url"].startswith("http"):
-                break
-            time.sleep(0.1)
-        with connect(tabs[0]["webSocketDebuggerUrl"], proxy=None) as socket:
-            yield _Page(socket)
-    finally:
-        process.terminate()
         process.wait()

@@ -1,0 +1,79 @@
+"""A run behind `serve run`, as a user starts it."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import REPO, free_port
+
+
+@contextmanager
+def serving(folder, args: dict):
+    """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
+    port = free_port()
+    config = folder / "serve.yaml"
+    config.write_text(yaml.safe_dump({
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
+    }))  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    # The interpreter is named, since a script of a copied environment names the first one.
+    command = [sys.executable, Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
+    with (folder / "log").open("w") as log:
+        p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        for _ in range(240):
+            if p.poll() is not None:
+                pytest.fail((folder / "log").read_text()[-3000:])
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        else:
+            pytest.fail((folder / "log").read_text()[-3000:])
+        yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
+    finally:
+        mine = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
+        p.terminate()  # not SIGINT, which is ignored below a shell's background job
+        with suppress(subprocess.TimeoutExpired):
+            p.wait(30)
+        for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+@contextmanager
+def listening(app):
+    """`app` on a port of loopback; yields its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.config.port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="package")
+def url(runs, tmp_path_factory):
+    """The API of the SFT run, by transformers; three requests at a time."""
+    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3}
+    with serving(tmp_path_factory.mktemp("serve"), args) as (address, _):
+        yield address

@@ -1,0 +1,75 @@
+"""A tab of a real Chromium, driven by its DevTools protocol."""
+
+import json
+import os
+import subprocess
+import time
+from contextlib import contextmanager
+
+
+class Tab:
+    """errors: exceptions that the page did not catch."""
+
+    def __init__(self, socket):
+        self.socket, self.number, self.errors = socket, 0, []
+        self.call("Runtime.enable")
+
+    def call(self, method: str, **params) -> dict:
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
+        while True:
+            said = json.loads(self.socket.recv(timeout=30))
+            if said.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(said["params"])
+            if said.get("id") == self.number:
+                return said["result"]
+
+    def value(self, expression: str):
+        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
+
+    def wait(self, expression: str) -> bool:
+        for _ in range(200):
+            if self.value(expression) is True:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def key(self, key: str, **more) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **more)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+
+@contextmanager
+def tab(browser: str, address: str, profile):
+    """Opens `address`; `profile` is an empty folder for the browser's own files."""
+    import httpx
+    from websockets.sync.client import connect
+
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
+    process = subprocess.Popen(
+        [*command, f"--user-data-dir={profile}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"no_proxy": "127.0.0.1"},
+    )  # fmt: skip
+    try:
+        for _ in range(300):
+            if (profile / "DevToolsActivePort").exists():
+                break
+            assert process.poll() is None
+            time.sleep(0.1)
+        port = (profile / "DevToolsActivePort").read_text().splitlines()[0]
+        for _ in range(100):
+            tabs = [
+                t for t in httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json() if t["type"] == "page"
+            ]
+            if tabs and tabs[0]["url"].startswith("http"):
+                break
+            time.sleep(0.1)
+        with connect(tabs[0]["webSocketDebuggerUrl"], proxy=None) as socket:
+            yield Tab(socket)
+    finally:
+        process.terminate()
+        process.wait()
