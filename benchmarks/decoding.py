@@ -46,7 +46,9 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 256], help="tokens of the prompts")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--threads", type=int, default=1, help="two that share their cores with others wait for each other"
+    )
     parser.add_argument("--plot", type=Path, help="a PNG of the speeds")
     parser.add_argument("--vllm", help=argparse.SUPPRESS)
     options = parser.parse_args()
