@@ -22,6 +22,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -72,6 +73,7 @@ def main() -> int:
     if not vllm_generator.installed():
         print('vLLM is not installed here: make vllm, or with a GPU pip install -e ".[gpu]".', file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the server would outlive us
     vllm_generator.environment("WARNING")
     turns: list[tuple[str, Turn]] = []
     rate = None
@@ -101,7 +103,9 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
             "http_options": {"host": "127.0.0.1", "port": port},
             "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
         }))  # fmt: skip
-        return [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(config)], env
+        # By this Python, whatever the script's first line names.
+        script = Path(sys.executable).with_name("serve")
+        return [sys.executable, str(script), "run", "--address", "local", str(config)], env
     where = models.path(models.locate(options.run)[0])
     argv = ["--model", where, "--served-model-name", "it", "--dtype", options.dtype, "--host", "127.0.0.1"]
     argv += ["--port", str(port)] + ([] if gpu else ["--enforce-eager"])
