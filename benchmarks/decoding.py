@@ -14,7 +14,7 @@ median of the ratios within a turn, so that a machine which is slower for a whil
 compared with that of generate with its KV cache and sdpa, all prompts in one batch. Exits 1 if one differs in float32;
 in bfloat16 rounding decides near-ties (lib/transformers_generator.py).
 
-Folklore has 2-3x for the KV cache and 10-20x for vLLM over the naive loop; what is true here is in the README's table.
+Folklore has 2-3x for the KV cache and 10-20x for vLLM over the naive loop; the table says what is true where it runs.
 The cache saves reading T tokens again for each new one, so its worth grows with T, and it is worth less than T where one
 token's pass is bound by reading the weights from memory; batches use these same weights for more rows.
 """
