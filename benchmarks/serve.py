@@ -1,0 +1,271 @@
+"""Our deployment against vLLM's own server: the same engine, model, flags, threads and load, in one run.
+
+    python benchmarks/serve.py [--run HuggingFaceTB/SmolLM2-135M-Instruct] [--requests 96] [--tokens 48]
+
+Ours is `serve run serve.app:app` (Ray Serve's proxy, our guard, vLLM's application in a replica); theirs is `python -m
+vllm.entrypoints.openai.api_server`. They are started in turn, ours, theirs, theirs, ours, each alone on the machine, so that
+drift cancels. Each gets streaming chat requests of a fixed number of tokens over loopback: closed loops (1, 8 and 32 clients
+that each ask again as soon as they are answered), then arrivals as a Poisson process at 70% of the requests per second that
+the first of the four answered to 32 clients. No two prompts begin alike, so the prefix cache gives nothing. The clients
+run on the same cores, in this process. Both get the environment of our replicas (lib/hardware.py, lib/vllm_generator.py);
+with --as-it-comes vLLM's server takes its own threads and allocator, as when somebody just starts it.
+
+Tokens/s are all tokens of a side's two turns by their seconds, beside the ratio of each turn; percentiles are over the
+requests of both turns. Cold start is from the command to the first answered request, mean of two. Memory is PSS
+(shared pages counted once) of the whole process tree, Ray's own processes with it, the most seen after any load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+SIDES = ("ours", "theirs", "theirs", "ours")
+LOADS = {"1 client": 1, "8 clients": 8, "32 clients": 32}
+POISSON = "Poisson, 70%"
+
+
+@dataclass
+class Reply:
+    """Seconds: from the request to its first token, between two tokens (mean), and when it ended."""
+
+    first: float
+    between: float
+    tokens: int
+
+
+@dataclass
+class Turn:
+    cold: float
+    pss: int
+    replies: dict[str, list[Reply]]
+    seconds: dict[str, float]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="run, folder or name")
+    parser.add_argument(
+        "--requests", type=int, default=96, help="of each load; one client alone asks a quarter of them"
+    )
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--as-it-comes", action="store_true", help="no environment of ours for vLLM's own server")
+    options = parser.parse_args()
+    from lib import vllm_generator
+
+    if not vllm_generator.installed():
+        print('vLLM is not installed here: make vllm, or with a GPU pip install -e ".[gpu]".', file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the server would outlive us
+    vllm_generator.environment("WARNING")
+    turns: list[tuple[str, Turn]] = []
+    rate = None
+    for side in SIDES:
+        turn = asyncio.run(measure(side, options, rate))
+        turns.append((side, turn))
+        rate = rate or 0.7 * len(turn.replies["32 clients"]) / turn.seconds["32 clients"]
+        print(f"{side}: cold {turn.cold:.1f} s, {turn.pss / 2**30:.2f} GiB, "
+              + ", ".join(f"{k} {speed([turn], k):.0f} tokens/s" for k in LOADS), file=sys.stderr)  # fmt: skip
+    show(turns, rate, options)
+    return 0
+
+
+def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """What starts the server, and its environment."""
+    import yaml
+
+    from lib import hardware, models
+    from lib.config import Scale
+
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    gpu = hardware.local_gpus() > 0
+    if side == "ours":
+        args = {"run": options.run, "name": "it", "engine": "vllm", "dtype": options.dtype, "at_once": 128}
+        config = folder / "serve.yaml"
+        config.write_text(yaml.safe_dump({
+            "http_options": {"host": "127.0.0.1", "port": port},
+            "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
+        }))  # fmt: skip
+        # By this Python, whatever the script's first line names.
+        script = Path(sys.executable).with_name("serve")
+        return [sys.executable, str(script), "run", "--address", "local", str(config)], env
+    where = models.path(models.locate(options.run)[0])
+    argv = ["--model", where, "--served-model-name", "it", "--dtype", options.dtype, "--host", "127.0.0.1"]
+    argv += ["--port", str(port)] + ([] if gpu else ["--enforce-eager"])
+    env |= {} if options.as_it_comes else hardware.worker_env(Scale(), gpu)
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *argv], env
+
+
+@contextmanager
+def serving(side: str, options) -> Iterator[tuple[str, object, float]]:
+    """One server until the block ends: (address, its psutil.Process, cold start in seconds)."""
+    import httpx
+    import psutil
+
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+        s.close()
+        argv, env = command(side, options, port, Path(folder))
+        url, log = f"http://127.0.0.1:{port}/v1/chat/completions", Path(folder) / "log"
+        began = time.time()
+        with log.open("w") as out:
+            p = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = psutil.Process(p.pid)
+        try:
+            while True:
+                if p.poll() is not None or time.time() - began > 300:
+                    raise SystemExit(f"{side} did not start:\n{log.read_text()[-3000:]}")
+                with suppress(httpx.TransportError):
+                    if httpx.post(url, json=asked(0, 1), timeout=60).status_code == 200:
+                        break
+                time.sleep(0.2)
+            yield url, process, time.time() - began
+        finally:
+            mine = process.children(recursive=True) if p.poll() is None else []
+            p.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                p.wait(30)
+            for left in [*mine, *([process] if p.poll() is None else [])]:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+            psutil.wait_procs(mine, 10)
+
+
+def asked(number: int, tokens: int) -> dict:
+    """The request with this number: some 100 tokens of Python's manual, which the number makes unlike any other."""
+    from pydoc_data.topics import topics
+
+    page = list(topics.values())[number % len(topics)].split("\n\n", 1)[-1]
+    text = f"{number}: sum this up. {' '.join(page.split()[:60])}"
+    return {
+        "model": "it", "messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0,
+        "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+
+
+async def ask(http, url: str, number: int, tokens: int) -> Reply:
+    began, first, last, counted = time.perf_counter(), 0.0, 0.0, 0
+    async with http.stream("POST", url, json=asked(number, tokens)) as reply:
+        if reply.status_code != 200:
+            raise SystemExit(f"{reply.status_code}: {(await reply.aread()).decode()[:500]}")
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if any(c["delta"].get("content") for c in chunk["choices"]):
+                last = time.perf_counter()
+                first = first or last
+            counted = (chunk.get("usage") or {}).get("completion_tokens", counted)
+    assert counted == tokens, f"{counted} tokens instead of {tokens}"
+    return Reply(first - began, (last - first) / max(1, tokens - 1), counted)
+
+
+async def closed(http, url: str, clients: int, numbers: range, tokens: int) -> list[Reply]:
+    """Each client asks its next question once it has its answer."""
+    left = iter(numbers)
+
+    async def client() -> list[Reply]:
+        return [await ask(http, url, number, tokens) for number in left]
+
+    return [reply for each in await asyncio.gather(*(client() for _ in range(clients))) for reply in each]
+
+
+async def poisson(http, url: str, rate: float, numbers: range, tokens: int) -> list[Reply]:
+    """Questions come `rate` times a second, whether the earlier ones are answered or not; always at the same moments."""
+    dice, at, under_way = random.Random(0), time.perf_counter(), []
+    for number in numbers:
+        at += dice.expovariate(rate)
+        await asyncio.sleep(at - time.perf_counter())
+        under_way.append(asyncio.create_task(ask(http, url, number, tokens)))
+    return await asyncio.gather(*under_way)
+
+
+async def measure(side: str, options, rate: float | None) -> Turn:
+    """rate: of the arrivals; None takes it from this turn's own closed loop of 32 clients."""
+    import httpx
+    import psutil
+
+    def pss() -> int:
+        total = 0
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += each.memory_full_info().pss
+        return total
+
+    with serving(side, options) as (url, process, cold):
+        limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
+        async with httpx.AsyncClient(timeout=600, limits=limits) as http:
+            await closed(http, url, 32, range(1, 33), 4)  # what is done once
+            turn, at = Turn(cold, pss(), {}, {}), 100
+            for load in (*LOADS, POISSON):
+                count = max(1, options.requests // 4) if load == "1 client" else options.requests
+                numbers, at = range(at, at + count), at + count
+                began = time.perf_counter()
+                if load == POISSON:
+                    rate = rate or 0.7 * options.requests / turn.seconds["32 clients"]
+                    turn.replies[load] = await poisson(http, url, rate, numbers, options.tokens)
+                else:
+                    turn.replies[load] = await closed(http, url, LOADS[load], numbers, options.tokens)
+                turn.seconds[load] = time.perf_counter() - began
+                turn.pss = max(turn.pss, pss())
+    return turn
+
+
+def speed(turns: list[Turn], load: str) -> float:
+    """Tokens per second."""
+    return sum(r.tokens for t in turns for r in t.replies[load]) / sum(t.seconds[load] for t in turns)
+
+
+def show(turns: list[tuple[str, Turn]], rate: float, options) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    side = {name: [t for s, t in turns if s == name] for name in ("ours", "theirs")}
+    head = ["", "tokens/s, ours : theirs", "ratio (each turn)"]
+    head += [f"{p} {what}, ms" for what in ("first token", "next token") for p in ("p50", "p99")]
+    rows = []
+    for load in (*LOADS, POISSON):
+        a, b = (speed(side[s], load) for s in ("ours", "theirs"))
+        each = [speed([x], load) / speed([y], load) for x, y in zip(side["ours"], side["theirs"], strict=True)]
+        row = [load, f"{a:.0f} : {b:.0f}", f"{a / b:.2f}× ({', '.join(f'{x:.2f}' for x in each)})"]
+        for what in ("first", "between"):
+            found = {s: [1000 * getattr(r, what) for t in side[s] for r in t.replies[load]] for s in side}
+            cuts = {s: statistics.quantiles(x, n=100, method="inclusive") for s, x in found.items()}
+            row += [f"{cuts['ours'][p]:.0f} : {cuts['theirs'][p]:.0f}" for p in (49, 98)]
+        rows.append(row)
+    rows[-1][1] = f"{rate:.1f} requests/s"
+    rows[-1][2] = ""
+    title = f"{options.run}, {options.dtype}, {options.requests} requests of {options.tokens} tokens, two turns each"
+    table = Table(title=title + (", theirs as it comes" if options.as_it_comes else ""))
+    for column in head:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=150).print(table)
+    print("\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)))
+    cold = {s: statistics.mean(t.cold for t in x) for s, x in side.items()}
+    pss = {s: max(t.pss for t in x) / 2**30 for s, x in side.items()}
+    print(f"\ncold start, s: {cold['ours']:.1f} : {cold['theirs']:.1f} ({cold['ours'] - cold['theirs']:+.1f} s)")
+    print(f"memory (PSS of the process tree), GiB: {pss['ours']:.2f} : {pss['theirs']:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
