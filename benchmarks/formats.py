@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
     parser.add_argument("--out", default="runs/formats", help="where the runs and the reports go")
     options = parser.parse_args()
-    from lib import launch, models, vllm_generator
+    from lib import data, launch, models, vllm_generator
+    from lib.apart import apart
 
     for key, value in launch.RAY_ENV.items():  # read by ray when it is imported
         os.environ.setdefault(key, value)
@@ -35,6 +36,7 @@ def main() -> int:
     from lib.evals.job import EvalJob
     from lib.quantize import work
     from lib.quantize.job import QuantizeJob, Source, plan
+    from lib.quantize.measure import TOGETHER
     from lib.quantize.methods import METHODS
     from lib.run import Run
 
@@ -50,10 +52,10 @@ def main() -> int:
                 work.produce(plan(QuantizeJob(made.path, Source(options.run), name, tasks=[], engine="transformers")))
             runs[name] = made.path
         job = QuantizeJob(method="w8a8")
-        prompts = work.prompts(job)
+        prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, TOGETHER)
         for engine in engines:
             for name, path in runs.items():
-                found[name, engine] = work.apart(_try, path, engine == "vllm", job, prompts)
+                found[name, engine] = apart(_try, path, engine == "vllm", job, prompts)
                 print(name, engine, found[name, engine], flush=True)
         scores = {}
         for engine in engines:

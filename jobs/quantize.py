@@ -50,9 +50,11 @@ def _work(planned, run, command: str) -> None:
     """Model, then measurements, then scores; what is there already is not made again."""
     import ray
 
-    from lib import launch
+    from lib import data, launch
+    from lib.apart import apart
     from lib.evals.evaluate import evaluate
     from lib.quantize import report, work
+    from lib.quantize.measure import TOGETHER
 
     started, j = time.time(), planned.job
     say = lambda text: print(f"{time.time() - started:5.0f} s  {text}", flush=True)  # noqa: E731
@@ -61,9 +63,9 @@ def _work(planned, run, command: str) -> None:
         if not planned.done:
             work.produce(planned)
             say(f"the model is in {run.at('model')}")
-        prompts, needs = work.prompts(j), {}
+        prompts, needs = data.prompts(data.load(j.data, ("chat", "text"), training=False).heldout, TOGETHER), {}
         for name, base in (("before", j.model.base), (j.method, run.path)):
-            needs[name] = work.apart(work.measure, base, j.chosen() == "vllm", j, prompts)
+            needs[name] = apart(work.measure, base, j.chosen() == "vllm", j, prompts)
             say(f"{name:<10} memory and speed measured")
         scores = evaluate(j.evaluation(), command) if j.tasks else None
     finally:

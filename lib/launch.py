@@ -20,11 +20,12 @@ from lib.run import Run
 PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
 
 
-def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()) -> None:
+def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = (), after=None) -> None:
     """Runs the stage whose file defines `build(job, args) -> transformers.Trainer`.
 
     config: "module:Class" of the TRL config that `train:` takes its fields from; rows: the kinds of data it can use;
-    models: keys of `train` that name a model, which has to be there.
+    models: keys of `train` that name a model, which has to be there; after(run, job): what is left to do with the model, each
+    time that the job is typed; it returns whether all is well, or raises ValueError or RuntimeError.
     Exits 0 when the run is finished, 2 for a mistake in the request, 1 when training failed.
     """
     stage = Path(build.__code__.co_filename).stem
@@ -41,6 +42,7 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
     run = Run(planned.job.run)
     if planned.finished:
         print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
+        _afterwards(after, run, planned.job)
         return
     try:
         execute(planned, build, config, rows, run, started)
@@ -60,6 +62,20 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
             raise
         sys.exit(1)
     finish(run, planned)
+    _afterwards(after, run, planned.job)
+
+
+def _afterwards(after, run: Run, job) -> None:
+    try:
+        good = after(run, job) if after else True
+    except (ValueError, RuntimeError) as e:
+        print(
+            f"\nThe model is trained, but: {e}\nGo on with: python jobs/{job.stage}.py --resume {run.path}",
+            file=sys.stderr,
+        )
+        good = False
+    if not good:
+        sys.exit(1)
 
 
 def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: Run, started: float) -> None:

@@ -2,6 +2,6 @@
 
 from lib.data.check import Check
 from lib.data.load import Loaded, absolute, check, load
-from lib.data.turns import per_answer
+from lib.data.turns import per_answer, prompts
 
-__all__ = ["Check", "Loaded", "absolute", "check", "load", "per_answer"]
+__all__ = ["Check", "Loaded", "absolute", "check", "load", "per_answer", "prompts"]

@@ -37,3 +37,21 @@ def per_answer(rows: Dataset | None) -> Dataset | None:
         {c: Json() for c in ("prompt", "completion", *(["tools"] if "tools" in rows.column_names else []))}
     )
     return rows.map(split, batched=True, remove_columns=rows.column_names, features=columns)
+
+
+def prompts(rows: Dataset | None, count: int) -> list:
+    """At most `count` prompts to answer: what comes before the last answer of a conversation, or the first half of a text.
+
+    Raises ValueError where there are no rows.
+    """
+    if rows is None or not len(rows):
+        raise ValueError("data.source: there are no held-out rows to answer. Raise data.heldout_fraction.")
+    found = []
+    for i in range(min(count, len(rows))):
+        row = rows[i]
+        if "text" in row:
+            found.append(row["text"][: max(1, len(row["text"]) // 2)])
+        else:
+            last = max(k for k, m in enumerate(row["messages"]) if m["role"] == "assistant")
+            found.append(row["messages"][:last])
+    return found

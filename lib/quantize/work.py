@@ -9,25 +9,13 @@ from pathlib import Path
 import yaml
 
 from lib import checkpoint, launch, models
-from lib.config import Scale
-from lib.hardware import worker_env
+from lib.apart import apart
 from lib.quantize.job import Plan, QuantizeJob, stored
-from lib.quantize.measure import TOGETHER, Needs, needs
+from lib.quantize.measure import Needs, needs
 from lib.quantize.methods import METHODS, quantize
 from lib.quantized import FORMATS
 from lib.run import Run
 from lib.worker import publish
-
-
-def apart(f, *args):
-    """f(*args) by a process of its own, on a GPU where the cluster has one; Ray must be connected. Raises what it raised."""
-    import ray
-
-    gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
-    env = worker_env(Scale(), bool(gpu))
-    # max_calls: the process ends with the task, so that the next one's memory is its own.
-    task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, max_retries=1, runtime_env={"env_vars": env})(f)
-    return ray.get(task.remote(*args))
 
 
 def produce(planned: Plan) -> None:
@@ -86,24 +74,3 @@ def weights(folder: Path) -> int:
 def measure(base: str, vllm: bool, job: QuantizeJob, prompts: list) -> Needs:
     """What the model at `base` (as lib.models.locate returned it, or the run itself) needs to answer."""
     return needs(models.path(base), vllm, job.dtype, prompts, job.max_new_tokens, threads=1)
-
-
-def prompts(job: QuantizeJob) -> list:
-    """Held-out prompts to measure with: what comes before the last answer of a conversation, or the first half of a text.
-
-    Raises ValueError where there are none.
-    """
-    from lib import data
-
-    heldout = data.load(job.data, ("chat", "text"), training=False).heldout
-    if heldout is None or not len(heldout):
-        raise ValueError(f"data.source: {job.data.source} has no held-out rows to answer. Raise data.heldout_fraction.")
-    found = []
-    for i in range(min(TOGETHER, len(heldout))):
-        row = heldout[i]
-        if "text" in row:
-            found.append(row["text"][: max(1, len(row["text"]) // 2)])
-        else:
-            last = max(k for k, m in enumerate(row["messages"]) if m["role"] == "assistant")
-            found.append(row["messages"][:last])
-    return found

@@ -1,0 +1,25 @@
+"""A draft for speculative decoding: a few layers of the target, healed on the target's own answers, and its certificate.
+
+The draft guesses k tokens, the target reads them all at once and keeps the right ones, so that answers are the target's and come
+sooner (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; lib/speculative.py). Training is jobs/distill.py's; what the
+certificate holds is in lib/draft.py. Exits 1 where an answer with the draft is not the answer without it.
+
+    python jobs/draft.py --config configs/draft.yaml --model.base runs/sft --train.teacher runs/sft
+"""
+
+from jobs.distill import build as distilled
+from lib.launch import main
+
+
+def build(job, args):
+    return distilled(job, args)
+
+
+def after(run, job):
+    from lib.draft import certify
+
+    return certify(run, job)
+
+
+if __name__ == "__main__":
+    main(build, "lib.draft:DraftConfig", rows=("chat",), models=("teacher",), after=after)

@@ -1,0 +1,17 @@
+"""Work by a process of its own, with a GPU where the cluster has one: its memory and its threads are nobody else's."""
+
+from __future__ import annotations
+
+from lib.config import Scale
+from lib.hardware import worker_env
+
+
+def apart(f, *args):
+    """f(*args) as a Ray task; Ray must be connected. Raises what it raised."""
+    import ray
+
+    gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
+    env = worker_env(Scale(), bool(gpu))
+    # max_calls: the process ends with the task, so that the next one's memory is its own.
+    task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, max_retries=1, runtime_env={"env_vars": env})(f)
+    return ray.get(task.remote(*args))

@@ -1,0 +1,186 @@
+"""Teachers: kept and served say what the whole one says, of its likeliest tokens; a shard that lost its end, a replica that is
+killed and a job that is killed change nothing; answers by the teacher and by the student."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import distillation, teacher
+from lib.run import Run
+from tests.conftest import REPO, free_port, run_job
+
+ARGS = ["--data.limit", "32", "--data.heldout_limit", "8", "--train.max_steps", "4", "--train.logging_steps", "1", "--train.max_length", "512", "--scale.global_batch", "4", "--scale.micro_batch", "2", "--train.save_steps", "2", "--train.report_to", "none", "--scale.precision", "fp32"]  # fmt: skip
+
+
+def distil(run, student: str, of: str, *more: str, env: dict | None = None):
+    return run_job("distill", "--run", str(run), "--model.base", student, "--train.teacher", of, *ARGS, *more, env=env)
+
+
+def losses(run) -> list[float]:
+    return [r["loss"] for r in Run(str(run)).metrics() if "loss" in r]
+
+
+def test_a_rest_is_all_other_tokens_and_a_divergence_of_groups_is_no_larger():
+    p, q = (torch.tensor(x).log_softmax(-1) for x in ([[2.0, 0.5, -1.0, -2.0]], [[0.0, 1.0, -3.0, 0.5]]))
+    said = teacher.grouped(p, 2)
+    assert said.tokens_NK.tolist() == [[0, 1]]
+    assert said.logp_NK.exp()[0].tolist() == pytest.approx([*p.exp()[0, :2].tolist(), p.exp()[0, 2:].sum().item()])
+    few = teacher.grouped_as(q, said.tokens_NK)
+    for kind in ("forward_kl", "reverse_kl", "jsd"):
+        assert 0 < distillation.divergence(said.logp_NK, few, kind).item() < distillation.divergence(p, q, kind).item()
+    every = teacher.grouped(p, 9)  # of all but one the rest is that one: nothing is lost
+    grouped = distillation.divergence(every.logp_NK, teacher.grouped_as(q, every.tokens_NK), "forward_kl").item()
+    assert grouped == pytest.approx(distillation.divergence(p, q, "forward_kl").item(), abs=1e-6)
+
+
+def test_what_was_kept_is_what_the_whole_teacher_says_and_a_damaged_shard_is_worked_out_anew(runs, tmp_path):
+    """With all tokens kept but one, losses are the live teacher's; another job reads the same shards; then one is cut short."""
+    live = distil(tmp_path / "live", runs["sft"], runs["base"])
+    keep = ["--train.top_k", "1023", "--train.keep", str(tmp_path / "kept")]
+    kept = distil(tmp_path / "first", runs["sft"], runs["base"], *keep)
+    assert live.returncode == kept.returncode == 0, live.stderr[-2000:] + kept.stderr[-2000:]
+    assert losses(tmp_path / "first") == pytest.approx(losses(tmp_path / "live"), abs=2e-5)
+    (shard,) = (tmp_path / "kept").glob("*/000000/said.safetensors")
+    whole, written = shard.read_bytes(), shard.stat().st_mtime_ns
+    assert distil(tmp_path / "second", runs["sft"], runs["base"], *keep).returncode == 0
+    assert shard.stat().st_mtime_ns == written and losses(tmp_path / "second") == losses(tmp_path / "first")
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert distil(tmp_path / "third", runs["sft"], runs["base"], *keep).returncode == 0
+    assert shard.read_bytes() == whole and losses(tmp_path / "third") == losses(tmp_path / "first")
+
+
+def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
+    done = distil(tmp_path / "run", runs["sft"], runs["base"], "--train.top_k", "8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    first = Run(str(tmp_path / "run")).metrics()[0]
+    assert 0.9 < first["teacher_outside"] < 1  # a random teacher is nearly uniform over 1,024 tokens: 1 − 8/1024
+    assert list((tmp_path / "run" / "teacher").glob("*/000000/said.safetensors"))
+
+
+def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path):
+    """Half of the batches are the student's; killed after step 2, it goes on to the same bits."""
+    more = ["--train.on_policy", "0.5", "--train.answer_tokens", "8", "--train.hard_weight", "0"]
+    whole = distil(tmp_path / "whole", runs["sft"], runs["base"], *more)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    process = subprocess.Popen([sys.executable, "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", runs["base"], *ARGS, *more], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    killed = Run(str(tmp_path / "killed"))
+    while process.poll() is None and not killed.fs.exists(killed.at("checkpoints/checkpoint-2/DONE.json")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = run_job("distill", "--resume", killed.path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(killed.path) == losses(tmp_path / "whole")
+    assert killed.provenance()["model_sha256"] == Run(str(tmp_path / "whole")).provenance()["model_sha256"]
+
+
+def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
+    """Sequence-level: the teacher writes, once; a student with another vocabulary learns the texts."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    other = shutil.copytree(runs["base"], tmp_path / "other")
+    tok = AutoTokenizer.from_pretrained(other)
+    tok.add_tokens(["zebra"])
+    tok.save_pretrained(other)
+    more = ["--train.answers", "teacher", "--train.answer_tokens", "6", "--train.answer_temperature", "1", "--train.hard_weight", "1"]  # fmt: skip
+    config = json.loads((other / "generation_config.json").read_text())
+    config["eos_token_id"] = list(range(300))  # so that a random model comes to an end
+    (other / "generation_config.json").write_text(json.dumps(config))
+    done = distil(tmp_path / "run", runs["sft"], str(other), *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for f in (tmp_path / "run" / "teacher").glob("answers-*/*/answers.jsonl") for line in f.read_text().splitlines()]  # fmt: skip
+    finished = [x for x in lines if x["finished"]]
+    assert len(lines) == 40 and 0 < len(finished) < 40
+    assert f"{40 - len(finished)}" not in "0" and "were not finished and are left out" in done.stdout + done.stderr
+    mixed = distil(tmp_path / "mixed", runs["sft"], str(other), *more[:-1], "0.5")
+    assert (
+        mixed.returncode == 1 and "has other tokens than" in mixed.stderr and "--train.answers teacher" in mixed.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--train.teacher", "serve:t"], "train.teacher: serve:t is asked in the cluster that it runs in"),
+        (["--train.on_policy", "0.5", "--train.top_k", "8"], "train.top_k: what the student will write"),
+        (["--train.keep", "/nowhere"], "train.keep: there is nothing to keep"),
+        (["--train.top_k", "0"], "train.top_k: must be 1 or more"),
+    ],
+)
+def test_wrong_requests(runs, tmp_path, more, says):
+    done = distil(tmp_path / "run", runs["sft"], runs["base"], *more)
+    assert done.returncode in (1, 2) and says in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
+    """Two replicas; one is killed after the second step: training goes on, and its losses are the undisturbed ones."""
+    import psutil
+
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
+    bin_, port = Path(sys.executable).parent, free_port()
+    ray = lambda *a, **k: subprocess.run([bin_ / "ray", *a], cwd=REPO, env=env, check=True, capture_output=True, **k)  # noqa: E731
+    head = ["start", "--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={tmp_path}/r"]  # fmt: skip
+    before = {p.pid for p in psutil.process_iter()}
+    address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    try:
+        ray(*head)
+        config = tmp_path / "teacher.yaml"
+        app = {"name": "t", "route_prefix": "/", "import_path": "serve.teacher:app"}
+        app["args"] = {"run": runs["base"], "replicas": 2, "cpus": 0.5}
+        import yaml
+
+        config.write_text(yaml.safe_dump({"http_options": {"port": free_port()}, "applications": [app]}))
+        log = (tmp_path / "serve.log").open("w")
+        server = subprocess.Popen(
+            [bin_ / "serve", "run", str(config)], cwd=REPO, env=env | address, stdout=log, stderr=log
+        )
+        more = ["--train.top_k", "1023", "--train.max_steps", "12"]
+
+        def replicas():
+            return [
+                p
+                for p in psutil.process_iter()
+                if p.pid not in before and "ServeReplica:t" in " ".join(p.cmdline()[:1])
+            ]
+
+        give_up = time.time() + 180
+        while len(replicas()) < 2 and time.time() < give_up:
+            time.sleep(0.5)
+        time.sleep(10)  # until both have the model
+        quiet = distil(tmp_path / "quiet", runs["sft"], "serve:t", *more, env=address)
+        assert quiet.returncode == 0, quiet.stderr[-2000:]
+        process = subprocess.Popen([sys.executable, "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", "serve:t", *ARGS, *more], cwd=REPO, env=env | address, stdout=log, stderr=log)  # fmt: skip
+        while process.poll() is None and len(losses(tmp_path / "killed")) < 2:
+            time.sleep(0.02)
+        replicas()[0].kill()
+        assert process.wait(300) == 0, (tmp_path / "serve.log").read_text()[-3000:]
+        assert len(losses(tmp_path / "quiet")) == 12 and losses(tmp_path / "killed") == losses(tmp_path / "quiet")
+        whole = distil(tmp_path / "whole", runs["sft"], runs["base"], "--train.max_steps", "12")
+        assert whole.returncode == 0 and losses(tmp_path / "quiet") == pytest.approx(
+            losses(tmp_path / "whole"), abs=2e-5
+        )
+        server.terminate()
+        server.wait(60)
+    finally:
+        mine = [p for p in psutil.process_iter() if p.pid not in before and str(tmp_path) in " ".join(p.cmdline())]
+        for p in mine:
+            p.kill()
+        psutil.wait_procs(mine, 30)
+
+
+def test_the_log_of_a_share_is_a_number():
+    """A rest of nothing is no NaN in any divergence."""
+    p = torch.tensor([[0.0, -200.0, -200.0]]).log_softmax(-1)
+    said = teacher.grouped(p, 1)
+    for kind in ("forward_kl", "reverse_kl", "jsd"):
+        assert math.isfinite(distillation.divergence(said.logp_NK, said.logp_NK, kind).item())
