@@ -30,7 +30,8 @@ def wide(tiny_model, tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("wide"))
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, head_dim=32)).save_pretrained(folder)
+    wild = {"head_dim": 32, "initializer_range": 0.3}  # with smaller weights it says the same token again and again
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, **wild)).save_pretrained(folder)
     return folder
 
 
@@ -52,15 +53,18 @@ def lora(base: str, where: Path, seed: int, r: int = 8) -> Run:
     return run
 
 
-def answers(url: str, model: str) -> list[str]:
+def answers(url: str, model: str) -> list[list[int]]:
+    """Tokens of the greedy answers."""
     api = openai.OpenAI(base_url=url, api_key="-", max_retries=0, timeout=120)
-    said = [api.chat.completions.create(model=model, messages=p, max_tokens=12, temperature=0) for p in PROMPTS]
+    how = {"max_tokens": 12, "temperature": 0, "extra_body": {"return_token_ids": True}}
+    said = [api.chat.completions.create(model=model, messages=p, **how) for p in PROMPTS]
     assert {s.model for s in said} == {model}
-    return [s.choices[0].message.content for s in said]
+    return [s.choices[0].token_ids for s in said]
 
 
-def expected(folder: str) -> list[str]:
-    return [a[0].text for a in TransformersGenerator(folder).generate(PROMPTS, Sampling(max_new_tokens=12))]
+def expected(folder: str) -> list[list[int]]:
+    """What transformers answers."""
+    return [list(a[0].tokens) for a in TransformersGenerator(folder).generate(PROMPTS, Sampling(max_new_tokens=12))]
 
 
 def test_lora_runs_are_found_when_they_are_asked_for(wide, tmp_path):
