@@ -12,12 +12,12 @@ The student is `model.base`; with `train.keep_layers` it is made of it by leavin
 """
 
 from lib.launch import main
+from lib.lessons import check
 
 
 def build(job, args):
     from lib import data, distillation, lessons, models
 
-    distillation.check(args)
     shared = models.for_trainer(job.model, args)
     teacher = lessons.Lessons(job, args, shared["processing_class"])
     if args.keep_layers:
@@ -30,4 +30,4 @@ def build(job, args):
 
 
 if __name__ == "__main__":
-    main(build, "lib.distillation:DistillConfig", rows=("chat", "text"), models=("teacher",))
+    main(build, "lib.distillation:DistillConfig", rows=("chat", "text"), models=("teacher",), check=check)

@@ -9,6 +9,7 @@ certificate holds is in lib/draft.py. Exits 1 where an answer with the draft is 
 
 from jobs.distill import build as distilled
 from lib.launch import main
+from lib.lessons import check
 
 
 def build(job, args):
@@ -22,4 +23,4 @@ def after(run, job):
 
 
 if __name__ == "__main__":
-    main(build, "lib.draft:DraftConfig", rows=("chat",), models=("teacher",), after=after)
+    main(build, "lib.draft:DraftConfig", rows=("chat",), models=("teacher",), check=check, after=after)

@@ -23,7 +23,7 @@ from trl.trainer.sft_config import SFTConfig  # by its module, where lib/fields.
 
 from lib import on_policy
 from lib.config import Model
-from lib.teacher import SERVED, Said, Teacher, grouped_as, labelled, logits
+from lib.teacher import Said, Teacher, grouped_as, labelled, logits
 
 
 @dataclass
@@ -148,34 +148,6 @@ def divergence(p_NV, q_NV, kind: str, beta: float = 0.5):
 def vocabulary(tokenizer) -> str:
     """SHA-256 of the tokens and their ids."""
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
-def check(args: DistillConfig) -> None:
-    """Raises ValueError that names the key of `train`."""
-    if not 0 <= args.hard_weight <= 1:
-        raise ValueError(f"train.hard_weight: must be from 0 to 1, is {args.hard_weight}.")
-    if args.soft_temperature <= 0:
-        raise ValueError(f"train.soft_temperature: must be above 0, is {args.soft_temperature}.")
-    if not 0 < args.jsd_beta < 1:
-        raise ValueError(f"train.jsd_beta: must be above 0 and below 1, is {args.jsd_beta}.")
-    if not 0 <= args.on_policy <= 1:
-        raise ValueError(f"train.on_policy: must be from 0 to 1, is {args.on_policy}.")
-    for key in ("top_k", "answer_tokens"):
-        if (value := getattr(args, key)) is not None and value < 1:
-            raise ValueError(f"train.{key}: must be 1 or more, is {value}.")
-    served = (args.teacher or "").startswith(SERVED)
-    if served and not args.top_k:
-        raise ValueError("train.top_k: a served teacher sends its likeliest tokens only. Say how many, such as 64.")
-    if served and args.answers == "teacher":
-        raise ValueError("train.answers: teacher needs the teacher's run, not a served one: name it in train.teacher.")
-    if args.on_policy and args.top_k and not served:
-        raise ValueError(
-            "train.top_k: what the student will write can't be worked out before. Leave it out with on_policy."
-        )
-    if args.keep and not args.top_k and args.answers == "data":
-        raise ValueError("train.keep: there is nothing to keep. Set train.top_k, or answers: teacher.")
-    if args.packing or args.padding_free:
-        raise ValueError("train.packing, train.padding_free: distillation takes a row at a time. Leave them out.")
 
 
 def made_smaller(base: Model, where: str, args: DistillConfig):

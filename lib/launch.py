@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -13,19 +14,22 @@ import time
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 from lib import cli, plan
+from lib import fields as known
 from lib.run import Run
 
 PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
 
 
-def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = (), after=None) -> None:
+def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = (), check=None, after=None) -> None:
     """Runs the stage whose file defines `build(job, args) -> transformers.Trainer`.
 
     config: "module:Class" of the TRL config that `train:` takes its fields from; rows: the kinds of data it can use;
-    models: keys of `train` that name a model, which has to be there; after(run, job): what is left to do with the model, each
-    time that the job is typed; it returns whether all is well, or raises ValueError or RuntimeError.
+    models: keys of `train` that name a model, which has to be there; check(train): raises ValueError for what these fields
+    can't be together; after(run, job): what is left to do with the model, each time that the job is typed, and whether it went
+    well, or raises ValueError or RuntimeError.
     Exits 0 when the run is finished, 2 for a mistake in the request, 1 when training failed.
     """
     stage = Path(build.__code__.co_filename).stem
@@ -34,6 +38,9 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
         os.environ.setdefault(key, value)
     with cli.refusing(f"jobs/{stage}.py"):
         request = cli.parse(stage, config)
+        if check:
+            defaults = {key: f.default for key, f in known.read(config).items()}
+            check(SimpleNamespace(**defaults | request.job.train))
         planned = plan.make(request, rows, models)
     show(planned.lines(), f"{stage}: the plan")
     if request.dry_run:
@@ -118,6 +125,9 @@ def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packag
     }
 
 
+for noisy in ("torchao", "torch.utils._pytree"):  # what a user can do nothing about, each time that they are imported
+    logging.getLogger(noisy).setLevel(logging.ERROR)
+
 RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print worker source code at every datasets.map
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -137,7 +147,6 @@ def connect(ahead: str = "ray") -> None:
     `ahead` is a module that the caller will need; it is imported while Ray's processes start.
     """
     import importlib
-    import logging
     import threading
 
     import ray

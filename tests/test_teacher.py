@@ -4,6 +4,7 @@ killed and a job that is killed change nothing; answers by the teacher and by th
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import time
@@ -40,20 +41,41 @@ def test_a_rest_is_all_other_tokens_and_a_divergence_of_groups_is_no_larger():
     assert grouped == pytest.approx(distillation.divergence(p, q, "forward_kl").item(), abs=1e-6)
 
 
-def test_what_was_kept_is_what_the_whole_teacher_says_and_a_damaged_shard_is_worked_out_anew(runs, tmp_path):
-    """With all tokens kept but one, losses are the live teacher's; another job reads the same shards; then one is cut short."""
-    live = distil(tmp_path / "live", runs["sft"], runs["base"])
-    keep = ["--train.top_k", "1023", "--train.keep", str(tmp_path / "kept")]
-    kept = distil(tmp_path / "first", runs["sft"], runs["base"], *keep)
-    assert live.returncode == kept.returncode == 0, live.stderr[-2000:] + kept.stderr[-2000:]
-    assert losses(tmp_path / "first") == pytest.approx(losses(tmp_path / "live"), abs=2e-5)
-    (shard,) = (tmp_path / "kept").glob("*/000000/said.safetensors")
-    whole, written = shard.read_bytes(), shard.stat().st_mtime_ns
-    assert distil(tmp_path / "second", runs["sft"], runs["base"], *keep).returncode == 0
-    assert shard.stat().st_mtime_ns == written and losses(tmp_path / "second") == losses(tmp_path / "first")
-    shard.write_bytes(whole[: len(whole) // 2])
-    assert distil(tmp_path / "third", runs["sft"], runs["base"], *keep).returncode == 0
-    assert shard.read_bytes() == whole and losses(tmp_path / "third") == losses(tmp_path / "first")
+def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_anew(tiny_model, tmp_path):
+    """Batches of another make-up than those that were kept; by two workers; read again without the model; one shard cut short."""
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    dice, loaded = random.Random(0), []
+    rows = []
+    for _ in range(70):  # two shards
+        ids, prompt = [dice.randrange(1024) for _ in range(dice.randrange(6, 20))], dice.randrange(1, 5)
+        rows.append((ids, [-100] * prompt + ids[prompt:]))
+    collate = DataCollatorForLanguageModeling(pad_token_id=0)
+    whole = teacher.Whole(AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), 2.0)
+
+    def load():
+        loaded.append(1)
+        return whole
+
+    def kept(number: int, of: int, load=load):
+        return teacher.Kept(
+            str(tmp_path / "kept"), rows, "tiny", 8, 2.0, load, collate, "cpu", (number, of), 3, lambda: None
+        )
+
+    with pytest.raises(FileNotFoundError):  # the other worker's shard, which in a job the barrier waits for
+        kept(1, 2)
+    both = kept(0, 2)
+    assert len(loaded) == 2
+    batch = collate([{"input_ids": i, "labels": label} for i, label in rows[60:68]])
+    said, want = both.about(batch), whole.likeliest(batch, 8)
+    assert torch.equal(said.tokens_NK, want.tokens_NK) and torch.allclose(said.logp_NK, want.logp_NK, atol=1e-5)
+    kept(0, 1, load=None)
+    (shard,) = (tmp_path / "kept").glob("*/000001/said.safetensors")
+    written = shard.read_bytes()
+    shard.write_bytes(written[: len(written) // 2])
+    again = kept(0, 1).about(batch)
+    assert len(loaded) == 3 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
 
 
 def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
@@ -64,6 +86,7 @@ def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
     assert list((tmp_path / "run" / "teacher").glob("*/000000/said.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path):
     """Half of the batches are the student's; killed after step 2, it goes on to the same bits."""
     more = ["--train.on_policy", "0.5", "--train.answer_tokens", "8", "--train.hard_weight", "0"]
@@ -81,6 +104,7 @@ def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path)
     assert killed.provenance()["model_sha256"] == Run(str(tmp_path / "whole")).provenance()["model_sha256"]
 
 
+@pytest.mark.slow
 def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
     """Sequence-level: the teacher writes, once; a student with another vocabulary learns the texts."""
     import shutil
@@ -100,17 +124,16 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
     lines = [json.loads(line) for f in (tmp_path / "run" / "teacher").glob("answers-*/*/answers.jsonl") for line in f.read_text().splitlines()]  # fmt: skip
     finished = [x for x in lines if x["finished"]]
     assert len(lines) == 40 and 0 < len(finished) < 40
-    assert f"{40 - len(finished)}" not in "0" and "were not finished and are left out" in done.stdout + done.stderr
-    mixed = distil(tmp_path / "mixed", runs["sft"], str(other), *more[:-1], "0.5")
-    assert (
-        mixed.returncode == 1 and "has other tokens than" in mixed.stderr and "--train.answers teacher" in mixed.stderr
-    )
+    assert "were not finished and are left out" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--train.teacher", "serve:t"], "train.teacher: serve:t is asked in the cluster that it runs in"),
+        (
+            ["--train.teacher", "serve:t", "--train.top_k", "8"],
+            "train.teacher: serve:t is asked in the cluster that it runs in",
+        ),
         (["--train.on_policy", "0.5", "--train.top_k", "8"], "train.top_k: what the student will write"),
         (["--train.keep", "/nowhere"], "train.keep: there is nothing to keep"),
         (["--train.top_k", "0"], "train.top_k: must be 1 or more"),
@@ -118,7 +141,7 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
 )
 def test_wrong_requests(runs, tmp_path, more, says):
     done = distil(tmp_path / "run", runs["sft"], runs["base"], *more)
-    assert done.returncode in (1, 2) and says in done.stderr, done.stderr
+    assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
 @pytest.mark.slow
