@@ -26,6 +26,8 @@ SHARD = 64
 """Rows that are worked out and kept together."""
 LEAST = -100.0
 """Log of a rest that is nothing."""
+AHEAD = 256
+"""Requests under way at most that nobody fetched yet; more than a step's batches."""
 SERVED = "serve:"
 """Before the name of a Ray Serve application in train.teacher."""
 
@@ -167,15 +169,18 @@ class Served(Teacher):
 
     def ahead(self, batch):
         self.asked[self._name(batch)] = self._ask(batch)
+        if len(self.asked) > AHEAD:  # of a batch that the student answered itself, nobody fetches the reply
+            self.asked.pop(next(iter(self.asked)))
 
     def about(self, batch):
         import torch
         from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
         from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
         pending = self.asked.pop(self._name(batch), None)
         retrying = Retrying(
-            retry=retry_if_exception_type(RayError), stop=stop_after_delay(self.patience_s),
+            retry=retry_if_exception_type((RayError, RayServeException, TimeoutError)), stop=stop_after_delay(self.patience_s),
             wait=wait_random_exponential(0.2, max=10), reraise=True,
         )  # fmt: skip
         for attempt in retrying:

@@ -5,8 +5,10 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -107,8 +109,6 @@ def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path)
 @pytest.mark.slow
 def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
     """Sequence-level: the teacher writes, once; a student with another vocabulary learns the texts."""
-    import shutil
-
     from transformers import AutoTokenizer
 
     other = shutil.copytree(runs["base"], tmp_path / "other")
@@ -151,8 +151,9 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
 
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
     bin_, port = Path(sys.executable).parent, free_port()
+    here = tempfile.mkdtemp(prefix="t", dir="/tmp")  # short: Ray's sockets are in it
     ray = lambda *a, **k: subprocess.run([bin_ / "ray", *a], cwd=REPO, env=env, check=True, capture_output=True, **k)  # noqa: E731
-    head = ["start", "--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={tmp_path}/r"]  # fmt: skip
+    head = ["start", "--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={here}"]  # fmt: skip
     before = {p.pid for p in psutil.process_iter()}
     address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     try:
@@ -195,10 +196,16 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         server.terminate()
         server.wait(60)
     finally:
-        mine = [p for p in psutil.process_iter() if p.pid not in before and str(tmp_path) in " ".join(p.cmdline())]
+        mine = [p for p in psutil.process_iter() if p.pid not in before and {here, str(config)} & set(_words(p))]
+        mine += [c for p in mine for c in p.children(recursive=True)]
         for p in mine:
             p.kill()
         psutil.wait_procs(mine, 30)
+        shutil.rmtree(here, ignore_errors=True)
+
+
+def _words(process) -> list[str]:
+    return " ".join(process.cmdline()).replace("=", " ").split()
 
 
 def test_the_log_of_a_share_is_a_number():
