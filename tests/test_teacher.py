@@ -196,7 +196,7 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         server.terminate()
         server.wait(60)
     finally:
-        mine = [p for p in psutil.process_iter() if p.pid not in before and {here, str(config)} & set(_words(p))]
+        mine = [p for p in psutil.process_iter() if p.pid not in before and _about(p, here, str(config))]
         mine += [c for p in mine for c in p.children(recursive=True)]
         for p in mine:
             p.kill()
@@ -204,8 +204,9 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         shutil.rmtree(here, ignore_errors=True)
 
 
-def _words(process) -> list[str]:
-    return " ".join(process.cmdline()).replace("=", " ").split()
+def _about(process, *paths: str) -> bool:
+    """Whether one of the paths, which no other test has, is in its command line."""
+    return any(path in " ".join(process.cmdline()) for path in paths)
 
 
 def test_the_log_of_a_share_is_a_number():
