@@ -1,0 +1,13 @@
+"""From one machine to a fleet of rented GPUs: markets, the node provider that drives them, the network between, and the money.
+
+    market.py    Offer, Order, Rental and the five calls of a Market          vast.py  runpod.py     one client each
+    client.py    HTTP: pacing, retries, typed replies                         markets.py             names → clients, keys
+    ladder.py    which offer next: spot, another spot, on demand, another market
+    provider.py  Ray's NodeProvider over all of them     tags.py  its tags in a rental's label     runner.py  SSH to a mapped port
+    mesh.py      a network of SSH tunnels that the head dials, for nodes that share none
+    ledger.py    every rental and what it cost           budget.py  the caps      watchdog.sh  ends a rental whose head is gone
+    plan.py      memory, hours and dollars before anything is rented
+    sim/         both markets on this machine, for nothing
+
+`python -m cluster COMMAND` is what a person types; `ray up cluster/vast.yaml` imports provider.py.
+"""

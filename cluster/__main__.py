@@ -1,0 +1,34 @@
+"""python -m cluster COMMAND"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "offers": "priced candidates of all markets",
+    "plan": "memory, hours and dollars of a job, before anything is rented",
+    "head": "this machine becomes the head and scales out",
+    "status": "what runs, and the network to it",
+    "cost": "what it cost: by job, stage and node",
+    "sweep": "what was left behind, and ending it",
+}
+"""Each is `main(argv) -> exit code` of the module of its name."""
+
+
+def main(argv: list[str]) -> int:
+    from lib.cli import nearest
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "python -m cluster COMMAND [--help]\n\n" + "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
+        )
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"python -m cluster: there is no command {argv[0]}.{nearest(argv[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"cluster.{argv[0]}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
