@@ -59,7 +59,7 @@ def needs(model_dir: str, vllm: bool, dtype: str, prompts: list, max_new_tokens:
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if vllm:
-        vllm_generator.environment("ERROR")
+        vllm_generator.environment("ERROR", device)
         from vllm import LLM  # noqa: F401  (what the engine itself takes belongs to the empty process)
     else:
         from transformers import LlamaForCausalLM  # noqa: F401
