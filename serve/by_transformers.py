@@ -22,7 +22,8 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/health")
 """Its other routes would load models, or unload ours."""
 HARMLESS = {"user", "metadata", "store", "stream_options", "service_tier", "parallel_tool_calls", "max_completion_tokens"}  # fmt: skip
-LACKS = tuple(sorted((UNUSED_CHAT_COMPLETION_FIELDS | UNUSED_LEGACY_COMPLETION_FIELDS | {"frequency_penalty"}) - HARMLESS))
+UNUSED = UNUSED_CHAT_COMPLETION_FIELDS | UNUSED_LEGACY_COMPLETION_FIELDS
+LACKS = tuple(sorted((UNUSED | {"frequency_penalty"}) - HARMLESS))
 """Fields that it would leave out; frequency_penalty it takes for another penalty."""
 
 
@@ -114,9 +115,9 @@ class Writer(GenerateManager):
         except asyncio.CancelledError:
             waiting.nobody = True
             raise
-        length = inputs["input_ids"].shape[-1]
-        text = Stopped(None, stops(gen_config)).cut(processor.decode(ids_1T[0, length:], skip_special_tokens=True), True)
-        return text, length, ids_1T[0, length:]
+        written_T = ids_1T[0, inputs["input_ids"].shape[-1] :]
+        text = processor.decode(written_T, skip_special_tokens=True)
+        return Stopped(None, stops(gen_config)).cut(text, True), len(ids_1T[0]) - len(written_T), written_T
 
     def submit(self, fn, *args, **kwargs):
         return super().submit(self._seeded(fn), *args, **kwargs)

@@ -11,9 +11,11 @@ import time
 def at_exit() -> None:
     """Has the process of `serve run`, which calls this before it starts Ray, delete its applications first: each replica ends
     once its requests are answered (graceful_shutdown_timeout_s at most), and nobody new is let in. Told again, it ends at once."""
+    import ray  # noqa: F401  (what it registers to be done at the end is done after this)
+
     # SIGTERM is Ray's, which exits by SystemExit; what Serve does at Ctrl-C ends its proxies, and with them all connections.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-    atexit.register(_drain)  # runs before Ray's own, which was registered when it was imported
+    atexit.register(_drain)
 
 
 def _drain() -> None:

@@ -1,4 +1,9 @@
-"""What is to be served, and every check that needs no model in memory."""
+"""What is to be served, and every check that needs no model in memory.
+
+An engine is one replica's, on one GPU. ray.serve.llm, which spreads one over several nodes, is no choice here: its HTTP ingress
+is its own, so nothing of serve/guard.py (token, 429, sizes, times) would stand before it, it takes LoRA runs from s3 alone and
+answers 500 for one that isn't there (ray 2.60), and on a CPU it can't be tried with more than one worker.
+"""
 
 from __future__ import annotations
 
