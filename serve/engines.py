@@ -64,8 +64,6 @@ async def vllm(planned: Plan) -> Engine:
     argv += ["--kv-cache-dtype", s.kv_cache_dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
     argv += ["--enforce-eager"] if device == "cpu" else []
-    import os
-    argv += ["--distributed-executor-backend", "uni"] if os.environ.get("X_UNI") else []
     if s.tool_calls and s.task == "generate":
         argv += ["--enable-auto-tool-choice", "--tool-call-parser", s.tool_calls]
     shelf = Shelf(planned.adapters_from, planned.base) if planned.adapters_from else None
