@@ -20,7 +20,6 @@ from serve import drain, engines
 from serve.guard import Guard
 from serve.serving import Plan, parse, plan
 
-
 RAY_ENV = {"RAY_worker_niceness": "0"}
 """Of the Ray that `serve run` starts. Ray's workers have the lowest priority but for idleness (15), and lose to whatever else the
 machine does; a cluster that serves is best started with it too."""

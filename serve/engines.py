@@ -56,6 +56,7 @@ async def vllm(planned: Plan) -> Engine:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.usage.usage_lib import UsageContext  # which decides how much a GPU reads at a time
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -79,7 +80,9 @@ async def vllm(planned: Plan) -> Engine:
             argv += ["--pooler-config", json.dumps({"pooling_type": "MEAN"})]
     argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs.from_cli_args(args), usage_context=UsageContext.OPENAI_API_SERVER
+    )
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
