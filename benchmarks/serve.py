@@ -93,7 +93,6 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
 
     from lib import hardware, models
     from lib.config import Scale
-    from serve.app import RAY_ENV
 
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     gpu = hardware.local_gpus() > 0
@@ -104,9 +103,9 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
             "http_options": {"host": "127.0.0.1", "port": port},
             "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
         }))  # fmt: skip
-        # A file, for the port; so the environment that serve/app.py would set is set here. By this Python, whatever the script's first line names.
+        # By this Python, whatever the script's first line names.
         script = Path(sys.executable).with_name("serve")
-        return [sys.executable, str(script), "run", "--address", "local", str(config)], env | RAY_ENV
+        return [sys.executable, str(script), "run", "--address", "local", str(config)], env
     where = models.path(models.locate(options.run)[0])
     argv = ["--model", where, "--served-model-name", "it", "--dtype", options.dtype, "--host", "127.0.0.1"]
     argv += ["--port", str(port)] + ([] if gpu else ["--enforce-eager"])

@@ -10,7 +10,6 @@ OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").chat.completions.create
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -19,10 +18,6 @@ from ray import serve
 from serve import drain, engines
 from serve.guard import Guard
 from serve.serving import Plan, parse, plan
-
-RAY_ENV = {"RAY_worker_niceness": "0"}
-"""Of the Ray that `serve run` starts. Ray's workers have the lowest priority but for idleness (15), and lose to whatever else the
-machine does; a cluster that serves is best started with it too."""
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -38,19 +33,14 @@ def app(args: dict[str, Any]) -> serve.Application:
         raise click.ClickException(str(e)) from None  # which `serve run` prints without a traceback
     if click.get_current_context(silent=True) and not ray.is_initialized():
         drain.at_exit()
-        for key, value in RAY_ENV.items():
-            os.environ.setdefault(key, value)
     s, gpu = planned.serving, gpus() > 0
-    env = worker_env(Scale(), gpu)
-    if planned.vllm:  # whose application never blocks; each part of an answer then changes threads twice less
-        env["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] = "0"
     copies: dict[str, Any] = {"num_replicas": s.replicas}
     if s.max_replicas:
         most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas}
         copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
     return Endpoint.options(
         **copies,
-        ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": env}},
+        ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},
         # Serve's own queue is longer than what a replica takes, so that the replica itself can say 429 and when to come again.
         max_ongoing_requests=4 * s.at_once,
         max_queued_requests=4 * s.at_once,
