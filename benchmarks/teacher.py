@@ -3,8 +3,8 @@
     python benchmarks/teacher.py [--base HuggingFaceTB/SmolLM2-135M-Instruct] [--steps 8] [--repeats 2] [--train.KEY VALUE …]
 
 configs/distill.yaml (8 of the teacher's layers are the student) with the base as teacher, in processes of one thread, in turn:
-whole (every probability, the teacher's pass in every step) and kept (train.top_k: 64, worked out before the first step). Both
-take the same rows in the same order, so a ratio is of one step with itself. An epoch of what is kept costs its steps alone from
+whole (every probability, the teacher's pass in every step), kept (train.top_k: 64, worked out before the first step) and none
+(train.hard_weight: 1, the tokens alone: what no teacher can be cheaper than). All take the same rows in the same order, so a ratio is of one step with itself. An epoch of what is kept costs its steps alone from
 the second on; what the first costs more, the working out, is printed. CPU seconds are the process's own, whatever else runs.
 """
 
@@ -39,7 +39,7 @@ def main() -> int:
         return train(json.loads(options.side))
     from lib import cli, hardware, plan
 
-    found: dict[str, list[dict]] = {"whole": [], "kept": []}
+    found: dict[str, list[dict]] = {"whole": [], "kept": [], "none": []}
     with tempfile.TemporaryDirectory() as folder:
         common = ["--config", "configs/distill.yaml", "--model.base", options.base, "--train.teacher", options.base]
         common += [
@@ -52,7 +52,11 @@ def main() -> int:
         ]
         common += ["--run", f"{folder}/run", *extra]
         for _ in range(options.repeats):
-            for side, more in (("whole", []), ("kept", ["--train.top_k", "64", "--train.keep", f"{folder}/keep"])):
+            for side, more in (
+                ("whole", []),
+                ("kept", ["--train.top_k", "64", "--train.keep", f"{folder}/keep"]),
+                ("none", ["--train.hard_weight", "1"]),
+            ):
                 planned = plan.make(cli.parse("distill", CONFIG, [*common, *more]), ("chat", "text"), ("teacher",))
                 env = os.environ | hardware.worker_env(planned.job.scale, planned.gpu)
                 command = [sys.executable, __file__, "--side", json.dumps(planned.job.to_dict())]
@@ -99,11 +103,14 @@ def show(found: dict[str, list[dict]]) -> None:
     first = next(iter(found["kept"]))
     for clock in ("cpu", "wall"):
         steps = {side: [b - a for run in runs for a, b in pairwise(run[clock])] for side, runs in found.items()}
-        ratios = [a / b for a, b in zip(steps["whole"], steps["kept"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        whole, kept = (statistics.median(steps[side]) for side in found)
-        print(f"{clock} seconds a step: whole {whole:.2f}, kept {kept:.2f}: {statistics.median(ratios):.2f}× "
-              f"(quartiles {low:.2f}–{high:.2f} of {len(ratios)} steps)")  # fmt: skip
+        middle = ", ".join(f"{side} {statistics.median(took):.2f}" for side, took in steps.items())
+        print(f"{clock} seconds a step: {middle}")
+        for side in ("kept", "none"):
+            ratios = [a / b for a, b in zip(steps["whole"], steps[side], strict=True)]
+            low, _, high = statistics.quantiles(ratios, n=4)
+            print(
+                f"  whole : {side} {statistics.median(ratios):.2f}× (quartiles {low:.2f}–{high:.2f} of {len(ratios)} steps)"
+            )
     extra = first["before"] - found["kept"][-1]["before"]
     print(f"working out what is kept of {first['rows']} rows: {extra:.1f} CPU seconds, once")
     far = max(abs(a - b) / a for a, b in zip(found["whole"][0]["losses"], first["losses"], strict=True))
