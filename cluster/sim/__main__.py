@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import shlex
 import shutil
 import signal
@@ -19,7 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cluster.sim import catalogue, faults
-from cluster.sim.box import NamespaceBox
+from cluster.sim.box import NamespaceBox, why_not
 from cluster.sim.graphql import GraphQL
 from cluster.sim.network import Network
 from cluster.sim.ports import NoBox
@@ -143,8 +142,8 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("cluster.sim").setLevel(logging.INFO)
-    if args.boxes == "namespaces" and os.geteuid() != 0:
-        print("boxes are Linux namespaces and need root; or --boxes none", file=sys.stderr)
+    if args.boxes == "namespaces" and (reason := why_not()):
+        print(f"python -m cluster.sim: {reason}", file=sys.stderr)
         return 2
     try:
         asyncio.run(serve(args))

@@ -11,9 +11,10 @@ import pytest
 
 import cluster
 from cluster.sim import network
+from cluster.sim.box import why_not
 from tests.cluster.conftest import simulator
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="boxes are Linux namespaces and need root")
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
 REAL = {"boxes": "namespaces", "boot": 0.2}
 
 
