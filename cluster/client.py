@@ -13,9 +13,11 @@ from typing import TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from cluster.market import MarketError, Refused, Taken, Unsure
+
+_BACKOFF = wait_exponential_jitter(initial=1, max=20, jitter=1)  # 1, 2, 4, 8 s and a bit
 
 Reply = TypeVar("Reply", bound=BaseModel)
 
@@ -165,7 +167,7 @@ def _unsuccessful(answer: httpx.Response) -> bool:
 
 def _wait(state: RetryCallState) -> float:
     after = state.outcome.exception().after_s
-    return after if after is not None else wait_random_exponential(multiplier=0.5, max=20)(state)
+    return after if after is not None else _BACKOFF(state)
 
 
 def _seconds(header: str | None) -> float | None:

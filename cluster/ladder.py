@@ -10,7 +10,7 @@ Within a rung, offers are tried from the cheapest work to the dearest: (bid + di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -48,6 +48,8 @@ class Rung:
     """Spot: a fixed bid for the whole machine instead."""
     gpu_memory_gb: float | None = None
     """Of each GPU, at least."""
+    cpus: int = 0
+    """Virtual cores of the machine, at least."""
     min_cuda: float | None = None
     min_reliability: float | None = None
     """0 to 1, as the market rates it. RunPod rates none."""
@@ -69,6 +71,7 @@ class Rung:
             gpus=self.gpus,
             count=self.count,
             gpu_memory_gb=self.gpu_memory_gb,
+            cpus=self.cpus,
             spot=self.spot,
             disk_gb=disk_gb,
             min_cuda=self.min_cuda,
@@ -178,16 +181,22 @@ def ranked(rung: Rung, offers: Sequence[Offer]) -> list[Offer]:
     return sorted((o for o in offers if rung.price(o) is not None), key=key)
 
 
-def climb(rungs: Sequence[Rung], markets: Mapping[str, Market], order: Order, memory: Memory) -> tuple[Offer, str]:
-    """Rents the first offer that can be had and returns it with the rental's id. order's bid is set here.
+def climb(
+    rungs: Sequence[Rung],
+    markets: Mapping[str, Market],
+    order: Order,
+    memory: Memory,
+    rent: Callable[[Market, Offer, Order], str] = lambda market, offer, order: market.create(offer, order),
+) -> tuple[Offer, str]:
+    """Rents the first offer that can be had and returns it with the rental's id.
 
-    A market that doesn't answer is left alone for a while. Raises NothingLeft; and Unsure as soon as a create got no
+    order: its bid and image are set by the rung. rent: what creates it and returns the id, such as Ledger.rent. A market that doesn't answer is left alone for a while. Raises NothingLeft; and Unsure as soon as a create got no
     answer: renting on would be renting twice.
     """
     why = []
     for i, rung in enumerate(rungs):
         try:
-            return _rent(rung, markets[rung.market], order, memory)
+            return _rent(rung, markets[rung.market], order, memory, rent)
         except Unsure as e:
             memory.down(rung.market, str(e))
             raise
@@ -201,7 +210,7 @@ def climb(rungs: Sequence[Rung], markets: Mapping[str, Market], order: Order, me
     raise NothingLeft("Nothing to rent.\n" + "\n".join(f"  {w}" for w in why))
 
 
-def _rent(rung: Rung, market: Market, order: Order, memory: Memory) -> tuple[Offer, str]:
+def _rent(rung: Rung, market: Market, order: Order, memory: Memory, rent) -> tuple[Offer, str]:
     down = memory.is_down(rung.market)
     if down:
         raise NothingLeft(f"not asked again yet, {down}")
@@ -224,8 +233,8 @@ def _rent(rung: Rung, market: Market, order: Order, memory: Memory) -> tuple[Off
         bid = rung.price(offer) if rung.spot else None
         try:
             wanted = replace(order, bid_usd_per_hour=bid, image=rung.image or order.image)
-            return offer, market.create(offer, wanted)
+            return offer, rent(market, offer, wanted)
         except Taken as e:
             last = e
     tried = min(len(candidates), AT_MOST)
-    raise NothingLeft(f"{tried} of {len(candidates)} within the price tried, each was taken; the last: {last}")
+    raise NothingLeft(f"none of {tried} could be had, of {len(candidates)} within the price; the last: {last}")

@@ -36,6 +36,8 @@ class Want:
     """GPUs in the machine; 0: a machine without."""
     gpu_memory_gb: float | None = None
     """Of each, at least."""
+    cpus: int = 0
+    """Virtual cores of the machine, at least. RunPod doesn't tell those of its GPU machines."""
     spot: bool = True
     max_usd_per_hour: float | None = None
     """For the whole machine, disk included."""

@@ -12,12 +12,13 @@ from cluster.runpod import RunPod
 from cluster.vast import Vast
 from lib.cli import nearest
 
-MARKETS: dict[str, type[Market]] = {"vast": Vast, "runpod": RunPod}
+MARKETS: dict[str, type[Vast] | type[RunPod]] = {"vast": Vast, "runpod": RunPod}
 
 
 def find(name: str, url: str | None = None) -> Market:
     """The market, ready to be asked. `url`: another API than its own, such as the simulator's; None: that of the
-    environment variable SHOESTRING_<NAME>_URL, else its own.
+    environment variable SHOESTRING_<NAME>_URL, else its own. SHOESTRING_PACE: how many times faster than its limits that
+    other API may be asked.
 
     Raises ValueError where there is no such market, no key, or a key file that others can read.
     """
@@ -27,7 +28,7 @@ def find(name: str, url: str | None = None) -> Market:
     url = url or os.environ.get(f"SHOESTRING_{name.upper()}_URL") or None
     if url:
         _check_url(name, url)
-    return MARKETS[name](key(name), url)
+    return MARKETS[name](key(name), url, float(os.environ.get("SHOESTRING_PACE", "1")) if url else 1.0)
 
 
 def key(name: str) -> str:

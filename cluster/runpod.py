@@ -7,6 +7,7 @@ https://docs.runpod.io/api-reference-v2, https://graphql-spec.runpod.io
 from __future__ import annotations
 
 import base64
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Generic, Literal, TypeVar
 
@@ -14,17 +15,18 @@ from pydantic import BaseModel
 
 from cluster import gpus
 from cluster.client import Client
-from cluster.market import LABEL, Market, MarketError, Offer, Order, Refused, Rental, Taken, Want
+from cluster.market import LABEL, Market, MarketError, Offer, Order, Refused, Rental, Taken, Unsure, Want
 
 Data = TypeVar("Data", bound=BaseModel)
+Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
 
 URL = "https://api.runpod.io"
-DISK_USD_PER_GB_HOUR = 0.10 / 720
+DISK_USD_PER_GB_HOUR = 0.10 / 730
 """Container disk, $0.10 per GB and month while the pod runs (https://docs.runpod.io/pods/pricing); no API tells it."""
 BID = "SHOESTRING_BID_USD_PER_HOUR"
 """In a spot pod's env: v2 doesn't say which pods are spot."""
-GLOBAL = "global"
-"""The one flat network: globalNetworking, on-demand pods of the secure cloud only."""
+CPU = "CPU"
+"""Begins the id of an offer without GPU, as SECURE, COMMUNITY and ALL (spot) begin the others."""
 
 
 class _Price(BaseModel):
@@ -50,12 +52,33 @@ class _GpuType(BaseModel):
     community: bool
     price: _Price
     maxCount: _Counts
-    availability: Literal["NONE", "LOW", "MEDIUM", "HIGH"]
+    availability: Level
     dataCenters: list[_Center] = []
 
 
 class _GpuTypes(BaseModel):
     gpus: list[_GpuType]
+
+
+class _Cores(BaseModel):
+    min: int
+    max: int
+
+
+class _CpuPrice(BaseModel):
+    securePerVcpu: float
+
+
+class _CpuType(BaseModel):
+    id: str
+    vcpu: _Cores
+    ramGbPerVcpu: float
+    price: _CpuPrice
+    availability: Level
+
+
+class _CpuTypes(BaseModel):
+    cpus: list[_CpuType]
 
 
 class _Lowest(BaseModel):
@@ -137,20 +160,35 @@ SPOT_OFFERS = """query Offers($count: Int!) {
   gpuTypes { id displayName memoryInGb maxGpuCount
     lowestPrice(input: {gpuCount: $count}) { minimumBidPrice stockStatus } }
 }"""
+REFUSALS = (
+    "unauthorized",
+    "not authorized",
+    "forbidden",
+    "not logged in",
+    "balance",
+    "insufficient funds",
+    "variable ",
+)
+NO_CAPACITY = ("no longer any instances", "no instances", "not enough free", "outbid", "bid is too low", "minimum bid")
+"""GraphQL's errors carry no code; these are in their messages, in lower case."""
 RENT_SPOT = """mutation Rent($input: PodRentInterruptableInput!) { podRentInterruptable(input: $input) { id } }"""
 
 
 class RunPod(Market):
     name = "runpod"
 
-    def __init__(self, key: str, url: str | None = None):
+    def __init__(self, key: str, url: str | None = None, pace: float = 1.0):
+        """pace: nothing to do here; RunPod says Retry-After where it was asked too often."""
         self.client = Client(self.name, url or URL, key)
 
     def offers(self, want: Want) -> list[Offer]:
-        """One request for spot; on demand one for each cloud. RunPod has no spot within a network or region."""
-        if want.spot and (want.network or want.regions):
+        """One request for spot; on demand one for each cloud. RunPod has no spot in a region or network, or without GPU."""
+        if want.spot and (want.network or want.regions or not want.count):
             return []
-        found = self._spot(want) if want.spot else [*self._cloud("SECURE", want), *self._cloud("COMMUNITY", want)]
+        if not want.count:
+            found = self._cpus(want)
+        else:
+            found = self._spot(want) if want.spot else [*self._cloud("SECURE", want), *self._cloud("COMMUNITY", want)]
         fit = [
             o
             for o in found
@@ -168,19 +206,19 @@ class RunPod(Market):
         body = {
             "name": order.label,
             "image": order.image,
-            "cloud": cloud,
+            "cloud": "SECURE" if cloud == CPU else cloud,
             "disk": round(order.disk_gb),
-            "gpu": {"id": gpu, "count": offer.count, **({"minCudaVersion": str(offer.cuda)} if offer.cuda else {})},
             "ports": ["22/tcp"],
             "env": env,
             "startSsh": True,
+            **_compute(gpu, offer),
             **({"args": _args(order.start)} if order.start else {}),
             **({"dataCenterIds": offer.region.split(",")} if offer.region else {}),
             **({"globalNetworking": True} if offer.network else {}),
         }
-        # 400 is RunPod's only word for "none of these is free": the next offer may be
+        # 400 is RunPod's only word for "none of these is free", 403 that for "not for this account": the next may be
         return self.client.call(
-            "create", "POST", "/v2/pods", _Id, json=body, creates=True, taken=lambda status, text: status == 400
+            "create", "POST", "/v2/pods", _Id, json=body, creates=True, taken=lambda status, text: status in (400, 403)
         ).id
 
     def list(self) -> list[Rental]:
@@ -222,6 +260,31 @@ class RunPod(Market):
             if getattr(t, here) and t.availability != "NONE" and getattr(t.maxCount, here) >= want.count
         ]
 
+    def _cpus(self, want: Want) -> list[Offer]:
+        """The fewest cores that are enough, a power of two."""
+        params = {"include": "AVAILABILITY", "product": "POD"}
+        types = self.client.call("offers", "GET", "/v2/catalog/cpus", _CpuTypes, params=params).cpus
+        offers = []
+        for t in types:
+            cores = 2 ** math.ceil(math.log2(max(t.vcpu.min, want.cpus, 2)))
+            if t.availability != "NONE" and cores <= t.vcpu.max:
+                offers.append(
+                    Offer(
+                        market=self.name,
+                        id=f"{CPU}/{t.id}",
+                        machine="",
+                        gpu="",
+                        count=0,
+                        gpu_memory_gb=0,
+                        spot=False,
+                        usd_per_hour=t.price.securePerVcpu * cores,
+                        disk_usd_per_hour=DISK_USD_PER_GB_HOUR * want.disk_gb,
+                        cpus=cores,
+                        memory_gb=t.ramGbPerVcpu * cores,
+                    )
+                )
+        return offers
+
     def _spot(self, want: Want) -> list[Offer]:
         types = self._graphql("offers", SPOT_OFFERS, {"count": want.count}, _SpotTypes).gpuTypes
         return [
@@ -248,7 +311,7 @@ class RunPod(Market):
             "cloudType": "ALL",
             "gpuTypeId": gpu,
             "gpuCount": offer.count,
-            "bidPerGpu": order.bid_usd_per_hour / offer.count,
+            "bidPerGpu": math.ceil(order.bid_usd_per_hour / offer.count * 1e6) / 1e6,
             "containerDiskInGb": round(order.disk_gb),
             "volumeInGb": 0,
             "ports": "22/tcp",
@@ -269,25 +332,28 @@ class RunPod(Market):
         """GraphQL answers errors with 200: {"errors": [{"message"}], "data": null}."""
         body = {"query": query, "variables": variables}
         answer = self.client.call(kind, "POST", "/graphql", _Answer[data], json=body, creates=creates)
-        if answer.errors:
-            text = f"{self.name}, {kind}: {'; '.join(e.message for e in answer.errors)}"
-            low = text.lower()
-            if any(s in low for s in ("no longer any instances", "not available", "no instances", "outbid", "bid")):
-                raise Taken(text)
-            refused = any(
-                s in low for s in ("unauthorized", "forbidden", "not logged in", "balance", "funds", "variable")
-            )
-            raise Refused(text) if refused else MarketError(text)
-        if answer.data is None:
-            raise MarketError(f"{self.name}, {kind}: the reply has neither data nor errors")
+        said = "; ".join(e.message for e in answer.errors) or "the reply has neither data nor errors"
+        text = f"{self.name}, {kind}: {said}"
+        if answer.errors and any(s in said.lower() for s in REFUSALS):
+            raise Refused(text)
+        if answer.errors and any(s in said.lower() for s in NO_CAPACITY):
+            raise Taken(text)
+        if answer.errors or answer.data is None:
+            raise Unsure(text) if creates else MarketError(text)
         return answer.data
 
 
 def _args(start: str) -> str:
-    """The pod's command line: `start` beside the image's own start script, which runs sshd. Packed, so that no quoting of
-    RunPod's matters."""
+    """The pod's command line: `start` beside the start script of RunPod's images, which runs sshd. Packed, so that it can't
+    matter how RunPod splits it."""
     packed = base64.b64encode(start.encode()).decode()
-    return f"bash -c '(echo {packed} | base64 -d | bash) & exec /start.sh'"
+    return f"bash -c '(echo {packed} | base64 -d | bash) & test -x /start.sh && exec /start.sh; exec sleep infinity'"
+
+
+def _compute(kind: str, offer: Offer) -> dict:
+    if not offer.count:
+        return {"cpu": {"id": kind, "vcpuCount": int(offer.cpus)}}
+    return {"gpu": {"id": kind, "count": offer.count, **({"minCudaVersion": str(offer.cuda)} if offer.cuda else {})}}
 
 
 def _rental(pod: _Pod) -> Rental:

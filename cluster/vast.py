@@ -10,6 +10,7 @@ import base64
 import gzip
 import time
 from shlex import quote
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,10 +24,10 @@ PACE = {"offers": (10, 60.0), "create": (1, 4.5), "list": (1, 1.0), "destroy": (
 
 PAGE = 25
 """Instances in one reply, at most."""
-LONGEST_ONSTART = 4048
+LONGEST_ONSTART = 16384
 """Characters that Vast keeps of a start script."""
 LONGEST_LABEL = 256
-HOURS_PER_MONTH = 720.0
+HOURS_PER_MONTH = 730.0
 """By which storage_cost, $/GB/month, becomes $/GB/h."""
 
 STARTING = {None, "created", "loading", "scheduling", "rebooting"}
@@ -84,6 +85,7 @@ class _Instance(_Reply):
     storage_total_cost: float | None = None
     disk_space: float = 0.0
     start_date: float | None
+    uptime_mins: float | None = None
     machine_id: str
     gpu_name: str | None
     num_gpus: int
@@ -104,8 +106,10 @@ class _Done(_Reply):
 class Vast(Market):
     name = "vast"
 
-    def __init__(self, key: str, url: str | None = None):
-        self.client = Client(self.name, url or URL, key, None if url else PACE)
+    def __init__(self, key: str, url: str | None = None, pace: float = 1.0):
+        """pace: how many times faster than Vast's own limits, for a simulator whose time is short."""
+        self.client = Client(self.name, url or URL, key, {k: (n, s / pace) for k, (n, s) in PACE.items()})
+        self._times: dict[str, tuple[float, float | None]] = {}
 
     def offers(self, want: Want) -> list[Offer]:
         kind, price = ("bid", "min_bid") if want.spot else ("on-demand", "dph_total")
@@ -126,6 +130,7 @@ class Vast(Market):
             query["gpu_name"] = {"in": sorted({*want.gpus, *(k for k in gpus.TFLOPS if _any(want.gpus, k))})}
         for field, op, value in (
             ("gpu_ram", "gte", want.gpu_memory_gb and want.gpu_memory_gb * 1000),  # MB; a 24 GB card has 24,564
+            ("cpu_cores_effective", "gte", want.cpus or None),
             ("cuda_max_good", "gte", want.min_cuda),
             ("reliability", "gte", want.min_reliability),
             ("geolocation", "in", list(want.regions) or None),
@@ -157,13 +162,15 @@ class Vast(Market):
         return self.client.call("create", "PUT", path, _Created, json=body, creates=True, taken=_taken).new_contract
 
     def list(self) -> list[Rental]:
-        rentals, params = [], {"limit": PAGE}
+        found, params = [], {"limit": PAGE}
         while True:
             page = self.client.call("list", "GET", "/api/v1/instances/", _Instances, params=params)
-            rentals += [_rental(i) for i in page.instances if (i.label or "").startswith(LABEL)]
+            found += [i for i in page.instances if (i.label or "").startswith(LABEL)]
             if not page.next_token:
-                return rentals
+                break
             params = {"limit": PAGE, "after_token": page.next_token}
+        self._times = {i.id: _times(i, self._times.get(i.id)) for i in found}
+        return [_rental(i, *self._times[i.id]) for i in found]
 
     def destroy(self, id: str) -> None:
         self.client.call("destroy", "DELETE", f"/api/v0/instances/{id}/", _Done, json={}, gone=True)
@@ -204,23 +211,41 @@ def _offer(ask: _Ask, want: Want) -> Offer:
     )
 
 
-def _rental(i: _Instance) -> Rental:
-    stopped = i.intended_status == "stopped" or i.cur_state == "stopped"
-    state = "lost" if stopped or i.actual_status in LOST else "starting" if i.actual_status in STARTING else "running"
+def _state(i: _Instance) -> Literal["starting", "running", "lost"]:
+    """Outbid: Vast would like it to run (intended_status) and starts it again once its bid wins; we don't wait for that."""
+    if i.intended_status == "stopped" or i.actual_status in LOST:
+        return "lost"
+    if i.actual_status in STARTING:
+        return "starting"
+    return "lost" if i.cur_state == "stopped" else "running"
+
+
+def _times(i: _Instance, known: tuple[float, float | None] | None) -> tuple[float, float | None]:
+    """(created, started), the same in every list. Without uptime_mins, started is created: that errs towards too much."""
+    now = time.time()
+    created = i.start_date or (known[0] if known else now)  # none yet: its contract begins now
+    if _state(i) != "running":
+        return created, None
+    started = created if i.uptime_mins is None else now - i.uptime_mins * 60
+    same = known and known[1] is not None and abs(known[1] - started) < 90  # it wasn't started again in between
+    return created, known[1] if same else started
+
+
+def _rental(i: _Instance, created: float, started: float | None) -> Rental:
     disk = _disk(i.storage_cost, i.storage_total_cost, i.disk_space)
     mapped = (i.ports.get("22/tcp") if isinstance(i.ports, dict) else None) or []
-    why = ("outbid, or stopped: " if stopped else "") + (i.actual_status or "being provisioned")
+    why = i.actual_status or "being provisioned"
     return Rental(
         market=Vast.name,
         id=i.id,
         label=i.label or "",
-        state=state,
+        state=_state(i),
         why=f"{why}, {' '.join(i.status_msg.split())[:200]}" if i.status_msg else why,
         spot=i.is_bid,
         usd_per_hour=i.dph_total - disk,
         disk_usd_per_hour=disk,
-        created=i.start_date or time.time(),  # none before its contract has begun, which is now
-        started=i.start_date if i.actual_status not in STARTING else None,
+        created=created,
+        started=started,
         machine=i.machine_id,
         gpu=i.gpu_name or "",
         count=i.num_gpus,
