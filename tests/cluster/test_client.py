@@ -147,7 +147,7 @@ def test_a_create_that_reached_nobody_is_asked_for_again(clock):
             "HTTP 401: auth_error: Invalid user key. Is the API",
         ),
         ((404, {"title": "Not Found", "status": 404, "detail": "no pod"}), Refused, "HTTP 404: Not Found: no pod"),
-        ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "bad .*bogus"),
+        ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "HTTP 422: bad: .*bogus"),
         ((200, {"success": False, "error": "insufficient_credit"}), Refused, "insufficient_credit"),
         ((410, {"error": "no_such_ask"}), Taken, "no_such_ask"),
         ((200, "<html>"), MarketError, "the reply's body is wrong: Invalid JSON"),

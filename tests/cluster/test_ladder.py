@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -200,6 +201,15 @@ def test_spot_then_on_demand_then_the_other_market(sim, markets, tmp_path):
     assert (
         offer.market == "runpod" and [r.id for r in markets["runpod"].list()] == [id] and markets["vast"].list() == []
     )
+
+
+def test_nodes_that_climb_at_once_get_machines_of_their_own(markets, tmp_path):
+    kept = Memory(tmp_path / "m")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: climb(RUNGS, markets, ORDER, kept), range(4)))
+    assert sorted(o.market for o, _ in found) == ["runpod", "vast", "vast", "vast"]
+    assert {id for _, id in found} == {r.id for m in markets.values() for r in m.list()}
+    assert len({o.id for o, _ in found}) == 4
 
 
 def test_too_dear_then_on_demand(markets, tmp_path):
