@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cluster.sim import catalogue, faults
+from cluster.sim.box import NamespaceBox
 from cluster.sim.graphql import GraphQL
+from cluster.sim.network import Network
 from cluster.sim.ports import NoBox
 from cluster.sim.vast import Vast
 from cluster.sim.world import World
@@ -70,20 +73,32 @@ def listen(addresses: list[str], port: int) -> list[socket.socket]:
     return sockets
 
 
+def make_apps(
+    world: World, faults_per_minute: float, seed: int, runpod_spec: Path | None = None
+) -> tuple[dict[str, Starlette], faults.Controls]:
+    """By market; both with the controls."""
+    apis = {"vast": Vast(world), "runpod": GraphQL(world, runpod_spec)}
+    controls = faults.Controls(world, apis, faults_per_minute, seed)
+    return {market: Starlette(routes=api.routes + controls.routes) for market, api in apis.items()}, controls
+
+
 async def serve(args: argparse.Namespace) -> None:
-    addresses = ["127.0.0.1"]
-    make_box = NoBox
+    addresses, make_box, network = ["127.0.0.1"], NoBox, None
+    if args.boxes == "namespaces":
+        network = Network(args.state)
+        addresses.append(network.public)  # boxes reach the APIs there
+        state, shared = args.state.resolve(), [path.resolve(strict=True) for path in args.share]
+        shutil.rmtree(state / "boxes", ignore_errors=True)
+        make_box = lambda: NamespaceBox(network, state, shared)  # noqa: E731
     world = World(catalogue.machines(args.seed), make_box, args.boot, args.seed, args.pace, flat=args.network == "flat")
-    apis = {"vast": Vast(world), "runpod": GraphQL(world, args.runpod_spec)}
-    controls = faults.Controls(world, apis, args.faults, args.seed)
+    apps, controls = make_apps(world, args.faults, args.seed, args.runpod_spec)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     servers, tasks = [], []
-    for market, api in apis.items():
+    for market, app in apps.items():
         sockets = listen(addresses, getattr(args, market))
-        world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"
-        app = Starlette(routes=api.routes + controls.routes)
+        world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"  # public where there is one
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
         servers.append(Server(config))
         tasks.append(asyncio.create_task(servers[-1].serve(sockets=sockets)))
@@ -95,6 +110,8 @@ async def serve(args: argparse.Namespace) -> None:
     await asyncio.gather(*tasks)
     for rental in world.alive():
         await world.end(rental, "destroyed", "the simulator ends")
+    if network:
+        network.close()
     if clock.done():
         clock.result()
     clock.cancel()
@@ -129,7 +146,11 @@ def main(argv: list[str]) -> int:
     if args.boxes == "namespaces" and os.geteuid() != 0:
         print("boxes are Linux namespaces and need root; or --boxes none", file=sys.stderr)
         return 2
-    asyncio.run(serve(args))
+    try:
+        asyncio.run(serve(args))
+    except (ValueError, OSError) as error:
+        print(f"python -m cluster.sim: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
