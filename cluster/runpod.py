@@ -53,9 +53,9 @@ class RunPod(Market):
         self.client = Client(self.name, url or URL, key)
 
     def offers(self, want: Want) -> list[Offer]:
-        """One request for spot; on demand one for each cloud. RunPod can be asked for neither spot nor machines without GPU in
-        a region or network, and has no spot without GPU."""
-        if (want.spot or not want.count) and (want.network or want.regions) or (want.spot and not want.count):
+        """One request for spot; on demand one for each cloud. There is no spot without GPU, and only GPUs on demand
+        can be asked for by region or network."""
+        if (want.spot and not want.count) or ((want.spot or not want.count) and (want.network or want.regions)):
             return []
         if not want.count:
             found = self._cpus(want)
