@@ -1,8 +1,8 @@
 """A box: what a market's container looks like from inside, made of Linux namespaces. Needs root, util-linux, iproute2, sshd.
 
 From inside: a host of its own (processes, address, host name, HOME, /tmp, /run, /dev/shm, SSH host key) whose image is this
-machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH) and whose
-disk survives a stop, not a destroy.
+machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH). What
+survives a stop is on Vast the whole disk, on RunPod the persistent volume.
 The environment of the market's containers is set for the container's command and for logins.
 """
 
@@ -16,13 +16,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from cluster.sim.network import Network, arun
+from cluster.sim.network import Network, arun, run
 from cluster.sim.ports import Port
 from cluster.sim.rental import Rental
 from cluster.sim.world import World
 
 log = logging.getLogger("cluster.sim")
 
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 REPO = Path(__file__).parents[2]
 SSHD = """Port 22
 HostKey /etc/ssh/box_host_key
@@ -48,8 +49,7 @@ if [ -n "$PUBLIC_KEY" ]; then echo "$PUBLIC_KEY" >>/root/.ssh/authorized_keys; f
 def environment(world: World, rental: Rental, public: str, mapped: dict[int, Port]) -> dict[str, str]:
     """What the market's own containers have, the order's env, and where the simulated APIs are (the real ones have DNS)."""
     m, order = rental.machine, rental.order
-    path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(REPO)}
+    env = {"PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(REPO)}
     env |= {"VAST_URL": world.urls["vast"], "RUNPOD_URL": world.urls["runpod"]} | order.env
     if m.market == "vast":
         env |= {"CONTAINER_ID": rental.id, "CONTAINER_API_KEY": rental.key, "VAST_CONTAINERLABEL": f"C.{rental.id}"}
@@ -58,6 +58,21 @@ def environment(world: World, rental: Rental, public: str, mapped: dict[int, Por
     env |= {"RUNPOD_POD_ID": rental.id, "RUNPOD_API_KEY": rental.key, "RUNPOD_DC_ID": m.region}
     env |= {"RUNPOD_PUBLIC_IP": public, "RUNPOD_GPU_COUNT": str(order.count)}
     return env | {f"RUNPOD_TCP_PORT_{p}": str(port.public) for p, port in mapped.items()}
+
+
+def why_not() -> str | None:
+    """Why this machine can't run boxes, and the remedy; None: it can."""
+    if os.geteuid() != 0:
+        return "boxes are Linux namespaces, which need root: sudo, or --boxes none"
+    programs = {"ip": "iproute2", "unshare": "util-linux", "setpriv": "util-linux"}
+    programs |= {"sshd": "openssh-server", "ssh-keygen": "openssh-client"}
+    if missing := [f"{p} ({package})" for p, package in programs.items() if not shutil.which(p, path=SYSTEM_PATH)]:
+        return f"boxes need {', '.join(missing)}: apt-get install, or --boxes none"
+    try:
+        run("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "mount", "--make-rprivate", "/")
+    except OSError as error:
+        return f"no namespaces here ({error}): a container without the privilege, maybe; or --boxes none"
+    return None
 
 
 class NamespaceBox:
@@ -81,6 +96,7 @@ class NamespaceBox:
         for p in order.ports:
             self.mapped[p] = await Port.open(self.public, (self.address, p), same=p >= 70000)
         command = await self._write(world, rental, sshd)
+        volume = [f"{self._folder}/volume={order.volume}"] if order.volume else []
         seen = [sys.prefix, sys.base_prefix, str(REPO)]
         name = f"{rental.machine.market}-{rental.id}"
         # setpriv: it dies with us, and the whole box with it, even if we are killed.
@@ -88,9 +104,9 @@ class NamespaceBox:
             "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", space,
             "unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child",
             "bash", str(Path(__file__).with_name("box.sh")), str(self._folder), name, str(self._state), command,
-            *dict.fromkeys(seen), "--", *map(str, self._shared),
+            *dict.fromkeys(seen), "--", *map(str, self._shared), *volume,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": os.defpath + ":/usr/sbin:/sbin"}, start_new_session=True,
+            env={"PATH": SYSTEM_PATH}, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdout
         said = await self._process.stdout.readline()
@@ -111,7 +127,10 @@ class NamespaceBox:
         """The disk of a new box, and of every start its environment; returns the container's command."""
         assert self._folder
         folder, order = self._folder, rental.order
-        for part in ("home/.ssh", "tmp", "upper/etc/ssh", "work", "root"):
+        if rental.machine.market == "runpod" and folder.exists():
+            for part in ("home", "tmp", "upper", "work"):
+                await asyncio.to_thread(shutil.rmtree, folder / part)
+        for part in ("home/.ssh", "tmp", "upper/etc/ssh", "work", "root", "volume"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "tmp").chmod(0o1777)
         etc, home = folder / "upper/etc", folder / "home"
@@ -132,7 +151,10 @@ class NamespaceBox:
         start.write_text(START + ("exec /usr/sbin/sshd -D -e\n" if serve else "exec sleep infinity\n"))
         start.chmod(0o755)
         if rental.machine.market == "runpod":  # args replace the image's command, and no shell sees them
-            return "exec " + shlex.join(shlex.split(order.start) or ["/start.sh"])
+            try:
+                return "exec " + shlex.join(shlex.split(order.start) or ["/start.sh"])
+            except ValueError as error:
+                raise OSError(f"args: {error}") from None
         (home / "onstart.sh").write_text(order.start)
         return "bash /root/onstart.sh >/root/onstart.log 2>&1 & exec /start.sh"
 

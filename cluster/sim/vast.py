@@ -33,6 +33,8 @@ PORT = re.compile(r"-p (\d+):(\d+)(/tcp)?")
 
 
 class Create(Strict):
+    """Cut to what the simulator does: a field that it would have to ignore is refused, even if Vast takes it."""
+
     image: str
     disk: float = Field(default=8.0, gt=0)
     label: str | None = Field(default=None, max_length=256)
@@ -41,11 +43,7 @@ class Create(Strict):
     runtype: Literal["ssh", "ssh_proxy", "ssh_direct", "jupyter", "jupyter_proxy", "jupyter_direct", "args"] = "ssh"
     price: float | None = Field(default=None, ge=0.001, le=128)
     cancel_unavail: bool | None = None
-    target_state: Literal["running", "stopped"] = "running"
-    client_id: str | None = None
-    image_login: str | None = None
-    args: list[str] | None = None
-    force: bool | None = None
+    client_id: Literal["me"] = "me"
 
 
 class Change(Strict):
@@ -193,7 +191,6 @@ class Vast(Api):
     def instance(self, r: Rental) -> dict:
         m, now = r.machine, time.time()
         status = {"provisioning": None, "error": "exited"}.get(r.state, r.state)
-        ssh = r.box.mapped.get(22)
         on = r.state in ("provisioning", "loading", "running", "offline")
         return self.offer(m, r.order.spot, r.order.disk_gb) | {
             "id": int(r.id), "label": r.order.label or None, "actual_status": status, "intended_status": r.intended,
@@ -207,7 +204,7 @@ class Vast(Api):
             "public_ipaddr": r.box.public, "local_ipaddrs": r.box.address, "ssh_host": "ssh1.sim.invalid",
             "ssh_port": 10000 + int(r.id) % 10000, "direct_port_start": -1, "direct_port_end": -1,
             "ports": {f"{p}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port.public)}]
-                      for p, port in r.box.mapped.items()} if ssh or r.box.mapped else None,
+                      for p, port in r.box.mapped.items()} if r.box.mapped else None,
         }  # fmt: skip
 
     async def list(self, call: Call) -> Response:
