@@ -27,6 +27,9 @@ class Model:
     """Fields of peft.LoraConfig, by their own names; only with adapter: lora."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """bitsandbytes: 4bit is NF4 with double quantisation (QLoRA, Dettmers et al. 2023). Needs adapter: lora."""
+    qat: Literal["none", "int8", "w4a16"] = "none"
+    """Quantisation-aware training: linear layers compute with weights rounded as that method of jobs/quantize.py rounds them, and model/ is
+    written in its format (lib/quantize/qat.py). Needs adapter: none and strategy: ddp."""
     chat_template: str | None = None
     """A Jinja file that replaces the base's chat template. None: the one that comes with the base."""
 

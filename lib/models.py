@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 
 from lib.config import Model
@@ -130,8 +131,7 @@ def for_trainer(model: Model, args, task_type: str = "CAUSAL_LM") -> dict:
     if model.quantization != "none":
         from transformers import BitsAndBytesConfig
 
-        compute = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": arithmetic(args)}
         kwargs["quantization_config"] = (
             BitsAndBytesConfig(load_in_4bit=True, **four)
             if model.quantization == "4bit"
@@ -189,7 +189,7 @@ def export(trainer, model: Model, folder: Path) -> None:
     """Writes folder/model (always loadable by from_pretrained) and, where an adapter was trained, folder/adapter.
 
     Every rank must call it: sharded weights are gathered. The adapter is merged into the unquantised base, as in QLoRA's
-    own practice, since NF4 weights can't be added to.
+    own practice, since NF4 weights can't be added to. What was trained for a quantised format is written in it.
     """
     main = trainer.args.process_index == 0
     target = folder / ("adapter" if model.adapter != "none" else "model")
@@ -209,3 +209,20 @@ def export(trainer, model: Model, folder: Path) -> None:
         trainer.processing_class.save_pretrained(str(folder / "model"))
         for leftover in (folder / "model").glob("training_args.bin"):  # a pickle nobody needs
             leftover.unlink()
+    if main and model.qat != "none":
+        _quantize(model, folder / "model", folder / "quantized", trainer.args)
+
+
+def _quantize(model: Model, plain: Path, target: Path, args) -> None:
+    """Puts the weights that model.qat trained in the place of those in full precision."""
+    from lib.quantize.methods import quantize
+
+    kept = model.dtype if model.dtype != "auto" else arithmetic(args)
+    quantize(model.qat, str(plain), str(target), kept)
+    shutil.rmtree(plain)
+    target.rename(plain)
+
+
+def arithmetic(args) -> str:
+    """torch's name of the type that a trainer computes in."""
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 from dataclasses import dataclass, replace
@@ -59,11 +60,12 @@ class Plan:
             "all weights" if j.model.adapter == "none" else f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
         )
         quantized = "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
+        rounded = "" if j.model.qat == "none" else f", rounded as {j.model.qat} while they train"
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
             ("base", f"{j.model.base}  ({self.identity})"),
-            ("trains", adapter + quantized),
+            ("trains", adapter + quantized + rounded),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),
@@ -194,6 +196,14 @@ def _model(job: Job, gpu: bool) -> list[str]:
         out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
     if m.quantization != "none" and job.scale.strategy != "ddp":
         out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
+    if m.qat != "none" and m.adapter != "none":
+        out.append(f"model.qat: {m.qat} trains the weights themselves. Set model.adapter: none, or model.qat: none.")
+    if m.qat != "none" and job.scale.strategy != "ddp":
+        out.append(f"model.qat: {m.qat} runs with scale.strategy: ddp, not {job.scale.strategy}.")
+    if m.qat != "none" and job.stage == "reward":
+        out.append("model.qat: a reward model isn't quantised here. Leave it out.")
+    if m.qat != "none" and not importlib.util.find_spec("torchao"):
+        out.append("model.qat: needs torchao: pip install -e '.[quantize]'.")
     if m.lora.get("r", 8) < 1:
         out.append(f"model.lora.r: must be at least 1, is {m.lora['r']}.")
     return out
@@ -232,8 +242,6 @@ def _train(job: Job, gpu: bool) -> list[str]:
 
 
 def _tracker(name: str) -> list[str]:
-    import importlib.util
-
     known = {"none": None, "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
     if name not in known:
         from lib.cli import nearest
@@ -279,7 +287,7 @@ def template_digest(text: str | None) -> str | None:
 
 def _changes(run: Run, job: Job) -> list[str]:
     """What differs from the stored configuration in a way that would make the resumed run another one."""
-    old, new = _flat(run.job()), _flat(job.to_dict())
+    old, new = (_flat(j.to_dict()) for j in (Job.from_dict(run.job()), job))
     out = []
     for key in sorted(old.keys() | new.keys()):
         free = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE

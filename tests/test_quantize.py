@@ -19,7 +19,7 @@ from lib.cli import UsageError
 from lib.evals import job as evals
 from lib.evals.job import EvalJob
 from lib.quantize import job as quantize_job
-from lib.quantize import measure, methods, report, w8a8
+from lib.quantize import compressed, measure, methods, report
 from lib.quantize.measure import Needs, Rate
 from lib.run import Run
 from serve import serving
@@ -63,14 +63,14 @@ def test_every_method_loads_again_is_smaller_and_near(method, runs, make_run):
 
 def test_rows_by_hand():
     """s = max|w| / 127: 1.27 / 127 = 0.01; a row of zeros has a scale too."""
-    q, scale = w8a8.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
+    q, scale = compressed.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
     assert q.tolist() == [[127, -50, 0, 1], [0, 0, 0, 0]] and q.dtype == torch.int8
     assert scale[:, 0].tolist() == pytest.approx([0.01, 1e-8])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_path):
-    w8a8.quantize(Path(tiny_model), tmp_path / "q", dtype)
+    compressed.quantize(Path(tiny_model), tmp_path / "q", dtype, compressed.SCHEMES["w8a8"])
     old, new = load_file(Path(tiny_model, "model.safetensors")), load_file(tmp_path / "q/model.safetensors")
     layers = {n for n in old if "proj" in n}
     assert len(layers) == 14 and new.keys() == old.keys() | {f"{n}_scale" for n in layers}
@@ -88,7 +88,7 @@ def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_p
 def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "many", max_shard_size="200KB")
     for source, target in ((tiny_model, "one"), (tmp_path / "many", "several")):
-        w8a8.quantize(Path(source), tmp_path / target, None)
+        compressed.quantize(Path(source), tmp_path / target, None, compressed.SCHEMES["w8a8"])
     index = json.loads((tmp_path / "several/model.safetensors.index.json").read_text())
     files = {f: load_file(tmp_path / "several" / f) for f in set(index["weight_map"].values())}
     assert len(files) > 1
