@@ -18,7 +18,8 @@ class Model:
     revision: str | None = None
     """Commit, tag or branch of a hub model. None: its main branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the stored weights. auto: float32 where all weights train, the compute precision where an adapter does."""
+    """Type of the weights. auto: float32 while all of them train, and then stored as the base's are; the compute precision where an
+    adapter trains."""
     attn_implementation: str | None = None
     """Attention kernel by transformers' name: eager, sdpa, flash_attention_2 … None: sdpa on a GPU, eager on a CPU, where it is faster."""
     adapter: Literal["none", "lora"] = "none"

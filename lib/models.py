@@ -131,7 +131,8 @@ def for_trainer(model: Model, args, task_type: str = "CAUSAL_LM") -> dict:
     if model.quantization != "none":
         from transformers import BitsAndBytesConfig
 
-        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": arithmetic(args)}
+        compute = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
         kwargs["quantization_config"] = (
             BitsAndBytesConfig(load_in_4bit=True, **four)
             if model.quantization == "4bit"
@@ -209,20 +210,27 @@ def export(trainer, model: Model, folder: Path) -> None:
         trainer.processing_class.save_pretrained(str(folder / "model"))
         for leftover in (folder / "model").glob("training_args.bin"):  # a pickle nobody needs
             leftover.unlink()
-    if main and model.qat != "none":
-        _quantize(model, folder / "model", folder / "quantized", trainer.args)
+    if main and model.adapter == "none":
+        _shrink(trainer.accelerator.unwrap_model(trainer.model), model, folder)
 
 
-def _quantize(model: Model, plain: Path, target: Path, args) -> None:
-    """Puts the weights that model.qat trained in the place of those in full precision."""
-    from lib.quantize.methods import quantize
+def _shrink(trained, model: Model, folder: Path) -> None:
+    """Puts weights as the base stores them, or as model.qat trained them to be, in the place of those in full precision."""
+    from transformers import AutoConfig
 
-    kept = model.dtype if model.dtype != "auto" else arithmetic(args)
-    quantize(model.qat, str(plain), str(target), kept)
+    kept = AutoConfig.from_pretrained(path(model.base), revision=model.revision).dtype
+    kept = model.dtype if model.dtype != "auto" else str(kept or trained.dtype).removeprefix("torch.")
+    plain, target = folder / "model", folder / "smaller"
+    if model.qat != "none":
+        from lib.quantize.methods import quantize
+
+        quantize(model.qat, str(plain), str(target), kept)
+    elif kept != str(trained.dtype).removeprefix("torch."):
+        type(trained).from_pretrained(plain, dtype=kept).save_pretrained(target)
+        for file in plain.iterdir():  # the tokenizer's
+            if not (target / file.name).exists() and file.suffix != ".safetensors":
+                file.rename(target / file.name)
+    else:
+        return
     shutil.rmtree(plain)
     target.rename(plain)
-
-
-def arithmetic(args) -> str:
-    """torch's name of the type that a trainer computes in."""
-    return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"

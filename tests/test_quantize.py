@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lib import plan, quantized, vllm_generator
 from lib.cli import UsageError
+from lib.compression import measure, report
+from lib.compression.measure import Needs, Rate
 from lib.evals import job as evals
 from lib.evals.job import EvalJob
+from lib.quantize import compressed, methods
 from lib.quantize import job as quantize_job
-from lib.quantize import compressed, measure, methods, report
-from lib.quantize.measure import Needs, Rate
 from lib.run import Run
 from serve import serving
 from tests.conftest import REPO, run_job
@@ -193,7 +194,7 @@ def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
 
 def test_memory_and_speed_are_of_this_process(tiny_model):
     prompts = [[{"role": "user", "content": f"what is {i}?"}] for i in range(16)]
-    found = measure.needs(tiny_model, False, "float32", prompts, 6, 1)
+    found = measure.needs(tiny_model, False, "float32", prompts, 6)
     assert 0 < found.empty_bytes <= found.answering_bytes and found.alone.low <= found.alone.median <= found.alone.high
     assert found.together.tokens == 16 * 6 * measure.REPEATS and found.together.median > found.alone.median
 
@@ -204,8 +205,8 @@ def test_the_report_by_hand():
         "before": Needs(1.0, 100 << 20, 150 << 20, 300 << 20, rate(10), rate(100)),
         "nf4": Needs(1.0, 100 << 20, 150 << 20, 200 << 20, rate(20), rate(150)),
     }
-    job = quantize_job.QuantizeJob(method="nf4", engine="transformers")
-    got = report.rows(job, {"bytes": {"before": 200_000_000, "nf4": 50_000_000}}, needs, None)
+    sizes = {"before": 200_000_000, "nf4": 50_000_000}
+    got = report.rows(report.Compressed("runs/q", "quantize", "runs/sft", ("before", "nf4"), "", "transformers", {}, sizes, needs, None, ""))  # fmt: skip
     assert got[0] == ("weights on disk", "200 MB", "50 MB", "0.25×")
     assert got[1] == ("memory, peak while answering", "300 MiB", "200 MiB", "-100 MiB")
     assert got[2][1:] == ("200 MiB", "100 MiB", "-100 MiB")

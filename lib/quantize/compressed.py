@@ -43,7 +43,9 @@ def groups(weight_OI):
 
     outputs, inputs = weight_OI.shape
     if inputs % GROUP:
-        raise ValueError(f"w4a16 takes {GROUP} weights at a time, and a layer has {inputs} inputs. Choose method: w8a8.")
+        raise ValueError(
+            f"w4a16 takes {GROUP} weights at a time, and a layer has {inputs} inputs. Choose method: w8a8."
+        )
     grouped_OGI = weight_OI.float().reshape(outputs, inputs // GROUP, GROUP)
     scale_OG = (grouped_OGI.abs().amax(2) / 7.5).clamp(min=1e-8)
     # 1 / s as torchao has it (lib/quantize/qat.py): w = −max|w| stands between −8 and −7, and rounding decides.
