@@ -110,8 +110,9 @@ def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
 
 
 @pytest.mark.skipif(not vllm_generator.installed(), reason="vLLM is not installed: make vllm")
+@pytest.mark.parametrize(("method", "near"), [("w8a8", 0.02), ("w4a16", 0.05)])
 @pytest.mark.slow
-def test_vllm_answers_with_w8a8(tiny_model, tmp_path):
+def test_vllm_answers_with_integer_weights(method, near, tiny_model, tmp_path):
     """As in test_vllm_generator: heads of 32. Greedy answers may turn at near-ties, so log-probabilities are compared."""
     from transformers import AutoTokenizer
 
@@ -121,10 +122,10 @@ def test_vllm_answers_with_w8a8(tiny_model, tmp_path):
     torch.manual_seed(0)
     LlamaForCausalLM(AutoConfig.from_pretrained(tiny_model, head_dim=32)).save_pretrained(plain)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(plain)
-    methods.quantize("w8a8", str(plain), str(tmp_path / "q"), None)
+    methods.quantize(method, str(plain), str(tmp_path / "q"), None)
     scores = [VllmGenerator(str(p)).score(["the lamp is"], [" near the river"])[0] for p in (plain, tmp_path / "q")]
     assert scores[0].tokens == scores[1].tokens
-    assert scores[0].logprob == pytest.approx(scores[1].logprob, rel=0.02) and scores[0].logprob != scores[1].logprob
+    assert scores[0].logprob == pytest.approx(scores[1].logprob, rel=near) and scores[0].logprob != scores[1].logprob
 
 
 @pytest.mark.parametrize(
