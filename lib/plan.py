@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from lib import data, hardware, models, quantized, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
+from lib.quantize import qat
 from lib.run import Run, absolute
 
 MAY_CHANGE = {
@@ -196,17 +196,9 @@ def _model(job: Job, gpu: bool) -> list[str]:
         out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
     if m.quantization != "none" and job.scale.strategy != "ddp":
         out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
-    if m.qat != "none" and m.adapter != "none":
-        out.append(f"model.qat: {m.qat} trains the weights themselves. Set model.adapter: none, or model.qat: none.")
-    if m.qat != "none" and job.scale.strategy != "ddp":
-        out.append(f"model.qat: {m.qat} runs with scale.strategy: ddp, not {job.scale.strategy}.")
-    if m.qat != "none" and job.stage == "reward":
-        out.append("model.qat: a reward model isn't quantised here. Leave it out.")
-    if m.qat != "none" and not importlib.util.find_spec("torchao"):
-        out.append("model.qat: needs torchao: pip install -e '.[quantize]'.")
     if m.lora.get("r", 8) < 1:
         out.append(f"model.lora.r: must be at least 1, is {m.lora['r']}.")
-    return out
+    return out + qat.problems(job)
 
 
 def _train(job: Job, gpu: bool) -> list[str]:
@@ -242,6 +234,8 @@ def _train(job: Job, gpu: bool) -> list[str]:
 
 
 def _tracker(name: str) -> list[str]:
+    import importlib.util
+
     known = {"none": None, "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
     if name not in known:
         from lib.cli import nearest

@@ -71,8 +71,14 @@ def _zero(weight_OI, score_OI, args, per_row: bool) -> None:
     weight_OI[gone] = 0
 
 
+KNOWN = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+"""The linear layers of a decoder layer like Llama's."""
+
+
 def _width(model, seen, args) -> None:
-    config, count = model.config, len(model.model.layers)
+    config, count, there = model.config, len(model.model.layers), linears(model)
+    if missing := [name for name in KNOWN if f"model.layers.0.{name}" not in there]:
+        raise ValueError(f"train.method: a {type(model).__name__} has no {missing[0]}, which width cuts. Choose depth.")
     if args.keep_kv_heads:
         if not 1 <= args.keep_kv_heads <= config.num_key_value_heads:
             raise ValueError(f"train.keep_kv_heads: must be from 1 to {config.num_key_value_heads}, the base's.")

@@ -10,6 +10,26 @@ teacher, it heals what rounding costs.
 
 from __future__ import annotations
 
+import importlib.util
+
+from lib.config import Job
+
+
+def problems(job: Job) -> list[str]:
+    """Why the job can't train so, each naming its key."""
+    m, out = job.model, []
+    if m.qat == "none":
+        return out
+    if m.adapter != "none":
+        out.append(f"model.qat: {m.qat} trains the weights themselves. Set model.adapter: none, or model.qat: none.")
+    if job.scale.strategy != "ddp":
+        out.append(f"model.qat: {m.qat} runs with scale.strategy: ddp, not {job.scale.strategy}.")
+    if job.stage == "reward":
+        out.append("model.qat: a reward model isn't quantised here. Leave it out.")
+    if not importlib.util.find_spec("torchao"):
+        out.append("model.qat: needs torchao: pip install -e '.[quantize]'.")
+    return out
+
 
 def prepare(model, method: str) -> None:
     """Swaps the linear layers of `model`, but for its output layer, for such that round their weights as `method` of
