@@ -12,16 +12,9 @@ from pathlib import Path
 PACKAGES = ["llmcompressor==0.14.0.1"]
 ROWS, TOKENS = 256, 512
 """Calibration rows at most, and tokens of each."""
-SCHEMES = {
-    "gptq_w4a16": {"weights": {"num_bits": 4, "strategy": "group"}},
-    "gptq_w8a8": {
-        "weights": {"num_bits": 8, "strategy": "channel"},
-        "input_activations": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True},
-    },
-}
 
 
-def quantize(method: str, source: Path, target: Path, dtype: str | None, rows: list[list[int]]) -> None:
+def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]]) -> None:
     """rows: token ids to calibrate on. Ray must be connected. Raises RayError where the environment can't be made."""
     import ray
 
@@ -32,7 +25,7 @@ def quantize(method: str, source: Path, target: Path, dtype: str | None, rows: l
     env = {"pip": {"packages": PACKAGES}, "env_vars": worker_env(Scale(), bool(gpu))}
     env["config"] = {"setup_timeout_seconds": 1800}  # a copy of this environment, and a download
     task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, runtime_env=env)(_quantize)
-    ray.get(task.remote(SCHEMES[method], str(source), str(target), dtype, rows))
+    ray.get(task.remote(str(source), str(target), dtype, rows))
 
 
 def calibration(job, source: str) -> list[list[int]]:
@@ -46,7 +39,7 @@ def calibration(job, source: str) -> list[list[int]]:
     return [ids[:TOKENS] for ids in read]
 
 
-def _quantize(scheme: dict, source: str, target: str, dtype: str | None, rows: list[list[int]]) -> None:
+def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]]) -> None:
     """In llm-compressor's environment."""
     import torch
     from datasets import Dataset
@@ -56,15 +49,20 @@ def _quantize(scheme: dict, source: str, target: str, dtype: str | None, rows: l
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
     inputs = {m.in_features for m in model.model.modules() if isinstance(m, torch.nn.Linear)}
-    weights = {"type": "int", "symmetric": True, "dynamic": False} | scheme["weights"]
-    if weights["strategy"] == "group":  # vLLM's kernels know these sizes
-        size = next((g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None)
-        if not size:
-            raise ValueError(
-                f"model.base: layers of {sorted(inputs)} inputs can't be cut into groups of 32. Say gptq_w8a8."
-            )
-        weights["group_size"] = size
-    groups = {"group_0": {"targets": ["Linear"], **scheme, "weights": weights}}
+    size = next((g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None)  # vLLM's kernels know these
+    if not size:
+        raise ValueError(
+            f"model.base: layers of {sorted(inputs)} inputs can't be cut into groups of 32. Say method: w8a8."
+        )
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "dynamic": False,
+        "strategy": "group",
+        "group_size": size,
+    }
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     modifier = GPTQModifier(config_groups=groups, ignore=["lm_head"])
     read = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]})
     oneshot(model=model, dataset=read, recipe=modifier, num_calibration_samples=len(rows), max_seq_length=TOKENS, output_dir=target)  # fmt: skip

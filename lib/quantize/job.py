@@ -31,8 +31,8 @@ class QuantizeJob:
     run: str = "runs/quantize"
     """The run directory to write: a local path or s3://bucket/path."""
     model: Source = field(default_factory=Source)
-    method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4", "gptq_w4a16", "gptq_w8a8"] = "w8a8"
-    """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes; gptq_…:
+    method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4", "gptq_w4a16"] = "w8a8"
+    """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes; gptq_w4a16:
     llm-compressor, calibrated on training rows of `data`, in an environment that pip makes for it (lib/quantize/methods.py)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of what stays unquantised: embeddings, norms, output layer. auto: as the base has it."""

@@ -8,7 +8,6 @@
     nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
                   https://arxiv.org/abs/2305.14314; bitsandbytes)
     gptq_w4a16    4-bit weights, a scale per output and group of inputs, fitted to calibration rows: lib/quantize/gptq.py
-    gptq_w8a8     w8a8's scheme with its weights fitted in the same way
 
 Only GPTQ needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lib.quantize import compressed, gptq
@@ -84,10 +82,7 @@ METHODS = {
     "w4a16": Method("compressed-tensors", "4-bit weights", _compressed("w4a16")),
     "bnb_int8": Method("bitsandbytes", "8-bit weights, outliers in 16", _bitsandbytes(load_in_8bit=True)),
     "nf4": Method("bitsandbytes", "4-bit weights", _bitsandbytes(**NF4)),
-    "gptq_w4a16": Method("compressed-tensors", "4-bit weights, calibrated", partial(gptq.quantize, "gptq_w4a16"), True),
-    "gptq_w8a8": Method(
-        "compressed-tensors", "8-bit weights and activations, calibrated", partial(gptq.quantize, "gptq_w8a8"), True
-    ),
+    "gptq_w4a16": Method("compressed-tensors", "4-bit weights, calibrated", gptq.quantize, calibrated=True),
 }
 
 
