@@ -68,13 +68,13 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--as-it-comes", action="store_true", help="no environment of ours for vLLM's own server")
     options = parser.parse_args()
-    from lib import vllm_generator
+    from lib import hardware, vllm_generator
 
     if not vllm_generator.installed():
         print('vLLM is not installed here: make vllm, or with a GPU pip install -e ".[gpu]".', file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the server would outlive us
-    vllm_generator.environment("WARNING")
+    vllm_generator.environment("WARNING", "cuda" if hardware.local_gpus() else "cpu")
     turns: list[tuple[str, Turn]] = []
     rate = None
     for side in SIDES:

@@ -124,12 +124,13 @@ class DistillTrainer(SFTTrainer):
 
 def soft_loss(said: Said, student_NV, args: DistillConfig):
     """(T² · D at each place (N,), share of the teacher's mass outside its kept tokens or None)."""
-    student_NV = (student_NV / args.soft_temperature).log_softmax(-1)
-    outside = None
+    student_NV, outside = student_NV / args.soft_temperature, None
     if said.tokens_NK is not None:
-        student_NV = grouped_as(student_NV, said.tokens_NK)
+        logp = grouped_as(student_NV, said.tokens_NK)
         outside = said.logp_NK[:, -1].exp().mean().item()
-    loss_N = divergence(said.logp_NK, student_NV, args.divergence, args.jsd_beta)
+    else:
+        logp = student_NV.log_softmax(-1)
+    loss_N = divergence(said.logp_NK, logp, args.divergence, args.jsd_beta)
     return args.soft_temperature**2 * loss_N, outside
 
 

@@ -14,6 +14,13 @@ def local_gpus() -> int:
     return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
 
 
+def gpus() -> float:
+    """GPUs of the cluster this process has joined; of this machine where it has joined none, as `serve run` does only later."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else local_gpus()
+
+
 def local_cpus() -> int:
     """CPU cores that Ray will find here: in a container, its share."""
     from ray._private.utils import get_num_cpus

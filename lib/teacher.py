@@ -64,7 +64,7 @@ class Whole(Teacher):
         import torch
 
         with torch.no_grad():
-            return grouped((self._logits(batch) / self.temperature).log_softmax(-1), k)
+            return grouped(self._logits(batch) / self.temperature, k)
 
     def _logits(self, batch: dict):
         return logits(self.model, {name: batch[name] for name in ("input_ids", "attention_mask")}, labelled(batch))[0]
@@ -217,18 +217,20 @@ def unpadded(batch: dict) -> list[tuple[list[int], list[int]]]:
     return [(ids[:n], labels[:n]) for ids, labels, n in rows]
 
 
-def grouped(logp_NV, k: int) -> Said:
+def grouped(logits_NV, k: int) -> Said:
     """The k likeliest tokens, and all others as one."""
-    tokens_NK = logp_NV.topk(min(k, logp_NV.shape[-1] - 1)).indices
-    return Said(tokens_NK, grouped_as(logp_NV, tokens_NK))
+    tokens_NK = logits_NV.topk(min(k, logits_NV.shape[-1] - 1)).indices
+    return Said(tokens_NK, grouped_as(logits_NV, tokens_NK))
 
 
-def grouped_as(logp_NV, tokens_NK):
-    """(N, K + 1): log-probabilities of the tokens given, and of all others together."""
+def grouped_as(logits_NV, tokens_NK):
+    """(N, K + 1): log-probabilities of the tokens given, and of all others together; of logits or of log-probabilities. The whole
+    vocabulary is read once, as a softmax of it and then of the rest would not."""
     import torch
 
-    rest_N = logp_NV.scatter(1, tokens_NK, -torch.inf).logsumexp(-1).clamp(min=LEAST)
-    return torch.cat([logp_NV.gather(1, tokens_NK), rest_N[:, None]], 1)
+    rest_N1 = logits_NV.scatter(1, tokens_NK, -torch.inf).logsumexp(-1, keepdim=True)
+    logp_NK = torch.cat([logits_NV.gather(1, tokens_NK), rest_N1], 1).log_softmax(-1)
+    return torch.cat([logp_NK[:, :-1], logp_NK[:, -1:].clamp(min=LEAST)], 1)
 
 
 def _key(ids, labels) -> str:

@@ -19,11 +19,14 @@ def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def environment(log: str) -> None:
+def environment(log: str, device: str) -> None:
     """What vLLM should find in its environment, where the user has said nothing else. log: the least that it prints."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", log)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory, for each process
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else two engines share the first cores
+    if device == "cpu":
+        # The first log-probabilities would wait 10 to 20 s for a compiler, and then take as long as without.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 @functools.cache
@@ -47,7 +50,7 @@ class VllmGenerator(Generator):
         window: int = 1024,
     ):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        environment("ERROR")
+        environment("ERROR", device)
         from vllm import LLM
 
         super().__init__(model_dir, trained_template, window)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from ray import serve
 
-from serve import engines
+from serve import drain, engines
 from serve.guard import Guard
 from serve.serving import Plan, parse, plan
 
@@ -25,13 +25,15 @@ def app(args: dict[str, Any]) -> serve.Application:
     import ray
 
     from lib.config import Scale
-    from lib.hardware import worker_env
+    from lib.hardware import gpus, worker_env
 
     try:
         planned = plan(parse(args))
     except ValueError as e:
         raise click.ClickException(str(e)) from None  # which `serve run` prints without a traceback
-    s, gpu = planned.serving, ray.cluster_resources().get("GPU", 0) > 0 if ray.is_initialized() else False
+    if click.get_current_context(silent=True) and not ray.is_initialized():
+        drain.at_exit()
+    s, gpu = planned.serving, gpus() > 0
     copies: dict[str, Any] = {"num_replicas": s.replicas}
     if s.max_replicas:
         most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas}
@@ -42,7 +44,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         # Serve's own queue is longer than what a replica takes, so that the replica itself can say 429 and when to come again.
         max_ongoing_requests=4 * s.at_once,
         max_queued_requests=4 * s.at_once,
-        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_timeout_s=s.timeout_s,
     ).bind(planned)
 
 

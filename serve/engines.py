@@ -34,7 +34,7 @@ class Engine:
 
 
 def called(planned: Plan) -> str:
-    return planned.serving.name or planned.base.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
+    return planned.serving.name or planned.serving.run.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
 
 
 def speculative(draft: Draft) -> dict[str, Any]:
@@ -48,12 +48,15 @@ def speculative(draft: Draft) -> dict[str, Any]:
 
 async def vllm(planned: Plan) -> Engine:
     """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
-    vllm_generator.environment("WARNING")
     import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vllm_generator.environment("WARNING", device)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.usage.usage_lib import UsageContext  # which decides how much a GPU reads at a time
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -61,7 +64,9 @@ async def vllm(planned: Plan) -> Engine:
     argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
     argv += ["--kv-cache-dtype", s.kv_cache_dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
-    argv += [] if torch.cuda.is_available() else ["--enforce-eager"]
+    argv += ["--enforce-eager"] if device == "cpu" else []
+    if s.tool_calls and s.task == "generate":
+        argv += ["--enable-auto-tool-choice", "--tool-call-parser", s.tool_calls]
     shelf = Shelf(planned.adapters_from, planned.base) if planned.adapters_from else None
     kept = [*planned.adapters.values(), *(shelf.names().values() if shelf else ())]
     ranks = [adapters.rank(folder) for folder in kept] + ([adapters.LATER] if shelf else [])
@@ -75,7 +80,9 @@ async def vllm(planned: Plan) -> Engine:
             argv += ["--pooler-config", json.dumps({"pooling_type": "MEAN"})]
     argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs.from_cli_args(args), usage_context=UsageContext.OPENAI_API_SERVER
+    )
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
@@ -96,11 +103,6 @@ async def transformers(planned: Plan) -> Engine:
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
     from starlette.routing import Route
-    from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
-    from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
-    from transformers.cli.serving.model_manager import ModelManager
-    from transformers.cli.serving.server import build_server
-    from transformers.cli.serving.utils import GenerationState
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = hardware.dtype(planned.serving.dtype, device)
@@ -116,22 +118,8 @@ async def transformers(planned: Plan) -> Engine:
         health = Route("/health", lambda request: JSONResponse({"status": "ok"}))
         return Engine(Starlette(routes=[embedder.route(name), listed, health]), title, {name: name}, (), check)
 
-    def named(kind):
-        """Its replies say the name that clients use; else they would say the folder."""
+    from serve import by_transformers
 
-        class Handler(kind):
-            def _resolve_model(self, body):
-                return name, *super()._resolve_model(body)[1:]
-
-        return Handler(manager, state)
-
-    manager = ModelManager(device=device, dtype=dtype, force_model=where)
-    state = GenerationState(continuous_batching=False)
-    chat, completion = named(ChatCompletionHandler), named(CompletionHandler)
-    app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
-    kept = ("/v1/chat/completions", "/v1/completions", "/health")  # others would load models, or unload ours
-    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in kept]
+    app = by_transformers.application(where, name, dtype, device, planned.serving.max_model_len)
     app.router.routes.append(listed)
-    harmless = {"user", "metadata", "store", "stream_options", "service_tier", "parallel_tool_calls", "max_completion_tokens"}  # fmt: skip
-    lacks = tuple(sorted((UNUSED_CHAT_COMPLETION_FIELDS | UNUSED_LEGACY_COMPLETION_FIELDS) - harmless))
-    return Engine(app, title, {name: where}, lacks, check)
+    return Engine(app, title, {name: where}, by_transformers.LACKS, check)

@@ -57,8 +57,9 @@ class Guard:
             try:
                 async with asyncio.timeout(self.serving.timeout_s):
                     body = await self._asked(await self._body(scope, receive))
-                    headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
-                    scope = scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
+                    said = {b"content-length": str(len(body)).encode(), b"content-type": b"application/json"}
+                    headers = [(k, v) for k, v in scope["headers"] if k not in said]
+                    scope = scope | {"headers": [*headers, *said.items()]}
                     await self.app(scope, _again(body, receive), sending)
             finally:
                 self.busy -= 1

@@ -1,4 +1,9 @@
-"""What is to be served, and every check that needs no model in memory."""
+"""What is to be served, and every check that needs no model in memory.
+
+An engine is one replica's, on one GPU. ray.serve.llm, which spreads one over several nodes, is no choice here: its HTTP ingress
+is its own, so nothing of serve/guard.py (token, 429, sizes, times) would stand before it, it takes LoRA runs from s3 alone and
+answers 500 for one that isn't there (ray 2.60), and on a CPU it can't be tried with more than one worker.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +48,10 @@ class Serving:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and arithmetic. auto: the weights' own with vLLM; as lib/hardware.py says with transformers."""
     max_model_len: int | None = None
-    """Tokens of prompt and answer together, with vLLM. None: what the model can."""
+    """Tokens of prompt and answer together. None: what the model can."""
+    tool_calls: str = "hermes"
+    """How the model writes a call of a tool, by the name of vLLM's parser; hermes: <tool_call>{"name": …}</tool_call>, as Qwen
+    and many others do. Empty: its calls stay text. With transformers they are text where the tokenizer doesn't say how it writes them."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """Type of the keys and values kept of what was read. auto: the weights' own; fp8 (e4m3) halves them. Needs vLLM."""
     replicas: int = 1

@@ -30,11 +30,9 @@ class Teaching:
 
 def app(args: dict[str, Any]) -> serve.Application:
     """Raises ClickException before anything is started."""
-    import ray
-
     from lib import models
     from lib.config import Scale
-    from lib.hardware import worker_env
+    from lib.hardware import gpus, worker_env
     from serve import serving
 
     try:
@@ -42,7 +40,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         base, identity = models.locate_for("run", teaching.run)
     except ValueError as e:
         raise click.ClickException(str(e)) from None
-    gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    gpu = gpus() > 0
     actor = {"num_cpus": teaching.cpus, "num_gpus": int(gpu)}
     actor["runtime_env"] = {"env_vars": worker_env(Scale(), gpu)}
     return Teacher.options(num_replicas=teaching.replicas, ray_actor_options=actor, max_ongoing_requests=8).bind(

@@ -66,7 +66,7 @@ def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int)
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if vllm:
-        vllm_generator.environment("ERROR")
+        vllm_generator.environment("ERROR", device)
         from vllm import LLM  # noqa: F401  (what the engine itself takes belongs to the empty process)
     else:
         from transformers import LlamaForCausalLM  # noqa: F401

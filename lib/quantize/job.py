@@ -31,12 +31,13 @@ class QuantizeJob:
     run: str = "runs/quantize"
     """The run directory to write: a local path or s3://bucket/path."""
     model: Source = field(default_factory=Source)
-    method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4"] = "w8a8"
-    """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes (lib/quantize/methods.py)."""
+    method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4", "gptq_w4a16"] = "w8a8"
+    """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes; gptq_w4a16:
+    llm-compressor, calibrated on training rows of `data`, in an environment that pip makes for it (lib/quantize/methods.py)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of what stays unquantised: embeddings, norms, output layer. auto: as the base has it."""
     data: Data = field(default_factory=Data)
-    """Held-out rows for perplexity. Where nothing of it is set: the data of the run that is quantised."""
+    """Held-out rows for perplexity, and what GPTQ calibrates on. Where nothing of it is set: the data of the run that is quantised."""
     tasks: list[str] = field(default_factory=lambda: ["perplexity"])
     """What to measure before and after, by the names in lib/evals/tasks.py. Empty: only sizes, memory and speed."""
     task_data: dict[str, str] = field(default_factory=dict)
@@ -137,7 +138,7 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
     if engine == "transformers" and not importlib.util.find_spec(kind.package):
         problems.append(f"engine: transformers needs {kind.name} to load {job.method}: pip install {kind.install}")
     job = replace(job, run=run.path, data=data.absolute(job.data))
-    checked = attempt(data.check, job.data, ("chat", "text"), False)
+    checked = attempt(data.check, job.data, ("chat", "text"), METHODS[job.method].calibrated)
     if spec and engine and job.tasks:  # the tasks, on the model that is there already
         from lib.evals import job as evals
 

@@ -7,8 +7,9 @@
     bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
     nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
                   https://arxiv.org/abs/2305.14314; bitsandbytes)
+    gptq_w4a16    4-bit weights, a scale per output and group of inputs, fitted to calibration rows: lib/quantize/gptq.py
 
-None of them needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
+Only GPTQ needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.quantize import compressed
+from lib.quantize import compressed, gptq
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Method:
     format: str
     """As in lib/quantized.py."""
     about: str
-    run: Callable[[Path, Path, str | None], None]
+    run: Callable[..., None]
     """(source folder, target folder, type of what stays unquantised or None for the source's own)"""
+    calibrated: bool = False
+    """It takes token ids of calibration rows too, and Ray must be connected."""
 
 
 def _torchao(name: str) -> Callable[[Path, Path, str | None], None]:
@@ -79,18 +82,23 @@ METHODS = {
     "w4a16": Method("compressed-tensors", "4-bit weights", _compressed("w4a16")),
     "bnb_int8": Method("bitsandbytes", "8-bit weights, outliers in 16", _bitsandbytes(load_in_8bit=True)),
     "nf4": Method("bitsandbytes", "4-bit weights", _bitsandbytes(**NF4)),
+    "gptq_w4a16": Method("compressed-tensors", "4-bit weights, calibrated", gptq.quantize, calibrated=True),
 }
 
 
-def quantize(method: str, source: str, target: str, dtype: str | None) -> str:
-    """Quantises the model in folder `source` into `target`, with its tokenizer; returns the SHA-256 of the chat template."""
+def quantize(method: str, source: str, target: str, dtype: str | None, rows: list[list[int]] | None = None) -> str:
+    """Quantises the model in folder `source` into `target`, with its tokenizer; returns the SHA-256 of the chat template.
+
+    rows: token ids to calibrate on, for a method that needs them.
+    """
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     from lib.models import template_sha256
 
     disable_progress_bar()
-    METHODS[method].run(Path(source), Path(target), dtype)
+    how = METHODS[method]
+    how.run(Path(source), Path(target), dtype, *([rows] if how.calibrated else []))
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.save_pretrained(target)
     return template_sha256(tokenizer)

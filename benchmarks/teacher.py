@@ -1,0 +1,121 @@
+"""What reading the teacher once saves: the same distillation with it beside the student and from what was kept of it.
+
+    python benchmarks/teacher.py [--base HuggingFaceTB/SmolLM2-135M-Instruct] [--steps 8] [--repeats 2] [--train.KEY VALUE …]
+
+configs/distill.yaml (8 of the teacher's layers are the student) with the base as teacher, in processes of one thread, in turn:
+whole (every probability, the teacher's pass in every step), kept (train.top_k: 64, worked out before the first step) and none
+(train.hard_weight: 1, the tokens alone: what no teacher can be cheaper than). All take the same rows in the same order, so a ratio is of one step with itself. An epoch of what is kept costs its steps alone from
+the second on; what the first costs more, the working out, is printed. CPU seconds are the process's own, whatever else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+CONFIG = "lib.distillation:DistillConfig"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--base", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="the teacher; the student is cut of it"
+    )
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    options, extra = parser.parse_known_args()
+    if options.side:
+        return train(json.loads(options.side))
+    from lib import cli, hardware, plan
+
+    found: dict[str, list[dict]] = {"whole": [], "kept": [], "none": []}
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--config", "configs/distill.yaml", "--model.base", options.base, "--train.teacher", options.base]
+        common += [
+            "--data.limit",
+            str(16 * options.steps),
+            "--train.max_steps",
+            str(options.steps),
+            "--scale.workers",
+            "1",
+        ]
+        common += ["--run", f"{folder}/run", *extra]
+        for _ in range(options.repeats):
+            for side, more in (
+                ("whole", []),
+                ("kept", ["--train.top_k", "64", "--train.keep", f"{folder}/keep"]),
+                ("none", ["--train.hard_weight", "1"]),
+            ):
+                planned = plan.make(cli.parse("distill", CONFIG, [*common, *more]), ("chat", "text"), ("teacher",))
+                env = os.environ | hardware.worker_env(planned.job.scale, planned.gpu)
+                command = [sys.executable, __file__, "--side", json.dumps(planned.job.to_dict())]
+                done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr[-3000:])
+                found[side].append(json.loads(done.stdout.splitlines()[-1]))
+    show(found)
+    return 0
+
+
+def train(job_json: dict) -> int:
+    """In a process of its own: the trainer that a worker would get; says when each step ended."""
+    import torch
+    from transformers import TrainerCallback
+
+    from jobs.distill import build
+    from lib.config import Job
+    from lib.worker import arguments
+
+    job = Job.from_dict(job_json)
+    torch.set_num_threads(job.scale.cpus_per_worker)
+    said: dict[str, list] = {"wall": [], "cpu": [], "losses": []}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            said["wall"].append(time.perf_counter())
+            said["cpu"].append(time.process_time())
+
+    with tempfile.TemporaryDirectory() as folder:
+        args, _ = arguments(job, CONFIG, 1, folder)
+        args.save_strategy, args.logging_steps = "no", 1
+        began = time.process_time()
+        trainer = build(job, args)
+        before = time.process_time() - began
+        trainer.add_callback(Clock())
+        trainer.train()
+        losses = [x["loss"] for x in trainer.state.log_history if "loss" in x]
+    print(json.dumps(said | {"losses": losses, "before": before, "rows": len(trainer.train_dataset)}))
+    return 0
+
+
+def show(found: dict[str, list[dict]]) -> None:
+    first = next(iter(found["kept"]))
+    for clock in ("cpu", "wall"):
+        steps = {side: [b - a for run in runs for a, b in pairwise(run[clock])] for side, runs in found.items()}
+        middle = ", ".join(f"{side} {statistics.median(took):.2f}" for side, took in steps.items())
+        print(f"{clock} seconds a step: {middle}")
+        for side in ("kept", "none"):
+            ratios = [a / b for a, b in zip(steps["whole"], steps[side], strict=True)]
+            low, _, high = statistics.quantiles(ratios, n=4)
+            print(
+                f"  whole : {side} {statistics.median(ratios):.2f}× (quartiles {low:.2f}–{high:.2f} of {len(ratios)} steps)"
+            )
+    extra = first["before"] - found["kept"][-1]["before"]
+    print(f"working out what is kept of {first['rows']} rows: {extra:.1f} CPU seconds, once")
+    far = max(abs(a - b) / a for a, b in zip(found["whole"][0]["losses"], first["losses"], strict=True))
+    print(f"losses of the two differ by at most {far:.1%}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""GPTQ: weights rounded one column after the other, the error of each taken back by those that are left.
+
+argmin_q ‖W X − Ŵ X‖² with X what the layer reads on calibration rows: Frantar et al. 2022, https://arxiv.org/abs/2210.17323.
+By llm-compressor 0.14, which wants another transformers and compressed-tensors than this project: it works in a Ray task whose
+environment pip makes of this one and PACKAGES, once a Ray session (Ray keeps it), and needs a package index for that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGES = ["llmcompressor==0.14.0.1"]
+ROWS, TOKENS = 256, 512
+"""Calibration rows at most, and tokens of each."""
+
+
+def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]]) -> None:
+    """rows: token ids to calibrate on. Ray must be connected. Raises RayError where the environment can't be made."""
+    import ray
+
+    from lib.config import Scale
+    from lib.hardware import worker_env
+
+    gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
+    env = {"pip": {"packages": PACKAGES}, "env_vars": worker_env(Scale(), bool(gpu))}
+    env["config"] = {"setup_timeout_seconds": 1800}  # a copy of this environment, and a download
+    task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, runtime_env=env)(_quantize)
+    ray.get(task.remote(str(source), str(target), dtype, rows))
+
+
+def calibration(job, source: str) -> list[list[int]]:
+    """Training rows of `job.data` (a QuantizeJob's) as the model in folder `source` reads them."""
+    from lib import data
+    from lib.encode import Encoder
+
+    encoder, found = Encoder(source), data.load(job.data, ("chat", "text")).train
+    rows = (found[i] for i in range(min(ROWS, len(found))))
+    read = [encoder.plain(r["text"]) if "text" in r else encoder.render(r["messages"], False, r.get("tools")) for r in rows]  # fmt: skip
+    return [ids[:TOKENS] for ids in read]
+
+
+def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]]) -> None:
+    """In llm-compressor's environment."""
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+    inputs = {m.in_features for m in model.model.modules() if isinstance(m, torch.nn.Linear)}
+    size = next((g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None)  # vLLM's kernels know these
+    if not size:
+        raise ValueError(
+            f"model.base: layers of {sorted(inputs)} inputs can't be cut into groups of 32. Say method: w8a8."
+        )
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "dynamic": False,
+        "strategy": "group",
+        "group_size": size,
+    }
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    modifier = GPTQModifier(config_groups=groups, ignore=["lm_head"])
+    read = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]})
+    oneshot(model=model, dataset=read, recipe=modifier, num_calibration_samples=len(rows), max_seq_length=TOKENS, output_dir=target)  # fmt: skip

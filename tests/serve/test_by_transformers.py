@@ -1,0 +1,110 @@
+"""What transformers' own server answers otherwise than vLLM and OpenAI do: draws, seeds, stop texts, lengths, errors."""
+
+import asyncio
+import json
+import re
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve.by_transformers import Stopped, application
+
+HELLO = {"model": None, "messages": [{"role": "user", "content": "what is red?"}], "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def app(tiny_model):
+    HELLO["model"] = tiny_model
+    return application(tiny_model, "tiny", "float32", "cpu", None)
+
+
+def ask(app, *bodies, path="chat/completions") -> list[httpx.Response]:
+    """All at the same time."""
+
+    async def all_():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as http:
+            return await asyncio.gather(*(http.post(f"/v1/{path}", json=b) for b in bodies))
+
+    return asyncio.run(all_())
+
+
+def text(reply: httpx.Response) -> str:
+    if reply.headers["content-type"] == "application/json":
+        return reply.json()["choices"][0]["message"]["content"]
+    chunks = [json.loads(x.removeprefix("data: ")) for x in reply.text.splitlines() if x.startswith("data: {")]
+    return "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
+
+
+def test_the_temperature_counts_and_the_seed_is_the_requests_own(app):
+    """A seed set when a request comes in would be the other one's by the time that it draws."""
+    one, two, greedy = HELLO | {"seed": 1}, HELLO | {"seed": 2}, HELLO | {"temperature": 0}
+    together = [text(r) for r in ask(app, one, two, one, two, one | {"stream": True}, greedy)]
+    assert together[0] == together[2] and together[1] == together[3]
+    assert together[4] and together[0].startswith(together[4])  # streamed, half of a character isn't said
+    assert len({together[0], together[1], together[5]}) == 3
+    assert text(ask(app, one)[0]) == together[0]
+
+
+def test_the_answer_ends_before_a_stop_text(app):
+    drawn = HELLO | {"seed": 3, "max_tokens": 24}
+    whole = text(ask(app, drawn)[0])
+    stop = re.search(r"[a-z]{2}", whole[4:])[0]
+    stopped = ask(app, drawn | {"stop": [stop, "@@"]}, drawn | {"stop": stop, "stream": True})
+    assert {text(r) for r in stopped} == {whole[: whole.index(stop)]} != {""}
+    assert stopped[0].json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_stop_texts_in_pieces():
+    def said(*pieces, stops=("end", "nd of")):
+        queue = asyncio.Queue()
+        for piece in (*pieces, None):
+            queue.put_nowait(piece)
+        stopped, out = Stopped(queue, list(stops)), []
+        while (item := stopped.get_nowait()) is not None:
+            out.append(item)
+        return out
+
+    assert said("a b", " en", "d c") == ["a b", " ", ""]
+    assert said("an e", "ntry") == ["an ", "entry"]
+    assert said("an e") == ["an ", "e"]
+    assert said("the end of it", "more") == ["the ", ""]
+    assert said("as it is", stops=()) == ["as it is"]
+
+
+def test_lengths(app, tiny_model):
+    """512 tokens of prompt and answer together."""
+    long = [{"role": "user", "content": "red " * 600}]
+    (reply,) = ask(app, HELLO | {"messages": long})
+    assert reply.status_code == 400 and "tokens; with its answer it can have 512." in reply.json()["error"]["message"]
+    (reply,) = ask(application(tiny_model, "tiny", "float32", "cpu", 64), HELLO | {"max_tokens": 500, "temperature": 0})
+    assert reply.json()["usage"]["total_tokens"] <= 64 and reply.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
+    for body, says in [
+        (HELLO | {"messages": []}, "messages: must be"),
+        (HELLO | {"messages": ["hello"]}, "messages: must be"),
+        (HELLO | {"prompt_logprobs": 1}, "prompt_logprobs"),
+    ]:
+        (reply,) = ask(app, body)
+        assert reply.status_code == 400 and says in reply.json()["error"]["message"], reply.text
+    strict = shutil.copytree(tiny_model, tmp_path / "strict")
+    Path(strict, "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    (reply,) = ask(application(str(strict), "strict", "float32", "cpu", None), HELLO | {"model": str(strict)})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "messages: the model's chat template refuses them: roles must alternate"
+
+
+def test_what_nobody_waits_for_is_not_written(app):
+    endless = HELLO | {"max_tokens": 400, "logit_bias": {"2": -100}}  # 2 would end it
+
+    async def leave():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as http:
+            for _ in range(6):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(http.post("/v1/chat/completions", json=endless), 0.05)
+            return await asyncio.wait_for(http.post("/v1/chat/completions", json=HELLO | {"max_tokens": 2}), 5)
+
+    assert asyncio.run(leave()).status_code == 200
