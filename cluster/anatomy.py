@@ -3,7 +3,7 @@
 The model is built without storage (torch's meta device), PEFT adds its adapter, and the model's own forward runs on shapes
 (FakeTensorMode) while autograd's hooks add up what is saved. So the numbers are those of this architecture, attention kernel,
 adapter and precision, and not of a formula for one of them; Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198,
-section 4) is that formula for GPT, and tests/cluster/test_footprint.py does the same sum for Llama by hand.
+section 4) is that formula for GPT.
 
 Shapes: B sequences of T tokens, H hidden, V vocabulary.
 """

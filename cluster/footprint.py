@@ -129,8 +129,8 @@ def _held(a: Anatomy, s: Setting) -> dict[str, int]:
     elif s.strategy == "fsdp":
         weights, states = weights // n, states // n
         exchange = (2 * a.largest + 2 * a.head) * (2 if half else 4)
-    elif n > 1:
-        exchange = a.trainable_bytes  # DDP's buckets, beside the gradients themselves
+    else:
+        exchange = a.trainable_bytes  # DDP's buckets, beside the gradients themselves; Ray Train has one worker use it too
     if s.offload and s.gpu:
         states = master = 0
         weights = 0 if s.strategy in ("zero3", "fsdp") else weights
@@ -165,6 +165,7 @@ def _loss(a: Anatomy, s: Setting) -> int:
     tile = min(s.labelled, ROWS) * min(TILE, a.vocabulary)
     columns = min(TILE, a.vocabulary) * a.hidden
     half = s.precision != "fp32"
+    own = a.head * 4 if a.head_trains else 0  # its gradient, before it is added to the one that is kept
     if s.gpu:  # one tile in the compute type, which a kernel overwrites; weights in it, where they are float32
-        return tile * (2 if half else 4) + columns * (2 if half and a.head_trains else 0)
-    return tile * (7 * 4 + (2 if half else 4)) + columns * (4 if half else 0)
+        return tile * (2 if half else 4) + columns * (2 if half and a.head_trains else 0) + own
+    return tile * (7 * 4 + (2 if half else 4)) + columns * (4 if half else 0) + own
