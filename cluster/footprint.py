@@ -130,7 +130,9 @@ def _held(a: Anatomy, s: Setting) -> dict[str, int]:
         weights, states = weights // n, states // n
         exchange = (2 * a.largest + 2 * a.head) * (2 if half else 4)
     else:
-        exchange = a.trainable_bytes  # DDP's buckets, beside the gradients themselves; Ray Train has one worker use it too
+        exchange = (
+            a.trainable_bytes
+        )  # DDP's buckets, beside the gradients themselves; Ray Train has one worker use it too
     if s.offload and s.gpu:
         states = master = 0
         weights = 0 if s.strategy in ("zero3", "fsdp") else weights

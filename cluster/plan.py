@@ -13,49 +13,19 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
-from cluster import candidates, throughput, waste
-from cluster.candidates import Candidate
-from cluster.footprint import Footprint
+from cluster import candidates, throughput
+from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.work import Work, stage
-from lib import cli, hardware, plan
+from lib import cli, fields, plan
 from lib.config import Job
 from lib.run import Run
 
-MTBF_H = 8.0
-"""Hours between two preemptions of a spot machine: assumed, until you know better."""
-START_S = 180.0
-"""From a machine that is there to the first step: our code, Ray, the weights. Assumed for machines that are rented."""
-GONE_S = 300.0
-"""From a preemption to a new machine that answers; nothing is paid then. Assumed."""
-RAY_BYTES = 1 << 30
-"""The driver and Ray's own processes on a machine without a GPU. Assumed."""
 LEARN = 3
 """Finished runs beside this one that are looked at for their speed each time."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a candidate would take."""
-
-    candidate: Candidate
-    footprint: Footprint
-    problem: str | None
-    """Why it can't run there."""
-    remedy: str | None
-    """The nearest change with which it could."""
-    speed: str | None
-    """How the hours were worked out; None: they couldn't be."""
-    hours: float | None = None
-    usd: float | None = None
-    wasted: float | None = None
-    preemptions: float | None = None
-    save_steps: int | None = None
-    sessions: int | None = None
-    network: float = 0.0
-    """Share of a step in which machines that are not in one box wait for each other's gradients."""
 
 
 def main(argv: list[str]) -> int:
@@ -82,10 +52,6 @@ def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
     said = stage(name)
     request = cli.parse(name, said["config"], argv)
     if check := said.get("check"):
-        from types import SimpleNamespace
-
-        from lib import fields
-
         check(SimpleNamespace(**{k: f.default for k, f in fields.read(said["config"]).items()} | request.job.train))
     os.environ.setdefault("RAY_ADDRESS", "auto")  # it is checked for a cluster, and not for the cores of this machine
     planned = plan.make(request, said["rows"], said.get("models", ()))
@@ -120,106 +86,6 @@ def measured(run: Run) -> throughput.Measured:
     return throughput.Measured(
         run.path, where, p["precision"], job.stage, p["workers"], flops, start, throughput.save_speed(run)
     )
-
-
-def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours: float) -> Row:
-    s, gpu = work.job.scale, c.gpus > 0
-    precision = hardware.precision(s.precision, "cpu") if not gpu else "bf16" if s.precision == "auto" else s.precision
-    foot = work.footprint(gpu, precision)
-    problem = _problem(work, c, foot)
-    remedy = _remedy(work, c, precision) if problem else None
-    name = throughput.here(c.device) if not gpu else c.device
-    fast = throughput.speed(name, precision, work.job.stage, known) or (None if gpu else throughput.matmul(precision))
-    steps = work.steps()
-    if not fast or not steps:
-        return Row(c, foot, problem, remedy, None)
-    alone = work.tokens_per_step() * work.operations(gpu, precision) / (fast.flops * s.workers)
-    n = c.machines
-    exchange = 2 * (n - 1) / n * work.anatomy(gpu, precision).trainable_bytes / throughput.NETWORK
-    step = alone + exchange
-    remote = work.job.run.startswith("s3://")
-    here = [m for m in known if m.hardware == name]
-    rates = [m.save_bytes_per_s for m in here if m.save_bytes_per_s]
-    rate = throughput.STORE if remote else rates[-1] if rates else throughput.DISK
-    save = work.checkpoint_bytes() / rate
-    start = here[-1].start_s if here and c.where == "this machine" else START_S
-    mtbf = mtbf_hours * 3600 / n if c.spot else c.session_s or math.inf
-    if math.isinf(mtbf):
-        save_steps = min(steps, int(work.train("save_steps") or 500))
-    else:
-        save_steps = min(steps, max(1, round(waste.daly(save, mtbf) / step)))
-    interval, total = save_steps * step, steps * step
-    sessions = waste.sessions(total, interval, save, start, c.session_s) if c.session_s else None
-    e = waste.expected(total, interval, save, start, GONE_S, mtbf if c.spot else math.inf)
-    paid, spent = e.paid_seconds + start * (sessions or 1), e.seconds + start * (sessions or 1)
-    return Row(
-        c, foot, problem, remedy, fast.how, spent / 3600, paid / 3600 * c.usd_per_hour * n, 1 - total / paid, e.preemptions,
-        save_steps, sessions, exchange / step,
-    )  # fmt: skip
-
-
-def _problem(work: Work, c: Candidate, foot: Footprint) -> str | None:
-    s = work.job.scale
-    if c.gpus == 0 and s.device == "gpu":
-        return "scale.device asks for GPUs"
-    if c.gpus and s.device == "cpu":
-        return "scale.device asks for CPUs"
-    if c.gpus * c.machines < s.workers and c.gpus:
-        return f"{s.workers} workers want a GPU each, it has {c.gpus}"
-    if c.gpus == 0:
-        cores = hardware.local_cpus()
-        if s.workers * s.cpus_per_worker > cores:
-            return f"{s.workers} workers want {s.cpus_per_worker} of its {cores} cores each"
-    need = foot.total if c.gpus else s.workers * foot.total + RAY_BYTES
-    if need > c.memory:
-        most = max(foot.parts, key=foot.parts.get)
-        return f"needs {_gib(need)}, has {_gib(c.memory)}; most is {most}, {_gib(foot.parts[most])}"
-    return None
-
-
-CHANGES = (
-    {"gradient_checkpointing": True},
-    {"micro_batch": 1, "gradient_checkpointing": True},
-    {"strategy": "zero3", "gradient_checkpointing": True},
-    {"adapter": "lora", "gradient_checkpointing": True},
-    {"adapter": "lora", "micro_batch": 1, "gradient_checkpointing": True},
-    {"adapter": "lora", "quantization": "4bit", "micro_batch": 1, "gradient_checkpointing": True},
-)
-"""What is tried where a job doesn't fit, after a smaller micro_batch: first what leaves the result as it is."""
-
-
-def _remedy(work: Work, c: Candidate, precision: str) -> str | None:
-    """The first change with which the job would run there."""
-    smaller, size = [], work.job.scale.micro_batch // 2
-    while size:
-        smaller.append({"micro_batch": size})
-        size //= 2
-    workers = max(1, hardware.local_cpus() // work.job.scale.cpus_per_worker) if not c.gpus else c.gpus * c.machines
-    fewer = {"workers": workers} if workers < work.job.scale.workers else {}
-    for change in ([fewer] if fewer else []) + smaller + list(CHANGES):
-        now = work.job.scale.workers
-        if change.get("strategy") and (fewer or now == 1 or work.job.model.adapter == "lora"):
-            continue
-        if change.get("adapter") and work.job.train.get("keep_layers"):
-            continue
-        try:
-            other = work.changed(**fewer | change)
-            foot = other.footprint(c.gpus > 0, precision)
-        except ValueError:  # the global batch isn't divided by so many workers
-            return None
-        if _problem(other, c, foot) is None:
-            return ", ".join(
-                f"{_section(k)}.{k}: {str(v).lower() if v is True else v}" for k, v in (fewer | change).items()
-            )
-    return None
-
-
-def _section(key: str) -> str:
-    return "model" if key in ("adapter", "quantization") else "train" if key == "gradient_checkpointing" else "scale"
-
-
-def _gib(n: float) -> str:
-    return f"{n / candidates.GIB:.1f} GiB"
 
 
 def _tree(work: Work, rows: list[Row], missing: list[str]) -> dict:
@@ -265,8 +131,8 @@ def show(work: Work, planned: plan.Plan, rows: list[Row], missing: list[str], ar
     for kind in kinds:
         table.add_column(kind, justify="right")
     for part in dict.fromkeys(p for f in kinds.values() for p in f.parts):
-        table.add_row(part, *(_gib(f.parts[part]) if part in f.parts else "" for f in kinds.values()))
-    table.add_row("together", *(_gib(f.total) for f in kinds.values()))
+        table.add_row(part, *(gib(f.parts[part]) if part in f.parts else "" for f in kinds.values()))
+    table.add_row("together", *(gib(f.total) for f in kinds.values()))
     console.print(table)
     table = Table(title="\nmachines", title_justify="left", box=None, pad_edge=False)
     for column in ("where", "machine", "$/h", "memory", "hours", "$", "lost", "train.save_steps", ""):
@@ -277,9 +143,9 @@ def show(work: Work, planned: plan.Plan, rows: list[Row], missing: list[str], ar
             c.where + (" spot" if c.spot else ""),
             (f"{c.machines} × " if c.machines > 1 else "") + (f"{c.gpus} × {c.device}" if c.gpus else c.device),
             f"{c.usd_per_hour * c.machines:.3f}",
-            f"{_gib(r.footprint.total)} of {_gib(c.memory)}"
+            f"{gib(r.footprint.total)} of {gib(c.memory)}"
             if c.gpus
-            else f"{work.job.scale.workers} × {_gib(r.footprint.total)} of {_gib(c.memory)}",
+            else f"{work.job.scale.workers} × {gib(r.footprint.total)} of {gib(c.memory)}",
             "?" if r.hours is None else _hours(r.hours),
             "?" if r.usd is None else f"{r.usd:.2f}",
             "" if r.wasted is None else f"{r.wasted:.0%}",
