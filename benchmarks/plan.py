@@ -1,8 +1,9 @@
-"""What `python -m cluster plan` says about five jobs, and what they take here: peak memory of a worker, and time.
+"""What `python -m cluster plan` says about seven jobs, and what they take here: peak memory of a worker, and time.
 
     python benchmarks/plan.py [--steps 4] [--jobs sft-lora dpo]
 
-Real jobs on SmolLM2-135M and the demo's rows, in turn, each in processes of its own. Memory is predicted before anything runs. Time
+Real jobs on SmolLM2-135M and the demo's rows, in turn, each in processes of its own. Memory is predicted before anything runs; the
+constants of cluster/footprint.py come from this machine and jobs like the first five, the last two are others. Time
 is predicted from the speeds that the other jobs of the same precision showed, never from a job's own run. Prints a table of errors.
 """
 
@@ -24,6 +25,12 @@ JOBS = {
     "dpo": ("dpo", 1, [*LORA, "--scale.micro_batch", "2"]),
     "reward": ("reward", 2, [*LORA, "--scale.micro_batch", "4"]),
     "distill": ("distill", 1, ["--train.teacher", BASE, "--train.keep_layers", "8", "--scale.micro_batch", "8"]),
+    "sft-recompute": (
+        "sft",
+        1,
+        [*LORA, "--scale.micro_batch", "16", "--train.gradient_checkpointing", "true"],
+    ),
+    "dpo-full": ("dpo", 1, ["--scale.micro_batch", "2"]),
 }
 """Name → stage, workers, options."""
 

@@ -13,6 +13,8 @@ from lib import hardware
 
 MTBF_H = 8.0
 """Hours between two preemptions of a spot machine: assumed, until you know better."""
+CALM_H = 720.0
+"""Hours between two failures of a machine that nobody takes away: assumed, and used for nothing but how often to save."""
 START_S = 180.0
 """From a machine that is there to the first step: our code, Ray, the weights. Assumed for machines that are rented."""
 GONE_S = 300.0
@@ -65,11 +67,8 @@ def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours
     rate = throughput.STORE if remote else rates[-1] if rates else throughput.DISK
     save = work.checkpoint_bytes() / rate
     start = here[-1].start_s if here and c.where == "this machine" else START_S
-    mtbf = mtbf_hours * 3600 / n if c.spot else c.session_s or math.inf
-    if math.isinf(mtbf):
-        save_steps = min(steps, int(work.train("save_steps") or 500))
-    else:
-        save_steps = min(steps, max(1, round(waste.daly(save, mtbf) / step)))
+    mtbf = mtbf_hours * 3600 / n if c.spot else c.session_s or CALM_H * 3600 / n
+    save_steps = min(steps, max(1, round(waste.daly(save, mtbf) / step)))
     interval, total = save_steps * step, steps * step
     sessions = waste.sessions(total, interval, save, start, c.session_s) if c.session_s else None
     e = waste.expected(total, interval, save, start, GONE_S, mtbf if c.spot else math.inf)

@@ -111,7 +111,7 @@ def processor() -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    return one == other or (not one.endswith(other) and bool(gpus.words(one)) and gpus.words(one) == gpus.words(other))
+    return one == other or gpus.words(one) == gpus.words(other)  # a market's name and torch's
 
 
 def save_speed(run: Run) -> float | None:
