@@ -142,4 +142,4 @@ def _section(key: str) -> str:
 
 
 def gib(n: float) -> str:
-    return f"{n / candidates.GIB:.1f} GiB"
+    return f"{n / candidates.GIB:.2f} GiB"
