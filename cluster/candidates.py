@@ -1,0 +1,75 @@
+"""Where a job could run: this machine, a T4 on Colab, and what the markets offer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster.market import MarketError
+from lib import hardware
+from lib.config import Scale
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Candidate:
+    where: str
+    device: str
+    """A GPU's name, or "cpu × cores" as provenance.json has it."""
+    gpus: int
+    """Of one machine; 0: it has none."""
+    memory: int
+    """Bytes of each GPU; of the whole machine where it has none."""
+    machines: int = 1
+    usd_per_hour: float = 0.0
+    """Of one machine, with its disk; for spot, our bid."""
+    spot: bool = False
+    session_s: float | None = None
+    """The machine is taken away then, whatever happens. None: no such limit."""
+
+
+def here(scale: Scale) -> Candidate:
+    gpus = hardware.local_gpus() if scale.device != "cpu" else 0
+    if gpus:
+        import torch
+
+        there = torch.cuda.get_device_properties(0)
+        return Candidate("this machine", there.name, gpus, there.total_memory)
+    from ray._private.utils import get_system_memory
+
+    return Candidate("this machine", f"cpu × {scale.cpus_per_worker}", 0, get_system_memory())
+
+
+COLAB = Candidate("Colab", "Tesla T4", 1, round(14.7 * GIB), session_s=12 * 3600.0)
+"""Free: one T4 of 15,360 MiB, of which the driver keeps some, for at most 12 hours
+(https://research.google.com/colaboratory/faq.html); less when many want one."""
+
+
+def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: float) -> tuple[list[Candidate], list[str]]:
+    """(the best offer of each kind of machine, why a market is missing). Machines have one GPU, or all that the job wants.
+
+    The best is the cheapest work: cluster/ladder.py. max_price: $/h of a machine.
+    """
+    from cluster import ladder, markets
+
+    found: dict[tuple, tuple[float, Candidate]] = {}
+    missing = []
+    for name in markets.MARKETS:
+        try:
+            market = markets.find(name)
+            for count in sorted({1, workers}):
+                for spot in (True, False):
+                    rung = ladder.Rung(name, max_usd_per_hour=max_price, gpus=gpus, count=count, spot=spot)
+                    for offer in ladder.ranked(rung, market.offers(rung.want(disk_gb))):
+                        usd = rung.price(offer) + offer.disk_usd_per_hour
+                        memory = round(offer.gpu_memory_gb * 0.98 * GIB)  # the driver keeps some
+                        machines = -(-workers // count)
+                        one = Candidate(name, offer.gpu, count, memory, machines, usd, spot)
+                        rank = ladder.usd_per_eflop(rung, offer) or math.inf
+                        key = (name, offer.gpu, count, spot)
+                        if key not in found or rank < found[key][0]:
+                            found[key] = (rank, one)
+        except (ValueError, MarketError) as e:
+            missing.append(str(e))
+    return [c for _, c in found.values()], missing

@@ -1,0 +1,145 @@
+"""What a job would take on one candidate: whether it fits, hours, dollars, how often to save; and what would make it fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster import candidates, throughput, waste
+from cluster.candidates import Candidate
+from cluster.footprint import Footprint
+from cluster.work import Work
+from lib import hardware
+
+MTBF_H = 8.0
+"""Hours between two preemptions of a spot machine: assumed, until you know better."""
+CALM_H = 720.0
+"""Hours between two failures of a machine that nobody takes away: assumed, and used for nothing but how often to save."""
+START_S = 180.0
+"""From a machine that is there to the first step: our code, Ray, the weights. Assumed for machines that are rented."""
+GONE_S = 300.0
+"""From a preemption to a new machine that answers; nothing is paid then. Assumed."""
+RAY_BYTES = 1 << 30
+"""The driver and Ray's own processes on a machine without a GPU. Assumed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a candidate would take."""
+
+    candidate: Candidate
+    footprint: Footprint
+    problem: str | None
+    """Why it can't run there."""
+    remedy: str | None
+    """The nearest change with which it could."""
+    speed: str | None
+    """How the hours were worked out; None: they couldn't be."""
+    hours: float | None = None
+    usd: float | None = None
+    wasted: float | None = None
+    """Share of the hours after the first start in which no new step is made: saving, restarting, work done again."""
+    preemptions: float | None = None
+    save_steps: int | None = None
+    sessions: int | None = None
+    network: float = 0.0
+    """Share of a step in which machines that are not in one box wait for each other's gradients."""
+
+
+def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours: float) -> Row:
+    s, gpu = work.job.scale, c.gpus > 0
+    precision = hardware.precision(s.precision, "cpu") if not gpu else "bf16" if s.precision == "auto" else s.precision
+    foot = work.footprint(gpu, precision)
+    problem = _problem(work, c, foot)
+    remedy = _remedy(work, c, precision) if problem else None
+    name = throughput.here(c.device) if not gpu else c.device
+    fast = throughput.speed(name, precision, work.job.stage, known) or (None if gpu else throughput.matmul(precision))
+    steps = work.steps()
+    if not fast or not steps:
+        return Row(c, foot, problem, remedy, None)
+    alone = work.tokens_per_step() * work.operations(gpu, precision) / (fast.flops * s.workers)
+    n = c.machines
+    exchange = 2 * (n - 1) / n * work.anatomy(gpu, precision).trainable_bytes / throughput.NETWORK
+    step = alone + exchange
+    remote = work.job.run.startswith("s3://")
+    here = [m for m in known if m.hardware == name]
+    rates = [m.save_bytes_per_s for m in here if m.save_bytes_per_s]
+    rate = throughput.STORE if remote else rates[-1] if rates else throughput.DISK
+    save = work.checkpoint_bytes() / rate
+    start = here[-1].start_s if here and c.where == "this machine" else START_S
+    mtbf = mtbf_hours * 3600 / n if c.spot else c.session_s or CALM_H * 3600 / n
+    save_steps = min(steps, max(1, round(waste.daly(save, mtbf) / step)))
+    interval, total = save_steps * step, steps * step
+    sessions = waste.sessions(total, interval, save, start, c.session_s) if c.session_s else None
+    e = waste.expected(total, interval, save, start, GONE_S, mtbf if c.spot else math.inf)
+    paid, spent = e.paid_seconds + start * (sessions or 1), e.seconds + start * (sessions or 1)
+    return Row(
+        c, foot, problem, remedy, fast.how, spent / 3600, paid / 3600 * c.usd_per_hour * n, e.wasted, e.preemptions,
+        save_steps, sessions, exchange / step,
+    )  # fmt: skip
+
+
+def _problem(work: Work, c: Candidate, foot: Footprint) -> str | None:
+    s = work.job.scale
+    if c.gpus == 0 and s.device == "gpu":
+        return "scale.device asks for GPUs"
+    if c.gpus and s.device == "cpu":
+        return "scale.device asks for CPUs"
+    if c.gpus * c.machines < s.workers and c.gpus:
+        return f"{s.workers} workers want a GPU each, it has {c.gpus}"
+    if c.gpus == 0:
+        cores = hardware.local_cpus()
+        if s.precision == "fp16":
+            return "scale.precision: fp16 needs a GPU"
+        if s.workers * s.cpus_per_worker > cores:
+            return f"{s.workers} workers want {s.cpus_per_worker} of its {cores} cores each"
+    need = foot.total if c.gpus else s.workers * foot.total + RAY_BYTES
+    if need > c.memory:
+        most = max(foot.parts, key=foot.parts.get)
+        return f"needs {gib(need)}, has {gib(c.memory)}; most is {most}, {gib(foot.parts[most])}"
+    return None
+
+
+CHANGES = (
+    {"gradient_checkpointing": True},
+    {"micro_batch": 1, "gradient_checkpointing": True},
+    {"strategy": "zero3", "gradient_checkpointing": True},
+    {"adapter": "lora", "gradient_checkpointing": True},
+    {"adapter": "lora", "micro_batch": 1, "gradient_checkpointing": True},
+    {"adapter": "lora", "quantization": "4bit", "micro_batch": 1, "gradient_checkpointing": True},
+)
+"""What is tried where a job doesn't fit, after a smaller micro_batch: first what leaves the result as it is."""
+
+
+def _remedy(work: Work, c: Candidate, precision: str) -> str | None:
+    """The first change with which the job would run there."""
+    smaller, size = [], work.job.scale.micro_batch // 2
+    while size:
+        smaller.append({"micro_batch": size})
+        size //= 2
+    workers = max(1, hardware.local_cpus() // work.job.scale.cpus_per_worker) if not c.gpus else c.gpus * c.machines
+    fewer = {"workers": workers} if workers < work.job.scale.workers else {}
+    for change in ([fewer] if fewer else []) + smaller + list(CHANGES):
+        now = work.job.scale.workers
+        if change.get("strategy") and (fewer or now == 1 or work.job.model.adapter == "lora"):
+            continue
+        if change.get("adapter") and work.job.train.get("keep_layers"):
+            continue
+        try:
+            other = work.changed(**fewer | change)
+            foot = other.footprint(c.gpus > 0, precision)
+        except ValueError:  # the global batch isn't divided by so many workers
+            return None
+        if _problem(other, c, foot) is None:
+            return ", ".join(
+                f"{_section(k)}.{k}: {str(v).lower() if v is True else v}" for k, v in (fewer | change).items()
+            )
+    return None
+
+
+def _section(key: str) -> str:
+    return "model" if key in ("adapter", "quantization") else "train" if key == "gradient_checkpointing" else "scale"
+
+
+def gib(n: float) -> str:
+    return f"{n / candidates.GIB:.2f} GiB"

@@ -1,0 +1,153 @@
+"""What a job asks of the devices that train it: how much memory in which setting, how many tokens, how many operations each."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cluster import throughput
+from cluster.anatomy import Anatomy, described, study
+from cluster.footprint import Footprint, Setting, footprint
+from cluster.lengths import Lengths, measure
+from lib import fields, hardware, launch, strategy
+from lib.cli import UsageError, nearest
+from lib.config import Job, Model
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+def stage(name: str) -> dict:
+    """What jobs/<name>.py gives lib.launch.main under its main guard, by the names of main's parameters.
+
+    Raises UsageError where there is no such stage, or it trains nothing."""
+    said = inspect.signature(launch.main)
+    known, found = [], None
+    for file in sorted(JOBS.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "main" and n.args]
+        if calls:
+            known.append(file.stem)
+            found = calls[0] if file.stem == name else found
+    if not found:
+        raise UsageError(f"--stage: {name} is no stage that trains.{nearest(name, known)} Known: {', '.join(known)}.")
+    scope = vars(importlib.import_module(f"jobs.{name}")) | {"main": lambda *a, **k: said.bind(*a, **k).arguments}
+    return eval(ast.unparse(found), scope)  # our own file's own line
+
+
+@dataclass
+class Work:
+    """job: as lib.plan made it; config: "module:Class" of its `train:`; kinds: of its rows; rows: how many there are, None where
+    nobody has counted them."""
+
+    job: Job
+    config: str
+    kinds: tuple[str, ...]
+    rows: int | None
+    lengths: Lengths = field(init=False)
+    defaults: dict = field(init=False)
+
+    def __post_init__(self):
+        self.defaults = {key: f.default for key, f in fields.read(self.config).items()}
+        self.lengths = measure(self.job, self.kinds, self.train("max_length") or 1024)
+
+    def train(self, key: str):
+        """A key of `train:`, or its default; None where the stage has none."""
+        return self.job.train.get(key, self.defaults.get(key))
+
+    @property
+    def pairs(self) -> int:
+        """Sequences of an example."""
+        return 2 if self.kinds == ("preference",) else 1
+
+    @property
+    def tokens(self) -> int:
+        """T: of the longest sequence."""
+        return self.train("max_length") if self.train("packing") else self.lengths.longest
+
+    @property
+    def reference(self) -> bool:
+        """Whether the base answers beside the policy."""
+        return "precompute_ref_log_probs" in self.defaults and not self.train("precompute_ref_log_probs")
+
+    def steps(self) -> int | None:
+        """None where the number of rows is known to the workers only."""
+        if (self.train("max_steps") or -1) > 0:
+            return self.train("max_steps")
+        if not self.rows:
+            return None
+        examples = self.rows * self.lengths.per_row / self.pairs
+        if self.train("packing"):
+            examples *= self.lengths.mean / self.tokens
+        return math.ceil(
+            (self.train("num_train_epochs") or 3.0) * -(-math.ceil(examples) // self.job.scale.global_batch)
+        )
+
+    def tokens_per_step(self) -> float:
+        mean = self.tokens if self.train("packing") else self.lengths.mean
+        return self.job.scale.global_batch * self.pairs * mean
+
+    def teacher(self, gpu: bool, precision: str) -> int:
+        """Parameters of a teacher beside the student."""
+        name = self.train("teacher")
+        if not name or name.startswith("serve:") or self.train("top_k") or self.train("hard_weight") == 1:
+            return 0
+        return study(Model(base=name), self.tokens, gpu, precision).parameters
+
+    def anatomy(self, gpu: bool, precision: str) -> Anatomy:
+        kind = "SEQ_CLS" if self.job.stage == "reward" else "CAUSAL_LM"
+        return study(self.job.model, self.tokens, gpu, precision, kind, self.train("keep_layers"))
+
+    def plain(self) -> Anatomy:
+        """For what doesn't depend on the device."""
+        return self.anatomy(False, hardware.precision(self.job.scale.precision, "cpu"))
+
+    def operations(self, gpu: bool, precision: str) -> float:
+        """Of one token."""
+        share = self.lengths.labelled_mean / self.lengths.mean
+        a, teacher = self.anatomy(gpu, precision), self.teacher(gpu, precision)
+        again = self.train("gradient_checkpointing")
+        return throughput.per_token(a, self.lengths.mean, share, again, self.reference, teacher)
+
+    def footprint(self, gpu: bool, precision: str) -> Footprint:
+        """Of one worker."""
+        j, s = self.job, self.job.scale
+        per_device, accumulation = strategy.split_batch(s.global_batch, s.micro_batch, s.workers)
+        a = self.anatomy(gpu, precision)
+        alone = j.model.adapter == "none"
+        files = Path(described(j.model.base, j.model.revision)).glob("*.safetensors") if not gpu and not alone else ()
+        return footprint(
+            a,
+            Setting(
+                gpu, precision, s.strategy, s.workers, s.offload, per_device * self.pairs,
+                labelled=per_device * self.pairs * min(self.lengths.labelled, self.tokens),
+                accumulates=accumulation > 1,
+                checkpointing=bool(self.train("gradient_checkpointing")),
+                optimizer=self.train("optim") or "adamw_torch_fused",
+                whole_logits="hard_weight" in self.defaults,
+                reference=a.weight_bytes if self.reference and alone else 0,
+                teacher=self.teacher(gpu, precision) * (4 if precision == "fp32" else 2),
+                reread=sum(f.stat().st_size for f in files),
+            ),
+        )  # fmt: skip
+
+    def checkpoint_bytes(self) -> int:
+        """Trained weights and AdamW's two numbers for each."""
+        return self.plain().trainable * 12
+
+    def changed(self, **keys) -> Work:
+        """The same work with other settings: micro_batch=2, gradient_checkpointing=True, adapter="lora"."""
+        job = self.job
+        for key, value in keys.items():
+            for section in ("scale", "model"):
+                if hasattr(getattr(job, section), key):
+                    job = replace(job, **{section: replace(getattr(job, section), **{key: value})})
+                    break
+            else:
+                job = replace(job, train=job.train | {key: value})
+        other = object.__new__(Work)
+        vars(other).update(vars(self) | {"job": job})
+        return other

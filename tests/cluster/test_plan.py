@@ -1,0 +1,149 @@
+"""python -m cluster plan, as a user meets it: the numbers, the offers, what doesn't fit, and mistakes."""
+
+import json
+
+import pytest
+
+from cluster import candidates, judge, markets, plan, throughput
+from cluster.__main__ import main
+from lib.run import Run
+from tests.cluster.conftest import simulator
+from tests.conftest import run_job
+
+
+@pytest.fixture(scope="module")
+def sim():
+    with simulator() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch, tmp_path):
+    for name in markets.MARKETS:
+        monkeypatch.delenv(f"{name.upper()}_API_KEY", raising=False)
+        monkeypatch.delenv(f"{name.upper()}_URL", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # which the command sets for its process
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+
+
+@pytest.fixture
+def config(tiny_model, pairs_file, tmp_path):
+    """A DPO job on 64 pairs of two short answers."""
+    file = tmp_path / "dpo.yaml"
+    file.write_text(
+        f"run: {tmp_path}/runs/dpo\nmodel: {{base: {tiny_model}}}\ndata: {{source: {pairs_file}, heldout_fraction: 0.25}}\n"
+        "train: {max_length: 64, num_train_epochs: 2, gradient_checkpointing: false}\n"
+        "scale: {workers: 1, global_batch: 8, micro_batch: 4, precision: fp32}\n"
+    )
+    return str(file)
+
+
+def planned(capsys, *argv: str) -> dict:
+    code = main(["plan", *argv, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert code == (0 if any(c["problem"] is None for c in said["candidates"]) else 1)
+    return said
+
+
+def test_numbers(config, capsys):
+    said = planned(capsys, config)
+    rows = said["lengths"]["read"]
+    assert said["parameters"] == said["trainable"] == 139_584
+    assert said["steps"] == 2 * -(-rows // 8) and said["lengths"]["longest"] <= 64
+    assert said["tokens"] == pytest.approx(said["steps"] * 8 * 2 * said["lengths"]["mean"], abs=1)
+    here, colab = (
+        next(c for c in said["candidates"] if c["candidate"]["where"] == w) for w in ("this machine", "Colab")
+    )
+    assert here["footprint"]["parts"]["reference"] == 139_584 * 4
+    assert here["usd"] == colab["usd"] == 0 and colab["sessions"] == 1
+    assert "measured" in here["speed"] and "published: 30% (assumed) of 65 TFLOPS" in colab["speed"]
+    assert [why.split(":")[0] for why in said["left_out"]] == ["vast", "runpod"]
+
+
+def test_offers_of_the_markets(config, sim, monkeypatch, capsys):
+    for name, value in sim.env.items():
+        monkeypatch.setenv(name, value)
+    said = planned(capsys, config, "--gpu", "RTX 4090|A100", "--train.max_steps", "3000000000", "--mtbf-hours", "2")
+    rented = [c for c in said["candidates"] if c["candidate"]["where"] in ("vast", "runpod")]
+    assert {c["candidate"]["where"] for c in rented} == {"vast", "runpod"} and said["left_out"] == []
+    assert all("4090" in c["candidate"]["device"] or "A100" in c["candidate"]["device"] for c in rented)
+    for c in rented:
+        assert (c["preemptions"] > 1) == c["candidate"]["spot"], c
+        assert 0 < c["wasted"] < 0.5
+    spot = next(c for c in rented if c["candidate"]["spot"])
+    assert spot["usd"] < spot["hours"] * spot["candidate"]["usd_per_hour"]  # nothing is paid while there is no machine
+    assert sim.bill()["rentals"] == []
+
+
+def test_long_jobs_take_several_sessions_on_colab(config, capsys):
+    said = planned(capsys, config, "--train.max_steps", "3000000000")
+    colab = next(c for c in said["candidates"] if c["candidate"]["where"] == "Colab")
+    assert colab["sessions"] >= 2 and 12 * (colab["sessions"] - 1) < colab["hours"] <= 12 * colab["sessions"]
+
+
+def test_what_does_not_fit_and_the_remedy_that_does(config):
+    work, _ = plan.understand("dpo", ["--config", config])
+    foot = lambda **keys: work.changed(**keys).footprint(True, "fp32").total  # noqa: E731
+    small = candidates.Candidate("somewhere", "Tesla T4", 1, (foot(micro_batch=1) + foot(micro_batch=2)) // 2)
+    row = judge.judge(work, small, [], 8)
+    assert row.problem.startswith("needs ") and row.remedy == "scale.micro_batch: 1"
+    assert judge.judge(work.changed(micro_batch=1), small, [], 8).problem is None
+    tiny = judge.judge(work, candidates.Candidate("nowhere", "Tesla T4", 1, 1 << 20), [], 8)
+    assert tiny.problem and tiny.remedy is None
+
+
+def test_table(config, capsys):
+    assert main(["plan", config]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "139,584",
+        "memory at the peak",
+        "reference",
+        "Colab",
+        "this machine",
+        "train.save_steps",
+        "vast: there is no API key",
+    ):
+        assert word in out, out
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--train.betta", "0.1"], ["--scale.global_batch", "0"], ["--model.base", "runs/nowhere"]]
+)
+def test_mistakes_are_said_as_the_stage_says_them(config, wrong, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["plan", config, *wrong])
+    job = run_job("dpo", "--config", config, "--dry-run", *wrong, env={"RAY_ADDRESS": "auto"})
+    assert e.value.code == job.returncode == 2
+    assert capsys.readouterr().err == job.stderr
+
+
+def test_stages(config, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["plan", config, "--stage", "dop"])
+    assert e.value.code == 2 and "Nearest: dpo" in capsys.readouterr().err
+    assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("preference",)
+
+
+def test_a_finished_run_tells_the_speed(config, tmp_path, capsys):
+    """Its tokens/s times its own operations per token, of one worker."""
+    work, planned_job = plan.understand("dpo", ["--config", config])
+    run = Run(str(tmp_path / "runs" / "before"))
+    run.write_json("job.yaml", planned_job.job.to_dict() | {"run": run.path})
+    run.write_json(
+        "provenance.json",
+        {
+            "status": "finished", "stage": "dpo", "hardware": "cpu × 1", "precision": "fp32", "workers": 2, "tokens": 1000,
+            "tokens_per_second": 500.0, "seconds": {"total": 30.0, "train": 10.0}, "data": {"rows": 48},
+        },
+    )  # fmt: skip
+    said = planned(capsys, config)
+    here = next(c for c in said["candidates"] if c["candidate"]["where"] == "this machine")
+    assert here["speed"] == "measured: before"
+    known = throughput.load()
+    assert [(m.run, m.start_s) for m in known] == [(run.path, 20.0)]
+    assert known[0].flops == pytest.approx(250 * work.operations(False, "fp32"))
+    assert here["hours"] * 3600 == pytest.approx(said["tokens"] / 250 + 20, rel=0.02)
