@@ -14,6 +14,8 @@ from cluster.market import LABEL
 
 SLOT = "shoestring-slot"
 """Tag with the node's number in the mesh."""
+NONCE = "shoestring-nonce"
+"""Tag by which the ledger knows the rental (ledger.py puts it there)."""
 
 KEYS = {
     ray.TAG_RAY_NODE_KIND: "k",
@@ -24,6 +26,7 @@ KEYS = {
     ray.TAG_RAY_RUNTIME_CONFIG: "c",
     ray.TAG_RAY_FILE_MOUNTS_CONTENTS: "f",
     SLOT: "m",
+    NONCE: "n",
 }
 VALUES = {
     "k": {ray.NODE_KIND_HEAD: "h", ray.NODE_KIND_WORKER: "w"},
@@ -40,7 +43,7 @@ LONG = {short: key for key, short in KEYS.items()}
 LONG_VALUES = {key: {short: value for value, short in values.items()} for key, values in VALUES.items()}
 
 LONGEST = 256
-NAME = 30
+NAME = 24
 """Characters that a cluster's name, and a node type's, may have, so that every label fits."""
 
 

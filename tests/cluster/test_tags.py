@@ -17,6 +17,7 @@ def full(kind: str, **more: str) -> dict[str, str]:
         ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE,
         ray.TAG_RAY_LAUNCH_CONFIG: HASH,
         tags.SLOT: "99",
+        tags.NONCE: "0123456789ab",
         **more,
     }
 
@@ -40,10 +41,10 @@ def test_a_label_is_written_like_this():
 
 
 def test_what_a_person_adds_to_a_label_is_left_out():
-    assert tags.decode("shoestring/c1;m=3;hello;x=y") == ("c1", {tags.SLOT: "3"})
+    assert tags.decode("shoestring/c1;m=3;hello;y=z") == ("c1", {tags.SLOT: "3"})
 
 
-@pytest.mark.parametrize("name", ["", "a;b", "a/b", "a=b", "é", "x" * 31])
+@pytest.mark.parametrize("name", ["", "a;b", "a/b", "a=b", "é", "x" * 25])
 def test_names_that_would_break_a_label_are_refused(name):
     with pytest.raises(ValueError, match="cluster_name"):
         tags.check_name("cluster_name", name)
