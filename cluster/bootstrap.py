@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from cluster import mesh, tags
+from cluster import ladder, mesh, tags
+from cluster.budget import Budget
 
 CODE = "/opt/shoestring"
 """Where this project is on every node: the autoscaler imports provider.py there, outside any job's runtime environment."""
@@ -42,7 +43,7 @@ class Settings:
     """mesh: tunnels that the head dials. flat: nodes reach each other by their private addresses."""
     image: str = ""
     """Container image of all nodes, unless their node_config names one."""
-    budget: dict[str, Any] | None = None
+    budget: Budget = field(default_factory=Budget)
     here: bool = False
     """The head is the machine that this runs on, and not rented (`python -m cluster head`)."""
     slots: int = 0
@@ -63,16 +64,17 @@ class Settings:
             raise ValueError("provider.markets: name at least one, such as [vast, runpod].")
         if given.get("network", "mesh") not in get_args(Network):
             raise ValueError(f"provider.network must be mesh or flat, but is {given['network']!r}.")
-        return cls(**{**given, "markets": tuple(names)})
+        return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget") or {})})
 
 
 def complete(config: dict) -> dict:
     """`config` with everything that Ray needs; what it says itself is kept. Raises ValueError that names the key."""
     tags.check_name("cluster_name", config["cluster_name"])
-    for name in config["available_node_types"]:
-        tags.check_name("available_node_types", name)
     provider = {**config["provider"], "slots": 2 * config["max_workers"] + 1}
-    Settings.read(provider)
+    settings = Settings.read(provider)
+    for name, node in config["available_node_types"].items():
+        tags.check_name("available_node_types", name)
+        _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
     root = Path(__file__).parent.parent
     mounts = {f"{CODE}/{name}": str(root / name) for name in MOUNTED}
     head = f"ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
@@ -90,6 +92,25 @@ def complete(config: dict) -> dict:
     for key, value in filled.items():
         config[key] = config.get(key) or value
     return config | {"provider": provider, "file_mounts": mounts | (config.get("file_mounts") or {})}
+
+
+NODE_KEYS = {"ladder", "image", "disk_gb"}
+
+
+def _check_node(name: str, node: dict, settings: Settings, head: str) -> None:
+    from lib.cli import nearest
+
+    where = f"available_node_types.{name}.node_config"
+    for key in node:
+        if key not in NODE_KEYS:
+            raise ValueError(f"{where}.{key} is not a key of a node.{nearest(key, NODE_KEYS)}")
+    if name == head and settings.here:
+        return
+    for i, rung in enumerate(ladder.parse(node.get("ladder"))):
+        if rung.market not in settings.markets:
+            raise ValueError(f"{where}.ladder[{i}].market is {rung.market}, and provider.markets doesn't have it.")
+        if not rung.image and not node.get("image") and not settings.image:
+            raise ValueError(f"{where}: no image. Set provider.image.")
 
 
 _SAME = "$SHOESTRING_NODE"

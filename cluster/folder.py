@@ -7,11 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from cluster.ledger import root
 from cluster.tags import check_name
-
-
-def root() -> Path:
-    return Path.home() / ".shoestring"
 
 
 class Folder:
@@ -33,7 +30,8 @@ class Folder:
                 for half in (new, new.with_suffix(".new.pub")):
                     half.unlink(missing_ok=True)
                 subprocess.run(
-                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"shoestring {name}", "-f", str(new)], check=True
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"shoestring {name}", "-f", str(new)],
+                    check=True,
                 )
                 os.replace(f"{new}.pub", f"{self.key}.pub")
                 os.replace(new, self.key)

@@ -37,7 +37,7 @@ def key(name: str) -> str:
     found = os.environ.get(variable, "").strip()
     if found:
         return found
-    path = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "shoestring" / f"{name}_api_key"
+    path = key_file(name)
     if not path.is_file():
         raise ValueError(f"{name}: there is no API key. Set {variable}, or write it into {path} and chmod 600 {path}")
     mode = path.stat().st_mode & 0o777
@@ -47,6 +47,10 @@ def key(name: str) -> str:
     if not found:
         raise ValueError(f"{name}: {path} is empty. Write the API key into it.")
     return found
+
+
+def key_file(name: str) -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "shoestring" / f"{name}_api_key"
 
 
 def _check_url(name: str, url: str) -> None:

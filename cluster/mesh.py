@@ -35,6 +35,8 @@ FIXED = (
 )
 WORKERS, PINNED = range(10, 50), range(50, 70)
 """Offsets in a node's block: Ray's worker processes; the sockets that ask for any port (portpin.c)."""
+WAIT = f"for i in $(seq 150); do (: < /dev/tcp/127.77.0.1/{GCS_PORT}) 2> /dev/null && exit 0; sleep 0.2; done; exit 1"
+"""For bash on a worker: ends when it reaches Ray's head through its tunnel, with 1 if that takes more than 30 s."""
 
 
 def ip(k: int) -> str:
@@ -86,7 +88,11 @@ def ssh_config(folder: Folder, k: int, slots: int, rental: str, host: str, port:
     path = folder.path / f"mesh-{k}.conf"
     alive = ["ServerAliveInterval 3", "ServerAliveCountMax 3", "ConnectTimeout 10", "BatchMode yes", "User root"]
     alive += ["Ciphers aes128-gcm@openssh.com,chacha20-poly1305@openssh.com", "Compression no"]
-    outer = [f"HostName {host}", f"Port {port}", *(f"{key} {value}" for key, value in folder.ssh_options(rental).items())]
+    outer = [
+        f"HostName {host}",
+        f"Port {port}",
+        *(f"{key} {value}" for key, value in folder.ssh_options(rental).items()),
+    ]
     inner = [
         f"ProxyCommand ssh -F {path} box {BOX}/enter",
         f"IdentityFile {folder.key}",
@@ -130,7 +136,9 @@ class Tunnel:
                 self._ssh.terminate()
             self._ssh.wait()
             if not self._closed.is_set():
-                log.warning("The tunnel to %s (node %d) ended after %.0f s.", self.rental, self.k, time.monotonic() - began)
+                log.warning(
+                    "The tunnel to %s (node %d) ended after %.0f s.", self.rental, self.k, time.monotonic() - began
+                )
             self._closed.wait(1.0)
 
     def close(self) -> None:

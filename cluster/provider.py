@@ -22,9 +22,11 @@ from typing import Any
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, lost, mesh, tags
+from cluster import bootstrap, ladder, lost, markets, mesh, tags
 from cluster.folder import Folder
-from cluster.market import Market, Order, Rental
+from cluster.ledger import Ledger
+from cluster.market import Market, Offer, Order, Rental, Taken
+from cluster.memory import Memory
 from cluster.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,9 @@ class Provider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         self.settings = bootstrap.Settings.read(provider_config)
         self.folder = Folder(cluster_name)
-        self.markets: dict[str, Market] = self._find(self.settings.markets)
+        self.markets: dict[str, Market] = {name: markets.find(name) for name in self.settings.markets}
+        self.ledger = Ledger(cluster_name)
+        self.memory = Memory(self.folder.path / "memory.json")
         self._known = _Known()
         self._lock = threading.RLock()
         """Around `_known`; never held while a market is asked."""
@@ -104,8 +108,12 @@ class Provider(NodeProvider):
     def refresh(self) -> None:
         """Asks every market what is rented and gives up what is lost. Raises MarketError."""
         with self._asking:
-            began = time.monotonic()
-            listed = [rental for market in self.markets.values() for rental in market.list()]
+            began, listed = time.monotonic(), []
+            for market in self.markets.values():
+                at, rentals = time.time(), market.list()
+                self.ledger.observe(market.name, rentals, at)
+                listed += rentals
+            orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed)}
             self._asked = time.monotonic()
         mine = {f"{r.market}-{r.id}": r for r in listed if tags.decode(r.label)[0] == self.cluster_name}
         with self._lock:
@@ -113,10 +121,11 @@ class Provider(NodeProvider):
                 node = self._known.nodes.get(id)
                 if node:
                     node.rental = rental
-                elif id not in self._known.ended:
+                elif id not in self._known.ended and id not in orphans:
                     self._known.nodes[id] = Node(rental, tags.decode(rental.label)[1])
             vanished = [id for id, n in self._known.nodes.items() if id not in mine and n.made < began]
-            late = [id for id, at in self._known.ended.items() if id in mine and began - at > AGAIN_S]
+            late = {id for id, at in self._known.ended.items() if id in mine and began - at > AGAIN_S}
+            late |= orphans - self._known.ended.keys()
             faults = {id: why for id, node in self._known.nodes.items() if (why := self._fault(node))}
         for id in vanished:
             self._give_up(id, "no market lists it any more", exists=False)
@@ -229,7 +238,9 @@ class Provider(NodeProvider):
             bid_usd_per_hour=None,
             public_key=self.folder.public_key,
         )
-        market, id, offer = self._climb(node_config, order)
+        rungs = ladder.parse(node_config["ladder"])
+        offer, id = ladder.climb(rungs, self.markets, order, self.memory, self._pay_for)
+        market = offer.market
         rental = Rental(
             market, id, order.label, "starting", "just rented", offer.spot, offer.usd_per_hour, offer.disk_usd_per_hour,
             time.time(), None, offer.machine, offer.gpu, offer.count,
@@ -238,15 +249,34 @@ class Provider(NodeProvider):
             self._known.nodes[f"{market}-{id}"] = Node(rental, tags_, made=time.monotonic())
         log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
 
+    def _pay_for(self, market: Market, offer: Offer, order: Order) -> str:
+        price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
+        if why := self.settings.budget.refuses(self.ledger, price, time.time()):
+            raise Taken(f"{why}")
+        return self.ledger.rent(market, offer, order)
+
     def terminate_node(self, node_id: str) -> None:
         if node_id == HERE:
             return
         with self._lock:
             node = self._known.nodes.get(node_id)
         if node and node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UPDATE_FAILED:
-            self._remember(node, "its set-up failed")
+            self.memory.bad(node.rental.market, node.rental.machine, "its set-up failed")
         self._destroy(node_id)
         self._forget(node_id)
+
+    def end(self) -> int:
+        """Destroys all that the cluster rents, the head too; how many there were. Raises MarketError."""
+        count = 0
+        while True:
+            self.refresh()
+            with self._lock:
+                left = list(self._known.nodes)
+            for id in left:
+                self.terminate_node(id)
+            if not left:
+                return count
+            count += len(left)
 
     # ---- what is lost
 
@@ -257,7 +287,7 @@ class Provider(NodeProvider):
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
         if node.rental.state != "lost" and exists:
-            self._remember(node, why)
+            self.memory.bad(node.rental.market, node.rental.machine, why)
         if exists:
             self._destroy_later(node_id)
         if node.reached:  # by this process, so Ray's head is near
@@ -274,7 +304,7 @@ class Provider(NodeProvider):
 
     def _destroy(self, node_id: str) -> None:
         market, id = node_id.split("-", 1)
-        self.markets[market].destroy(id)
+        self.ledger.destroy(self.markets[market], id)
 
     def _destroy_later(self, node_id: str) -> None:
         """Where that fails it is tried again after AGAIN_S, as long as it is listed."""
@@ -340,7 +370,7 @@ class Provider(NodeProvider):
             if path.exists():
                 runner.write(path.read_bytes(), f"~/.shoestring/{self.cluster_name}/{name}", 0o600)
         for name in self.markets:
-            runner.write(self._key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
+            runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
         if self.settings.network == "mesh":
             self.prepare_box(runner)
 
