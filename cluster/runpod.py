@@ -9,16 +9,13 @@ from __future__ import annotations
 import base64
 import math
 from datetime import UTC, datetime, timedelta
-from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from cluster import gpus
+from cluster import runpod_replies as replies
 from cluster.client import Client
 from cluster.market import LABEL, Market, MarketError, Offer, Order, Refused, Rental, Taken, Unsure, Want
-
-Data = TypeVar("Data", bound=BaseModel)
-Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
 
 URL = "https://api.runpod.io"
 DISK_USD_PER_GB_HOUR = 0.10 / 730
@@ -27,133 +24,6 @@ BID = "SHOESTRING_BID_USD_PER_HOUR"
 """In a spot pod's env: v2 doesn't say which pods are spot."""
 CPU = "CPU"
 """Begins the id of an offer without GPU, as SECURE, COMMUNITY and ALL (spot) begin the others."""
-
-
-class _Price(BaseModel):
-    secure: float
-    community: float
-
-
-class _Counts(BaseModel):
-    secure: int
-    community: int
-
-
-class _Center(BaseModel):
-    id: str
-    availability: str
-
-
-class _GpuType(BaseModel):
-    id: str
-    name: str
-    memory: float
-    secure: bool
-    community: bool
-    price: _Price
-    maxCount: _Counts
-    availability: Level
-    dataCenters: list[_Center] = []
-
-
-class _GpuTypes(BaseModel):
-    gpus: list[_GpuType]
-
-
-class _Cores(BaseModel):
-    min: int
-    max: int
-
-
-class _CpuPrice(BaseModel):
-    securePerVcpu: float
-
-
-class _CpuType(BaseModel):
-    id: str
-    vcpu: _Cores
-    ramGbPerVcpu: float
-    price: _CpuPrice
-    availability: Level
-
-
-class _CpuTypes(BaseModel):
-    cpus: list[_CpuType]
-
-
-class _Lowest(BaseModel):
-    minimumBidPrice: float | None
-    stockStatus: str | None = None
-
-
-class _SpotType(BaseModel):
-    id: str
-    displayName: str
-    memoryInGb: float
-    maxGpuCount: int | None = None
-    lowestPrice: _Lowest | None
-
-
-class _SpotTypes(BaseModel):
-    gpuTypes: list[_SpotType]
-
-
-class _Id(BaseModel):
-    id: str
-
-
-class _Rented(BaseModel):
-    podRentInterruptable: _Id | None
-
-
-class _Message(BaseModel):
-    message: str
-
-
-class _Answer(BaseModel, Generic[Data]):
-    errors: list[_Message] = []
-    data: Data | None = None
-
-
-class _Endpoint(BaseModel):
-    host: str
-    port: int
-
-
-class _Ssh(BaseModel):
-    direct: _Endpoint | None
-
-
-class _Gpu(BaseModel):
-    id: str
-    count: int = 1
-
-
-class _Network(BaseModel):
-    enabled: bool
-    ip: str | None = None
-
-
-class _Pod(BaseModel):
-    id: str
-    name: str
-    status: Literal["PROVISIONING", "STARTING", "RUNNING", "EXITED", "ERROR", "TERMINATED"]
-    cost: float
-    disk: int
-    env: dict[str, str]
-    createdAt: datetime
-    startedAt: datetime | None
-    ssh: _Ssh
-    globalNetworking: _Network
-    gpu: _Gpu | None = None
-
-
-class _Pods(BaseModel):
-    pods: list[_Pod]
-
-
-class _Done(BaseModel):
-    pass
 
 
 SPOT_OFFERS = """query Offers($count: Int!) {
@@ -218,18 +88,24 @@ class RunPod(Market):
         }
         # 400 is RunPod's only word for "none of these is free", 403 that for "not for this account": the next may be
         return self.client.call(
-            "create", "POST", "/v2/pods", _Id, json=body, creates=True, taken=lambda status, text: status in (400, 403)
+            "create",
+            "POST",
+            "/v2/pods",
+            replies.Id,
+            json=body,
+            creates=True,
+            taken=lambda status, text: status in (400, 403),
         ).id
 
     def list(self) -> list[Rental]:
-        pods = self.client.call("list", "GET", "/v2/pods", _Pods).pods
+        pods = self.client.call("list", "GET", "/v2/pods", replies.Pods).pods
         return [_rental(p) for p in pods if p.name.startswith(LABEL) and p.status != "TERMINATED"]
 
     def destroy(self, id: str) -> None:
-        self.client.call("destroy", "DELETE", f"/v2/pods/{id}", _Done, gone=True)
+        self.client.call("destroy", "DELETE", f"/v2/pods/{id}", replies.Done, gone=True)
 
     def label(self, id: str, label: str) -> None:
-        self.client.call("label", "PATCH", f"/v2/pods/{id}", _Done, json={"name": label})
+        self.client.call("label", "PATCH", f"/v2/pods/{id}", replies.Done, json={"name": label})
 
     def _cloud(self, cloud: str, want: Want) -> list[Offer]:
         if want.network and cloud != "SECURE":
@@ -239,7 +115,7 @@ class RunPod(Market):
             params["minCudaVersion"] = str(want.min_cuda)
         if want.regions:
             params["countryCodes"] = ",".join(want.regions)
-        types = self.client.call("offers", "GET", "/v2/catalog/gpus", _GpuTypes, params=params).gpus
+        types = self.client.call("offers", "GET", "/v2/catalog/gpus", replies.GpuTypes, params=params).gpus
         here = cloud.lower()
         return [
             Offer(
@@ -263,7 +139,7 @@ class RunPod(Market):
     def _cpus(self, want: Want) -> list[Offer]:
         """The fewest cores that are enough, a power of two."""
         params = {"include": "AVAILABILITY", "product": "POD"}
-        types = self.client.call("offers", "GET", "/v2/catalog/cpus", _CpuTypes, params=params).cpus
+        types = self.client.call("offers", "GET", "/v2/catalog/cpus", replies.CpuTypes, params=params).cpus
         offers = []
         for t in types:
             cores = 2 ** math.ceil(math.log2(max(t.vcpu.min, want.cpus, 2)))
@@ -286,7 +162,7 @@ class RunPod(Market):
         return offers
 
     def _spot(self, want: Want) -> list[Offer]:
-        types = self._graphql("offers", SPOT_OFFERS, {"count": want.count}, _SpotTypes).gpuTypes
+        types = self._graphql("offers", SPOT_OFFERS, {"count": want.count}, replies.SpotTypes).gpuTypes
         return [
             Offer(
                 market=self.name,
@@ -323,7 +199,9 @@ class RunPod(Market):
         if order.ends_after_s is not None:
             ends = datetime.now(UTC) + timedelta(seconds=order.ends_after_s)
             variables["terminateAfter"] = ends.isoformat(timespec="seconds").replace("+00:00", "Z")
-        pod = self._graphql("create", RENT_SPOT, {"input": variables}, _Rented, creates=True).podRentInterruptable
+        pod = self._graphql(
+            "create", RENT_SPOT, {"input": variables}, replies.Rented, creates=True
+        ).podRentInterruptable
         if pod is None:
             raise Taken(f"{self.name}, create: no {gpu} is free at this bid")
         return pod.id
@@ -331,7 +209,7 @@ class RunPod(Market):
     def _graphql(self, kind: str, query: str, variables: dict, data: type[BaseModel], creates: bool = False):
         """GraphQL answers errors with 200: {"errors": [{"message"}], "data": null}."""
         body = {"query": query, "variables": variables}
-        answer = self.client.call(kind, "POST", "/graphql", _Answer[data], json=body, creates=creates)
+        answer = self.client.call(kind, "POST", "/graphql", replies.Answer[data], json=body, creates=creates)
         said = "; ".join(e.message for e in answer.errors) or "the reply has neither data nor errors"
         text = f"{self.name}, {kind}: {said}"
         if answer.errors and any(s in said.lower() for s in REFUSALS):
@@ -356,7 +234,7 @@ def _compute(kind: str, offer: Offer) -> dict:
     return {"gpu": {"id": kind, "count": offer.count, **({"minCudaVersion": str(offer.cuda)} if offer.cuda else {})}}
 
 
-def _rental(pod: _Pod) -> Rental:
+def _rental(pod: replies.Pod) -> Rental:
     states = {
         "PROVISIONING": "starting",
         "STARTING": "starting",
