@@ -119,13 +119,25 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         **bootstrap.ON_EVERY_NODE,
         **bootstrap.ON_THE_HEAD,
         **mesh.environment(mesh.HEAD, mesh.build_shim(folder.path)),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "RAY_CLOUD_INSTANCE_ID": "here",
         "RAY_NODE_TYPE_NAME": head,
         "RAY_OVERRIDE_RESOURCES": json.dumps(config["available_node_types"][head].get("resources") or {}),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
-    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command = [
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+    ]
     command += [f"--port={mesh.GCS_PORT}", *mesh.ray_options(mesh.HEAD), "--disable-usage-stats"]
     with (folder.path / "head.log").open("w") as said:
         ray = subprocess.Popen(
@@ -155,7 +167,10 @@ def _end_rentals(config: dict) -> None:
     from cluster.provider import Provider
 
     ended = Provider(config["provider"], config["cluster_name"]).end()
-    print(f"{config['cluster_name']}: {ended or 'no'} rental{'s' if ended != 1 else ''} ended, nothing is left.", flush=True)
+    print(
+        f"{config['cluster_name']}: {ended or 'no'} rental{'s' if ended != 1 else ''} ended, nothing is left.",
+        flush=True,
+    )
 
 
 @contextlib.contextmanager

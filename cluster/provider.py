@@ -24,8 +24,9 @@ from ray.autoscaler.node_provider import NodeProvider
 
 from cluster import bootstrap, ladder, lost, markets, mesh, tags
 from cluster.folder import Folder
+from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import Market, Offer, Order, Rental, Taken
+from cluster.market import Order, Rental
 from cluster.memory import Memory
 from cluster.runner import Runner
 
@@ -75,8 +76,10 @@ class Provider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         self.settings = bootstrap.Settings.read(provider_config)
         self.folder = Folder(cluster_name)
-        self.markets: dict[str, Market] = {name: markets.find(name) for name in self.settings.markets}
         self.ledger = Ledger(cluster_name)
+        self.markets = {
+            name: Kept(markets.find(name), self.ledger, self.settings.budget) for name in self.settings.markets
+        }
         self.memory = Memory(self.folder.path / "memory.json")
         self._known = _Known()
         self._lock = threading.RLock()
@@ -108,11 +111,8 @@ class Provider(NodeProvider):
     def refresh(self) -> None:
         """Asks every market what is rented and gives up what is lost. Raises MarketError."""
         with self._asking:
-            began, listed = time.monotonic(), []
-            for market in self.markets.values():
-                at, rentals = time.time(), market.list()
-                self.ledger.observe(market.name, rentals, at)
-                listed += rentals
+            began = time.monotonic()
+            listed = [rental for market in self.markets.values() for rental in market.list()]
             orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed)}
             self._asked = time.monotonic()
         mine = {f"{r.market}-{r.id}": r for r in listed if tags.decode(r.label)[0] == self.cluster_name}
@@ -239,7 +239,7 @@ class Provider(NodeProvider):
             public_key=self.folder.public_key,
         )
         rungs = ladder.parse(node_config["ladder"])
-        offer, id = ladder.climb(rungs, self.markets, order, self.memory, self._pay_for)
+        offer, id = ladder.climb(rungs, self.markets, order, self.memory)
         market = offer.market
         rental = Rental(
             market, id, order.label, "starting", "just rented", offer.spot, offer.usd_per_hour, offer.disk_usd_per_hour,
@@ -248,12 +248,6 @@ class Provider(NodeProvider):
         with self._lock:
             self._known.nodes[f"{market}-{id}"] = Node(rental, tags_, made=time.monotonic())
         log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
-
-    def _pay_for(self, market: Market, offer: Offer, order: Order) -> str:
-        price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
-        if why := self.settings.budget.refuses(self.ledger, price, time.time()):
-            raise Taken(f"{why}")
-        return self.ledger.rent(market, offer, order)
 
     def terminate_node(self, node_id: str) -> None:
         if node_id == HERE:
@@ -304,7 +298,7 @@ class Provider(NodeProvider):
 
     def _destroy(self, node_id: str) -> None:
         market, id = node_id.split("-", 1)
-        self.ledger.destroy(self.markets[market], id)
+        self.markets[market].destroy(id)
 
     def _destroy_later(self, node_id: str) -> None:
         """Where that fails it is tried again after AGAIN_S, as long as it is listed."""
