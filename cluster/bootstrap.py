@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -29,6 +30,21 @@ ON_THE_HEAD = {
     "RAY_enable_autoscaler_v2": "1",
 }
 """Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""
+
+VENV = "/opt/venv"
+
+
+def install() -> str:
+    """Shell: this Python's and this Ray's versions on a node, as Ray demands, unless its image has that Ray already."""
+    from ray import __version__
+
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        f'ray --version 2> /dev/null | grep -qF "version {__version__}" || {{ python3 -m pip install -q uv && '
+        f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} -r {CODE}/pyproject.toml ray=={__version__} && "
+        f"echo 'export PATH={VENV}/bin:$PATH' >> ~/.bashrc; }}"
+    )
+
 
 Network = Literal["mesh", "flat"]
 
@@ -91,6 +107,9 @@ def complete(config: dict) -> dict:
     }
     for key, value in filled.items():
         config[key] = config.get(key) or value
+    for key in ("head_setup_commands", "worker_setup_commands"):
+        config[key] = [install(), *(config.get(key) or [])]
+    config["setup_commands"] = []  # Ray has put them into both already, and would again on the head
     return config | {"provider": provider, "file_mounts": mounts | (config.get("file_mounts") or {})}
 
 

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
@@ -95,8 +96,16 @@ class Provider(NodeProvider):
         }
 
     @staticmethod
+    def fillout_available_node_types_resources(cluster_config: dict) -> dict:
+        """The first that Ray calls with a YAML, and where it wants to see these."""
+        return {"cluster_synced_files": []} | cluster_config
+
+    @staticmethod
     def bootstrap_config(cluster_config: dict) -> dict:
-        return bootstrap.complete(cluster_config)
+        try:
+            return bootstrap.complete(cluster_config)
+        except ValueError as e:
+            raise click.ClickException(str(e)) from None
 
     # ---- what there is
 
