@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cluster.sim import catalogue, faults
+from cluster.sim.box import NamespaceBox
 from cluster.sim.graphql import GraphQL
+from cluster.sim.network import Network
 from cluster.sim.ports import NoBox
 from cluster.sim.vast import Vast
 from cluster.sim.world import World
@@ -71,8 +74,13 @@ def listen(addresses: list[str], port: int) -> list[socket.socket]:
 
 
 async def serve(args: argparse.Namespace) -> None:
-    addresses = ["127.0.0.1"]
-    make_box = NoBox
+    addresses, make_box, network = ["127.0.0.1"], NoBox, None
+    if args.boxes == "namespaces":
+        network = Network(args.state)
+        addresses.append(network.public)  # boxes reach the APIs there
+        state, shared = args.state.resolve(), [path.resolve(strict=True) for path in args.share]
+        shutil.rmtree(state / "boxes", ignore_errors=True)
+        make_box = lambda: NamespaceBox(network, state, shared)  # noqa: E731
     world = World(catalogue.machines(args.seed), make_box, args.boot, args.seed, args.pace, flat=args.network == "flat")
     apis = {"vast": Vast(world), "runpod": GraphQL(world, args.runpod_spec)}
     controls = faults.Controls(world, apis, args.faults, args.seed)
@@ -82,7 +90,7 @@ async def serve(args: argparse.Namespace) -> None:
     servers, tasks = [], []
     for market, api in apis.items():
         sockets = listen(addresses, getattr(args, market))
-        world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"
+        world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"  # public where there is one
         app = Starlette(routes=api.routes + controls.routes)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
         servers.append(Server(config))
@@ -95,6 +103,8 @@ async def serve(args: argparse.Namespace) -> None:
     await asyncio.gather(*tasks)
     for rental in world.alive():
         await world.end(rental, "destroyed", "the simulator ends")
+    if network:
+        network.close()
     if clock.done():
         clock.result()
     clock.cancel()
@@ -129,7 +139,11 @@ def main(argv: list[str]) -> int:
     if args.boxes == "namespaces" and os.geteuid() != 0:
         print("boxes are Linux namespaces and need root; or --boxes none", file=sys.stderr)
         return 2
-    asyncio.run(serve(args))
+    try:
+        asyncio.run(serve(args))
+    except (ValueError, OSError) as error:
+        print(f"python -m cluster.sim: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ class Sim:
         give_up = time.time() + seconds
         while not ok(state := self.state()):
             if time.time() > give_up:
-                raise TimeoutError(f"{state}\n{open(self.output).read()[-3000:]}")
+                raise TimeoutError(f"{state}\n{Path(self.output).read_text()[-3000:]}")
             time.sleep(0.1)
         return state
 
@@ -66,7 +67,7 @@ def simulator(**options):
             process = subprocess.Popen(command, cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
         try:
             give_up = time.time() + 60
-            while "Ctrl-C" not in (text := open(output).read()):
+            while "Ctrl-C" not in (text := Path(output).read_text()):
                 assert process.poll() is None and time.time() < give_up, text
                 time.sleep(0.05)
             yield Sim(process, dict(re.findall(r"export (\w+)=(\S+)", text)), output)
