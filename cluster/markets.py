@@ -17,7 +17,7 @@ MARKETS: dict[str, type[Vast] | type[RunPod]] = {"vast": Vast, "runpod": RunPod}
 
 def find(name: str, url: str | None = None) -> Market:
     """The market, ready to be asked. `url`: another API than its own, such as the simulator's; None: that of the
-    environment variable SHOESTRING_<NAME>_URL, else its own. SHOESTRING_PACE: how many times faster than its limits that
+    environment variable <NAME>_URL, else its own. SHOESTRING_PACE: how many times faster than its limits that
     other API may be asked.
 
     Raises ValueError where there is no such market, no key, or a key file that others can read.
@@ -25,7 +25,7 @@ def find(name: str, url: str | None = None) -> Market:
     if name not in MARKETS:
         known = f" There are: {', '.join(MARKETS)}."
         raise ValueError(f"There is no market {name}.{nearest(name, MARKETS) or known}")
-    url = url or os.environ.get(f"SHOESTRING_{name.upper()}_URL") or None
+    url = url or os.environ.get(f"{name.upper()}_URL") or None
     if url:
         _check_url(name, url)
     return MARKETS[name](key(name), url, float(os.environ.get("SHOESTRING_PACE", "1")) if url else 1.0)
