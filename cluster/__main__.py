@@ -21,7 +21,8 @@ def main(argv: list[str]) -> int:
 
     if not argv or argv[0] in ("-h", "--help"):
         print(
-            "python -m cluster COMMAND [--help]\n\n" + "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
+            "python -m cluster COMMAND [--help]\n\n"
+            + "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
         )
         return 0 if argv else 2
     if argv[0] not in COMMANDS:

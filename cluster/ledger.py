@@ -1,0 +1,370 @@
+"""Every rental of a cluster, from before it exists until it is gone, and what it cost.
+
+An append-only file of JSON lines, ~/.shoestring/CLUSTER/ledger.jsonl (SHOESTRING_STATE: another folder than ~/.shoestring), each
+on the disk before the next step is taken:
+
+    intent     a rental is about to be asked for; its label will carry the nonce
+    rented     the market gave it an id
+    refused    nothing was rented
+    unanswered the call failed, and the rental may exist all the same
+    seen       a rental as the market lists it, when that changed
+    gone       the market lists it no more
+    destroyed  we ended it
+    poll       the market was asked and nothing had changed (at most every POLL_S)
+    note       what others keep here: the budget's phase, jobs
+
+So a create whose answer never came, or whose process died, is found again by the nonce in `Market.list`. The ledger is what
+these lines add up to; several processes may write it. Costs are the market's own prices over the market's own times. Where
+only the time between two polls is known, all of it is charged: `spent` errs towards too much.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
+
+POLL_S = 15.0
+"""How exactly the file tells when a market last answered."""
+UNANSWERED_S = 300.0
+"""No create takes this long. One without an id after that has died, or rented nothing where its label isn't listed either."""
+
+
+@dataclass
+class Charge:
+    """usd_per_hour from `since` until `until` (None: still). machine: while it runs; disk: as long as it exists."""
+
+    what: Literal["machine", "disk"]
+    since: float
+    until: float | None
+    usd_per_hour: float
+
+    def usd(self, begin: float, end: float) -> float:
+        """What of it falls between two Unix times."""
+        until = end if self.until is None else min(self.until, end)
+        return max(0.0, until - max(self.since, begin)) * self.usd_per_hour / 3600
+
+
+@dataclass
+class Entry:
+    """One rental."""
+
+    market: str
+    id: str | None = None
+    """None: asked for, and no id known yet."""
+    nonce: str | None = None
+    """None: not asked for through this ledger (the head that `ray up` rented, what a lost head left)."""
+    label: str = ""
+    gpu: str = ""
+    count: int = 0
+    spot: bool = False
+    offered_usd_per_hour: float = 0.0
+    """Disk included; what it counts for until the market lists it."""
+    asked: float = 0.0
+    """Unix time of the intent, or when it was first listed."""
+    answered: float | None = None
+    """When `create` returned its id. None: it hasn't; a rental of this entry was found by its label."""
+    failed: bool = False
+    """`create` raised something that leaves open whether it exists."""
+    unattended_s: float | None = None
+    """After how long without a head it ends itself (watchdog.sh)."""
+    rental: Rental | None = None
+    """As last listed."""
+    up: float | None = None
+    """When it was first seen running."""
+    seen: float | None = None
+    """When it was last listed."""
+    ended: float | None = None
+    why: str = ""
+    """Of its end."""
+    charges: list[Charge] = field(default_factory=list)
+
+    @property
+    def living(self) -> bool:
+        return self.ended is None
+
+    @property
+    def usd_per_hour(self) -> float:
+        """What it costs now, or will as soon as it is up."""
+        if self.ended is not None:
+            return 0.0
+        if self.rental is None:
+            return self.offered_usd_per_hour
+        return self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.state != "lost" else 0.0)
+
+    def usd(self, now: float, since: float = 0.0) -> float:
+        if self.rental is None:  # it may be running for all we know; where there is no id after all, it cost nothing
+            none = self.id is None and self.ended is not None
+            begin = self.answered or self.asked
+            return 0.0 if none else Charge("machine", begin, self.ended, self.offered_usd_per_hour).usd(since, now)
+        return sum(c.usd(since, now) for c in self.charges)
+
+    def uncertain_usd(self) -> float:
+        """How much of it was charged for the time between the last list that had it and the first that hadn't."""
+        if self.ended is None or self.seen is None or self.why != "gone":
+            return 0.0
+        return self.usd(self.ended, self.seen)
+
+
+def root() -> Path:
+    return Path(os.environ.get("SHOESTRING_STATE") or Path.home() / ".shoestring")
+
+
+def clusters() -> list[str]:
+    """Names of the clusters that this machine has a ledger of."""
+    return sorted(p.parent.name for p in root().glob("*/ledger.jsonl"))
+
+
+def cluster_of(label: str) -> str:
+    """The cluster whose rental has this label."""
+    return re.split("[/;]", label.removeprefix(LABEL), maxsplit=1)[0]
+
+
+class Ledger:
+    """The ledger of one cluster. Safe between threads and processes; what others wrote is read before each use."""
+
+    def __init__(self, cluster: str):
+        self.cluster, self.path = cluster, root() / cluster / "ledger.jsonl"
+        self._entries: list[Entry] = []
+        self._by_id: dict[tuple[str, str], Entry] = {}
+        self._by_nonce: dict[str, Entry] = {}
+        self._polled: dict[str, float] = {}
+        self._notes: dict[str, dict] = {}
+        self._offset, self._lock = 0, threading.RLock()
+        self.refresh()
+
+    # -- what it knows ---------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Reads what other processes added."""
+        if self.path.exists():
+            with self._locked():
+                pass
+
+    def entries(self) -> list[Entry]:
+        """All rentals there ever were, oldest first."""
+        self.refresh()
+        return list(self._entries)
+
+    def living(self) -> list[Entry]:
+        """Those that may still cost something, among them creates whose outcome isn't known yet (id None)."""
+        return [e for e in self.entries() if e.living]
+
+    def entry(self, market: str, id: str) -> Entry | None:
+        self.refresh()
+        return self._by_id.get((market, id))
+
+    def spent(self, now: float, since: float = 0.0) -> float:
+        """Dollars between two Unix times."""
+        return sum(e.usd(now, since) for e in self.entries())
+
+    def rate(self) -> float:
+        """Dollars per hour of all that lives, once it is up."""
+        return sum(e.usd_per_hour for e in self.living())
+
+    def by_node(self, now: float) -> dict[str, float]:
+        """{market/id: dollars}"""
+        return {f"{e.market}/{e.id}": e.usd(now) for e in self.entries() if e.id is not None}
+
+    def polled(self) -> float:
+        """When a market was last asked for this cluster: its head was alive then."""
+        self.refresh()
+        return max(self._polled.values(), default=0.0)
+
+    def notes(self, kind: str) -> dict[str, dict]:
+        """{key: last note of it} of one kind."""
+        self.refresh()
+        return {k.split("/", 1)[1]: v for k, v in self._notes.items() if k.startswith(f"{kind}/")}
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def rent(self, market: Market, offer: Offer, order: Order, unattended_s: float | None = None) -> str:
+        """`market.create`, of which nothing can get lost. Adds the tag n=NONCE to the label, which later labels must keep.
+
+        unattended_s: after how long without a head its watchdog ends it. Returns the id. Raises what `create` raises; unless it is Taken or Refused, the rental may exist all the same and will
+        be among `orphans` when it is listed.
+        """
+        nonce = secrets.token_hex(6)
+        order = replace(order, label=f"{order.label};n={nonce}")
+        price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
+        what = {"gpu": offer.gpu, "count": offer.count, "spot": offer.spot, "usd_per_hour": price}
+        what["unattended_s"] = unattended_s
+        self._write(event="intent", nonce=nonce, market=market.name, label=order.label, **what)
+        try:
+            id = market.create(offer, order)
+        except (Taken, Refused) as e:
+            self._write(event="refused", nonce=nonce, why=str(e))
+            raise
+        except Exception as e:
+            self._write(event="unanswered", nonce=nonce, why=f"{type(e).__name__}: {e}")
+            raise
+        self._write(event="rented", nonce=nonce, id=id)
+        return id
+
+    def destroy(self, market: Market, id: str) -> None:
+        market.destroy(id)
+        self._write(event="destroyed", market=market.name, id=id)
+
+    def observe(self, market: str, rentals: list[Rental], at: float) -> None:
+        """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called."""
+        mine = {r.id: r for r in rentals if cluster_of(r.label) == self.cluster}
+        with self._locked() as f:
+            new = []
+            for r in mine.values():
+                e = self._find(r)
+                if e is None or e.rental != r or e.ended is not None:
+                    new.append({"event": "seen", "at": at, "rental": asdict(r)})
+            for e in self._entries:
+                if e.market != market or e.ended is not None or e.id in mine:
+                    continue
+                if e.id is not None and at > (e.answered or e.asked):
+                    new.append({"event": "gone", "at": at, "market": market, "id": e.id})
+                elif (
+                    e.id is None and at > e.asked + UNANSWERED_S and not any(e.nonce in r.label for r in mine.values())
+                ):
+                    new.append({"event": "refused", "at": at, "nonce": e.nonce, "why": "no answer, and never listed"})
+            poll = {"event": "poll", "at": at, "market": market}
+            if at - self._polled.get(market, 0.0) >= POLL_S:
+                new.append(poll)
+            self._append(f, new)
+            self._apply(poll)
+
+    def orphans(self, rentals: list[Rental]) -> list[Rental]:
+        """Those of this cluster that exist although their `create` never returned: nobody waits for them. To be destroyed."""
+        self.refresh()
+        found = [(r, self._find(r)) for r in rentals if cluster_of(r.label) == self.cluster]
+        late = time.time() - UNANSWERED_S
+        return [r for r, e in found if e and e.nonce and e.answered is None and (e.failed or e.asked < late)]
+
+    def note(self, kind: str, key: str, **fields) -> None:
+        """Keeps something else beside the rentals; the last one of a key counts."""
+        self._write(event="note", kind=kind, key=key, fields=fields)
+
+    # -- the file --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self):
+        """The file, locked and read to its end. A last line without its end was never acknowledged, and is cut off."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._lock, self.path.open("a+b") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            f.seek(self._offset)
+            whole, end, torn = f.read().rpartition(b"\n")
+            if torn:
+                f.truncate(self._offset + len(whole) + len(end))
+            for line in whole.splitlines():
+                try:
+                    self._apply(json.loads(line))
+                except json.JSONDecodeError as e:
+                    raise ValueError(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
+            self._offset += len(whole) + len(end)
+            yield f
+
+    def _append(self, f, events: list[dict]) -> None:
+        if not events:
+            return
+        lines = "".join(json.dumps(e) + "\n" for e in events).encode()
+        f.write(lines)
+        f.flush()
+        os.fsync(f.fileno())
+        self._offset += len(lines)
+        for e in events:
+            self._apply(e)
+
+    def _write(self, **event) -> None:
+        with self._locked() as f:
+            self._append(f, [{"at": time.time(), **event}])
+
+    # -- what the lines add up to ----------------------------------------------------------------------------------
+
+    def _find(self, r: Rental) -> Entry | None:
+        nonce = re.search(r";n=([0-9a-f]{12})", r.label)
+        return self._by_id.get((r.market, r.id)) or (self._by_nonce.get(nonce[1]) if nonce else None)
+
+    def _apply(self, event: dict) -> None:
+        at = event["at"]
+        match event["event"]:
+            case "intent":
+                e = Entry(event["market"], nonce=event["nonce"], label=event["label"], asked=at)
+                e.gpu, e.count, e.spot = event["gpu"], event["count"], event["spot"]
+                e.offered_usd_per_hour, e.unattended_s = event["usd_per_hour"], event["unattended_s"]
+                self._entries.append(e)
+                self._by_nonce[e.nonce] = e
+            case "rented":
+                e = self._by_nonce[event["nonce"]]
+                e.id, e.answered, e.ended, e.failed = event["id"], at, None, False
+                self._by_id[e.market, e.id] = e
+            case "refused":
+                e = self._by_nonce[event["nonce"]]
+                e.ended, e.why = at, event["why"]
+            case "unanswered":
+                self._by_nonce[event["nonce"]].failed = True
+            case "seen":
+                rental = event["rental"]
+                ssh = tuple(rental["ssh"]) if rental["ssh"] else None
+                self._see(Rental(**rental | {"ssh": ssh}), at)
+            case "gone" | "destroyed":
+                e = self._by_id.get((event["market"], event["id"]))
+                if e and e.ended is None:
+                    e.why, e.ended = event["event"], at
+                    if e.why == "gone" and e.unattended_s and e.seen:  # nobody asked for longer than it lives alone
+                        e.ended = min(at, e.seen + e.unattended_s)
+                    for c in e.charges:
+                        c.until = max(c.since, e.ended) if c.until is None else c.until
+            case "poll":
+                self._polled[event["market"]] = max(at, self._polled.get(event["market"], 0.0))
+                for e in self._entries:
+                    if e.market == event["market"] and e.ended is None and e.rental is not None:
+                        e.seen = max(at, e.seen)
+            case "note":
+                self._notes[f"{event['kind']}/{event['key']}"] = {"at": at, **event["fields"]}
+
+    def _see(self, r: Rental, at: float) -> None:
+        e = self._find(r)
+        if e is None:
+            e = Entry(r.market, asked=r.created)
+            self._entries.append(e)
+        if e.ended is not None:
+            if at <= e.ended:  # this list was under way when it was destroyed
+                return
+            for c in e.charges:  # it isn't gone after all
+                c.until = None if c.until == e.ended else c.until
+            e.ended = None
+        before, e.seen = e.seen, at
+        e.id, e.label, e.rental = r.id, r.label, r
+        e.gpu, e.count, e.spot = r.gpu or e.gpu, r.count or e.count, r.spot
+        self._by_id[r.market, r.id] = e
+        if r.state == "running" and e.up is None:
+            e.up = at
+        _charge(e, "disk", r.created, r.disk_usd_per_hour, at, before)
+        runs = r.started is not None and r.state != "lost"
+        _charge(e, "machine", r.started, r.usd_per_hour if runs else None, at, before)
+
+
+def _charge(
+    e: Entry, what: str, since: float | None, usd_per_hour: float | None, at: float, before: float | None
+) -> None:
+    """usd_per_hour is charged since `since`, as seen now (at) and not yet when last seen (before). None: nothing any more."""
+    past = [c for c in e.charges if c.what == what]
+    now = past[-1] if past and past[-1].until is None else None
+    if now and now.usd_per_hour == usd_per_hour:
+        return
+    if now:
+        now.until = max(now.since, at)
+    if usd_per_hour is None:
+        return
+    if now:
+        since = at
+    elif past:  # it was stopped, and goes again since some time after it was last seen so
+        since = max(since, before)
+    e.charges.append(Charge(what, since, None, usd_per_hour))
