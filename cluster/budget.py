@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from cluster.ledger import Entry, Ledger
+from cluster.entry import Entry
+from cluster.ledger import Ledger
 from cluster.market import Market, MarketError
 
 

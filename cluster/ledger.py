@@ -28,92 +28,16 @@ import secrets
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
+from cluster.entry import Entry
 from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
 
 POLL_S = 15.0
 """How exactly the file tells when a market last answered."""
 UNANSWERED_S = 300.0
 """No create takes this long. One without an id after that has died, or rented nothing where its label isn't listed either."""
-
-
-@dataclass
-class Charge:
-    """usd_per_hour from `since` until `until` (None: still). machine: while it runs; disk: as long as it exists."""
-
-    what: Literal["machine", "disk"]
-    since: float
-    until: float | None
-    usd_per_hour: float
-
-    def usd(self, begin: float, end: float) -> float:
-        """What of it falls between two Unix times."""
-        until = end if self.until is None else min(self.until, end)
-        return max(0.0, until - max(self.since, begin)) * self.usd_per_hour / 3600
-
-
-@dataclass
-class Entry:
-    """One rental."""
-
-    market: str
-    id: str | None = None
-    """None: asked for, and no id known yet."""
-    nonce: str | None = None
-    """None: not asked for through this ledger (the head that `ray up` rented, what a lost head left)."""
-    label: str = ""
-    gpu: str = ""
-    count: int = 0
-    spot: bool = False
-    offered_usd_per_hour: float = 0.0
-    """Disk included; what it counts for until the market lists it."""
-    asked: float = 0.0
-    """Unix time of the intent, or when it was first listed."""
-    answered: float | None = None
-    """When `create` returned its id. None: it hasn't; a rental of this entry was found by its label."""
-    failed: bool = False
-    """`create` raised something that leaves open whether it exists."""
-    unattended_s: float | None = None
-    """After how long without a head it ends itself (watchdog.sh)."""
-    rental: Rental | None = None
-    """As last listed."""
-    up: float | None = None
-    """When it was first seen running."""
-    seen: float | None = None
-    """When it was last listed."""
-    ended: float | None = None
-    why: str = ""
-    """Of its end."""
-    charges: list[Charge] = field(default_factory=list)
-
-    @property
-    def living(self) -> bool:
-        return self.ended is None
-
-    @property
-    def usd_per_hour(self) -> float:
-        """What it costs now, or will as soon as it is up."""
-        if self.ended is not None:
-            return 0.0
-        if self.rental is None:
-            return self.offered_usd_per_hour
-        return self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.state != "lost" else 0.0)
-
-    def usd(self, now: float, since: float = 0.0) -> float:
-        if self.rental is None:  # it may be running for all we know; where there is no id after all, it cost nothing
-            none = self.id is None and self.ended is not None
-            begin = self.answered or self.asked
-            return 0.0 if none else Charge("machine", begin, self.ended, self.offered_usd_per_hour).usd(since, now)
-        return sum(c.usd(since, now) for c in self.charges)
-
-    def uncertain_usd(self) -> float:
-        """How much of it was charged for the time between the last list that had it and the first that hadn't."""
-        if self.ended is None or self.seen is None or self.why != "gone":
-            return 0.0
-        return self.usd(self.ended, self.seen)
 
 
 def root() -> Path:
@@ -311,16 +235,17 @@ class Ledger:
                 self._by_nonce[event["nonce"]].failed = True
             case "seen":
                 rental = event["rental"]
-                ssh = tuple(rental["ssh"]) if rental["ssh"] else None
-                self._see(Rental(**rental | {"ssh": ssh}), at)
+                r = Rental(**rental | {"ssh": tuple(rental["ssh"]) if rental["ssh"] else None})
+                e = self._find(r)
+                if e is None:
+                    e = Entry(r.market, asked=r.created)
+                    self._entries.append(e)
+                e.see(r, at)
+                self._by_id[r.market, r.id] = e
             case "gone" | "destroyed":
                 e = self._by_id.get((event["market"], event["id"]))
                 if e and e.ended is None:
-                    e.why, e.ended = event["event"], at
-                    if e.why == "gone" and e.unattended_s and e.seen:  # nobody asked for longer than it lives alone
-                        e.ended = min(at, e.seen + e.unattended_s)
-                    for c in e.charges:
-                        c.until = max(c.since, e.ended) if c.until is None else c.until
+                    e.end(at, event["event"])
             case "poll":
                 self._polled[event["market"]] = max(at, self._polled.get(event["market"], 0.0))
                 for e in self._entries:
@@ -328,43 +253,3 @@ class Ledger:
                         e.seen = max(at, e.seen)
             case "note":
                 self._notes[f"{event['kind']}/{event['key']}"] = {"at": at, **event["fields"]}
-
-    def _see(self, r: Rental, at: float) -> None:
-        e = self._find(r)
-        if e is None:
-            e = Entry(r.market, asked=r.created)
-            self._entries.append(e)
-        if e.ended is not None:
-            if at <= e.ended:  # this list was under way when it was destroyed
-                return
-            for c in e.charges:  # it isn't gone after all
-                c.until = None if c.until == e.ended else c.until
-            e.ended = None
-        before, e.seen = e.seen, at
-        e.id, e.label, e.rental = r.id, r.label, r
-        e.gpu, e.count, e.spot = r.gpu or e.gpu, r.count or e.count, r.spot
-        self._by_id[r.market, r.id] = e
-        if r.state == "running" and e.up is None:
-            e.up = at
-        _charge(e, "disk", r.created, r.disk_usd_per_hour, at, before)
-        runs = r.started is not None and r.state != "lost"
-        _charge(e, "machine", r.started, r.usd_per_hour if runs else None, at, before)
-
-
-def _charge(
-    e: Entry, what: str, since: float | None, usd_per_hour: float | None, at: float, before: float | None
-) -> None:
-    """usd_per_hour is charged since `since`, as seen now (at) and not yet when last seen (before). None: nothing any more."""
-    past = [c for c in e.charges if c.what == what]
-    now = past[-1] if past and past[-1].until is None else None
-    if now and now.usd_per_hour == usd_per_hour:
-        return
-    if now:
-        now.until = max(now.since, at)
-    if usd_per_hour is None:
-        return
-    if now:
-        since = at
-    elif past:  # it was stopped, and goes again since some time after it was last seen so
-        since = max(since, before)
-    e.charges.append(Charge(what, since, None, usd_per_hour))
