@@ -27,6 +27,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +38,9 @@ from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
 POLL_S = 15.0
 """How exactly the file tells when a market last answered."""
 UNANSWERED_S = 300.0
-"""No create takes this long. One without an id after that has died, or rented nothing where its label isn't listed either."""
+"""No create takes this long: after that the process that called it has died."""
+UNLISTED_S = 60.0
+"""A create that failed, or died, and whose label isn't listed after this long rented nothing."""
 
 
 def root() -> Path:
@@ -64,7 +67,7 @@ class Ledger:
         self._by_nonce: dict[str, Entry] = {}
         self._polled: dict[str, float] = {}
         self._notes: dict[str, dict] = {}
-        self._offset, self._lock = 0, threading.RLock()
+        self._offset, self._lock, self._held = 0, threading.RLock(), None
         self.refresh()
 
     # -- what it knows ---------------------------------------------------------------------------------------------
@@ -112,18 +115,29 @@ class Ledger:
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
-    def rent(self, market: Market, offer: Offer, order: Order, unattended_s: float | None = None) -> str:
+    def rent(
+        self,
+        market: Market,
+        offer: Offer,
+        order: Order,
+        unattended_s: float | None = None,
+        refuses: Callable[[float], str | None] = lambda usd_per_hour: None,
+    ) -> str:
         """`market.create`, of which nothing can get lost. Adds the tag n=NONCE to the label, which later labels must keep.
 
-        unattended_s: after how long without a head its watchdog ends it. Returns the id. Raises what `create` raises; unless it is Taken or Refused, the rental may exist all the same and will
-        be among `orphans` when it is listed.
+        unattended_s: after how long without a head its watchdog ends it; refuses(price): why it may not be rented at that many
+        dollars an hour, asked while nobody else rents. Returns the id. Raises Taken where it may not, and what `create` raises;
+        unless that is Taken or Refused, the rental may exist all the same and will be among `orphans` when it is listed.
         """
         nonce = secrets.token_hex(6)
         order = replace(order, label=f"{order.label};n={nonce}")
         price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
         what = {"gpu": offer.gpu, "count": offer.count, "spot": offer.spot, "usd_per_hour": price}
         what["unattended_s"] = unattended_s
-        self._write(event="intent", nonce=nonce, market=market.name, label=order.label, **what)
+        with self._locked():
+            if why := refuses(price):
+                raise Taken(why)
+            self._write(event="intent", nonce=nonce, market=market.name, label=order.label, **what)
         try:
             id = market.create(offer, order)
         except (Taken, Refused) as e:
@@ -142,7 +156,7 @@ class Ledger:
     def observe(self, market: str, rentals: list[Rental], at: float) -> None:
         """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called."""
         mine = {r.id: r for r in rentals if cluster_of(r.label) == self.cluster}
-        with self._locked() as f:
+        with self._locked():
             new = []
             for r in mine.values():
                 e = self._find(r)
@@ -153,14 +167,13 @@ class Ledger:
                     continue
                 if e.id is not None and at > (e.answered or e.asked):
                     new.append({"event": "gone", "at": at, "market": market, "id": e.id})
-                elif (
-                    e.id is None and at > e.asked + UNANSWERED_S and not any(e.nonce in r.label for r in mine.values())
-                ):
+                late = e.asked + UNLISTED_S + (0.0 if e.failed else UNANSWERED_S)
+                if e.id is None and at > late and not any(e.nonce in r.label for r in mine.values()):
                     new.append({"event": "refused", "at": at, "nonce": e.nonce, "why": "no answer, and never listed"})
             poll = {"event": "poll", "at": at, "market": market}
             if at - self._polled.get(market, 0.0) >= POLL_S:
                 new.append(poll)
-            self._append(f, new)
+            self._append(new)
             self._apply(poll)
 
     def orphans(self, rentals: list[Rental]) -> list[Rental]:
@@ -178,36 +191,47 @@ class Ledger:
 
     @contextmanager
     def _locked(self):
-        """The file, locked and read to its end. A last line without its end was never acknowledged, and is cut off."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._lock, self.path.open("a+b") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            f.seek(self._offset)
-            whole, end, torn = f.read().rpartition(b"\n")
-            if torn:
-                f.truncate(self._offset + len(whole) + len(end))
-            for line in whole.splitlines():
+        """Around what reads or writes the file: locked, and read to its end. Its holder may call itself."""
+        with self._lock:
+            if self._held:
+                yield
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self.path.open("a+b") as self._held:
                 try:
-                    self._apply(json.loads(line))
-                except json.JSONDecodeError as e:
-                    raise ValueError(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
-            self._offset += len(whole) + len(end)
-            yield f
+                    fcntl.flock(self._held, fcntl.LOCK_EX)
+                    self._read()
+                    yield
+                finally:
+                    self._held = None
 
-    def _append(self, f, events: list[dict]) -> None:
+    def _read(self) -> None:
+        """What was added. A last line without its end was never acknowledged, and is cut off."""
+        self._held.seek(self._offset)
+        whole, end, torn = self._held.read().rpartition(b"\n")
+        if torn:
+            self._held.truncate(self._offset + len(whole) + len(end))
+        for line in whole.splitlines():
+            try:
+                self._apply(json.loads(line))
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
+        self._offset += len(whole) + len(end)
+
+    def _append(self, events: list[dict]) -> None:
         if not events:
             return
         lines = "".join(json.dumps(e) + "\n" for e in events).encode()
-        f.write(lines)
-        f.flush()
-        os.fsync(f.fileno())
+        self._held.write(lines)
+        self._held.flush()
+        os.fsync(self._held.fileno())
         self._offset += len(lines)
         for e in events:
             self._apply(e)
 
     def _write(self, **event) -> None:
-        with self._locked() as f:
-            self._append(f, [{"at": time.time(), **event}])
+        with self._locked():
+            self._append([{"at": time.time(), **event}])
 
     # -- what the lines add up to ----------------------------------------------------------------------------------
 

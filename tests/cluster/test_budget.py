@@ -1,13 +1,16 @@
 """The caps to the cent, and that enforcing them goes on after a crash at any point."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from cluster.budget import Budget
+from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import MarketError
-from tests.cluster.test_ledger import RENTAL, Shelf, state  # noqa: F401
+from cluster.market import MarketError, Taken
+from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 
 START = 1000.0
 WORKER = replace(RENTAL, usd_per_hour=0.9, disk_usd_per_hour=0.1, created=START, started=START)
@@ -162,3 +165,23 @@ def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811
     assert Budget(total_usd=10.0).check(ledger, NOW + 1) == "hard"
     assert Budget(total_usd=20.0).check(ledger, NOW + 1) == "ok"
     assert ledger.spent(NOW + 99999) == pytest.approx(4.6 * 2.2, abs=0.01)
+
+
+def test_nothing_is_rented_beyond_the_budget(state):  # noqa: F811
+    """Two at once can't both take the last room."""
+    market, started = Shelf(), threading.Barrier(2)
+    kept = Kept(market, Ledger("c"), Budget(per_hour_usd=0.5))
+
+    def rent():
+        started.wait()
+        try:
+            return kept.create(OFFER, ORDER)  # $0.396
+        except Taken as e:
+            return str(e)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = sorted([f.result() for f in [pool.submit(rent), pool.submit(rent)]], key=len)
+    assert first == "1" and second == "$0.792 an hour with it, and budget.per_hour_usd is 0.5"
+    assert [e.id for e in Ledger("c").entries()] == ["1"] and len(kept.list()) == 1
+    kept.destroy("1")
+    assert not Ledger("c").living() and Ledger("c").polled()

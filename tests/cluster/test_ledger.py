@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.ledger import UNANSWERED_S, Ledger, cluster_of, clusters
+from cluster.ledger import UNANSWERED_S, UNLISTED_S, Ledger, cluster_of, clusters
 from cluster.market import Market, MarketError, Offer, Order, Rental, Taken
 
 OFFER = Offer("vast", "7", "m1", "RTX 4090", 1, 24.0, True, usd_per_hour=0.36, disk_usd_per_hour=0.036)
@@ -129,12 +129,12 @@ def test_a_create_that_nobody_ever_lists_is_given_up():
     with pytest.raises(MarketError):
         ledger.rent(Shelf(MarketError("time-out"), kept=False), OFFER, ORDER)
     (e,) = ledger.living()
-    ledger.observe("vast", [], at=e.asked + UNANSWERED_S - 1)
+    ledger.observe("vast", [], at=e.asked + UNLISTED_S - 1)
     assert ledger.living()
-    ledger.observe("vast", [], at=e.asked + UNANSWERED_S + 1)
+    ledger.observe("vast", [], at=e.asked + UNLISTED_S + 1)
     assert not ledger.living() and ledger.spent(e.asked + 99999) == 0
     # … and if it comes after all, it is there again.
-    ledger.observe("vast", [replace(RENTAL, label=e.label)], at=e.asked + UNANSWERED_S + 100)
+    ledger.observe("vast", [replace(RENTAL, label=e.label)], at=e.asked + UNLISTED_S + 100)
     assert [x.id for x in ledger.living()] == ["1"] and len(ledger.entries()) == 1
 
 
