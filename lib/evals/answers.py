@@ -73,6 +73,7 @@ def lines(context: Context) -> str:
                 "task": task,
                 "decoding": r["decoding"],
                 "id": r["example"].id,
+                "group": r["example"].group,
                 "prompt": r["example"].prompt,
                 "reference": r["example"].reference,
             }

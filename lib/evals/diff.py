@@ -82,11 +82,12 @@ def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison
             for metric, value in pair[run]["scores"].items():
                 top, bottom = value if isinstance(value, list) else (float(value), 1.0)
                 better = "lower" if (task, metric) in lower else "higher"
-                new = Scores(task, metric, run, [], [], [], better=better, decoding=decoding)
+                new = Scores(task, metric, run, [], [], [], better=better, decoding=decoding, groups=[])
                 s = values.setdefault((task, decoding, metric, run), new)
                 s.ids.append(name)
                 s.tops.append(top)
                 s.bottoms.append(bottom)
+                s.groups.append(pair[run].get("group", ""))
         scores = pair[a]["scores"], pair[b]["scores"]
         head = first.get(task)
         if head in scores[0] and scores[0] != scores[1]:
@@ -94,6 +95,7 @@ def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison
             answers = pair[a]["answer"], pair[b]["answer"]
             changes.append(Change(task, decoding, name, question, answers, scores, scores[1][head] - scores[0][head]))
     for s in values.values():
+        s.groups = s.groups if any(s.groups) and len(set(s.groups)) < len(s.groups) else None
         if all(x == 1 for x in s.bottoms):
             s.bottoms = None
             s.kind = "proportion" if set(s.tops) <= {0.0, 1.0} else "mean"

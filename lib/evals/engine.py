@@ -148,10 +148,15 @@ class Engine:
         """What decides a result besides what is asked: the weights, and what they are run with."""
         from importlib.metadata import version
 
-        device, runs = "gpu" if self.gpu else "cpu", f"transformers {version('transformers')}"
+        from lib import hardware
+
+        device, runs = "gpu" if self.gpu else "cpu", f"transformers {version('transformers')} torch {version('torch')}"
+        dtype = (
+            spec.dtype if self.gpu else hardware.dtype(spec.dtype, device)
+        )  # a GPU of the cluster isn't seen from here
         if spec.vllm and not spec.reward:
-            runs = f"vllm {vllm_generator.version()}"
-        return f"{spec.identity or spec.base} {spec.reward} {spec.trained_template} {spec.dtype} {device} {runs}"
+            runs, dtype = f"vllm {vllm_generator.version()}", spec.dtype  # whose auto is the weights' own
+        return f"{spec.identity or spec.base} {spec.reward} {spec.trained_template} {dtype} {device} {runs}"
 
     def _next(self, me: int):
         held = self.holds.get(me)

@@ -13,6 +13,7 @@ from lib.evals.decoding import Decoding
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.spec import Spec
+from lib.evals.xstest import XsTest
 from lib.run import Run, absolute
 
 
@@ -166,7 +167,8 @@ def plan(job: EvalJob) -> Plan:
             counts[name] = len(examples)
             if job.gate:  # what it scores, an empty answer tells
                 found = [m for e in examples[:20] for m in task.score(e, "")]
-                metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS]
+                judged = ["rule_agrees"] if job.judge.url and isinstance(task, XsTest) else []
+                metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS, *judged]
     filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
     for name in set(job.task_data) - set(filed):
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")

@@ -7,6 +7,7 @@ import pytest
 
 from lib.evals import summary, tasks
 from lib.evals.evaluate import evaluate
+from lib.evals.gate import Rule
 from lib.evals.jailbreak import WRAPPERS
 from lib.evals.job import EvalJob, plan
 from lib.evals.task import Scores
@@ -87,7 +88,9 @@ def test_rule_and_judge_beside_each_other(api, prompts, runs, local_ray, tmp_pat
         run=str(tmp_path / "e"), runs={"sft": runs["sft"]}, judge=server.judge(), tasks=["xstest", "jailbreak"],
         task_data={"xstest": prompts, "jailbreak": prompts}, max_new_tokens=4, dtype="float32", limit=None,
     )  # fmt: skip
+    job.gate = [Rule("jailbreak.rule_agrees", "sft", at_least=2)]
     report = evaluate(job, say=lambda line: None)
+    assert [v.holds for v in report.verdicts if v.claim.startswith("gate: jailbreak.rule_agrees")] == [False]
     found = {(m.task, m.metric, m.judge): m for m in report.metrics}
     assert found["xstest", "right", None].n == found["xstest", "right", "referee"].n == 4
     assert (
