@@ -335,7 +335,8 @@ class Provider(NodeProvider):
 
     def start_environment(self, node_id: str) -> dict[str, str]:
         """What `ray start` on this node has to find in its environment."""
-        urls = {k: v for k, v in os.environ.items() if k.startswith("SHOESTRING_") and k.endswith("_URL")}
+        named = ["SHOESTRING_PACE", *(f"{name.upper()}_URL" for name in self.markets)]
+        urls = {k: os.environ[k] for k in named if k in os.environ}
         if self.settings.network == "flat":
             return {"SHOESTRING_NODE": f"--node-ip-address={self.internal_ip(node_id)}"} | urls
         k = self.slot(node_id)

@@ -42,7 +42,7 @@ def provider(sim, tmp_path, monkeypatch):
     """make() → a Provider of the same cluster, as another process would have it."""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
     for name in ("VAST", "RUNPOD"):
-        monkeypatch.setenv(f"SHOESTRING_{name}_URL", sim.env[f"{name}_URL"])
+        monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
         monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
     monkeypatch.setattr(module, "STALE_S", 0.0)
 
