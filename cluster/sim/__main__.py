@@ -73,6 +73,15 @@ def listen(addresses: list[str], port: int) -> list[socket.socket]:
     return sockets
 
 
+def make_apps(
+    world: World, faults_per_minute: float, seed: int, runpod_spec: Path | None = None
+) -> tuple[dict[str, Starlette], faults.Controls]:
+    """By market; both with the controls."""
+    apis = {"vast": Vast(world), "runpod": GraphQL(world, runpod_spec)}
+    controls = faults.Controls(world, apis, faults_per_minute, seed)
+    return {market: Starlette(routes=api.routes + controls.routes) for market, api in apis.items()}, controls
+
+
 async def serve(args: argparse.Namespace) -> None:
     addresses, make_box, network = ["127.0.0.1"], NoBox, None
     if args.boxes == "namespaces":
@@ -82,16 +91,14 @@ async def serve(args: argparse.Namespace) -> None:
         shutil.rmtree(state / "boxes", ignore_errors=True)
         make_box = lambda: NamespaceBox(network, state, shared)  # noqa: E731
     world = World(catalogue.machines(args.seed), make_box, args.boot, args.seed, args.pace, flat=args.network == "flat")
-    apis = {"vast": Vast(world), "runpod": GraphQL(world, args.runpod_spec)}
-    controls = faults.Controls(world, apis, args.faults, args.seed)
+    apps, controls = make_apps(world, args.faults, args.seed, args.runpod_spec)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     servers, tasks = [], []
-    for market, api in apis.items():
+    for market, app in apps.items():
         sockets = listen(addresses, getattr(args, market))
         world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"  # public where there is one
-        app = Starlette(routes=api.routes + controls.routes)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
         servers.append(Server(config))
         tasks.append(asyncio.create_task(servers[-1].serve(sockets=sockets)))

@@ -69,6 +69,7 @@ class NamespaceBox:
         self._k: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task | None = None
+        self._killing = asyncio.Lock()
 
     async def boot(self, world: World, rental: Rental, sshd: bool) -> None:
         order = rental.order
@@ -136,19 +137,20 @@ class NamespaceBox:
         return "bash /root/onstart.sh >/root/onstart.log 2>&1 & exec /start.sh"
 
     async def kill(self) -> None:
-        if self._watch:
-            self._watch.cancel()
-            self._watch = None
-        if self._process:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-            self._process = None
-        for port in self.mapped.values():
-            await port.close()
-        if self._k is not None:
-            await self._network.unplug(self._k, self._flat)
-        self.address, self.mapped, self._k = "", {}, None
+        async with self._killing:
+            if self._watch:
+                self._watch.cancel()
+                self._watch = None
+            if self._process:
+                if self._process.returncode is None:
+                    self._process.kill()
+                await self._process.wait()
+                self._process = None
+            for port in self.mapped.values():
+                await port.close()
+            if self._k is not None:
+                await self._network.unplug(self._k, self._flat)
+            self.address, self.mapped, self._k = "", {}, None
 
     async def remove(self) -> None:
         if self._folder:

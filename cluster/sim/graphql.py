@@ -10,6 +10,7 @@ from datetime import datetime
 from graphql import GraphQLError, build_schema, graphql
 from starlette.responses import JSONResponse, Response
 
+from cluster.sim import stock
 from cluster.sim.api import Call, Refusal
 from cluster.sim.rental import Rental
 from cluster.sim.runpod import NO_CAPACITY, STATUS, RunPod
@@ -61,9 +62,9 @@ type Mutation {
 """)
 
 
-def unix(moment: str) -> float:
+def unix(moment: str | None) -> float | None:
     try:
-        return datetime.fromisoformat(moment).timestamp()
+        return datetime.fromisoformat(moment).timestamp() if moment else None
     except ValueError:
         raise GraphQLError(f"{moment} is not an ISO 8601 moment") from None
 
@@ -136,8 +137,8 @@ class Root:
 
     def gpuTypes(self, info, input=None) -> list[dict]:
         self.account()
-        names = sorted({m.gpu for m in self.world.of("runpod") if m.count})
-        return [self.gpu_type(g) for g in names if not (input or {}).get("id") or g == input["id"]]
+        one = (input or {}).get("id")
+        return [self.gpu_type(gpu) for gpu in stock.gpu_names(self.world) if one in (None, gpu)]
 
     def gpu_type(self, gpu: str) -> dict:
         kind = [m for m in self.world.of("runpod") if m.gpu == gpu]
@@ -147,9 +148,9 @@ class Root:
 
         def lowest(info, input=None) -> dict:
             want = input or {}
-            clouds = [True, False] if want.get("secureCloud") is None else [want["secureCloud"]]
+            clouds = None if want.get("secureCloud") is None else [want["secureCloud"]]
             centers = [want["dataCenterId"]] if want.get("dataCenterId") else []
-            able = self.api.choose(gpu, want.get("gpuCount") or 1, clouds, centers)
+            able = stock.choose(self.world, gpu, want.get("gpuCount") or 1, clouds, centers)
             if not able:
                 return dict.fromkeys(("minimumBidPrice", "uninterruptablePrice", "stockStatus"))
             return {
@@ -157,12 +158,12 @@ class Root:
                 "uninterruptablePrice": able[0].usd_per_hour / able[0].count,
                 "minVcpu": able[0].cpus // able[0].count,
                 "minMemory": int(able[0].memory_gb / able[0].count),
-                "stockStatus": self.api.level(sum(map(self.world.free, able))).capitalize(),
+                "stockStatus": stock.level(sum(map(self.world.free, able))).capitalize(),
                 "maxUnreservedGpuCount": max(map(self.world.free, able)),
             }
 
         return {
-            "id": gpu, "displayName": gpu.removeprefix("NVIDIA ").removeprefix("GeForce "),
+            "id": gpu, "displayName": stock.short(gpu),
             "memoryInGb": int(kind[0].gpu_memory_gb), "secureCloud": bool(side[True]), "communityCloud": bool(side[False]),
             "securePrice": price[True], "communityPrice": price[False], "secureSpotPrice": spot[True],
             "communitySpotPrice": spot[False], "maxGpuCount": max(m.count for m in kind), "lowestPrice": lowest,
@@ -183,14 +184,16 @@ class Root:
             if not input.get(name):
                 raise GraphQLError(f"{name} is required")
         count, cloud = input.get("gpuCount") or 1, input.get("cloudType") or "ALL"
-        clouds = {"ALL": [True, False], "SECURE": [True], "COMMUNITY": [False]}[cloud]
+        clouds = {"ALL": None, "SECURE": [True], "COMMUNITY": [False]}[cloud]
         centers = [input["dataCenterId"]] if input.get("dataCenterId") else []
-        exact = input.get("allowedCudaVersions")
-        able = self.api.choose(input["gpuTypeId"], count, clouds, centers, lambda v: not exact or str(v) in exact)
+        able = stock.choose(
+            self.world, input["gpuTypeId"], count, clouds, centers, exact_cuda=input.get("allowedCudaVersions")
+        )
         bid = input["bidPerGpu"] * count
         able = [m for m in able if bid >= self.world.min_bid(m, count)]
         if not able:
             raise GraphQLError(NO_CAPACITY)
+        ends, stops = unix(input.get("terminateAfter")), unix(input.get("stopAfter"))
         ports = [p.strip() for p in (input.get("ports") or "").split(",") if p.strip()]
         volume = input.get("volumeInGb") or 0
         mount = {"persistent": {"size": volume, "path": input.get("volumeMountPath") or "/workspace"}} if volume else {}
@@ -202,14 +205,12 @@ class Root:
                 extra={"ports": ports, "mounts": mount, "locked": False, "vcpus": 0,
                        "cloud": "SECURE" if able[0].secure else "COMMUNITY"},
             )  # fmt: skip
-            ends = input.get("terminateAfter")
-            stops = input.get("stopAfter")
-            rental = self.world.rent(able[0], order, ends_at=unix(ends) if ends else None)
-            rental.stops_at = unix(stops) if stops else None
+            rental = self.world.rent(able[0], order)
         except Unavailable:
             raise GraphQLError(NO_CAPACITY) from None
         except Refusal as refusal:
             raise GraphQLError(refusal.message) from None
+        rental.ends_at, rental.stops_at = ends, stops
         return self.pod_type(rental)
 
     async def podStop(self, info, input) -> dict:

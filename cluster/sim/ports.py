@@ -65,13 +65,13 @@ class Port:
             for w in (writer, there):
                 w.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.gather(self._pump(reader, there, "bytes_in"), self._pump(far, writer, "bytes_out"))
-        except OSError:
-            pass  # either side hung up, or nothing listens in the box: the other side sees the same
+        except (OSError, asyncio.CancelledError):
+            pass  # either side hung up, nothing listens in the box, or `close`: the other side sees the same
         finally:
             self._pumps.discard(task)
             for w in (writer, there):
                 if w:
-                    w.transport.abort() if task.cancelling() else w.close()
+                    w.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: str) -> None:
         while data := await reader.read(1 << 18):

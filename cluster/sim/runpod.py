@@ -15,9 +15,10 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from starlette.responses import JSONResponse, Response
 
+from cluster.sim import stock
 from cluster.sim.api import Api, Call, Refusal, Strict, parse
 from cluster.sim.pods import Action, Create, SshKeys, Update, stamp, tcp_ports
-from cluster.sim.rental import HOURS_PER_MONTH, Machine, Order, Rental
+from cluster.sim.rental import HOURS_PER_MONTH, Order, Rental
 from cluster.sim.world import Unavailable, World
 
 NO_CAPACITY = (
@@ -100,18 +101,6 @@ class RunPod(Api):
 
     # ---- pods
 
-    def choose(
-        self, gpu: str, count: int, clouds: list[bool], centers: list[str] = (), cuda=lambda _: True
-    ) -> list[Machine]:
-        """Those with that many of these GPUs free, cheapest first; clouds: allowed values of `secure`."""
-        able = [
-            m
-            for m in self.world.of("runpod")
-            if m.gpu == gpu and m.secure in clouds and self.world.free(m) >= count
-            and (not centers or m.region in centers) and cuda(m.cuda)
-        ]  # fmt: skip
-        return sorted(able, key=lambda m: m.usd_per_hour / max(m.count, 1))
-
     def order(self, name: str, image: str, disk: int, volume: int, env: dict[str, str], ports: list[str], args: str,
               ssh: bool, **more) -> Order:  # fmt: skip
         """env.PUBLIC_KEY, or else the account's keys, may log in where startSsh is set."""
@@ -139,18 +128,17 @@ class RunPod(Api):
             raise Refusal(400, "compute", "exactly one of gpu or cpu must be set")
         if want.globalNetworking and (not self.world.flat or want.cpu):
             raise Refusal(400, "network", "globalNetworking needs a GPU and a data center that supports it")
-        secure = want.cloud == "SECURE"
         if want.gpu:
             gpu, count = want.gpu.id, want.gpu.count
-            if gpu not in {m.gpu for m in self.world.of("runpod") if m.count}:
+            if gpu not in stock.gpu_names(self.world):
                 raise Refusal(400, "gpu", f"gpu.id: {gpu} is not in GET /v2/catalog/gpus")
-            exact, least = want.gpu.allowedCudaVersions, float(want.gpu.minCudaVersion or 0)
-            able = self.choose(gpu, count, [secure], want.dataCenterIds,
-                               lambda v: v >= least and (not exact or str(v) in exact))  # fmt: skip
+            able = stock.choose(
+                self.world, gpu, count, [want.cloud == "SECURE"], want.dataCenterIds,
+                want.gpu.minCudaVersion or "0", want.gpu.allowedCudaVersions,
+            )  # fmt: skip
         else:
             assert want.cpu
-            count = 0
-            able = self.choose(want.cpu.id, 1, [True, False])
+            count, able = 0, stock.choose(self.world, want.cpu.id)
         if not able:
             raise Refusal(400, "capacity", NO_CAPACITY)
         machine, volume = able[0], want.mounts.persistent.size if want.mounts.persistent else 0
@@ -255,69 +243,14 @@ class RunPod(Api):
         self.world.ssh_keys["runpod"] = want.keys
         return await self.get_keys(call)
 
-    def level(self, free: int) -> str:
-        return "NONE" if not free else "LOW" if free == 1 else "MEDIUM" if free < 4 else "HIGH"
-
     async def gpus(self, call: Call) -> Response:
-        query = self.availability(call, {"include", "product", "count", "cloud", "minCudaVersion"})
-        found = []
-        for gpu in sorted({m.gpu for m in self.world.of("runpod") if m.count}):
-            kind = [m for m in self.world.of("runpod") if m.gpu == gpu]
-            dearest = max(m.usd_per_hour / m.count for m in kind)
-            sides = {side: [m for m in kind if m.secure == (side == "secure")] for side in ("secure", "community")}
-            row = {
-                "id": gpu,
-                "name": gpu.removeprefix("NVIDIA ").removeprefix("GeForce "),
-                "pool": None,
-                "manufacturer": "NVIDIA",
-                "memory": int(kind[0].gpu_memory_gb),
-                "secure": bool(sides["secure"]),
-                "community": bool(sides["community"]),
-                "price": {
-                    side: min((m.usd_per_hour / m.count for m in own), default=dearest) for side, own in sides.items()
-                },
-                "maxCount": {side: max((m.count for m in own), default=0) for side, own in sides.items()},
-            }
-            if query.get("include"):
-                count, least = int(query.get("count", 1)), float(query.get("minCudaVersion", 0))
-                able = self.choose(
-                    gpu, count, [query.get("cloud", "SECURE") == "SECURE"], cuda=lambda v, least=least: v >= least
-                )
-                row["availability"] = self.level(sum(self.world.free(m) // count for m in able))
-                row["dataCenters"] = [
-                    {
-                        "id": r,
-                        "name": r,
-                        "availability": self.level(sum(self.world.free(m) for m in able if m.region == r)),
-                    }
-                    for r in sorted({m.region for m in able})
-                ]
-                versions = sorted({m.cuda for m in kind if m.cuda})
-                row["cudaVersions"] = [
-                    {"version": str(v), "available": any(m.cuda == v for m in able)} for v in versions
-                ]
-            found.append(row)
-        return self.reply("ListGpuTypesResponse", {"gpus": found})
+        return self.reply("ListGpuTypesResponse", {"gpus": stock.gpu_types(self.world, self.catalog_query(call))})
 
     async def cpus(self, call: Call) -> Response:
-        query = self.availability(call, {"include", "product", "vcpuCount"})
-        found = [
-            {
-                "id": m.gpu, "name": m.gpu, "group": "Gen 3", "vcpu": {"min": 2, "max": m.cpus},
-                "ramGbPerVcpu": m.memory_gb / m.cpus,
-                "price": {"securePerVcpu": m.usd_per_hour, "serverlessPerVcpu": m.usd_per_hour},
-            } | ({"availability": self.level(4 * self.world.free(m))} if query.get("include") else {})
-            for m in self.world.of("runpod") if not m.count
-        ]  # fmt: skip
-        return self.reply("ListCpuTypesResponse", {"cpus": found})
+        return self.reply("ListCpuTypesResponse", {"cpus": stock.cpu_types(self.world, self.catalog_query(call))})
 
-    def availability(self, call: Call, known: set[str]) -> dict[str, str]:
-        """The query. Raises Refusal."""
-        query = dict(call.request.query_params)
-        if unknown := query.keys() - known:
-            raise Refusal(400, "query", f"unknown: {', '.join(sorted(unknown))}")
-        if query.get("include", "AVAILABILITY") != "AVAILABILITY":
-            raise Refusal(422, "query", "include: only AVAILABILITY is supported")
-        if bool(query.get("include")) != bool(query.get("product")) or (not query.get("include") and query):
-            raise Refusal(400, "query", "include=AVAILABILITY and product go together, and the filters need them")
+    def catalog_query(self, call: Call) -> stock.Query:
+        """Raises Refusal."""
+        query = parse(stock.Query, dict(call.request.query_params))
+        assert isinstance(query, stock.Query)
         return query

@@ -62,7 +62,7 @@ class World:
 
     # ---- life
 
-    def rent(self, machine: Machine, order: Order, ends_at: float | None = None, stopped: bool = False) -> Rental:
+    def rent(self, machine: Machine, order: Order, stopped: bool = False) -> Rental:
         """`stopped`: the contract exists and waits for the machine to become available, its disk billed.
 
         Raises Unavailable.
@@ -82,7 +82,6 @@ class World:
         )
         now = time.time()
         rental = Rental(ident, machine, order, f"{machine.market}-box-{secrets.token_hex(12)}", self.make_box(), now)
-        rental.ends_at = ends_at
         self.rentals[ident] = rental
         rental.charge("disk", order.stopped_disk_usd_per_hour, now)
         log.info(
@@ -106,7 +105,7 @@ class World:
 
     def start(self, rental: Rental, fault: str = "") -> None:
         assert rental.alive and rental.booting is None
-        rental.state, rental.why, rental.intended = "provisioning", "", "running"
+        rental.state, rental.why, rental.intended, rental.dark = "provisioning", "", "running", False
         rental.booting = asyncio.create_task(self._boot(rental, fault))
 
     async def _boot(self, rental: Rental, fault: str) -> None:
@@ -120,7 +119,12 @@ class World:
             if fault == "noboot":
                 rental.state, rental.why = "error", "container failed to start"
                 return
-            await rental.box.boot(self, rental, sshd=rental.order.sshd and fault != "nosshd")
+            boot = asyncio.create_task(rental.box.boot(self, rental, sshd=rental.order.sshd and fault != "nosshd"))
+            try:
+                await asyncio.shield(boot)
+            except asyncio.CancelledError:
+                await boot  # half a box cannot be taken down
+                raise
             now = time.time()
             rental.state, rental.why, rental.started = "running", "success", now
             rental.first_started = rental.first_started or now
@@ -134,6 +138,7 @@ class World:
             )
         except OSError as error:  # no namespaces, no memory: the simulator's trouble, and the box's
             rental.state, rental.why = "error", str(error)
+            await rental.box.kill()
             log.error("%s %s did not boot: %s", rental.machine.market, rental.id, error)
         finally:
             rental.booting = None
