@@ -128,7 +128,7 @@ class Client:
         if failed and taken(status, text):
             raise Taken(self._says(kind, f"HTTP {status}: {text}"))
         if failed:
-            hint = " Is the API key right, and allowed to do this?" if status in (401, 403) else ""
+            hint = ". Is the API key right, and allowed to do this?" if status in (401, 403) else ""
             raise Refused(self._says(kind, f"HTTP {status}: {text}{hint}"))
         if status >= 300:
             raise MarketError(self._says(kind, f"HTTP {status}, where an answer was expected"))
@@ -157,7 +157,7 @@ class Client:
         if not isinstance(body, dict):
             return " ".join(answer.text.split())[:200]
         said = [body.get(k) for k in ("error", "title", "msg", "detail")] + list(body.get("errors") or [])
-        return " ".join(str(s) for s in said if s)[:400]
+        return ": ".join(str(s) for s in said if s)[:400]
 
 
 def _unsuccessful(answer: httpx.Response) -> bool:

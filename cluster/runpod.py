@@ -38,6 +38,7 @@ REFUSALS = (
     "balance",
     "insufficient funds",
     "variable ",
+    "is required",
 )
 NO_CAPACITY = ("no longer any instances", "no instances", "not enough free", "outbid", "bid is too low", "minimum bid")
 """GraphQL's errors carry no code; these are in their messages, in lower case."""

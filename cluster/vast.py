@@ -76,7 +76,7 @@ class _Instance(_Reply):
     id: str
     label: str | None
     actual_status: str | None
-    intended_status: str
+    intended_status: str | None
     cur_state: str | None = None
     status_msg: str | None = None
     is_bid: bool

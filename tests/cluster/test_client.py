@@ -94,7 +94,10 @@ def test_three_failures_then_an_answer(clock):
 
 
 def test_gives_up_after_five_tries(clock):
-    with serving((502, {"detail": "upstream"})) as (url, got), pytest.raises(MarketError, match="vast, offers: HTTP 502: up"):
+    with (
+        serving((502, {"detail": "upstream"})) as (url, got),
+        pytest.raises(MarketError, match="vast, offers: HTTP 502: up"),
+    ):
         ask(url)
     assert len(got) == 5
 
@@ -122,7 +125,7 @@ def test_a_create_is_asked_for_again_after_429_only(clock):
 
 
 def test_a_create_that_times_out_may_have_worked(clock):
-    with serving("hang") as (url, got), pytest.raises(Unsure, match="ReadTimeout.*may have worked"):
+    with serving("hang") as (url, got), pytest.raises(Unsure, match=r"ReadTimeout.*may have worked"):
         ask(url, "PUT", creates=True, timeout_s=0.2)
     assert len(got) == 1
 
@@ -138,9 +141,13 @@ def test_a_create_that_reached_nobody_is_asked_for_again(clock):
 @pytest.mark.parametrize(
     ("answer", "error", "says"),
     [
-        ((401, {"error": "auth_error", "msg": "Invalid user key"}), Refused, "HTTP 401: auth_error Invalid user key Is the API"),
-        ((404, {"title": "Not Found", "status": 404, "detail": "no pod"}), Refused, "HTTP 404: Not Found no pod"),
-        ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "bad .*bogus"),
+        (
+            (401, {"error": "auth_error", "msg": "Invalid user key"}),
+            Refused,
+            "HTTP 401: auth_error: Invalid user key. Is the API",
+        ),
+        ((404, {"title": "Not Found", "status": 404, "detail": "no pod"}), Refused, "HTTP 404: Not Found: no pod"),
+        ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "HTTP 422: bad: .*bogus"),
         ((200, {"success": False, "error": "insufficient_credit"}), Refused, "insufficient_credit"),
         ((410, {"error": "no_such_ask"}), Taken, "no_such_ask"),
         ((200, "<html>"), MarketError, "the reply's body is wrong: Invalid JSON"),

@@ -30,7 +30,8 @@ def market(sim):
     for r in found.list():
         found.destroy(r.id)
     for m in sim.get("machines"):
-        sim.control("release", machine=m["id"])
+        if m["taken"]:
+            sim.control("release", machine=m["id"])
 
 
 def order(bid=None, **options):
@@ -79,7 +80,9 @@ def test_life_of_a_bid(sim, market):
     sim.wait(lambda s: s["rentals"][0]["state"] == "running")
     (runs,) = market.list()
     assert runs.state == "running" and runs.ssh == ("127.0.0.1", runs.ssh[1]) and runs.ssh[1] > 1024
-    assert runs.created == first.created and runs.started == pytest.approx(sim.state()["rentals"][0]["started"], abs=0.5)
+    assert runs.created == first.created and runs.started == pytest.approx(
+        sim.state()["rentals"][0]["started"], abs=0.5
+    )
     time.sleep(0.3)
     assert market.list() == [runs]  # so that a ledger sees no change where there is none
     market.label(id, "shoestring/test;k=head")
@@ -100,7 +103,7 @@ def test_other_peoples_rentals_are_not_ours(market):
 
 
 def test_all_pages_are_listed(sim, market):
-    first = [m for m in sim.get("machines") if m["gpu"] == "RTX 3060"][0]
+    first = next(m for m in sim.get("machines") if m["gpu"] == "RTX 3060")
     sim.control("machines", machines=[first | {"id": 900_000 + i} for i in range(30)])
     offers = market.offers(Want(gpus=("RTX 3060",)))
     ids = {market.create(o, order(o.usd_per_hour * 1.1)) for o in offers[:27]}
@@ -112,14 +115,14 @@ def test_an_offer_that_is_gone_is_taken(sim, market):
     with pytest.raises(Taken, match="no_such_ask"):
         market.create(offer, order(offer.usd_per_hour * 0.5))
     sim.control("take", machine=int(offer.id))
-    with pytest.raises(Taken, match="vast, create: HTTP 404: .*no_such_ask"):
+    with pytest.raises(Taken, match=r"vast, create: HTTP 404: .*no_such_ask"):
         market.create(offer, order(offer.usd_per_hour * 2))
     assert market.list() == []  # and no stopped instance whose disk is billed
 
 
 def test_a_wrong_key_is_refused_without_being_told(sim):
     key = "wrong-key-0123456789"
-    with pytest.raises(Refused, match="HTTP 401.*Is the API key right") as caught:
+    with pytest.raises(Refused, match=r"HTTP 401.*Is the API key right") as caught:
         Vast(key, sim.vast_url).offers(Want())
     assert key not in str(caught.value)
 
