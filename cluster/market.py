@@ -22,16 +22,22 @@ class Refused(MarketError):
     """A call that will be refused again: a wrong key, no money left, a malformed request."""
 
 
+class Unsure(MarketError):
+    """A create that got no answer to go by: it may have worked. Nothing else is rented before `list` has told by the label."""
+
+
 @dataclass(frozen=True)
 class Want:
     """What an offer has to have. None: anything."""
 
     gpus: tuple[str, ...] = ()
-    """Names, any of which will do, as the market writes them (RTX 4090); empty: any."""
+    """Names, any of which will do (RTX 4090); one without its form (A100) means all its forms; empty: any."""
     count: int = 1
     """GPUs in the machine; 0: a machine without."""
     gpu_memory_gb: float | None = None
     """Of each, at least."""
+    cpus: int = 0
+    """Virtual cores of the machine, at least. RunPod doesn't tell those of its GPU machines."""
     spot: bool = True
     max_usd_per_hour: float | None = None
     """For the whole machine, disk included."""

@@ -1,0 +1,69 @@
+"""GPUs: what markets call them, and how fast they are by their makers' own figures."""
+
+from __future__ import annotations
+
+import re
+
+TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 SXM": 989.4,
+    "H100 NVL": 835.5,
+    "H100 PCIE": 756.0,
+    "A100 SXM4": 312.0,
+    "A100 PCIE": 312.0,
+    "RTX PRO 6000 WS": 503.8,
+    "RTX PRO 6000 S": 503.8,
+    "RTX 6000Ada": 364.2,
+    "L40S": 362.1,
+    "L40": 181.1,
+    "L4": 121.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "RTX A6000": 154.8,
+    "RTX A5000": 111.1,
+    "RTX A4000": 76.7,
+    "RTX 5090": 209.5,
+    "RTX 5080": 112.6,
+    "RTX 5070 Ti": 87.9,
+    "RTX 5070": 61.7,
+    "RTX 4090": 165.2,
+    "RTX 4080S": 104.4,
+    "RTX 4080": 97.5,
+    "RTX 4070S Ti": 88.2,
+    "RTX 4070 Ti": 80.2,
+    "RTX 4070S": 71.0,
+    "RTX 4070": 58.3,
+    "RTX 3090 Ti": 80.0,
+    "RTX 3090": 71.0,
+    "RTX 3080 Ti": 68.2,
+    "RTX 3080": 59.5,
+    "Tesla V100": 125.0,
+    "Tesla T4": 65.0,
+}
+"""Name on Vast → dense bfloat16 TFLOPS with float32 accumulation (float16 for V100 and T4, which have no bfloat16), without
+sparsity. From NVIDIA's data sheets of B200, H200, H100, A100, A40, A30, A10, L40S, L40, L4, RTX A6000/A5000/A4000, RTX 6000
+Ada, V100, T4, and its whitepapers on GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50, RTX PRO 6000). What training
+gets of it is a half at best, so it ranks GPUs; hours are planned with measured numbers."""
+
+FORMS = {"sxm", "pcie", "nvl", "hbm2", "hbm3"}
+"""Words that tell forms of one GPU apart."""
+
+
+def words(name: str) -> frozenset[str]:
+    """{"a100", "sxm"} for each of "A100 SXM4", "A100-SXM4-80GB" and "NVIDIA A100 SXM 80GB"."""
+    name = re.sub(r"\b\d+ ?gb\b|\bnvidia\b|\bgeforce\b|\btesla\b", " ", name.lower().replace("-", " "))
+    name = re.sub(r"\bsxm\d", "sxm", name.replace("super", "s"))
+    return frozenset(re.sub(r"(?<=\d)(?=[a-z])", " ", name).split())
+
+
+def fits(wanted: str, name: str) -> bool:
+    """Is `name` the GPU that was asked for? "A100" is fulfilled by each of its forms, "RTX 4090" not by "RTX 4090D"."""
+    return words(wanted) <= words(name) and words(name) - words(wanted) <= FORMS
+
+
+def speed(name: str) -> float | None:
+    """Dense bfloat16 TFLOPS of one, or None where TFLOPS doesn't have it."""
+    same = [v for k, v in TFLOPS.items() if words(k) == words(name)]
+    return same[0] if same else next((v for k, v in TFLOPS.items() if fits(k, name)), None)

@@ -1,0 +1,240 @@
+"""Which offer to rent next. Ray's autoscaler never falls back from a node type that can't be had; so every node climbs a ladder.
+
+    ladder:                                                             # in node_config of cluster/*.yaml
+    - {market: vast, gpus: [RTX 4090], max_usd_per_hour: 0.40}           # spot, a tenth over the lowest bid that wins
+    - {market: vast, gpus: [A100], max_usd_per_hour: 0.90, bid: 1.3}
+    - {market: runpod, gpus: [RTX 4090], spot: false, max_usd_per_hour: 0.60}
+
+Within a rung, offers are tried from the cheapest work to the dearest: (bid + disk + traffic) ÷ speed ÷ reliability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cluster import gpus
+from cluster.market import Market, MarketError, Offer, Order, Refused, Taken, Unsure, Want
+from cluster.memory import Memory
+from lib.cli import nearest
+
+UNKNOWN = "unexpected_keyword_argument"
+"""pydantic's type of error for a key that doesn't exist."""
+
+AT_MOST = 8
+"""Offers tried in one rung: by then the list is old, and Vast lets one be asked for every 4.5 s."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One kind of offer, from one market."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=False)
+
+    market: str
+    max_usd_per_hour: float
+    """For the whole machine, its disk included."""
+    gpus: tuple[str, ...] = ()
+    """Any of these (RTX 4090; A100 means all its forms); empty: any."""
+    count: int = 1
+    """GPUs in the machine; 0: a machine without."""
+    spot: bool = True
+    """False: on demand."""
+    bid: float = 1.1
+    """Spot: our bid, as a multiple of the lowest that would win now. Higher is outbid later; it is never above the cap."""
+    bid_usd_per_hour: float | None = None
+    """Spot: a fixed bid for the whole machine instead."""
+    gpu_memory_gb: float | None = None
+    """Of each GPU, at least."""
+    cpus: int = 0
+    """Virtual cores of the machine, at least."""
+    min_cuda: float | None = None
+    min_reliability: float | None = None
+    """0 to 1, as the market rates it. RunPod rates none."""
+    regions: tuple[str, ...] = ()
+    """Two-letter countries; empty: anywhere."""
+    network: str | None = None
+    """Only machines of this flat network: a cluster_id of Vast, or global on RunPod."""
+    image: str | None = None
+    """Another image than the node's own, as RunPod's need a start script that Vast's don't."""
+    upload_gb_per_hour: float = 0.0
+    """Expected traffic out of the machine: what Vast's hosts charge for it counts as price."""
+    download_gb_per_hour: float = 0.0
+    tflops: dict[str, float] = field(default_factory=dict)
+    """GPU → TFLOPS measured on your own job, instead of the published figure (gpus.py)."""
+
+    def want(self, disk_gb: float) -> Want:
+        """No price in it: what was too dear belongs into the message."""
+        return Want(
+            gpus=self.gpus,
+            count=self.count,
+            gpu_memory_gb=self.gpu_memory_gb,
+            cpus=self.cpus,
+            spot=self.spot,
+            disk_gb=disk_gb,
+            min_cuda=self.min_cuda,
+            min_reliability=self.min_reliability,
+            regions=self.regions,
+            network=self.network,
+        )
+
+    def price(self, offer: Offer) -> float | None:
+        """$/h that we would pay for the machine without its disk: our bid, or its price. None: too dear."""
+        cap = self.max_usd_per_hour - offer.disk_usd_per_hour
+        if not self.spot:
+            ours = offer.usd_per_hour
+        elif self.bid_usd_per_hour is not None:
+            ours = self.bid_usd_per_hour
+        else:
+            ours = min(offer.usd_per_hour * self.bid, cap)
+        return ours if offer.usd_per_hour <= ours <= cap else None
+
+    def __str__(self) -> str:
+        what = " or ".join(self.gpus) or ("any GPU" if self.count else "no GPU")
+        return f"{self.market} {'spot' if self.spot else 'on demand'}, {self.count} × {what}"
+
+
+class NothingLeft(MarketError):
+    """No rung could be rented; str() says for each one why."""
+
+
+def parse(rows: list[dict]) -> tuple[Rung, ...]:
+    """`ladder` of a node_config. Raises ValueError that names the key, with the nearest ones where it doesn't exist."""
+    from cluster.markets import MARKETS
+
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(
+            "ladder: must be a list of rungs, such as {market: vast, gpus: [RTX 4090], max_usd_per_hour: 0.40}"
+        )
+    rungs = []
+    for i, row in enumerate(rows):
+        try:
+            rung = TypeAdapter(Rung).validate_python(row)
+        except ValidationError as e:
+            first = min(e.errors(include_url=False), key=lambda problem: problem["type"] != UNKNOWN)
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == UNKNOWN:
+                raise ValueError(
+                    f"ladder[{i}].{name} is not a key.{nearest(name, [f.name for f in fields(Rung)])}"
+                ) from None
+            if not name:
+                raise ValueError(f"ladder[{i}]: must be keys and values, is {row!r}") from None
+            raise ValueError(f"ladder[{i}].{name}: {first['msg']}") from None
+        if rung.market not in MARKETS:
+            known = nearest(rung.market, MARKETS) or f" There are: {', '.join(MARKETS)}."
+            raise ValueError(f"ladder[{i}].market: there is no {rung.market}.{known}")
+        _check(i, rung)
+        rungs.append(rung)
+    return tuple(rungs)
+
+
+def _check(i: int, rung: Rung) -> None:
+    for key in ("max_usd_per_hour", "bid_usd_per_hour"):
+        if (value := getattr(rung, key)) is not None and value <= 0:
+            raise ValueError(f"ladder[{i}].{key}: must be above 0, is {value}")
+    if rung.bid < 1:
+        raise ValueError(f"ladder[{i}].bid: is a multiple of the lowest winning bid, so at least 1, but is {rung.bid}")
+    if rung.count < 0:
+        raise ValueError(f"ladder[{i}].count: must be 0 or more, is {rung.count}")
+    if not rung.spot and rung.bid_usd_per_hour is not None:
+        raise ValueError(
+            f"ladder[{i}].bid_usd_per_hour: there is no bid on demand (spot: false). Remove one of the two"
+        )
+    for name in rung.tflops:
+        if rung.tflops[name] <= 0:
+            raise ValueError(f"ladder[{i}].tflops.{name}: must be above 0, is {rung.tflops[name]}")
+
+
+def effective(rung: Rung, offer: Offer) -> float | None:
+    """$ per hour and reliable hour: (what we would pay + disk + expected traffic) ÷ reliability. None: too dear."""
+    ours = rung.price(offer)
+    if ours is None:
+        return None
+    traffic = rung.upload_gb_per_hour * offer.upload_usd_per_gb + rung.download_gb_per_hour * offer.download_usd_per_gb
+    return (ours + offer.disk_usd_per_hour + traffic) / max(offer.reliability, 0.01)
+
+
+def speed(rung: Rung, offer: Offer) -> float | None:
+    """TFLOPS of the whole machine, as measured or published; of a machine without GPUs, its cores. None: unknown."""
+    if not offer.count:
+        return offer.cpus or None
+    measured = [v for name, v in rung.tflops.items() if gpus.fits(name, offer.gpu)]
+    one = measured[0] if measured else gpus.speed(offer.gpu)
+    return one and one * offer.count
+
+
+def usd_per_eflop(rung: Rung, offer: Offer) -> float | None:
+    """$ for 10^18 operations at the rated speed. None: too dear, or a GPU whose speed isn't known."""
+    usd, tflops = effective(rung, offer), speed(rung, offer)
+    return None if usd is None or tflops is None else usd / (tflops * 3600 / 1e6)
+
+
+def ranked(rung: Rung, offers: Sequence[Offer]) -> list[Offer]:
+    """Those within the cap, the cheapest work first; GPUs of unknown speed last, by price."""
+
+    def key(offer: Offer) -> tuple[bool, float]:
+        work = usd_per_eflop(rung, offer)
+        return (work is None, effective(rung, offer) if work is None else work)
+
+    return sorted((o for o in offers if rung.price(o) is not None), key=key)
+
+
+def climb(
+    rungs: Sequence[Rung],
+    markets: Mapping[str, Market],
+    order: Order,
+    memory: Memory,
+    rent: Callable[[Market, Offer, Order], str] = lambda market, offer, order: market.create(offer, order),
+) -> tuple[Offer, str]:
+    """Rents the first offer that can be had and returns it with the rental's id.
+
+    order: its bid and image are set by the rung. rent: what creates it and returns the id, such as Ledger.rent. A market that doesn't answer is left alone for a while. Raises NothingLeft; and Unsure as soon as a create got no
+    answer: renting on would be renting twice.
+    """
+    why = []
+    for i, rung in enumerate(rungs):
+        try:
+            return _rent(rung, markets[rung.market], order, memory, rent)
+        except Unsure as e:
+            memory.down(rung.market, str(e))
+            raise
+        except NothingLeft as e:
+            why.append(f"rung {i + 1}, {rung}: {e}")
+        except Refused as e:
+            why.append(f"rung {i + 1}, {rung}: refused: {e}")
+        except MarketError as e:
+            memory.down(rung.market, str(e))
+            why.append(f"rung {i + 1}, {rung}: no answer: {e}")
+    raise NothingLeft("Nothing to rent.\n" + "\n".join(f"  {w}" for w in why))
+
+
+def _rent(rung: Rung, market: Market, order: Order, memory: Memory, rent) -> tuple[Offer, str]:
+    down = memory.is_down(rung.market)
+    if down:
+        raise NothingLeft(f"not asked again yet, {down}")
+    offers = market.offers(rung.want(order.disk_gb))
+    if not offers:
+        raise NothingLeft("none is offered")
+    bad = {o.machine: known for o in offers if (known := memory.is_bad(rung.market, o.machine))}
+    good = [o for o in offers if o.machine not in bad]
+    if not good:
+        raise NothingLeft(f"only bad machines are offered: {'; '.join(f'{m}: {known}' for m, known in bad.items())}")
+    candidates = ranked(rung, good)
+    if not candidates:
+        least = min(o.usd_per_hour + o.disk_usd_per_hour for o in good)
+        if rung.bid_usd_per_hour is not None and rung.bid_usd_per_hour < min(o.usd_per_hour for o in good):
+            limit = f"bid_usd_per_hour is {rung.bid_usd_per_hour:g}"
+        else:
+            limit = f"max_usd_per_hour is {rung.max_usd_per_hour:g}"
+        raise NothingLeft(f"the cheapest of {len(good)} costs ${least:.3f}/h with its disk, {limit}")
+    for offer in candidates[:AT_MOST]:
+        bid = rung.price(offer) if rung.spot else None
+        try:
+            wanted = replace(order, bid_usd_per_hour=bid, image=rung.image or order.image)
+            return offer, rent(market, offer, wanted)
+        except Taken as e:
+            last = e
+    tried = min(len(candidates), AT_MOST)
+    raise NothingLeft(f"none of {tried} could be had, of {len(candidates)} within the price; the last: {last}")

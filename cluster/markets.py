@@ -1,0 +1,68 @@
+"""Markets by name, and the account's keys: from the environment, or from a file that nobody else can read."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cluster.market import Market
+from cluster.runpod import RunPod
+from cluster.vast import Vast
+from lib.cli import nearest
+
+MARKETS: dict[str, type[Vast] | type[RunPod]] = {"vast": Vast, "runpod": RunPod}
+
+
+def find(name: str, url: str | None = None) -> Market:
+    """The market, ready to be asked. `url`: another API than its own, such as the simulator's; None: that of the
+    environment variable <NAME>_URL, else its own. SHOESTRING_PACE: how many times faster than its limits that
+    other API may be asked.
+
+    Raises ValueError where there is no such market, no key, or a key file that others can read.
+    """
+    if name not in MARKETS:
+        known = f" There are: {', '.join(MARKETS)}."
+        raise ValueError(f"There is no market {name}.{nearest(name, MARKETS) or known}")
+    url = url or os.environ.get(f"{name.upper()}_URL") or None
+    if url:
+        _check_url(name, url)
+    return MARKETS[name](key(name), url, float(os.environ.get("SHOESTRING_PACE", "1")) if url else 1.0)
+
+
+def key(name: str) -> str:
+    """The account's API key: <NAME>_API_KEY of the environment, else the file ~/.config/shoestring/<name>_api_key."""
+    variable = f"{name.upper()}_API_KEY"
+    found = os.environ.get(variable, "").strip()
+    if found:
+        return found
+    path = key_file(name)
+    if not path.is_file():
+        raise ValueError(f"{name}: there is no API key. Set {variable}, or write it into {path} and chmod 600 {path}")
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise ValueError(f"{name}: others can read {path} (mode {mode:04o}). Type: chmod 600 {path}")
+    found = path.read_text(encoding="utf-8").strip()
+    if not found:
+        raise ValueError(f"{name}: {path} is empty. Write the API key into it.")
+    return found
+
+
+def key_file(name: str) -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "shoestring" / f"{name}_api_key"
+
+
+def _check_url(name: str, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{name}: {url} is no http(s) address, such as http://127.0.0.1:8080")
+    if parts.scheme == "http" and not _here(parts.hostname):
+        raise ValueError(f"{name}: the API key would cross the net in the clear. Use https:// instead of {url}")
+
+
+def _here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost"

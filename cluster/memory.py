@@ -1,0 +1,57 @@
+"""What went wrong lately: machines that are bad and markets that don't answer, with the time and the reason.
+
+One small JSON file, {"vast/12": {"at": Unix time, "until": Unix time, "why": "never booted"}, "vast": {…}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+BAD_S = 6 * 3600.0
+"""A bad machine is left alone for so long; its host may have repaired it by then."""
+DOWN_S = 120.0
+"""A market that didn't answer isn't asked for so long."""
+
+
+class Memory:
+    """Thread-safe. One process writes it: the one that rents."""
+
+    def __init__(self, path: str | Path):
+        self.path, self.lock = Path(path), threading.Lock()
+
+    def bad(self, market: str, machine: str, why: str) -> None:
+        """Nothing is remembered where the market doesn't say which machine it was ("")."""
+        if machine:
+            self._keep(f"{market}/{machine}", why, BAD_S)
+
+    def is_bad(self, market: str, machine: str) -> str | None:
+        """Why, and how long ago; None: nothing is known against it."""
+        return self._known(f"{market}/{machine}")
+
+    def down(self, market: str, why: str) -> None:
+        self._keep(market, why, DOWN_S)
+
+    def is_down(self, market: str) -> str | None:
+        return self._known(market)
+
+    def _read(self) -> dict[str, dict]:
+        kept = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return {name: entry for name, entry in kept.items() if entry["until"] > time.time()}
+
+    def _known(self, name: str) -> str | None:
+        with self.lock:
+            entry = self._read().get(name)
+        return entry and f"{entry['why']} ({(time.time() - entry['at']) / 60:.0f} min ago)"
+
+    def _keep(self, name: str, why: str, seconds: float) -> None:
+        with self.lock:
+            now = time.time()
+            kept = self._read() | {name: {"at": now, "until": now + seconds, "why": why}}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_name(f"{self.path.name}.part")
+            part.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            os.replace(part, self.path)

@@ -1,0 +1,137 @@
+"""Priced candidates of all markets for which there is an API key, the cheapest work first.
+
+    python -m cluster offers --gpu "RTX 4090|A100" --max-price 0.40 --spot
+
+$/h effective is what a rung of a ladder would pay (ladder.py): (bid or price + disk) ÷ reliability; $/EFLOP divides that by
+the maker's dense bfloat16 speed, so it ranks GPUs and is no forecast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+
+from cluster import gpus, ladder, markets
+from cluster.market import MarketError, Offer
+from lib.cli import nearest
+
+
+def main(argv: list[str]) -> int:
+    """0: there are candidates. 1: there are none. 2: a wrong option, or no market could be asked."""
+    args = _parser().parse_args(argv)
+    rungs, left_out = [], {}
+    for name in args.market or markets.MARKETS:
+        try:
+            market = markets.find(name)
+        except ValueError as e:
+            left_out[name] = str(e)
+            continue
+        rungs += [(_rung(args, name, spot), market) for spot in args.spot]
+    rows: list[tuple[ladder.Rung, Offer]] = []
+    for rung, market in rungs:
+        try:
+            rows += [(rung, o) for o in ladder.ranked(rung, market.offers(rung.want(args.disk)))]
+        except MarketError as e:
+            left_out[rung.market] = str(e)
+    rows.sort(key=lambda row: (math.inf if (w := ladder.usd_per_eflop(*row)) is None else w, ladder.effective(*row)))
+    if args.json:
+        shown = [
+            asdict(o) | {"usd_per_hour_effective": ladder.effective(r, o), "usd_per_eflop": ladder.usd_per_eflop(r, o)}
+            for r, o in rows
+        ]
+        print(json.dumps({"offers": shown, "left_out": left_out}, indent=1))
+    else:
+        _print(rows, args.limit)
+    for why in left_out.values():
+        print(f"Left out: {why}", file=sys.stderr)
+    asked = {r.market for r, _ in rungs} - left_out.keys()
+    if not rows and asked:
+        print(f"{' and '.join(sorted(asked))} {'has' if len(asked) == 1 else 'have'} no such machine.", file=sys.stderr)
+        for name in args.gpu:
+            if gpus.speed(name) is None and (hint := nearest(name, gpus.TFLOPS)):
+                print(f"--gpu: is {name} a GPU?{hint}", file=sys.stderr)
+    return 0 if rows else 1 if asked else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster offers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--gpu",
+        type=_names,
+        default=(),
+        metavar="NAME|NAME",
+        help="any of these; A100 means all its forms (default: any)",
+    )
+    add("--count", type=int, default=1, metavar="N", help="GPUs in the machine; 0: a machine without (default: 1)")
+    add("--max-price", type=float, default=math.inf, metavar="USD", help="$/h of the whole machine with its disk")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--spot", dest="spot", action="store_const", const=(True,), default=(True, False))
+    kind.add_argument("--on-demand", dest="spot", action="store_const", const=(False,), help="default: both")
+    add("--bid", type=float, default=1.1, metavar="FACTOR", help="our bid, as a multiple of the lowest (default: 1.1)")
+    add("--memory", type=float, metavar="GB", help="GPU memory, of each, at least")
+    add("--cpus", type=int, default=0, metavar="N", help="virtual cores, at least")
+    add("--disk", type=float, default=20.0, metavar="GB", help="disk that is priced in (default: 20)")
+    add("--cuda", type=float, metavar="VERSION", help="that the host's driver supports, at least, such as 12.8")
+    add("--reliability", type=float, metavar="0-1", help="as Vast rates it, at least; RunPod rates none")
+    add("--region", action="append", default=[], metavar="CC", help="two-letter country; may be repeated")
+    add("--market", action="append", choices=list(markets.MARKETS), help="default: all")
+    add("--limit", type=int, default=30, metavar="N", help="rows of the table (default: 30)")
+    add("--json", action="store_true", help="all of them, with every field")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(n.strip() for n in text.split("|") if n.strip())
+
+
+def _rung(args: argparse.Namespace, market: str, spot: bool) -> ladder.Rung:
+    return ladder.Rung(
+        market=market,
+        max_usd_per_hour=args.max_price,
+        gpus=args.gpu,
+        count=args.count,
+        spot=spot,
+        bid=args.bid,
+        gpu_memory_gb=args.memory,
+        cpus=args.cpus,
+        min_cuda=args.cuda,
+        min_reliability=args.reliability,
+        regions=tuple(args.region),
+    )
+
+
+def _print(rows: list[tuple[ladder.Rung, Offer]], limit: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("market", "", "GPU", "GB", "cores"):
+        table.add_column(name, justify="left" if name in ("market", "", "GPU") else "right", no_wrap=True)
+    for name in ("$/h", "disk", "effective", "$/EFLOP", "reliable"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("region", overflow="ellipsis", no_wrap=True)
+    for rung, o in rows[:limit]:
+        work = ladder.usd_per_eflop(rung, o)
+        table.add_row(
+            o.market,
+            "spot" if o.spot else "on demand",
+            f"{o.count} × {o.gpu}" if o.count else "none",
+            f"{o.gpu_memory_gb:g}" if o.count else "",
+            f"{o.cpus:g}" if o.cpus else "",
+            f"{o.usd_per_hour:.3f}",
+            f"{o.disk_usd_per_hour:.4f}",
+            f"{ladder.effective(rung, o):.3f}",
+            "?" if work is None or not o.count else f"{work:.2f}",
+            f"{o.reliability:.3f}" if o.reliability < 1 else "",
+            o.region,
+        )
+    if rows:
+        Console().print(table)
+    if len(rows) > limit:
+        print(f"and {len(rows) - limit} more: --limit {len(rows)}")

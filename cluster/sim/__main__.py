@@ -1,0 +1,158 @@
+"""python -m cluster.sim: both markets on this machine, until Ctrl-C. Real boxes need root; --boxes none needs nothing."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from cluster.sim import catalogue, faults
+from cluster.sim.box import NamespaceBox
+from cluster.sim.graphql import GraphQL
+from cluster.sim.network import Network
+from cluster.sim.ports import NoBox
+from cluster.sim.vast import Vast
+from cluster.sim.world import World
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m cluster.sim",
+        description=__doc__,
+        epilog="Controls:\n" + faults.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--vast", type=int, default=8801, metavar="PORT", help="of Vast's API (8801); 0: any free one")
+    parser.add_argument("--runpod", type=int, default=8802, metavar="PORT", help="of RunPod's APIs (8802); 0: any")
+    parser.add_argument("--boxes", choices=("namespaces", "none"), default="namespaces",
+                        help="none: instances are only said to run")  # fmt: skip
+    parser.add_argument("--network", choices=("flat", "isolated"), default="isolated",
+                        help="isolated: boxes reach each other only by mapped ports; flat: by their own addresses")  # fmt: skip
+    parser.add_argument("--boot", type=float, default=5.0, metavar="SECONDS", help="from the order to running")
+    parser.add_argument("--faults", type=float, default=0.0, metavar="RATE", help="random faults per minute (0)")
+    parser.add_argument("--pace", type=float, default=1.0, metavar="N", help="rate limits N times as generous (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of prices, machines and faults")
+    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "shoestring-sim", metavar="FOLDER",
+                        help="disks of the boxes; leftovers of a dead simulator in it are cleared up")  # fmt: skip
+    parser.add_argument("--share", type=Path, action="append", default=[], metavar="PATH",
+                        help="seen in every box at the same path, writable: a shared file system; repeatable")  # fmt: skip
+    parser.add_argument("--runpod-spec", type=Path, metavar="FILE",
+                        help="RunPod's OpenAPI description: every body and reply is checked against it too")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to us, who run two of them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+def listen(addresses: list[str], port: int) -> list[socket.socket]:
+    """The same port on all addresses."""
+    sockets = []
+    for address in addresses:
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind((address, port))
+        port = s.getsockname()[1]
+        sockets.append(s)
+    return sockets
+
+
+def make_apps(
+    world: World, faults_per_minute: float, seed: int, runpod_spec: Path | None = None
+) -> tuple[dict[str, Starlette], faults.Controls]:
+    """By market; both with the controls."""
+    apis = {"vast": Vast(world), "runpod": GraphQL(world, runpod_spec)}
+    controls = faults.Controls(world, apis, faults_per_minute, seed)
+    return {market: Starlette(routes=api.routes + controls.routes) for market, api in apis.items()}, controls
+
+
+async def serve(args: argparse.Namespace) -> None:
+    addresses, make_box, network = ["127.0.0.1"], NoBox, None
+    if args.boxes == "namespaces":
+        network = Network(args.state)
+        addresses.append(network.public)  # boxes reach the APIs there
+        state, shared = args.state.resolve(), [path.resolve(strict=True) for path in args.share]
+        shutil.rmtree(state / "boxes", ignore_errors=True)
+        make_box = lambda: NamespaceBox(network, state, shared)  # noqa: E731
+    world = World(catalogue.machines(args.seed), make_box, args.boot, args.seed, args.pace, flat=args.network == "flat")
+    apps, controls = make_apps(world, args.faults, args.seed, args.runpod_spec)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    servers, tasks = [], []
+    for market, app in apps.items():
+        sockets = listen(addresses, getattr(args, market))
+        world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"  # public where there is one
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
+        servers.append(Server(config))
+        tasks.append(asyncio.create_task(servers[-1].serve(sockets=sockets)))
+    clock = asyncio.create_task(controls.run())
+    print(welcome(world, args), flush=True)
+    await asyncio.wait([asyncio.create_task(stop.wait()), clock, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*tasks)
+    for rental in world.alive():
+        await world.end(rental, "destroyed", "the simulator ends")
+    if network:
+        network.close()
+    if clock.done():
+        clock.result()
+    clock.cancel()
+    bill = world.bill()
+    print(f"{len(bill['rentals'])} rentals, ${bill['total_usd']:.4f} in all", flush=True)
+
+
+def welcome(world: World, args: argparse.Namespace) -> str:
+    exports = {f"{m.upper()}_URL": world.urls[m] for m in world.keys} | {
+        f"{m.upper()}_API_KEY": world.keys[m] for m in world.keys
+    }
+    lines = [f"export {k}={shlex.quote(v)}" for k, v in exports.items()]
+    return "\n".join(
+        [
+            f"Vast and RunPod, simulated: {len(world.machines)} machines, network {args.network}, boxes {args.boxes}.",
+            "In another terminal:",
+            "",
+            *("  " + line for line in lines),
+            "  python -m cluster offers --max-price 0.50",
+            "  ray up -y cluster/vast.yaml",
+            f"  curl -s {world.urls['vast']}/_sim/bill",
+            "",
+            "Ctrl-C ends every box and prints the bill.  Controls: python -m cluster.sim --help",
+        ]
+    )
+
+
+def main(argv: list[str]) -> int:
+    args = arguments(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("cluster.sim").setLevel(logging.INFO)
+    if args.boxes == "namespaces" and os.geteuid() != 0:
+        print("boxes are Linux namespaces and need root; or --boxes none", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(serve(args))
+    except (ValueError, OSError) as error:
+        print(f"python -m cluster.sim: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""What every endpoint of both markets shares: calls counted, faults injected, keys, rate limits, strict bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from cluster.sim.rental import Rental
+from cluster.sim.world import World
+
+
+class Strict(BaseModel):
+    """A request's body: no unknown field, no type coerced. ints are accepted as numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Refusal(Exception):
+    """An answer other than success."""
+
+    def __init__(self, status: int, kind: str, message: str, errors: list[str] | None = None):
+        super().__init__(message)
+        self.status, self.kind, self.message, self.errors = status, kind, message, errors
+
+
+@dataclass
+class Call:
+    """One authenticated request."""
+
+    request: Request
+    body: object
+    """The JSON, {} without one."""
+    only: Rental | None
+    """The rental whose own key this is; None: the account's."""
+
+    def rental(self, world: World, market: str) -> Rental:
+        """Of the path's id. Raises Refusal."""
+        rental = world.rentals.get(self.request.path_params["id"])
+        if not rental or not rental.alive or rental.machine.market != market:
+            raise Refusal(404, "no_such_instance", f"{self.request.path_params['id']} was not found")
+        if self.only not in (None, rental):
+            raise Refusal(403, "forbidden", "this key is of another instance")
+        return rental
+
+
+def parse(model: type[BaseModel], body: object) -> BaseModel:
+    """Raises Refusal 400; RunPod's API makes it 422."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        errors = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
+        raise Refusal(400, "invalid_args", "; ".join(errors), errors) from None
+
+
+class Api:
+    """The endpoints of one market."""
+
+    market: str
+    boxes_may: frozenset[str] = frozenset()
+    """Endpoints that a box's own key opens."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self.routes: list[Route] = []
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        """By endpoint ("PUT /api/v0/asks/{id}/"), what goes wrong with its coming calls: see faults.API_FAULTS."""
+        self._times: dict[tuple[str, str], deque[float]] = defaultdict(deque)
+
+    def add(
+        self, method: str, path: str, handler: Callable[[Call], Awaitable[Response]], calls: int, seconds: float
+    ) -> None:
+        """At most `calls` in `seconds`, per key."""
+        endpoint = f"{method} {path}"
+
+        async def serve(request: Request) -> Response:
+            fault = self.faults[endpoint].pop(0) if self.faults[endpoint] else ""
+            response = await (self._broken(fault) if fault else self._serve(endpoint, handler, calls, seconds, request))
+            self.world.calls[f"{endpoint} {response.status_code}"] += 1
+            return response
+
+        self.routes.append(Route(path, serve, methods=[method]))
+
+    async def _broken(self, fault: str) -> Response:
+        if fault == "timeout":
+            await asyncio.sleep(3600)
+        if fault == "json":
+            return Response('{"offers": [{"id": 1, "gpu', media_type="application/json")
+        if fault == "shape":
+            return JSONResponse({"unexpected": True})
+        if fault == "429":
+            return self.too_many(1.0)
+        return PlainTextResponse("upstream error", int(fault))
+
+    async def _serve(self, endpoint, handler, calls: int, seconds: float, request: Request) -> Response:
+        try:
+            key = self.key(request)
+            only = next((r for r in self.world.alive(self.market) if r.key == key), None)
+            if key != self.world.keys[self.market] and not only:
+                return self.refuse(Refusal(401, "auth_error", "Invalid user key"))
+            if wait := self._wait(endpoint, key, calls, seconds / self.world.pace):
+                return self.too_many(wait)
+            if only and endpoint not in self.boxes_may:
+                raise Refusal(403, "forbidden", "an instance's key may only look at, stop and destroy that instance")
+            raw = await request.body()
+            try:
+                body = json.loads(raw or b"{}")
+            except ValueError:
+                raise Refusal(400, "invalid_args", "the body is not JSON") from None
+            return await handler(Call(request, body, only))
+        except Refusal as refusal:
+            return self.refuse(refusal)
+
+    def _wait(self, endpoint: str, key: str, calls: int, seconds: float) -> float:
+        """Seconds until the next call is allowed; 0: now, and this one is counted."""
+        times, now = self._times[endpoint, key], time.monotonic()
+        while times and times[0] <= now - seconds:
+            times.popleft()
+        if len(times) >= calls:
+            return times[0] + seconds - now
+        times.append(now)
+        return 0.0
+
+    def key(self, request: Request) -> str:
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        return key if scheme == "Bearer" else ""
+
+    def refuse(self, refusal: Refusal) -> Response:
+        raise NotImplementedError
+
+    def too_many(self, wait: float) -> Response:
+        raise NotImplementedError

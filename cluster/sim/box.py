@@ -1,0 +1,161 @@
+"""A box: what a market's container looks like from inside, made of Linux namespaces. Needs root, util-linux, iproute2, sshd.
+
+From inside: a host of its own (processes, address, host name, HOME, /tmp, /run, /dev/shm, SSH host key) whose image is this
+machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH) and whose
+disk survives a stop, not a destroy.
+The environment of the market's containers is set for the container's command and for logins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from cluster.sim.network import Network, arun
+from cluster.sim.ports import Port
+from cluster.sim.rental import Rental
+from cluster.sim.world import World
+
+log = logging.getLogger("cluster.sim")
+
+REPO = Path(__file__).parents[2]
+SSHD = """Port 22
+HostKey /etc/ssh/box_host_key
+PidFile none
+UsePAM no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+StrictModes no
+AcceptEnv LANG LC_*
+AllowTcpForwarding yes
+GatewayPorts clientspecified
+MaxSessions 100
+MaxStartups 200
+Subsystem sftp internal-sftp
+"""
+START = """#!/bin/bash
+# What the official images run: SSH for the keys in PUBLIC_KEY.
+mkdir -p /root/.ssh && chmod 700 /root/.ssh
+if [ -n "$PUBLIC_KEY" ]; then echo "$PUBLIC_KEY" >>/root/.ssh/authorized_keys; fi
+"""
+
+
+def environment(world: World, rental: Rental, public: str, mapped: dict[int, Port]) -> dict[str, str]:
+    """What the market's own containers have, the order's env, and where the simulated APIs are (the real ones have DNS)."""
+    m, order = rental.machine, rental.order
+    path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(REPO)}
+    env |= {"VAST_URL": world.urls["vast"], "RUNPOD_URL": world.urls["runpod"]} | order.env
+    if m.market == "vast":
+        env |= {"CONTAINER_ID": rental.id, "CONTAINER_API_KEY": rental.key, "VAST_CONTAINERLABEL": f"C.{rental.id}"}
+        env |= {"PUBLIC_IPADDR": public, "GPU_COUNT": str(order.count)}
+        return env | {f"VAST_TCP_PORT_{p}": str(port.public) for p, port in mapped.items()}
+    env |= {"RUNPOD_POD_ID": rental.id, "RUNPOD_API_KEY": rental.key, "RUNPOD_DC_ID": m.region}
+    env |= {"RUNPOD_PUBLIC_IP": public, "RUNPOD_GPU_COUNT": str(order.count)}
+    return env | {f"RUNPOD_TCP_PORT_{p}": str(port.public) for p, port in mapped.items()}
+
+
+class NamespaceBox:
+    def __init__(self, network: Network, state: Path, shared: list[Path]):
+        self._network, self._state, self._shared = network, state, shared
+        self.address, self.public = "", network.public
+        self.mapped: dict[int, Port] = {}
+        self._folder: Path | None = None
+        self._k: int | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task | None = None
+        self._killing = asyncio.Lock()
+
+    async def boot(self, world: World, rental: Rental, sshd: bool) -> None:
+        order = rental.order
+        self._flat = order.flat and world.flat
+        self._folder = self._state / "boxes" / rental.id
+        self._k = self._network.take()
+        space = await self._network.plug(self._k, self._flat)
+        self.address = self._network.address(self._k)
+        for p in order.ports:
+            self.mapped[p] = await Port.open(self.public, (self.address, p), same=p >= 70000)
+        command = await self._write(world, rental, sshd)
+        seen = [sys.prefix, sys.base_prefix, str(REPO)]
+        name = f"{rental.machine.market}-{rental.id}"
+        # setpriv: it dies with us, and the whole box with it, even if we are killed.
+        self._process = await asyncio.create_subprocess_exec(
+            "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", space,
+            "unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child",
+            "bash", str(Path(__file__).with_name("box.sh")), str(self._folder), name, str(self._state), command,
+            *dict.fromkeys(seen), "--", *map(str, self._shared),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            env={"PATH": os.defpath + ":/usr/sbin:/sbin"}, start_new_session=True,
+        )  # fmt: skip
+        assert self._process.stdout
+        said = await self._process.stdout.readline()
+        if said != b"up\n":
+            said += await self._process.stdout.read()
+            await self.kill()
+            raise OSError(f"box.sh: {said.decode().strip()}")
+        self._watch = asyncio.create_task(self._ended(world, rental))
+
+    async def _ended(self, world: World, rental: Rental) -> None:
+        """A container whose command ends is exited."""
+        assert self._process
+        await self._process.wait()
+        self._watch = None
+        await world.halt(rental, "exited", "its command ended")
+
+    async def _write(self, world: World, rental: Rental, sshd: bool) -> str:
+        """The disk of a new box, and of every start its environment; returns the container's command."""
+        assert self._folder
+        folder, order = self._folder, rental.order
+        for part in ("home/.ssh", "tmp", "upper/etc/ssh", "work", "root"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "tmp").chmod(0o1777)
+        etc, home = folder / "upper/etc", folder / "home"
+        if not (etc / "ssh/box_host_key").exists():
+            await arun("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(etc / "ssh/box_host_key"))
+            (home / ".bashrc").write_text(". /etc/box_environment\n")
+            (home / ".profile").write_text(". ~/.bashrc\n")
+            (home / ".ssh").chmod(0o700)
+            if rental.machine.market == "vast":
+                (home / ".ssh/authorized_keys").write_text("".join(k + "\n" for k in order.keys))
+        env = environment(world, rental, self.public, self.mapped)
+        (etc / "box_environment").write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in env.items()))
+        name = f"{rental.machine.market}-{rental.id}"
+        (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {name}\n")
+        (etc / "ssh/sshd_config").write_text(SSHD)
+        start = folder / "upper/start.sh"
+        serve = sshd and order.sshd
+        start.write_text(START + ("exec /usr/sbin/sshd -D -e\n" if serve else "exec sleep infinity\n"))
+        start.chmod(0o755)
+        if rental.machine.market == "runpod":  # args replace the image's command, and no shell sees them
+            return "exec " + shlex.join(shlex.split(order.start) or ["/start.sh"])
+        (home / "onstart.sh").write_text(order.start)
+        return "bash /root/onstart.sh >/root/onstart.log 2>&1 & exec /start.sh"
+
+    async def kill(self) -> None:
+        async with self._killing:
+            if self._watch:
+                self._watch.cancel()
+                self._watch = None
+            if self._process:
+                if self._process.returncode is None:
+                    self._process.kill()
+                await self._process.wait()
+                self._process = None
+            for port in self.mapped.values():
+                await port.close()
+            if self._k is not None:
+                await self._network.unplug(self._k, self._flat)
+            self.address, self.mapped, self._k = "", {}, None
+
+    async def remove(self) -> None:
+        if self._folder:
+            await asyncio.to_thread(shutil.rmtree, self._folder)
+
+    async def link(self, up: bool) -> None:
+        if self._k is not None:
+            await self._network.link(self._k, self._flat, up)

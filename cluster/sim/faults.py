@@ -1,0 +1,228 @@
+"""POST /_sim/CONTROL with a JSON body; each answers {"ok": true}, or 400 with the reason. On both markets' ports, no key.
+
+outbid    {"id"}        somebody bids more: Vast stops it (disk billed on), RunPod EXITED
+exit      {"id"}        its container ends: Vast exited, RunPod EXITED
+vanish    {"id"}        no list knows it any more, nothing is billed; its host is not offered again
+dark      {"id"}        its host's network is cut; the API still says running, and bills
+light     {"id"}        ... is back
+offline   {"id"}        dark, and Vast's API says offline (RunPod's says RUNNING without `runtime`)
+take      {"machine"}   somebody else rents it, if nobody has        release  {"machine"}   ... and leaves
+price     {"machine" | "gpu", "usd_per_hour"?, "min_bid"?}   per machine; running bids below min_bid are outbid
+machines  {"machines": [{"id", "market", "gpu", "count", "gpu_memory_gb", "usd_per_hour", "min_bid", ...}]}
+                        adds or replaces; {"only": true} also withdraws all others from the market
+next      {"market", "fault", "count"?}      what goes wrong with the next `count` (1) rentals of the market:
+            stuck (loading for ever)  noboot (never runs)  nosshd (runs without sshd)  taken (just before the create)
+            ok (nothing: to let some through first)
+api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
+            429  500  502  503  timeout (no answer)  json (cut off)  shape (not the documented object)
+
+GET /_sim/state   {"rentals": those alive, "calls": {endpoint and status: n}, "faults": those injected at random}
+GET /_sim/bill    {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}
+GET /_sim/machines   all machines; GET /_sim/faults: what `--faults` did so far
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+import time
+from typing import Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cluster.sim.api import Api, Refusal, Strict, parse
+from cluster.sim.rental import Machine, Rental
+from cluster.sim.world import World
+
+log = logging.getLogger("cluster.sim")
+
+BOOT_FAULTS = ("stuck", "noboot", "nosshd", "taken", "ok")
+API_FAULTS = ("429", "500", "502", "503", "timeout", "json", "shape")
+
+
+class OfRental(Strict):
+    id: str
+
+
+class OfMachine(Strict):
+    machine: int
+
+
+class Price(Strict):
+    machine: int | None = None
+    gpu: str | None = None
+    usd_per_hour: float | None = Field(default=None, gt=0)
+    min_bid: float | None = Field(default=None, gt=0)
+
+
+class Machines(Strict):
+    machines: list[dict]
+    only: bool = False
+
+
+class Next(Strict):
+    market: Literal["vast", "runpod"]
+    fault: Literal[BOOT_FAULTS]
+    count: int = Field(default=1, ge=1)
+
+
+class ApiFault(Strict):
+    market: Literal["vast", "runpod"]
+    endpoint: str
+    fault: Literal[API_FAULTS]
+    count: int = Field(default=1, ge=1)
+
+
+class Controls:
+    def __init__(self, world: World, apis: dict[str, Api], rate: float, seed: int):
+        """rate: mean faults per minute that happen by themselves; 0: none."""
+        self.world, self.apis, self.rate, self.chance = world, apis, rate, random.Random(seed + 1)
+        self.done: list[dict] = []
+        models = {name: OfRental for name in ("outbid", "exit", "vanish", "dark", "light", "offline")}
+        models |= {"take": OfMachine, "release": OfMachine, "price": Price, "machines": Machines}
+        models |= {"next": Next, "api": ApiFault}
+        self.routes = [
+            Route("/_sim/state", lambda _: JSONResponse(world.state() | {"faults": self.done})),
+            Route("/_sim/bill", lambda _: JSONResponse(world.bill())),
+            Route("/_sim/machines", lambda _: JSONResponse([self.machine(m) for m in world.machines.values()])),
+            Route("/_sim/faults", lambda _: JSONResponse(self.done)),
+        ]
+        for name, model in models.items():
+            self.routes.append(Route(f"/_sim/{name}", self._control(name, model), methods=["POST"]))
+
+    def _control(self, name: str, model: type[Strict]):
+        async def serve(request: Request) -> Response:
+            try:
+                await getattr(self, name)(parse(model, await request.json()))
+            except (Refusal, ValueError) as error:
+                return JSONResponse({"ok": False, "error": str(error)}, 400)
+            return JSONResponse({"ok": True})
+
+        return serve
+
+    def machine(self, m: Machine) -> dict:
+        return dataclasses.asdict(m) | {"free": self.world.free(m)}
+
+    def _rental(self, ident: str) -> Rental:
+        rental = self.world.rentals.get(ident)
+        if not rental or not rental.alive:
+            raise ValueError(f"there is no rental {ident}")
+        return rental
+
+    def _machine(self, ident: int) -> Machine:
+        if ident not in self.world.machines:
+            raise ValueError(f"there is no machine {ident}")
+        return self.world.machines[ident]
+
+    # ---- the controls, by name
+
+    async def outbid(self, want: OfRental) -> None:
+        rental = self._rental(want.id)
+        if not rental.order.spot:
+            raise ValueError(f"{want.id} is on demand")
+        await self.world.outbid(rental)
+
+    async def exit(self, want: OfRental) -> None:
+        await self.world.halt(self._rental(want.id), "exited", "container exited")
+
+    async def vanish(self, want: OfRental) -> None:
+        rental = self._rental(want.id)
+        rental.machine.taken = True
+        await self.world.end(rental, "vanished", "the host is gone")
+
+    async def dark(self, want: OfRental) -> None:
+        rental = self._rental(want.id)
+        rental.dark = True
+        await rental.box.link(False)
+
+    async def light(self, want: OfRental) -> None:
+        rental = self._rental(want.id)
+        rental.dark = False
+        await rental.box.link(True)
+        if rental.state == "offline":
+            rental.state, rental.why = "running", "success"
+
+    async def offline(self, want: OfRental) -> None:
+        await self.dark(want)
+        rental = self._rental(want.id)
+        if rental.state == "running":
+            rental.state, rental.why = "offline", "the host is offline"
+
+    async def take(self, want: OfMachine) -> None:
+        self._machine(want.machine).taken = True
+
+    async def release(self, want: OfMachine) -> None:
+        self._machine(want.machine).taken = False
+
+    async def price(self, want: Price) -> None:
+        if (want.machine is None) == (want.gpu is None):
+            raise ValueError("either machine or gpu")
+        machines = [self._machine(want.machine)] if want.machine is not None else [
+            m for m in self.world.machines.values() if m.gpu == want.gpu
+        ]  # fmt: skip
+        for m in machines:
+            m.usd_per_hour = want.usd_per_hour or m.usd_per_hour
+            m.min_bid = want.min_bid or m.min_bid
+
+    async def machines(self, want: Machines) -> None:
+        try:
+            new = TypeAdapter(list[Machine]).validate_python(want.machines)
+        except ValidationError as error:
+            raise ValueError(str(error)) from None
+        if want.only:
+            for m in self.world.machines.values():
+                m.taken = True
+        self.world.machines |= {m.id: m for m in new}
+
+    async def next(self, want: Next) -> None:
+        self.world.next_faults[want.market] += ["" if want.fault == "ok" else want.fault] * want.count
+
+    async def api(self, want: ApiFault) -> None:
+        api = self.apis[want.market]
+        known = {f"{next(iter(r.methods - {'HEAD'}))} {r.path}" for r in api.routes}
+        if want.endpoint not in known:
+            raise ValueError(f"endpoint: {want.endpoint} is none of {', '.join(sorted(known))}")
+        api.faults[want.endpoint] += [want.fault] * want.count
+
+    # ---- at random
+
+    async def run(self) -> None:
+        """The world's clock, and `rate` faults a minute. Never returns."""
+        beat = 0.1
+        while True:
+            await asyncio.sleep(beat)
+            await self.world.tick()
+            if self.chance.random() < self.rate / 60 * beat:
+                await self._fault()
+            if self.rate and self.chance.random() < beat / 20:  # whoever took a machine leaves after 20 s on average
+                taken = [m for m in self.world.machines.values() if m.taken]
+                if taken:
+                    self.chance.choice(taken).taken = False
+
+    async def _fault(self) -> None:
+        choice = self.chance.choice
+        name = choice(["outbid", "outbid", "exit", "vanish", "dark", "offline", "price", "next", "next", "api", "api"])
+        market = choice(["vast", "runpod"])
+        rentals = [r for r in self.world.alive() if r.state == "running" and (r.order.spot or name != "outbid")]
+        if name == "price":
+            machine = choice(list(self.world.machines.values()))
+            moved = min(machine.min_bid * self.chance.uniform(0.8, 1.4), machine.usd_per_hour * 0.95)
+            want: Strict = Price(machine=machine.id, min_bid=moved)
+        elif name == "next":
+            want = Next(market=market, fault=choice(BOOT_FAULTS[:-1]))
+        elif name == "api":
+            route = choice(self.apis[market].routes)
+            endpoint = f"{next(iter(route.methods - {'HEAD'}))} {route.path}"
+            want = ApiFault(market=market, endpoint=endpoint, fault=choice(API_FAULTS), count=self.chance.randint(1, 3))
+        elif rentals:
+            want = OfRental(id=choice(rentals).id)
+        else:
+            return
+        await getattr(self, name)(want)
+        self.done.append({"at": time.time(), "what": name} | want.model_dump(exclude_none=True))
+        log.info("fault: %s", self.done[-1])

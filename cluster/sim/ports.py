@@ -1,0 +1,109 @@
+"""The mapped ports of a box: a TCP forwarder on the 'public' address, and the box without namespaces (`--boxes none`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from cluster.sim.rental import Rental
+    from cluster.sim.world import World
+
+
+class Box(Protocol):
+    """An instance. `boot` raises OSError."""
+
+    address: str
+    """Of its own; "" before it booted."""
+    public: str
+    """The address that its ports are mapped on."""
+    mapped: dict[int, Port]
+    """By the container's port."""
+
+    async def boot(self, world: World, rental: Rental, sshd: bool) -> None: ...
+
+    async def kill(self) -> None:
+        """Its processes and its network are gone, its disk is kept."""
+
+    async def remove(self) -> None:
+        """Its disk too."""
+
+    async def link(self, up: bool) -> None:
+        """Its network cable."""
+
+
+class Port:
+    """A public port that is forwarded to `target`, counting bytes."""
+
+    def __init__(self, public: int):
+        self.public, self.bytes_in, self.bytes_out = public, 0, 0
+        self._server: asyncio.Server | None = None
+        self._pumps: set[asyncio.Task] = set()
+
+    @classmethod
+    async def open(cls, address: str, target: tuple[str, int] | None, same: bool = False) -> Port:
+        """target None: a port that refuses. same: the box's port is the public one, whatever that is."""
+        with socket.socket() as s:
+            s.bind((address, 0))
+            port = cls(s.getsockname()[1])
+        if target:
+            goal = (target[0], port.public if same else target[1])
+            port._server = await asyncio.start_server(
+                lambda r, w: port._serve(goal, r, w), address, port.public, limit=1 << 20, backlog=512
+            )
+        return port
+
+    async def _serve(self, goal: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._pumps.add(task)
+        there = None
+        try:
+            far, there = await asyncio.open_connection(*goal, limit=1 << 20)
+            for w in (writer, there):
+                w.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.gather(self._pump(reader, there, "bytes_in"), self._pump(far, writer, "bytes_out"))
+        except (OSError, asyncio.CancelledError):
+            pass  # either side hung up, nothing listens in the box, or `close`: the other side sees the same
+        finally:
+            self._pumps.discard(task)
+            for w in (writer, there):
+                if w:
+                    w.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: str) -> None:
+        while data := await reader.read(1 << 18):
+            setattr(self, count, getattr(self, count) + len(data))
+            writer.write(data)
+            await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+    async def close(self) -> None:
+        if self._server:
+            self._server.close()
+        for task in list(self._pumps):
+            task.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+
+class NoBox:
+    """Runs nothing: for tests of clients, which need no namespaces. Its ports refuse."""
+
+    def __init__(self) -> None:
+        self.address, self.public, self.mapped = "", "127.0.0.1", {}
+
+    async def boot(self, world: World, rental: Rental, sshd: bool) -> None:
+        self.address = "127.0.0.1"
+        self.mapped = {p: await Port.open(self.public, None) for p in rental.order.ports}
+
+    async def kill(self) -> None:
+        self.address, self.mapped = "", {}
+
+    async def remove(self) -> None:
+        pass
+
+    async def link(self, up: bool) -> None:
+        pass

@@ -1,0 +1,235 @@
+"""Machines, the rentals of them, their life and their bill: the truth behind both APIs.
+
+A rental is billed by what it is, second by second (module docstrings of vast.py and runpod.py say whose rule is whose):
+its compute while its container runs, its disk while it exists. Everything here runs in one event loop; nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from cluster.sim.ports import Box
+from cluster.sim.rental import Machine, Order, Rental, State
+
+log = logging.getLogger("cluster.sim")
+
+
+class Unavailable(Exception):
+    """Somebody else has the machine, or the bid is too low for it."""
+
+
+class World:
+    def __init__(
+        self, machines: list[Machine], make_box: Callable[[], Box], boot_s: float, seed: int, pace: float, flat: bool
+    ):
+        self.machines = {m.id: m for m in machines}
+        self.rentals: dict[str, Rental] = {}
+        """Every one there ever was."""
+        self.make_box, self.boot_s, self.pace, self.flat = make_box, boot_s, pace, flat
+        self.chance = random.Random(seed)
+        self.keys = {market: f"{market}-sim-{secrets.token_hex(12)}" for market in ("vast", "runpod")}
+        self.urls: dict[str, str] = {}
+        """Of the APIs, as boxes reach them."""
+        self.ssh_keys: dict[str, list[str]] = {"vast": [], "runpod": []}
+        """Of the account."""
+        self.calls: Counter[str] = Counter()
+        """By endpoint and status: "PUT /api/v0/asks/{id}/ 200"."""
+        self.next_faults: dict[str, list[str]] = {"vast": [], "runpod": []}
+        """What goes wrong with the coming rentals, in order; "" is nothing."""
+
+    # ---- what is to be had
+
+    def of(self, market: str) -> list[Machine]:
+        return [m for m in self.machines.values() if m.market == market]
+
+    def alive(self, market: str | None = None) -> list[Rental]:
+        return [r for r in self.rentals.values() if r.alive and market in (None, r.machine.market)]
+
+    def free(self, machine: Machine) -> int:
+        """GPUs that can be rented now; of a CPU machine 1 or 0."""
+        if machine.taken:
+            return 0
+        held = [r for r in self.alive() if r.machine is machine and r.state not in ("stopped", "exited", "error")]
+        if machine.market == "vast" or not machine.count:
+            return 0 if held and machine.market == "vast" else max(machine.count, 1)
+        return machine.count - sum(r.order.count for r in held)
+
+    # ---- life
+
+    def rent(self, machine: Machine, order: Order, stopped: bool = False) -> Rental:
+        """`stopped`: the contract exists and waits for the machine to become available, its disk billed.
+
+        Raises Unavailable.
+        """
+        fault = self.next_faults[machine.market].pop(0) if self.next_faults[machine.market] else ""
+        if fault == "taken":
+            machine.taken = True
+        if not stopped:
+            if self.free(machine) < max(order.count, 1):
+                raise Unavailable("somebody else has it")
+            if order.spot and order.usd_per_hour < self.min_bid(machine, order.count):
+                raise Unavailable("the bid is too low")
+        ident = (
+            str(self.chance.randrange(10**7, 10**8))
+            if machine.market == "vast"
+            else "".join(self.chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=14))
+        )
+        now = time.time()
+        rental = Rental(ident, machine, order, f"{machine.market}-box-{secrets.token_hex(12)}", self.make_box(), now)
+        self.rentals[ident] = rental
+        rental.charge("disk", order.stopped_disk_usd_per_hour, now)
+        log.info(
+            "%s %s created: %s on machine %s, $%.4f/h",
+            machine.market,
+            ident,
+            order.label,
+            machine.id,
+            order.usd_per_hour,
+        )
+        if stopped:
+            rental.state, rental.why = "stopped", "waiting for the machine"
+        else:
+            self.start(rental, fault)
+        return rental
+
+    def min_bid(self, machine: Machine, count: int) -> float:
+        return (
+            machine.min_bid * count / machine.count if machine.market == "runpod" and machine.count else machine.min_bid
+        )
+
+    def start(self, rental: Rental, fault: str = "") -> None:
+        assert rental.alive and rental.booting is None
+        rental.state, rental.why, rental.intended, rental.dark = "provisioning", "", "running", False
+        rental.booting = asyncio.create_task(self._boot(rental, fault))
+
+    async def _boot(self, rental: Rental, fault: str) -> None:
+        try:
+            await asyncio.sleep(self.boot_s * 0.3)
+            rental.state = "loading"
+            await asyncio.sleep(self.boot_s * 0.7)
+            if fault == "stuck":
+                rental.why = "pulling image"
+                await asyncio.Event().wait()
+            if fault == "noboot":
+                rental.state, rental.why = "error", "container failed to start"
+                return
+            boot = asyncio.create_task(rental.box.boot(self, rental, sshd=rental.order.sshd and fault != "nosshd"))
+            try:
+                await asyncio.shield(boot)
+            except asyncio.CancelledError:
+                await boot  # half a box cannot be taken down
+                raise
+            now = time.time()
+            rental.state, rental.why, rental.started = "running", "success", now
+            rental.first_started = rental.first_started or now
+            rental.charge("compute", rental.order.usd_per_hour, now)
+            rental.charge("disk", rental.order.disk_usd_per_hour, now)
+            log.info(
+                "%s %s runs: %s",
+                rental.machine.market,
+                rental.id,
+                {p: port.public for p, port in rental.box.mapped.items()},
+            )
+        except OSError as error:  # no namespaces, no memory: the simulator's trouble, and the box's
+            rental.state, rental.why = "error", str(error)
+            await rental.box.kill()
+            log.error("%s %s did not boot: %s", rental.machine.market, rental.id, error)
+        finally:
+            rental.booting = None
+
+    async def halt(self, rental: Rental, state: State, why: str) -> None:
+        """Its container is gone and no compute is billed from now on; its disk stays."""
+        now = time.time()
+        rental.state, rental.why, rental.started = state, why, None
+        rental.charge("compute", 0, now)
+        rental.charge("disk", rental.order.stopped_disk_usd_per_hour, now)
+        log.info("%s %s %s: %s", rental.machine.market, rental.id, state, why)
+        await self._kill(rental)
+
+    async def end(self, rental: Rental, state: State, why: str) -> None:
+        """Nothing is billed from now on, and no list knows it."""
+        now = time.time()
+        rental.state, rental.why, rental.started, rental.ended = state, why, None, now
+        rental.charge("compute", 0, now)
+        rental.charge("disk", 0, now)
+        log.info("%s %s %s: %s, $%.6f", rental.machine.market, rental.id, state, why, rental.usd(now))
+        await self._kill(rental)
+        await rental.box.remove()
+
+    async def _kill(self, rental: Rental) -> None:
+        if rental.booting:
+            rental.booting.cancel()
+            await asyncio.wait([rental.booting])
+            rental.booting = None
+        await rental.box.kill()
+
+    async def outbid(self, rental: Rental) -> None:
+        """Somebody else has the machine now. Vast: stopped until the bid wins again; RunPod: EXITED."""
+        rental.machine.taken = True
+        await self.halt(rental, "stopped" if rental.machine.market == "vast" else "exited", "outbid")
+
+    def bid(self, rental: Rental, usd_per_hour: float) -> None:
+        rental.order.usd_per_hour = usd_per_hour
+        if rental.state == "running":
+            rental.charge("compute", usd_per_hour, time.time())
+
+    async def tick(self) -> None:
+        """Ends what is due, outbids what is below the price, and starts again what waits for a bid that wins now."""
+        for rental in self.alive():
+            machine = rental.machine
+            low = rental.order.spot and rental.order.usd_per_hour < self.min_bid(machine, rental.order.count)
+            if rental.ends_at and time.time() >= rental.ends_at:
+                await self.end(rental, "destroyed", "terminateAfter")
+            elif rental.stops_at and time.time() >= rental.stops_at:
+                rental.stops_at = None
+                await self.halt(rental, "exited", "stopAfter")
+            elif low and rental.state in ("provisioning", "loading", "running"):
+                await self.outbid(rental)
+            elif (
+                machine.market == "vast" and rental.state == "stopped" and rental.intended == "running"
+                and not low and self.free(machine)
+            ):  # fmt: skip
+                self.start(rental)
+
+    # ---- what it cost
+
+    def bill(self) -> dict:
+        """{"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}"""
+        now = time.time()
+        rows = []
+        for r in self.rentals.values():
+            part = {
+                w: sum(((c.end or now) - c.start) * c.usd_per_hour for c in r.charges if c.what == w) / 3600
+                for w in ("compute", "disk")
+            }
+            rows.append(
+                {
+                    "id": r.id, "market": r.machine.market, "label": r.order.label, "created": r.created,
+                    "started": r.first_started, "ended": r.ended, "usd": part["compute"] + part["disk"],
+                    "compute_usd": part["compute"], "disk_usd": part["disk"],
+                }
+            )  # fmt: skip
+        return {"rentals": rows, "total_usd": sum(row["usd"] for row in rows), "now": now}
+
+    def state(self) -> dict:
+        """{"rentals": those alive, "calls": {endpoint and status: n}}"""
+        return {
+            "rentals": [
+                {
+                    "id": r.id, "market": r.machine.market, "label": r.order.label, "state": r.state, "why": r.why,
+                    "dark": r.dark, "machine": r.machine.id, "gpu": r.machine.gpu, "count": r.order.count,
+                    "spot": r.order.spot, "usd_per_hour": r.order.usd_per_hour, "created": r.created,
+                    "started": r.started, "address": r.box.address,
+                    "ports": {str(p): {"public": m.public, "bytes_in": m.bytes_in, "bytes_out": m.bytes_out}
+                              for p, m in r.box.mapped.items()},
+                }
+                for r in self.alive()
+            ],
+            "calls": dict(self.calls),
+        }  # fmt: skip

@@ -1,0 +1,275 @@
+"""Vast.ai: a market of strangers' machines, rented by bid (interruptible) or on demand.
+
+An offer is one machine, so it can be taken by somebody else between `offers` and `create`. Outbid means stopped, not gone:
+its disk is billed until it is destroyed. https://docs.vast.ai/api-reference
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import time
+from shlex import quote
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster import gpus
+from cluster.client import Client
+from cluster.market import LABEL, Market, Offer, Order, Rental, Want
+
+URL = "https://console.vast.ai"
+PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": (1, 3.15), "label": (1, 1.05)}
+"""(calls, seconds): what Vast allows an account and a twentieth, as calls arrive less evenly than they leave."""
+
+PAGE = 25
+"""Instances in one reply, at most."""
+LONGEST_ONSTART = 16384
+"""Characters that Vast keeps of a start script."""
+LONGEST_LABEL = 256
+HOURS_PER_MONTH = 730.0
+"""By which storage_cost, $/GB/month, becomes $/GB/h."""
+
+STARTING = {None, "created", "loading", "scheduling", "rebooting"}
+LOST = {"stopped", "frozen", "exited", "offline"}
+"""actual_status; running is running, and so is unknown: the host's heartbeat is late, and Ray's own health check knows
+better whether the node lives."""
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+
+class _Ask(_Reply):
+    id: str
+    machine_id: str
+    gpu_name: str | None
+    num_gpus: int
+    gpu_ram: float
+    min_bid: float
+    dph_total: float
+    storage_cost: float
+    storage_total_cost: float | None = None
+    inet_up_cost: float = 0.0
+    inet_down_cost: float = 0.0
+    reliability: float
+    cpu_cores_effective: float = 0.0
+    cpu_ram: float = 0.0
+    geolocation: str | None = None
+    cuda_max_good: float | None = None
+    cluster_id: str | None = None
+
+
+class _Asks(_Reply):
+    offers: list[_Ask]
+
+
+class _Created(_Reply):
+    new_contract: str
+
+
+class _Port(_Reply):
+    HostPort: int
+
+
+class _Instance(_Reply):
+    id: str
+    label: str | None
+    actual_status: str | None
+    intended_status: str | None
+    cur_state: str | None = None
+    status_msg: str | None = None
+    is_bid: bool
+    dph_total: float
+    storage_cost: float = 0.0
+    storage_total_cost: float | None = None
+    disk_space: float = 0.0
+    start_date: float | None
+    uptime_mins: float | None = None
+    machine_id: str
+    gpu_name: str | None
+    num_gpus: int
+    public_ipaddr: str | None = None
+    local_ipaddrs: str | None = None
+    ports: dict[str, list[_Port] | None] | list[int] | None = None
+
+
+class _Instances(_Reply):
+    instances: list[_Instance]
+    next_token: str | None = None
+
+
+class _Done(_Reply):
+    pass
+
+
+class Vast(Market):
+    name = "vast"
+
+    def __init__(self, key: str, url: str | None = None, pace: float = 1.0):
+        """pace: how many times faster than Vast's own limits, for a simulator whose time is short."""
+        self.client = Client(self.name, url or URL, key, {k: (n, s / pace) for k, (n, s) in PACE.items()})
+        self._times: dict[str, tuple[float, float | None]] = {}
+
+    def offers(self, want: Want) -> list[Offer]:
+        kind, price = ("bid", "min_bid") if want.spot else ("on-demand", "dph_total")
+        query: dict = {
+            "type": kind,
+            "order": [[price, "asc"]],
+            "limit": 64,
+            "allocated_storage": want.disk_gb,
+            "verified": {"eq": True},
+            "external": {"eq": False},
+            "rentable": {"eq": True},
+            "rented": {"eq": False},
+            "num_gpus": {"eq": want.count},
+            "disk_space": {"gte": want.disk_gb},
+            "direct_port_count": {"gte": 1},
+        }
+        if want.gpus:
+            query["gpu_name"] = {"in": sorted({*want.gpus, *(k for k in gpus.TFLOPS if _any(want.gpus, k))})}
+        for field, op, value in (
+            ("gpu_ram", "gte", want.gpu_memory_gb and want.gpu_memory_gb * 1000),  # MB; a 24 GB card has 24,564
+            ("cpu_cores_effective", "gte", want.cpus or None),
+            ("cuda_max_good", "gte", want.min_cuda),
+            ("reliability", "gte", want.min_reliability),
+            ("geolocation", "in", list(want.regions) or None),
+            ("cluster_id", "eq", want.network),
+        ):
+            if value is not None:
+                query[field] = {op: value}
+        found = [
+            _offer(a, want) for a in self.client.call("offers", "POST", "/api/v0/bundles/", _Asks, json=query).offers
+        ]
+        cap = want.max_usd_per_hour
+        dear = [] if cap is None else [o for o in found if o.usd_per_hour + o.disk_usd_per_hour > cap]
+        return sorted((o for o in found if o not in dear), key=lambda o: o.usd_per_hour + o.disk_usd_per_hour)
+
+    def create(self, offer: Offer, order: Order) -> str:
+        assert len(order.label) <= LONGEST_LABEL, order.label
+        body = {
+            "image": order.image,
+            "disk": order.disk_gb,
+            "label": order.label,
+            "env": order.env,
+            "onstart": _onstart(order),
+            "runtype": "ssh_direct",  # maps 22/tcp
+            "cancel_unavail": True,  # else an offer that is gone leaves a stopped instance whose disk is billed
+        }
+        if order.bid_usd_per_hour is not None:
+            body["price"] = order.bid_usd_per_hour
+        path = f"/api/v0/asks/{offer.id}/"
+        return self.client.call("create", "PUT", path, _Created, json=body, creates=True, taken=_taken).new_contract
+
+    def list(self) -> list[Rental]:
+        found, params = [], {"limit": PAGE}
+        while True:
+            page = self.client.call("list", "GET", "/api/v1/instances/", _Instances, params=params)
+            found += [i for i in page.instances if (i.label or "").startswith(LABEL)]
+            if not page.next_token:
+                break
+            params = {"limit": PAGE, "after_token": page.next_token}
+        self._times = {i.id: _times(i, self._times.get(i.id)) for i in found}
+        return [_rental(i, *self._times[i.id]) for i in found]
+
+    def destroy(self, id: str) -> None:
+        self.client.call("destroy", "DELETE", f"/api/v0/instances/{id}/", _Done, json={}, gone=True)
+
+    def label(self, id: str, label: str) -> None:
+        assert len(label) <= LONGEST_LABEL, label
+        self.client.call("label", "PUT", f"/api/v0/instances/{id}/", _Done, json={"label": label})
+
+
+def _any(wanted: tuple[str, ...], name: str) -> bool:
+    return any(gpus.fits(w, name) for w in wanted)
+
+
+def _taken(status: int, text: str) -> bool:
+    return status in (404, 410) or any(s in text for s in ("no_such_ask", "invalid_price", "not available"))
+
+
+def _offer(ask: _Ask, want: Want) -> Offer:
+    disk = _disk(ask.storage_cost, ask.storage_total_cost, want.disk_gb)
+    return Offer(
+        market=Vast.name,
+        id=ask.id,
+        machine=ask.machine_id,
+        gpu=ask.gpu_name or "",
+        count=ask.num_gpus,
+        gpu_memory_gb=round(ask.gpu_ram / 1024, 1),
+        spot=want.spot,
+        usd_per_hour=ask.min_bid if want.spot else ask.dph_total - disk,
+        disk_usd_per_hour=disk,
+        upload_usd_per_gb=ask.inet_up_cost,
+        download_usd_per_gb=ask.inet_down_cost,
+        reliability=ask.reliability,
+        cpus=ask.cpu_cores_effective,
+        memory_gb=round(ask.cpu_ram / 1024, 1),
+        region=ask.geolocation or "",
+        cuda=ask.cuda_max_good,
+        network=ask.cluster_id,
+    )
+
+
+def _state(i: _Instance) -> Literal["starting", "running", "lost"]:
+    """Outbid: Vast would like it to run (intended_status) and starts it again once its bid wins; we don't wait for that."""
+    if i.intended_status == "stopped" or i.actual_status in LOST:
+        return "lost"
+    if i.actual_status in STARTING:
+        return "starting"
+    return "lost" if i.cur_state == "stopped" else "running"
+
+
+def _times(i: _Instance, known: tuple[float, float | None] | None) -> tuple[float, float | None]:
+    """(created, started), the same in every list. Without uptime_mins, started is created: that errs towards too much."""
+    now = time.time()
+    created = i.start_date or (known[0] if known else now)  # none yet: its contract begins now
+    if _state(i) != "running":
+        return created, None
+    started = created if i.uptime_mins is None else now - i.uptime_mins * 60
+    same = known and known[1] is not None and abs(known[1] - started) < 90  # it wasn't started again in between
+    return created, known[1] if same else started
+
+
+def _rental(i: _Instance, created: float, started: float | None) -> Rental:
+    disk = _disk(i.storage_cost, i.storage_total_cost, i.disk_space)
+    mapped = (i.ports.get("22/tcp") if isinstance(i.ports, dict) else None) or []
+    why = i.actual_status or "being provisioned"
+    return Rental(
+        market=Vast.name,
+        id=i.id,
+        label=i.label or "",
+        state=_state(i),
+        why=f"{why}, {' '.join(i.status_msg.split())[:200]}" if i.status_msg else why,
+        spot=i.is_bid,
+        usd_per_hour=i.dph_total - disk,
+        disk_usd_per_hour=disk,
+        created=created,
+        started=started,
+        machine=i.machine_id,
+        gpu=i.gpu_name or "",
+        count=i.num_gpus,
+        ssh=(i.public_ipaddr.strip(), mapped[0].HostPort) if mapped and i.public_ipaddr else None,
+        private_ip=next(iter((i.local_ipaddrs or "").split()), None),
+    )
+
+
+def _disk(usd_per_gb_month: float, total: float | None, gb: float) -> float:
+    """$/h of the disk: Vast's own total, where it says one."""
+    return total if total is not None else usd_per_gb_month * gb / HOURS_PER_MONTH
+
+
+def _onstart(order: Order) -> str:
+    """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts."""
+    key = quote(order.public_key.strip())
+    script = f"""mkdir -p ~/.ssh && chmod 700 ~/.ssh && touch ~/.ssh/authorized_keys && chmod 600 ~/.ssh/authorized_keys
+grep -qxF {key} ~/.ssh/authorized_keys || echo {key} >> ~/.ssh/authorized_keys
+{order.start}
+"""
+    if len(script) > LONGEST_ONSTART:
+        packed = base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+        script = f"echo {packed} | base64 -d | gunzip | bash\n"
+        assert len(script) <= LONGEST_ONSTART, (
+            f"the start script is too long for Vast by {len(script) - LONGEST_ONSTART}"
+        )
+    return script

@@ -1,0 +1,86 @@
+"""The simulated markets, for every test of the cluster."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import REPO
+
+
+class Sim:
+    """A simulator in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen, env: dict[str, str], output: str):
+        self.process, self.env, self.output = process, env, output
+        self.vast_url, self.runpod_url = env["VAST_URL"], env["RUNPOD_URL"]
+
+    def control(self, name: str, **body) -> None:
+        """POST /_sim/NAME: see `python -m cluster.sim --help`."""
+        answer = httpx.post(f"{self.vast_url}/_sim/{name}", json=body)
+        assert answer.status_code == 200, answer.text
+
+    def get(self, name: str):
+        return httpx.get(f"{self.vast_url}/_sim/{name}").raise_for_status().json()
+
+    def state(self) -> dict:
+        return self.get("state")
+
+    def bill(self) -> dict:
+        return self.get("bill")
+
+    def wait(self, ok, seconds: float = 60) -> dict:
+        """The first state that is ok(state). Raises TimeoutError with the last."""
+        give_up = time.time() + seconds
+        while not ok(state := self.state()):
+            if time.time() > give_up:
+                raise TimeoutError(f"{state}\n{Path(self.output).read_text()[-3000:]}")
+            time.sleep(0.1)
+        return state
+
+
+@contextmanager
+def simulator(**options):
+    """simulator(network="flat", boot=0.5) → Sim, with free ports; options are `python -m cluster.sim`'s."""
+    with tempfile.TemporaryDirectory(prefix="sim-") as folder:
+        options = {
+            "vast": 0,
+            "runpod": 0,
+            "boxes": "none",
+            "boot": 0.3,
+            "pace": 1000,
+            "state": f"{folder}/state",
+        } | options
+        command = [sys.executable, "-m", "cluster.sim"]
+        for name, value in options.items():
+            for one in value if isinstance(value, list) else [value]:
+                command += [f"--{name.replace('_', '-')}", str(one)]
+        output = f"{folder}/output"
+        with open(output, "w") as file:
+            process = subprocess.Popen(command, cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            give_up = time.time() + 60
+            while "Ctrl-C" not in (text := Path(output).read_text()):
+                assert process.poll() is None and time.time() < give_up, text
+                time.sleep(0.05)
+            yield Sim(process, dict(re.findall(r"export (\w+)=(\S+)", text)), output)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture
+def sim(request):
+    """A simulator without boxes; @pytest.mark.parametrize("sim", [{"boxes": "namespaces", …}], indirect=True) for others."""
+    options = getattr(request, "param", {})
+    if options.get("boxes") == "namespaces" and os.geteuid() != 0:
+        pytest.skip("boxes are Linux namespaces and need root")
+    with simulator(**options) as started:
+        yield started

@@ -1,0 +1,208 @@
+"""The HTTP client against a server on loopback that answers as it is told."""
+
+import json
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from pydantic import BaseModel
+
+from cluster import client
+from cluster.client import Client
+from cluster.market import MarketError, Refused, Taken, Unsure
+
+KEY = "very-secret-key-0123456789"
+
+
+class Reply(BaseModel):
+    price: float
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(client, "sleep", clock.sleep)
+    monkeypatch.setattr(client, "clock", lambda: clock.now)
+    return clock
+
+
+@contextmanager
+def serving(*answers):
+    """A server that gives these answers, (status, body[, headers]) or "hang" or "drop", the last one for ever.
+
+    Yields (its address, the requests it got as (method, path, key))."""
+    left, got, released = list(answers), [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            got.append((self.command, self.path, self.headers["Authorization"]))
+            now = left.pop(0) if len(left) > 1 else left[0]
+            if now == "hang":
+                released.wait(10)
+            if now in ("hang", "drop"):
+                self.close_connection = True
+                return
+            status, body, headers = (*now, {})[:3]
+            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = do_DELETE = answer
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", got
+    finally:
+        released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ask(url, method="GET", timeout_s=5.0, **options):
+    return Client("vast", url, KEY, timeout_s=timeout_s).call("offers", method, "/x", Reply, **options)
+
+
+def test_three_failures_then_an_answer(clock):
+    with serving((500, "oops"), (503, "oops"), "drop", (200, {"price": 0.5, "unknown": 1})) as (url, got):
+        assert ask(url).price == 0.5
+    assert got == [("GET", "/x", f"Bearer {KEY}")] * 4
+    assert len(clock.slept) == 3 and all(2**i <= s <= 2**i + 1 for i, s in enumerate(clock.slept))
+
+
+def test_gives_up_after_five_tries(clock):
+    with (
+        serving((502, {"detail": "upstream"})) as (url, got),
+        pytest.raises(MarketError, match="vast, offers: HTTP 502: up"),
+    ):
+        ask(url)
+    assert len(got) == 5
+
+
+def test_retry_after_is_waited_for(clock):
+    with serving((429, "slow", {"Retry-After": "7"}), (200, {"price": 1})) as (url, _):
+        ask(url)
+    assert clock.slept == [7.0]
+
+
+def test_a_long_retry_after_is_not_waited_for(clock):
+    with serving((429, "slow", {"Retry-After": "3600"})) as (url, got), pytest.raises(MarketError, match="429"):
+        ask(url)
+    assert len(got) == 1 and not clock.slept
+
+
+def test_a_create_is_asked_for_again_after_429_only(clock):
+    with serving((429, "API requests too frequent"), (200, {"price": 1})) as (url, got):
+        ask(url, "PUT", creates=True)
+    assert len(got) == 2
+    for answer in ((500, "oops"), "drop", (200, '{"pri'), (200, {"unexpected": True})):
+        with serving(answer) as (url, got), pytest.raises(Unsure, match="may have worked"):
+            ask(url, "PUT", creates=True)
+        assert len(got) == 1, answer
+
+
+def test_a_create_that_times_out_may_have_worked(clock):
+    with serving("hang") as (url, got), pytest.raises(Unsure, match=r"ReadTimeout.*may have worked"):
+        ask(url, "PUT", creates=True, timeout_s=0.2)
+    assert len(got) == 1
+
+
+def test_a_create_that_reached_nobody_is_asked_for_again(clock):
+    with serving((200, {})) as (url, _):
+        pass
+    with pytest.raises(MarketError, match="can't be reached: ConnectError") as caught:
+        ask(url, "PUT", creates=True)
+    assert not isinstance(caught.value, Unsure) and len(clock.slept) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (
+            (401, {"error": "auth_error", "msg": "Invalid user key"}),
+            Refused,
+            "HTTP 401: auth_error: Invalid user key. Is the API",
+        ),
+        ((404, {"title": "Not Found", "status": 404, "detail": "no pod"}), Refused, "HTTP 404: Not Found: no pod"),
+        ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "HTTP 422: bad: .*bogus"),
+        ((200, {"success": False, "error": "insufficient_credit"}), Refused, "insufficient_credit"),
+        ((410, {"error": "no_such_ask"}), Taken, "no_such_ask"),
+        ((200, "<html>"), MarketError, "the reply's body is wrong: Invalid JSON"),
+        ((200, {"price": "much"}), MarketError, "the reply's price is wrong: Input should be a valid number"),
+        ((200, {}), MarketError, "the reply's price is wrong: Field required"),
+        ((302, "", {"Location": "http://127.0.0.1:1/"}), MarketError, "HTTP 302"),
+    ],
+)
+def test_answers_that_ask_for_no_retry(clock, answer, error, says):
+    with serving(answer) as (url, got), pytest.raises(MarketError, match=says) as caught:
+        ask(url, taken=lambda status, text: status == 410 and "no_such_ask" in text)
+    assert type(caught.value) is error and len(got) == 1
+
+
+def test_what_is_gone_already_is_no_error(clock):
+    class Done(BaseModel):
+        pass
+
+    with serving((404, "not found")) as (url, _):
+        assert Client("vast", url, KEY).call("destroy", "DELETE", "/x", Done, gone=True) == Done()
+
+
+def test_the_key_is_in_no_message_repr_or_log(clock, caplog):
+    caplog.set_level(logging.DEBUG)
+    said = []
+    for answer in ((401, {"msg": f"bad key {KEY}"}), (500, KEY), (200, {"price": KEY}), "drop"):
+        with serving(answer) as (url, _), pytest.raises(MarketError) as caught:
+            ask(url)
+        said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__), repr(Client("vast", url, KEY))]
+    assert "[key]" in said[0] and "httpx" in {r.name for r in caplog.records}
+    assert KEY not in "\n".join(said) + caplog.text
+
+
+def test_pace(clock):
+    """2 calls in 10 s: the third waits until the first is 10 s old, and so on."""
+    pace = client.Pace(2, 10.0)
+    for _ in range(5):
+        pace.wait()
+    assert clock.slept == [10.0, 10.0]
+
+
+def test_pace_over_threads():
+    pace, times = client.Pace(2, 0.2), []
+    threads = [threading.Thread(target=lambda: (pace.wait(), times.append(time.monotonic()))) for _ in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    times.sort()
+    assert [b - a > 0.19 for a, b in zip(times, times[2:], strict=False)] == [True] * 4 and times[-1] - times[0] < 2
+
+
+def test_kinds_are_paced_apart(clock):
+    with serving((200, {"price": 1})) as (url, _):
+        api = Client("vast", url, KEY, {"create": (1, 4.5), "list": (1, 1.0)})
+        for kind in ("create", "list", "offers", "offers", "create"):
+            api.call(kind, "GET", "/x", Reply)
+    assert clock.slept == [4.5]

@@ -1,0 +1,223 @@
+"""RunPod's client against the simulated market, its requests also against RunPod's own OpenAPI description."""
+
+import json
+import re
+import shlex
+import subprocess
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from cluster import client, runpod
+from cluster.market import MarketError, Order, Refused, Taken, Unsure, Want
+from cluster.runpod import RunPod
+from tests.cluster.conftest import simulator
+from tests.conftest import REPO
+
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDqi me@here"
+SPEC = next((s for p in REPO.parents if (s := p / "shared/providers/runpod_openapi_v2.json").is_file()), None)
+
+
+@pytest.fixture(scope="module")
+def sim():
+    with simulator(boot=0.2, network="flat", **({"runpod_spec": SPEC} if SPEC else {})) as started:
+        yield started
+
+
+@pytest.fixture
+def market(sim):
+    found = RunPod(sim.env["RUNPOD_API_KEY"], sim.runpod_url)
+    yield found
+    for r in found.list():
+        found.destroy(r.id)
+    for m in sim.get("machines"):
+        if m["taken"]:
+            sim.control("release", machine=m["id"])
+
+
+def order(bid=None, **options):
+    options = {"label": "shoestring/test;k=worker", "image": "img", "disk_gb": 30.0, "public_key": PUBLIC_KEY} | options
+    return Order(bid_usd_per_hour=bid, **options)
+
+
+def of(sim, gpu):
+    return [m for m in sim.get("machines") if m["market"] == "runpod" and m["gpu"] == gpu]
+
+
+def test_offers_on_demand(sim, market):
+    offers = market.offers(Want(gpus=("RTX 4090",), spot=False, disk_gb=73.0))
+    clouds = {"SECURE" if m["secure"] else "COMMUNITY" for m in of(sim, "NVIDIA GeForce RTX 4090")}
+    assert {o.id for o in offers} == {f"{c}/NVIDIA GeForce RTX 4090" for c in clouds}
+    for o in offers:
+        there = [m for m in of(sim, "NVIDIA GeForce RTX 4090") if m["secure"] == o.id.startswith("SECURE")]
+        assert o.usd_per_hour == min(m["usd_per_hour"] / m["count"] for m in there)
+        assert (o.gpu, o.gpu_memory_gb, o.machine, o.spot) == ("RTX 4090", 24, "", False)
+        assert o.disk_usd_per_hour == pytest.approx(0.01)  # 73 GB at $0.10 a month of 730 hours
+    assert market.offers(Want(gpus=("NVIDIA GeForce RTX 4090",), spot=False, disk_gb=73.0)) == offers
+    assert all(o.gpu_memory_gb >= 40 for o in market.offers(Want(spot=False, gpu_memory_gb=40)))
+    assert market.offers(Want(spot=False, max_usd_per_hour=0.01)) == []
+
+
+def test_offers_of_spot(sim, market):
+    (one,) = market.offers(Want(gpus=("RTX 4090",)))
+    assert one.usd_per_hour == min(m["min_bid"] / m["count"] for m in of(sim, "NVIDIA GeForce RTX 4090"))
+    assert one.spot and one.id == "ALL/NVIDIA GeForce RTX 4090"
+    assert market.offers(Want(gpus=("RTX 4090",), regions=("SE",))) == []
+
+
+def test_offers_without_a_gpu(sim, market):
+    (two, *_) = market.offers(Want(count=0, spot=False))
+    (six, *_) = market.offers(Want(count=0, spot=False, cpus=6))
+    assert (two.cpus, six.cpus, two.count) == (2, 8, 0) and six.usd_per_hour == pytest.approx(4 * two.usd_per_hour)
+    id = market.create(six, order())
+    assert market.list()[0].usd_per_hour in (0.0, pytest.approx(six.usd_per_hour))
+    market.destroy(id)
+
+
+def test_life_on_demand(sim, market):
+    (offer, *_) = market.offers(Want(gpus=("RTX 4090",), spot=False))
+    before = time.time()
+    id = market.create(offer, order(start="true"))
+    (first,) = market.list()
+    assert (first.id, first.label, first.state, first.spot) == (id, "shoestring/test;k=worker", "starting", False)
+    assert first.started is None and first.ssh is None and before - 1 < first.created < time.time()
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    (runs,) = market.list()
+    assert (
+        runs.state == "running"
+        and runs.ssh[0] == "127.0.0.1"
+        and runs.usd_per_hour == pytest.approx(offer.usd_per_hour)
+    )
+    assert runs.started == pytest.approx(sim.state()["rentals"][0]["started"], abs=0.01)
+    assert runs.disk_usd_per_hour == pytest.approx(0.1 * 30 / 730) and runs.private_ip is None
+    market.label(id, "shoestring/test;k=head")
+    sim.control("exit", id=id)
+    (lost,) = market.list()
+    assert (lost.label, lost.state, lost.why, lost.disk_usd_per_hour) == (
+        "shoestring/test;k=head",
+        "lost",
+        "EXITED",
+        0.0,
+    )
+    market.destroy(id)
+    market.destroy(id)
+    assert market.list() == []
+
+
+def test_life_of_a_bid(sim, market):
+    (offer,) = market.offers(Want(gpus=("RTX 4090",), count=2))
+    bid = offer.usd_per_hour * 1.1
+    id = market.create(offer, order(bid, ends_after_s=2.0))
+    (first,) = market.list()
+    assert first.spot and first.id == id and first.usd_per_hour == pytest.approx(bid, abs=1e-5)
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    (runs,) = market.list()
+    assert runs.spot and runs.count == 2 and runs.usd_per_hour == pytest.approx(bid, abs=1e-5)
+    sim.wait(lambda s: not s["rentals"], 15)  # terminateAfter
+    assert market.list() == []
+
+
+def test_other_peoples_pods_are_not_ours(market):
+    (offer, *_) = market.offers(Want(spot=False))
+    id = market.create(offer, order(label="my own pod"))
+    assert market.list() == []
+    market.destroy(id)
+
+
+def test_no_capacity_is_taken(sim, market):
+    (spot,) = market.offers(Want(gpus=("RTX 4090",)))
+    (asked, *_) = market.offers(Want(gpus=("RTX 4090",), spot=False))
+    with pytest.raises(Taken, match="no longer any instances"):
+        market.create(spot, order(spot.usd_per_hour * 0.5))
+    for m in of(sim, "NVIDIA GeForce RTX 4090"):
+        sim.control("take", machine=m["id"])
+    with pytest.raises(Taken, match=r"runpod, create: HTTP 400: .*no longer any instances"):
+        market.create(asked, order())
+    with pytest.raises(Taken):
+        market.create(spot, order(spot.usd_per_hour * 2))
+    assert market.offers(Want(gpus=("RTX 4090",), spot=False)) == market.offers(Want(gpus=("RTX 4090",))) == []
+
+
+def test_a_wrong_key_is_refused_without_being_told(sim):
+    key = "wrong-key-0123456789"
+    for want in (Want(), Want(spot=False)):
+        with pytest.raises(Refused, match=r"HTTP 401.*Is the API key right") as caught:
+            RunPod(key, sim.runpod_url).offers(want)
+        assert key not in str(caught.value)
+
+
+def test_faults(sim, market, monkeypatch):
+    monkeypatch.setattr(client, "sleep", lambda s: time.sleep(min(s, 0.05)))
+    for fault in ("502", "429"):
+        sim.control("api", market="runpod", endpoint="GET /v2/pods", fault=fault, count=2)
+        assert market.list() == []
+    sim.control("api", market="runpod", endpoint="GET /v2/pods", fault="shape")
+    with pytest.raises(MarketError, match="runpod, list: the reply's pods is wrong: Field required"):
+        market.list()
+    (spot, *_), (asked, *_) = market.offers(Want()), market.offers(Want(spot=False))
+    for endpoint, offer, bid in (("POST /v2/pods", asked, None), ("POST /graphql", spot, spot.usd_per_hour * 1.1)):
+        for fault in ("500", "json", "shape"):
+            sim.control("api", market="runpod", endpoint=endpoint, fault=fault)
+            with pytest.raises(Unsure):
+                market.create(offer, order(bid))
+
+
+def test_graphqls_errors(sim, market):
+    (spot, *_) = market.offers(Want())
+    with pytest.raises(Refused, match="runpod, create: imageName is required"):
+        market.create(spot, order(spot.usd_per_hour * 2, image=""))
+    with pytest.raises(Refused, match=r"runpod, create: Variable '\$input' has invalid value"):
+        market.create(spot, order(spot.usd_per_hour * 2, image=7))
+
+
+def test_flat_network(sim, market):
+    offers = market.offers(Want(spot=False, network="global"))
+    assert offers and all(o.id.startswith("SECURE/") and o.network == "global" for o in offers)
+    id = market.create(offers[0], order())
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    assert market.list()[0].private_ip == "127.0.0.1" and market.list()[0].id == id
+
+
+@pytest.mark.skipif(SPEC is None, reason="RunPod's OpenAPI description isn't here")
+def test_requests_follow_the_openapi_description(market):
+    from jsonschema import Draft202012Validator
+
+    spec, sent = json.loads(SPEC.read_text()), []
+    market.client.http.event_hooks["request"].append(
+        lambda r: sent.append((r.method, r.url.path, dict(r.url.params), json.loads(r.content or b"null")))
+    )
+    (gpu, *_) = market.offers(Want(spot=False, min_cuda=12.4))
+    (cpu, *_) = market.offers(Want(spot=False, count=0))
+    for offer in (gpu, cpu):
+        id = market.create(offer, order(start="echo", env={"A": "b"}))
+        market.label(id, "shoestring/test;k=head")
+        market.list()
+        market.destroy(id)
+    assert {m for m, *_ in sent} == {"GET", "POST", "PATCH", "DELETE"}
+    for method, path, params, body in sent:
+        path = re.sub(r"/pods/\w+", "/pods/{id}", path)
+        described = spec["paths"][path][method.lower()]
+        refs = [p["$ref"].rsplit("/", 1)[1] for p in described.get("parameters", []) if "$ref" in p]
+        assert params.keys() <= {spec["components"]["parameters"][r]["name"] for r in refs}
+        if body is not None:
+            schema = described["requestBody"]["content"]["application/json"]["schema"]
+            Draft202012Validator(schema | {"components": spec["components"]}).validate(body)
+
+
+def test_start_runs_beside_the_images_own(tmp_path):
+    words = shlex.split(runpod._args(f"echo 'it''s' \"$HOME\" > {tmp_path}/log"))
+    assert words[:2] == ["bash", "-c"] and len(words) == 3
+    command = words[2].replace("exec sleep infinity", "wait")
+    subprocess.run(["bash", "-c", command], env={"HOME": "/h", "PATH": "/usr/bin:/bin"}, check=True, timeout=10)
+    assert (tmp_path / "log").read_text() == "its /h\n"
+
+
+def test_terminate_after_is_utc(market, monkeypatch):
+    sent = []
+    market.client.http.event_hooks["request"].append(lambda r: sent.append(json.loads(r.content or b"null")))
+    (spot, *_) = market.offers(Want())
+    market.create(spot, order(spot.usd_per_hour * 1.1, ends_after_s=3600.0))
+    ends = datetime.strptime(sent[-1]["variables"]["input"]["terminateAfter"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert ends.timestamp() == pytest.approx(time.time() + 3600, abs=30)
+    assert sent[-1]["variables"]["input"]["dockerArgs"] == ""
