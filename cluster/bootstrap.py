@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from importlib.metadata import requires, version
 from typing import Literal, get_args
 
 from cluster import ladder, mesh, tags
 from cluster.budget import Budget
 
 CODE = "/opt/shoestring"
-"""Where this project is on every node: the autoscaler imports provider.py there, outside any job's runtime environment."""
-MOUNTED = ("cluster", "lib", "pyproject.toml")
+"""Where this project is on a rented head: the autoscaler imports provider.py there, outside any job's runtime environment."""
 
 ON_EVERY_NODE = {
     # A peer that went dark is noticed by gRPC after 15 s instead of never: a driver waits on the connection, not on the GCS.
@@ -32,16 +31,20 @@ ON_THE_HEAD = {
 """Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""
 
 VENV = "/opt/venv"
+STOP = "if grep -qsx raylet /proc/[0-9]*/comm; then ray stop; fi"
+"""What a head that is gone has left; asking `ray stop` in vain takes seconds."""
 
 
 def install() -> str:
-    """Shell: this Python's and this Ray's versions on a node, as Ray demands, unless its image has that Ray already."""
-    from ray import __version__
-
+    """Shell: on a node whose image hasn't this Ray, this Python with all that this project requires."""
+    ray = version("ray")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    packages = [r for r in requires("shoestring") if "extra ==" not in r and not r.startswith("ray[")]
+    packages.append(f"ray[train,tune,serve,default]=={ray}")
+    has = f"import importlib.metadata as m; exit(m.version('ray') != '{ray}')"
     return (
-        f'ray --version 2> /dev/null | grep -qF "version {__version__}" || {{ python3 -m pip install -q uv && '
-        f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} -r {CODE}/pyproject.toml ray=={__version__} && "
+        f'command -v ray > /dev/null && python3 -c "{has}" || {{ python3 -m pip install -q uv && '
+        f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} {shlex.join(packages)} && "
         f"echo 'export PATH={VENV}/bin:$PATH' >> ~/.bashrc; }}"
     )
 
@@ -91,26 +94,25 @@ def complete(config: dict) -> dict:
     for name, node in config["available_node_types"].items():
         tags.check_name("available_node_types", name)
         _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
-    root = Path(__file__).parent.parent
-    mounts = {f"{CODE}/{name}": str(root / name) for name in MOUNTED}
     head = f"ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
     worker = f"ray start --address=$RAY_HEAD_IP:{mesh.GCS_PORT} {_SAME}"
     filled = {
         "auth": {"ssh_user": "root"},
         "docker": {},
+        "file_mounts": {},
         "initialization_commands": [],
         "cluster_synced_files": [],
         "rsync_exclude": [],
         "rsync_filter": [],
-        "head_start_ray_commands": ["ray stop", _with(ON_EVERY_NODE | ON_THE_HEAD | {"PYTHONPATH": CODE}, head)],
-        "worker_start_ray_commands": ["ray stop", _with(ON_EVERY_NODE, worker)],
+        "head_start_ray_commands": [STOP, _with(ON_EVERY_NODE | ON_THE_HEAD | {"PYTHONPATH": CODE}, head)],
+        "worker_start_ray_commands": [STOP, _with(ON_EVERY_NODE, worker)],
     }
     for key, value in filled.items():
         config[key] = config.get(key) or value
     for key in ("head_setup_commands", "worker_setup_commands"):
         config[key] = [install(), *(config.get(key) or [])]
     config["setup_commands"] = []  # Ray has put them into both already, and would again on the head
-    return config | {"provider": provider, "file_mounts": mounts | (config.get("file_mounts") or {})}
+    return config | {"provider": provider}
 
 
 NODE_KEYS = {"ladder", "image", "disk_gb"}

@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,6 +33,7 @@ from cluster.memory import Memory
 from cluster.runner import Runner
 
 log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request, into monitor.log
 
 HERE = "here"
 """The node id of a head that is not rented."""
@@ -366,7 +368,7 @@ class Provider(NodeProvider):
         runner.send(_packed(files), f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh")
 
     def hand_over(self, runner: Runner) -> None:
-        """Gives a rented head what it needs to lead: the cluster's key, and those of the markets. Workers get neither."""
+        """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
         with self._lock:
             self._known.nodes[runner.node_id].reached = True
         for name in ("key", "key.pub", "known_hosts"):
@@ -375,6 +377,8 @@ class Provider(NodeProvider):
                 runner.write(path.read_bytes(), f"~/.shoestring/{self.cluster_name}/{name}", 0o600)
         for name in self.markets:
             runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
+        for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):
+            runner.run_rsync_up(str(package), f"{bootstrap.CODE}/{package.name}")
         if self.settings.network == "mesh":
             self.prepare_box(runner)
 
