@@ -120,6 +120,6 @@ class Entry:
             return
         if now:
             since = now.until
-        elif past:  # it was stopped, and goes again since some time after it was last seen so
+        elif what == "machine" and before is not None:  # it didn't run when it was last seen
             since = max(since, before)
         self.charges.append(Charge(what, since, None, usd_per_hour))
