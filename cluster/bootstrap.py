@@ -63,6 +63,8 @@ class Settings:
     image: str = ""
     """Container image of all nodes, unless their node_config names one."""
     budget: Budget = field(default_factory=Budget)
+    unattended_minutes: float = 10.0
+    """A worker that no head has reached for so long destroys itself."""
     here: bool = False
     """The head is the machine that this runs on, and not rented (`python -m cluster head`)."""
     slots: int = 0

@@ -24,7 +24,7 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, ladder, lost, markets, mesh, tags
+from cluster import bootstrap, ladder, lost, markets, mesh, tags, watchdog
 from cluster.folder import Folder
 from cluster.kept import Kept
 from cluster.ledger import Ledger
@@ -81,7 +81,8 @@ class Provider(NodeProvider):
         self.folder = Folder(cluster_name)
         self.ledger = Ledger(cluster_name)
         self.markets = {
-            name: Kept(markets.find(name), self.ledger, self.settings.budget) for name in self.settings.markets
+            name: Kept(markets.find(name), self.ledger, self.settings.budget, self.settings.unattended_minutes * 60)
+            for name in self.settings.markets
         }
         self.memory = Memory(self.folder.path / "memory.json")
         self._known = _Known()
@@ -248,6 +249,7 @@ class Provider(NodeProvider):
             disk_gb=node_config.get("disk_gb", 20.0),
             bid_usd_per_hour=None,
             public_key=self.folder.public_key,
+            start="" if tags_[ray.TAG_RAY_NODE_KIND] == ray.NODE_KIND_HEAD else self._watchdog(),
         )
         rungs = ladder.parse(node_config["ladder"])
         offer, id = ladder.climb(rungs, self.markets, order, self.memory)
@@ -259,6 +261,10 @@ class Provider(NodeProvider):
         with self._lock:
             self._known.nodes[f"{market}-{id}"] = Node(rental, tags_, made=time.monotonic())
         log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
+
+    def _watchdog(self) -> str:
+        head = (self._head_ip(), mesh.GCS_PORT) if self.settings.network == "flat" else None
+        return watchdog.start(self.settings.unattended_minutes * 60, head)
 
     def terminate_node(self, node_id: str) -> None:
         if node_id == HERE:
@@ -365,7 +371,10 @@ class Provider(NodeProvider):
         files = {name: path.read_bytes() for name, path in mesh.files().items()}
         files["authorized_keys"] = f"restrict,port-forwarding {self.folder.public_key}\n".encode()
         box = f'"$HOME"/{mesh.BOX}'
-        runner.send(_packed(files), f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh")
+        runner.send(
+            _packed(files),
+            f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh {watchdog.HEARTBEAT}",
+        )
 
     def hand_over(self, runner: Runner) -> None:
         """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
