@@ -91,7 +91,7 @@ class Settings:
 def complete(config: dict) -> dict:
     """`config` with everything that Ray needs; what it says itself is kept. Raises ValueError that names the key."""
     tags.check_name("cluster_name", config["cluster_name"])
-    provider = {**config["provider"], "slots": 2 * config["max_workers"] + 1}
+    provider = {**config["provider"], "slots": mesh.slots(config["max_workers"])}
     settings = Settings.read(provider)
     for name, node in config["available_node_types"].items():
         tags.check_name("available_node_types", name)
