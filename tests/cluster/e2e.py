@@ -83,7 +83,7 @@ def options(shared: Path, model: str, data: str) -> list[str]:
     return [f"--{key}={value}" for key, value in given.items()]
 
 
-def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str]) -> str:
+def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
     """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
     run = Run(str(shared / "run"))
     began = time.time()
@@ -97,6 +97,7 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
         assert job.poll() is None and time.time() < began + 240, job.stdout.read()
         time.sleep(0.05)
     took("first checkpoint", began)
+    assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
     victim, fault = spots(sim.state())[0], time.time()
     sim.control("outbid", id=victim)
     assert run.provenance()["status"] == "running"
@@ -109,3 +110,37 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
     took("outbid → job done", fault)
     assert re.search(r"from step [1-5]0 on 2 ", said), said
     return run.provenance()["model_sha256"]
+
+
+def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[str]:
+    """Where on these boxes' disks, command lines or environments an account's key or the cluster's private key is."""
+    private = (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[1]
+    keys = [sim.env["VAST_API_KEY"], sim.env["RUNPOD_API_KEY"], private]
+    found = []
+    for rental in sim.state()["rentals"]:
+        if rental["id"] not in ids:
+            continue
+        disk = Path(sim.output).parent / "state/boxes" / rental["id"]
+        assert (disk / "home").is_dir()
+        grep = [
+            "grep",
+            "-rlF",
+            *(part for key in keys for part in ("-e", key)),
+            str(disk / "home"),
+            str(disk / "tmp"),
+            str(disk / "upper"),
+        ]
+        found += subprocess.run(grep, capture_output=True, text=True).stdout.split()
+        _, _, n, k = rental["address"].split(".")
+        pids = subprocess.run(
+            ["ip", "netns", "pids", f"ss{n}-{k}"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert len(pids) > 5
+        for pid in pids:
+            for name in ("cmdline", "environ"):
+                try:
+                    text = Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                found += [f"{name}: {text}" for key in keys if key in text]
+    return found

@@ -45,7 +45,7 @@ def laptop(boxes, shared, tmp_path_factory):
 
 def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
-    assert e2e.outbid_in_the_middle(laptop, boxes, shared, options) == expected
+    assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-runpod") == expected
     boxes.wait(lambda state: state["rentals"] == [], 90)  # idle
 
 

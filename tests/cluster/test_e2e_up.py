@@ -40,7 +40,7 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
             assert time.time() < give_up
             time.sleep(0.5)
-        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options) == expected
+        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-vast") == expected
         boxes.wait(lambda state: len(state["rentals"]) == 1, 90)  # idle: the head alone
     finally:
         tunnel.terminate()
