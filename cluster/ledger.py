@@ -66,7 +66,7 @@ class Ledger:
         self._by_id: dict[tuple[str, str], Entry] = {}
         self._by_nonce: dict[str, Entry] = {}
         self._polled: dict[str, float] = {}
-        self._notes: dict[str, dict] = {}
+        self._notes: dict[str, dict[str, list[dict]]] = {}
         self._offset, self._lock, self._held = 0, threading.RLock(), None
         self.refresh()
 
@@ -110,8 +110,12 @@ class Ledger:
 
     def notes(self, kind: str) -> dict[str, dict]:
         """{key: last note of it} of one kind."""
+        return {key: notes[-1] for key, notes in self.history(kind).items()}
+
+    def history(self, kind: str) -> dict[str, list[dict]]:
+        """{key: all notes of it, oldest first}"""
         self.refresh()
-        return {k.split("/", 1)[1]: v for k, v in self._notes.items() if k.startswith(f"{kind}/")}
+        return dict(self._notes.get(kind, {}))
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
@@ -276,4 +280,5 @@ class Ledger:
                     if e.market == event["market"] and e.ended is None and e.rental is not None:
                         e.seen = max(at, e.seen)
             case "note":
-                self._notes[f"{event['kind']}/{event['key']}"] = {"at": at, **event["fields"]}
+                of_kind = self._notes.setdefault(event["kind"], {})
+                of_kind.setdefault(event["key"], []).append({"at": at, **event["fields"]})

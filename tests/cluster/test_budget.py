@@ -63,7 +63,7 @@ def enforce(ledger, market, now, log, busy=True, budget=Budget(total_usd=10.0)):
     return budget.enforce(
         ledger,
         now,
-        {"vast": market},
+        {"vast": Kept(market, ledger, budget)},
         is_head=lambda e: "k=head" in e.label,
         tell=lambda *a: log.append(("tell", *a)),
         busy=lambda: busy,
@@ -131,7 +131,9 @@ def test_a_crash_at_any_point_is_gone_on_from(state, crash_at):  # noqa: F811
     crashed = False
     for i in range(3):
         try:
-            budget.enforce(Ledger("c"), NOW + i, {"vast": market}, lambda e: "k=head" in e.label, **hooks)
+            ledger = Ledger("c")
+            kept = {"vast": Kept(market, ledger, budget)}
+            budget.enforce(ledger, NOW + i, kept, lambda e: "k=head" in e.label, **hooks)
         except Crash:
             crashed = True
     assert not market.rentals and log and not Ledger("c").living()
