@@ -60,6 +60,11 @@ class Entry:
     charges: list[Charge] = field(default_factory=list)
 
     @property
+    def node(self) -> str:
+        """Its name as a node of Ray; "" as long as it has no id."""
+        return f"{self.market}-{self.id}" if self.id else ""
+
+    @property
     def living(self) -> bool:
         return self.ended is None
 

@@ -100,8 +100,8 @@ class Ledger:
         return sum(e.usd_per_hour for e in self.living())
 
     def by_node(self, now: float) -> dict[str, float]:
-        """{market/id: dollars}"""
-        return {f"{e.market}/{e.id}": e.usd(now) for e in self.entries() if e.id is not None}
+        """{name as a node of Ray: dollars}"""
+        return {e.node: e.usd(now) for e in self.entries() if e.id}
 
     def polled(self) -> float:
         """When a market was last asked for this cluster: its head was alive then."""

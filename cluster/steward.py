@@ -68,7 +68,7 @@ class Steward(threading.Thread):
         from cluster import lost
 
         try:
-            lost.tell(self.address, {f"{e.market}-{e.id}" for e in entries})
+            lost.tell(self.address, {e.node for e in entries})
         except (RuntimeError, RayError) as e:  # they go all the same
             log.warning("Ray could not be told that its nodes go: %s", e)
 
@@ -85,10 +85,9 @@ def note_jobs(ledger: Ledger, gcs) -> None:
     """Notes every job of this Ray in the ledger where something of it changed: when it ran, on what, what it had saved."""
     known = ledger.notes("job")
     for job in notice.jobs(gcs):
-        state = asdict(job.pop("state")) if job["state"] else {}
+        told = job.pop("state")
+        state = asdict(told) | {"nodes": list(told.nodes), "training_began": told.began} if told else {}
         key, fields = f"{job['began']:.3f}-{job['id']}", {**state, **job}
-        if "nodes" in fields:
-            fields["nodes"] = list(fields["nodes"])
         before = {k: v for k, v in known.get(key, {}).items() if k != "at"}
         if before != fields:
             ledger.note("job", key, **fields)
