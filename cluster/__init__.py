@@ -3,6 +3,8 @@
     market.py    Offer, Order, Rental and the five calls of a Market          vast.py  runpod.py     one client each
     client.py    HTTP: pacing, retries, typed replies                         markets.py             names → clients, keys
     ladder.py    which offer next: spot, another spot, on demand, another market
+                 memory.py  bad machines, markets that are down          gpus.py  their names and listed speed
+    offers.py    priced candidates of all markets
     provider.py  Ray's NodeProvider over all of them     tags.py  its tags in a rental's label     runner.py  SSH to a mapped port
     mesh.py      a network of SSH tunnels that the head dials, for nodes that share none
     ledger.py    every rental and what it cost           budget.py  the caps      watchdog.sh  ends a rental whose head is gone

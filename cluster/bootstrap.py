@@ -63,8 +63,8 @@ class Settings:
     image: str = ""
     """Container image of all nodes, unless their node_config names one."""
     budget: Budget = field(default_factory=Budget)
-    watchdog_minutes: float = 10.0
-    """A worker that hasn't seen its head for so long destroys itself (watchdog.sh)."""
+    unattended_minutes: float = 10.0
+    """A worker that no head has reached for so long destroys itself."""
     here: bool = False
     """The head is the machine that this runs on, and not rented (`python -m cluster head`)."""
     slots: int = 0
@@ -85,9 +85,9 @@ class Settings:
             raise ValueError("provider.markets: name at least one, such as [vast, runpod].")
         if given.get("network", "mesh") not in get_args(Network):
             raise ValueError(f"provider.network must be mesh or flat, but is {given['network']!r}.")
-        minutes = given.get("watchdog_minutes", 10.0)
+        minutes = given.get("unattended_minutes", 10.0)
         if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-            raise ValueError(f"provider.watchdog_minutes must be a number above 0, but is {minutes!r}.")
+            raise ValueError(f"provider.unattended_minutes must be a number above 0, but is {minutes!r}.")
         return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget") or {})})
 
 

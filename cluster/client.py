@@ -13,15 +13,23 @@ from typing import TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
 
 from cluster.market import MarketError, Refused, Taken, Unsure
-
-_BACKOFF = wait_exponential_jitter(initial=1, max=20, jitter=1)  # 1, 2, 4, 8 s and a bit
 
 Reply = TypeVar("Reply", bound=BaseModel)
 
 TRIES = 5
+BACKOFF = wait_exponential_jitter(initial=1, max=20, jitter=1)  # 1, 2, 4, 8 s, each and up to one more
+LONGEST_CALL_S = 60.0
+"""No try begins later than that."""
 LONGEST_WAIT_S = 60.0
 """A longer Retry-After isn't waited for; whoever asked decides."""
 
@@ -60,7 +68,7 @@ class Client:
     """
 
     def __init__(
-        self, market: str, url: str, key: str, pace: dict[str, tuple[int, float]] | None = None, timeout_s: float = 30.0
+        self, market: str, url: str, key: str, pace: dict[str, tuple[int, float]] | None = None, timeout_s: float = 20.0
     ):
         self.market, self._key = market, key
         self.pace = {kind: Pace(*limit) for kind, limit in (pace or {}).items()}
@@ -97,7 +105,7 @@ class Client:
         retrying = Retrying(
             retry=retry_if_exception_type(_Again),
             wait=_wait,
-            stop=stop_after_attempt(TRIES),
+            stop=stop_after_attempt(TRIES) | stop_after_delay(LONGEST_CALL_S),
             sleep=lambda s: sleep(s),
             reraise=True,
         )
@@ -113,9 +121,11 @@ class Client:
             answer = self.http.request(method, path, json=json, params=params)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as e:
             raise _Again(MarketError(self._says(kind, f"{self.http.base_url} can't be reached: {_name(e)}"))) from None
-        except httpx.TransportError as e:
+        except httpx.RequestError as e:
             self._uncertain(kind, creates, f"no answer: {_name(e)}")
-        status, text = answer.status_code, self._detail(answer)
+        status, body = answer.status_code, _object(answer)
+        failed = status >= 400 or body.get("success") is False  # Vast answers some failures with 200
+        text = _detail(body, answer) if failed else ""
         if status == 429:
             wait = _seconds(answer.headers.get("Retry-After"))
             error = MarketError(self._says(kind, f"HTTP 429, too many calls: {text}"))
@@ -124,7 +134,6 @@ class Client:
             self._uncertain(kind, creates, f"HTTP {status}: {text}")
         if gone and status == 404:
             return reply()
-        failed = status >= 400 or _unsuccessful(answer)
         if failed and taken(status, text):
             raise Taken(self._says(kind, f"HTTP {status}: {text}"))
         if failed:
@@ -148,26 +157,25 @@ class Client:
     def _says(self, kind: str, problem: str) -> str:
         return f"{self.market}, {kind}: {problem}".replace(self._key, "[key]")
 
-    def _detail(self, answer: httpx.Response) -> str:
-        """The error in the API's own words: Vast's msg, RunPod's detail and errors, or the body's first line."""
-        try:
-            body = answer.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            return " ".join(answer.text.split())[:200]
-        said = [body.get(k) for k in ("error", "title", "msg", "detail")] + list(body.get("errors") or [])
-        return ": ".join(str(s) for s in said if s)[:400]
+
+def _object(answer: httpx.Response) -> dict:
+    """{} where it isn't a JSON object; the reply's model then says what is wrong with it."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
-def _unsuccessful(answer: httpx.Response) -> bool:
-    """Vast answers some failures with 200 and success: false."""
-    return b'"success"' in answer.content and answer.json().get("success") is False
+def _detail(body: dict, answer: httpx.Response) -> str:
+    """The error in the API's own words: Vast's error and msg, RunPod's title, detail and errors, or the body's beginning."""
+    said = [body.get(k) for k in ("error", "title", "msg", "detail")] + list(body.get("errors") or [])
+    return ": ".join(str(s) for s in said if s)[:400] or " ".join(answer.text.split())[:200]
 
 
 def _wait(state: RetryCallState) -> float:
     after = state.outcome.exception().after_s
-    return after if after is not None else _BACKOFF(state)
+    return after if after is not None else BACKOFF(state)
 
 
 def _seconds(header: str | None) -> float | None:

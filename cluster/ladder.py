@@ -31,7 +31,7 @@ AT_MOST = 8
 class Rung:
     """One kind of offer, from one market."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=False)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     market: str
     max_usd_per_hour: float

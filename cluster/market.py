@@ -124,7 +124,7 @@ class Rental:
 
 
 class Market(ABC):
-    """Every method is one HTTP request, retried where that can help, and raises MarketError where it failed."""
+    """Every method is one HTTP request (of a long list, one a page), retried where that can help; MarketError where it failed."""
 
     name: str
 

@@ -1,4 +1,4 @@
-# On a rented box, beside authorized_keys and portpin.c: what the head needs to dial a tunnel into it. As often as one likes.
+# On a rented box, beside authorized_keys and portpin.c: what the head needs to dial a tunnel into it. usage: mesh.sh HEARTBEAT
 # The box's own sshd may refuse forwards to addresses other than 127.0.0.1; ours allows them, listens nowhere, and ends with
 # the connection of the head that it serves.
 set -eu
@@ -21,7 +21,12 @@ ClientAliveInterval 5
 ClientAliveCountMax 3
 PidFile none
 END
-printf '#!/bin/sh\nexec %s -i -f %s/sshd_config\n' "$sshd" "$here" > enter
+cat > enter <<END
+#!/bin/sh
+mkdir -p "\$(dirname "$1")"
+(while kill -0 \$\$; do touch "$1"; sleep 5; done) < /dev/null > /dev/null 2>&1 & # for watchdog.sh, while sshd lives
+exec $sshd -i -f $here/sshd_config
+END
 chmod 700 enter
 if [ portpin.c -nt portpin.so ]; then
     command -v cc > /dev/null || { apt-get -q update && apt-get -qy install gcc libc6-dev; }

@@ -85,7 +85,7 @@ class Provider(NodeProvider):
         self.folder = Folder(cluster_name)
         self.ledger = Ledger(cluster_name)
         self.markets = {
-            name: Kept(markets.find(name), self.ledger, self.settings.budget, self.settings.watchdog_minutes * 60)
+            name: Kept(markets.find(name), self.ledger, self.settings.budget, self.settings.unattended_minutes * 60)
             for name in self.settings.markets
         }
         self.memory = Memory(self.folder.path / "memory.json")
@@ -270,10 +270,10 @@ class Provider(NodeProvider):
 
     def _watchdog(self, tags_: dict[str, str]) -> str:
         """Shell commands that end the rental when its head is gone; a head when nothing on it leads the cluster any more."""
-        seconds = self.settings.watchdog_minutes * 60
-        if tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
-            return watchdog.start(HEADS_MORE * seconds)
-        return watchdog.start(seconds, (self._head_ip(), mesh.GCS_PORT))
+        if tags_[ray.TAG_RAY_NODE_KIND] == ray.NODE_KIND_HEAD:
+            return watchdog.start(HEADS_MORE * self.settings.unattended_minutes * 60)
+        head = (self._head_ip(), mesh.GCS_PORT) if self.settings.network == "flat" else None
+        return watchdog.start(self.settings.unattended_minutes * 60, head)
 
     def terminate_node(self, node_id: str) -> None:
         if node_id == HERE:
@@ -381,7 +381,10 @@ class Provider(NodeProvider):
         files = {name: path.read_bytes() for name, path in mesh.files().items()}
         files["authorized_keys"] = f"restrict,port-forwarding {self.folder.public_key}\n".encode()
         box = f'"$HOME"/{mesh.BOX}'
-        runner.send(_packed(files), f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh")
+        runner.send(
+            _packed(files),
+            f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh {watchdog.HEARTBEAT}",
+        )
 
     def hand_over(self, runner: Runner) -> None:
         """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""

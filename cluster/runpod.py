@@ -53,8 +53,9 @@ class RunPod(Market):
         self.client = Client(self.name, url or URL, key)
 
     def offers(self, want: Want) -> list[Offer]:
-        """One request for spot; on demand one for each cloud. RunPod has no spot in a region or network, or without GPU."""
-        if want.spot and (want.network or want.regions or not want.count):
+        """One request for spot; on demand one for each cloud. There is no spot without GPU, and only GPUs on demand
+        can be asked for by region or network."""
+        if (want.spot and not want.count) or ((want.spot or not want.count) and (want.network or want.regions)):
             return []
         if not want.count:
             found = self._cpus(want)
@@ -197,6 +198,9 @@ class RunPod(Market):
             "env": [{"key": k, "value": v} for k, v in env.items()],
             "dockerArgs": _args(order.start) if order.start else "",
         }
+        if offer.cuda:  # spot knows no lower bound, only a list
+            some = (f"{major}.{minor}" for major in range(11, 16) for minor in range(10))
+            variables["allowedCudaVersions"] = [v for v in some if float(v) >= offer.cuda]
         if order.ends_after_s is not None:
             ends = datetime.now(UTC) + timedelta(seconds=order.ends_after_s)
             variables["terminateAfter"] = ends.isoformat(timespec="seconds").replace("+00:00", "Z")

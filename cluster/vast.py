@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
+import threading
 import time
 from shlex import quote
 from typing import Literal
@@ -22,6 +24,8 @@ URL = "https://console.vast.ai"
 PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": (1, 3.15), "label": (1, 1.05)}
 """(calls, seconds): what Vast allows an account and a twentieth, as calls arrive less evenly than they leave."""
 
+FRESH_S = 20.0
+"""A search this old serves again, less what was tried of it: else ten nodes that are started at once wait minutes for theirs."""
 PAGE = 25
 """Instances in one reply, at most."""
 LONGEST_ONSTART = 16384
@@ -110,8 +114,18 @@ class Vast(Market):
         """pace: how many times faster than Vast's own limits, for a simulator whose time is short."""
         self.client = Client(self.name, url or URL, key, {k: (n, s / pace) for k, (n, s) in PACE.items()})
         self._times: dict[str, tuple[float, float | None]] = {}
+        self._fresh_s, self._search = FRESH_S / pace, threading.Lock()
+        self._found: dict[Want, tuple[float, list[Offer]]] = {}
 
     def offers(self, want: Want) -> list[Offer]:
+        with self._search:  # who wants the same meanwhile waits for this answer
+            at, found = self._found.get(want, (-math.inf, []))
+            if time.monotonic() >= at + self._fresh_s:
+                found = self._ask(want)
+                self._found[want] = time.monotonic(), found
+            return [*found]
+
+    def _ask(self, want: Want) -> list[Offer]:
         kind, price = ("bid", "min_bid") if want.spot else ("on-demand", "dph_total")
         query: dict = {
             "type": kind,
@@ -158,6 +172,8 @@ class Vast(Market):
         }
         if order.bid_usd_per_hour is not None:
             body["price"] = order.bid_usd_per_hour
+        with self._search:
+            self._found = {w: (at, [o for o in found if o.id != offer.id]) for w, (at, found) in self._found.items()}
         path = f"/api/v0/asks/{offer.id}/"
         return self.client.call("create", "PUT", path, _Created, json=body, creates=True, taken=_taken).new_contract
 

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import shlex
 import shutil
 import signal
@@ -19,7 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cluster.sim import catalogue, faults
-from cluster.sim.box import NamespaceBox
+from cluster.sim.box import NamespaceBox, why_not
 from cluster.sim.graphql import GraphQL
 from cluster.sim.network import Network
 from cluster.sim.ports import NoBox
@@ -42,7 +41,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
                         help="isolated: boxes reach each other only by mapped ports; flat: by their own addresses")  # fmt: skip
     parser.add_argument("--boot", type=float, default=5.0, metavar="SECONDS", help="from the order to running")
     parser.add_argument("--faults", type=float, default=0.0, metavar="RATE", help="random faults per minute (0)")
-    parser.add_argument("--pace", type=float, default=1.0, metavar="N", help="rate limits N times as generous (1)")
+    parser.add_argument("--pace", type=float, default=1.0, metavar="N", help="rate limits N times as generous, for clients with SHOESTRING_PACE=N (1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of prices, machines and faults")
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "shoestring-sim", metavar="FOLDER",
                         help="disks of the boxes; leftovers of a dead simulator in it are cleared up")  # fmt: skip
@@ -102,27 +101,27 @@ async def serve(args: argparse.Namespace) -> None:
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
         servers.append(Server(config))
         tasks.append(asyncio.create_task(servers[-1].serve(sockets=sockets)))
-    clock = asyncio.create_task(controls.run())
+    clock = asyncio.create_task(controls.run(stop))
     print(welcome(world, args), flush=True)
     await asyncio.wait([asyncio.create_task(stop.wait()), clock, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
     for server in servers:
         server.should_exit = True
-    await asyncio.gather(*tasks)
+    failures = await asyncio.gather(*tasks, clock, return_exceptions=True)
     for rental in world.alive():
         await world.end(rental, "destroyed", "the simulator ends")
     if network:
         network.close()
-    if clock.done():
-        clock.result()
-    clock.cancel()
+    for failure in filter(None, failures):
+        raise failure
     bill = world.bill()
     print(f"{len(bill['rentals'])} rentals, ${bill['total_usd']:.4f} in all", flush=True)
 
 
 def welcome(world: World, args: argparse.Namespace) -> str:
-    exports = {f"{m.upper()}_URL": world.urls[m] for m in world.keys} | {
-        f"{m.upper()}_API_KEY": world.keys[m] for m in world.keys
-    }
+    exports = {f"{m.upper()}_URL": url for m, url in world.urls.items()}
+    exports |= {f"{m.upper()}_API_KEY": key for m, key in world.keys.items()}
+    exports |= {"SHOESTRING_PACE": f"{args.pace:g}"} if args.pace != 1 else {}
     lines = [f"export {k}={shlex.quote(v)}" for k, v in exports.items()]
     return "\n".join(
         [
@@ -143,8 +142,8 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("cluster.sim").setLevel(logging.INFO)
-    if args.boxes == "namespaces" and os.geteuid() != 0:
-        print("boxes are Linux namespaces and need root; or --boxes none", file=sys.stderr)
+    if args.boxes == "namespaces" and (reason := why_not()):
+        print(f"python -m cluster.sim: {reason}", file=sys.stderr)
         return 2
     try:
         asyncio.run(serve(args))

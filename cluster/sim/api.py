@@ -83,7 +83,11 @@ class Api:
 
         async def serve(request: Request) -> Response:
             fault = self.faults[endpoint].pop(0) if self.faults[endpoint] else ""
-            response = await (self._broken(fault) if fault else self._serve(endpoint, handler, calls, seconds, request))
+            if fault not in ("", "lost"):
+                response = await self._broken(fault)
+            else:
+                response = await self._serve(endpoint, handler, calls, seconds, request)
+                response = PlainTextResponse("bad gateway", 502) if fault else response
             self.world.calls[f"{endpoint} {response.status_code}"] += 1
             return response
 

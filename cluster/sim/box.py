@@ -16,13 +16,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from cluster.sim.network import Network, arun
+from cluster.sim.network import Network, arun, run
 from cluster.sim.ports import Port
 from cluster.sim.rental import Rental
 from cluster.sim.world import World
 
 log = logging.getLogger("cluster.sim")
 
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 REPO = Path(__file__).parents[2]
 SSHD = """Port 22
 HostKey /etc/ssh/box_host_key
@@ -48,8 +49,7 @@ if [ -n "$PUBLIC_KEY" ]; then echo "$PUBLIC_KEY" >>/root/.ssh/authorized_keys; f
 def environment(world: World, rental: Rental, public: str, mapped: dict[int, Port]) -> dict[str, str]:
     """What the market's own containers have, the order's env, and where the simulated APIs are (the real ones have DNS)."""
     m, order = rental.machine, rental.order
-    path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(REPO)}
+    env = {"PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(REPO)}
     env |= {"VAST_URL": world.urls["vast"], "RUNPOD_URL": world.urls["runpod"]} | order.env
     if m.market == "vast":
         env |= {"CONTAINER_ID": rental.id, "CONTAINER_API_KEY": rental.key, "VAST_CONTAINERLABEL": f"C.{rental.id}"}
@@ -58,6 +58,21 @@ def environment(world: World, rental: Rental, public: str, mapped: dict[int, Por
     env |= {"RUNPOD_POD_ID": rental.id, "RUNPOD_API_KEY": rental.key, "RUNPOD_DC_ID": m.region}
     env |= {"RUNPOD_PUBLIC_IP": public, "RUNPOD_GPU_COUNT": str(order.count)}
     return env | {f"RUNPOD_TCP_PORT_{p}": str(port.public) for p, port in mapped.items()}
+
+
+def why_not() -> str | None:
+    """Why this machine can't run boxes, and the remedy; None: it can."""
+    if os.geteuid() != 0:
+        return "boxes are Linux namespaces, which need root: sudo, or --boxes none"
+    programs = {"ip": "iproute2", "unshare": "util-linux", "setpriv": "util-linux"}
+    programs |= {"sshd": "openssh-server", "ssh-keygen": "openssh-client"}
+    if missing := [f"{p} ({package})" for p, package in programs.items() if not shutil.which(p, path=SYSTEM_PATH)]:
+        return f"boxes need {', '.join(missing)}: apt-get install, or --boxes none"
+    try:
+        run("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "mount", "--make-rprivate", "/")
+    except OSError as error:
+        return f"no namespaces here ({error}): a container without the privilege, maybe; or --boxes none"
+    return None
 
 
 class NamespaceBox:
@@ -90,7 +105,7 @@ class NamespaceBox:
             "bash", str(Path(__file__).with_name("box.sh")), str(self._folder), name, str(self._state), command,
             *dict.fromkeys(seen), "--", *map(str, self._shared),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": os.defpath + ":/usr/sbin:/sbin"}, start_new_session=True,
+            env={"PATH": SYSTEM_PATH}, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdout
         said = await self._process.stdout.readline()

@@ -15,6 +15,7 @@ next      {"market", "fault", "count"?}      what goes wrong with the next `coun
             ok (nothing: to let some through first)
 api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
             429  500  502  503  timeout (no answer)  json (cut off)  shape (not the documented object)
+              lost (done as asked, but answered 502)
 
 GET /_sim/state   {"rentals": those alive, "calls": {endpoint and status: n}, "faults": those injected at random}
 GET /_sim/bill    {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}
@@ -42,7 +43,7 @@ from cluster.sim.world import World
 log = logging.getLogger("cluster.sim")
 
 BOOT_FAULTS = ("stuck", "noboot", "nosshd", "taken", "ok")
-API_FAULTS = ("429", "500", "502", "503", "timeout", "json", "shape")
+API_FAULTS = ("429", "500", "502", "503", "timeout", "json", "shape", "lost")
 
 
 class OfRental(Strict):
@@ -191,10 +192,10 @@ class Controls:
 
     # ---- at random
 
-    async def run(self) -> None:
-        """The world's clock, and `rate` faults a minute. Never returns."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """The world's clock, and `rate` faults a minute."""
         beat = 0.1
-        while True:
+        while not stop.is_set():
             await asyncio.sleep(beat)
             await self.world.tick()
             if self.chance.random() < self.rate / 60 * beat:

@@ -22,18 +22,16 @@ enum CloudTypeEnum { ALL SECURE COMMUNITY }
 input EnvironmentVariableInput { key: String! value: String! }
 input GpuTypeFilter { id: String }
 input GpuLowestPriceInput {
-  gpuCount: Int, secureCloud: Boolean, minDisk: Int, minMemoryInGb: Int, minVcpuCount: Int, dataCenterId: String,
-  supportPublicIp: Boolean
+  gpuCount: Int, secureCloud: Boolean, dataCenterId: String, supportPublicIp: Boolean
 }
 input PodFilter { podId: String! }
 input PodStopInput { podId: String! }
 input PodTerminateInput { podId: String! }
 input PodRentInterruptableInput {
   bidPerGpu: Float!, cloudType: CloudTypeEnum, containerDiskInGb: Int, dockerArgs: String,
-  env: [EnvironmentVariableInput], gpuCount: Int, gpuTypeId: String, imageName: String, minMemoryInGb: Int,
-  minVcpuCount: Int, minDisk: Int, name: String, ports: String, startSsh: Boolean, startJupyter: Boolean,
-  stopAfter: DateTime, terminateAfter: DateTime, supportPublicIp: Boolean, volumeInGb: Int, volumeMountPath: String,
-  dataCenterId: String, cudaVersion: String, allowedCudaVersions: [String]
+  env: [EnvironmentVariableInput], gpuCount: Int, gpuTypeId: String, imageName: String, name: String,
+  ports: String, startSsh: Boolean, stopAfter: DateTime, terminateAfter: DateTime, supportPublicIp: Boolean,
+  volumeInGb: Int, volumeMountPath: String, dataCenterId: String, allowedCudaVersions: [String]
 }
 type LowestPrice {
   minimumBidPrice: Float, uninterruptablePrice: Float, minVcpu: Int, minMemory: Int, stockStatus: String,
@@ -202,7 +200,7 @@ class Root:
                 input["name"], input["imageName"], input.get("containerDiskInGb") or 20, volume,
                 {pair["key"]: pair["value"] for pair in input.get("env") or []}, ports, input.get("dockerArgs") or "",
                 bool(input.get("startSsh")), count=count, usd_per_hour=bid, spot=True,
-                extra={"ports": ports, "mounts": mount, "locked": False, "vcpus": 0,
+                extra={"ports": ports, "mounts": mount, "vcpus": 0,
                        "cloud": "SECURE" if able[0].secure else "COMMUNITY"},
             )  # fmt: skip
             rental = self.world.rent(able[0], order)

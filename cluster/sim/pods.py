@@ -1,4 +1,7 @@
-"""The bodies of RunPod's REST v2: an extract of its OpenAPI description, as strict as that (`unevaluatedProperties: false`)."""
+"""The bodies of RunPod's REST v2, by its OpenAPI description and as strict as that (`unevaluatedProperties: false`).
+
+They are cut to what the simulator does: a field that it would have to ignore is refused, even if RunPod takes it.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +38,13 @@ class Mounts(Strict):
 
 
 class Update(Strict):
+    """Everything but the name counts from the next start on."""
+
     name: str | None = Field(default=None, min_length=1)
     args: str | None = None
-    disk: int | None = Field(default=None, ge=1)
     env: dict[str, str] | None = None
     image: str | None = None
     ports: list[str] | None = None
-    registry: str | None = None
-    mounts: Mounts | None = None
-    locked: bool | None = None
 
 
 class Create(Strict):
@@ -53,14 +54,12 @@ class Create(Strict):
     disk: int = Field(default=20, ge=1)
     env: dict[str, str] = Field(default_factory=dict)
     ports: list[str] = Field(default_factory=list)
-    registry: str | None = None
     cloud: Literal["SECURE", "COMMUNITY"] = "SECURE"
     cpu: Cpu | None = None
     gpu: Gpu | None = None
     dataCenterIds: list[str] = Field(default_factory=list)
     globalNetworking: bool = False
     mounts: Mounts = Field(default_factory=Mounts)
-    startJupyter: bool = False
     startSsh: bool = False
 
 

@@ -105,12 +105,18 @@ class Rental:
     dark: bool = False
 
     @property
+    def name(self) -> str:
+        return f"{self.machine.market} {self.id}"
+
+    @property
     def alive(self) -> bool:
         """Listed, and billed for something."""
         return self.ended is None
 
-    def usd(self, now: float) -> float:
-        return sum((c.end or now) * c.usd_per_hour - c.start * c.usd_per_hour for c in self.charges) / 3600
+    def usd(self, now: float, what: str | None = None) -> float:
+        """Until now; None: of everything."""
+        charges = [c for c in self.charges if what in (None, c.what)]
+        return sum(((c.end or now) - c.start) * c.usd_per_hour for c in charges) / 3600
 
     def charge(self, what: str, usd_per_hour: float, now: float) -> None:
         """From now on `what` costs that much; 0: nothing more."""

@@ -146,7 +146,7 @@ class RunPod(Api):
         order = self.order(
             want.name, want.image, want.disk, volume, want.env, want.ports, want.args, want.startSsh,
             count=count, usd_per_hour=price, spot=False, flat=want.globalNetworking,
-            extra={"ports": want.ports, "mounts": want.mounts.model_dump(exclude_none=True), "locked": False,
+            extra={"ports": want.ports, "mounts": want.mounts.model_dump(exclude_none=True),
                    "cloud": want.cloud, "vcpus": want.cpu.vcpuCount if want.cpu else 0},
         )  # fmt: skip
         try:
@@ -179,7 +179,7 @@ class RunPod(Api):
             "args": o.start, "disk": int(o.disk_gb), "mounts": extra["mounts"], "ports": extra["ports"], "env": o.env,
             "registry": None, "cloud": extra["cloud"], "dataCenterId": m.region,
             "cudaVersion": m.cuda and str(m.cuda), "ssh": {"proxy": None, "direct": direct or None}, "template": None,
-            "cost": o.usd_per_hour if status == "RUNNING" else 0.0, "locked": extra["locked"],
+            "cost": o.usd_per_hour if status == "RUNNING" else 0.0, "locked": False,
             "runtime": runtime or None, "createdAt": stamp(r.created), "startedAt": stamp(r.started),
             "globalNetworking": network,
         }  # fmt: skip
@@ -207,8 +207,6 @@ class RunPod(Api):
         order.env = order.env if want.env is None else want.env
         if want.ports is not None:
             order.ports, order.extra["ports"] = tcp_ports(want.ports), want.ports
-        if want.locked is not None:
-            order.extra["locked"] = want.locked
         return self.reply("Pod", self.pod(rental))
 
     async def delete(self, call: Call) -> Response:

@@ -19,6 +19,7 @@ class Query(BaseModel):
     count: int = Field(default=1, ge=1)
     vcpuCount: int | None = None
     cloud: Literal["SECURE", "COMMUNITY"] = "SECURE"
+    countryCodes: Annotated[str, Field(pattern=r"^[A-Z]{2}(,[A-Z]{2})*$")] | None = None
     minCudaVersion: Annotated[str, Field(pattern=r"^\d+(\.\d+)?$")] = "0"
 
     @model_validator(mode="after")
@@ -26,6 +27,12 @@ class Query(BaseModel):
         if bool(self.include) != bool(self.product) or (self.model_fields_set and not self.include):
             raise ValueError("include=AVAILABILITY and product go together, and the filters need both")
         return self
+
+
+def country(region: str) -> str:
+    """Of US-TX-3: US; of EU-SE-1: SE."""
+    first, second, _ = region.split("-")
+    return second if first == "EU" else first
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -85,6 +92,8 @@ def gpu_types(world: World, query: Query) -> list[dict]:
         }
         if query.include:
             able = choose(world, gpu, query.count, [query.cloud == "SECURE"], min_cuda=query.minCudaVersion)
+            if query.countryCodes:
+                able = [m for m in able if country(m.region) in query.countryCodes.split(",")]
             pods = {
                 r: sum(world.free(m) // query.count for m in able if m.region == r) for r in {m.region for m in able}
             }

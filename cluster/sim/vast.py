@@ -33,6 +33,8 @@ PORT = re.compile(r"-p (\d+):(\d+)(/tcp)?")
 
 
 class Create(Strict):
+    """Cut to what the simulator does: a field that it would have to ignore is refused, even if Vast takes it."""
+
     image: str
     disk: float = Field(default=8.0, gt=0)
     label: str | None = Field(default=None, max_length=256)
@@ -41,11 +43,7 @@ class Create(Strict):
     runtype: Literal["ssh", "ssh_proxy", "ssh_direct", "jupyter", "jupyter_proxy", "jupyter_direct", "args"] = "ssh"
     price: float | None = Field(default=None, ge=0.001, le=128)
     cancel_unavail: bool | None = None
-    target_state: Literal["running", "stopped"] = "running"
-    client_id: str | None = None
-    image_login: str | None = None
-    args: list[str] | None = None
-    force: bool | None = None
+    client_id: Literal["me"] = "me"
 
 
 class Change(Strict):

@@ -84,14 +84,8 @@ class World:
         rental = Rental(ident, machine, order, f"{machine.market}-box-{secrets.token_hex(12)}", self.make_box(), now)
         self.rentals[ident] = rental
         rental.charge("disk", order.stopped_disk_usd_per_hour, now)
-        log.info(
-            "%s %s created: %s on machine %s, $%.4f/h",
-            machine.market,
-            ident,
-            order.label,
-            machine.id,
-            order.usd_per_hour,
-        )
+        price = order.usd_per_hour
+        log.info("%s created: %s on machine %s, $%.4f/h", rental.name, order.label, machine.id, price)
         if stopped:
             rental.state, rental.why = "stopped", "waiting for the machine"
         else:
@@ -99,9 +93,8 @@ class World:
         return rental
 
     def min_bid(self, machine: Machine, count: int) -> float:
-        return (
-            machine.min_bid * count / machine.count if machine.market == "runpod" and machine.count else machine.min_bid
-        )
+        """For that many of its GPUs."""
+        return machine.min_bid * count / machine.count if machine.market == "runpod" else machine.min_bid
 
     def start(self, rental: Rental, fault: str = "") -> None:
         assert rental.alive and rental.booting is None
@@ -130,16 +123,11 @@ class World:
             rental.first_started = rental.first_started or now
             rental.charge("compute", rental.order.usd_per_hour, now)
             rental.charge("disk", rental.order.disk_usd_per_hour, now)
-            log.info(
-                "%s %s runs: %s",
-                rental.machine.market,
-                rental.id,
-                {p: port.public for p, port in rental.box.mapped.items()},
-            )
+            log.info("%s runs: %s", rental.name, {p: port.public for p, port in rental.box.mapped.items()})
         except OSError as error:  # no namespaces, no memory: the simulator's trouble, and the box's
             rental.state, rental.why = "error", str(error)
             await rental.box.kill()
-            log.error("%s %s did not boot: %s", rental.machine.market, rental.id, error)
+            log.error("%s did not boot: %s", rental.name, error)
         finally:
             rental.booting = None
 
@@ -149,7 +137,7 @@ class World:
         rental.state, rental.why, rental.started = state, why, None
         rental.charge("compute", 0, now)
         rental.charge("disk", rental.order.stopped_disk_usd_per_hour, now)
-        log.info("%s %s %s: %s", rental.machine.market, rental.id, state, why)
+        log.info("%s %s: %s", rental.name, state, why)
         await self._kill(rental)
 
     async def end(self, rental: Rental, state: State, why: str) -> None:
@@ -158,7 +146,7 @@ class World:
         rental.state, rental.why, rental.started, rental.ended = state, why, None, now
         rental.charge("compute", 0, now)
         rental.charge("disk", 0, now)
-        log.info("%s %s %s: %s, $%.6f", rental.machine.market, rental.id, state, why, rental.usd(now))
+        log.info("%s %s: %s, $%.6f", rental.name, state, why, rental.usd(now))
         await self._kill(rental)
         await rental.box.remove()
 
@@ -182,6 +170,8 @@ class World:
     async def tick(self) -> None:
         """Ends what is due, outbids what is below the price, and starts again what waits for a bid that wins now."""
         for rental in self.alive():
+            if not rental.alive:  # ended while we waited for another
+                continue
             machine = rental.machine
             low = rental.order.spot and rental.order.usd_per_hour < self.min_bid(machine, rental.order.count)
             if rental.ends_at and time.time() >= rental.ends_at:
@@ -204,15 +194,11 @@ class World:
         now = time.time()
         rows = []
         for r in self.rentals.values():
-            part = {
-                w: sum(((c.end or now) - c.start) * c.usd_per_hour for c in r.charges if c.what == w) / 3600
-                for w in ("compute", "disk")
-            }
             rows.append(
                 {
                     "id": r.id, "market": r.machine.market, "label": r.order.label, "created": r.created,
-                    "started": r.first_started, "ended": r.ended, "usd": part["compute"] + part["disk"],
-                    "compute_usd": part["compute"], "disk_usd": part["disk"],
+                    "started": r.first_started, "ended": r.ended, "usd": r.usd(now),
+                    "compute_usd": r.usd(now, "compute"), "disk_usd": r.usd(now, "disk"),
                 }
             )  # fmt: skip
         return {"rentals": rows, "total_usd": sum(row["usd"] for row in rows), "now": now}

@@ -1,6 +1,5 @@
 """The simulated markets, for every test of the cluster."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cluster.sim.box import why_not
 from tests.conftest import REPO
 
 
@@ -80,7 +80,7 @@ def simulator(**options):
 def sim(request):
     """A simulator without boxes; @pytest.mark.parametrize("sim", [{"boxes": "namespaces", …}], indirect=True) for others."""
     options = getattr(request, "param", {})
-    if options.get("boxes") == "namespaces" and os.geteuid() != 0:
-        pytest.skip("boxes are Linux namespaces and need root")
+    if options.get("boxes") == "namespaces" and (reason := why_not()):
+        pytest.skip(reason)
     with simulator(**options) as started:
         yield started

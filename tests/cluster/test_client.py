@@ -150,6 +150,8 @@ def test_a_create_that_reached_nobody_is_asked_for_again(clock):
         ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "HTTP 422: bad: .*bogus"),
         ((200, {"success": False, "error": "insufficient_credit"}), Refused, "insufficient_credit"),
         ((410, {"error": "no_such_ask"}), Taken, "no_such_ask"),
+        ((200, '{"success": true, "pri'), MarketError, "the reply's body is wrong: Invalid JSON"),
+        ((200, [{"success": False}]), MarketError, "the reply's body is wrong: Input should be an object"),
         ((200, "<html>"), MarketError, "the reply's body is wrong: Invalid JSON"),
         ((200, {"price": "much"}), MarketError, "the reply's price is wrong: Input should be a valid number"),
         ((200, {}), MarketError, "the reply's price is wrong: Field required"),

@@ -126,7 +126,7 @@ def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, sim, shar
     options = [f"--{k}={v}" for k, v in (SFT | {"model.base": model, "data.source": data}).items()]
     run = Run(str(shared / "run"))
     began = time.time()
-    code = tmp_path / "code"  # what `--working-dir .` sends of a checkout
+    code = shared / "code"  # what `--working-dir .` sends of a checkout
     for package in ("jobs", "lib"):
         shutil.copytree(REPO / package, code / package)
     job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)

@@ -1,8 +1,11 @@
 """Which offer next: scoring by hand-made numbers, and the climb over both simulated markets."""
 
 import json
+import os
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -270,3 +273,24 @@ def test_nothing_else_is_rented_while_a_create_is_open(sim, markets, tmp_path):
     with pytest.raises(Unsure, match="may have worked"):
         climb(RUNGS, markets, ORDER, kept)
     assert markets["runpod"].list() == [] and "HTTP 500" in kept.is_down("vast")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="boxes are Linux namespaces and need root")
+def test_the_orders_key_opens_the_machine_and_its_start_has_run(tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    order = replace(ORDER, public_key=(tmp_path / "key.pub").read_text(), start="echo here > /tmp/started")
+    ssh = ["ssh", "-i", tmp_path / "key", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
+    ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    with simulator(boxes="namespaces", boot=0.2) as sim:
+        vast = Vast(sim.env["VAST_API_KEY"], sim.vast_url, pace=200)
+        markets = {"vast": vast, "runpod": RunPod(sim.env["RUNPOD_API_KEY"], sim.runpod_url)}
+        for rung in (RUNGS[0], RUNGS[2], replace(RUNGS[2], spot=True)):
+            climb([rung], markets, order, Memory(tmp_path / "m"))
+        sim.wait(lambda s: [r["state"] for r in s["rentals"]] == ["running"] * 3)
+        for host, port in [r.ssh for m in markets.values() for r in m.list()]:
+            for _ in range(50):  # sshd and start run beside each other
+                said = subprocess.run([*ssh, "-p", str(port), f"root@{host}", "cat /tmp/started"], capture_output=True)
+                if said.returncode == 0:
+                    break
+                time.sleep(0.2)
+            assert said.stdout == b"here\n", said

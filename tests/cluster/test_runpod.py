@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -116,6 +117,17 @@ def test_life_of_a_bid(sim, market):
     assert runs.spot and runs.count == 2 and runs.usd_per_hour == pytest.approx(bid, abs=1e-5)
     sim.wait(lambda s: not s["rentals"], 15)  # terminateAfter
     assert market.list() == []
+
+
+def test_the_hosts_cuda(sim, market):
+    newest = max(m["cuda"] for m in of(sim, "NVIDIA GeForce RTX 4090"))
+    for spot in (True, False):
+        (one, *_) = market.offers(Want(gpus=("RTX 4090",), spot=spot, min_cuda=newest))
+        id = market.create(one, order(one.usd_per_hour * 9 if spot else None))
+        machine = next(r["machine"] for r in sim.state()["rentals"] if r["id"] == id)
+        assert next(m["cuda"] for m in sim.get("machines") if m["id"] == machine) == newest
+        with pytest.raises(Taken):
+            market.create(replace(one, cuda=15.0), order(one.usd_per_hour * 9 if spot else None))
 
 
 def test_other_peoples_pods_are_not_ours(market):

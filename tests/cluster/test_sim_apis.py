@@ -270,6 +270,9 @@ def test_the_catalog_tells_what_is_free(both):
     assert level() == "LOW"
     assert both.runpod.post("/v2/pods", json={"name": "t", "image": "x", "gpu": {"id": "NVIDIA L4"}}).is_success
     assert level() == "NONE"
+    somewhere = {"include": "AVAILABILITY", "product": "POD", "count": 1, "cloud": "COMMUNITY", "countryCodes": "US,CA"}
+    gpus = both.runpod.get("/v2/catalog/gpus", params=somewhere).json()["gpus"]
+    assert {c["id"][:2] for g in gpus for c in g["dataCenters"]} <= {"US", "CA"}
     assert both.runpod.get("/v2/catalog/gpus", params={"include": "AVAILABILITY"}).status_code == 400
     assert "availability" not in both.runpod.get("/v2/catalog/gpus").json()["gpus"][0]
 
@@ -314,6 +317,14 @@ def test_an_endpoint_fails_as_often_as_asked_and_no_longer(both, fault):
         else:
             assert answer.text != answers[2].text and answer.status_code == 200
     assert both.world.calls["GET /v2/pods 200"] == (1 if fault.isdigit() else 3)
+
+
+def test_an_order_is_carried_out_though_its_answer_is_lost(both):
+    """The fault that leaves rentals nobody knows of."""
+    both.control("api", market="vast", endpoint="PUT /api/v0/asks/{id}/", fault="lost")
+    order = {"image": "x", "label": "shoestring/t", "cancel_unavail": True}
+    assert both.vast.put("/api/v0/asks/100000/", json=order).status_code == 502
+    assert [i["label"] for i in both.vast.get("/api/v1/instances/").json()["instances"]] == ["shoestring/t"]
 
 
 def test_boots_go_wrong_as_asked(both):

@@ -5,6 +5,7 @@ import gzip
 import re
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_life_of_a_bid(sim, market):
     market.destroy(id)
     market.destroy(id)
     assert market.list() == []
+
+
+def test_a_search_serves_all_who_want_the_same(sim, monkeypatch):
+    """Vast allows ten a minute."""
+    slow, search = Vast(sim.env["VAST_API_KEY"], sim.vast_url), "POST /api/v0/bundles/ 200"
+    before = sim.state()["calls"][search]
+    with ThreadPoolExecutor(4) as pool:
+        (first, *others) = pool.map(slow.offers, [Want(gpus=("RTX 4090",))] * 4)
+    assert sim.state()["calls"][search] == before + 1 and others == [first] * 3 and len(first) == 3
+    with pytest.raises(Taken):
+        slow.create(first[0], order(first[0].usd_per_hour / 2))
+    assert slow.offers(Want(gpus=("RTX 4090",))) == first[1:]  # what was tried isn't offered again
+    assert slow.offers(Want(gpus=("RTX 3090",))) and sim.state()["calls"][search] == before + 2
+    now = time.monotonic()
+    monkeypatch.setattr(vast.time, "monotonic", lambda: now + vast.FRESH_S)
+    assert slow.offers(Want(gpus=("RTX 4090",))) == first and sim.state()["calls"][search] == before + 3
 
 
 def test_other_peoples_rentals_are_not_ours(market):
