@@ -90,10 +90,10 @@ class _Job:
         return max([n["saved"] for n in notes if n["saved"] and n["saved"] <= at] or [notes[0]["training_began"]])
 
 
-def costs(ledger: Ledger, now: float, is_head=None) -> Costs:
-    """All of it up to Unix time `now`. is_head(entry): whether it is a head."""
-    if is_head is None:
-        from cluster.steward import is_head
+def costs(ledger: Ledger, now: float) -> Costs:
+    """All of it up to Unix time `now`."""
+    from cluster import tags
+
     entries = [e for e in ledger.entries() if e.usd(now) > 0 or e.living]
     polled = ledger.polled() or now
     jobs = [
@@ -105,7 +105,7 @@ def costs(ledger: Ledger, now: float, is_head=None) -> Costs:
     for e in entries:
         begin, end = min([c.since for c in e.charges] or [e.asked]), e.ended or now
         row = NodeCost(e.node or "not known yet", _what(e), max(0.0, min(end, now) - begin) / 3600, e.usd(now))
-        head = is_head(e)
+        head = tags.is_head(e.label)
         cuts = {begin, min(end, now), *([e.up] if e.up else [])}
         cuts |= {t for j in jobs for t in (j.began, j.until, *(n["at"] for n in j.notes)) if begin < t < end}
         for a, b in zip(sorted(cuts), sorted(cuts)[1:], strict=False):
@@ -186,37 +186,36 @@ def main(argv: list[str]) -> int:
 
 
 def show(c: Costs) -> None:
-    from rich.console import Console
-
-    out = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     uncertain = f", up to ${c.uncertain_usd:.2f} of it perhaps not charged" if c.uncertain_usd >= 0.005 else ""
-    out.print(f"{c.cluster}: ${c.usd:.2f}, {c.wasted:.0%} of it wasted{uncertain}; now ${c.usd_per_hour:.3f} an hour")
+    print(f"{c.cluster}: ${c.usd:.2f}, {c.wasted:.0%} of it wasted{uncertain}; now ${c.usd_per_hour:.3f} an hour")
     dollars = lambda usd: f"{usd:.4f}" if usd else ""  # noqa: E731
-    if c.nodes:
-        out.print(_table(
-            [("node", ""), ("", ""), ("hours", "r"), ("$", "r"), ("starting", "r"), ("idle", "r")],
-            [(n.node, n.what, f"{n.hours:.2f}", f"{n.usd:.4f}", dollars(n.starting_usd), dollars(n.idle_usd)) for n in c.nodes],
-        ))  # fmt: skip
-    if c.jobs:
-        out.print(_table(
-            [("job", ""), ("run", ""), ("hours", "r"), ("$", "r"), ("lost", "r"), ("step", "r"), ("$ to finish", "r")],
-            [
-                (j.stage or j.entrypoint[:40], j.run, f"{j.hours:.2f}", f"{j.usd:.4f}", dollars(j.lost_usd),
-                 f"{j.step}/{j.max_steps}" if j.step is not None else "",
-                 f"{j.to_finish_usd:.2f}" if j.to_finish_usd is not None else "")
-                for j in c.jobs
-            ],
-        ))  # fmt: skip
+    table(
+        [("node", ""), ("", ""), ("hours", "r"), ("$", "r"), ("starting", "r"), ("idle", "r")],
+        [(n.node, n.what, f"{n.hours:.2f}", f"{n.usd:.4f}", dollars(n.starting_usd), dollars(n.idle_usd)) for n in c.nodes],
+    )  # fmt: skip
+    table(
+        [("job", ""), ("run", ""), ("hours", "r"), ("$", "r"), ("lost", "r"), ("step", "r"), ("$ to finish", "r")],
+        [
+            (j.stage or j.entrypoint[:40], j.run, f"{j.hours:.2f}", f"{j.usd:.4f}", dollars(j.lost_usd),
+             f"{j.step}/{j.max_steps}" if j.step is not None else "",
+             f"{j.to_finish_usd:.2f}" if j.to_finish_usd is not None else "")
+            for j in c.jobs
+        ],
+    )  # fmt: skip
     if len(c.stages) > 1:
-        out.print(_table([("stage", ""), ("$", "r")], [(s, f"{usd:.4f}") for s, usd in c.stages.items()]))
+        table([("stage", ""), ("$", "r")], [(s, f"{usd:.4f}") for s, usd in c.stages.items()])
 
 
-def _table(columns: list[tuple[str, str]], rows: list[tuple[str, ...]]):
+def table(columns: list[tuple[str, str]], rows: list[tuple[str, ...]]) -> None:
+    """Prints it, unless it has no rows. columns: (header, "r" where it is aligned to the right)."""
+    from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    if not rows:
+        return
+    made = Table(box=None, header_style="bold", pad_edge=False)
     for name, side in columns:
-        table.add_column(name, justify="right" if side else "left", overflow="fold")
+        made.add_column(name, justify="right" if side else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        made.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(made)

@@ -157,8 +157,11 @@ class Ledger:
         market.destroy(id)
         self._write(event="destroyed", market=market.name, id=id)
 
-    def observe(self, market: str, rentals: list[Rental], at: float) -> None:
-        """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called."""
+    def observe(self, market: str, rentals: list[Rental], at: float, whole: bool = True) -> None:
+        """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called.
+
+        whole: False where these are only some, and it isn't the cluster's head that asked.
+        """
         mine = {r.id: r for r in rentals if cluster_of(r.label) == self.cluster}
         with self._locked():
             new = []
@@ -166,7 +169,7 @@ class Ledger:
                 e = self._find(r)
                 if e is None or e.rental != r or e.ended is not None:
                     new.append({"event": "seen", "at": at, "rental": asdict(r)})
-            for e in self._entries:
+            for e in self._entries if whole else []:
                 if e.market != market or e.ended is not None or e.id in mine:
                     continue
                 if e.id is not None and at > (e.answered or e.asked):
@@ -174,6 +177,9 @@ class Ledger:
                 late = e.asked + UNLISTED_S + (0.0 if e.failed else UNANSWERED_S)
                 if e.id is None and at > late and not any(e.nonce in r.label for r in mine.values()):
                     new.append({"event": "refused", "at": at, "nonce": e.nonce, "why": "no answer, and never listed"})
+            if not whole:
+                self._append(new)
+                return
             poll = {"event": "poll", "at": at, "market": market}
             if at - self._polled.get(market, 0.0) >= POLL_S:
                 new.append(poll)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from cluster import lost, tags
 from cluster.budget import Budget
 from cluster.entry import Entry
 from cluster.kept import Kept
@@ -47,12 +48,16 @@ class Steward(threading.Thread):
         if Path(HEARTBEAT).exists():  # a rented head has a watchdog too
             Path(HEARTBEAT).touch()
         state = self.budget.enforce(
-            self.ledger, now, self.markets, is_head, self._tell, lambda: notice.busy(self._gcs()), self._drain
+            self.ledger, now, self.markets, self._is_head, self._tell, lambda: notice.busy(self._gcs()), self._drain
         )
         if state != self.state:
             log.warning("Budget: %s (was %s), $%.4f spent.", state, self.state, self.ledger.spent(now))
             self.state = state
         note_jobs(self.ledger, self._gcs())
+
+    @staticmethod
+    def _is_head(e: Entry) -> bool:
+        return tags.is_head(e.label)
 
     def _gcs(self):
         from ray._raylet import GcsClient
@@ -65,20 +70,10 @@ class Steward(threading.Thread):
     def _drain(self, entries: list[Entry]) -> None:
         from ray.exceptions import RayError
 
-        from cluster import lost
-
         try:
             lost.tell(self.address, {e.node for e in entries})
         except (RuntimeError, RayError) as e:  # they go all the same
             log.warning("Ray could not be told that its nodes go: %s", e)
-
-
-def is_head(e: Entry) -> bool:
-    from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
-
-    from cluster import tags
-
-    return tags.decode(e.label)[1].get(TAG_RAY_NODE_KIND) == NODE_KIND_HEAD
 
 
 def note_jobs(ledger: Ledger, gcs) -> None:
