@@ -85,6 +85,9 @@ class Settings:
             raise ValueError("provider.markets: name at least one, such as [vast, runpod].")
         if given.get("network", "mesh") not in get_args(Network):
             raise ValueError(f"provider.network must be mesh or flat, but is {given['network']!r}.")
+        minutes = given.get("unattended_minutes", 10.0)
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+            raise ValueError(f"provider.unattended_minutes must be a number above 0, but is {minutes!r}.")
         return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget") or {})})
 
 

@@ -83,7 +83,7 @@ class Budget:
     ) -> Literal["ok", "soft", "saving", "destroying"]:
         """What is due now.
 
-        markets: {name: client}; is_head: whether an entry is this cluster's head; tell(text, deadline, usd_per_hour): tells the
+        markets: {name: Kept}; is_head: whether an entry is this cluster's head; tell(text, deadline, usd_per_hour): tells the
         running jobs to save and stop, again is harmless; busy(): whether any of them still runs; drain: tells Ray that these
         nodes go. The head is destroyed last, with whatever process this is. Raises MarketError where a rental could not be
         destroyed: call again.
@@ -103,13 +103,14 @@ class Budget:
             }
             ledger.note("budget", "cap", **cap)
         if not cap["saved"]:
-            tell(
-                f"budget.total_usd: ${cap['spent_usd']:.2f} of ${cap['total_usd']:.2f} are spent, and the rest pays for saving.",
-                cap["deadline"],
-                cap["usd_per_hour"],
-            )
-            if now < cap["deadline"] and busy():
-                return "saving"
+            if now < cap["deadline"]:
+                tell(
+                    f"budget.total_usd: ${cap['spent_usd']:.2f} of ${cap['total_usd']:.2f} are spent, and the rest pays for saving.",
+                    cap["deadline"],
+                    cap["usd_per_hour"],
+                )
+                if busy():
+                    return "saving"
             ledger.note("budget", "cap", **cap | {"saved": True})
         living = ledger.living()
         workers = [e for e in living if e.id is not None and not is_head(e)]
@@ -118,12 +119,12 @@ class Budget:
             failed = []
             for e in workers:
                 try:
-                    ledger.destroy(markets[e.market], e.id)
+                    markets[e.market].destroy(e.id)
                 except MarketError as error:
                     failed.append(error)
             if failed:
                 raise failed[0]
         if all(e.id is not None for e in living):  # else a create has no answer: it will be listed, or given up
             for e in ledger.living():
-                ledger.destroy(markets[e.market], e.id)
+                markets[e.market].destroy(e.id)
         return "destroying"

@@ -52,10 +52,17 @@ class Entry:
     """When it was first seen running."""
     seen: float | None = None
     """When it was last listed."""
+    lost: float | None = None
+    """When it was first seen to answer no more, without our doing."""
     ended: float | None = None
     why: str = ""
     """Of its end."""
     charges: list[Charge] = field(default_factory=list)
+
+    @property
+    def node(self) -> str:
+        """Its name as a node of Ray; "" as long as it has no id."""
+        return f"{self.market}-{self.id}" if self.id else ""
 
     @property
     def living(self) -> bool:
@@ -94,8 +101,10 @@ class Entry:
         before, self.seen = self.seen, at
         self.id, self.label, self.rental = r.id, r.label, r
         self.gpu, self.count, self.spot = r.gpu or self.gpu, r.count or self.count, r.spot
-        if r.state == "running" and self.up is None:
-            self.up = at
+        if r.state == "running":
+            self.up, self.lost = self.up or at, None
+        elif r.state == "lost":
+            self.lost = self.lost or at
         runs = r.started is not None and r.state != "lost"
         self._charge("disk", r.created, r.disk_usd_per_hour, before)
         self._charge("machine", r.started, r.usd_per_hour if runs else None, before)
@@ -105,6 +114,8 @@ class Entry:
         self.why, self.ended = why, at
         if why == "gone" and self.unattended_s and self.seen:  # nobody asked for longer than it lives alone
             self.ended = min(at, self.seen + self.unattended_s)
+        if why == "gone":
+            self.lost = self.lost or self.ended
         for c in self.charges:
             c.until = max(c.since, self.ended) if c.until is None else c.until
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
+from cluster import tags
 from cluster.budget import Budget
 from cluster.ledger import Ledger
 from cluster.market import Market, Offer, Order, Rental, Want
 
 
 class Kept(Market):
-    """unattended_s: after how long without a head the watchdog of what is created here ends it."""
+    """unattended_s: after how long without a head the watchdog of a worker that is created here ends it."""
 
     def __init__(self, market: Market, ledger: Ledger, budget: Budget, unattended_s: float | None = None):
         self.market, self.ledger, self.budget, self.unattended_s = market, ledger, budget, unattended_s
@@ -22,7 +23,8 @@ class Kept(Market):
     def create(self, offer: Offer, order: Order) -> str:
         """Raises Taken also where the budget has no room for it: a cheaper one may fit."""
         refuses = lambda usd: self.budget.refuses(self.ledger, usd, time.time())  # noqa: E731
-        return self.ledger.rent(self.market, offer, order, self.unattended_s, refuses)
+        alone = None if tags.is_head(order.label) else self.unattended_s  # a head is in nobody's care
+        return self.ledger.rent(self.market, offer, order, alone, refuses)
 
     def list(self) -> list[Rental]:
         at = time.time()

@@ -66,7 +66,7 @@ class Ledger:
         self._by_id: dict[tuple[str, str], Entry] = {}
         self._by_nonce: dict[str, Entry] = {}
         self._polled: dict[str, float] = {}
-        self._notes: dict[str, dict] = {}
+        self._notes: dict[str, dict[str, list[dict]]] = {}
         self._offset, self._lock, self._held = 0, threading.RLock(), None
         self.refresh()
 
@@ -100,8 +100,8 @@ class Ledger:
         return sum(e.usd_per_hour for e in self.living())
 
     def by_node(self, now: float) -> dict[str, float]:
-        """{market/id: dollars}"""
-        return {f"{e.market}/{e.id}": e.usd(now) for e in self.entries() if e.id is not None}
+        """{name as a node of Ray: dollars}"""
+        return {e.node: e.usd(now) for e in self.entries() if e.id}
 
     def polled(self) -> float:
         """When a market was last asked for this cluster: its head was alive then."""
@@ -110,8 +110,12 @@ class Ledger:
 
     def notes(self, kind: str) -> dict[str, dict]:
         """{key: last note of it} of one kind."""
+        return {key: notes[-1] for key, notes in self.history(kind).items()}
+
+    def history(self, kind: str) -> dict[str, list[dict]]:
+        """{key: all notes of it, oldest first}"""
         self.refresh()
-        return {k.split("/", 1)[1]: v for k, v in self._notes.items() if k.startswith(f"{kind}/")}
+        return dict(self._notes.get(kind, {}))
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
@@ -153,8 +157,11 @@ class Ledger:
         market.destroy(id)
         self._write(event="destroyed", market=market.name, id=id)
 
-    def observe(self, market: str, rentals: list[Rental], at: float) -> None:
-        """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called."""
+    def observe(self, market: str, rentals: list[Rental], at: float, whole: bool = True) -> None:
+        """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called.
+
+        whole: False where these are only some, and it isn't the cluster's head that asked.
+        """
         mine = {r.id: r for r in rentals if cluster_of(r.label) == self.cluster}
         with self._locked():
             new = []
@@ -162,7 +169,7 @@ class Ledger:
                 e = self._find(r)
                 if e is None or e.rental != r or e.ended is not None:
                     new.append({"event": "seen", "at": at, "rental": asdict(r)})
-            for e in self._entries:
+            for e in self._entries if whole else []:
                 if e.market != market or e.ended is not None or e.id in mine:
                     continue
                 if e.id is not None and at > (e.answered or e.asked):
@@ -170,6 +177,9 @@ class Ledger:
                 late = e.asked + UNLISTED_S + (0.0 if e.failed else UNANSWERED_S)
                 if e.id is None and at > late and not any(e.nonce in r.label for r in mine.values()):
                     new.append({"event": "refused", "at": at, "nonce": e.nonce, "why": "no answer, and never listed"})
+            if not whole:
+                self._append(new)
+                return
             poll = {"event": "poll", "at": at, "market": market}
             if at - self._polled.get(market, 0.0) >= POLL_S:
                 new.append(poll)
@@ -276,4 +286,5 @@ class Ledger:
                     if e.market == event["market"] and e.ended is None and e.rental is not None:
                         e.seen = max(at, e.seen)
             case "note":
-                self._notes[f"{event['kind']}/{event['key']}"] = {"at": at, **event["fields"]}
+                of_kind = self._notes.setdefault(event["kind"], {})
+                of_kind.setdefault(event["key"], []).append({"at": at, **event["fields"]})

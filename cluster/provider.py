@@ -31,6 +31,7 @@ from cluster.ledger import Ledger
 from cluster.market import Order, Rental
 from cluster.memory import Memory
 from cluster.runner import Runner
+from cluster.steward import Steward, gcs_address
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request, into monitor.log
@@ -45,6 +46,9 @@ STALE_S = 10.0
 """The markets are asked again when what they said is older."""
 AGAIN_S = 60.0
 """So is a rental that is listed still, this long after it was destroyed."""
+
+HEADS_MORE = 3
+"""A head has this many times its workers' time: it is set up only when it has run for a while, and holds the ledger."""
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Provider(NodeProvider):
             ray.TAG_RAY_USER_NODE_TYPE: os.environ.get("RAY_NODE_TYPE_NAME", "head"),
             tags.SLOT: str(mesh.HEAD),
         }
+        if address := gcs_address():
+            Steward(self.ledger, self.settings.budget, self.markets, address).start()
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict) -> dict:
@@ -249,7 +255,7 @@ class Provider(NodeProvider):
             disk_gb=node_config.get("disk_gb", 20.0),
             bid_usd_per_hour=None,
             public_key=self.folder.public_key,
-            start="" if tags_[ray.TAG_RAY_NODE_KIND] == ray.NODE_KIND_HEAD else self._watchdog(),
+            start=self._watchdog(tags_),
         )
         rungs = ladder.parse(node_config["ladder"])
         offer, id = ladder.climb(rungs, self.markets, order, self.memory)
@@ -262,7 +268,10 @@ class Provider(NodeProvider):
             self._known.nodes[f"{market}-{id}"] = Node(rental, tags_, made=time.monotonic())
         log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
 
-    def _watchdog(self) -> str:
+    def _watchdog(self, tags_: dict[str, str]) -> str:
+        """Shell commands that end the rental when its head is gone; a head when nothing on it leads the cluster any more."""
+        if tags_[ray.TAG_RAY_NODE_KIND] == ray.NODE_KIND_HEAD:
+            return watchdog.start(HEADS_MORE * self.settings.unattended_minutes * 60)
         head = (self._head_ip(), mesh.GCS_PORT) if self.settings.network == "flat" else None
         return watchdog.start(self.settings.unattended_minutes * 60, head)
 
@@ -331,8 +340,9 @@ class Provider(NodeProvider):
         self._later.submit(f, *args).add_done_callback(report)
 
     def _head_ip(self) -> str:
-        heads = [HERE] if self.settings.here else self.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD})
-        return self.internal_ip(heads[0])
+        if self.settings.network == "mesh":
+            return mesh.ip(mesh.HEAD)
+        return self.internal_ip(self.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD})[0])
 
     # ---- how a node is set up
 

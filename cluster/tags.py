@@ -72,3 +72,7 @@ def decode(label: str) -> tuple[str, dict[str, str]]:
             tags[LONG[short]] = LONG_VALUES.get(short, {}).get(value, value)
     kind = tags.get(ray.TAG_RAY_NODE_KIND)
     return cluster, tags | ({ray.TAG_RAY_NODE_NAME: f"ray-{cluster}-{kind}"} if kind else {})
+
+
+def is_head(label: str) -> bool:
+    return decode(label)[1].get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD

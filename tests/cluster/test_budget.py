@@ -14,7 +14,7 @@ from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa
 
 START = 1000.0
 WORKER = replace(RENTAL, usd_per_hour=0.9, disk_usd_per_hour=0.1, created=START, started=START)
-HEAD = replace(WORKER, id="9", label="shoestring/c;k=head", usd_per_hour=0.2, disk_usd_per_hour=0.0)
+HEAD = replace(WORKER, id="9", label="shoestring/c;k=h", usd_per_hour=0.2, disk_usd_per_hour=0.0)
 HOUR = 3600.0
 
 
@@ -63,8 +63,8 @@ def enforce(ledger, market, now, log, busy=True, budget=Budget(total_usd=10.0)):
     return budget.enforce(
         ledger,
         now,
-        {"vast": market},
-        is_head=lambda e: "k=head" in e.label,
+        {"vast": Kept(market, ledger, budget)},
+        is_head=lambda e: "k=h" in e.label,
         tell=lambda *a: log.append(("tell", *a)),
         busy=lambda: busy,
         drain=lambda es: log.append(("drain", [e.id for e in es])),
@@ -131,7 +131,9 @@ def test_a_crash_at_any_point_is_gone_on_from(state, crash_at):  # noqa: F811
     crashed = False
     for i in range(3):
         try:
-            budget.enforce(Ledger("c"), NOW + i, {"vast": market}, lambda e: "k=head" in e.label, **hooks)
+            ledger = Ledger("c")
+            kept = {"vast": Kept(market, ledger, budget)}
+            budget.enforce(ledger, NOW + i, kept, lambda e: "k=h" in e.label, **hooks)
         except Crash:
             crashed = True
     assert not market.rentals and log and not Ledger("c").living()
