@@ -70,9 +70,34 @@ def cluster(market: str, **changes) -> dict:
     } | changes  # fmt: skip
 
 
-def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
-    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
-    return laptop.start("ray", "job", "submit", "--address", DASHBOARD, *map(str, command), **said)
+class Submitted:
+    """A job of `ray job submit`, watched by asking: nothing depends on a connection that lasts."""
+
+    def __init__(self, laptop: Laptop, *command: str | Path):
+        self.laptop = laptop
+        said = self._ray("submit", "--no-wait", *command)
+        assert said.returncode == 0, said.stdout + said.stderr
+        self.id = re.search(r"raysubmit_\w+", said.stdout)[0]
+
+    def _ray(self, *command) -> subprocess.CompletedProcess:
+        return self.laptop.run("ray", "job", command[0], "--address", DASHBOARD, *command[1:])
+
+    def status(self) -> str:
+        said = self._ray("status", self.id).stdout
+        return next((s for s in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if s in said.upper()), said)
+
+    def logs(self) -> str:
+        return self._ray("logs", self.id).stdout
+
+    def wait(self, seconds: float) -> str:
+        """Its logs, when it has succeeded."""
+        give_up = time.time() + seconds
+        while (status := self.status()) in ("PENDING", "RUNNING") or "rror" in status:
+            assert time.time() < give_up, self.logs()
+            time.sleep(1)
+        logs = self.logs()
+        assert status == "SUCCEEDED", logs
+        return logs
 
 
 def options(shared: Path, model: str, data: str) -> list[str]:
@@ -90,11 +115,11 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
     code = shared / "code"  # what `--working-dir .` sends of a checkout
     for package in ("jobs", "lib"):
         shutil.copytree(REPO / package, code / package)
-    job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
+    job = Submitted(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
     sim.wait(lambda state: len(spots(state)) == 2, 120)
     took("2 workers rented and running", began)
     while not checkpoint.steps(run) or checkpoint.damage(run, checkpoint.steps(run)[0]):
-        assert job.poll() is None and time.time() < began + 240, job.stdout.read()
+        assert time.time() < began + 240, job.logs()
         time.sleep(0.05)
     took("first checkpoint", began)
     assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
@@ -105,9 +130,11 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
     took("outbid → destroyed", fault)
     sim.wait(lambda state: len(spots(state)) == 2, 30)
     took("outbid → replaced", fault)
-    said, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, said
+    while run.provenance()["status"] != "finished":
+        assert time.time() < fault + 300, job.logs()
+        time.sleep(0.2)
     took("outbid → job done", fault)
+    said = job.wait(60)
     assert re.search(r"from step [1-5]0 on 2 ", said), said
     return run.provenance()["model_sha256"]
 

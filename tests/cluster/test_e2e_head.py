@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.cluster import e2e
-from tests.cluster.e2e import NAP, alive, cluster, spots, submit, took
+from tests.cluster.e2e import NAP, Submitted, alive, cluster, spots, took
 from tests.cluster.laptop import Laptop
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
@@ -51,7 +51,7 @@ def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, sh
 
 def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxes, shared):
     (shared / "nap.py").write_text(NAP)
-    job = submit(laptop, "--", "python", shared / "nap.py", 20)
+    job = Submitted(laptop, "--", "python", shared / "nap.py", 20)
     boxes.wait(lambda state: len(spots(state)) == 2, 120)
     give_up = time.time() + 120
     while alive(laptop) < 3:
@@ -63,6 +63,5 @@ def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxe
     took("dark → destroyed", fault)
     boxes.wait(lambda state: len(spots(state)) == 2, 60)
     took("dark → replaced", fault)
-    said, _ = job.communicate(timeout=180)
-    assert job.returncode == 0, said
-    took("dark → its task tried again and done", fault)
+    ended = float(re.search(r"ENDED ([\d.]+)", job.wait(180))[1])
+    print(f"\ndark → its task tried again and done: {ended - fault:.1f} s")

@@ -34,7 +34,9 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
     up = laptop.run("ray", "up", "-y", "--no-config-cache", config)
     assert up.returncode == 0, up.stdout + up.stderr
     took("ray up", began)
-    tunnel = laptop.start("ray", "dashboard", config, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    tunnel = laptop.start(
+        "sh", "-c", f"while :; do ray dashboard {config}; done", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         give_up = time.time() + 30
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
