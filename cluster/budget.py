@@ -111,7 +111,7 @@ class Budget:
                 )
                 if busy():
                     return "saving"
-            ledger.note("budget", "cap", **cap | {"saved": True})
+            ledger.note("budget", "cap", **{k: v for k, v in cap.items() if k != "at"} | {"saved": True})
         living = ledger.living()
         workers = [e for e in living if e.id is not None and not is_head(e)]
         if workers:

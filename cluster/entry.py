@@ -125,8 +125,9 @@ class Entry:
         now = past[-1] if past and past[-1].until is None else None
         if now and now.usd_per_hour == usd_per_hour:
             return
-        if now:
-            now.until = max(now.since, self.seen)
+        if now:  # a higher price is charged since it was last seen with the lower one
+            dearer = usd_per_hour is not None and usd_per_hour > now.usd_per_hour and before is not None
+            now.until = max(now.since, before if dearer else self.seen)
         if usd_per_hour is None:
             return
         if now:

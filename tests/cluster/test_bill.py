@@ -98,7 +98,7 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):  # noqa: F811
     assert not ledger.living() and not [r for r in both.world.rentals.values() if r.alive]
     ours = {e.id: e for e in ledger.entries() if e.id}
     assert {r["id"] for r in bill["rentals"]} <= ours.keys()
-    assert len(bill["rentals"]) > 12 and failed and bill["total_usd"] > 5
+    assert len(bill["rentals"]) > 12 and failed and bill["total_usd"] > 2
     for r in bill["rentals"]:
         assert -1e-4 < ours[r["id"]].usd(now) - r["usd"] < 0.005, r  # what ended by itself did so between two polls
     assert ledger.spent(now) == pytest.approx(bill["total_usd"], abs=0.01)

@@ -64,7 +64,10 @@ def test_a_life_to_the_cent():
     assert usd(ledger, 1100) == 100 * 0.036 / 3600
     ledger.observe("vast", [RENTAL], at=1105)
     assert usd(ledger, 2100) == 1100 * 0.036 / 3600 + 1000 * 0.36 / 3600
-    ledger.observe("vast", [replace(RENTAL, usd_per_hour=0.72)], at=2100)
+    ledger.observe("vast", [RENTAL], at=2100)
+    ledger.observe(
+        "vast", [replace(RENTAL, usd_per_hour=0.72)], at=2110
+    )  # since when isn't known: since it was seen last
     ledger.observe("vast", [replace(RENTAL, state="lost", why="outbid")], at=2200)
     assert ledger.rate() == 0.036
     ledger.observe("vast", [], at=2300)
