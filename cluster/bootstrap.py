@@ -99,7 +99,11 @@ def complete(config: dict) -> dict:
     for name, node in config["available_node_types"].items():
         tags.check_name("available_node_types", name)
         _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
-    head = f"ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    # RunPod gives each pod a key of its own by the account's name for it; the account's is in a file (join.py).
+    own = " ".join(f"{name.upper()}_API_KEY" for name in settings.markets)
+    head = (
+        f"unset {own}; ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    )
     worker = f"ray start --address=$RAY_HEAD_IP:{mesh.GCS_PORT} {_SAME}"
     filled = {
         "auth": {"ssh_user": "root"},
