@@ -110,11 +110,11 @@ def options(shared: Path, model: str, data: str) -> list[str]:
 
 def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
     """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
-    run = Run(str(shared / "run"))
+    run = Run(str(shared / f"run-{cluster}"))
     began = time.time()
     code = shared / "code"  # what `--working-dir .` sends of a checkout
     for package in ("jobs", "lib"):
-        shutil.copytree(REPO / package, code / package)
+        shutil.copytree(REPO / package, code / package, dirs_exist_ok=True)
     job = Submitted(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
     sim.wait(lambda state: len(spots(state)) == 2, 120)
     took("2 workers rented and running", began)
@@ -141,7 +141,9 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
 
 def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[str]:
     """Where on these boxes' disks, command lines or environments an account's key or the cluster's private key is."""
-    private = (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[1]
+    private = (
+        (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[3]
+    )  # the first two say the same of every key
     keys = [sim.env["VAST_API_KEY"], sim.env["RUNPOD_API_KEY"], private]
     found = []
     for rental in sim.state()["rentals"]:
