@@ -43,7 +43,7 @@ def install() -> str:
     packages.append(f"ray[train,tune,serve,default]=={ray}")
     has = f"import importlib.metadata as m; exit(m.version('ray') != '{ray}')"
     return (
-        f'command -v ray > /dev/null && python3 -c "{has}" || {{ python3 -m pip install -q uv && '
+        f'command -v ray > /dev/null && python3 -c "{has}" || {{ PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q uv && '
         f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} {shlex.join(packages)} && "
         f"echo 'export PATH={VENV}/bin:$PATH' >> ~/.bashrc; }}"
     )

@@ -32,7 +32,6 @@ def worker(provider: Provider, node_id: str, runner: Runner) -> None:
     node = provider.nodes.get(node_id)
     if node is None:
         raise RuntimeError(f"{node_id} is gone.")
-    node.reached = True
     if provider.settings.network == "flat":
         return
     _prepare(provider, runner)
@@ -43,9 +42,8 @@ def worker(provider: Provider, node_id: str, runner: Runner) -> None:
     runner.send(b"", f"bash -c {mesh.WAIT!r}")
 
 
-def head(provider: Provider, node_id: str, runner: Runner) -> None:
+def head(provider: Provider, runner: Runner) -> None:
     """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
-    provider.nodes.get(node_id).reached = True
     for name in ("key", "key.pub", "known_hosts"):
         path = provider.folder.path / name
         if path.exists():

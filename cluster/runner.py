@@ -39,12 +39,15 @@ class Runner(SSHCommandRunner):
         if cmd and "ray start" in cmd:
             exports = join.environment(self.provider, self.node_id)
             cmd = "".join(f"export {key}={shlex.quote(value)}; " for key, value in exports.items()) + cmd
-        return super().run(cmd, *args, **kwargs)
+        result = super().run(cmd, *args, **kwargs)
+        if node := self.provider.nodes.get(self.node_id):
+            node.reached = True
+        return result
 
     def run_init(self, *, as_head: bool, file_mounts: dict, sync_run_yet: bool) -> None:
         """Ray calls it once in every set-up, before Ray starts on the node."""
         if as_head:
-            join.head(self.provider, self.node_id, self)
+            join.head(self.provider, self)
         else:
             join.worker(self.provider, self.node_id, self)
 

@@ -34,7 +34,7 @@ def test_the_key_is_kept_in_a_file_and_in_no_process(home):
 def test_another_key_than_the_files_is_refused(home, monkeypatch):
     head.read(written(home, cluster("vast")))
     monkeypatch.setenv("VAST_API_KEY", "secret-2")
-    with pytest.raises(ValueError, match="VAST_API_KEY isn't what .*vast_api_key holds"):
+    with pytest.raises(ValueError, match=r"VAST_API_KEY isn't what .*vast_api_key holds"):
         head.read(written(home, cluster("vast")))
 
 
