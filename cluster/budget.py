@@ -22,6 +22,8 @@ class Budget:
     """Of the cluster's whole life, over all its heads. None: no cap."""
     per_hour_usd: float | None = None
     """Of all its rentals at one time. None: no cap."""
+    store: str | None = None
+    """A folder or s3://bucket/path where the ledger is kept too: without it, what a rented head spent is forgotten with it."""
     save_minutes: float = 5.0
     """What jobs get to save their work and everything to be destroyed, once the money is out. It is kept back from total_usd."""
     useful_minutes: float = 15.0
@@ -38,11 +40,13 @@ class Budget:
         for key, value in given.items():
             if key not in known:
                 raise ValueError(f"provider.budget.{key} is not a key of a budget.{nearest(key, known)}")
+            if key == "store" and isinstance(value, str | None):
+                continue
             if value is None and key.endswith("_usd"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"provider.budget.{key} must be a number above 0, but is {value!r}.")
-        return cls(**{k: v if v is None else float(v) for k, v in given.items()})
+        return cls(**{k: float(v) if isinstance(v, int) else v for k, v in given.items()})
 
     def refuses(self, ledger: Ledger, usd_per_hour: float, now: float) -> str | None:
         """Why nothing may be rented at this price (machine and disk), or None."""
@@ -126,5 +130,6 @@ class Budget:
                 raise failed[0]
         if all(e.id is not None for e in living):  # else a create has no answer: it will be listed, or given up
             for e in ledger.living():
+                ledger.leave(e)
                 markets[e.market].destroy(e.id)
         return "destroying"

@@ -90,6 +90,11 @@ class Entry:
             return 0.0
         return self.usd(self.ended, self.seen)
 
+    def seen_until(self, at: float | None) -> None:
+        """It was listed then, too, as it was before."""
+        if at is not None and self.seen is not None:
+            self.seen = max(self.seen, at)
+
     def see(self, r: Rental, at: float) -> None:
         """Takes in how the market listed it at Unix time `at`."""
         if self.ended is not None:

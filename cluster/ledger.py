@@ -20,19 +20,18 @@ only the time between two polls is known, all of it is charged: `spent` errs tow
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from cluster.copies import Copies
 from cluster.entry import Entry
+from cluster.journal import Journal
 from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
 
 POLL_S = 15.0
@@ -60,15 +59,17 @@ def cluster_of(label: str) -> str:
 class Ledger:
     """The ledger of one cluster. Safe between threads and processes; what others wrote is read before each use."""
 
-    def __init__(self, cluster: str):
+    def __init__(self, cluster: str, store: str | None = None):
+        """store: where copies are kept that outlive this machine, of all machines that write this cluster's ledger; None: as
+        it was the last time."""
         self.cluster, self.path = cluster, root() / cluster / "ledger.jsonl"
-        self._entries: list[Entry] = []
-        self._by_id: dict[tuple[str, str], Entry] = {}
-        self._by_nonce: dict[str, Entry] = {}
-        self._polled: dict[str, float] = {}
-        self._notes: dict[str, dict[str, list[dict]]] = {}
-        self._offset, self._lock, self._held = 0, threading.RLock(), None
+        self._clear()
+        self._written: dict[str, float] = {}
+        """When this process last wrote a poll of a market."""
+        self._journal = Journal(self.path)
+        self._copies: Copies | None = None
         self.refresh()
+        self._join(store)
 
     # -- what it knows ---------------------------------------------------------------------------------------------
 
@@ -168,12 +169,12 @@ class Ledger:
             for r in mine.values():
                 e = self._find(r)
                 if e is None or e.rental != r or e.ended is not None:
-                    new.append({"event": "seen", "at": at, "rental": asdict(r)})
+                    new.append({"event": "seen", "at": at, "before": e and e.seen, "rental": asdict(r)})
             for e in self._entries if whole else []:
                 if e.market != market or e.ended is not None or e.id in mine:
                     continue
                 if e.id is not None and at > (e.answered or e.asked):
-                    new.append({"event": "gone", "at": at, "market": market, "id": e.id})
+                    new.append({"event": "gone", "at": at, "before": e.seen, "market": market, "id": e.id})
                 late = e.asked + UNLISTED_S + (0.0 if e.failed else UNANSWERED_S)
                 if e.id is None and at > late and not any(e.nonce in r.label for r in mine.values()):
                     new.append({"event": "refused", "at": at, "nonce": e.nonce, "why": "no answer, and never listed"})
@@ -181,8 +182,9 @@ class Ledger:
                 self._append(new)
                 return
             poll = {"event": "poll", "at": at, "market": market}
-            if at - self._polled.get(market, 0.0) >= POLL_S:
+            if at - self._written.get(market, 0.0) >= POLL_S:
                 new.append(poll)
+                self._written[market] = at
             self._append(new)
             self._apply(poll)
 
@@ -193,57 +195,58 @@ class Ledger:
         late = time.time() - UNANSWERED_S
         return [r for r, e in found if e and e.nonce and e.answered is None and (e.failed or e.asked < late)]
 
+    def leave(self, e: Entry) -> None:
+        """Before the rental that this runs on is destroyed: it counts as ended, here and in the store."""
+        self._write(event="destroyed", market=e.market, id=e.id)
+        self.send()
+
+    def send(self) -> None:
+        """Brings the store up to date, where there is one."""
+        if self._copies:
+            self._copies.send(self.path)
+
     def note(self, kind: str, key: str, **fields) -> None:
         """Keeps something else beside the rentals; the last one of a key counts."""
         self._write(event="note", kind=kind, key=key, fields=fields)
 
-    # -- the file --------------------------------------------------------------------------------------------------
+    def _join(self, store: str | None) -> None:
+        """Begins again with what other machines wrote, in the order in which it happened."""
+        known = self.notes("store").get("place", {}).get("address")
+        if store and store != known:
+            self.note("store", "place", address=store)
+        if not (store or known):
+            return
+        self._copies = Copies(store or known, self.cluster, self.path.parent)
+        with self._locked():
+            self._clear()
+            for event in sorted(self._journal.events() + self._copies.others(), key=lambda event: event["at"]):
+                self._apply(event)
 
     @contextmanager
     def _locked(self):
-        """Around what reads or writes the file: locked, and read to its end. Its holder may call itself."""
-        with self._lock:
-            if self._held:
-                yield
-                return
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self.path.open("a+b") as self._held:
-                try:
-                    fcntl.flock(self._held, fcntl.LOCK_EX)
-                    self._read()
-                    yield
-                finally:
-                    self._held = None
-
-    def _read(self) -> None:
-        """What was added. A last line without its end was never acknowledged, and is cut off."""
-        self._held.seek(self._offset)
-        whole, end, torn = self._held.read().rpartition(b"\n")
-        if torn:
-            self._held.truncate(self._offset + len(whole) + len(end))
-        for line in whole.splitlines():
-            try:
-                self._apply(json.loads(line))
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
-        self._offset += len(whole) + len(end)
+        """Around what reads or writes: nobody else does, and what others wrote is taken in."""
+        with self._journal.locked() as new:
+            for event in new:
+                self._apply(event)
+            yield
 
     def _append(self, events: list[dict]) -> None:
-        if not events:
-            return
-        lines = "".join(json.dumps(e) + "\n" for e in events).encode()
-        self._held.write(lines)
-        self._held.flush()
-        os.fsync(self._held.fileno())
-        self._offset += len(lines)
-        for e in events:
-            self._apply(e)
+        self._journal.append(events)
+        for event in events:
+            self._apply(event)
 
     def _write(self, **event) -> None:
         with self._locked():
             self._append([{"at": time.time(), **event}])
 
     # -- what the lines add up to ----------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        self._entries: list[Entry] = []
+        self._by_id: dict[tuple[str, str], Entry] = {}
+        self._by_nonce: dict[str, Entry] = {}
+        self._polled: dict[str, float] = {}
+        self._notes: dict[str, dict[str, list[dict]]] = {}
 
     def _find(self, r: Rental) -> Entry | None:
         nonce = re.search(r";n=([0-9a-f]{12})", r.label)
@@ -260,7 +263,9 @@ class Ledger:
                 self._by_nonce[e.nonce] = e
             case "rented":
                 e = self._by_nonce[event["nonce"]]
-                e.id, e.answered, e.ended, e.failed = event["id"], at, None, False
+                if e.id is None:  # else it was listed before the market's answer came
+                    e.id, e.ended = event["id"], None
+                e.answered, e.failed = at, False
                 self._by_id[e.market, e.id] = e
             case "refused":
                 e = self._by_nonce[event["nonce"]]
@@ -274,17 +279,19 @@ class Ledger:
                 if e is None:
                     e = Entry(r.market, asked=r.created)
                     self._entries.append(e)
+                e.seen_until(event["before"])
                 e.see(r, at)
                 self._by_id[r.market, r.id] = e
             case "gone" | "destroyed":
                 e = self._by_id.get((event["market"], event["id"]))
                 if e and e.ended is None:
+                    e.seen_until(event.get("before"))
                     e.end(at, event["event"])
             case "poll":
                 self._polled[event["market"]] = max(at, self._polled.get(event["market"], 0.0))
                 for e in self._entries:
                     if e.market == event["market"] and e.ended is None and e.rental is not None:
-                        e.seen = max(at, e.seen)
+                        e.seen_until(at)
             case "note":
                 of_kind = self._notes.setdefault(event["kind"], {})
                 of_kind.setdefault(event["key"], []).append({"at": at, **event["fields"]})

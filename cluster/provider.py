@@ -53,7 +53,7 @@ class Provider(NodeProvider):
         super().__init__(provider_config, cluster_name)
         self.settings = bootstrap.Settings.read(provider_config)
         self.folder = Folder(cluster_name)
-        self.ledger = Ledger(cluster_name)
+        self.ledger = Ledger(cluster_name, self.settings.budget.store)
         self.markets = {
             name: Kept(markets.find(name), self.ledger, self.settings.budget, self.settings.unattended_minutes * 60)
             for name in self.settings.markets

@@ -54,6 +54,7 @@ class Steward(threading.Thread):
             log.warning("Budget: %s (was %s), $%.4f spent.", state, self.state, self.ledger.spent(now))
             self.state = state
         note_jobs(self.ledger, self._gcs())
+        self.ledger.send()
 
     @staticmethod
     def _is_head(e: Entry) -> bool:

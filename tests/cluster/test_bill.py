@@ -81,6 +81,9 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):  # noqa: F811
             case "wait":
                 for machine in both.world.machines.values():
                     machine.taken = False
+                for rental in alive:
+                    if rental.state in ("provisioning", "loading"):  # given up, as the provider does after ten minutes
+                        kept[rental.machine.market].destroy(rental.id)
                 clock(1800.0)
                 poll(kept, chance)
         if any(r.booting for r in both.world.rentals.values()):

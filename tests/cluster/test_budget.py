@@ -30,6 +30,7 @@ def test_keys_and_values_are_checked():
     assert Budget.read({"total_usd": 20, "per_hour_usd": None}) == Budget(total_usd=20.0)
     with pytest.raises(ValueError, match=r"provider\.budget\.totl_usd is not a key of a budget\. Nearest: total_usd\."):
         Budget.read({"totl_usd": 20})
+    assert Budget.read({"store": "s3://b/x"}).store == "s3://b/x"
     for bad in ("20", 0, -1, True, float("nan")):
         with pytest.raises(ValueError, match=r"provider\.budget\.total_usd must be a number above 0"):
             Budget.read({"total_usd": bad})
@@ -133,6 +134,7 @@ def test_a_crash_at_any_point_is_gone_on_from(state, crash_at):  # noqa: F811
         try:
             ledger = Ledger("c")
             kept = {"vast": Kept(market, ledger, budget)}
+            kept["vast"].list()  # by the autoscaler, every few seconds
             budget.enforce(ledger, NOW + i, kept, lambda e: "k=h" in e.label, **hooks)
         except Crash:
             crashed = True

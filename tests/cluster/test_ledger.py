@@ -201,6 +201,18 @@ def test_a_half_written_last_line_is_cut_off(state):
         assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
+def test_another_process_reads_the_same_to_the_second():
+    """Although not every poll is written: what was seen, and until when, is."""
+    ledger = Ledger("c")
+    for i in range(40):
+        ledger.observe("vast", [RENTAL], at=1200 + 3 * i)
+    assert 1317 - 15 <= Ledger("c").polled() <= 1317
+    ledger.observe("vast", [replace(RENTAL, usd_per_hour=3.6)], at=1320)
+    assert usd(ledger, 1317) == (217 * 0.36 + 317 * 0.036) / 3600
+    assert usd(ledger, 1417) == (217 * 0.36 + 100 * 3.6 + 417 * 0.036) / 3600
+    assert len(ledger.path.read_text().splitlines()) < 15
+
+
 def test_two_processes_write_one_ledger():
     one, other = Ledger("c"), Ledger("c")
     one.observe("vast", [RENTAL], at=1200)
@@ -218,3 +230,36 @@ def test_with_no_head_it_is_charged_no_longer_than_its_watchdog_lets_it_live():
     ledger.observe("vast", [], at=t + 86400)  # the head was gone for a day
     assert ledger.spent(t + 99999) == pytest.approx(610 * 0.396 / 3600)
     assert ledger.entry("vast", id).uncertain_usd() == pytest.approx(600 * 0.396 / 3600)
+
+
+def test_what_a_rented_head_spent_outlives_it(state, tmp_path, monkeypatch):
+    """A laptop rents the head; the head rents a worker, and is destroyed with its disk; the laptop, and the next head, know."""
+    store, market = str(tmp_path / "store"), Shelf()
+
+    def machine(name, now):
+        monkeypatch.setenv("SHOESTRING_STATE", str(state / name))
+        monkeypatch.setattr("cluster.ledger.time.time", lambda: now)
+
+    machine("laptop", 999)
+    laptop = Ledger("c", store)
+    head = laptop.rent(market, OFFER, replace(ORDER, label="shoestring/c;k=h"))
+    machine("head", 1500)
+    ledger = Ledger("c", store)
+    worker = ledger.rent(market, OFFER, ORDER)
+    ledger.observe(
+        "vast", [replace(r, created=1000.0 if r.id == head else 1500.0, started=1500.0) for r in market.list()], at=1510
+    )
+    assert {e.id for e in ledger.living()} == {head, worker}
+    ledger.send()
+    machine("head", 2500)
+    ledger.destroy(market, worker)
+    ledger.leave(ledger.entry("vast", head))
+    spent = ledger.spent(2500)
+    assert spent == pytest.approx((1500 * 0.036 + 1000 * 0.36 + 1000 * 0.396) / 3600)
+    for name in ("laptop", "next-head"):
+        machine(name, 9000)
+        again = Ledger("c", None if name == "laptop" else store)  # the laptop remembers where
+        assert again.spent(9000) == pytest.approx(spent) and not again.living() and len(again.entries()) == 2
+    again.observe("vast", [], at=9001)
+    again.send()
+    assert len(list((tmp_path / "store" / "c").glob("*.jsonl"))) == 2
