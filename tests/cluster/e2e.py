@@ -70,6 +70,12 @@ def cluster(market: str, **changes) -> dict:
     } | changes  # fmt: skip
 
 
+def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
+    """`ray job submit`, which shows what the job prints until it ends."""
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
+    return laptop.start("ray", "job", "submit", "--address", DASHBOARD, *map(str, command), **said)
+
+
 class Submitted:
     """A job of `ray job submit`, watched by asking: nothing depends on a connection that lasts."""
 
