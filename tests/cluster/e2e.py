@@ -109,7 +109,8 @@ class Submitted:
 def options(shared: Path, model: str, data: str) -> list[str]:
     """Of jobs/sft.py: two workers, a tiny model, 60 steps; model and data copied to where every node sees them."""
     for path in map(Path, (model, data)):
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, shared / path.name)
+        if not (shared / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, shared / path.name)
     given = SFT | {"model.base": shared / Path(model).name, "data.source": shared / Path(data).name}
     return [f"--{key}={value}" for key, value in given.items()]
 
