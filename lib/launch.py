@@ -183,9 +183,10 @@ def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
+    loop = {"job": job.to_dict(), "build": build, "config_class": config, "rows": rows, "cluster": on_cluster}
     return Trainer(
         train_loop,
-        train_loop_config={"job": job.to_dict(), "build": build, "config_class": config, "rows": rows},
+        train_loop_config=loop,
         scaling_config=ScalingConfig(
             num_workers=elastic, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0
         ),

@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, data, hardware, head, models, strategy
+from lib import checkpoint, data, hardware, head, models, notice, strategy
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.quantize import qat
@@ -68,7 +68,8 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
 
 
 def train_loop(config: dict) -> dict:
-    """Entry point of every worker. config: {job: dict, build: function, config_class: str, rows: kinds of data}.
+    """Entry point of every worker. config: {job: dict, build: function, config_class: str, rows: kinds of data, cluster: whether
+    this Ray is one that others lead}.
 
     Returns rank 0's summary for provenance.json. Raises StopTraining where another try would fail the same way.
     """
@@ -119,12 +120,17 @@ def train_loop(config: dict) -> dict:
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
     keep = _keep_run(run)
     trainer.add_callback(keep)
+    word = notice.callback(run, job.stage) if config["cluster"] else None
+    if word:
+        trainer.add_callback(word)
     ready = time.time()
     with contextlib.suppress(AllStepsDone):
         trainer.train(resume_from_checkpoint=resume)
     trained = time.time()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
+    if word and word.stopped and state.global_step < state.max_steps:
+        raise StopTraining(word.stopped)
     if state.global_step < state.max_steps:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
     if trainer.eval_dataset is not None:

@@ -12,7 +12,9 @@ import httpx
 import pytest
 
 from cluster.sim.box import why_not
-from tests.conftest import REPO
+from tests.conftest import REPO, run_job
+
+pytest.register_assert_rewrite("tests.cluster.e2e")
 
 
 class Sim:
@@ -84,3 +86,29 @@ def sim(request):
         pytest.skip(reason)
     with simulator(**options) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """A folder that every machine of an end-to-end test sees: where runs are kept, as a bucket would be."""
+    with tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def boxes(shared):
+    """A simulator with real boxes that share no network."""
+    with simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=shared) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shared, tiny_model, chats_file, tmp_path_factory):
+    """(options of a job, model_sha256 of its run on two workers of this machine)"""
+    from lib.run import Run
+    from tests.cluster.e2e import options
+
+    given, run = options(shared, tiny_model, chats_file), tmp_path_factory.mktemp("alone") / "run"
+    done = run_job("sft", *given, "--run", run)
+    assert done.returncode == 0, done.stderr
+    return given, Run(str(run)).provenance()["model_sha256"]

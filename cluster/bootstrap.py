@@ -1,0 +1,152 @@
+"""From the short YAML of a cluster to the whole one that Ray works with: what every cluster of ours has in common."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, field, fields
+from importlib.metadata import requires, version
+from typing import Literal, get_args
+
+from cluster import ladder, mesh, tags
+from cluster.budget import Budget
+
+CODE = "/opt/shoestring"
+"""Where this project is on a rented head: the autoscaler imports provider.py there, outside any job's runtime environment."""
+
+ON_EVERY_NODE = {
+    # A peer that went dark is noticed by gRPC after 15 s instead of never: a driver waits on the connection, not on the GCS.
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}
+ON_THE_HEAD = {
+    # Dead after 6 to 10 s without an answer (Ray's own: 30 s).
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "4000",
+    "RAY_health_check_failure_threshold": "3",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "3",
+    "AUTOSCALER_NODE_SSH_INTERVAL_S": "2",
+    "RAY_enable_autoscaler_v2": "1",
+}
+"""Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""
+
+VENV = "/opt/venv"
+STOP = "if grep -qsx raylet /proc/[0-9]*/comm; then ray stop; fi"
+"""What a head that is gone has left; asking `ray stop` in vain takes seconds."""
+
+
+def install() -> str:
+    """Shell: on a node whose image hasn't this Ray, this Python with all that this project requires."""
+    ray = version("ray")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    packages = [r for r in requires("shoestring") if "extra ==" not in r and not r.startswith("ray[")]
+    packages.append(f"ray[train,tune,serve,default]=={ray}")
+    has = f"import importlib.metadata as m; exit(m.version('ray') != '{ray}')"
+    return (
+        f'command -v ray > /dev/null && python3 -c "{has}" || {{ PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q uv && '
+        f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} {shlex.join(packages)} && "
+        f"echo 'export PATH={VENV}/bin:$PATH' >> ~/.bashrc; }}"
+    )
+
+
+Network = Literal["mesh", "flat"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The provider section of the YAML, but for type and module."""
+
+    markets: tuple[str, ...]
+    """Where to rent: vast, runpod."""
+    network: Network = "mesh"
+    """mesh: tunnels that the head dials. flat: nodes reach each other by their private addresses."""
+    image: str = ""
+    """Container image of all nodes, unless their node_config names one."""
+    budget: Budget = field(default_factory=Budget)
+    unattended_minutes: float = 10.0
+    """A worker that no head has reached for so long destroys itself."""
+    here: bool = False
+    """The head is the machine that this runs on, and not rented (`python -m cluster head`)."""
+    slots: int = 0
+    """The highest number of a node in the mesh; numbers are used in turn."""
+
+    @classmethod
+    def read(cls, section: dict) -> Settings:
+        """Raises ValueError that names the key."""
+        from lib.cli import nearest
+
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in section.items() if k not in ("type", "module") and not k.startswith("_")}
+        for key in given:
+            if key not in known:
+                raise ValueError(f"provider.{key} is not a key of the cluster.{nearest(key, known)}")
+        names = given.get("markets")
+        if not isinstance(names, list) or not names:
+            raise ValueError("provider.markets: name at least one, such as [vast, runpod].")
+        if given.get("network", "mesh") not in get_args(Network):
+            raise ValueError(f"provider.network must be mesh or flat, but is {given['network']!r}.")
+        minutes = given.get("unattended_minutes", 10.0)
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+            raise ValueError(f"provider.unattended_minutes must be a number above 0, but is {minutes!r}.")
+        return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget") or {})})
+
+
+def complete(config: dict) -> dict:
+    """`config` with everything that Ray needs; what it says itself is kept. Raises ValueError that names the key."""
+    tags.check_name("cluster_name", config["cluster_name"])
+    provider = {**config["provider"], "slots": mesh.slots(config["max_workers"])}
+    settings = Settings.read(provider)
+    for name, node in config["available_node_types"].items():
+        tags.check_name("available_node_types", name)
+        _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
+    # RunPod gives each pod a key of its own by the account's name for it; the account's is in a file (join.py).
+    own = " ".join(f"{name.upper()}_API_KEY" for name in settings.markets)
+    head = (
+        f"unset {own}; ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    )
+    worker = f"ray start --address=$RAY_HEAD_IP:{mesh.GCS_PORT} {_SAME}"
+    filled = {
+        "auth": {"ssh_user": "root"},
+        "docker": {},
+        "file_mounts": {},
+        "initialization_commands": [],
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "head_start_ray_commands": [STOP, _with(ON_EVERY_NODE | ON_THE_HEAD | {"PYTHONPATH": CODE}, head)],
+        "worker_start_ray_commands": [STOP, _with(ON_EVERY_NODE, worker)],
+    }
+    for key, value in filled.items():
+        config[key] = config.get(key) or value
+    for key in ("head_setup_commands", "worker_setup_commands"):
+        config[key] = [install(), *(config.get(key) or [])]
+    config["setup_commands"] = []  # Ray has put them into both already, and would again on the head
+    return config | {"provider": provider}
+
+
+NODE_KEYS = {"ladder", "image", "disk_gb"}
+
+
+def _check_node(name: str, node: dict, settings: Settings, head: str) -> None:
+    from lib.cli import nearest
+
+    where = f"available_node_types.{name}.node_config"
+    for key in node:
+        if key not in NODE_KEYS:
+            raise ValueError(f"{where}.{key} is not a key of a node.{nearest(key, NODE_KEYS)}")
+    if name == head and settings.here:
+        return
+    for i, rung in enumerate(ladder.parse(node.get("ladder"))):
+        if rung.market not in settings.markets:
+            raise ValueError(f"{where}.ladder[{i}].market is {rung.market}, and provider.markets doesn't have it.")
+        if not rung.image and not node.get("image") and not settings.image:
+            raise ValueError(f"{where}: no image. Set provider.image.")
+
+
+_SAME = "$SHOESTRING_NODE"
+"""Options that differ from node to node; runner.py sets it."""
+
+
+def _with(environment: dict[str, str], command: str) -> str:
+    exports = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
+    return f"ulimit -n 65536; export {exports}; {command}"

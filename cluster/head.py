@@ -1,0 +1,188 @@
+"""python -m cluster head --config cluster/vast.yaml
+
+This machine becomes the head of a cluster and rents workers by itself. It dials them, so a laptop or a Colab behind any router
+will do. Ctrl-C, or `--stop` in another terminal, ends the workers and Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster import bootstrap, markets, mesh
+from cluster.folder import Folder
+
+DASHBOARD = "http://127.0.0.1:8265"
+START_S = 120.0
+"""Ray's head is up by then."""
+
+
+def main(argv: list[str]) -> int:
+    from lib.cli import refusing
+
+    parser = argparse.ArgumentParser(prog="python -m cluster head", description=__doc__.split("\n\n", 1)[1])
+    parser.add_argument("--config", required=True, help="YAML of the cluster, as for `ray up`")
+    parser.add_argument("--stop", action="store_true", help="end the head that runs, and every rental of the cluster")
+    args = parser.parse_args(argv)
+    with refusing("python -m cluster head"):
+        config = read(args.config)
+        folder = Folder(config["cluster_name"])
+    return stop(config, folder) if args.stop else lead(config, folder, args.config)
+
+
+def read(path: str) -> dict:
+    """The YAML, completed for a head that is this machine. Raises ValueError."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    from lib.cli import read_yaml
+
+    config = read_yaml(path)
+    for key in ("cluster_name", "provider", "available_node_types", "head_node_type", "max_workers"):
+        if key not in config:
+            raise ValueError(f"{path}: there is no {key}.")
+    if config["provider"].get("network") == "flat":
+        raise ValueError("provider.network: flat is for a rented head; this machine reaches its workers by mesh.")
+    for key in ("setup_commands", "head_setup_commands", "worker_setup_commands", "cluster_synced_files"):
+        config.setdefault(key, [])
+    config["provider"]["here"] = True
+    config = bootstrap.complete(prepare_config(config))
+    validate_config(config)
+    for name in config["provider"]["markets"]:
+        _keep_key(name)
+    return config
+
+
+def _keep_key(name: str) -> None:
+    """The market's API key is in its file (0600), since the environment of Ray's processes can be read by every job."""
+    variable, path = f"{name.upper()}_API_KEY", markets.key_file(name)
+    key = markets.key(name)
+    if os.environ.pop(variable, None) and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f:
+            f.write(key + "\n")
+        print(f"{variable} is kept in {path} from now on; only you can read it.")
+    elif markets.key(name) != key:
+        raise ValueError(f"{variable} isn't what {path} holds. Remove one of them.")
+
+
+def lead(config: dict, folder: Folder, path: str) -> int:
+    """Returns when it was stopped."""
+    with _lock(folder) as mine:
+        if not mine:
+            print(f"{config['cluster_name']} has a head here already: {DASHBOARD}", file=sys.stderr)
+            return 2
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+        ray = None
+        try:
+            ray = _start(config, folder)
+            print(
+                f"The head is up.\n"
+                f"  dashboard   {DASHBOARD}\n"
+                f"  submit      ray job submit --address {DASHBOARD} --working-dir . -- python jobs/sft.py --config configs/sft.yaml\n"
+                f"  end it      Ctrl-C, or python -m cluster head --config {path} --stop",
+                flush=True,
+            )
+            ray.wait()
+            print(f"Ray ended by itself (exit code {ray.returncode}): {folder.path}/head.log", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # what is being ended now, is ended
+                signal.signal(number, signal.SIG_IGN)
+            if ray:
+                ray.terminate()
+                ray.wait()
+            _end_rentals(config)
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def _start(config: dict, folder: Folder) -> subprocess.Popen:
+    """Ray's head on this machine, ended with this process. Raises RuntimeError."""
+    written = folder.path / "head.yaml"
+    written.write_text(json.dumps(config), encoding="utf-8")
+    head = config["head_node_type"]
+    environment = {
+        **os.environ,
+        **bootstrap.ON_EVERY_NODE,
+        **bootstrap.ON_THE_HEAD,
+        **mesh.environment(mesh.HEAD, mesh.build_shim(folder.path)),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+        "RAY_CLOUD_INSTANCE_ID": "here",
+        "RAY_NODE_TYPE_NAME": head,
+        "RAY_OVERRIDE_RESOURCES": json.dumps(config["available_node_types"][head].get("resources") or {}),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    command = [
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+    ]
+    command += [f"--port={mesh.GCS_PORT}", *mesh.ray_options(mesh.HEAD), "--disable-usage-stats"]
+    with (folder.path / "head.log").open("w") as said:
+        ray = subprocess.Popen(
+            [*command, f"--autoscaling-config={written}"], env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            start_new_session=True,  # a Ctrl-C is for us alone
+        )  # fmt: skip
+    give_up = time.monotonic() + START_S
+    while time.monotonic() < give_up and ray.poll() is None:
+        if "Ray runtime started" in (folder.path / "head.log").read_text():
+            return ray
+        time.sleep(0.2)
+    ray.terminate()
+    raise RuntimeError(f"Ray's head did not start: {(folder.path / 'head.log').read_text()[-2000:]}")
+
+
+def stop(config: dict, folder: Folder) -> int:
+    """Ends the head, if one runs here, and all that the cluster rents."""
+    with _lock(folder) as mine:
+        if not mine:
+            os.kill(int((folder.path / "head.lock").read_text()), signal.SIGTERM)
+    with _lock(folder, wait=True):
+        _end_rentals(config)
+    return 0
+
+
+def _end_rentals(config: dict) -> None:
+    from cluster.provider import Provider
+
+    ended = Provider(config["provider"], config["cluster_name"]).end()
+    print(
+        f"{config['cluster_name']}: {ended or 'no'} rental{'s' if ended != 1 else ''} ended, nothing is left.",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _lock(folder: Folder, wait: bool = False):
+    """Whether this process is the only one that leads the cluster on this machine."""
+    with open(folder.path / "head.lock", "a+", encoding="utf-8") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
+        yield True

@@ -1,0 +1,66 @@
+"""An append-only file of JSON lines that threads and processes share, each line on the disk before the next step is taken."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Journal:
+    def __init__(self, path: Path):
+        self.path = path
+        self._offset, self._lock, self._held = 0, threading.RLock(), None
+
+    @contextmanager
+    def locked(self) -> Iterator[list[dict]]:
+        """Holds the file alone and yields the lines that others added since. Its holder may enter again."""
+        with self._lock:
+            if self._held:
+                yield []
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self.path.open("a+b") as self._held:
+                try:
+                    fcntl.flock(self._held, fcntl.LOCK_EX)
+                    yield self._read()
+                finally:
+                    self._held = None
+
+    def append(self, events: list[dict]) -> None:
+        """To be called by who holds it."""
+        if not events:
+            return
+        lines = "".join(json.dumps(e) + "\n" for e in events).encode()
+        self._held.write(lines)
+        self._held.flush()
+        os.fsync(self._held.fileno())
+        self._offset += len(lines)
+
+    def events(self) -> list[dict]:
+        """All lines so far, for who holds it."""
+        self._held.seek(0)
+        return self._parsed(self._held.read())
+
+    def _read(self) -> list[dict]:
+        """What was added. A last line without its end was never acknowledged, and is cut off."""
+        self._held.seek(self._offset)
+        whole, end, torn = self._held.read().rpartition(b"\n")
+        if torn:
+            self._held.truncate(self._offset + len(whole) + len(end))
+        events = self._parsed(whole)
+        self._offset += len(whole) + len(end)
+        return events
+
+    def _parsed(self, text: bytes) -> list[dict]:
+        events = []
+        for line in text.splitlines():
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
+        return events

@@ -1,0 +1,39 @@
+"""A market of which the ledger sees every call, and that rents nothing beyond the budget. What drives rentals uses no other."""
+
+from __future__ import annotations
+
+import time
+
+from cluster import tags
+from cluster.budget import Budget
+from cluster.ledger import Ledger
+from cluster.market import Market, Offer, Order, Rental, Want
+
+
+class Kept(Market):
+    """unattended_s: after how long without a head the watchdog of a worker that is created here ends it."""
+
+    def __init__(self, market: Market, ledger: Ledger, budget: Budget, unattended_s: float | None = None):
+        self.market, self.ledger, self.budget, self.unattended_s = market, ledger, budget, unattended_s
+        self.name = market.name
+
+    def offers(self, want: Want) -> list[Offer]:
+        return self.market.offers(want)
+
+    def create(self, offer: Offer, order: Order) -> str:
+        """Raises Taken also where the budget has no room for it: a cheaper one may fit."""
+        refuses = lambda usd: self.budget.refuses(self.ledger, usd, time.time())  # noqa: E731
+        alone = None if tags.is_head(order.label) else self.unattended_s  # a head is in nobody's care
+        return self.ledger.rent(self.market, offer, order, alone, refuses)
+
+    def list(self) -> list[Rental]:
+        at = time.time()
+        rentals = self.market.list()
+        self.ledger.observe(self.name, rentals, at)
+        return rentals
+
+    def destroy(self, id: str) -> None:
+        self.ledger.destroy(self.market, id)
+
+    def label(self, id: str, label: str) -> None:
+        self.market.label(id, label)

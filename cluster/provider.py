@@ -1,0 +1,281 @@
+"""Ray's NodeProvider over all markets: what the autoscaler asks for is rented, what is lost is destroyed and reported at once.
+
+    provider: {type: external, module: cluster.provider.Provider, markets: [vast, runpod], network: mesh}
+
+Ray calls it from several threads, on a laptop (`ray up`, `ray down`) and on the head (the autoscaler). What it knows comes
+from the markets' lists: a node's tags are in its rental's label. A market that can't be asked raises, since an empty answer
+would make Ray take every node for lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import click
+from ray.autoscaler import tags as ray
+from ray.autoscaler.node_provider import NodeProvider
+
+from cluster import bootstrap, ladder, lost, markets, mesh, tags, watchdog
+from cluster.folder import Folder
+from cluster.kept import Kept
+from cluster.ledger import Ledger
+from cluster.market import Order, Rental
+from cluster.memory import Memory
+from cluster.nodes import Node, Nodes
+from cluster.runner import Runner
+from cluster.steward import Steward, gcs_address
+
+log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request, into monitor.log
+
+HERE = "here"
+"""The node id of a head that is not rented."""
+STARTING_S = 600.0
+"""A rental that doesn't run by then is given up: its image doesn't load."""
+SSH_S = 180.0
+"""So is one that runs, and can't be logged in to by then."""
+STALE_S = 10.0
+"""The markets are asked again when what they said is older."""
+AGAIN_S = 60.0
+"""So is a rental that is listed still, this long after it was destroyed."""
+
+HEADS_MORE = 3
+"""A head has this many times its workers' time: it is set up only when it has run for a while, and holds the ledger."""
+
+
+class Provider(NodeProvider):
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str):
+        super().__init__(provider_config, cluster_name)
+        self.settings = bootstrap.Settings.read(provider_config)
+        self.folder = Folder(cluster_name)
+        self.ledger = Ledger(cluster_name, self.settings.budget.store)
+        self.markets = {
+            name: Kept(markets.find(name), self.ledger, self.settings.budget, self.settings.unattended_minutes * 60)
+            for name in self.settings.markets
+        }
+        self.memory = Memory(self.folder.path / "memory.json")
+        self.nodes = Nodes(cluster_name)
+        self._asking = threading.Lock()
+        self._asked = 0.0
+        self._later = ThreadPoolExecutor(max_workers=4, thread_name_prefix="shoestring")
+        self._here = {
+            ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD,
+            ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE,
+            ray.TAG_RAY_USER_NODE_TYPE: os.environ.get("RAY_NODE_TYPE_NAME", "head"),
+            tags.SLOT: str(mesh.HEAD),
+        }
+        self._leads = gcs_address()
+        """Where Ray's GCS is, in the autoscaler's process."""
+        if self._leads:
+            Steward(self.ledger, self.settings.budget, self.markets, self._leads).start()
+
+    @staticmethod
+    def fillout_available_node_types_resources(cluster_config: dict) -> dict:
+        """The first that Ray calls with a YAML, and where it wants to see these."""
+        return {"cluster_synced_files": []} | cluster_config
+
+    @staticmethod
+    def bootstrap_config(cluster_config: dict) -> dict:
+        try:
+            return bootstrap.complete(cluster_config)
+        except ValueError as e:
+            raise click.ClickException(str(e)) from None
+
+    # ---- what there is
+
+    def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
+        self.refresh()
+        found = {id: node.tags for id, node in self.nodes.all().items()}
+        if self.settings.here:
+            found = {HERE: self._here} | found
+        return [id for id, has in found.items() if all(has.get(k) == v for k, v in tag_filters.items())]
+
+    def refresh(self) -> None:
+        """Asks every market what is rented and gives up what is lost. Raises MarketError."""
+        with self._asking:
+            began = time.monotonic()
+            listed = [rental for market in self.markets.values() for rental in market.list()]
+            orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed)}
+            self._asked = time.monotonic()
+        for id in self.nodes.take_in(listed, orphans, began):
+            self._give_up(id, "no market lists it any more", exists=False)
+        for id, node in self.nodes.all().items():
+            if why := self._fault(node):
+                self._give_up(id, why)
+        for id in {*self.nodes.undead(listed, began - AGAIN_S), *orphans}:
+            self._destroy_later(id)
+
+    def _fault(self, node: Node) -> str | None:
+        """Why this node is of no use, or None. Whether one can be logged in to is for those to say who set it up."""
+        rental, now = node.rental, time.monotonic()
+        if rental.state == "lost":
+            return rental.why or "lost"
+        if rental.state == "starting" and time.time() - rental.created > STARTING_S:
+            return f"it has not started in {STARTING_S:.0f} s ({rental.why})"
+        if rental.state == "running":
+            node.running = node.running or now
+            worker = node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER
+            if (node.made or (self._leads and worker)) and not node.reached and now - node.running > SSH_S:
+                return f"no login in {SSH_S:.0f} s"
+        return None
+
+    def _node(self, node_id: str) -> Node | None:
+        """None: gone. Raises MarketError."""
+        if time.monotonic() - self._asked > STALE_S:
+            self.refresh()
+        return self.nodes.get(node_id)
+
+    def is_running(self, node_id: str) -> bool:
+        if node_id == HERE:
+            return True
+        node = self._node(node_id)
+        return node is not None and node.rental.state == "running" and node.rental.ssh is not None
+
+    def is_terminated(self, node_id: str) -> bool:
+        return node_id != HERE and self._node(node_id) is None
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        if node_id == HERE:
+            return dict(self._here)
+        node = self.nodes.get(node_id)
+        return dict(node.tags) if node else {}
+
+    def ssh(self, node_id: str) -> tuple[str, int] | None:
+        """(host, port) of its sshd, None as long as it has none."""
+        node = self._node(node_id)
+        return node.rental.ssh if node else None
+
+    def slot(self, node_id: str) -> int:
+        return int(self.node_tags(node_id).get(tags.SLOT, mesh.HEAD))
+
+    def internal_ip(self, node_id: str) -> str | None:
+        if self.settings.network == "mesh":
+            return mesh.ip(self.slot(node_id))
+        node = self._node(node_id)
+        return node.rental.private_ip if node else None
+
+    def external_ip(self, node_id: str) -> str | None:
+        if node_id == HERE:
+            return mesh.ip(mesh.HEAD)
+        address = self.ssh(node_id)
+        return address[0] if address else None
+
+    # ---- what changes
+
+    def set_node_tags(self, node_id: str, tags_: dict[str, str]) -> None:
+        if node_id == HERE:
+            self._here.update(tags_)
+            return
+        with self.nodes.lock:
+            node = self.nodes.get(node_id)
+            if node is None or node.tags | tags_ == node.tags:
+                return
+            node.tags = node.tags | tags_
+            label, rental = tags.encode(self.cluster_name, node.tags), node.rental
+        # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
+        if node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
+            self.markets[rental.market].label(rental.id, label)
+
+    def create_node(self, node_config: dict, tags_: dict[str, str], count: int) -> None:
+        head = tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
+        for _ in range(count):
+            slot = mesh.HEAD if head else self.nodes.reserve(self.settings.slots)
+            try:
+                self._rent(node_config, {**tags_, tags.SLOT: str(slot)})
+            finally:
+                self.nodes.release(slot)
+
+    def _rent(self, node_config: dict, tags_: dict[str, str]) -> None:
+        order = Order(
+            label=tags.encode(self.cluster_name, tags_),
+            image=node_config.get("image") or self.settings.image,
+            disk_gb=node_config.get("disk_gb", 20.0),
+            bid_usd_per_hour=None,
+            public_key=self.folder.public_key,
+            start=self._watchdog(tags_),
+        )
+        rungs = ladder.parse(node_config["ladder"])
+        offer, id = ladder.climb(rungs, self.markets, order, self.memory)
+        market = offer.market
+        rental = Rental(
+            market, id, order.label, "starting", "just rented", offer.spot, offer.usd_per_hour, offer.disk_usd_per_hour,
+            time.time(), None, offer.machine, offer.gpu, offer.count,
+        )  # fmt: skip
+        self.nodes.add(f"{market}-{id}", Node(rental, tags_, made=time.monotonic()))
+        log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
+
+    def _watchdog(self, tags_: dict[str, str]) -> str:
+        """Shell commands that end the rental when its head is gone; a head when nothing on it leads the cluster any more."""
+        if tags_[ray.TAG_RAY_NODE_KIND] == ray.NODE_KIND_HEAD:
+            return watchdog.start(HEADS_MORE * self.settings.unattended_minutes * 60)
+        head = (self._head_ip(), mesh.GCS_PORT) if self.settings.network == "flat" else None
+        return watchdog.start(self.settings.unattended_minutes * 60, head)
+
+    def terminate_node(self, node_id: str) -> None:
+        if node_id == HERE:
+            return
+        node = self.nodes.get(node_id)
+        if node and node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UPDATE_FAILED:
+            self.memory.bad(node.rental.market, node.rental.machine, "its set-up failed")
+        self._destroy(node_id)
+        self.nodes.end(node_id)
+
+    def end(self) -> int:
+        """Destroys all that the cluster rents, the head too; how many there were. Raises MarketError."""
+        count = 0
+        while True:
+            self.refresh()
+            left = list(self.nodes.all())
+            for id in left:
+                self.terminate_node(id)
+            if not left:
+                return count
+            count += len(left)
+
+    # ---- what is lost
+
+    def _give_up(self, node_id: str, why: str, exists: bool = True) -> None:
+        """From now on it is no node of ours; what has to be done about it happens meanwhile."""
+        node = self.nodes.end(node_id)
+        if node is None:
+            return
+        log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
+        if node.rental.state != "lost" and exists:
+            self.memory.bad(node.rental.market, node.rental.machine, why)
+        if exists:
+            self._destroy_later(node_id)
+        if self._leads:
+            self._run_later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
+
+    def _destroy(self, node_id: str) -> None:
+        market, id = node_id.split("-", 1)
+        self.markets[market].destroy(id)
+
+    def _destroy_later(self, node_id: str) -> None:
+        """Where that fails it is tried again after AGAIN_S, as long as it is listed."""
+        self.nodes.end(node_id)
+        self._run_later(f"destroying {node_id}", self._destroy, node_id)
+
+    def _run_later(self, what: str, f, *args) -> None:
+        def report(done: Future) -> None:
+            if error := done.exception():
+                log.error("%s failed: %s", what, error)
+
+        self._later.submit(f, *args).add_done_callback(report)
+
+    def _head_ip(self) -> str:
+        if self.settings.network == "mesh":
+            return mesh.ip(mesh.HEAD)
+        return self.internal_ip(self.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD})[0])
+
+    # ---- how a node is set up: join.py
+
+    def get_command_runner(
+        self, log_prefix, node_id, auth_config, cluster_name, process_runner, use_internal_ip, docker_config=None
+    ) -> Runner:
+        return Runner(log_prefix, node_id, self, auth_config, cluster_name, process_runner, use_internal_ip)

@@ -1,0 +1,141 @@
+"""What was left behind: rentals whose cluster has no head any more. Lists them and, when told so, destroys them.
+
+    python -m cluster sweep [CLUSTER ...] [--yes]
+
+A cluster has a head where this machine led it in the last two minutes, or where a rental that is its head runs. It has none
+where this machine has its ledger and neither is so. Of a cluster that this machine knows nothing about, another laptop may be
+the head: it is swept only by its name, as any cluster is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from typing import Literal
+
+from cluster import markets, tags
+from cluster.budget import Budget
+from cluster.cost import table
+from cluster.kept import Kept
+from cluster.ledger import Ledger, cluster_of, clusters
+from cluster.market import MarketError, Rental
+from lib.cli import nearest
+
+LED_S = 120.0
+"""A head asks its markets every few seconds."""
+
+
+def verdict(cluster: str, rentals: list[Rental], now: float) -> tuple[Literal["led", "left", "unknown"], str]:
+    """Whether a cluster with these rentals has a head, and how we know."""
+    here = cluster in clusters()
+    asked = Ledger(cluster).polled() if here else 0.0
+    if asked > now - LED_S:
+        return "led", f"by this machine, {max(0.0, now - asked):.0f} s ago"
+    heads = [r for r in rentals if tags.is_head(r.label)]
+    running = [r for r in heads if r.state != "lost"]
+    if running:
+        return "led", f"by {running[0].market}-{running[0].id}, which is {running[0].state}"
+    if heads:
+        return "left", f"its head {heads[0].market}-{heads[0].id} is lost: {heads[0].why}"
+    if here:
+        return "left", f"last led {(now - asked) / 60:.0f} minutes ago" if asked else "its head never came up"
+    return "unknown", "this machine has no ledger of it; another may lead it"
+
+
+def main(argv: list[str]) -> int:
+    """0: nothing is left behind. 1: something is, or could not be asked about. 2: a wrong name, or no market to ask."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cluster", nargs="*", help="sweep these, led or not")
+    parser.add_argument("--yes", action="store_true", help="don't ask")
+    args = parser.parse_args(argv)
+    found, without_key, failed = everything()
+    for why in [*without_key, *failed]:
+        print(f"Left out: {why}", file=sys.stderr)
+    if len(without_key) == len(markets.MARKETS):
+        return 2
+    by_cluster: dict[str, list[Rental]] = defaultdict(list)
+    for rental in found:
+        by_cluster[cluster_of(rental.label)].append(rental)
+    for name in args.cluster:
+        if name not in by_cluster:
+            print(f"No market lists a rental of {name}.{nearest(name, by_cluster)}", file=sys.stderr)
+            return 2
+    if not found:
+        print("No market lists a rental of ours.")
+        return 1 if failed else 0
+    now, doomed, unknown = time.time(), [], []
+    verdicts = {name: verdict(name, rentals, now) for name, rentals in sorted(by_cluster.items())}
+    for name, (kind, _) in verdicts.items():
+        if name in args.cluster or (kind == "left" and not args.cluster):
+            doomed.append(name)
+        elif kind == "unknown" and not args.cluster:
+            unknown.append(name)
+    show(by_cluster, verdicts, now)
+    if unknown:
+        print(f"If nobody leads {'it' if len(unknown) == 1 else 'them'}: python -m cluster sweep {' '.join(unknown)}")
+    if not doomed:
+        print("Nothing is left behind." if not unknown else "Nothing else is left behind.")
+        return 1 if failed or unknown else 0
+    count, usd = sum(len(by_cluster[n]) for n in doomed), sum(rate(r) for n in doomed for r in by_cluster[n])
+    if not args.yes and not _agreed(
+        f"Destroy {count} rental{'s' * (count > 1)} of {', '.join(doomed)} (${usd:.3f} an hour)?"
+    ):
+        print("Nothing was destroyed.")
+        return 1
+    left = [r for name in doomed for r in by_cluster[name] if not _destroy(name, r)]
+    return 1 if left or failed or unknown else 0
+
+
+def everything() -> tuple[list[Rental], list[str], list[str]]:
+    """(every rental with our label; which markets have no key here; why others could not be asked)"""
+    found, without_key, failed = [], [], []
+    for name in markets.MARKETS:
+        try:
+            found += markets.find(name).list()
+        except ValueError as e:
+            without_key.append(str(e))
+        except MarketError as e:
+            failed.append(str(e))
+    return found, without_key, failed
+
+
+def show(by_cluster: dict[str, list[Rental]], verdicts: dict[str, tuple[str, str]], now: float) -> None:
+    rows = []
+    for name, (kind, why) in verdicts.items():
+        for r in by_cluster[name]:
+            age = f"{(now - r.created) / 3600:.1f} h"
+            rows.append((name, f"{r.market}-{r.id}", r.gpu, r.state, age, f"{rate(r):.3f}", kind, why))
+    table(
+        [("cluster", ""), ("rental", ""), ("GPU", ""), ("", ""), ("age", "r"), ("$/h", "r"), ("head", ""), ("", "")],
+        rows,
+    )
+
+
+def rate(r: Rental) -> float:
+    """Dollars per hour that it costs now."""
+    return r.disk_usd_per_hour + (r.usd_per_hour if r.state != "lost" else 0.0)
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+
+
+def _destroy(cluster: str, r: Rental) -> bool:
+    """In the cluster's ledger too, which knows of the rental from now on if it hadn't."""
+    ledger = Ledger(cluster)
+    ledger.observe(r.market, [r], time.time(), whole=False)
+    try:
+        Kept(markets.find(r.market), ledger, Budget()).destroy(r.id)
+    except MarketError as e:
+        print(f"{r.market}-{r.id} could not be destroyed: {e}", file=sys.stderr)
+        return False
+    print(f"{r.market}-{r.id} is destroyed.")
+    return True

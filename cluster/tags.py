@@ -1,0 +1,78 @@
+"""Ray's tags of a node inside its rental's label, where every head, also a restarted one, finds them.
+
+    shoestring/NAME;k=w;m=3;r=2b1f…;s=u;t=gpu
+
+Markets keep at most 256 characters. Hashes take 52 each, so names are short and keys and states one letter. What can be
+derived is left out: the node's name.
+"""
+
+from __future__ import annotations
+
+from ray.autoscaler import tags as ray
+
+from cluster.market import LABEL
+
+SLOT = "shoestring-slot"
+"""Tag with the node's number in the mesh."""
+NONCE = "shoestring-nonce"
+"""Tag by which the ledger knows the rental (ledger.py puts it there)."""
+
+KEYS = {
+    ray.TAG_RAY_NODE_KIND: "k",
+    ray.TAG_RAY_USER_NODE_TYPE: "t",
+    ray.TAG_RAY_NODE_STATUS: "s",
+    ray.TAG_RAY_LAUNCH_CONFIG: "l",
+    ray.TAG_RAY_LAUNCH_REQUEST: "r",
+    ray.TAG_RAY_RUNTIME_CONFIG: "c",
+    ray.TAG_RAY_FILE_MOUNTS_CONTENTS: "f",
+    SLOT: "m",
+    NONCE: "n",
+}
+VALUES = {
+    "k": {ray.NODE_KIND_HEAD: "h", ray.NODE_KIND_WORKER: "w"},
+    "s": {
+        ray.STATUS_UNINITIALIZED: "n",
+        ray.STATUS_WAITING_FOR_SSH: "w",
+        ray.STATUS_SYNCING_FILES: "f",
+        ray.STATUS_SETTING_UP: "g",
+        ray.STATUS_UP_TO_DATE: "u",
+        ray.STATUS_UPDATE_FAILED: "x",
+    },
+}
+LONG = {short: key for key, short in KEYS.items()}
+LONG_VALUES = {key: {short: value for value, short in values.items()} for key, values in VALUES.items()}
+
+LONGEST = 256
+NAME = 24
+"""Characters that a cluster's name, and a node type's, may have, so that every label fits."""
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises ValueError where `name` can't stand in a label, a folder and a file name."""
+    if not name or len(name) > NAME or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
+        raise ValueError(f"{what}: {name!r} must have 1 to {NAME} letters, digits, '-', '_' or '.'.")
+
+
+def encode(cluster: str, tags: dict[str, str]) -> str:
+    """The label of a node of `cluster`."""
+    short = {KEYS[key]: value for key, value in tags.items() if key != ray.TAG_RAY_NODE_NAME}
+    pairs = [f"{key}={VALUES.get(key, {}).get(value, value)}" for key, value in sorted(short.items())]
+    label = ";".join([LABEL + cluster, *pairs])
+    assert len(label) <= LONGEST, f"a label of {len(label)} characters: {label}"
+    return label
+
+
+def decode(label: str) -> tuple[str, dict[str, str]]:
+    """(cluster, tags) of a label that begins with LABEL. Keys that we don't write are left out: a person may add to a label."""
+    cluster, *parts = label.removeprefix(LABEL).split(";")
+    tags = {}
+    for part in parts:
+        short, _, value = part.partition("=")
+        if short in LONG:
+            tags[LONG[short]] = LONG_VALUES.get(short, {}).get(value, value)
+    kind = tags.get(ray.TAG_RAY_NODE_KIND)
+    return cluster, tags | ({ray.TAG_RAY_NODE_NAME: f"ray-{cluster}-{kind}"} if kind else {})
+
+
+def is_head(label: str) -> bool:
+    return decode(label)[1].get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD

@@ -1,0 +1,182 @@
+"""What the end-to-end tests share: a cluster's YAML, a job that is outbid in the middle, and how its end must look."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib import checkpoint
+from lib.run import Run
+from tests.cluster.conftest import Sim
+from tests.cluster.laptop import Laptop
+from tests.conftest import REPO
+
+NAMESPACES = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("ip"), reason="boxes are Linux namespaces and need root and iproute2"
+)
+DASHBOARD = "http://127.0.0.1:8265"
+SFT = {
+    "train.max_steps": 60, "train.save_steps": 10, "train.logging_steps": 10, "train.learning_rate": 1e-3,
+    "scale.global_batch": 8, "scale.micro_batch": 4, "scale.workers": 2,
+}  # fmt: skip
+NAP = """
+import ray, sys, time
+ray.init(address="auto", log_to_driver=False)
+@ray.remote(num_cpus=1, max_retries=5)
+def nap(seconds):
+    time.sleep(seconds)
+    return time.time()
+print("ENDED", max(ray.get([nap.remote(float(sys.argv[1])) for _ in range(2)])))
+"""
+
+
+def took(what: str, since: float) -> None:
+    print(f"\n{what}: {time.time() - since:.1f} s", end="", flush=True)
+
+
+def spots(state: dict) -> list[str]:
+    """Ids of the workers that run."""
+    return [r["id"] for r in state["rentals"] if r["state"] == "running" and r["spot"]]
+
+
+def alive(laptop: Laptop) -> int:
+    """Ray nodes that the head knows."""
+    said = laptop.run(sys.executable, "-c", "import ray; ray.init(address='auto', logging_level='ERROR'); print('ALIVE', sum(n['Alive'] for n in ray.nodes()))")  # fmt: skip
+    return int(re.search(r"ALIVE (\d+)", said.stdout)[1])
+
+
+def cluster(market: str, **changes) -> dict:
+    ladder = [{"market": market, "gpus": ["RTX 4090", "RTX 3090", "RTX A5000"], "max_usd_per_hour": 0.6}]
+    provider = {
+        "type": "external",
+        "module": "cluster.provider.Provider",
+        "markets": [market],
+        "image": "shoestring-sim",
+    }
+    return {
+        "cluster_name": f"e2e-{market}", "max_workers": 2, "idle_timeout_minutes": 0.2, "provider": provider,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}, "node_config": {}},
+            "box": {"resources": {"CPU": 1}, "node_config": {"ladder": ladder}},
+        },
+    } | changes  # fmt: skip
+
+
+def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
+    """`ray job submit`, which shows what the job prints until it ends."""
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
+    return laptop.start("ray", "job", "submit", "--address", DASHBOARD, *map(str, command), **said)
+
+
+class Submitted:
+    """A job of `ray job submit`, watched by asking: nothing depends on a connection that lasts."""
+
+    def __init__(self, laptop: Laptop, *command: str | Path):
+        self.laptop = laptop
+        said = self._ray("submit", "--no-wait", *command)
+        assert said.returncode == 0, said.stdout + said.stderr
+        self.id = re.search(r"raysubmit_\w+", said.stdout)[0]
+
+    def _ray(self, *command) -> subprocess.CompletedProcess:
+        return self.laptop.run("ray", "job", command[0], "--address", DASHBOARD, *command[1:])
+
+    def status(self) -> str:
+        said = self._ray("status", self.id).stdout
+        return next((s for s in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if s in said.upper()), said)
+
+    def logs(self) -> str:
+        return self._ray("logs", self.id).stdout
+
+    def wait(self, seconds: float) -> str:
+        """Its logs, when it has succeeded."""
+        give_up = time.time() + seconds
+        while (status := self.status()) in ("PENDING", "RUNNING") or "rror" in status:
+            assert time.time() < give_up, self.logs()
+            time.sleep(1)
+        logs = self.logs()
+        assert status == "SUCCEEDED", logs
+        return logs
+
+
+def options(shared: Path, model: str, data: str) -> list[str]:
+    """Of jobs/sft.py: two workers, a tiny model, 60 steps; model and data copied to where every node sees them."""
+    for path in map(Path, (model, data)):
+        if not (shared / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, shared / path.name)
+    given = SFT | {"model.base": shared / Path(model).name, "data.source": shared / Path(data).name}
+    return [f"--{key}={value}" for key, value in given.items()]
+
+
+def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
+    """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
+    run = Run(str(shared / f"run-{cluster}"))
+    began = time.time()
+    code = shared / "code"  # what `--working-dir .` sends of a checkout
+    for package in ("jobs", "lib"):
+        shutil.copytree(REPO / package, code / package, dirs_exist_ok=True)
+    job = Submitted(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
+    sim.wait(lambda state: len(spots(state)) == 2, 120)
+    took("2 workers rented and running", began)
+    while not checkpoint.steps(run) or checkpoint.damage(run, checkpoint.steps(run)[0]):
+        assert time.time() < began + 240, job.logs()
+        time.sleep(0.05)
+    took("first checkpoint", began)
+    assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
+    victim, fault = spots(sim.state())[0], time.time()
+    sim.control("outbid", id=victim)
+    assert run.provenance()["status"] == "running"
+    sim.wait(lambda state: all(r["id"] != victim for r in state["rentals"]), 30)
+    took("outbid → destroyed", fault)
+    sim.wait(lambda state: len(spots(state)) == 2, 30)
+    took("outbid → replaced", fault)
+    while run.provenance()["status"] != "finished":
+        assert time.time() < fault + 300, job.logs()
+        time.sleep(0.2)
+    took("outbid → job done", fault)
+    said = job.wait(60)
+    assert re.search(r"from step [1-5]0 on 2 ", said), said
+    return run.provenance()["model_sha256"]
+
+
+def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[str]:
+    """Where on these boxes' disks, command lines or environments an account's key or the cluster's private key is."""
+    private = (
+        (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[3]
+    )  # the first two say the same of every key
+    keys = [sim.env["VAST_API_KEY"], sim.env["RUNPOD_API_KEY"], private]
+    found = []
+    for rental in sim.state()["rentals"]:
+        if rental["id"] not in ids:
+            continue
+        disk = Path(sim.output).parent / "state/boxes" / rental["id"]
+        assert (disk / "home").is_dir()
+        grep = [
+            "grep",
+            "-rlF",
+            *(part for key in keys for part in ("-e", key)),
+            str(disk / "home"),
+            str(disk / "tmp"),
+            str(disk / "upper"),
+        ]
+        found += subprocess.run(grep, capture_output=True, text=True).stdout.split()
+        _, _, n, k = rental["address"].split(".")
+        pids = subprocess.run(
+            ["ip", "netns", "pids", f"ss{n}-{k}"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert len(pids) > 5
+        for pid in pids:
+            for name in ("cmdline", "environ"):
+                try:
+                    text = Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                found += [f"{name}: {text}" for key in keys if key in text]
+    return found

@@ -1,0 +1,108 @@
+"""The ledger against the simulated markets' own bill, through the real clients, over a random life of many rentals."""
+
+import random
+
+import pytest
+
+from cluster.budget import Budget
+from cluster.kept import Kept
+from cluster.ledger import Ledger
+from cluster.market import MarketError, Order, Taken, Want
+from cluster.runpod import RunPod
+from cluster.vast import Vast
+from tests.cluster.test_sim_apis import both, clock  # noqa: F401
+
+POLL_S = 5.0
+
+
+@pytest.fixture
+def markets(both, tmp_path, monkeypatch):  # noqa: F811
+    """{name: Kept}, of a new ledger object each time, as a new process would have"""
+    monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
+    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    clients = {"vast": Vast("k"), "runpod": RunPod("k")}
+    for name, market in clients.items():
+        market.client.http = getattr(both, name)
+
+    def make(budget=Budget()):  # noqa: B008
+        ledger = Ledger("t")
+        return {name: Kept(market, ledger, budget) for name, market in clients.items()}
+
+    return make
+
+
+def poll(markets, chance) -> None:
+    """As the provider does: what is lost is destroyed, here not always at once. A host that is offline may bill, so it is."""
+    for market in markets.values():
+        for rental in market.list():
+            if rental.state == "lost" and ("offline" in rental.why or chance.random() < 0.3):
+                market.destroy(rental.id)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_random_life_to_the_cent(both, clock, markets, seed):  # noqa: F811
+    """Rented, outbid, vanished, exited, never booted, destroyed, APIs that fail and processes that die: the bill is the
+    ledger's, and no rental is unknown to it."""
+    chance, kept, failed = random.Random(seed), markets(), 0
+    for i in range(150):
+        alive = [r for r in both.world.rentals.values() if r.alive]
+        match chance.choice(["rent", "rent", "rent", "fault", "destroy", "boot", "api", "die", "wait", "wait"]):
+            case "rent" if len(alive) < 6:
+                market, spot = chance.choice(list(kept.values())), chance.random() < 0.7
+                order = Order(f"shoestring/t;k=w;m={i}", "image", 20, None, "ssh-ed25519 AAAA me")
+                try:
+                    offers = market.offers(Want(count=1, spot=spot))
+                    if not offers:
+                        continue
+                    offer = chance.choice(offers)
+                    bid = offer.usd_per_hour * 1.1 if spot else None
+                    market.create(offer, Order(**vars(order) | {"bid_usd_per_hour": bid}))
+                except Taken:
+                    pass
+                except MarketError:
+                    failed += 1
+            case "fault" if alive:
+                rental = chance.choice(alive)
+                both.control(chance.choice(["outbid", "vanish", "exit", "offline"]), id=rental.id)
+            case "destroy" if alive:
+                rental = chance.choice(alive)
+                kept[rental.machine.market].destroy(rental.id)
+            case "boot":
+                both.control(
+                    "next", market=chance.choice(["vast", "runpod"]), fault=chance.choice(["stuck", "noboot", "taken"])
+                )
+            case "api":
+                endpoint = ("vast", "PUT /api/v0/asks/{id}/") if chance.random() < 0.5 else ("runpod", "POST /v2/pods")
+                both.control(
+                    "api", market=endpoint[0], endpoint=endpoint[1], fault=chance.choice(["500", "json", "shape"])
+                )
+            case "die":
+                kept = markets()
+            case "wait":
+                for machine in both.world.machines.values():
+                    machine.taken = False
+                for rental in alive:
+                    if rental.state in ("provisioning", "loading"):  # given up, as the provider does after ten minutes
+                        kept[rental.machine.market].destroy(rental.id)
+                clock(1800.0)
+                poll(kept, chance)
+        if any(r.booting for r in both.world.rentals.values()):
+            both.tick()
+        clock(POLL_S)
+        poll(kept, chance)
+    ledger = Ledger("t")
+    for rental in ledger.living():
+        if rental.id:
+            kept[rental.market].destroy(rental.id)
+    clock(400.0)
+    poll(kept, chance)
+    bill = both.vast.get("/_sim/bill").json()
+    now = bill["now"]
+    assert not ledger.living() and not [r for r in both.world.rentals.values() if r.alive]
+    ours = {e.id: e for e in ledger.entries() if e.id}
+    assert {r["id"] for r in bill["rentals"]} <= ours.keys()
+    assert len(bill["rentals"]) > 12 and failed and bill["total_usd"] > 2
+    for r in bill["rentals"]:
+        assert -1e-4 < ours[r["id"]].usd(now) - r["usd"] < 0.005, r  # what ended by itself did so between two polls
+    assert ledger.spent(now) == pytest.approx(bill["total_usd"], abs=0.01)
+    print(f"{len(bill['rentals'])} rentals: ledger ${ledger.spent(now):.4f}, bill ${bill['total_usd']:.4f}")

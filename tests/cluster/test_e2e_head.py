@@ -1,0 +1,67 @@
+"""A head on a laptop behind a router, and spot boxes that share no network with it or each other: a real job, an outbid, dark."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests.cluster import e2e
+from tests.cluster.e2e import NAP, Submitted, alive, cluster, spots, took
+from tests.cluster.laptop import Laptop
+
+pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
+
+
+@pytest.fixture(scope="module")
+def laptop(boxes, shared, tmp_path_factory):
+    """With a head that runs."""
+    public = re.search(r"//([\d.]+):", boxes.vast_url)[1]
+    env = boxes.env | {"SHOESTRING_PACE": "100"}
+    box = Laptop(tmp_path_factory.mktemp("laptop"), public, env, shared)
+    config = shared / "cluster.yaml"
+    config.write_text(yaml.safe_dump(cluster("runpod")))
+    command = (sys.executable, "-m", "cluster", "head", "--config", config)
+    began = time.time()
+    head = box.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for line in head.stdout:
+            if "end it" in line:
+                break
+        assert head.poll() is None
+        took("cluster head", began)
+        yield box
+    finally:
+        began = time.time()
+        stopped = box.run(*command, "--stop")
+        said = head.communicate(timeout=60)[0]
+        took("cluster head --stop", began)
+        box.close()
+    assert stopped.returncode == 0 and head.returncode == 0, said + stopped.stderr
+    assert boxes.state()["rentals"] == []
+
+
+def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
+    options, expected = undisturbed
+    assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-runpod") == expected
+    boxes.wait(lambda state: state["rentals"] == [], 90)  # idle
+
+
+def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxes, shared):
+    (shared / "nap.py").write_text(NAP)
+    job = Submitted(laptop, "--", "python", shared / "nap.py", 20)
+    boxes.wait(lambda state: len(spots(state)) == 2, 120)
+    give_up = time.time() + 120
+    while alive(laptop) < 3:
+        assert time.time() < give_up
+    fault = time.time()
+    victim = spots(boxes.state())[0]
+    boxes.control("dark", id=victim)
+    boxes.wait(lambda state: all(r["id"] != victim for r in state["rentals"]), 60)
+    took("dark → destroyed", fault)
+    boxes.wait(lambda state: len(spots(state)) == 2, 60)
+    took("dark → replaced", fault)
+    ended = float(re.search(r"ENDED ([\d.]+)", job.wait(180))[1])
+    print(f"\ndark → its task tried again and done: {ended - fault:.1f} s")

@@ -1,0 +1,196 @@
+"""cluster/provider.py over the simulated markets' real HTTP, without boxes: what Ray is told, and what is rented."""
+
+import pytest
+from ray.autoscaler import tags as ray
+
+from cluster import provider as module
+from cluster import tags
+from cluster.bootstrap import complete
+from cluster.market import MarketError
+from cluster.provider import Provider
+
+LADDER = [
+    {"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 0.5},
+    {"market": "vast", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.6},
+    {"market": "runpod", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.8},
+]
+WORKER = {
+    ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_WORKER,
+    ray.TAG_RAY_USER_NODE_TYPE: "gpu",
+    ray.TAG_RAY_NODE_STATUS: ray.STATUS_UNINITIALIZED,
+    ray.TAG_RAY_LAUNCH_REQUEST: "12345678-1234-1234-1234-123456789abc",
+}
+
+
+def cluster(**provider) -> dict:
+    return {
+        "cluster_name": "c1",
+        "max_workers": 2,
+        "head_node_type": "head",
+        "provider": {
+            "type": "external", "module": "cluster.provider.Provider", "markets": ["vast", "runpod"], "image": "i", **provider,
+        },
+        "available_node_types": {
+            "head": {"resources": {}, "node_config": {"ladder": [LADDER[2]]}},
+            "gpu": {"resources": {"GPU": 1}, "node_config": {"ladder": LADDER}},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def provider(sim, tmp_path, monkeypatch):
+    """make() → a Provider of the same cluster, as another process would have it."""
+    monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
+    monkeypatch.setenv("SHOESTRING_PACE", "1000")
+    for name in ("VAST", "RUNPOD"):
+        monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
+        monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
+    monkeypatch.setattr(module, "STALE_S", 0.0)
+
+    def make(**settings):
+        return Provider(complete(cluster(**settings))["provider"], "c1")
+
+    return make
+
+
+def running(sim, provider) -> list[str]:
+    """Node ids, once all that is rented runs."""
+    sim.wait(lambda s: s["rentals"] and all(r["state"] == "running" for r in s["rentals"]))
+    return provider.non_terminated_nodes({})
+
+
+def test_a_node_has_its_tags_for_every_process_and_is_gone_when_terminated(provider, sim):
+    first = provider()
+    first.create_node({"ladder": LADDER}, WORKER, 2)
+    assert len(first.non_terminated_nodes({})) == 2  # listed from the first moment
+    ids = running(sim, first)
+    second = provider()
+    assert sorted(second.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: "worker"})) == sorted(ids)
+    assert second.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: "head"}) == []
+    for id in ids:
+        assert second.node_tags(id).items() >= WORKER.items()
+        assert second.is_running(id) and not second.is_terminated(id)
+    assert {second.internal_ip(id) for id in ids} == {"127.77.0.2", "127.77.0.3"}
+    second.terminate_node(ids[0])
+    assert second.is_terminated(ids[0]) and first.non_terminated_nodes({}) == [ids[1]]
+    assert first.end() == 1
+    assert sim.state()["rentals"] == []
+
+
+def test_the_heads_tags_are_kept_in_its_label(provider, sim):
+    first = provider()
+    head = {ray.TAG_RAY_NODE_KIND: "head", ray.TAG_RAY_USER_NODE_TYPE: "head", ray.TAG_RAY_LAUNCH_CONFIG: "h" * 52}
+    first.create_node({"ladder": LADDER[2:]}, head, 1)
+    [id] = running(sim, first)
+    first.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE, ray.TAG_RAY_RUNTIME_CONFIG: "r" * 52})
+    assert provider().non_terminated_nodes(head | {ray.TAG_RAY_RUNTIME_CONFIG: "r" * 52, tags.SLOT: "1"}) == [id]
+
+
+@pytest.mark.parametrize("fault", ["outbid", "offline", "vanish", "exit"])
+def test_a_lost_rental_is_gone_at_once_and_costs_nothing_from_then_on(provider, sim, fault):
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [id] = running(sim, p)
+    sim.control(fault, id=id.split("-")[1])
+    assert p.non_terminated_nodes({}) == []
+    assert p.is_terminated(id)
+    sim.wait(lambda s: s["rentals"] == [], 10)
+
+
+def test_a_rental_that_never_runs_is_given_up_and_its_machine_avoided(provider, sim, monkeypatch):
+    sim.control("next", market="vast", fault="stuck")
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [stuck] = sim.state()["rentals"]
+    monkeypatch.setattr(module, "STARTING_S", 0.0)
+    assert p.non_terminated_nodes({}) == []
+    sim.wait(lambda s: s["rentals"] == [], 10)
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [other] = sim.state()["rentals"]
+    assert other["machine"] != stuck["machine"]
+
+
+def test_a_rental_without_ssh_is_given_up(provider, sim, monkeypatch):
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    running(sim, p)
+    monkeypatch.setattr(module, "SSH_S", 0.0)
+    assert p.non_terminated_nodes({}) == []
+    sim.wait(lambda s: s["rentals"] == [], 10)
+    assert "no login" in p.memory.path.read_text()
+
+
+def test_spot_then_on_demand_then_the_other_market(provider, sim):
+    p, spots, markets = provider(), [], []
+    for _ in range(5):
+        p.create_node({"ladder": LADDER}, WORKER, 1)
+        new = sim.state()["rentals"][-1]
+        spots.append(new["spot"])
+        markets.append(new["market"])
+        if len(spots) == 1:  # bids of others rise above our cap
+            sim.control("price", gpu="RTX 4090", min_bid=9.0)
+            sim.wait(lambda s: s["rentals"][0]["state"] != "running")
+            p.refresh()
+        if len(p.non_terminated_nodes({})) == 4:
+            break
+    assert spots[0] and not any(spots[1:])
+    assert markets[0] == "vast" and markets[1] == "vast" and markets[-1] == "runpod"
+
+
+def test_numbers_in_the_mesh_are_used_in_turn(provider, sim):
+    p, seen = provider(), []
+    for _ in range(9):
+        p.create_node({"ladder": LADDER}, WORKER, 1)
+        [id] = p.non_terminated_nodes({})
+        seen.append(p.slot(id))
+        p.terminate_node(id)
+    assert seen == [2, 3, 4, 5, 6, 7, 8, 9, 2]
+
+
+def test_a_market_that_cannot_be_asked_raises(provider, sim):
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=1)
+    with pytest.raises(MarketError):
+        p.non_terminated_nodes({})
+    assert len(p.non_terminated_nodes({})) == 1
+
+
+def test_nothing_is_rented_beyond_the_budget(provider, sim):
+    p = provider(budget={"per_hour_usd": 0.3})
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    with pytest.raises(MarketError, match="per_hour_usd"):
+        p.create_node({"ladder": LADDER}, WORKER, 1)
+    assert len(sim.state()["rentals"]) == 1
+
+
+def test_a_create_without_an_answer_is_found_and_ended(provider, sim, monkeypatch):
+    p = provider()
+    sim.control("api", market="vast", endpoint="PUT /api/v0/asks/{id}/", fault="500", count=1)
+    with pytest.raises(MarketError):
+        p.create_node({"ladder": LADDER}, WORKER, 1)
+    assert p.non_terminated_nodes({}) == []
+    sim.wait(lambda s: s["rentals"] == [], 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"provider": {"markets": ["vast"], "netwrok": "mesh"}}, r"provider\.netwrok is not a key.*Nearest: network"),
+        ({"provider": {"markets": []}}, r"provider\.markets"),
+        ({"provider": {"markets": ["vast"], "network": "vpn"}}, r"provider\.network"),
+        ({"provider": {"markets": ["vast"], "image": "i"}}, r"ladder\[0\]\.market is runpod, and provider\.markets"),
+        ({"cluster_name": "a/b"}, "cluster_name"),
+    ],
+)
+def test_mistakes_in_the_yaml_name_the_key(change, message):
+    with pytest.raises(ValueError, match=message):
+        complete(cluster() | change)
+
+
+def test_here_is_a_head_that_is_not_rented(provider, sim):
+    p = provider(here=True)
+    assert p.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: "head"}) == ["here"]
+    assert p.internal_ip("here") == "127.77.0.1" and p.is_running("here")
+    p.terminate_node("here")
+    assert p.end() == 0 and sim.bill()["rentals"] == []

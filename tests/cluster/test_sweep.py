@@ -1,0 +1,98 @@
+"""`sweep` and `status` against the simulated markets: an orphan is found, and nothing that somebody leads is touched."""
+
+import io
+import json
+import os
+import time
+
+import pytest
+
+from cluster import markets, status, sweep
+from cluster.budget import Budget
+from cluster.kept import Kept
+from cluster.ledger import Ledger
+from cluster.link import measure
+from cluster.market import Order, Want
+
+
+@pytest.fixture
+def rent(sim, tmp_path, monkeypatch):
+    """rent("c", "k=w") → id of a rental; where this machine has a ledger of that cluster if led=True"""
+    monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
+    monkeypatch.setenv("SHOESTRING_PACE", "1000")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in sim.env.items():
+        monkeypatch.setenv(name, value)
+
+    def make(cluster: str, tags: str = "k=w", market: str = "vast", kept: bool = False) -> str:
+        found = markets.find(market)
+        if kept:
+            found = Kept(found, Ledger(cluster), Budget())
+        offer = found.offers(Want(spot=False))[0]
+        return found.create(offer, Order(f"shoestring/{cluster};{tags}", "i", 20, None, "ssh-ed25519 AAAA me"))
+
+    return make
+
+
+def test_only_what_has_no_head_is_swept(rent, sim, monkeypatch, capsys):
+    lost, other = rent("lost", kept=True), rent("lost", market="runpod", kept=True)
+    Ledger("lost").observe("vast", [], time.time() - 600)  # led ten minutes ago
+    led, headed, unknown = rent("led", kept=True), rent("headed", "k=h"), rent("unknown")
+    Ledger("led").observe("vast", markets.find("vast").list(), time.time())
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert sweep.main([]) == 1
+    said = capsys.readouterr().out
+    assert (
+        "Destroy 2 rentals of lost ($" in said and "Nothing was destroyed." in said and len(sim.state()["rentals"]) == 5
+    )
+    assert sweep.main(["--yes"]) == 1  # what it can't tell is left
+    said = capsys.readouterr().out
+    assert f"vast-{lost} is destroyed." in said and f"runpod-{other} is destroyed." in said
+    assert "python -m cluster sweep unknown" in said
+    assert {r["id"] for r in sim.state()["rentals"]} == {led, headed, unknown}
+    assert not Ledger("lost").living() and Ledger("lost").spent(time.time() + 999) > 0
+    assert sweep.main(["unknown", "--yes"]) == 0
+    assert sweep.main([]) == 0
+    assert "Nothing is left behind." in capsys.readouterr().out
+    assert sweep.main(["headedd", "--yes"]) == 2
+    assert "Nearest: headed." in capsys.readouterr().err
+    assert sweep.main(["led", "headed", "--yes"]) == 0
+    assert sim.state()["rentals"] == []
+    assert sweep.main([]) == 0
+    assert "No market lists a rental of ours." in capsys.readouterr().out
+
+
+def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, capsys):
+    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    id = rent("c")
+    sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=9)
+    assert sweep.main(["c", "--yes"]) == 1
+    assert f"vast-{id} could not be destroyed" in capsys.readouterr().err
+
+
+def test_status(rent, sim, capsys, monkeypatch):
+    assert status.main([]) == 0
+    assert "Nothing is rented." in capsys.readouterr().out
+    id = rent("c", kept=True)
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    assert status.main(["--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [r["id"] for r in shown["rentals"]] == [id] and shown["clusters"][0]["usd_per_hour"] > 0
+    assert status.main([]) == 0
+    said = capsys.readouterr().out
+    assert f"vast-{id}" in said and "1 × " in said and "on demand" in said and "c: $0.00 spent" in said
+    sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=9)
+    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    assert status.main([]) == 1
+    for name in ("VAST_API_KEY", "RUNPOD_API_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", os.devnull)
+    assert status.main([]) == 2
+
+
+def test_a_link_is_measured():
+    slow = "sleep 0.05; "  # nothing is quicker than the program at its other end
+    link = measure(["sh", "-c"])
+    assert 0 < link.round_trip_ms < 1000 and link.up_mb_s > 1 and link.down_mb_s > 1
+    with pytest.raises(OSError, match="no such machine"):
+        measure(["sh", "-c", slow + "echo no such machine >&2; exit 1"])

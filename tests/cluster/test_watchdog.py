@@ -1,0 +1,134 @@
+"""watchdog.sh, run by the shells it will meet, against a market's API on loopback."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster import watchdog
+
+
+@pytest.fixture
+def api():
+    """(address, requests received as (seconds since the start, method, path, key, body), statuses to answer in turn)"""
+    received, statuses, began = [], [], time.time()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+            received.append((time.time() - began, self.command, self.path, self.headers["Authorization"], body))
+            self.send_response(statuses.pop(0) if statuses else 200)
+            self.end_headers()
+
+        do_DELETE = do_POST = answer
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", received, statuses
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def start(tmp_path, api):
+    """start("6", CONTAINER_ID="1") → the watchdog's process, its heartbeat in tmp_path"""
+    running = []
+
+    def run(*arguments, shell="sh", **env):
+        base = {
+            "PATH": os.environ["PATH"],
+            "SHOESTRING_HEARTBEAT": str(tmp_path / "beat"),
+            "VAST_URL": api[0],
+            "RUNPOD_URL": api[0],
+        }
+        # Five seconds are one, so that the test is short.
+        script = tmp_path / "watchdog.sh"
+        script.write_text(watchdog.SCRIPT.read_text().replace("every=5", "every=1").replace("sleep 30", "sleep 1"))
+        with (tmp_path / "log").open("w") as log:
+            running.append(subprocess.Popen([shell, script, *arguments], env=base | env, stdout=log, stderr=log))
+        return running[-1]
+
+    yield run
+    for p in running:
+        p.kill()
+        p.wait()
+
+
+def wait_until(reached, seconds: float = 20) -> None:
+    deadline = time.time() + seconds
+    while not reached():
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def test_ends_a_vast_rental_some_time_after_the_last_heartbeat(start, api, tmp_path):
+    process = start("3", CONTAINER_ID="77", CONTAINER_API_KEY="its-own")
+    wait_until((tmp_path / "beat.seen").exists)
+    for _ in range(9):
+        time.sleep(0.5)
+        (tmp_path / "beat").touch()
+    last = time.time()
+    assert not api[1]
+    wait_until(lambda: api[1])
+    assert 2 < time.time() - last < 9
+    assert api[1][0][1:4] == ("DELETE", "/api/v0/instances/77/", "Bearer its-own")
+    assert process.poll() is None and "its-own" not in (tmp_path / "log").read_text()
+
+
+def test_tries_again_until_it_worked_and_not_once_a_head_is_back(start, api, tmp_path):
+    api[2].extend([500, 429])
+    start("2", CONTAINER_ID="77", CONTAINER_API_KEY="k")
+    wait_until(lambda: len(api[1]) == 3)
+    (tmp_path / "beat").touch()
+    time.sleep(1.5)
+    count = len(api[1])
+    for _ in range(6):
+        (tmp_path / "beat").touch()
+        time.sleep(0.5)
+    assert len(api[1]) == count
+
+
+def test_ends_a_runpod_rental_by_either_api(start, api):
+    api[2].append(401)
+    start("1", RUNPOD_POD_ID="pod1", RUNPOD_API_KEY="k")
+    wait_until(lambda: len(api[1]) >= 2)
+    assert api[1][0][1:4] == ("DELETE", "/v2/pods/pod1", "Bearer k")
+    assert api[1][1][1:] == (
+        "POST", "/graphql", "Bearer k", '{"query": "mutation { podTerminate(input: {podId: \\"pod1\\"}) }"}',
+    )  # fmt: skip
+
+
+def test_without_curl(start, api, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "bash", "sleep", "touch", "mkdir", "dirname", "date", "timeout"):
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "python3").symlink_to(Path(sys.executable).resolve())
+    start("1", CONTAINER_ID="77", CONTAINER_API_KEY="k", PATH=str(tools), shell=shutil.which("sh"))
+    wait_until(lambda: api[1])
+    assert api[1][0][1:4] == ("DELETE", "/api/v0/instances/77/", "Bearer k")
+
+
+def test_in_a_flat_network_it_looks_for_the_head_itself(start, api):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        start("2", "127.0.0.1", str(head.getsockname()[1]), CONTAINER_ID="77", CONTAINER_API_KEY="k")
+        time.sleep(5)
+        assert not api[1]
+    wait_until(lambda: api[1])
+
+
+def test_its_start_is_what_a_shell_runs(tmp_path):
+    text = watchdog.start(600, ("10.0.0.1", 6379)).replace("/tmp/shoestring", str(tmp_path / "s"))
+    for shell in ("sh", "bash"):
+        subprocess.run([shell, "-n"], input=text, text=True, check=True)
+    assert "watchdog.sh 600 10.0.0.1 6379 >" in text and len(text) < 4000

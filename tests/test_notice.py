@@ -1,0 +1,79 @@
+"""A job on a cluster that is told that the money is out, or that its node goes away."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib import checkpoint, notice
+from lib.run import Run
+from tests.conftest import REPO, run_job
+
+STEPS = 300
+ARGS = f"--train.max_steps {STEPS} --train.save_steps 100000 --train.logging_steps 1 --scale.global_batch 8 --scale.micro_batch 4 --scale.precision fp32 --train.learning_rate 1e-3"
+
+
+def wait_until(reached, process, log: Path, seconds: float = 240) -> None:
+    deadline = time.time() + seconds
+    while not reached():
+        assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model, chats_file, tmp_path):
+    """Two ranks. First its node is drained: it saves and goes on. Then the money is out: it saves, stops and says how to go on."""
+    from ray._raylet import GcsClient
+    from ray.cluster_utils import Cluster
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split(), "--scale.workers", "2"]
+    whole, told, log = Run(tmp_path / "whole"), Run(tmp_path / "told"), tmp_path / "log"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    env = os.environ | {"RAY_ADDRESS": cluster.address}
+    try:
+        gcs = GcsClient(address=cluster.address)
+        notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # which means nothing
+        assert not notice.busy(gcs)
+        with log.open("w") as f:
+            process = subprocess.Popen(
+                [sys.executable, "jobs/sft.py", *argv, "--run", told.path], cwd=REPO, env=env, stdout=f, stderr=f
+            )
+        wait_until(lambda: len(told.metrics()) > 5, process, log)
+        (job,) = notice.jobs(gcs)
+        assert notice.busy(gcs) and job["ended"] is None and "jobs/sft.py" in job["entrypoint"]
+        assert (job["state"].run, job["state"].stage, job["state"].max_steps) == (told.path, "sft", STEPS)
+        leaves = int((time.time() + 600) * 1000)
+        preempted = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        assert gcs.drain_node(second.node_id, preempted, "the market takes it", leaves)[0]
+        wait_until(
+            lambda: checkpoint.steps(told) and checkpoint.damage(told, checkpoint.steps(told)[0]) is None, process, log
+        )
+        notice.tell(gcs, notice.Stop("budget.total_usd: $4.90 of $5.00 are spent.", time.time() + 60, 3.6))
+        at = time.time()
+        assert process.wait(timeout=90) == 1, log.read_text()[-3000:]
+        took = time.time() - at
+        (job,) = notice.jobs(gcs)
+        assert not notice.busy(gcs) and job["ended"] > at
+    finally:
+        cluster.shutdown()
+    first, step = checkpoint.steps(told)
+    assert 5 < first < step < STEPS and checkpoint.damage(told, step) is None
+    output = log.read_text()
+    assert re.search(rf"Saving at step {first}: ranks? [01] ", output)
+    said = re.search(
+        rf"Saved at step {step} of {STEPS}; the other {STEPS - step}, at (\S+) s and \$3.6 an hour, cost", output
+    )
+    assert said and "budget.total_usd: $4.90 of $5.00 are spent." in told.provenance()["failure"]
+    assert f"Go on with: python jobs/sft.py --resume {told.path}" in output
+    assert job["state"].step == step and job["state"].saved > at
+    print(f"told → saved, stopped and gone after {took:.1f} s, at step {step}")
+    assert run_job("sft", *argv, "--run", whole.path).returncode == 0
+    again = run_job("sft", "--resume", told.path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert told.provenance()["model_sha256"] == whole.provenance()["model_sha256"]
