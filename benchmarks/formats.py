@@ -3,7 +3,7 @@
     python benchmarks/formats.py [--run runs/sft] [--limit 200] [--out runs/formats]
 
 Each method makes a run below --out; each run (and the one before quantisation) is then loaded by transformers and by vLLM
-in a process of its own with one core, answers held-out prompts one by one and 16 at a time (lib/quantize/measure.py), and
+in a process of its own with one core, answers held-out prompts one by one and 16 at a time (lib/compression/measure.py), and
 those that load are scored on the same examples (lib/evals). What doesn't load says the first line of its error. Where vLLM
 isn't installed its column says so. On this machine's CPU; GPUs are "not tried". A run that is there already isn't made again.
 """
@@ -32,11 +32,11 @@ def main() -> int:
         os.environ.setdefault(key, value)
     import ray
 
+    from lib.compression import measure
     from lib.evals.evaluate import evaluate
     from lib.evals.job import EvalJob
     from lib.quantize import work
     from lib.quantize.job import QuantizeJob, Source, plan
-    from lib.quantize.measure import TOGETHER
     from lib.quantize.methods import METHODS
     from lib.run import Run
 
@@ -52,7 +52,7 @@ def main() -> int:
                 work.produce(plan(QuantizeJob(made.path, Source(options.run), name, tasks=[], engine="transformers")))
             runs[name] = made.path
         job = QuantizeJob(method="w8a8")
-        prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, TOGETHER)
+        prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, measure.TOGETHER)
         for engine in engines:
             for name, path in runs.items():
                 found[name, engine] = apart(_try, path, engine == "vllm", job, prompts)
@@ -66,7 +66,7 @@ def main() -> int:
             scores[engine] = evaluate(asked)
     finally:
         ray.shutdown()
-    sizes = {n: work.weights(Path(models.path(p))) for n, p in runs.items()}
+    sizes = {n: measure.weights(Path(models.path(p))) for n, p in runs.items()}
     text = table(sizes, found, scores)
     Path(options.out, "formats.md").write_text(text, encoding="utf-8")
     print(text)
@@ -75,10 +75,10 @@ def main() -> int:
 
 def _try(path: str, vllm: bool, job, prompts: list):
     """What the model needs, or why it can't be loaded; in the process that tries, as not every error can leave it."""
-    from lib.quantize import work
+    from lib.compression.measure import needs
 
     try:
-        return work.measure(path, vllm, job, prompts)
+        return needs(path, vllm, job.dtype, prompts, job.max_new_tokens)
     except Exception as e:  # whatever the engine raises is the result
         lines = [x.strip() for x in str(e).splitlines() if x.strip() and "validation error for" not in x]
         return f"{type(e).__name__}: {lines[0][:90]}"

@@ -6,7 +6,9 @@
                  memory.py  bad machines, markets that are down          gpus.py  their names and listed speed
     offers.py    priced candidates of all markets
     provider.py  Ray's NodeProvider over all of them     tags.py  its tags in a rental's label     runner.py  SSH to a mapped port
-    mesh.py      a network of SSH tunnels that the head dials, for nodes that share none
+                 nodes.py  what it knows of each rental   join.py  what a node is given             lost.py  telling Ray of one that is gone
+    bootstrap.py from a short YAML to Ray's               head.py  this machine as the head         folder.py  ~/.shoestring/NAME, the SSH key
+    mesh.py      a network of SSH tunnels that the head dials, for nodes that share none; mesh.sh and portpin.c are its part on a node
     ledger.py    every rental and what it cost           budget.py  the caps      watchdog.sh  ends a rental whose head is gone
                  entry.py  one rental    journal.py  its file    copies.py  in a store    kept.py  a market under both
     steward.py   what the head does for them every few seconds

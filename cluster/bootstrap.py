@@ -43,7 +43,7 @@ def install() -> str:
     packages.append(f"ray[train,tune,serve,default]=={ray}")
     has = f"import importlib.metadata as m; exit(m.version('ray') != '{ray}')"
     return (
-        f'command -v ray > /dev/null && python3 -c "{has}" || {{ python3 -m pip install -q uv && '
+        f'command -v ray > /dev/null && python3 -c "{has}" || {{ PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q uv && '
         f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} {shlex.join(packages)} && "
         f"echo 'export PATH={VENV}/bin:$PATH' >> ~/.bashrc; }}"
     )
@@ -94,12 +94,16 @@ class Settings:
 def complete(config: dict) -> dict:
     """`config` with everything that Ray needs; what it says itself is kept. Raises ValueError that names the key."""
     tags.check_name("cluster_name", config["cluster_name"])
-    provider = {**config["provider"], "slots": 2 * config["max_workers"] + 1}
+    provider = {**config["provider"], "slots": mesh.slots(config["max_workers"])}
     settings = Settings.read(provider)
     for name, node in config["available_node_types"].items():
         tags.check_name("available_node_types", name)
         _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
-    head = f"ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    # RunPod gives each pod a key of its own by the account's name for it; the account's is in a file (join.py).
+    own = " ".join(f"{name.upper()}_API_KEY" for name in settings.markets)
+    head = (
+        f"unset {own}; ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    )
     worker = f"ray start --address=$RAY_HEAD_IP:{mesh.GCS_PORT} {_SAME}"
     filled = {
         "auth": {"ssh_user": "root"},

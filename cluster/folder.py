@@ -49,6 +49,7 @@ class Folder:
             "StrictHostKeyChecking": "accept-new",
             "HostKeyAlias": rental,
             "CheckHostIP": "no",
+            "HashKnownHosts": "no",
             "PasswordAuthentication": "no",
             "LogLevel": "ERROR",
         }

@@ -39,6 +39,15 @@ WAIT = f"for i in $(seq 150); do (: < /dev/tcp/127.77.0.1/{GCS_PORT}) 2> /dev/nu
 """For bash on a worker: ends when it reaches Ray's head through its tunnel, with 1 if that takes more than 30 s."""
 
 
+def slots(workers: int) -> int:
+    """The highest number of a node, for so many workers at a time.
+
+    Twice as many as are needed and a few: for up to two minutes, gRPC in Ray's head tries no address where the node before
+    has died, so numbers are used in turn.
+    """
+    return HEAD + 2 * workers + 4
+
+
 def ip(k: int) -> str:
     return f"127.77.0.{k}"
 

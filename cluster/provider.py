@@ -9,15 +9,11 @@ would make Ray take every node for lost.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import tarfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +26,7 @@ from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.market import Order, Rental
 from cluster.memory import Memory
+from cluster.nodes import Node, Nodes
 from cluster.runner import Runner
 from cluster.steward import Steward, gcs_address
 
@@ -51,33 +48,6 @@ HEADS_MORE = 3
 """A head has this many times its workers' time: it is set up only when it has run for a while, and holds the ledger."""
 
 
-@dataclass
-class Node:
-    """What this process knows of a rental."""
-
-    rental: Rental
-    tags: dict[str, str]
-    """As Ray set them here; of a rental that another process made, as its label says."""
-    made: float = 0.0
-    """time.monotonic() when this process rented it; 0: another did."""
-    running: float | None = None
-    """time.monotonic() when it was first seen running."""
-    reached: bool = False
-    """This process has logged in to it."""
-    tunnel: mesh.Tunnel | None = None
-
-
-@dataclass
-class _Known:
-    nodes: dict[str, Node] = field(default_factory=dict)
-    ended: dict[str, float] = field(default_factory=dict)
-    """Node id → time.monotonic() when it was destroyed; a market may list it a little longer."""
-    reserved: set[int] = field(default_factory=set)
-    """Numbers in the mesh of rentals that are being made."""
-    last: int = mesh.HEAD
-    """The number given last: Ray must not find another node at the address of one that has just died."""
-
-
 class Provider(NodeProvider):
     def __init__(self, provider_config: dict[str, Any], cluster_name: str):
         super().__init__(provider_config, cluster_name)
@@ -89,9 +59,7 @@ class Provider(NodeProvider):
             for name in self.settings.markets
         }
         self.memory = Memory(self.folder.path / "memory.json")
-        self._known = _Known()
-        self._lock = threading.RLock()
-        """Around `_known`; never held while a market is asked."""
+        self.nodes = Nodes(cluster_name)
         self._asking = threading.Lock()
         self._asked = 0.0
         self._later = ThreadPoolExecutor(max_workers=4, thread_name_prefix="shoestring")
@@ -101,8 +69,10 @@ class Provider(NodeProvider):
             ray.TAG_RAY_USER_NODE_TYPE: os.environ.get("RAY_NODE_TYPE_NAME", "head"),
             tags.SLOT: str(mesh.HEAD),
         }
-        if address := gcs_address():
-            Steward(self.ledger, self.settings.budget, self.markets, address).start()
+        self._leads = gcs_address()
+        """Where Ray's GCS is, in the autoscaler's process."""
+        if self._leads:
+            Steward(self.ledger, self.settings.budget, self.markets, self._leads).start()
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict) -> dict:
@@ -120,8 +90,7 @@ class Provider(NodeProvider):
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         self.refresh()
-        with self._lock:
-            found = {id: node.tags for id, node in self._known.nodes.items()}
+        found = {id: node.tags for id, node in self.nodes.all().items()}
         if self.settings.here:
             found = {HERE: self._here} | found
         return [id for id, has in found.items() if all(has.get(k) == v for k, v in tag_filters.items())]
@@ -133,27 +102,16 @@ class Provider(NodeProvider):
             listed = [rental for market in self.markets.values() for rental in market.list()]
             orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed)}
             self._asked = time.monotonic()
-        mine = {f"{r.market}-{r.id}": r for r in listed if tags.decode(r.label)[0] == self.cluster_name}
-        with self._lock:
-            for id, rental in mine.items():
-                node = self._known.nodes.get(id)
-                if node:
-                    node.rental = rental
-                elif id not in self._known.ended and id not in orphans:
-                    self._known.nodes[id] = Node(rental, tags.decode(rental.label)[1])
-            vanished = [id for id, n in self._known.nodes.items() if id not in mine and n.made < began]
-            late = {id for id, at in self._known.ended.items() if id in mine and began - at > AGAIN_S}
-            late |= orphans - self._known.ended.keys()
-            faults = {id: why for id, node in self._known.nodes.items() if (why := self._fault(node))}
-        for id in vanished:
+        for id in self.nodes.take_in(listed, orphans, began):
             self._give_up(id, "no market lists it any more", exists=False)
-        for id, why in faults.items():
-            self._give_up(id, why)
-        for id in late:
+        for id, node in self.nodes.all().items():
+            if why := self._fault(node):
+                self._give_up(id, why)
+        for id in {*self.nodes.undead(listed, began - AGAIN_S), *orphans}:
             self._destroy_later(id)
 
     def _fault(self, node: Node) -> str | None:
-        """Why this node is of no use, or None."""
+        """Why this node is of no use, or None. Whether one can be logged in to is for those to say who set it up."""
         rental, now = node.rental, time.monotonic()
         if rental.state == "lost":
             return rental.why or "lost"
@@ -161,7 +119,8 @@ class Provider(NodeProvider):
             return f"it has not started in {STARTING_S:.0f} s ({rental.why})"
         if rental.state == "running":
             node.running = node.running or now
-            if not node.reached and now - node.running > SSH_S:
+            worker = node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER
+            if (node.made or (self._leads and worker)) and not node.reached and now - node.running > SSH_S:
                 return f"no login in {SSH_S:.0f} s"
         return None
 
@@ -169,8 +128,7 @@ class Provider(NodeProvider):
         """None: gone. Raises MarketError."""
         if time.monotonic() - self._asked > STALE_S:
             self.refresh()
-        with self._lock:
-            return self._known.nodes.get(node_id)
+        return self.nodes.get(node_id)
 
     def is_running(self, node_id: str) -> bool:
         if node_id == HERE:
@@ -184,9 +142,8 @@ class Provider(NodeProvider):
     def node_tags(self, node_id: str) -> dict[str, str]:
         if node_id == HERE:
             return dict(self._here)
-        with self._lock:
-            node = self._known.nodes.get(node_id)
-            return dict(node.tags) if node else {}
+        node = self.nodes.get(node_id)
+        return dict(node.tags) if node else {}
 
     def ssh(self, node_id: str) -> tuple[str, int] | None:
         """(host, port) of its sshd, None as long as it has none."""
@@ -214,8 +171,8 @@ class Provider(NodeProvider):
         if node_id == HERE:
             self._here.update(tags_)
             return
-        with self._lock:
-            node = self._known.nodes.get(node_id)
+        with self.nodes.lock:
+            node = self.nodes.get(node_id)
             if node is None or node.tags | tags_ == node.tags:
                 return
             node.tags = node.tags | tags_
@@ -225,28 +182,13 @@ class Provider(NodeProvider):
             self.markets[rental.market].label(rental.id, label)
 
     def create_node(self, node_config: dict, tags_: dict[str, str], count: int) -> None:
+        head = tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
         for _ in range(count):
-            slot = self._reserve(head=tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD)
+            slot = mesh.HEAD if head else self.nodes.reserve(self.settings.slots)
             try:
                 self._rent(node_config, {**tags_, tags.SLOT: str(slot)})
             finally:
-                with self._lock:
-                    self._known.reserved.discard(slot)
-
-    def _reserve(self, head: bool) -> int:
-        """A number in the mesh that no node has, and none had lately. Raises RuntimeError."""
-        if head:
-            return mesh.HEAD
-        with self._lock:
-            used = self._known.reserved | {int(n.tags.get(tags.SLOT, 0)) for n in self._known.nodes.values()}
-            first, count = mesh.HEAD + 1, self.settings.slots - mesh.HEAD
-            turn = [first + (self._known.last - first + 1 + i) % count for i in range(count)]
-            free = [k for k in turn if k not in used]
-            if not free:
-                raise RuntimeError(f"All {count} places in the mesh are taken.")
-            self._known.last = free[0]
-            self._known.reserved.add(free[0])
-            return free[0]
+                self.nodes.release(slot)
 
     def _rent(self, node_config: dict, tags_: dict[str, str]) -> None:
         order = Order(
@@ -264,8 +206,7 @@ class Provider(NodeProvider):
             market, id, order.label, "starting", "just rented", offer.spot, offer.usd_per_hour, offer.disk_usd_per_hour,
             time.time(), None, offer.machine, offer.gpu, offer.count,
         )  # fmt: skip
-        with self._lock:
-            self._known.nodes[f"{market}-{id}"] = Node(rental, tags_, made=time.monotonic())
+        self.nodes.add(f"{market}-{id}", Node(rental, tags_, made=time.monotonic()))
         log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
 
     def _watchdog(self, tags_: dict[str, str]) -> str:
@@ -278,20 +219,18 @@ class Provider(NodeProvider):
     def terminate_node(self, node_id: str) -> None:
         if node_id == HERE:
             return
-        with self._lock:
-            node = self._known.nodes.get(node_id)
+        node = self.nodes.get(node_id)
         if node and node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UPDATE_FAILED:
             self.memory.bad(node.rental.market, node.rental.machine, "its set-up failed")
         self._destroy(node_id)
-        self._forget(node_id)
+        self.nodes.end(node_id)
 
     def end(self) -> int:
         """Destroys all that the cluster rents, the head too; how many there were. Raises MarketError."""
         count = 0
         while True:
             self.refresh()
-            with self._lock:
-                left = list(self._known.nodes)
+            left = list(self.nodes.all())
             for id in left:
                 self.terminate_node(id)
             if not left:
@@ -302,7 +241,7 @@ class Provider(NodeProvider):
 
     def _give_up(self, node_id: str, why: str, exists: bool = True) -> None:
         """From now on it is no node of ours; what has to be done about it happens meanwhile."""
-        node = self._forget(node_id)
+        node = self.nodes.end(node_id)
         if node is None:
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
@@ -310,17 +249,8 @@ class Provider(NodeProvider):
             self.memory.bad(node.rental.market, node.rental.machine, why)
         if exists:
             self._destroy_later(node_id)
-        if node.reached:  # by this process, so Ray's head is near
-            self._run_later("telling Ray", lost.tell, f"{self._head_ip()}:{mesh.GCS_PORT}", {node_id})
-
-    def _forget(self, node_id: str) -> Node | None:
-        with self._lock:
-            node = self._known.nodes.pop(node_id, None)
-            if node:
-                self._known.ended[node_id] = time.monotonic()
-        if node and node.tunnel:
-            node.tunnel.close()
-        return node
+        if self._leads:
+            self._run_later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
 
     def _destroy(self, node_id: str) -> None:
         market, id = node_id.split("-", 1)
@@ -328,8 +258,7 @@ class Provider(NodeProvider):
 
     def _destroy_later(self, node_id: str) -> None:
         """Where that fails it is tried again after AGAIN_S, as long as it is listed."""
-        with self._lock:
-            self._known.ended[node_id] = time.monotonic()
+        self.nodes.end(node_id)
         self._run_later(f"destroying {node_id}", self._destroy, node_id)
 
     def _run_later(self, what: str, f, *args) -> None:
@@ -344,70 +273,9 @@ class Provider(NodeProvider):
             return mesh.ip(mesh.HEAD)
         return self.internal_ip(self.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD})[0])
 
-    # ---- how a node is set up
+    # ---- how a node is set up: join.py
 
     def get_command_runner(
         self, log_prefix, node_id, auth_config, cluster_name, process_runner, use_internal_ip, docker_config=None
     ) -> Runner:
         return Runner(log_prefix, node_id, self, auth_config, cluster_name, process_runner, use_internal_ip)
-
-    def start_environment(self, node_id: str) -> dict[str, str]:
-        """What `ray start` on this node has to find in its environment."""
-        named = ["SHOESTRING_PACE", *(f"{name.upper()}_URL" for name in self.markets)]
-        urls = {k: os.environ[k] for k in named if k in os.environ}
-        if self.settings.network == "flat":
-            return {"SHOESTRING_NODE": f"--node-ip-address={self.internal_ip(node_id)}"} | urls
-        k = self.slot(node_id)
-        options = " ".join(mesh.ray_options(k))
-        return {"SHOESTRING_NODE": options, **mesh.environment(k, f"/root/{mesh.BOX}/portpin.so")} | urls
-
-    def connect(self, node_id: str, runner: Runner) -> None:
-        """Joins a worker that can be logged in to with the network. Raises CalledProcessError, RuntimeError."""
-        node = self._node(node_id)
-        if node is None:
-            raise RuntimeError(f"{node_id} is gone.")
-        node.reached = True
-        if self.settings.network == "flat":
-            return
-        self.prepare_box(runner)
-        if node.tunnel:
-            node.tunnel.close()
-        host, port = node.rental.ssh
-        node.tunnel = mesh.Tunnel(self.folder, self.slot(node_id), self.settings.slots, node_id, host, port)
-        runner.send(b"", f"bash -c {mesh.WAIT!r}")
-
-    def prepare_box(self, runner: Runner) -> None:
-        """What the mesh needs on a rented machine."""
-        files = {name: path.read_bytes() for name, path in mesh.files().items()}
-        files["authorized_keys"] = f"restrict,port-forwarding {self.folder.public_key}\n".encode()
-        box = f'"$HOME"/{mesh.BOX}'
-        runner.send(
-            _packed(files),
-            f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh {watchdog.HEARTBEAT}",
-        )
-
-    def hand_over(self, runner: Runner) -> None:
-        """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
-        with self._lock:
-            self._known.nodes[runner.node_id].reached = True
-        for name in ("key", "key.pub", "known_hosts"):
-            path = self.folder.path / name
-            if path.exists():
-                runner.write(path.read_bytes(), f"~/.shoestring/{self.cluster_name}/{name}", 0o600)
-        for name in self.markets:
-            runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
-        for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):
-            runner.run_rsync_up(str(package), f"{bootstrap.CODE}/{package.name}")
-        if self.settings.network == "mesh":
-            self.prepare_box(runner)
-
-
-def _packed(files: dict[str, bytes]) -> bytes:
-    """A tar archive of them."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode, info.mtime = len(content), 0o600, int(time.time())
-            tar.addfile(info, io.BytesIO(content))
-    return out.getvalue()

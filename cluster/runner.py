@@ -8,6 +8,7 @@ import subprocess
 
 from ray.autoscaler._private.command_runner import SSHCommandRunner
 
+from cluster import join
 from cluster.folder import Folder
 
 EXCLUDED = ("__pycache__", ".git", ".venv")
@@ -36,16 +37,19 @@ class Runner(SSHCommandRunner):
     def run(self, cmd=None, *args, ssh_options_override_ssh_key="", **kwargs):
         """As Ray's; the override is left out, since it would come without our options. `ray start` gets what it needs here."""
         if cmd and "ray start" in cmd:
-            exports = self.provider.start_environment(self.node_id)
+            exports = join.environment(self.provider, self.node_id)
             cmd = "".join(f"export {key}={shlex.quote(value)}; " for key, value in exports.items()) + cmd
-        return super().run(cmd, *args, **kwargs)
+        result = super().run(cmd, *args, **kwargs)
+        if node := self.provider.nodes.get(self.node_id):
+            node.reached = True
+        return result
 
     def run_init(self, *, as_head: bool, file_mounts: dict, sync_run_yet: bool) -> None:
         """Ray calls it once in every set-up, before Ray starts on the node."""
         if as_head:
-            self.provider.hand_over(self)
+            join.head(self.provider, self)
         else:
-            self.provider.connect(self.node_id, self)
+            join.worker(self.provider, self.node_id, self)
 
     def run_rsync_up(self, source: str, target: str, options: dict | None = None) -> None:
         source = os.path.expanduser(source)

@@ -11,23 +11,18 @@ The student is `model.base`; with `train.keep_layers` it is made of it by leavin
     python jobs/distill.py --config configs/distill.yaml --train.on_policy 0.5              # on the student's own
 """
 
+from lib import lessons
 from lib.launch import main
-from lib.lessons import check
 
 
 def build(job, args):
-    from lib import data, distillation, lessons, models
+    from lib import distillation, models
 
     shared = models.for_trainer(job.model, args)
-    teacher = lessons.Lessons(job, args, shared["processing_class"])
     if args.keep_layers:
-        shared["model"] = distillation.made_smaller(job.model, shared["model"], args)
-    rows = data.load(job.data, ("chat", "text"))
-    train, heldout = (teacher.answers(data.per_answer(part)) for part in (rows.train, rows.heldout))
-    return distillation.DistillTrainer(
-        teach=teacher.distributions, args=args, train_dataset=train, eval_dataset=heldout, **shared
-    )
+        shared["model"] = distillation.made_smaller(shared["model"], args)
+    return lessons.trainer(job, args, shared)
 
 
 if __name__ == "__main__":
-    main(build, "lib.distillation:DistillConfig", rows=("chat", "text"), models=("teacher",), check=check)
+    main(build, "lib.distillation:DistillConfig", rows=("chat", "text"), models=("teacher",), check=lessons.check)

@@ -52,9 +52,9 @@ def _work(planned, run, command: str) -> None:
 
     from lib import data, launch
     from lib.apart import apart
+    from lib.compression import measure, report
     from lib.evals.evaluate import evaluate
-    from lib.quantize import report, work
-    from lib.quantize.measure import TOGETHER
+    from lib.quantize import work
 
     started, j = time.time(), planned.job
     say = lambda text: print(f"{time.time() - started:5.0f} s  {text}", flush=True)  # noqa: E731
@@ -63,15 +63,20 @@ def _work(planned, run, command: str) -> None:
         if not planned.done:
             work.produce(planned)
             say(f"the model is in {run.at('model')}")
-        prompts, needs = data.prompts(data.load(j.data, ("chat", "text"), training=False).heldout, TOGETHER), {}
+        prompts, needs = data.prompts(data.load(j.data, ("chat", "text"), training=False).heldout, measure.TOGETHER), {}
         for name, base in (("before", j.model.base), (j.method, run.path)):
-            needs[name] = apart(work.measure, base, j.chosen() == "vllm", j, prompts)
+            needs[name] = apart(measure.needs, base, j.chosen() == "vllm", j.dtype, prompts, j.max_new_tokens)
             say(f"{name:<10} memory and speed measured")
         scores = evaluate(j.evaluation(), command) if j.tasks else None
     finally:
         ray.shutdown()
-    report.write(j, run.provenance(), needs, scores, command)
-    report.terminal(j, run.provenance(), needs, scores)
+    p = run.provenance()
+    found = report.Compressed(
+        run.path, "quantize", j.model.base, ("before", j.method), f"Quantised in {p['seconds']['quantize']:.0f} s.", j.chosen(),
+        p, p["bytes"], needs, scores, command,
+    )  # fmt: skip
+    report.write(found)
+    report.terminal(found)
 
 
 def _failed(run, e: Exception) -> int:

@@ -18,7 +18,8 @@ class Model:
     revision: str | None = None
     """Commit, tag or branch of a hub model. None: its main branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the stored weights. auto: float32 where all weights train, the compute precision where an adapter does."""
+    """Type of the weights. auto: float32 while all of them train, and then stored as the base's are; the compute precision where an
+    adapter trains."""
     attn_implementation: str | None = None
     """Attention kernel by transformers' name: eager, sdpa, flash_attention_2 … None: sdpa on a GPU, eager on a CPU, where it is faster."""
     adapter: Literal["none", "lora"] = "none"
@@ -27,6 +28,9 @@ class Model:
     """Fields of peft.LoraConfig, by their own names; only with adapter: lora."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """bitsandbytes: 4bit is NF4 with double quantisation (QLoRA, Dettmers et al. 2023). Needs adapter: lora."""
+    qat: Literal["none", "int8", "w4a16"] = "none"
+    """Quantisation-aware training: linear layers compute with weights rounded as that method of jobs/quantize.py rounds them, and model/ is
+    written in its format (lib/quantize/qat.py). Needs adapter: none and strategy: ddp."""
     chat_template: str | None = None
     """A Jinja file that replaces the base's chat template. None: the one that comes with the base."""
 

@@ -22,7 +22,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_config import SFTConfig  # by its module, where lib/fields.py finds its fields
 
 from lib import on_policy
-from lib.config import Model
+from lib.prune import cut
 from lib.teacher import Said, Teacher, grouped_as, labelled, logits
 
 
@@ -150,12 +150,10 @@ def vocabulary(tokenizer) -> str:
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
-def made_smaller(base: Model, where: str, args: DistillConfig):
+def made_smaller(where: str, args: DistillConfig):
     """The student made of the base in folder `where`; args.model_init_kwargs, which only a name takes, are used up."""
     from transformers import AutoModelForCausalLM
 
-    if base.adapter != "none":
-        raise ValueError("train.keep_layers: an adapter can't heal what is left out. Set model.adapter: none.")
     kwargs, args.model_init_kwargs = args.model_init_kwargs, None
     return keep_layers(AutoModelForCausalLM.from_pretrained(where, **kwargs), args.keep_layers)
 
@@ -163,16 +161,7 @@ def made_smaller(base: Model, where: str, args: DistillConfig):
 def keep_layers(model, count: int):
     """The model with `count` of its decoder layers, the first and the last among them, evenly spaced (Sanh et al. 2019,
     https://arxiv.org/abs/1910.01108, take every second). Raises ValueError where that can't be."""
-    from torch.nn import ModuleList
-
-    layers, config = model.model.layers, model.config
-    if not 2 <= count <= len(layers):
-        raise ValueError(f"train.keep_layers: must be from 2 to {len(layers)}, the base's layers, is {count}.")
-    kept = [round(i * (len(layers) - 1) / (count - 1)) for i in range(count)]
-    model.model.layers = ModuleList(layers[i] for i in kept)
-    for place, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = place  # its place in the cache
-    config.num_hidden_layers = count
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
-    return model
+    there = len(model.model.layers)
+    if not 2 <= count <= there:
+        raise ValueError(f"train.keep_layers: must be from 2 to {there}, the base's layers, is {count}.")
+    return cut.layers(model, [round(i * (there - 1) / (count - 1)) for i in range(count)])

@@ -19,10 +19,6 @@ class Lessons:
         self.job, self.args, self.tokenizer = job, args, tokenizer
         self.folder = args.keep or Run(job.run).at("teacher")
         self.dtype = "bfloat16" if args.bf16 else "float32"
-        if args.on_policy and job.scale.strategy in ("fsdp", "zero3"):
-            raise ValueError(
-                f"train.on_policy: {job.scale.strategy} has the weights in pieces, which can't write. Use ddp."
-            )
         if not args.teacher.startswith(SERVED):
             self.where, self.identity = models.path(args.teacher), models.locate(args.teacher)[1]
 
@@ -91,8 +87,25 @@ class Lessons:
             )
 
 
-def check(args) -> None:
+def trainer(job: Job, args, shared: dict):
+    """The DistillTrainer of this worker. shared: as lib.models.for_trainer gives it, with the student."""
+    from lib import data
+    from lib.distillation import DistillTrainer
+
+    teacher = Lessons(job, args, shared["processing_class"])
+    rows = data.load(job.data, ("chat", "text"))
+    train, heldout = (teacher.answers(data.per_answer(part)) for part in (rows.train, rows.heldout))
+    return DistillTrainer(teach=teacher.distributions, args=args, train_dataset=train, eval_dataset=heldout, **shared)
+
+
+def check(job: Job, args) -> None:
     """Raises ValueError that names the key of `train`. args: has the fields of DistillConfig."""
+    if args.keep_layers and job.model.adapter != "none":
+        raise ValueError("train.keep_layers: an adapter can't heal what is left out. Set model.adapter: none.")
+    if args.on_policy and job.scale.strategy in ("fsdp", "zero3"):
+        raise ValueError(
+            f"train.on_policy: {job.scale.strategy} has the weights in pieces, which can't write. Use ddp."
+        )
     if not 0 <= args.hard_weight <= 1:
         raise ValueError(f"train.hard_weight: must be from 0 to 1, is {args.hard_weight}.")
     if args.soft_temperature <= 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 from lib.config import Model
@@ -189,7 +191,8 @@ def export(trainer, model: Model, folder: Path) -> None:
     """Writes folder/model (always loadable by from_pretrained) and, where an adapter was trained, folder/adapter.
 
     Every rank must call it: sharded weights are gathered. The adapter is merged into the unquantised base, as in QLoRA's
-    own practice, since NF4 weights can't be added to.
+    own practice, since NF4 weights can't be added to. Weights that all trained
+    are written as the base stores its own, or in the format of model.qat.
     """
     main = trainer.args.process_index == 0
     target = folder / ("adapter" if model.adapter != "none" else "model")
@@ -209,3 +212,28 @@ def export(trainer, model: Model, folder: Path) -> None:
         trainer.processing_class.save_pretrained(str(folder / "model"))
         for leftover in (folder / "model").glob("training_args.bin"):  # a pickle nobody needs
             leftover.unlink()
+    if main and model.adapter == "none":
+        _shrink(model, folder / "model")
+
+
+def _shrink(model: Model, folder: Path) -> None:
+    """Writes the weights in `folder`, which trained in float32, as the base stores its own, or as model.qat has them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(path(model.base), revision=model.revision).dtype or torch.float32
+    kept = model.dtype if model.dtype != "auto" else str(stored).removeprefix("torch.")
+    if model.qat != "none":
+        from lib.quantize.methods import quantize
+
+        quantize(model.qat, str(folder), str(target := folder.with_name("quantized")), kept)
+        shutil.rmtree(folder)
+        target.rename(folder)
+    elif kept != "float32":
+        for file in folder.glob("*.safetensors"):
+            tensors = load_file(file)
+            floats = {n: t.to(getattr(torch, kept)) for n, t in tensors.items() if t.is_floating_point()}
+            save_file(tensors | floats, file, {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": kept}, indent=2), encoding="utf-8")

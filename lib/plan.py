@@ -11,6 +11,7 @@ from pathlib import Path
 from lib import data, hardware, models, quantized, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
+from lib.quantize import qat
 from lib.run import Run, absolute
 
 MAY_CHANGE = {
@@ -59,11 +60,12 @@ class Plan:
             "all weights" if j.model.adapter == "none" else f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
         )
         quantized = "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
+        rounded = "" if j.model.qat == "none" else f", rounded as {j.model.qat} while they train"
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
             ("base", f"{j.model.base}  ({self.identity})"),
-            ("trains", adapter + quantized),
+            ("trains", adapter + quantized + rounded),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),
@@ -196,7 +198,7 @@ def _model(job: Job, gpu: bool) -> list[str]:
         out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
     if m.lora.get("r", 8) < 1:
         out.append(f"model.lora.r: must be at least 1, is {m.lora['r']}.")
-    return out
+    return out + qat.problems(job)
 
 
 def _train(job: Job, gpu: bool) -> list[str]:
@@ -279,7 +281,7 @@ def template_digest(text: str | None) -> str | None:
 
 def _changes(run: Run, job: Job) -> list[str]:
     """What differs from the stored configuration in a way that would make the resumed run another one."""
-    old, new = _flat(run.job()), _flat(job.to_dict())
+    old, new = (_flat(j.to_dict()) for j in (Job.from_dict(run.job()), job))
     out = []
     for key in sorted(old.keys() | new.keys()):
         free = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE

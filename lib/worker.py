@@ -16,6 +16,7 @@ from pathlib import Path
 from lib import checkpoint, data, hardware, head, models, notice, strategy
 from lib.config import Job
 from lib.failure import StopTraining
+from lib.quantize import qat
 from lib.run import Run
 
 DEFAULTS = {
@@ -107,6 +108,8 @@ def train_loop(config: dict) -> dict:
     head.project_labelled_only()
     try:
         trainer = build(job, args)
+        if job.model.qat != "none":
+            qat.prepare(trainer.model, job.model.qat)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
     if len(trainer.train_dataset) == 0:

@@ -189,6 +189,7 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
         ("reward", "trl.trainer.reward_config:RewardConfig", ("preference",)),
         ("dpo", DPO, ("preference",)),
         ("distill", "lib.distillation:DistillConfig", ("chat", "text")),
+        ("prune", "lib.prune.config:PruneConfig", ("chat", "text")),
     ],
 )
 def test_shipped_configurations_are_right(stage, cls, rows, good, tmp_path):

@@ -16,18 +16,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lib import plan, quantized, vllm_generator
 from lib.cli import UsageError
+from lib.compression import measure, report
+from lib.compression.measure import Needs, Rate
 from lib.evals import job as evals
 from lib.evals.job import EvalJob
+from lib.quantize import compressed, methods
 from lib.quantize import job as quantize_job
-from lib.quantize import measure, methods, report, w8a8
-from lib.quantize.measure import Needs, Rate
 from lib.run import Run
 from serve import serving
 from tests.conftest import REPO, run_job
 
-NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "bnb_int8": 0.016, "nf4": 0.17}
+NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "w4a16": 0.196, "bnb_int8": 0.016, "nf4": 0.17}
 """‖logits − the original's‖ / ‖the original's‖ that each method stays below on the tiny model: half as much again as was
-measured (0.0078, 0.0105, 0.0104, 0.0104, 0.1155)."""
+measured (0.0078, 0.0105, 0.0104, 0.1306, 0.0104, 0.1155)."""
 
 
 def logits(folder: str) -> torch.Tensor:
@@ -63,14 +64,26 @@ def test_every_method_loads_again_is_smaller_and_near(method, runs, make_run):
 
 def test_rows_by_hand():
     """s = max|w| / 127: 1.27 / 127 = 0.01; a row of zeros has a scale too."""
-    q, scale = w8a8.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
+    q, scale = compressed.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
     assert q.tolist() == [[127, -50, 0, 1], [0, 0, 0, 0]] and q.dtype == torch.int8
     assert scale[:, 0].tolist() == pytest.approx([0.01, 1e-8])
 
 
+def test_groups_by_hand():
+    """s = max|w| / 7.5 of each 32: 7.5 / 7.5 = 1, and 15 / 7.5 = 2; the largest is cut to 7, eight stand in an int32."""
+    weight = torch.zeros(1, 64)
+    weight[0, :4], weight[0, 32:34] = torch.tensor([7.5, -6.0, 0.4, 0.6]), torch.tensor([-15.0, 5.0])
+    q, scale = compressed.groups(weight)
+    assert scale.tolist() == [[1.0, 2.0]]
+    assert q[0, :5].tolist() == [7, -6, 0, 1, 0] and q[0, 32:35].tolist() == [-8, 2, 0]
+    assert compressed.packed(q)[0, 0].item() & 0xFFFFFFFF == 0x8888982F
+    with pytest.raises(ValueError, match="w4a16 takes 32 weights at a time, and a layer has 40 inputs"):
+        compressed.groups(torch.zeros(2, 40))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_path):
-    w8a8.quantize(Path(tiny_model), tmp_path / "q", dtype)
+    compressed.quantize(Path(tiny_model), tmp_path / "q", dtype, compressed.SCHEMES["w8a8"])
     old, new = load_file(Path(tiny_model, "model.safetensors")), load_file(tmp_path / "q/model.safetensors")
     layers = {n for n in old if "proj" in n}
     assert len(layers) == 14 and new.keys() == old.keys() | {f"{n}_scale" for n in layers}
@@ -88,7 +101,7 @@ def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_p
 def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "many", max_shard_size="200KB")
     for source, target in ((tiny_model, "one"), (tmp_path / "many", "several")):
-        w8a8.quantize(Path(source), tmp_path / target, None)
+        compressed.quantize(Path(source), tmp_path / target, None, compressed.SCHEMES["w8a8"])
     index = json.loads((tmp_path / "several/model.safetensors.index.json").read_text())
     files = {f: load_file(tmp_path / "several" / f) for f in set(index["weight_map"].values())}
     assert len(files) > 1
@@ -97,8 +110,9 @@ def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
 
 
 @pytest.mark.skipif(not vllm_generator.installed(), reason="vLLM is not installed: make vllm")
+@pytest.mark.parametrize(("method", "near"), [("w8a8", 0.02), ("w4a16", 0.05)])
 @pytest.mark.slow
-def test_vllm_answers_with_w8a8(tiny_model, tmp_path):
+def test_vllm_answers_with_integer_weights(method, near, tiny_model, tmp_path):
     """As in test_vllm_generator: heads of 32. Greedy answers may turn at near-ties, so log-probabilities are compared."""
     from transformers import AutoTokenizer
 
@@ -108,10 +122,10 @@ def test_vllm_answers_with_w8a8(tiny_model, tmp_path):
     torch.manual_seed(0)
     LlamaForCausalLM(AutoConfig.from_pretrained(tiny_model, head_dim=32)).save_pretrained(plain)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(plain)
-    methods.quantize("w8a8", str(plain), str(tmp_path / "q"), None)
+    methods.quantize(method, str(plain), str(tmp_path / "q"), None)
     scores = [VllmGenerator(str(p)).score(["the lamp is"], [" near the river"])[0] for p in (plain, tmp_path / "q")]
     assert scores[0].tokens == scores[1].tokens
-    assert scores[0].logprob == pytest.approx(scores[1].logprob, rel=0.02) and scores[0].logprob != scores[1].logprob
+    assert scores[0].logprob == pytest.approx(scores[1].logprob, rel=near) and scores[0].logprob != scores[1].logprob
 
 
 @pytest.mark.parametrize(
@@ -193,7 +207,7 @@ def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
 
 def test_memory_and_speed_are_of_this_process(tiny_model):
     prompts = [[{"role": "user", "content": f"what is {i}?"}] for i in range(16)]
-    found = measure.needs(tiny_model, False, "float32", prompts, 6, 1)
+    found = measure.needs(tiny_model, False, "float32", prompts, 6)
     assert 0 < found.empty_bytes <= found.answering_bytes and found.alone.low <= found.alone.median <= found.alone.high
     assert found.together.tokens == 16 * 6 * measure.REPEATS and found.together.median > found.alone.median
 
@@ -204,8 +218,8 @@ def test_the_report_by_hand():
         "before": Needs(1.0, 100 << 20, 150 << 20, 300 << 20, rate(10), rate(100)),
         "nf4": Needs(1.0, 100 << 20, 150 << 20, 200 << 20, rate(20), rate(150)),
     }
-    job = quantize_job.QuantizeJob(method="nf4", engine="transformers")
-    got = report.rows(job, {"bytes": {"before": 200_000_000, "nf4": 50_000_000}}, needs, None)
+    sizes = {"before": 200_000_000, "nf4": 50_000_000}
+    got = report.rows(report.Compressed("runs/q", "quantize", "runs/sft", ("before", "nf4"), "", "transformers", {}, sizes, needs, None, ""))  # fmt: skip
     assert got[0] == ("weights on disk", "200 MB", "50 MB", "0.25×")
     assert got[1] == ("memory, peak while answering", "300 MiB", "200 MiB", "-100 MiB")
     assert got[2][1:] == ("200 MiB", "100 MiB", "-100 MiB")

@@ -1,8 +1,8 @@
 """A box: what a market's container looks like from inside, made of Linux namespaces. Needs root, util-linux, iproute2, sshd.
 
 From inside: a host of its own (processes, address, host name, HOME, /tmp, /run, /dev/shm, SSH host key) whose image is this
-machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH) and whose
-disk survives a stop, not a destroy.
+machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH). What
+survives a stop is on Vast the whole disk, on RunPod the persistent volume.
 The environment of the market's containers is set for the container's command and for logins.
 """
 
@@ -96,6 +96,7 @@ class NamespaceBox:
         for p in order.ports:
             self.mapped[p] = await Port.open(self.public, (self.address, p), same=p >= 70000)
         command = await self._write(world, rental, sshd)
+        volume = [f"{self._folder}/volume={order.volume}"] if order.volume else []
         seen = [sys.prefix, sys.base_prefix, str(REPO)]
         name = f"{rental.machine.market}-{rental.id}"
         # setpriv: it dies with us, and the whole box with it, even if we are killed.
@@ -103,7 +104,7 @@ class NamespaceBox:
             "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", space,
             "unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child",
             "bash", str(Path(__file__).with_name("box.sh")), str(self._folder), name, str(self._state), command,
-            *dict.fromkeys(seen), "--", *map(str, self._shared),
+            *dict.fromkeys(seen), "--", *map(str, self._shared), *volume,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env={"PATH": SYSTEM_PATH}, start_new_session=True,
         )  # fmt: skip
@@ -126,7 +127,10 @@ class NamespaceBox:
         """The disk of a new box, and of every start its environment; returns the container's command."""
         assert self._folder
         folder, order = self._folder, rental.order
-        for part in ("home/.ssh", "tmp", "upper/etc/ssh", "work", "root"):
+        if rental.machine.market == "runpod" and folder.exists():
+            for part in ("home", "tmp", "upper", "work"):
+                await asyncio.to_thread(shutil.rmtree, folder / part)
+        for part in ("home/.ssh", "tmp", "upper/etc/ssh", "work", "root", "volume"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "tmp").chmod(0o1777)
         etc, home = folder / "upper/etc", folder / "home"
@@ -147,7 +151,10 @@ class NamespaceBox:
         start.write_text(START + ("exec /usr/sbin/sshd -D -e\n" if serve else "exec sleep infinity\n"))
         start.chmod(0o755)
         if rental.machine.market == "runpod":  # args replace the image's command, and no shell sees them
-            return "exec " + shlex.join(shlex.split(order.start) or ["/start.sh"])
+            try:
+                return "exec " + shlex.join(shlex.split(order.start) or ["/start.sh"])
+            except ValueError as error:
+                raise OSError(f"args: {error}") from None
         (home / "onstart.sh").write_text(order.start)
         return "bash /root/onstart.sh >/root/onstart.log 2>&1 & exec /start.sh"
 

@@ -1,6 +1,7 @@
 # Pid 1 of a box, in namespaces of its own (net, pid, mount, uts, ipc). Its root is this machine's, copied on write into
 # FOLDER/upper, with HOME, /tmp, /run and /dev/shm of its own; nothing that it writes reaches the machine.
-# usage: box.sh FOLDER HOSTNAME STATE COMMAND [SEEN…] -- [SHARED…]; SEEN are mounted read-only, SHARED for writing
+# usage: box.sh FOLDER HOSTNAME STATE COMMAND [SEEN…] -- [SHARED…]
+# Each SEEN is mounted read-only, each SHARED (PATH, or PATH=PATH IN THE BOX) for writing.
 set -e
 folder=$1 name=$2 state=$3 command=$4
 shift 4
@@ -18,17 +19,17 @@ mount --bind "$folder/home" "$root/root"
 mount --bind "$folder/tmp" "$root/tmp"
 mount --bind "$folder/tmp" "$root/var/tmp"
 if [ -d "$root$state" ]; then mount -t tmpfs tmpfs "$root$state"; fi # hides the other boxes' disks
-mount_like() {
-  if [ -d "$1" ]; then mkdir -p "$root$1"; else mkdir -p "$root${1%/*}" && touch "$root$1"; fi
-  mount --bind "$1" "$root$1"
-}
 while [ "$1" != -- ]; do
-  mount_like "$1"
+  mkdir -p "$root$1"
+  mount --bind "$1" "$root$1"
   mount -o remount,bind,ro "$root$1"
   shift
 done
 shift
-for shared; do mount_like "$shared"; done
+for shared; do
+  mkdir -p "$root${shared#*=}"
+  mount --bind "${shared%%=*}" "$root${shared#*=}"
+done
 
 hostname "$name"
 rm -f "$root"/etc/ssh/ssh_host_*

@@ -15,11 +15,11 @@ next      {"market", "fault", "count"?}      what goes wrong with the next `coun
             ok (nothing: to let some through first)
 api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
             429  500  502  503  timeout (no answer)  json (cut off)  shape (not the documented object)
-              lost (done as asked, but answered 502)
+            lost (carried out, but answered 502)
 
 GET /_sim/state   {"rentals": those alive, "calls": {endpoint and status: n}, "faults": those injected at random}
 GET /_sim/bill    {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}
-GET /_sim/machines   all machines; GET /_sim/faults: what `--faults` did so far
+GET /_sim/machines   [{id, market, gpu, …, taken, free: GPUs of it that can be rented now}]
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import dataclasses
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -87,14 +88,20 @@ class Controls:
         models = {name: OfRental for name in ("outbid", "exit", "vanish", "dark", "light", "offline")}
         models |= {"take": OfMachine, "release": OfMachine, "price": Price, "machines": Machines}
         models |= {"next": Next, "api": ApiFault}
-        self.routes = [
-            Route("/_sim/state", lambda _: JSONResponse(world.state() | {"faults": self.done})),
-            Route("/_sim/bill", lambda _: JSONResponse(world.bill())),
-            Route("/_sim/machines", lambda _: JSONResponse([self.machine(m) for m in world.machines.values()])),
-            Route("/_sim/faults", lambda _: JSONResponse(self.done)),
-        ]
+        shown = {
+            "state": lambda: world.state() | {"faults": self.done},
+            "bill": world.bill,
+            "machines": lambda: [dataclasses.asdict(m) | {"free": world.free(m)} for m in world.machines.values()],
+        }
+        self.routes = [Route(f"/_sim/{name}", self._show(data)) for name, data in shown.items()]
         for name, model in models.items():
             self.routes.append(Route(f"/_sim/{name}", self._control(name, model), methods=["POST"]))
+
+    def _show(self, data: Callable[[], object]):
+        async def serve(request: Request) -> Response:  # async: in the world's thread
+            return JSONResponse(data())
+
+        return serve
 
     def _control(self, name: str, model: type[Strict]):
         async def serve(request: Request) -> Response:
@@ -105,9 +112,6 @@ class Controls:
             return JSONResponse({"ok": True})
 
         return serve
-
-    def machine(self, m: Machine) -> dict:
-        return dataclasses.asdict(m) | {"free": self.world.free(m)}
 
     def _rental(self, ident: str) -> Rental:
         rental = self.world.rentals.get(ident)

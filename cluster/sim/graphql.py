@@ -194,14 +194,15 @@ class Root:
         ends, stops = unix(input.get("terminateAfter")), unix(input.get("stopAfter"))
         ports = [p.strip() for p in (input.get("ports") or "").split(",") if p.strip()]
         volume = input.get("volumeInGb") or 0
-        mount = {"persistent": {"size": volume, "path": input.get("volumeMountPath") or "/workspace"}} if volume else {}
+        mounts = (
+            {"persistent": {"size": volume, "path": input.get("volumeMountPath") or "/workspace"}} if volume else {}
+        )
         try:
             order = self.api.order(
-                input["name"], input["imageName"], input.get("containerDiskInGb") or 20, volume,
+                input["name"], input["imageName"], input.get("containerDiskInGb") or 20, mounts,
                 {pair["key"]: pair["value"] for pair in input.get("env") or []}, ports, input.get("dockerArgs") or "",
                 bool(input.get("startSsh")), count=count, usd_per_hour=bid, spot=True,
-                extra={"ports": ports, "mounts": mount, "vcpus": 0,
-                       "cloud": "SECURE" if able[0].secure else "COMMUNITY"},
+                extra={"vcpus": 0, "cloud": "SECURE" if able[0].secure else "COMMUNITY"},
             )  # fmt: skip
             rental = self.world.rent(able[0], order)
         except Unavailable:

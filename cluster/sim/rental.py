@@ -65,6 +65,8 @@ class Order:
     keys: list[str]
     """authorized_keys; [] with `sshd` False: no SSH server."""
     sshd: bool = True
+    volume: str = ""
+    """Where a persistent volume is mounted in the container."""
     flat: bool = False
     """On the network where the boxes reach each other, if the world has one."""
     extra: dict = field(default_factory=dict)

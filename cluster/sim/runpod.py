@@ -101,23 +101,25 @@ class RunPod(Api):
 
     # ---- pods
 
-    def order(self, name: str, image: str, disk: int, volume: int, env: dict[str, str], ports: list[str], args: str,
-              ssh: bool, **more) -> Order:  # fmt: skip
-        """env.PUBLIC_KEY, or else the account's keys, may log in where startSsh is set."""
+    def order(self, name: str, image: str, disk: int, mounts: dict, env: dict[str, str], ports: list[str], args: str,
+              ssh: bool, extra: dict, **more) -> Order:  # fmt: skip
+        """mounts: REST's. env.PUBLIC_KEY, or else the account's keys, may log in where startSsh is set."""
         own = env.get("PUBLIC_KEY", "")
         keys = (own.splitlines() if own else self.world.ssh_keys["runpod"]) if ssh else []
-        month = {"running": disk * 0.1 + volume * 0.1, "stopped": volume * 0.2}
+        volume = mounts["persistent"]["size"] if mounts else 0
         return Order(
             label=name,
             image=image,
             disk_gb=disk,
-            disk_usd_per_hour=month["running"] / HOURS_PER_MONTH,
-            stopped_disk_usd_per_hour=month["stopped"] / HOURS_PER_MONTH,
+            disk_usd_per_hour=(disk + volume) * 0.1 / HOURS_PER_MONTH,
+            stopped_disk_usd_per_hour=volume * 0.2 / HOURS_PER_MONTH,
             env=env | ({"PUBLIC_KEY": "\n".join(keys)} if keys else {}),
             ports=tcp_ports(ports),
             start=args,
+            volume=mounts["persistent"]["path"] if mounts else "",
             keys=keys,
             sshd=bool(keys),
+            extra=extra | {"ports": ports, "mounts": mounts},
             **more,
         )
 
@@ -141,13 +143,12 @@ class RunPod(Api):
             count, able = 0, stock.choose(self.world, want.cpu.id)
         if not able:
             raise Refusal(400, "capacity", NO_CAPACITY)
-        machine, volume = able[0], want.mounts.persistent.size if want.mounts.persistent else 0
+        machine, mounts = able[0], want.mounts.model_dump(exclude_none=True)
         price = machine.usd_per_hour * (count / machine.count if want.gpu else want.cpu.vcpuCount)
         order = self.order(
-            want.name, want.image, want.disk, volume, want.env, want.ports, want.args, want.startSsh,
+            want.name, want.image, want.disk, mounts, want.env, want.ports, want.args, want.startSsh,
             count=count, usd_per_hour=price, spot=False, flat=want.globalNetworking,
-            extra={"ports": want.ports, "mounts": want.mounts.model_dump(exclude_none=True),
-                   "cloud": want.cloud, "vcpus": want.cpu.vcpuCount if want.cpu else 0},
+            extra={"cloud": want.cloud, "vcpus": want.cpu.vcpuCount if want.cpu else 0},
         )  # fmt: skip
         try:
             rental = self.world.rent(machine, order)

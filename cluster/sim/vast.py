@@ -191,7 +191,6 @@ class Vast(Api):
     def instance(self, r: Rental) -> dict:
         m, now = r.machine, time.time()
         status = {"provisioning": None, "error": "exited"}.get(r.state, r.state)
-        ssh = r.box.mapped.get(22)
         on = r.state in ("provisioning", "loading", "running", "offline")
         return self.offer(m, r.order.spot, r.order.disk_gb) | {
             "id": int(r.id), "label": r.order.label or None, "actual_status": status, "intended_status": r.intended,
@@ -205,7 +204,7 @@ class Vast(Api):
             "public_ipaddr": r.box.public, "local_ipaddrs": r.box.address, "ssh_host": "ssh1.sim.invalid",
             "ssh_port": 10000 + int(r.id) % 10000, "direct_port_start": -1, "direct_port_end": -1,
             "ports": {f"{p}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port.public)}]
-                      for p, port in r.box.mapped.items()} if ssh or r.box.mapped else None,
+                      for p, port in r.box.mapped.items()} if r.box.mapped else None,
         }  # fmt: skip
 
     async def list(self, call: Call) -> Response:

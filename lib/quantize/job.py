@@ -31,8 +31,8 @@ class QuantizeJob:
     run: str = "runs/quantize"
     """The run directory to write: a local path or s3://bucket/path."""
     model: Source = field(default_factory=Source)
-    method: Literal["int8", "int8_dynamic", "w8a8", "bnb_int8", "nf4"] = "w8a8"
-    """int8, int8_dynamic: torchao; w8a8: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes (lib/quantize/methods.py)."""
+    method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4"] = "w8a8"
+    """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes (lib/quantize/methods.py)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of what stays unquantised: embeddings, norms, output layer. auto: as the base has it."""
     data: Data = field(default_factory=Data)

@@ -2,7 +2,8 @@
 
     int8          weights to 8 bits, a scale per output; arithmetic in the model's own type (torchao)
     int8_dynamic  the same weights; activations too, rounded per token while answering (torchao)
-    w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for: lib/quantize/w8a8.py
+    w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for (lib/quantize/compressed.py)
+    w4a16         4-bit weights, a scale per 32 of them, in the same files
     bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
     nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
                   https://arxiv.org/abs/2305.14314; bitsandbytes)
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.quantize import w8a8
+from lib.quantize import compressed
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ def _bitsandbytes(**settings) -> Callable[[Path, Path, str | None], None]:
     return run
 
 
+def _compressed(name: str) -> Callable[[Path, Path, str | None], None]:
+    return lambda source, target, dtype: compressed.quantize(source, target, dtype, compressed.SCHEMES[name])
+
+
 def _by_transformers(source: Path, target: Path, dtype: str | None, config) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -70,7 +75,8 @@ METHODS = {
     "int8_dynamic": Method(
         "torchao", "8-bit weights and activations", _torchao("Int8DynamicActivationInt8WeightConfig")
     ),
-    "w8a8": Method("compressed-tensors", "8-bit weights and activations", w8a8.quantize),
+    "w8a8": Method("compressed-tensors", "8-bit weights and activations", _compressed("w8a8")),
+    "w4a16": Method("compressed-tensors", "4-bit weights", _compressed("w4a16")),
     "bnb_int8": Method("bitsandbytes", "8-bit weights, outliers in 16", _bitsandbytes(load_in_8bit=True)),
     "nf4": Method("bitsandbytes", "4-bit weights", _bitsandbytes(**NF4)),
 }

@@ -10,8 +10,8 @@ import yaml
 
 from lib import checkpoint, launch, models
 from lib.apart import apart
+from lib.compression.measure import weights
 from lib.quantize.job import Plan, QuantizeJob, stored
-from lib.quantize.measure import Needs, needs
 from lib.quantize.methods import METHODS, quantize
 from lib.quantized import FORMATS
 from lib.run import Run
@@ -64,13 +64,3 @@ def make(job: QuantizeJob) -> dict:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "seconds": {"quantize": made - began, "export": time.time() - made},
     }
-
-
-def weights(folder: Path) -> int:
-    """Bytes of the files that hold weights."""
-    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-
-
-def measure(base: str, vllm: bool, job: QuantizeJob, prompts: list) -> Needs:
-    """What the model at `base` (as lib.models.locate returned it, or the run itself) needs to answer."""
-    return needs(models.path(base), vllm, job.dtype, prompts, job.max_new_tokens, threads=1)

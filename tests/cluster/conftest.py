@@ -14,6 +14,8 @@ import pytest
 from cluster.sim.box import why_not
 from tests.conftest import REPO
 
+pytest.register_assert_rewrite("tests.cluster.e2e")
+
 
 class Sim:
     """A simulator in a process of its own."""

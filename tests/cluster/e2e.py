@@ -70,9 +70,34 @@ def cluster(market: str, **changes) -> dict:
     } | changes  # fmt: skip
 
 
-def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
-    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
-    return laptop.start("ray", "job", "submit", "--address", DASHBOARD, *map(str, command), **said)
+class Submitted:
+    """A job of `ray job submit`, watched by asking: nothing depends on a connection that lasts."""
+
+    def __init__(self, laptop: Laptop, *command: str | Path):
+        self.laptop = laptop
+        said = self._ray("submit", "--no-wait", *command)
+        assert said.returncode == 0, said.stdout + said.stderr
+        self.id = re.search(r"raysubmit_\w+", said.stdout)[0]
+
+    def _ray(self, *command) -> subprocess.CompletedProcess:
+        return self.laptop.run("ray", "job", command[0], "--address", DASHBOARD, *command[1:])
+
+    def status(self) -> str:
+        said = self._ray("status", self.id).stdout
+        return next((s for s in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if s in said.upper()), said)
+
+    def logs(self) -> str:
+        return self._ray("logs", self.id).stdout
+
+    def wait(self, seconds: float) -> str:
+        """Its logs, when it has succeeded."""
+        give_up = time.time() + seconds
+        while (status := self.status()) in ("PENDING", "RUNNING") or "rror" in status:
+            assert time.time() < give_up, self.logs()
+            time.sleep(1)
+        logs = self.logs()
+        assert status == "SUCCEEDED", logs
+        return logs
 
 
 def options(shared: Path, model: str, data: str) -> list[str]:
@@ -83,20 +108,21 @@ def options(shared: Path, model: str, data: str) -> list[str]:
     return [f"--{key}={value}" for key, value in given.items()]
 
 
-def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str]) -> str:
+def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
     """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
-    run = Run(str(shared / "run"))
+    run = Run(str(shared / f"run-{cluster}"))
     began = time.time()
     code = shared / "code"  # what `--working-dir .` sends of a checkout
     for package in ("jobs", "lib"):
-        shutil.copytree(REPO / package, code / package)
-    job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
+        shutil.copytree(REPO / package, code / package, dirs_exist_ok=True)
+    job = Submitted(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
     sim.wait(lambda state: len(spots(state)) == 2, 120)
     took("2 workers rented and running", began)
     while not checkpoint.steps(run) or checkpoint.damage(run, checkpoint.steps(run)[0]):
-        assert job.poll() is None and time.time() < began + 240, job.stdout.read()
+        assert time.time() < began + 240, job.logs()
         time.sleep(0.05)
     took("first checkpoint", began)
+    assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
     victim, fault = spots(sim.state())[0], time.time()
     sim.control("outbid", id=victim)
     assert run.provenance()["status"] == "running"
@@ -104,8 +130,46 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
     took("outbid → destroyed", fault)
     sim.wait(lambda state: len(spots(state)) == 2, 30)
     took("outbid → replaced", fault)
-    said, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, said
+    while run.provenance()["status"] != "finished":
+        assert time.time() < fault + 300, job.logs()
+        time.sleep(0.2)
     took("outbid → job done", fault)
+    said = job.wait(60)
     assert re.search(r"from step [1-5]0 on 2 ", said), said
     return run.provenance()["model_sha256"]
+
+
+def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[str]:
+    """Where on these boxes' disks, command lines or environments an account's key or the cluster's private key is."""
+    private = (
+        (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[3]
+    )  # the first two say the same of every key
+    keys = [sim.env["VAST_API_KEY"], sim.env["RUNPOD_API_KEY"], private]
+    found = []
+    for rental in sim.state()["rentals"]:
+        if rental["id"] not in ids:
+            continue
+        disk = Path(sim.output).parent / "state/boxes" / rental["id"]
+        assert (disk / "home").is_dir()
+        grep = [
+            "grep",
+            "-rlF",
+            *(part for key in keys for part in ("-e", key)),
+            str(disk / "home"),
+            str(disk / "tmp"),
+            str(disk / "upper"),
+        ]
+        found += subprocess.run(grep, capture_output=True, text=True).stdout.split()
+        _, _, n, k = rental["address"].split(".")
+        pids = subprocess.run(
+            ["ip", "netns", "pids", f"ss{n}-{k}"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert len(pids) > 5
+        for pid in pids:
+            for name in ("cmdline", "environ"):
+                try:
+                    text = Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                found += [f"{name}: {text}" for key in keys if key in text]
+    return found

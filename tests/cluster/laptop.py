@@ -33,10 +33,9 @@ class Laptop:
         run("ip", "-n", self.space, "addr", "add", there, "peer", here, "dev", "eth0")
         run("ip", "-n", self.space, "link", "set", "eth0", "up")
         run("ip", "-n", self.space, "route", "add", public, "via", here)
-        self.home = folder / "home"
-        for name in ("home", "tmp"):
-            (folder / name).mkdir(parents=True)
-        self.env = {**os.environ, "HOME": str(self.home), "PYTHONPATH": str(REPO), **env}
+        self.home = folder / "tmp/home"  # as seen from outside
+        self.home.mkdir(parents=True)
+        self.env = {**os.environ, "HOME": "/tmp/home", "PYTHONPATH": str(REPO), **env}
         self.env.pop("RAY_ADDRESS", None)
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.space, "unshare", "--pid", "--mount", "--ipc", "--fork",

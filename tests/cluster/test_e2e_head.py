@@ -1,7 +1,6 @@
 """A head on a laptop behind a router, and spot boxes that share no network with it or each other: a real job, an outbid, dark."""
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import pytest
 import yaml
 
 from tests.cluster import e2e
-from tests.cluster.e2e import NAP, alive, cluster, spots, submit, took
+from tests.cluster.e2e import NAP, Submitted, alive, cluster, spots, took
 from tests.cluster.laptop import Laptop
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
@@ -39,7 +38,6 @@ def laptop(boxes, shared, tmp_path_factory):
         stopped = box.run(*command, "--stop")
         said = head.communicate(timeout=60)[0]
         took("cluster head --stop", began)
-        shutil.copytree(box.home / ".shoestring", "/tmp/prov/home", dirs_exist_ok=True)
         box.close()
     assert stopped.returncode == 0 and head.returncode == 0, said + stopped.stderr
     assert boxes.state()["rentals"] == []
@@ -47,13 +45,13 @@ def laptop(boxes, shared, tmp_path_factory):
 
 def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
-    assert e2e.outbid_in_the_middle(laptop, boxes, shared, options) == expected
+    assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-runpod") == expected
     boxes.wait(lambda state: state["rentals"] == [], 90)  # idle
 
 
 def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxes, shared):
     (shared / "nap.py").write_text(NAP)
-    job = submit(laptop, "--", "python", shared / "nap.py", 5)
+    job = Submitted(laptop, "--", "python", shared / "nap.py", 20)
     boxes.wait(lambda state: len(spots(state)) == 2, 120)
     give_up = time.time() + 120
     while alive(laptop) < 3:
@@ -65,6 +63,5 @@ def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxe
     took("dark → destroyed", fault)
     boxes.wait(lambda state: len(spots(state)) == 2, 60)
     took("dark → replaced", fault)
-    said, _ = job.communicate(timeout=180)
-    assert job.returncode == 0, said
-    took("dark → its task tried again and done", fault)
+    ended = float(re.search(r"ENDED ([\d.]+)", job.wait(180))[1])
+    print(f"\ndark → its task tried again and done: {ended - fault:.1f} s")

@@ -138,12 +138,12 @@ def test_spot_then_on_demand_then_the_other_market(provider, sim):
 
 def test_numbers_in_the_mesh_are_used_in_turn(provider, sim):
     p, seen = provider(), []
-    for _ in range(5):
+    for _ in range(9):
         p.create_node({"ladder": LADDER}, WORKER, 1)
         [id] = p.non_terminated_nodes({})
         seen.append(p.slot(id))
         p.terminate_node(id)
-    assert seen == [2, 3, 4, 5, 2]  # two workers at most: four numbers
+    assert seen == [2, 3, 4, 5, 6, 7, 8, 9, 2]
 
 
 def test_a_market_that_cannot_be_asked_raises(provider, sim):

@@ -17,11 +17,23 @@ SPEC = os.environ.get("RUNPOD_SPEC")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmQ me"
 
 
+class Held(World):
+    """Boots when it is told to."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.go = asyncio.Event()
+
+    async def _boot(self, rental, fault):
+        await self.go.wait()
+        await super()._boot(rental, fault)
+
+
 class Both:
-    """Clients of both APIs of one world, in which boots take 10 ms."""
+    """Clients of both APIs of one world, in which nothing boots between ticks."""
 
     def __init__(self, pace: float = 1e6, flat: bool = False):
-        self.world = World(catalogue.machines(0), NoBox, 0.01, 0, pace, flat)
+        self.world = Held(catalogue.machines(0), NoBox, 0.0, 0, pace, flat)
         apps, self.controls = make_apps(self.world, 0.0, 0, Path(SPEC) if SPEC else None)
         self.vast, self.runpod = (TestClient(apps[m]) for m in ("vast", "runpod"))
         for market, client in (("vast", self.vast), ("runpod", self.runpod)):
@@ -31,12 +43,14 @@ class Both:
         return self.vast.post(f"/_sim/{name}", json=body)
 
     def tick(self) -> None:
-        """Lets what is booting boot, and the world's clock beat."""
+        """The world's clock beats, and what is booting boots."""
 
         async def beat() -> None:
-            await asyncio.sleep(0.03)
             await self.world.tick()
-            await asyncio.sleep(0.03)
+            self.world.go.set()
+            while any(r.booting and r.why != "pulling image" for r in self.world.alive()):
+                await asyncio.sleep(0.001)
+            self.world.go.clear()
 
         self.vast.portal.call(beat)
 

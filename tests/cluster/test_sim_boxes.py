@@ -114,12 +114,13 @@ def test_isolated_boxes_meet_only_at_mapped_ports(sim, key):
 def test_flat_boxes_of_both_markets(sim, key):
     body = {"name": "shoestring/t", "image": "x", "gpu": {"id": "NVIDIA L4"}, "ports": ["22/tcp"], "startSsh": True}
     body |= {"env": {"PUBLIC_KEY": key[1]}, "args": "bash -c 'echo $RUNPOD_POD_ID >pod; exec /start.sh'"}
+    body |= {"mounts": {"persistent": {"size": 10, "path": "/volume"}}}
     rent(sim, key, 100000)
     httpx.post(f"{sim.runpod_url}/v2/pods", json=body | {"globalNetworking": True}, headers=auth(sim, "RUNPOD"))
     sim.control("next", market="vast", fault="nosshd")
     rent(sim, key, 100001)
     one, pod, deaf = running(sim, 3)
-    assert ssh(sim, pod, key, "cat pod").stdout.strip() == pod["id"]
+    assert ssh(sim, pod, key, "cat pod; touch disk /volume/kept").stdout.strip() == pod["id"]
     reach = f"timeout 2 bash -c '</dev/tcp/{pod['address']}/22' && echo yes"
     assert ssh(sim, one, key, reach).stdout == "yes\n"
     assert ssh(sim, deaf, key, "true", patience=0).returncode == 255
@@ -127,6 +128,10 @@ def test_flat_boxes_of_both_markets(sim, key):
     assert listed[0]["globalNetworking"]["ip"] == pod["address"]
     ssh(sim, pod, key, "kill -9 $(pgrep -o sshd)", patience=0)  # the container's command
     assert sim.wait(lambda s: s["rentals"][1]["state"] == "exited")
+    action = f"{sim.runpod_url}/v2/pods/{pod['id']}/action"
+    assert httpx.post(action, json={"action": "start"}, headers=auth(sim, "RUNPOD")).status_code == 200
+    _, pod, _ = running(sim, 3)
+    assert ssh(sim, pod, key, "ls ~ /volume").stdout.split() == ["/root:", "box.log", "pod", "/volume:", "kept"]
 
 
 def test_nothing_is_left_of_a_simulator_ended_or_killed(key, tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 ALONE, TOGETHER, REPEATS = 6, 16, 3
 """Prompts answered one by one; prompts answered at a time; how often."""
@@ -45,18 +46,24 @@ class Needs:
     """16 prompts at a time."""
 
 
-def needs(model_dir: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int, threads: int) -> Needs:
-    """Loads the model in folder `model_dir` and answers `prompts` (messages or texts). In a fresh process: else its peaks
-    are those of what was there before."""
+def weights(folder: Path) -> int:
+    """Bytes of the files that hold weights."""
+    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+
+
+def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int) -> Needs:
+    """Loads the model at `base` (as lib.models.locate returned it, or a run) and answers `prompts` (messages or texts) with
+    one core. In a fresh process: else its peaks are those of what was there before."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from lib import hardware, vllm_generator
+    from lib import hardware, models, vllm_generator
     from lib.sampling import Sampling
     from lib.transformers_generator import TransformersGenerator
 
     disable_progress_bar()
-    torch.set_num_threads(threads)
+    folder = models.path(base)
+    torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if vllm:
         vllm_generator.environment("ERROR")
@@ -67,7 +74,7 @@ def needs(model_dir: str, vllm: bool, dtype: str, prompts: list, max_new_tokens:
     empty = _now(device)
     _reset(device)
     began = time.time()
-    generator = kind(model_dir, hardware.dtype(dtype, device), device)
+    generator = kind(folder, hardware.dtype(dtype, device), device)
     loaded = time.time() - began
     loading = _peak(device)
     sampling = Sampling(max_new_tokens=max_new_tokens)

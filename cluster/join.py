@@ -1,0 +1,78 @@
+"""How a rental becomes a node: what the mesh and Ray need on it, and what a head has to be given."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster import bootstrap, markets, mesh, watchdog
+
+if TYPE_CHECKING:
+    from cluster.provider import Provider
+    from cluster.runner import Runner
+
+
+def environment(provider: Provider, node_id: str) -> dict[str, str]:
+    """What `ray start` on this node has to find in its environment."""
+    named = ["SHOESTRING_PACE", *(f"{name.upper()}_URL" for name in provider.markets)]
+    simulated = {k: os.environ[k] for k in named if k in os.environ}
+    if provider.settings.network == "flat":
+        return {"SHOESTRING_NODE": f"--node-ip-address={provider.internal_ip(node_id)}"} | simulated
+    k = provider.slot(node_id)
+    shim = f"/root/{mesh.BOX}/portpin.so"
+    return {"SHOESTRING_NODE": " ".join(mesh.ray_options(k)), **mesh.environment(k, shim)} | simulated
+
+
+def worker(provider: Provider, node_id: str, runner: Runner) -> None:
+    """Joins a worker that can be logged in to with the network. Raises CalledProcessError, RuntimeError."""
+    node = provider.nodes.get(node_id)
+    if node is None:
+        raise RuntimeError(f"{node_id} is gone.")
+    if provider.settings.network == "flat":
+        return
+    _prepare(provider, runner)
+    if node.tunnel:
+        node.tunnel.close()
+    host, port = node.rental.ssh
+    node.tunnel = mesh.Tunnel(provider.folder, provider.slot(node_id), provider.settings.slots, node_id, host, port)
+    runner.send(b"", f"bash -c {mesh.WAIT!r}")
+
+
+def head(provider: Provider, runner: Runner) -> None:
+    """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
+    for name in ("key", "key.pub", "known_hosts"):
+        path = provider.folder.path / name
+        if path.exists():
+            runner.write(path.read_bytes(), f"~/.shoestring/{provider.cluster_name}/{name}", 0o600)
+    for name in provider.markets:
+        runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
+    for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):
+        runner.run_rsync_up(str(package), f"{bootstrap.CODE}/{package.name}")
+    if provider.settings.network == "mesh":
+        _prepare(provider, runner)
+
+
+def _prepare(provider: Provider, runner: Runner) -> None:
+    """What the mesh needs on a rented machine."""
+    files = {name: path.read_bytes() for name, path in mesh.files().items()}
+    files["authorized_keys"] = f"restrict,port-forwarding {provider.folder.public_key}\n".encode()
+    box = f'"$HOME"/{mesh.BOX}'
+    runner.send(
+        _packed(files),
+        f"mkdir -p {box} && tar -xf - --no-same-owner -C {box} && bash {box}/mesh.sh {watchdog.HEARTBEAT}",
+    )
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    """A tar archive of them."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode, info.mtime = len(content), 0o600, int(time.time())
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()

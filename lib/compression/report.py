@@ -1,0 +1,132 @@
+"""The report of a compression: size, memory and speed before and after, beside the scores that lib/evals measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from lib.compression.measure import Needs, Rate
+from lib.evals.render import comparison_lines, table
+from lib.evals.report import Report
+from lib.evals.summary import show as shown
+from lib.run import Run
+
+MIB = 1 << 20
+
+
+@dataclass
+class Compressed:
+    """A model and what was made of it. names: of the two, the first the one before; scores, bytes and needs have them."""
+
+    run: str
+    stage: str
+    """The report is reports/<stage>.md and .json of the run."""
+    base: str
+    names: tuple[str, str]
+    how: str
+    """A sentence: how it was made."""
+    engine: str
+    """vllm or transformers"""
+    provenance: dict
+    bytes: dict[str, int]
+    """Of the files that hold weights."""
+    needs: dict[str, Needs]
+    scores: Report | None
+    command: str
+    more: tuple[tuple[str, str, str, str], ...] = ()
+    """Rows of the stage's own: (what, before, after, change)."""
+
+
+def write(c: Compressed) -> None:
+    """Puts reports/<stage>.md and then reports/<stage>.json into the run."""
+    run, p = Run(c.run), c.provenance
+    run.write_text(f"reports/{c.stage}.md", markdown(c))
+    found = {
+        "schema": 1,
+        "method": c.names[1],
+        "base": c.base,
+        "engine": c.engine,
+        "command": c.command,
+        "bytes": c.bytes,
+        **{key: p[key] for key in ("seconds", "packages", "hardware", "git")},
+        "needs": {name: asdict(n) for name, n in c.needs.items()},
+        "metrics": [asdict(m) for m in c.scores.metrics] if c.scores else [],
+        "comparisons": [asdict(x) for x in c.scores.comparisons] if c.scores else [],
+    }
+    run.write_json(f"reports/{c.stage}.json", found)
+
+
+def rows(c: Compressed) -> list[tuple[str, ...]]:
+    """(what, before, after, change) of everything measured."""
+    first, last = c.names
+    a, b = c.needs[first], c.needs[last]
+    old, new = c.bytes[first], c.bytes[last]
+    out = [
+        *c.more,
+        ("weights on disk", f"{old / 1e6:.0f} MB", f"{new / 1e6:.0f} MB", f"{new / old:.2f}×"),
+        _memory("memory, peak while answering", a.answering_bytes, b.answering_bytes),
+        _memory("  of that beyond the empty process", a.answering_bytes - a.empty_bytes, b.answering_bytes - b.empty_bytes),
+        _memory("memory, peak while loading", a.loading_bytes, b.loading_bytes),
+        _speed("tokens/s, 1 prompt at a time", a.alone, b.alone),
+        _speed("tokens/s, 16 prompts at a time", a.together, b.together),
+    ]  # fmt: skip
+    changes = {(x.task, x.metric, x.decoding): x for x in c.scores.comparisons} if c.scores else {}
+    for row in table(c.scores) if c.scores else []:
+        m = row["metrics"]
+        if first in m and last in m and row["main"]:
+            found = changes.get((m[first].task, m[first].metric, m[first].decoding))
+            change = comparison_lines([found])[0][1] if found else ""
+            out.append((row["label"], shown(m[first]), shown(m[last]), change))
+    return out
+
+
+def _memory(what: str, a: int, b: int) -> tuple[str, ...]:
+    return what, f"{a / MIB:,.0f} MiB", f"{b / MIB:,.0f} MiB", f"{(b - a) / MIB:+,.0f} MiB"
+
+
+def _speed(what: str, a: Rate, b: Rate) -> tuple[str, ...]:
+    text = lambda r: f"{r.median:,.0f} [{r.low:,.0f}–{r.high:,.0f}]"  # noqa: E731
+    return what, text(a), text(b), f"{b.median / a.median:.2f}×"
+
+
+def markdown(c: Compressed) -> str:
+    """The report as text."""
+    engine = "vLLM" if c.engine == "vllm" else "transformers"
+    out = [
+        f"# {c.base} → {c.names[1]}",
+        "",
+        f"{engine}, one process and one core (or GPU) a model, {c.provenance['hardware']}. {c.how} Scores with 95% intervals, "
+        "changes paired on the same examples; speeds are the median of the repetitions and their range.",
+        "",
+        f"| | {c.names[0]} | {c.names[1]} | change |",
+        "|---|---:|---:|---|",
+        *(f"| {' | '.join(row)} |" for row in rows(c)),
+        "",
+    ]
+    if c.scores:
+        out += ["Every score, and answers side by side: [report.md](report.md), [report.html](report.html).", ""]
+    return "\n".join([*out, "```", c.command, "```", ""])
+
+
+def terminal(c: Compressed) -> None:
+    """Prints the table and what to type next."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    grid = Table(title="before and after, scores with 95% intervals", title_justify="left", box=None, pad_edge=False)
+    grid.add_column("")
+    for name in c.names:
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("change")
+    for row in rows(c):
+        grid.add_row(*row)
+    console.print(grid)
+    where = Run(c.run)
+    console.print(
+        f"\nReport: {where.at('reports')}/{c.stage}.md (and {c.stage}.json, and of the scores report.html)\nNext:"
+    )
+    console.print(f"  serve run serve.app:app run={where.path}")
+    if c.scores:
+        console.print(f"  python jobs/diff.py {c.names[0]} {c.names[1]} --report {where.path}")

@@ -1,0 +1,79 @@
+"""The pruned model that healing starts from, and zeros that stay zeros while it heals."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+
+from lib.config import Job
+from lib.prune.importance import linears, seen
+from lib.prune.methods import METHODS
+from lib.run import Run, cache
+
+
+def pruned(job: Job, args) -> str:
+    """Folder of the base, pruned: the run's pruned/, made once by the first worker, so that a resumed job heals the same
+    model. pruned.json, written last, says what was done. Raises ValueError where the model can't be pruned so."""
+    from lib.worker import barrier, share
+
+    run = Run(job.run)
+    if share()[0] == 0 and not run.fs.exists(run.at("pruned.json")):
+        _make(job, args, run)
+    barrier()
+    if not run.remote:
+        return run.at("pruned")
+    folder = cache("pruned", hashlib.sha256(f"{run.path} {run.read_text('pruned.json')}".encode()).hexdigest()[:16])
+    if not folder.exists():
+        run.get("pruned", folder)
+    return str(folder)
+
+
+def _make(job: Job, args, run: Run) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from lib import checkpoint, data, models
+    from lib.encode import Encoder
+
+    began, method = time.time(), METHODS[args.method]
+    folder = checkpoint.scratch(run) / "pruned"
+    shutil.rmtree(folder, ignore_errors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        models.path(job.model.base), dtype="auto", revision=job.model.revision, attn_implementation="eager"
+    )
+    if not hasattr(model, "model") or not hasattr(model.model, "layers"):
+        raise ValueError(f"model.base: a {type(model).__name__} has no model.layers, which pruning knows. Use a decoder like Llama's.")  # fmt: skip
+    models.tokenizer(job.model).save_pretrained(folder)
+    before, looked = sum(p.numel() for p in model.parameters()), None
+    if method.reads:
+        rows = data.load(job.data, ("chat", "text")).train
+        encoder = Encoder(str(folder))
+        rows = [_ids(encoder, rows[i])[: args.max_length] for i in range(min(args.calibration_rows, len(rows)))]
+        looked = seen(model.to(args.device), rows)
+    method.run(model, looked, args)
+    model.save_pretrained(folder)
+    weights = [m.weight.data for m in linears(model).values()]
+    said = {
+        "method": args.method,
+        "parameters": {"before": before, "after": sum(p.numel() for p in model.parameters())},
+        "zeros": sum((w == 0).sum().item() for w in weights) / sum(w.numel() for w in weights),
+        "influence": looked.influence if looked else None,
+        "seconds": time.time() - began,
+    }
+    run.put(folder, "pruned")
+    run.write_json("pruned.json", said)
+    shutil.rmtree(folder)
+    size = said["parameters"]
+    print(f"{args.method}: {size['before']:,} → {size['after']:,} weights, {said['zeros']:.1%} of the linear layers' are 0", flush=True)  # fmt: skip
+
+
+def _ids(encoder, row: dict) -> list[int]:
+    return encoder.plain(row["text"]) if "text" in row else encoder.render(row["messages"], False, row.get("tools"))
+
+
+def hold(model) -> None:
+    """Keeps the zeros of the linear layers: no gradient reaches them, so that with Adam nothing else does either (its moments
+    stay 0, and weight decay takes a share of 0)."""
+    for module in linears(model).values():
+        kept_OI = module.weight.data != 0
+        module.weight.register_hook(lambda gradient, kept=kept_OI: gradient * kept)

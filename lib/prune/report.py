@@ -1,0 +1,72 @@
+"""What pruning saved and cost: the run beside its base, in reports/prune.md and .json."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from lib.config import Job
+from lib.run import Run
+
+
+def compare(run: Run, job: Job) -> bool:
+    """Measures the base and the run, once, and prints the table. Returns True: any result is one."""
+    from lib import data, launch, models, vllm_generator
+    from lib.apart import apart
+    from lib.compression import measure, report
+
+    if run.fs.exists(run.at("reports/prune.json")):
+        print(run.read_text("reports/prune.md"), flush=True)
+        return True
+    print("Memory and speed of the base and of the pruned model …", flush=True)
+    vllm = vllm_generator.installed()
+    prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, measure.TOGETHER)
+    launch.connect()
+    import ray
+
+    try:
+        both = {"base": job.model.base, "prune": run.path}
+        needs = {n: apart(measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens) for n, b in both.items()}
+    finally:
+        ray.shutdown()
+    done = json.loads(run.read_text("pruned.json"))
+    sizes = {n: measure.weights(Path(models.path(b))) for n, b in both.items()}
+    found = report.Compressed(
+        run.path, "prune", job.model.base, ("base", "prune"), _how(run, done), "vllm" if vllm else "transformers",
+        run.provenance(), sizes, needs, _scores(run, job), shlex.join(["python", *sys.argv]), _counts(done),
+    )  # fmt: skip
+    report.write(found)
+    report.terminal(found)
+    return True
+
+
+def _scores(run: Run, job: Job):
+    """Of eval.tasks, which are measured once the run is trained unless something ended it."""
+    from lib.evals.evaluate import evaluate
+    from lib.evals.job import after
+    from lib.evals.report import Report
+
+    if not job.eval.tasks:
+        return None
+    if not run.fs.exists(run.at("reports/report.json")):
+        return evaluate(after(job))
+    return Report.from_json(run.read_text("reports/report.json"))
+
+
+def _how(run: Run, done: dict) -> str:
+    p, losses = run.provenance(), [r["eval_loss"] for r in run.metrics() if "eval_loss" in r]
+    healed = f", held-out loss {losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else ""
+    return (
+        f"Pruned by {done['method']} in {done['seconds']:.0f} s, healed in {p['steps']} steps of {p['seconds']['train']:.0f} s "
+        f"together{healed}."
+    )
+
+
+def _counts(done: dict) -> tuple[tuple[str, str, str, str], ...]:
+    before, after = done["parameters"]["before"], done["parameters"]["after"]
+    out = [("weights", f"{before / 1e6:.0f}M", f"{after / 1e6:.0f}M", f"{after / before:.2f}×")]
+    if done["zeros"] > 0.01:
+        out.append(("of the linear layers' weights 0", "", f"{done['zeros']:.0%}", ""))
+    return tuple(out)

@@ -1,0 +1,53 @@
+"""cluster/head.py: what is refused before anything starts, and where the key goes."""
+
+import os
+
+import pytest
+import yaml
+
+from cluster import head
+from tests.cluster.e2e import cluster
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("VAST_API_KEY", "secret-1")
+    return tmp_path
+
+
+def written(home, config: dict) -> str:
+    path = home / "cluster.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def test_the_key_is_kept_in_a_file_and_in_no_process(home):
+    config = head.read(written(home, cluster("vast")))
+    path = home / ".config/shoestring/vast_api_key"
+    assert path.read_text().strip() == "secret-1" and path.stat().st_mode & 0o777 == 0o600
+    assert "VAST_API_KEY" not in os.environ and "secret-1" not in str(config)
+    head.read(written(home, cluster("vast")))  # from the file
+
+
+def test_another_key_than_the_files_is_refused(home, monkeypatch):
+    head.read(written(home, cluster("vast")))
+    monkeypatch.setenv("VAST_API_KEY", "secret-2")
+    with pytest.raises(ValueError, match=r"VAST_API_KEY isn't what .*vast_api_key holds"):
+        head.read(written(home, cluster("vast")))
+
+
+def test_a_head_here_has_no_flat_network(home):
+    config = cluster("vast")
+    config["provider"]["network"] = "flat"
+    with pytest.raises(ValueError, match=r"provider\.network"):
+        head.read(written(home, config))
+
+
+def test_a_missing_key_is_named(home, capsys):
+    config = cluster("vast")
+    del config["head_node_type"]
+    with pytest.raises(SystemExit) as stopped:
+        head.main(["--config", written(home, config)])
+    assert stopped.value.code == 2 and "there is no head_node_type" in capsys.readouterr().err

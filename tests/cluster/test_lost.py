@@ -1,0 +1,33 @@
+"""cluster/lost.py: a node that went dark is dead for Ray as soon as it is told, not after the health checks."""
+
+import os
+import signal
+import time
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_dark_node_is_dead_as_soon_as_ray_is_told(monkeypatch):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from cluster import lost
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    dark = cluster.add_node(num_cpus=1, env_vars={"RAY_CLOUD_INSTANCE_ID": "vast-1"})
+    [raylet] = dark.all_processes["raylet"]
+    try:
+        ray.init(address=cluster.address, logging_level="ERROR")
+        os.kill(raylet.process.pid, signal.SIGSTOP)
+        told = time.monotonic()
+        assert lost.tell(cluster.address, {"vast-2"}) == 0
+        assert lost.tell(cluster.address, {"vast-1", "vast-2"}) == 1
+        while sum(n["Alive"] for n in ray.nodes()) > 1:
+            assert time.monotonic() < told + 5
+        assert lost.tell(cluster.address, {"vast-1"}) == 0
+    finally:
+        os.kill(raylet.process.pid, signal.SIGCONT)
+        ray.shutdown()
+        cluster.shutdown()
