@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from cluster.sim.box import why_not
-from tests.conftest import REPO
+from tests.conftest import REPO, run_job
 
 pytest.register_assert_rewrite("tests.cluster.e2e")
 
@@ -88,26 +88,25 @@ def sim(request):
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared():
     """A folder that every machine of an end-to-end test sees: where runs are kept, as a bucket would be."""
     with tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder:
         yield Path(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def boxes(shared):
     """A simulator with real boxes that share no network."""
     with simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=shared) as started:
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(shared, tiny_model, chats_file, tmp_path_factory):
     """(options of a job, model_sha256 of its run on two workers of this machine)"""
     from lib.run import Run
     from tests.cluster.e2e import options
-    from tests.conftest import run_job
 
     given, run = options(shared, tiny_model, chats_file), tmp_path_factory.mktemp("alone") / "run"
     done = run_job("sft", *given, "--run", run)

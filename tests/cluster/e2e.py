@@ -70,6 +70,12 @@ def cluster(market: str, **changes) -> dict:
     } | changes  # fmt: skip
 
 
+def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
+    """`ray job submit`, which shows what the job prints until it ends."""
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
+    return laptop.start("ray", "job", "submit", "--address", DASHBOARD, *map(str, command), **said)
+
+
 class Submitted:
     """A job of `ray job submit`, watched by asking: nothing depends on a connection that lasts."""
 
@@ -103,7 +109,8 @@ class Submitted:
 def options(shared: Path, model: str, data: str) -> list[str]:
     """Of jobs/sft.py: two workers, a tiny model, 60 steps; model and data copied to where every node sees them."""
     for path in map(Path, (model, data)):
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, shared / path.name)
+        if not (shared / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, shared / path.name)
     given = SFT | {"model.base": shared / Path(model).name, "data.source": shared / Path(data).name}
     return [f"--{key}={value}" for key, value in given.items()]
 

@@ -22,13 +22,12 @@ def laptop(boxes, shared, tmp_path):
     box.close()
 
 
-@pytest.mark.parametrize("market", ["vast", "runpod"])
-def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undisturbed, market):
+def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
     config = shared / "cluster.yaml"
     empty = {"setup_commands": [], "head_setup_commands": [], "worker_setup_commands": []}
-    told = cluster(market) | empty
-    rung = {"market": market, "count": 0, "spot": False, "max_usd_per_hour": 0.2}
+    told = cluster("vast") | empty
+    rung = {"market": "vast", "count": 0, "spot": False, "max_usd_per_hour": 0.2}
     told["available_node_types"]["head"]["node_config"] = {"ladder": [rung]}
     config.write_text(yaml.safe_dump(told))
     began = time.time()
@@ -43,7 +42,7 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
             assert time.time() < give_up
             time.sleep(0.5)
-        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, f"e2e-{market}") == expected
+        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-vast") == expected
         boxes.wait(lambda state: len(state["rentals"]) == 1, 90)  # idle: the head alone
     finally:
         tunnel.terminate()

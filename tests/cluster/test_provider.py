@@ -41,6 +41,7 @@ def cluster(**provider) -> dict:
 def provider(sim, tmp_path, monkeypatch):
     """make() → a Provider of the same cluster, as another process would have it."""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
+    monkeypatch.setenv("SHOESTRING_PACE", "1000")
     for name in ("VAST", "RUNPOD"):
         monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
         monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
