@@ -10,6 +10,9 @@
     bootstrap.py from a short YAML to Ray's               head.py  this machine as the head         folder.py  ~/.shoestring/NAME, the SSH key
     mesh.py      a network of SSH tunnels that the head dials, for nodes that share none; mesh.sh and portpin.c are its part on a node
     ledger.py    every rental and what it cost           budget.py  the caps      watchdog.sh  ends a rental whose head is gone
+                 entry.py  one rental    journal.py  its file    copies.py  in a store    kept.py  a market under both
+    steward.py   what the head does for them every few seconds
+    cost.py      by node, job and stage      status.py  what runs, link.py  how it is reached      sweep.py  what was left behind
     plan.py      memory, hours and dollars before anything is rented
     sim/         both markets on this machine, for nothing
 

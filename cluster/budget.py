@@ -51,6 +51,8 @@ class Budget:
     def refuses(self, ledger: Ledger, usd_per_hour: float, now: float) -> str | None:
         """Why nothing may be rented at this price (machine and disk), or None."""
         rate, spent = ledger.rate() + usd_per_hour, ledger.spent(now)
+        if self._cap(ledger):
+            return f"budget.total_usd of {self.total_usd:g} was reached, and everything ended. Raise it to go on"
         if self.per_hour_usd is not None and rate > self.per_hour_usd + 1e-9:
             return f"${rate:.3f} an hour with it, and budget.per_hour_usd is {self.per_hour_usd:g}"
         if self.total_usd is not None:

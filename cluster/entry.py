@@ -7,6 +7,9 @@ from typing import Literal
 
 from cluster.market import Rental
 
+WATCHDOG_S = 60.0
+"""What a watchdog may take to notice, and its market to answer, beyond its time."""
+
 
 @dataclass
 class Charge:
@@ -118,7 +121,7 @@ class Entry:
         """Ends what it costs: it was destroyed at `at`, or wasn't listed any more by then."""
         self.why, self.ended = why, at
         if why == "gone" and self.unattended_s and self.seen:  # nobody asked for longer than it lives alone
-            self.ended = min(at, self.seen + self.unattended_s)
+            self.ended = min(at, self.seen + self.unattended_s + WATCHDOG_S)
         if why == "gone":
             self.lost = self.lost or self.ended
         for c in self.charges:

@@ -20,6 +20,7 @@ only the time between two polls is known, all of it is charged: `spent` errs tow
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -33,6 +34,8 @@ from cluster.copies import Copies
 from cluster.entry import Entry
 from cluster.journal import Journal
 from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
+
+log = logging.getLogger(__name__)
 
 POLL_S = 15.0
 """How exactly the file tells when a market last answered."""
@@ -137,12 +140,11 @@ class Ledger:
         nonce = secrets.token_hex(6)
         order = replace(order, label=f"{order.label};n={nonce}")
         price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
-        what = {"gpu": offer.gpu, "count": offer.count, "spot": offer.spot, "usd_per_hour": price}
-        what["unattended_s"] = unattended_s
+        what = {"gpu": offer.gpu, "count": offer.count, "spot": offer.spot, "unattended_s": unattended_s}
         with self._locked():
             if why := refuses(price):
                 raise Taken(why)
-            self._write(event="intent", nonce=nonce, market=market.name, label=order.label, **what)
+            self._write(event="intent", nonce=nonce, market=market.name, label=order.label, usd_per_hour=price, **what)
         try:
             id = market.create(offer, order)
         except (Taken, Refused) as e:
@@ -198,7 +200,10 @@ class Ledger:
     def leave(self, e: Entry) -> None:
         """Before the rental that this runs on is destroyed: it counts as ended, here and in the store."""
         self._write(event="destroyed", market=e.market, id=e.id)
-        self.send()
+        try:
+            self.send()
+        except Exception:  # whatever the store does, the head goes: it costs
+            log.exception("The store doesn't have the end of this ledger.")
 
     def send(self) -> None:
         """Brings the store up to date, where there is one."""

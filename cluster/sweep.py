@@ -32,7 +32,7 @@ def verdict(cluster: str, rentals: list[Rental], now: float) -> tuple[Literal["l
     here = cluster in clusters()
     asked = Ledger(cluster).polled() if here else 0.0
     if asked > now - LED_S:
-        return "led", f"by this machine, {max(0.0, now - asked):.0f} s ago"
+        return "led", f"its head asked the markets {max(0.0, now - asked):.0f} s ago"
     heads = [r for r in rentals if tags.is_head(r.label)]
     running = [r for r in heads if r.state != "lost"]
     if running:

@@ -167,6 +167,7 @@ def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811
     enforce(ledger, market, NOW, [], busy=False)
     ledger = Ledger("c")
     assert Budget(total_usd=10.0).check(ledger, NOW + 1) == "hard"
+    assert "Raise it to go on" in Budget(total_usd=10.0).refuses(ledger, 0.001, NOW + 1)
     assert Budget(total_usd=20.0).check(ledger, NOW + 1) == "ok"
     assert ledger.spent(NOW + 99999) == pytest.approx(4.6 * 2.2, abs=0.01)
 
