@@ -119,6 +119,8 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         **bootstrap.ON_EVERY_NODE,
         **bootstrap.ON_THE_HEAD,
         **mesh.environment(mesh.HEAD, mesh.build_shim(folder.path)),
+        # A job's `python` is this one, also where its environment wasn't activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(
             [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),

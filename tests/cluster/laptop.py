@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.conftest import REPO
@@ -35,7 +36,8 @@ class Laptop:
         run("ip", "-n", self.space, "route", "add", public, "via", here)
         self.home = folder / "tmp/home"  # as seen from outside
         self.home.mkdir(parents=True)
-        self.env = {**os.environ, "HOME": "/tmp/home", "PYTHONPATH": str(REPO), **env}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an environment that is activated
+        self.env = {**os.environ, "HOME": "/tmp/home", "PATH": path, "PYTHONPATH": str(REPO), **env}
         self.env.pop("RAY_ADDRESS", None)
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.space, "unshare", "--pid", "--mount", "--ipc", "--fork",
