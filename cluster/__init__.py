@@ -13,7 +13,9 @@
                  entry.py  one rental    journal.py  its file    copies.py  in a store    kept.py  a market under both
     steward.py   what the head does for them every few seconds
     cost.py      by node, job and stage      status.py  what runs, link.py  how it is reached      sweep.py  what was left behind
-    plan.py      memory, hours and dollars before anything is rented
+    plan.py      memory, hours and dollars before anything is rented        work.py  lengths.py   what is to be done
+                 anatomy.py  footprint.py  bytes on a device                throughput.py  speed    waste.py  how often to save
+                 candidates.py  where    judge.py  whether it fits
     sim/         both markets on this machine, for nothing
 
 `python -m cluster COMMAND` is what a person types; `ray up cluster/vast.yaml` imports provider.py.

@@ -36,7 +36,7 @@ class Laptop:
         run("ip", "-n", self.space, "route", "add", public, "via", here)
         self.home = folder / "tmp/home"  # as seen from outside
         self.home.mkdir(parents=True)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an environment that is activated
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as if activated
         self.env = {**os.environ, "HOME": "/tmp/home", "PATH": path, "PYTHONPATH": str(REPO), **env}
         self.env.pop("RAY_ADDRESS", None)
         self.process = subprocess.Popen(
