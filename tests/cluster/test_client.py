@@ -174,6 +174,7 @@ def test_what_is_gone_already_is_no_error(clock):
 
 def test_the_key_is_in_no_message_repr_or_log(clock, caplog):
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "httpx")  # which what other tests import quietens
     said = []
     for answer in ((401, {"msg": f"bad key {KEY}"}), (500, KEY), (200, {"price": KEY}), "drop"):
         with serving(answer) as (url, _), pytest.raises(MarketError) as caught:
