@@ -74,5 +74,11 @@ def decode(label: str) -> tuple[str, dict[str, str]]:
     return cluster, tags | ({ray.TAG_RAY_NODE_NAME: f"ray-{cluster}-{kind}"} if kind else {})
 
 
+def taken_up(label: str) -> bool:
+    """Whether somebody began to set the node up, so that it has an owner, whoever asked for it."""
+    status = decode(label)[1].get(ray.TAG_RAY_NODE_STATUS, ray.STATUS_UNINITIALIZED)
+    return status != ray.STATUS_UNINITIALIZED
+
+
 def is_head(label: str) -> bool:
     return decode(label)[1].get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
