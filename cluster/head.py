@@ -67,6 +67,8 @@ def read(path: str) -> dict:
     _check_shape(config)
     for name in config["provider"]["markets"]:
         _keep_key(name)
+    for name in markets.MARKETS:  # also those of markets that this cluster doesn't use
+        os.environ.pop(f"{name.upper()}_API_KEY", None)
     return config
 
 

@@ -51,6 +51,8 @@ def check_name(what: str, name: str) -> None:
     """Raises ValueError where `name` can't stand in a label, a folder and a file name."""
     if not name or len(name) > NAME or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
         raise ValueError(f"{what}: {name!r} must have 1 to {NAME} letters, digits, '-', '_' or '.'.")
+    if name[0] == ".":  # "..": a folder that isn't its own
+        raise ValueError(f"{what}: {name!r} must not begin with '.'.")
 
 
 def encode(cluster: str, tags: dict[str, str]) -> str:

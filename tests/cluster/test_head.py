@@ -23,11 +23,12 @@ def written(home, config: dict) -> str:
     return str(path)
 
 
-def test_the_key_is_kept_in_a_file_and_in_no_process(home):
+def test_the_key_is_kept_in_a_file_and_in_no_process(home, monkeypatch):
+    monkeypatch.setenv("RUNPOD_API_KEY", "another")
     config = head.read(written(home, cluster("vast")))
     path = home / ".config/shoestring/vast_api_key"
     assert path.read_text().strip() == "secret-1" and path.stat().st_mode & 0o777 == 0o600
-    assert "VAST_API_KEY" not in os.environ and "secret-1" not in str(config)
+    assert "VAST_API_KEY" not in os.environ and "RUNPOD_API_KEY" not in os.environ and "secret-1" not in str(config)
     head.read(written(home, cluster("vast")))  # from the file
 
 

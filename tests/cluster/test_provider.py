@@ -218,7 +218,14 @@ def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monk
         ({"provider": {"markets": []}}, r"provider\.markets"),
         ({"provider": {"markets": ["vast"], "network": "vpn"}}, r"provider\.network"),
         ({"provider": {"markets": ["vast"], "image": "i"}}, r"ladder\[0\]\.market is runpod, and provider\.markets"),
+        ({"provider": {"markets": ["vast"], "image": "i", "budget": None}}, r"provider\.budget is a section of keys"),
         ({"cluster_name": "a/b"}, "cluster_name"),
+        ({"cluster_name": ".."}, "cluster_name"),
+        ({"max_workers": 125}, "max_workers: the mesh has room for 124"),
+        (
+            {"available_node_types": {"gpu": {"node_config": {"disk_gb": "60GB", "ladder": LADDER}}}},
+            r"gpu\.node_config\.disk_gb",
+        ),
     ],
 )
 def test_mistakes_in_the_yaml_name_the_key(change, message):
