@@ -32,6 +32,9 @@ def main(argv: list[str]) -> int:
     """0: there is a machine for it. 1: it fits nowhere. 2: a mistake in the job or an option."""
     args, rest = _parser().parse_known_args(argv)
     name = args.stage or Path(args.config).stem
+    if not Path(args.config).is_file():
+        print(f"python -m cluster plan: there is no file {args.config}.", file=sys.stderr)
+        return 2
     with cli.refusing(f"jobs/{name}.py" if (Path("jobs") / f"{name}.py").is_file() else "python -m cluster plan"):
         work, planned = understand(name, ["--config", args.config, *rest])
         known = learn(Path(work.job.run).parent) if "://" not in work.job.run else throughput.load()

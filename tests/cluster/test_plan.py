@@ -125,6 +125,7 @@ def test_stages(config, capsys):
     with pytest.raises(SystemExit) as e:
         main(["plan", config, "--stage", "dop"])
     assert e.value.code == 2 and "Nearest: dpo" in capsys.readouterr().err
+    assert main(["plan", "configs/dop.yaml"]) == 2 and "no file configs/dop.yaml" in capsys.readouterr().err
     assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("preference",)
 
 

@@ -84,10 +84,12 @@ def test_status(rent, sim, capsys, monkeypatch):
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=9)
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     assert status.main([]) == 1
+    said = capsys.readouterr().out
+    assert "Nothing is rented." not in said and "isn't known" in said
     for name in ("VAST_API_KEY", "RUNPOD_API_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", os.devnull)
-    assert status.main([]) == 2
+    assert status.main([]) == 2 and "Nothing is rented." not in capsys.readouterr().out
 
 
 def test_a_link_is_measured():
