@@ -70,6 +70,20 @@ def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, ca
     assert f"vast-{id} could not be destroyed" in capsys.readouterr().err
 
 
+def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeypatch, capsys):
+    """A shell without the credentials of budget.store; whoever rents is still refused."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    id = rent("c", kept=True)
+    Ledger("c").note("store", "place", address="s3://bucket/ledgers")
+    with pytest.raises(Exception, match="credentials"):
+        Ledger("c", "s3://bucket/ledgers")
+    assert sweep.main(["c", "--yes"]) == 0
+    assert f"vast-{id} is destroyed." in capsys.readouterr().out and sim.state()["rentals"] == []
+
+
 def test_status(rent, sim, capsys, monkeypatch):
     assert status.main([]) == 0
     assert "Nothing is rented." in capsys.readouterr().out
