@@ -182,6 +182,13 @@ def _words(r: Row) -> str:
     return "; ".join(said)
 
 
+def _hours_between(text: str) -> float:
+    hours = float(text)
+    if not hours >= 0.01:
+        raise argparse.ArgumentTypeError(f"must be at least 0.01, is {text}")
+    return hours
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cluster plan",
@@ -202,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-price", type=float, default=math.inf, metavar="USD", help="$/h of a machine, at most")
     add(
         "--mtbf-hours",
-        type=float,
+        type=_hours_between,
         default=MTBF_H,
         metavar="H",
         help=f"hours between preemptions of a spot machine (default: {MTBF_H:g})",
