@@ -1,11 +1,13 @@
 """cluster/head.py: what is refused before anything starts, and where the key goes."""
 
 import os
+import subprocess
 
 import pytest
 import yaml
 
 from cluster import head
+from cluster.folder import Folder
 from tests.cluster.e2e import cluster
 
 
@@ -74,3 +76,11 @@ def test_rentals_that_could_not_be_ended_are_said(home, monkeypatch, capsys):
     assert head.main(["--config", written(home, cluster("vast")), "--stop"]) == 1
     said = capsys.readouterr().err
     assert "can't be reached" in said and "python -m cluster sweep e2e-vast" in said
+
+
+def test_no_agent_is_forwarded_to_a_rental(home):
+    config = home / "ssh_config"
+    config.write_text("Host *\n  ForwardAgent yes\n  ForwardX11 yes\n")
+    ours = [word for key, value in Folder("c").ssh_options("vast-1").items() for word in ("-o", f"{key}={value}")]
+    said = subprocess.run(["ssh", "-F", config, "-G", *ours, "box"], capture_output=True, text=True, check=True).stdout
+    assert "forwardagent no\n" in said and "forwardx11 no\n" in said
