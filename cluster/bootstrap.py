@@ -88,7 +88,7 @@ class Settings:
         minutes = given.get("unattended_minutes", 10.0)
         if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
             raise ValueError(f"provider.unattended_minutes must be a number above 0, but is {minutes!r}.")
-        return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget") or {})})
+        return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget", {}))})
 
 
 def complete(config: dict) -> dict:
@@ -96,6 +96,8 @@ def complete(config: dict) -> dict:
     tags.check_name("cluster_name", config["cluster_name"])
     provider = {**config["provider"], "slots": mesh.slots(config["max_workers"])}
     settings = Settings.read(provider)
+    if settings.network == "mesh" and settings.slots > mesh.LAST:
+        raise ValueError(f"max_workers: the mesh has room for {mesh.MOST_WORKERS}, but it is {config['max_workers']}.")
     for name, node in config["available_node_types"].items():
         tags.check_name("available_node_types", name)
         _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
@@ -134,6 +136,9 @@ def _check_node(name: str, node: dict, settings: Settings, head: str) -> None:
     for key in node:
         if key not in NODE_KEYS:
             raise ValueError(f"{where}.{key} is not a key of a node.{nearest(key, NODE_KEYS)}")
+    disk = node.get("disk_gb", 20.0)
+    if isinstance(disk, bool) or not isinstance(disk, int | float) or not disk > 0:
+        raise ValueError(f"{where}.disk_gb must be a number above 0, but is {disk!r}.")
     if name == head and settings.here:
         return
     for i, rung in enumerate(ladder.parse(node.get("ladder"))):

@@ -125,6 +125,8 @@ class Budget:
             failed = []
             for e in workers:
                 try:
+                    if e.market not in markets:
+                        raise MarketError(f"{e.node} can't be destroyed: provider.markets has no {e.market} any more.")
                     markets[e.market].destroy(e.id)
                 except MarketError as error:
                     failed.append(error)

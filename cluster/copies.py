@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from pathlib import Path
 
 from lib.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class Copies:
@@ -16,13 +19,20 @@ class Copies:
         self.place, self.mine = Run(f"{store.rstrip('/')}/{cluster}"), folder / "copy"
         self.sent: int | None = None
 
-    def others(self) -> list[dict]:
-        """What other machines wrote, as the lines of their ledgers."""
-        fs, found = self.place.fs, []
+    def others(self, needed: bool) -> list[dict]:
+        """What other machines wrote, as the lines of their ledgers. needed: raises where the store can't be read; else they are
+        left out, since whoever only looks, or sweeps, may have no credentials for it."""
+        found = []
         mine = self.mine.read_text() if self.mine.exists() else ""
-        for path in fs.glob(f"{self.place.path}/*.jsonl"):
-            if Path(path).stem != mine:
-                found += [json.loads(line) for line in fs.cat_file(path).decode().splitlines()]
+        try:
+            fs = self.place.fs
+            for path in fs.glob(f"{self.place.path}/*.jsonl"):
+                if Path(path).stem != mine:
+                    found += [json.loads(line) for line in fs.cat_file(path).decode().splitlines()]
+        except Exception as e:  # whatever the store's client raises
+            if needed:
+                raise
+            log.warning("%s can't be read (%s): what other machines spent is missing here.", self.place.path, e)
         return found
 
     def send(self, ledger: Path) -> None:

@@ -78,7 +78,9 @@ class Entry:
             return 0.0
         if self.rental is None:
             return self.offered_usd_per_hour
-        return self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.state != "lost" else 0.0)
+        price = self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.state != "lost" else 0.0)
+        # RunPod lists a pod that doesn't run yet at $0; its place below the cap isn't free.
+        return max(price, self.offered_usd_per_hour) if self.rental.state == "starting" else price
 
     def usd(self, now: float, since: float = 0.0) -> float:
         if self.rental is None:  # it may be running for all we know; where there is no id after all, it cost nothing

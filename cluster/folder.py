@@ -51,5 +51,7 @@ class Folder:
             "CheckHostIP": "no",
             "HashKnownHosts": "no",
             "PasswordAuthentication": "no",
+            "ForwardAgent": "no",  # whatever ~/.ssh/config says: the machine is a stranger's
+            "ForwardX11": "no",
             "LogLevel": "ERROR",
         }

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cluster import bootstrap, markets, mesh
 from cluster.folder import Folder
+from cluster.market import MarketError
 
 DASHBOARD = "http://127.0.0.1:8265"
 START_S = 120.0
@@ -35,29 +36,51 @@ def main(argv: list[str]) -> int:
     with refusing("python -m cluster head"):
         config = read(args.config)
         folder = Folder(config["cluster_name"])
-    return stop(config, folder) if args.stop else lead(config, folder, args.config)
+    try:
+        return stop(config, folder) if args.stop else lead(config, folder, args.config)
+    except MarketError as e:
+        name = config["cluster_name"]
+        print(f"{name}: rentals may be left, which end by themselves once their head is gone: {e}", file=sys.stderr)
+        print(f"Look, and end them: python -m cluster sweep {name}", file=sys.stderr)
+    except RuntimeError as e:
+        print(f"python -m cluster head: {e}", file=sys.stderr)
+    return 1
 
 
 def read(path: str) -> dict:
     """The YAML, completed for a head that is this machine. Raises ValueError."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.autoscaler._private.util import prepare_config
 
     from lib.cli import read_yaml
 
-    config = read_yaml(path)
+    config = {"cluster_synced_files": []} | read_yaml(path)
     for key in ("cluster_name", "provider", "available_node_types", "head_node_type", "max_workers"):
         if key not in config:
             raise ValueError(f"{path}: there is no {key}.")
+    _check_shape(config)
     if config["provider"].get("network") == "flat":
         raise ValueError("provider.network: flat is for a rented head; this machine reaches its workers by mesh.")
-    for key in ("setup_commands", "head_setup_commands", "worker_setup_commands", "cluster_synced_files"):
+    for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         config.setdefault(key, [])
     config["provider"]["here"] = True
     config = bootstrap.complete(prepare_config(config))
-    validate_config(config)
+    _check_shape(config)
     for name in config["provider"]["markets"]:
         _keep_key(name)
+    for name in markets.MARKETS:  # also those of markets that this cluster doesn't use
+        os.environ.pop(f"{name.upper()}_API_KEY", None)
     return config
+
+
+def _check_shape(config: dict) -> None:
+    """By Ray's own schema. Raises ValueError that names the key."""
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import validate_config
+
+    try:
+        validate_config(config)
+    except ValidationError as e:
+        raise ValueError(f"{'.'.join(map(str, e.absolute_path)) or 'the YAML'}: {e.message}") from None
 
 
 def _keep_key(name: str) -> None:

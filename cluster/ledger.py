@@ -64,7 +64,7 @@ class Ledger:
 
     def __init__(self, cluster: str, store: str | None = None):
         """store: where copies are kept that outlive this machine, of all machines that write this cluster's ledger; None: as
-        it was the last time."""
+        it was the last time, as far as it can be read."""
         self.cluster, self.path = cluster, root() / cluster / "ledger.jsonl"
         self._clear()
         self._written: dict[str, float] = {}
@@ -102,10 +102,6 @@ class Ledger:
     def rate(self) -> float:
         """Dollars per hour of all that lives, once it is up."""
         return sum(e.usd_per_hour for e in self.living())
-
-    def by_node(self, now: float) -> dict[str, float]:
-        """{name as a node of Ray: dollars}"""
-        return {e.node: e.usd(now) for e in self.entries() if e.id}
 
     def polled(self) -> float:
         """When a market was last asked for this cluster: its head was alive then."""
@@ -224,7 +220,9 @@ class Ledger:
         self._copies = Copies(store or known, self.cluster, self.path.parent)
         with self._locked():
             self._clear()
-            for event in sorted(self._journal.events() + self._copies.others(), key=lambda event: event["at"]):
+            for event in sorted(
+                self._journal.events() + self._copies.others(needed=store is not None), key=lambda event: event["at"]
+            ):
                 self._apply(event)
 
     @contextmanager

@@ -36,7 +36,7 @@ def key(name: str) -> str:
     variable = f"{name.upper()}_API_KEY"
     found = os.environ.get(variable, "").strip()
     if found:
-        return found
+        return _word(found, variable)
     path = key_file(name)
     if not path.is_file():
         raise ValueError(f"{name}: there is no API key. Set {variable}, or write it into {path} and chmod 600 {path}")
@@ -46,7 +46,14 @@ def key(name: str) -> str:
     found = path.read_text(encoding="utf-8").strip()
     if not found:
         raise ValueError(f"{name}: {path} is empty. Write the API key into it.")
-    return found
+    return _word(found, str(path))
+
+
+def _word(key: str, where: str) -> str:
+    """A key that can stand in a header: errors of one that can't would show it."""
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(f"{where} holds no API key: one is a single word of ASCII.")
+    return key
 
 
 def key_file(name: str) -> Path:

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 HEAD = 1
 """The head's number; workers have 2 and more."""
+LAST = 254
+"""The last number that has an address and ports."""
+MOST_WORKERS = (LAST - HEAD - 4) // 2
+"""slots(MOST_WORKERS) is the most that fits."""
 GCS_PORT = 6379
 BOX = ".shoestring/mesh"
 """The folder on a worker, below its home, that mesh.sh sets up."""

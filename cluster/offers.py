@@ -132,6 +132,6 @@ def _print(rows: list[tuple[ladder.Rung, Offer]], limit: int) -> None:
             o.region,
         )
     if rows:
-        Console().print(table)
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
     if len(rows) > limit:
         print(f"and {len(rows) - limit} more: --limit {len(rows)}")

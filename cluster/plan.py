@@ -32,6 +32,9 @@ def main(argv: list[str]) -> int:
     """0: there is a machine for it. 1: it fits nowhere. 2: a mistake in the job or an option."""
     args, rest = _parser().parse_known_args(argv)
     name = args.stage or Path(args.config).stem
+    if not Path(args.config).is_file():
+        print(f"python -m cluster plan: there is no file {args.config}.", file=sys.stderr)
+        return 2
     with cli.refusing(f"jobs/{name}.py" if (Path("jobs") / f"{name}.py").is_file() else "python -m cluster plan"):
         work, planned = understand(name, ["--config", args.config, *rest])
         known = learn(Path(work.job.run).parent) if "://" not in work.job.run else throughput.load()
@@ -179,6 +182,13 @@ def _words(r: Row) -> str:
     return "; ".join(said)
 
 
+def _hours_between(text: str) -> float:
+    hours = float(text)
+    if not hours >= 0.01:
+        raise argparse.ArgumentTypeError(f"must be at least 0.01, is {text}")
+    return hours
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cluster plan",
@@ -199,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-price", type=float, default=math.inf, metavar="USD", help="$/h of a machine, at most")
     add(
         "--mtbf-hours",
-        type=float,
+        type=_hours_between,
         default=MTBF_H,
         metavar="H",
         help=f"hours between preemptions of a spot machine (default: {MTBF_H:g})",

@@ -100,7 +100,7 @@ class Provider(NodeProvider):
         with self._asking:
             began = time.monotonic()
             listed = [rental for market in self.markets.values() for rental in market.list()]
-            orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed)}
+            orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed) if not tags.taken_up(r.label)}
             self._asked = time.monotonic()
         for id in self.nodes.take_in(listed, orphans, began):
             self._give_up(id, "no market lists it any more", exists=False)
@@ -226,16 +226,17 @@ class Provider(NodeProvider):
         self.nodes.end(node_id)
 
     def end(self) -> int:
-        """Destroys all that the cluster rents, the head too; how many there were. Raises MarketError."""
-        count = 0
+        """Destroys all that the cluster rents, the head and what is lost too; how many there were. Raises MarketError."""
+        ended: set[str] = set()
         while True:
-            self.refresh()
-            left = list(self.nodes.all())
-            for id in left:
-                self.terminate_node(id)
-            if not left:
-                return count
-            count += len(left)
+            listed = [r for market in self.markets.values() for r in market.list()]
+            mine = {f"{r.market}-{r.id}" for r in listed if tags.decode(r.label)[0] == self.cluster_name}
+            if not mine - ended:  # a market may list one a little longer
+                return len(ended)
+            for id in mine - ended:
+                self._destroy(id)
+                self.nodes.end(id)
+                ended.add(id)
 
     # ---- what is lost
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from cluster import gpus
 from cluster import runpod_replies as replies
 from cluster.client import Client
-from cluster.market import LABEL, Market, MarketError, Offer, Order, Refused, Rental, Taken, Unsure, Want
+from cluster.market import Market, MarketError, Offer, Order, Refused, Rental, Taken, Unsure, Want
 
 URL = "https://api.runpod.io"
 DISK_USD_PER_GB_HOUR = 0.10 / 730
@@ -101,7 +101,7 @@ class RunPod(Market):
 
     def list(self) -> list[Rental]:
         pods = self.client.call("list", "GET", "/v2/pods", replies.Pods).pods
-        return [_rental(p) for p in pods if p.name.startswith(LABEL) and p.status != "TERMINATED"]
+        return [_rental(p) for p in pods if p.status != "TERMINATED"]
 
     def destroy(self, id: str) -> None:
         self.client.call("destroy", "DELETE", f"/v2/pods/{id}", replies.Done, gone=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
+
+from cluster.market import LABEL
 
 Data = TypeVar("Data", bound=BaseModel)
 Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
@@ -132,6 +134,12 @@ class Pod(BaseModel):
 
 class Pods(BaseModel):
     pods: list[Pod]
+
+    @field_validator("pods", mode="before")
+    @classmethod
+    def ours(cls, rows: list) -> list:
+        """Nothing that an account's other pods hold can keep us from seeing, and ending, our own."""
+        return [row for row in rows if "name" not in row or str(row["name"]).startswith(LABEL)]
 
 
 class Done(BaseModel):

@@ -68,6 +68,9 @@ def main(argv: list[str]) -> int:
         shown = {"rentals": rentals, "clusters": [asdict(c) for c in led], "ray": asdict(ray) if ray else None}
         print(json.dumps(shown | {"left_out": [*without_key, *failed]}, indent=1))
     else:
+        if not found:
+            whole = not failed and len(without_key) < len(MARKETS)
+            print("Nothing is rented." if whole else "What is rented isn't known: not every market could be asked.")
         _show(found, links, led, ray, now)
     return 2 if len(without_key) == len(MARKETS) else 1 if failed else 0
 
@@ -118,8 +121,6 @@ def _ray(address: str) -> RayNodes | None:
 
 
 def _show(found: list[Rental], links: list[Link | str], led: list[Led], ray: RayNodes | None, now: float) -> None:
-    if not found:
-        print("Nothing is rented.")
     columns = [("cluster", ""), ("rental", ""), ("GPU", ""), ("", ""), ("state", ""), ("age", "r"), ("$/h", "r")]
     columns += [("round trip", "r"), ("MB/s up", "r"), ("down", "r"), ("", "")]
     rows = []

@@ -45,14 +45,15 @@ class Steward(threading.Thread):
             time.sleep(EVERY_S)
 
     def turn(self, now: float) -> None:
-        if Path(HEARTBEAT).exists():  # a rented head has a watchdog too
-            Path(HEARTBEAT).touch()
         state = self.budget.enforce(
             self.ledger, now, self.markets, self._is_head, self._tell, lambda: notice.busy(self._gcs()), self._drain
         )
         if state != self.state:
             log.warning("Budget: %s (was %s), $%.4f spent.", state, self.state, self.ledger.spent(now))
             self.state = state
+        # A rented head has a watchdog too: one that can't keep to its budget ends, and its workers' watchdogs after it.
+        if Path(HEARTBEAT).exists():
+            Path(HEARTBEAT).touch()
         note_jobs(self.ledger, self._gcs())
         self.ledger.send()
 
@@ -69,12 +70,10 @@ class Steward(threading.Thread):
         notice.tell(self._gcs(), notice.Stop(text, deadline, usd_per_hour))
 
     def _drain(self, entries: list[Entry]) -> None:
-        from ray.exceptions import RayError
-
         try:
             lost.tell(self.address, {e.node for e in entries})
-        except (RuntimeError, RayError) as e:  # they go all the same
-            log.warning("Ray could not be told that its nodes go: %s", e)
+        except Exception:  # whatever Ray says, they go: they cost
+            log.exception("Ray could not be told that its nodes go.")
 
 
 def note_jobs(ledger: Ledger, gcs) -> None:

@@ -51,6 +51,8 @@ def check_name(what: str, name: str) -> None:
     """Raises ValueError where `name` can't stand in a label, a folder and a file name."""
     if not name or len(name) > NAME or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
         raise ValueError(f"{what}: {name!r} must have 1 to {NAME} letters, digits, '-', '_' or '.'.")
+    if name[0] == ".":  # "..": a folder that isn't its own
+        raise ValueError(f"{what}: {name!r} must not begin with '.'.")
 
 
 def encode(cluster: str, tags: dict[str, str]) -> str:
@@ -72,6 +74,12 @@ def decode(label: str) -> tuple[str, dict[str, str]]:
             tags[LONG[short]] = LONG_VALUES.get(short, {}).get(value, value)
     kind = tags.get(ray.TAG_RAY_NODE_KIND)
     return cluster, tags | ({ray.TAG_RAY_NODE_NAME: f"ray-{cluster}-{kind}"} if kind else {})
+
+
+def taken_up(label: str) -> bool:
+    """Whether somebody began to set the node up, so that it has an owner, whoever asked for it."""
+    status = decode(label)[1].get(ray.TAG_RAY_NODE_STATUS, ray.STATUS_UNINITIALIZED)
+    return status != ray.STATUS_UNINITIALIZED
 
 
 def is_head(label: str) -> bool:

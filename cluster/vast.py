@@ -14,7 +14,7 @@ import time
 from shlex import quote
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from cluster import gpus
 from cluster.client import Client
@@ -42,6 +42,13 @@ better whether the node lives."""
 
 class _Reply(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_absent(cls, row: object) -> object:
+        """Where a field may be left out: Vast's description doesn't say which may be null."""
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {k: v for k, v in row.items() if v is not None or k not in optional} if isinstance(row, dict) else row
 
 
 class _Ask(_Reply):
@@ -102,6 +109,12 @@ class _Instances(_Reply):
     instances: list[_Instance]
     next_token: str | None = None
 
+    @field_validator("instances", mode="before")
+    @classmethod
+    def ours(cls, rows: list) -> list:
+        """Nothing that an account's other instances hold can keep us from seeing, and ending, our own."""
+        return [row for row in rows if "label" not in row or str(row["label"]).startswith(LABEL)]
+
 
 class _Done(_Reply):
     pass
@@ -141,7 +154,8 @@ class Vast(Market):
             "direct_port_count": {"gte": 1},
         }
         if want.gpus:
-            query["gpu_name"] = {"in": sorted({*want.gpus, *(k for k in gpus.TFLOPS if _any(want.gpus, k))})}
+            forms = {name for name in gpus.TFLOPS if any(gpus.fits(w, name) for w in want.gpus)}
+            query["gpu_name"] = {"in": sorted({*want.gpus, *forms})}
         for field, op, value in (
             ("gpu_ram", "gte", want.gpu_memory_gb and want.gpu_memory_gb * 1000),  # MB; a 24 GB card has 24,564
             ("cpu_cores_effective", "gte", want.cpus or None),
@@ -181,7 +195,7 @@ class Vast(Market):
         found, params = [], {"limit": PAGE}
         while True:
             page = self.client.call("list", "GET", "/api/v1/instances/", _Instances, params=params)
-            found += [i for i in page.instances if (i.label or "").startswith(LABEL)]
+            found += page.instances
             if not page.next_token:
                 break
             params = {"limit": PAGE, "after_token": page.next_token}
@@ -194,10 +208,6 @@ class Vast(Market):
     def label(self, id: str, label: str) -> None:
         assert len(label) <= LONGEST_LABEL, label
         self.client.call("label", "PUT", f"/api/v0/instances/{id}/", _Done, json={"label": label})
-
-
-def _any(wanted: tuple[str, ...], name: str) -> bool:
-    return any(gpus.fits(w, name) for w in wanted)
 
 
 def _taken(status: int, text: str) -> bool:

@@ -147,7 +147,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         asyncio.run(serve(args))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:  # the last: a port above 65535
         print(f"python -m cluster.sim: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,5 +1,6 @@
 """The caps to the cent, and that enforcing them goes on after a crash at any point."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +11,7 @@ from cluster.budget import Budget
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.market import MarketError, Taken
+from cluster.steward import Steward
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 
 START = 1000.0
@@ -159,6 +161,41 @@ def test_the_head_outlives_workers_that_could_not_be_destroyed(state):  # noqa: 
     assert sorted(market.rentals) == ["1", "9"]
     market.destroy = real
     assert enforce(ledger, market, NOW + 5, [], busy=False) == "destroying" and not market.rentals
+
+
+def test_what_is_on_a_market_that_the_yaml_no_longer_has_keeps_nothing_else_alive(state):  # noqa: F811
+    ledger, market = fleet()
+    ledger.observe("runpod", [replace(WORKER, market="runpod", id="p")], at=START + 1)
+    with pytest.raises(MarketError, match=r"runpod-p can't be destroyed: provider\.markets has no runpod"):
+        enforce(ledger, market, NOW, [], busy=False)
+    assert sorted(market.rentals) == ["9"]
+
+
+def test_a_head_shows_life_only_where_it_could_keep_to_the_budget(state, monkeypatch, tmp_path):  # noqa: F811
+    """Whatever stops it from doing so for long, its watchdog then ends it. What Ray says doesn't keep a worker alive."""
+    beat = tmp_path / "heartbeat"
+    beat.touch()
+    os.utime(beat, (0, 0))
+    monkeypatch.setattr("cluster.steward.HEARTBEAT", str(beat))
+    monkeypatch.setattr("cluster.steward.note_jobs", lambda ledger, gcs: None)
+    monkeypatch.setattr("cluster.steward.notice.busy", lambda gcs: False)
+    monkeypatch.setattr("cluster.steward.notice.tell", lambda gcs, stop: None)
+    monkeypatch.setattr(Steward, "_gcs", lambda self: None)
+
+    def unreachable(*args):
+        raise TimeoutError("no GCS")
+
+    monkeypatch.setattr("cluster.steward.lost.tell", unreachable)
+    ledger, market = fleet()
+    budget = Budget(total_usd=10.0)
+    steward = Steward(ledger, budget, {"vast": Kept(market, ledger, budget)}, "127.0.0.1:1")
+    real, market.destroy = market.destroy, lambda id: (_ for _ in ()).throw(MarketError("500"))
+    with pytest.raises(MarketError):
+        steward.turn(NOW)
+    assert beat.stat().st_mtime == 0
+    market.destroy = real
+    steward.turn(NOW + 5)
+    assert not market.rentals and beat.stat().st_mtime > 0
 
 
 def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811

@@ -1,11 +1,13 @@
 """cluster/head.py: what is refused before anything starts, and where the key goes."""
 
 import os
+import subprocess
 
 import pytest
 import yaml
 
 from cluster import head
+from cluster.folder import Folder
 from tests.cluster.e2e import cluster
 
 
@@ -23,11 +25,12 @@ def written(home, config: dict) -> str:
     return str(path)
 
 
-def test_the_key_is_kept_in_a_file_and_in_no_process(home):
+def test_the_key_is_kept_in_a_file_and_in_no_process(home, monkeypatch):
+    monkeypatch.setenv("RUNPOD_API_KEY", "another")
     config = head.read(written(home, cluster("vast")))
     path = home / ".config/shoestring/vast_api_key"
     assert path.read_text().strip() == "secret-1" and path.stat().st_mode & 0o777 == 0o600
-    assert "VAST_API_KEY" not in os.environ and "secret-1" not in str(config)
+    assert "VAST_API_KEY" not in os.environ and "RUNPOD_API_KEY" not in os.environ and "secret-1" not in str(config)
     head.read(written(home, cluster("vast")))  # from the file
 
 
@@ -51,3 +54,33 @@ def test_a_missing_key_is_named(home, capsys):
     with pytest.raises(SystemExit) as stopped:
         head.main(["--config", written(home, config)])
     assert stopped.value.code == 2 and "there is no head_node_type" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_workers": "four"}, "max_workers: 'four' is not of type 'integer'"),
+        ({"provider": None}, "provider: None is not of type 'object'"),
+        ({"available_node_types": {"head": None}}, "available_node_types.head: None is not of type 'object'"),
+        ({"budget": {"total_usd": 1}}, "the YAML: .*'budget' was unexpected"),
+    ],
+)
+def test_what_ray_does_not_take_is_named(home, change, message):
+    with pytest.raises(ValueError, match=message):
+        head.read(written(home, cluster("vast") | change))
+
+
+def test_rentals_that_could_not_be_ended_are_said(home, monkeypatch, capsys):
+    monkeypatch.setenv("VAST_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    assert head.main(["--config", written(home, cluster("vast")), "--stop"]) == 1
+    said = capsys.readouterr().err
+    assert "can't be reached" in said and "python -m cluster sweep e2e-vast" in said
+
+
+def test_no_agent_is_forwarded_to_a_rental(home):
+    config = home / "ssh_config"
+    config.write_text("Host *\n  ForwardAgent yes\n  ForwardX11 yes\n")
+    ours = [word for key, value in Folder("c").ssh_options("vast-1").items() for word in ("-o", f"{key}={value}")]
+    said = subprocess.run(["ssh", "-F", config, "-G", *ours, "box"], capture_output=True, text=True, check=True).stdout
+    assert "forwardagent no\n" in said and "forwardx11 no\n" in said

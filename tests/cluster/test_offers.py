@@ -135,3 +135,13 @@ def test_help_is_quick_and_whole(capsys):
     with pytest.raises(SystemExit) as stopped:
         offers.main(["--help"])
     assert stopped.value.code == 0 and "--max-price" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["secret-a\nsecret-b", "secret a", "geheim-ß"])
+def test_what_is_no_key_is_not_shown(key, monkeypatch, tmp_path, capsys):
+    """In a header it would end up in httpx's own message."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("VAST_API_KEY", key)
+    assert offers.main(["--market", "vast"]) == 2
+    said = capsys.readouterr().err
+    assert "VAST_API_KEY holds no API key" in said and "secret" not in said and "geheim" not in said

@@ -123,8 +123,12 @@ def test_mistakes_are_said_as_the_stage_says_them(config, wrong, capsys):
 
 def test_stages(config, capsys):
     with pytest.raises(SystemExit) as e:
+        main(["plan", config, "--mtbf-hours", "0"])
+    assert e.value.code == 2 and "--mtbf-hours: must be at least 0.01, is 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as e:
         main(["plan", config, "--stage", "dop"])
     assert e.value.code == 2 and "Nearest: dpo" in capsys.readouterr().err
+    assert main(["plan", "configs/dop.yaml"]) == 2 and "no file configs/dop.yaml" in capsys.readouterr().err
     assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("preference",)
 
 

@@ -1,11 +1,15 @@
 """cluster/provider.py over the simulated markets' real HTTP, without boxes: what Ray is told, and what is rented."""
 
+import time
+
 import pytest
 from ray.autoscaler import tags as ray
 
 from cluster import provider as module
 from cluster import tags
 from cluster.bootstrap import complete
+from cluster.client import TRIES
+from cluster.ledger import UNANSWERED_S, Ledger
 from cluster.market import MarketError
 from cluster.provider import Provider
 
@@ -173,6 +177,40 @@ def test_a_create_without_an_answer_is_found_and_ended(provider, sim, monkeypatc
     sim.wait(lambda s: s["rentals"] == [], 10)
 
 
+def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):
+    """`ray up` dies before it notes the answer to its create, and is typed again: the head that it finds and sets up stays."""
+    write = Ledger._write
+
+    def dies(self, **event):
+        if event["event"] == "rented":
+            raise KeyboardInterrupt
+        write(self, **event)
+
+    monkeypatch.setattr(Ledger, "_write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        provider().create_node({"ladder": LADDER[2:]}, WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}, 1)
+    monkeypatch.setattr(Ledger, "_write", write)
+    again = provider()
+    [id] = again.non_terminated_nodes({})
+    again.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_SETTING_UP})
+    now = time.time() + UNANSWERED_S + 1
+    monkeypatch.setattr("cluster.ledger.time.time", lambda: now)
+    assert provider().non_terminated_nodes({}) == [id]
+
+
+def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monkeypatch):
+    """A machine that was outbid is no node any more, and its disk costs."""
+    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [id] = running(sim, p)
+    sim.control("outbid", id=id.split("-")[1])
+    sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=TRIES)
+    with pytest.raises(MarketError, match="HTTP 500"):
+        p.end()
+    assert p.end() == 1 and sim.state()["rentals"] == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -180,7 +218,14 @@ def test_a_create_without_an_answer_is_found_and_ended(provider, sim, monkeypatc
         ({"provider": {"markets": []}}, r"provider\.markets"),
         ({"provider": {"markets": ["vast"], "network": "vpn"}}, r"provider\.network"),
         ({"provider": {"markets": ["vast"], "image": "i"}}, r"ladder\[0\]\.market is runpod, and provider\.markets"),
+        ({"provider": {"markets": ["vast"], "image": "i", "budget": None}}, r"provider\.budget is a section of keys"),
         ({"cluster_name": "a/b"}, "cluster_name"),
+        ({"cluster_name": ".."}, "cluster_name"),
+        ({"max_workers": 125}, "max_workers: the mesh has room for 124"),
+        (
+            {"available_node_types": {"gpu": {"node_config": {"disk_gb": "60GB", "ladder": LADDER}}}},
+            r"gpu\.node_config\.disk_gb",
+        ),
     ],
 )
 def test_mistakes_in_the_yaml_name_the_key(change, message):

@@ -13,6 +13,7 @@ import pytest
 from cluster import client, runpod
 from cluster.market import MarketError, Order, Refused, Taken, Unsure, Want
 from cluster.runpod import RunPod
+from cluster.runpod_replies import Pods
 from tests.cluster.conftest import simulator
 from tests.conftest import REPO
 
@@ -135,6 +136,12 @@ def test_other_peoples_pods_are_not_ours(market):
     id = market.create(offer, order(label="my own pod"))
     assert market.list() == []
     market.destroy(id)
+
+
+def test_what_other_pods_hold_hides_none_of_ours():
+    assert Pods.model_validate({"pods": [{"name": "mine", "status": "HIBERNATED"}]}).pods == []
+    with pytest.raises(ValueError, match="status"):
+        Pods.model_validate({"pods": [{"name": "shoestring/c;k=w", "status": "HIBERNATED"}]})
 
 
 def test_no_capacity_is_taken(sim, market):

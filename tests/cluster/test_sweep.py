@@ -70,6 +70,20 @@ def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, ca
     assert f"vast-{id} could not be destroyed" in capsys.readouterr().err
 
 
+def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeypatch, capsys):
+    """A shell without the credentials of budget.store; whoever rents is still refused."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    id = rent("c", kept=True)
+    Ledger("c").note("store", "place", address="s3://bucket/ledgers")
+    with pytest.raises(Exception, match="credentials"):
+        Ledger("c", "s3://bucket/ledgers")
+    assert sweep.main(["c", "--yes"]) == 0
+    assert f"vast-{id} is destroyed." in capsys.readouterr().out and sim.state()["rentals"] == []
+
+
 def test_status(rent, sim, capsys, monkeypatch):
     assert status.main([]) == 0
     assert "Nothing is rented." in capsys.readouterr().out
@@ -84,10 +98,12 @@ def test_status(rent, sim, capsys, monkeypatch):
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=9)
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     assert status.main([]) == 1
+    said = capsys.readouterr().out
+    assert "Nothing is rented." not in said and "isn't known" in said
     for name in ("VAST_API_KEY", "RUNPOD_API_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", os.devnull)
-    assert status.main([]) == 2
+    assert status.main([]) == 2 and "Nothing is rented." not in capsys.readouterr().out
 
 
 def test_a_link_is_measured():

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import json
 import re
 import subprocess
 import time
@@ -117,6 +118,18 @@ def test_other_peoples_rentals_are_not_ours(market):
     id = market.create(offer, order(label="my own box"))
     assert market.list() == []
     market.destroy(id)
+
+
+def test_what_other_instances_hold_hides_none_of_ours():
+    odd = {"id": 1, "label": None, "num_gpus": None}
+    ours = {"id": 2, "label": "shoestring/c;k=w", "actual_status": None, "intended_status": "running", "is_bid": True}
+    ours |= {"dph_total": 0.3, "start_date": None, "machine_id": 7, "gpu_name": "RTX 4090", "num_gpus": 1}
+    page = {"instances": [odd, ours | {"storage_cost": None, "disk_space": None}], "next_token": None}
+    [found] = vast._Instances.model_validate_json(json.dumps(page)).instances
+    assert found.id == "2" and found.disk_space == 0
+    del ours["dph_total"]  # what can't be read of ours is an error
+    with pytest.raises(ValueError, match="dph_total"):
+        vast._Instances.model_validate_json(json.dumps({"instances": [ours]}))
 
 
 def test_all_pages_are_listed(sim, market):
