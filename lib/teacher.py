@@ -83,15 +83,16 @@ class Kept(Teacher):
         self.store, self.k, self.device = Run(f"{folder}/{said}"), k, device
         shards = [rows[i : i + SHARD] for i in range(0, len(rows), SHARD)]
         there = set(self.store.folders(""))
-        missing = [i for i in range(len(shards)) if f"{i:06}" not in there or not self._whole(i)]
-        self.model = load() if missing[share[0] :: share[1]] else None
-        for n, i in enumerate(mine := missing[share[0] :: share[1]]):
+        # Each takes its own numbers, whatever is there: what is missing is another thing to a worker that looks later.
+        mine = [i for i in range(len(shards))[share[0] :: share[1]] if f"{i:06}" not in there or not self._whole(i)]
+        self.model = load() if mine else None
+        for n, i in enumerate(mine):
             self._work_out(i, shards[i], collate, batch_rows)
             if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
                 print(f"teacher: {n + 1} of {len(mine)} shards kept in {self.store.path}", flush=True)
         barrier()
         self.files = [self._open(i) for i in range(len(shards))]
-        self.place, self.outside = {}, 0.0
+        self.place = {}
         for i, shard in enumerate(shards):
             start = 0
             for ids, labels in shard:
