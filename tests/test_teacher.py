@@ -144,6 +144,19 @@ def test_wrong_requests(runs, tmp_path, more, says):
     assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
+def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
+    from types import SimpleNamespace
+
+    from lib import cli, lessons
+
+    (tmp_path / "a.txt").write_text("the red lamp\n\nthe small stone\n")
+    words = ["--model.base", tiny_model, "--data.source", str(tmp_path / "a.txt"), "--data.heldout_fraction", "0"]
+    job = cli.parse("distill", "lib.distillation:DistillConfig", words).job
+    args = SimpleNamespace(teacher=tiny_model, keep=None, bf16=False, on_policy=0.5)
+    with pytest.raises(ValueError, match=r"train.on_policy: the student answers prompts"):
+        lessons.trainer(job, args, {"processing_class": None})
+
+
 @pytest.mark.slow
 def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
     """Two replicas; one is killed after the second step: training goes on, and its losses are the undisturbed ones."""
