@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lib import quantized, vllm_generator
 from lib.evals import spec
-from lib.run import Run, absolute
+from lib.run import absolute
 from serve import draft, embedding
 from serve.adapters import folder as adapter_folder
 from serve.draft import Draft
@@ -138,8 +138,6 @@ def plan(serving: Serving) -> Plan:
     try:
         found = spec.find("run", "run", serving.run, serving.dtype)
         base, template = found.base, found.trained_template
-        if Run(base).is_run() and Run(base).job().get("stage") == "reward":
-            problems.append(f"run: {serving.run} is a reward model, which answers nothing. jobs/eval.py asks it.")
     except ValueError as e:
         problems.append(str(e))
     here = vllm_generator.installed()

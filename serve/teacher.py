@@ -38,6 +38,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     try:
         teaching = serving.read(Teaching, args, "serve.teacher")
         base, identity = models.locate_for("run", teaching.run)
+        models.refuse_reward("run", base)
     except ValueError as e:
         raise click.ClickException(str(e)) from None
     gpu = gpus() > 0

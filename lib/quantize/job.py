@@ -129,8 +129,6 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
     if spec:
         attempt(quantized.refuse, "model.base", spec.base, "quantised again")
         job = replace(job, model=replace(job.model, base=spec.base))
-        if "/" in spec.base and Run(spec.base).is_run() and Run(spec.base).job().get("stage") == "reward":
-            problems.append(f"model.base: {spec.base} is a reward model; only language models are quantised here.")
     kind = quantized.FORMATS[METHODS[job.method].format]
     if not importlib.util.find_spec(kind.package) and kind.package != "compressed_tensors":
         problems.append(f"method: {job.method} needs {kind.name}: pip install {kind.install}")
