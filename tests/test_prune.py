@@ -185,6 +185,12 @@ def test_wrong_requests(tiny_model, tmp_path, more, says):
         distillation_check(request.job, asked)
 
 
+def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
+    more = ["--train.keep_channels", "64", "--data.source", chats_file, "--data.heldout_fraction", "0"]
+    done = run_job("prune", *words(tiny_model, run := Run(str(tmp_path / "run")), *more))
+    assert done.returncode == 2 and "no held-out rows" in done.stderr and not run.exists()
+
+
 @pytest.mark.slow
 def test_a_job_that_lost_its_end_ends_with_the_same_weights_and_its_report(tiny_model, tmp_path):
     more = ["--train.method", "wanda", "--train.pattern", "2:4", "--eval.tasks", '["perplexity"]', "--eval.limit", "8"]

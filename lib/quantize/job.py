@@ -137,6 +137,8 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
         problems.append(f"engine: transformers needs {kind.name} to load {job.method}: pip install {kind.install}")
     job = replace(job, run=run.path, data=data.absolute(job.data))
     checked = attempt(data.check, job.data, ("chat", "text"), METHODS[job.method].calibrated)
+    if checked:
+        attempt(checked.need_heldout)  # memory and speed are measured on them
     if spec and engine and job.tasks:  # the tasks, on the model that is there already
         from lib.evals import job as evals
 
