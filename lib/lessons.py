@@ -9,7 +9,7 @@ from __future__ import annotations
 from lib import models
 from lib.config import Job
 from lib.run import Run
-from lib.teacher import SERVED, Kept, Served, Teacher, Whole
+from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
 
 
 class Lessons:
@@ -62,7 +62,7 @@ class Lessons:
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(self.where, dtype=self.dtype)
-            return Whole(model.to(device), a.soft_temperature)
+            return Whole(model.to(device), a.soft_temperature, width(self.tokenizer))
 
         if not a.top_k:
             return load()

@@ -51,8 +51,10 @@ class Teacher(ABC):
 
 
 class Whole(Teacher):
-    def __init__(self, model, temperature: float):
-        self.model, self.temperature = model.eval().requires_grad_(False), temperature
+    """tokens: the tokenizer's greatest id and one. Models of a family pad their vocabularies further, and not alike."""
+
+    def __init__(self, model, temperature: float, tokens: int):
+        self.model, self.temperature, self.tokens = model.eval().requires_grad_(False), temperature, tokens
 
     def about(self, batch):
         import torch
@@ -67,7 +69,8 @@ class Whole(Teacher):
             return grouped(self._logits(batch) / self.temperature, k)
 
     def _logits(self, batch: dict):
-        return logits(self.model, {name: batch[name] for name in ("input_ids", "attention_mask")}, labelled(batch))[0]
+        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return logits(self.model, asked, labelled(batch))[0][:, : self.tokens]
 
 
 class Kept(Teacher):
@@ -204,6 +207,11 @@ def logits(model, asked: dict, at_BS):
     somewhere = at_BS.any(0).nonzero()[:, 0]
     outputs = model(**asked, use_cache=False, logits_to_keep=somewhere)
     return outputs.logits[at_BS[:, somewhere]].float(), outputs
+
+
+def width(tokenizer) -> int:
+    """Its greatest id and one."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def labelled(batch: dict):

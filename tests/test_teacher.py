@@ -54,7 +54,7 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
         ids, prompt = [dice.randrange(1024) for _ in range(dice.randrange(6, 20))], dice.randrange(1, 5)
         rows.append((ids, [-100] * prompt + ids[prompt:]))
     collate = DataCollatorForLanguageModeling(pad_token_id=0)
-    whole = teacher.Whole(AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), 2.0)
+    whole = teacher.Whole(AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), 2.0, 1024)
 
     def load():
         loaded.append(1)
@@ -78,6 +78,28 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
     shard.write_bytes(written[: len(written) // 2])
     again = kept(0, 1).about(batch)
     assert len(loaded) == 3 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
+
+
+def test_a_vocabulary_that_is_padded_further_changes_nothing(tiny_model):
+    """As Qwen2.5's are: 151,936 rows of its 0.5B, 152,064 of its 7B, with the same tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain, padded = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32") for _ in range(2))
+    padded.resize_token_embeddings(1088)
+    with torch.no_grad():
+        padded.get_input_embeddings().weight[1024:] = 3.0  # what was never trained may be likely
+    tokens = teacher.width(AutoTokenizer.from_pretrained(tiny_model))
+    ids = torch.arange(5, 45).reshape(2, 20)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    small, large = (teacher.Whole(m, 1.0, tokens) for m in (plain, padded))
+    student, _ = teacher.logits(padded, {"input_ids": ids}, teacher.labelled(batch))
+    assert student.shape[1] == 1088
+    args = distillation.DistillConfig(output_dir="", use_cpu=True)
+    for said in (large.about(batch), large.likeliest(batch, 8)):
+        assert said.logp_NK.exp().sum(1).tolist() == pytest.approx([1.0] * 38, abs=1e-5)
+    torch.testing.assert_close(large.about(batch).logp_NK, small.about(batch).logp_NK)
+    assert torch.equal(large.likeliest(batch, 8).tokens_NK, small.likeliest(batch, 8).tokens_NK)
+    assert distillation.soft_loss(large.about(batch), student, args)[0].abs().max() < 1e-5
 
 
 def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
