@@ -108,6 +108,16 @@ def path(base: str) -> str:
     return base
 
 
+def snapshot(base: str) -> Path:
+    """path() as a folder: a hub model's is its snapshot, without the pickles that some repositories hold too."""
+    found = Path(path(base))
+    if found.is_dir():
+        return found
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]))
+
+
 def dtype(model: Model, precision: str) -> str:
     """Type of the weights: fp32 where they all train (updates below bf16's 8 bits would be lost), else the precision's."""
     if model.dtype != "auto":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -189,6 +190,21 @@ def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
     more = ["--train.keep_channels", "64", "--data.source", chats_file, "--data.heldout_fraction", "0"]
     done = run_job("prune", *words(tiny_model, run := Run(str(tmp_path / "run")), *more))
     assert done.returncode == 2 and "no held-out rows" in done.stderr and not run.exists()
+
+
+def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch):
+    """By its name, in the hub's own cache, as for a run's folder."""
+    from lib import models
+    from lib.compression import measure
+
+    there = tmp_path / "models--a--b"
+    (there / "refs").mkdir(parents=True)
+    (there / "refs/main").write_text("c0ffee")
+    shutil.copytree(tiny_model, there / "snapshots/c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert models.locate("a/b") == ("a/b", "hub:a/b@c0ffee")
+    assert measure.weights(models.snapshot("a/b")) == measure.weights(models.snapshot(tiny_model)) > 0
 
 
 @pytest.mark.slow
