@@ -37,6 +37,7 @@ def app(args: dict[str, Any]) -> serve.Application:
 
     try:
         teaching = serving.read(Teaching, args, "serve.teacher")
+        serving.at_least(teaching, replicas=1, cpus=0.001)
         base, identity = models.locate_for("run", teaching.run)
         models.refuse_reward("run", base)
     except ValueError as e:

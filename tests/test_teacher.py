@@ -102,6 +102,19 @@ def test_a_vocabulary_that_is_padded_further_changes_nothing(tiny_model):
     assert distillation.soft_loss(large.about(batch), student, args)[0].abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [({"replicas": 0}, "replicas: must be at least 1"), ({"cpus": "-1"}, "cpus: must be"), ({"run": "REWARD"}, "run: .* reward model")],
+)  # fmt: skip
+def test_a_teacher_that_cannot_be_served(args, says, runs):
+    import click
+
+    from serve.teacher import app
+
+    with pytest.raises(click.ClickException, match=says):
+        app({"run": runs["reward" if "run" in args else "sft"]} | {k: v for k, v in args.items() if k != "run"})
+
+
 def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
     done = distil(tmp_path / "run", runs["sft"], runs["base"], "--train.top_k", "8")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -22,6 +22,8 @@ def test_words_of_the_command_line():
         ({"run": "x", "replicas": "many"}, "replicas: .*'many'"),
         ({"run": "x", "at_once": 0}, "at_once: must be at least 1, is 0"),
         ({"run": "x", "draft": "ngram", "draft_tokens": -1}, "draft_tokens: must be at least 0, is -1"),
+        ({"run": "x", "timeout_s": "nan"}, "timeout_s: must be at least 0.001, is nan"),
+        ({"run": "x", "adapters": "runs/sft"}, "adapters: 'runs/sft' has no name"),
         ({"run": "x", "draft_tokens": 3}, "draft_tokens: nothing drafts"),
         ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
         ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),
