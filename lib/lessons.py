@@ -121,7 +121,12 @@ def check(job: Job, args) -> None:
     for key, low in (("top_k", 1), ("answer_tokens", 1), ("keep_layers", 1), ("answer_temperature", 0)):
         if (value := getattr(args, key)) is not None and value < low:
             raise ValueError(f"train.{key}: must be {low} or more, is {value:g}.")
+    for key, plain in (("loss_type", "nll"), ("label_smoothing_factor", 0.0)):
+        if getattr(args, key) != plain:
+            raise ValueError(f"train.{key}: distillation's loss is its own (lib/distillation.py). Leave it out.")
     served = (args.teacher or "").startswith(SERVED)
+    if served and args.dataloader_num_workers:
+        raise ValueError("train.dataloader_num_workers: a served teacher is asked by the worker itself. Leave it out.")
     if served and not args.top_k:
         raise ValueError("train.top_k: a served teacher sends its likeliest tokens only. Say how many, such as 64.")
     if served and args.answers == "teacher":

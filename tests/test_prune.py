@@ -166,6 +166,7 @@ def words(tiny_model: str, run: Run, *more: str) -> list[str]:
         (["--train.method", "wanda", "--train.pattern", "2:4", "--train.sparsity", "0.5"], r"train.pattern: .*Set one"),
         (["--train.method", "wanda", "--train.sparsity", "1"], r"train.sparsity: must be above 0 and below 1"),
         (["--train.keep_channels", "0"], r"train.keep_channels: must be 1 or more, is 0"),
+        (["--train.keep_channels", "64", "--train.loss_type", "dft"], r"train.loss_type: distillation's loss is its own"),
         (["--train.keep_channels", "64", "--train.answer_temperature", "-1"], r"train.answer_temperature: must be 0 or"),
         (["--train.keep_channels", "64", "--model.adapter", "lora"], r"model.adapter: an adapter can't heal"),
         (["--train.method", "magnitude", "--train.sparsity", "0.5", "--scale.strategy", "fsdp", "--scale.workers", "2"], r"scale.strategy: zeros are held"),
