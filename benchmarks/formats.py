@@ -66,7 +66,7 @@ def main() -> int:
             scores[engine] = evaluate(asked)
     finally:
         ray.shutdown()
-    sizes = {n: measure.weights(Path(models.path(p))) for n, p in runs.items()}
+    sizes = {n: measure.weights(models.snapshot(p)) for n, p in runs.items()}
     text = table(sizes, found, scores)
     Path(options.out, "formats.md").write_text(text, encoding="utf-8")
     print(text)

@@ -8,12 +8,18 @@ certificate holds is in lib/draft.py. Exits 1 where an answer with the draft is 
 """
 
 from jobs.distill import build as distilled
+from lib import lessons
 from lib.launch import main
-from lib.lessons import check
 
 
 def build(job, args):
     return distilled(job, args)
+
+
+def check(job, args):
+    lessons.check(job, args)
+    if args.certify_prompts < 1:
+        raise ValueError(f"train.certify_prompts: must be 1 or more, is {args.certify_prompts}.")
 
 
 def after(run, job):

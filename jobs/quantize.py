@@ -88,7 +88,7 @@ def _failed(run, e: Exception) -> int:
     made = run.finished()
     print(f"\n{'The model is there, but: ' if made else ''}{why}", file=sys.stderr)
     print(f"Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
-    if not made:
+    if run.is_run() and not made:
         launch.record(run, {"status": "failed", "failure": why})
     if os.environ.get("SHOESTRING_TRACEBACK"):
         raise e

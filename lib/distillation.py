@@ -129,7 +129,7 @@ def soft_loss(said: Said, student_NV, args: DistillConfig):
         logp = grouped_as(student_NV, said.tokens_NK)
         outside = said.logp_NK[:, -1].exp().mean().item()
     else:
-        logp = student_NV.log_softmax(-1)
+        logp = student_NV[:, : said.logp_NK.shape[1]].log_softmax(-1)
     loss_N = divergence(said.logp_NK, logp, args.divergence, args.jsd_beta)
     return args.soft_temperature**2 * loss_N, outside
 

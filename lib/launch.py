@@ -28,8 +28,8 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
 
     config: "module:Class" of the TRL config that `train:` takes its fields from; rows: the kinds of data it can use;
     models: keys of `train` that name a model, which has to be there; check(job, train): raises ValueError for what these fields,
-    of which train has all, can't be together; after(run, job): what is left to do with the model, each time that the job is
-    typed, and whether it went well, or raises ValueError or RuntimeError.
+    of which train has all, can't be together; after(run, job): what is left to do with the model on held-out rows, each time that
+    the job is typed, and whether it went well.
     Exits 0 when the run is finished, 2 for a mistake in the request, 1 when training failed.
     """
     stage = Path(build.__code__.co_filename).stem
@@ -42,6 +42,8 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
             defaults = {key: f.default for key, f in known.read(config).items()}
             check(request.job, SimpleNamespace(**defaults | request.job.train))
         planned = plan.make(request, rows, models)
+        if after:
+            planned.check.need_heldout()
     show(planned.lines(), f"{stage}: the plan")
     if request.dry_run:
         print("Dry run: nothing was started.")
@@ -73,14 +75,19 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
 
 
 def _afterwards(after, run: Run, job) -> None:
+    again = f"Go on with: python jobs/{job.stage}.py --resume {run.path}"
     try:
         good = after(run, job) if after else True
-    except (ValueError, RuntimeError) as e:
-        print(
-            f"\nThe model is trained, but: {e}\nGo on with: python jobs/{job.stage}.py --resume {run.path}",
-            file=sys.stderr,
-        )
-        good = False
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; the model is trained. {again}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as e:
+        from lib.failure import explain
+
+        print(f"\nThe model is trained, but: {explain(e)}\n{again}", file=sys.stderr)
+        if os.environ.get("SHOESTRING_TRACEBACK"):
+            raise
+        sys.exit(1)
     if not good:
         sys.exit(1)
 

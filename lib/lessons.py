@@ -9,7 +9,7 @@ from __future__ import annotations
 from lib import models
 from lib.config import Job
 from lib.run import Run
-from lib.teacher import SERVED, Kept, Served, Teacher, Whole
+from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
 
 
 class Lessons:
@@ -62,7 +62,7 @@ class Lessons:
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(self.where, dtype=self.dtype)
-            return Whole(model.to(device), a.soft_temperature)
+            return Whole(model.to(device), a.soft_temperature, width(self.tokenizer))
 
         if not a.top_k:
             return load()
@@ -94,6 +94,10 @@ def trainer(job: Job, args, shared: dict):
 
     teacher = Lessons(job, args, shared["processing_class"])
     rows = data.load(job.data, ("chat", "text"))
+    if args.on_policy and "text" in rows.train.column_names:
+        raise ValueError(
+            "train.on_policy: the student answers prompts, and data.source holds plain texts. Leave it out."
+        )
     train, heldout = (teacher.answers(data.per_answer(part)) for part in (rows.train, rows.heldout))
     return DistillTrainer(teach=teacher.distributions, args=args, train_dataset=train, eval_dataset=heldout, **shared)
 
@@ -114,10 +118,15 @@ def check(job: Job, args) -> None:
         raise ValueError(f"train.jsd_beta: must be above 0 and below 1, is {args.jsd_beta}.")
     if not 0 <= args.on_policy <= 1:
         raise ValueError(f"train.on_policy: must be from 0 to 1, is {args.on_policy}.")
-    for key in ("top_k", "answer_tokens"):
-        if (value := getattr(args, key)) is not None and value < 1:
-            raise ValueError(f"train.{key}: must be 1 or more, is {value}.")
+    for key, low in (("top_k", 1), ("answer_tokens", 1), ("keep_layers", 1), ("answer_temperature", 0)):
+        if (value := getattr(args, key)) is not None and value < low:
+            raise ValueError(f"train.{key}: must be {low} or more, is {value:g}.")
+    for key, plain in (("loss_type", "nll"), ("label_smoothing_factor", 0.0)):
+        if getattr(args, key) != plain:
+            raise ValueError(f"train.{key}: distillation's loss is its own (lib/distillation.py). Leave it out.")
     served = (args.teacher or "").startswith(SERVED)
+    if served and args.dataloader_num_workers:
+        raise ValueError("train.dataloader_num_workers: a served teacher is asked by the worker itself. Leave it out.")
     if served and not args.top_k:
         raise ValueError("train.top_k: a served teacher sends its likeliest tokens only. Say how many, such as 64.")
     if served and args.answers == "teacher":

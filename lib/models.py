@@ -79,6 +79,14 @@ def locate_for(key: str, base: str) -> tuple[str, str]:
         raise ValueError(str(e).replace("model.base:", f"{key}:", 1)) from None
 
 
+def refuse_reward(key: str, base: str) -> None:
+    """Raises ValueError that begins with `key` where a base that `locate` returned is a reward run: loaded as a language model it
+    would write by a head that nobody trained."""
+    run = Run(base)
+    if (run.remote or Path(base).is_dir()) and run.is_run() and run.job().get("stage") == "reward":
+        raise ValueError(f"{key}: {base} is a reward model, which writes nothing. Name a language model.")
+
+
 def _network_errors() -> tuple[type[Exception], ...]:
     """huggingface_hub raises its HTTP library's own errors; which library that is has changed between versions."""
     names = [n for n in ("httpx", "httpx2") if importlib.util.find_spec(n)]
@@ -98,6 +106,16 @@ def path(base: str) -> str:
     if base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run()):
         return Run(base).model_dir()
     return base
+
+
+def snapshot(base: str) -> Path:
+    """path() as a folder: a hub model's is its snapshot, without the pickles that some repositories hold too."""
+    found = Path(path(base))
+    if found.is_dir():
+        return found
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]))
 
 
 def dtype(model: Model, precision: str) -> str:

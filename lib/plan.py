@@ -14,14 +14,7 @@ from lib.config import Job
 from lib.quantize import qat
 from lib.run import Run, absolute
 
-MAY_CHANGE = {
-    "scale.workers",
-    "scale.min_workers",
-    "scale.max_failures",
-    "scale.cpus_per_worker",
-    "scale.micro_batch",
-    "eval",
-}
+MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval"}  # fmt: skip
 """Keys that a resumed run may have changed: they move no sample to another step."""
 
 
@@ -43,10 +36,10 @@ class Plan:
         """(label, text) rows for a table."""
         j, s = self.job, self.job.scale
         low = s.min_workers or s.workers
-        batches = []
-        for n in sorted({low, s.workers}):
-            per_device, accumulation = strategy.split_batch(s.global_batch, s.micro_batch, n)
-            batches.append(f"{n} workers × {per_device} examples × {accumulation} accumulated")
+        sizes = {n: strategy.split_batch(s.global_batch, s.micro_batch, n) for n in sorted({low, s.workers})}
+        batches = [
+            f"{n} workers × {each} examples × {accumulated} accumulated" for n, (each, accumulated) in sizes.items()
+        ]
         rows = self.check.rows
         steps = j.train.get("max_steps") or -1
         if steps > 0:
@@ -56,16 +49,15 @@ class Plan:
             length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
         else:
             length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
-        adapter = (
-            "all weights" if j.model.adapter == "none" else f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
-        )
-        quantized = "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
-        rounded = "" if j.model.qat == "none" else f", rounded as {j.model.qat} while they train"
+        lora = f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
+        trains = "all weights" if j.model.adapter == "none" else lora
+        trains += "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
+        trains += "" if j.model.qat == "none" else f", rounded as {j.model.qat} while they train"
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
             ("base", f"{j.model.base}  ({self.identity})"),
-            ("trains", adapter + quantized + rounded),
+            ("trains", trains),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),
@@ -89,6 +81,8 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     base, identity = located or (job.model.base, "")
     if located:
         attempt(quantized.refuse, "model.base", base, "trained")
+        if job.stage != "reward":
+            attempt(models.refuse_reward, "model.base", base)
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
     for key in named:
@@ -100,6 +94,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         elif not job.train.get(key):
             problems.append(f"train.{key}: say which model, such as runs/sft.")
         elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
+            attempt(models.refuse_reward, f"train.{key}", found[0])
             job = replace(job, train=job.train | {key: found[0]})
     template = job.model.chat_template
     if template:  # beside the code, also where that was uploaded; else where the runs are
@@ -126,9 +121,8 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
             problems += _changes(run, job)
             problems += _moved(run.provenance(), identity, checked, text) if not problems else []
         else:
-            state = (
-                "is finished" if finished else f"stopped ({run.provenance().get('status', 'before its first step')})"
-            )
+            status = run.provenance().get("status", "before its first step")
+            state = "is finished" if finished else f"stopped ({status})"
             problems.append(
                 f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
             )

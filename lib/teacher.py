@@ -51,8 +51,10 @@ class Teacher(ABC):
 
 
 class Whole(Teacher):
-    def __init__(self, model, temperature: float):
-        self.model, self.temperature = model.eval().requires_grad_(False), temperature
+    """tokens: the tokenizer's greatest id and one. Models of a family pad their vocabularies further, and not alike."""
+
+    def __init__(self, model, temperature: float, tokens: int):
+        self.model, self.temperature, self.tokens = model.eval().requires_grad_(False), temperature, tokens
 
     def about(self, batch):
         import torch
@@ -67,7 +69,8 @@ class Whole(Teacher):
             return grouped(self._logits(batch) / self.temperature, k)
 
     def _logits(self, batch: dict):
-        return logits(self.model, {name: batch[name] for name in ("input_ids", "attention_mask")}, labelled(batch))[0]
+        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return logits(self.model, asked, labelled(batch))[0][:, : self.tokens]
 
 
 class Kept(Teacher):
@@ -83,15 +86,16 @@ class Kept(Teacher):
         self.store, self.k, self.device = Run(f"{folder}/{said}"), k, device
         shards = [rows[i : i + SHARD] for i in range(0, len(rows), SHARD)]
         there = set(self.store.folders(""))
-        missing = [i for i in range(len(shards)) if f"{i:06}" not in there or not self._whole(i)]
-        self.model = load() if missing[share[0] :: share[1]] else None
-        for n, i in enumerate(mine := missing[share[0] :: share[1]]):
+        # Each takes its own numbers, whatever is there: what is missing is another thing to a worker that looks later.
+        mine = [i for i in range(len(shards))[share[0] :: share[1]] if f"{i:06}" not in there or not self._whole(i)]
+        self.model = load() if mine else None
+        for n, i in enumerate(mine):
             self._work_out(i, shards[i], collate, batch_rows)
             if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
                 print(f"teacher: {n + 1} of {len(mine)} shards kept in {self.store.path}", flush=True)
         barrier()
         self.files = [self._open(i) for i in range(len(shards))]
-        self.place, self.outside = {}, 0.0
+        self.place = {}
         for i, shard in enumerate(shards):
             start = 0
             for ids, labels in shard:
@@ -203,6 +207,11 @@ def logits(model, asked: dict, at_BS):
     somewhere = at_BS.any(0).nonzero()[:, 0]
     outputs = model(**asked, use_cache=False, logits_to_keep=somewhere)
     return outputs.logits[at_BS[:, somewhere]].float(), outputs
+
+
+def width(tokenizer) -> int:
+    """Its greatest id and one."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def labelled(batch: dict):

@@ -41,8 +41,6 @@ def find(draft: str, tokens: int, target: str) -> Draft:
         raise ValueError(f"draft: there is no {draft}.{near} Or a run that drafts.")
     base = spec.find("draft", "draft", draft, "auto").base
     run = Run(base)
-    if run.is_run() and run.job().get("stage") == "reward":
-        raise ValueError(f"draft: {draft} is a reward model, which writes nothing.")
     if _vocabulary(base) != _vocabulary(target):
         raise ValueError(
             f"draft: {draft} has another vocabulary than {target}, so its tokens are others. Take a model of the same "

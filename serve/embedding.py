@@ -46,7 +46,9 @@ class Embedder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masked, so any does
-        self.window, self.device, self.lock = self.model.config.max_position_embeddings, device, threading.Lock()
+        # RoBERTa and MPNet have two places more than they read tokens; their tokenizers know.
+        self.window = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
+        self.device, self.lock = device, threading.Lock()
 
     def read(self, said) -> list[list[int]]:
         """Tokens of each text of a request's `input`: a text, texts, tokens, or lists of tokens. Raises ValueError."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 
 def free(port: int) -> None:
-    """Raises ValueError where something listens already."""
+    """Raises ValueError where something listens already, or nothing can."""
     import socket
 
+    if not 0 < port < 65536:
+        raise ValueError(f"--port: must be from 1 to 65535, is {port}.")
     with socket.socket() as s:
         if s.connect_ex(("127.0.0.1", port)) == 0:
             raise ValueError(f"--port: something listens on {port} already. Take another.")

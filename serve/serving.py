@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lib import quantized, vllm_generator
 from lib.evals import spec
-from lib.run import Run, absolute
+from lib.run import absolute
 from serve import draft, embedding
 from serve.adapters import folder as adapter_folder
 from serve.draft import Draft
@@ -103,27 +103,27 @@ def read(kind: type, args: dict[str, Any], program: str):
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}.") from None
 
 
+def at_least(found, **lows: float) -> None:
+    """Raises ValueError naming the first key whose value is below its low, or no number at all."""
+    for key, low in lows.items():
+        if (value := getattr(found, key)) is not None and not value >= low:
+            raise ValueError(f"{key}: must be at least {low}, is {value}.")
+
+
 def parse(args: dict[str, Any]) -> Serving:
     """The arguments of `serve run serve.app:app key=value …`, or `args` of a YAML file; adapters also as adapters.NAME=RUN.
 
     Raises ValueError naming the key.
     """
     given = dict(args)
-    adapters = dict(given.pop("adapters", None) or {})
+    adapters = given.pop("adapters", None) or {}
+    if not isinstance(adapters, dict):
+        raise ValueError(f"adapters: {adapters!r} has no name for clients. Say adapters.NAME=RUN.")
+    adapters = dict(adapters)
     for key in [k for k in given if k.startswith("adapters.")]:
         adapters[key.partition(".")[2]] = given.pop(key)
     found = read(Serving, given | {"adapters": adapters}, "serve.app")
-    for key, low in (
-        ("replicas", 1),
-        ("at_once", 1),
-        ("timeout_s", 0.001),
-        ("max_body_mb", 0.001),
-        ("max_model_len", 1),
-        ("draft_tokens", 0),
-    ):
-        value = getattr(found, key)
-        if value is not None and value < low:
-            raise ValueError(f"{key}: must be at least {low}, is {value}.")
+    at_least(found, replicas=1, at_once=1, timeout_s=0.001, max_body_mb=0.001, max_model_len=1, draft_tokens=0)
     if found.draft_tokens and not found.draft:
         raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
     if found.max_replicas is not None and found.max_replicas < found.replicas:
@@ -138,8 +138,6 @@ def plan(serving: Serving) -> Plan:
     try:
         found = spec.find("run", "run", serving.run, serving.dtype)
         base, template = found.base, found.trained_template
-        if Run(base).is_run() and Run(base).job().get("stage") == "reward":
-            problems.append(f"run: {serving.run} is a reward model, which answers nothing. jobs/eval.py asks it.")
     except ValueError as e:
         problems.append(str(e))
     here = vllm_generator.installed()

@@ -37,7 +37,9 @@ def app(args: dict[str, Any]) -> serve.Application:
 
     try:
         teaching = serving.read(Teaching, args, "serve.teacher")
+        serving.at_least(teaching, replicas=1, cpus=0.001)
         base, identity = models.locate_for("run", teaching.run)
+        models.refuse_reward("run", base)
     except ValueError as e:
         raise click.ClickException(str(e)) from None
     gpu = gpus() > 0
@@ -56,13 +58,15 @@ class Teacher:
 
         from lib import models
         from lib.distillation import vocabulary
+        from lib.teacher import width
 
         torch.set_num_threads(threads)
         where = models.path(base)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device)
-        tokens = vocabulary(AutoTokenizer.from_pretrained(where))
-        self.known = {"base": base, "identity": f"{identity} {dtype}", "vocabulary": tokens}
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        self.tokens = width(tokenizer)
+        self.known = {"base": base, "identity": f"{identity} {dtype}", "vocabulary": vocabulary(tokenizer)}
         self.turn = asyncio.Lock()  # two forward passes at once would share the cores and both be late
 
     def who(self) -> dict:
@@ -83,7 +87,7 @@ class Teacher:
         batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
         with torch.inference_mode():
             batch = {name: value.to(self.device) for name, value in batch.items()}
-            said = Whole(self.model, temperature).likeliest(batch, k)
+            said = Whole(self.model, temperature, self.tokens).likeliest(batch, k)
         return said.tokens_NK.int().cpu().numpy(), said.logp_NK.cpu().numpy()
 
     def __call__(self, request) -> str:

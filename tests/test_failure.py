@@ -53,3 +53,34 @@ def test_cause_evidence_remedy(error, retry, says):
         assert word in text
     assert "\n" not in text
     assert worth_retrying(grouped) is retry
+
+
+def test_what_fails_after_the_training_says_that_the_model_is_there(runs, capsys):
+    from types import SimpleNamespace
+
+    from lib import launch
+    from lib.run import Run
+
+    def ended(error):
+        def after(run, job):
+            raise error
+
+        with pytest.raises(SystemExit) as e:
+            launch._afterwards(after, Run(runs["sft"]), SimpleNamespace(stage="draft"))
+        said = capsys.readouterr().err
+        assert f"Go on with: python jobs/draft.py --resume {runs['sft']}" in said
+        return e.value.code, said
+
+    code, said = ended(ActorDiedError())
+    assert code == 1 and "The model is trained, but: A worker was lost" in said
+    code, said = ended(KeyboardInterrupt())
+    assert code == 130 and "Interrupted; the model is trained." in said
+
+
+def test_a_quantisation_that_never_began_leaves_no_run(tmp_path, capsys):
+    """Its folder would else be refused as one that is no run."""
+    from jobs.quantize import _failed
+    from lib.run import Run
+
+    assert _failed(Run(str(tmp_path / "run")), ConnectionError("no cluster")) == 1
+    assert "no cluster" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -80,6 +80,18 @@ def test_right(good):
     assert planned.job.model.base == good[1]
 
 
+def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
+    """It would load as one, with a head that nobody trained."""
+    with pytest.raises(ValueError, match=r"model.base: .* is a reward model"):
+        make([*good, "--model.base", runs["reward"]])
+    distill = ["--model.base", runs["sft"], "--train.teacher", runs["reward"], "--run", str(tmp_path / "run")]
+    request = cli.parse("distill", "lib.distillation:DistillConfig", distill)
+    with pytest.raises(ValueError, match=r"train.teacher: .* is a reward model"):
+        plan.make(request, ("chat",), ("teacher",))
+    pairs = ["--model.base", runs["reward"], "--data.source", good[3], "--run", str(tmp_path / "run")]
+    plan.make(cli.parse("reward", "trl.trainer.reward_config:RewardConfig", pairs), ("preference",))
+
+
 def test_every_problem_is_listed_at_once(good):
     with pytest.raises(cli.UsageError) as e:
         make([*good, "--scale.device", "gpu", "--train.learning_rate", "-1", "--data.source", "nowhere.jsonl"])

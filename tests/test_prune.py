@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +165,9 @@ def words(tiny_model: str, run: Run, *more: str) -> list[str]:
         (["--train.method", "wanda", "--train.pattern", "4:2"], r"train.pattern: must be N:M"),
         (["--train.method", "wanda", "--train.pattern", "2:4", "--train.sparsity", "0.5"], r"train.pattern: .*Set one"),
         (["--train.method", "wanda", "--train.sparsity", "1"], r"train.sparsity: must be above 0 and below 1"),
+        (["--train.keep_channels", "0"], r"train.keep_channels: must be 1 or more, is 0"),
+        (["--train.keep_channels", "64", "--train.loss_type", "dft"], r"train.loss_type: distillation's loss is its own"),
+        (["--train.keep_channels", "64", "--train.answer_temperature", "-1"], r"train.answer_temperature: must be 0 or"),
         (["--train.keep_channels", "64", "--model.adapter", "lora"], r"model.adapter: an adapter can't heal"),
         (["--train.method", "magnitude", "--train.sparsity", "0.5", "--scale.strategy", "fsdp", "--scale.workers", "2"], r"scale.strategy: zeros are held"),
     ],
@@ -181,6 +185,27 @@ def test_wrong_requests(tiny_model, tmp_path, more, says):
         asked = SimpleNamespace(**defaults | request.job.train)
         methods.check(request.job, asked)
         distillation_check(request.job, asked)
+
+
+def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
+    more = ["--train.keep_channels", "64", "--data.source", chats_file, "--data.heldout_fraction", "0"]
+    done = run_job("prune", *words(tiny_model, run := Run(str(tmp_path / "run")), *more))
+    assert done.returncode == 2 and "no held-out rows" in done.stderr and not run.exists()
+
+
+def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch):
+    """By its name, in the hub's own cache, as for a run's folder."""
+    from lib import models
+    from lib.compression import measure
+
+    there = tmp_path / "models--a--b"
+    (there / "refs").mkdir(parents=True)
+    (there / "refs/main").write_text("c0ffee")
+    shutil.copytree(tiny_model, there / "snapshots/c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert models.locate("a/b") == ("a/b", "hub:a/b@c0ffee")
+    assert measure.weights(models.snapshot("a/b")) == measure.weights(models.snapshot(tiny_model)) > 0
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_wrong_options(argv, says):
         quantize_job.parse(argv)
 
 
-def test_wrong_requests(runs, make_run, tmp_path, monkeypatch):
+def test_wrong_requests(runs, make_run, chats_file, tmp_path, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     new = ["--run", str(tmp_path / "new"), "--method", "nf4"]
     nf4 = made(make_run, "nf4", runs["sft"], "nf4-again")
@@ -159,6 +159,20 @@ def test_wrong_requests(runs, make_run, tmp_path, monkeypatch):
         ([*new, "--model.base", runs["reward"]], "model.base: .*reward model"),
         ([*new, "--model.base", runs["sft"], "--engine", "vllm"], "engine: vllm doesn't load nf4"),
         ([*new, "--model.base", runs["sft"], "--tasks", "demmo"], "demmo"),
+        (
+            [
+                *new,
+                "--model.base",
+                runs["sft"],
+                "--tasks",
+                "[]",
+                "--data.source",
+                chats_file,
+                "--data.heldout_fraction",
+                "0",
+            ],
+            "data.source: .* has no held-out rows",
+        ),
         (
             ["--model.base", runs["sft"], "--method", "nf4", "--run", runs["dpo"]],
             "run: .*already holds a run.*--resume",

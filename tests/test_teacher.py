@@ -54,7 +54,7 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
         ids, prompt = [dice.randrange(1024) for _ in range(dice.randrange(6, 20))], dice.randrange(1, 5)
         rows.append((ids, [-100] * prompt + ids[prompt:]))
     collate = DataCollatorForLanguageModeling(pad_token_id=0)
-    whole = teacher.Whole(AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), 2.0)
+    whole = teacher.Whole(AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), 2.0, 1024)
 
     def load():
         loaded.append(1)
@@ -66,8 +66,8 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
         )
 
     with pytest.raises(FileNotFoundError):  # the other worker's shard, which in a job the barrier waits for
-        kept(1, 2)
-    both = kept(0, 2)
+        kept(0, 2)
+    both = kept(1, 2)  # comes when the first has done its share already
     assert len(loaded) == 2
     batch = collate([{"input_ids": i, "labels": label} for i, label in rows[60:68]])
     said, want = both.about(batch), whole.likeliest(batch, 8)
@@ -78,6 +78,41 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
     shard.write_bytes(written[: len(written) // 2])
     again = kept(0, 1).about(batch)
     assert len(loaded) == 3 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
+
+
+def test_a_vocabulary_that_is_padded_further_changes_nothing(tiny_model):
+    """As Qwen2.5's are: 151,936 rows of its 0.5B, 152,064 of its 7B, with the same tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain, padded = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32") for _ in range(2))
+    padded.resize_token_embeddings(1088)
+    with torch.no_grad():
+        padded.get_input_embeddings().weight[1024:] = 3.0  # what was never trained may be likely
+    tokens = teacher.width(AutoTokenizer.from_pretrained(tiny_model))
+    ids = torch.arange(5, 45).reshape(2, 20)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    small, large = (teacher.Whole(m, 1.0, tokens) for m in (plain, padded))
+    student, _ = teacher.logits(padded, {"input_ids": ids}, teacher.labelled(batch))
+    assert student.shape[1] == 1088
+    args = distillation.DistillConfig(output_dir="", use_cpu=True)
+    for said in (large.about(batch), large.likeliest(batch, 8)):
+        assert said.logp_NK.exp().sum(1).tolist() == pytest.approx([1.0] * 38, abs=1e-5)
+    torch.testing.assert_close(large.about(batch).logp_NK, small.about(batch).logp_NK)
+    assert torch.equal(large.likeliest(batch, 8).tokens_NK, small.likeliest(batch, 8).tokens_NK)
+    assert distillation.soft_loss(large.about(batch), student, args)[0].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [({"replicas": 0}, "replicas: must be at least 1"), ({"cpus": "-1"}, "cpus: must be"), ({"run": "REWARD"}, "run: .* reward model")],
+)  # fmt: skip
+def test_a_teacher_that_cannot_be_served(args, says, runs):
+    import click
+
+    from serve.teacher import app
+
+    with pytest.raises(click.ClickException, match=says):
+        app({"run": runs["reward" if "run" in args else "sft"]} | {k: v for k, v in args.items() if k != "run"})
 
 
 def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
@@ -142,6 +177,19 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
 def test_wrong_requests(runs, tmp_path, more, says):
     done = distil(tmp_path / "run", runs["sft"], runs["base"], *more)
     assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
+def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
+    from types import SimpleNamespace
+
+    from lib import cli, lessons
+
+    (tmp_path / "a.txt").write_text("the red lamp\n\nthe small stone\n")
+    words = ["--model.base", tiny_model, "--data.source", str(tmp_path / "a.txt"), "--data.heldout_fraction", "0"]
+    job = cli.parse("distill", "lib.distillation:DistillConfig", words).job
+    args = SimpleNamespace(teacher=tiny_model, keep=None, bf16=False, on_policy=0.5)
+    with pytest.raises(ValueError, match=r"train.on_policy: the student answers prompts"):
+        lessons.trainer(job, args, {"processing_class": None})
 
 
 @pytest.mark.slow

@@ -47,6 +47,13 @@ class Check:
     sha256: str = ""
     """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
 
+    def need_heldout(self) -> None:
+        """Raises ValueError where it is known that no rows are held out."""
+        if self.heldout_rows == 0:
+            raise ValueError(
+                f"data.source: {self.source} has no held-out rows. Raise data.heldout_fraction (1.0 takes all)."
+            )
+
     def lines(self) -> list[str]:
         """What to print before training, a few lines."""
         if self.format is None:

@@ -133,8 +133,8 @@ def _problems(d: Decoding, words: list[str]):
         yield f"draft guesses what one distribution chooses, not {d.head or 'with repetition_penalty'}."
     if s.draft_tokens < 1:
         yield f"draft_tokens must be 1 or more, is {s.draft_tokens}."
-    if any(w.startswith("draft_tokens") for w in words) and not s.draft:
-        yield "draft_tokens goes with draft=RUN or draft=lookup."
+    if any(w.startswith("draft") for w in words) and not s.draft:
+        yield "say what drafts, and how many tokens: draft=RUN or draft=lookup, draft_tokens=4."
     if d.head == "beam" and s.beams < 2:
         yield "beam_N needs 2 beams or more."
     cut = [w for w in words if w.startswith(("top_p", "top_k", "min_p", "t="))]

@@ -240,10 +240,7 @@ def _rows(data: Data, want: tuple[str, ...]):
     from lib.data import check
 
     checked = check(data, want, training=False)
-    if checked.heldout_rows == 0:
-        raise ValueError(
-            f"data.source: {data.source} has no held-out rows. Raise data.heldout_fraction (1.0 takes all)."
-        )
+    checked.need_heldout()
     return checked
 
 

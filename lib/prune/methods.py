@@ -145,5 +145,6 @@ def check(job, args) -> None:
         found = re.fullmatch(r"(\d+):(\d+)", args.pattern)
         if not found or not 0 < int(found[1]) < int(found[2]):
             raise ValueError(f"train.pattern: must be N:M with N below M, such as 2:4, is {args.pattern!r}.")
-    if args.calibration_rows < 1:
-        raise ValueError(f"train.calibration_rows: must be 1 or more, is {args.calibration_rows}.")
+    for key in ("keep_channels", "keep_kv_heads", "keep_layers", "calibration_rows"):
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise ValueError(f"train.{key}: must be 1 or more, is {value}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path
 
 from lib.config import Job
 from lib.run import Run
@@ -32,7 +31,7 @@ def compare(run: Run, job: Job) -> bool:
     finally:
         ray.shutdown()
     done = json.loads(run.read_text("pruned.json"))
-    sizes = {n: measure.weights(Path(models.path(b))) for n, b in both.items()}
+    sizes = {n: measure.weights(models.snapshot(b)) for n, b in both.items()}
     found = report.Compressed(
         run.path, "prune", job.model.base, ("base", "prune"), _how(run, done), "vllm" if vllm else "transformers",
         run.provenance(), sizes, needs, _scores(run, job), shlex.join(["python", *sys.argv]), _counts(done),

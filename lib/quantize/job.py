@@ -129,8 +129,6 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
     if spec:
         attempt(quantized.refuse, "model.base", spec.base, "quantised again")
         job = replace(job, model=replace(job.model, base=spec.base))
-        if "/" in spec.base and Run(spec.base).is_run() and Run(spec.base).job().get("stage") == "reward":
-            problems.append(f"model.base: {spec.base} is a reward model; only language models are quantised here.")
     kind = quantized.FORMATS[METHODS[job.method].format]
     if not importlib.util.find_spec(kind.package) and kind.package != "compressed_tensors":
         problems.append(f"method: {job.method} needs {kind.name}: pip install {kind.install}")
@@ -139,6 +137,8 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
         problems.append(f"engine: transformers needs {kind.name} to load {job.method}: pip install {kind.install}")
     job = replace(job, run=run.path, data=data.absolute(job.data))
     checked = attempt(data.check, job.data, ("chat", "text"), METHODS[job.method].calibrated)
+    if checked:
+        attempt(checked.need_heldout)  # memory and speed are measured on them
     if spec and engine and job.tasks:  # the tasks, on the model that is there already
         from lib.evals import job as evals
 

@@ -4,8 +4,9 @@
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877; for language models Liu et al. 2024, https://arxiv.org/abs/2305.17888
 
 torchao's layers do it (torchao.quantization.qat). The weights w stay in full precision, in checkpoints too; at the end of the
-run lib/quantize/methods.py rounds them as it would any model's, to the same s · q. With jobs/distill.py and the run itself as
-teacher, it heals what rounding costs.
+run lib/quantize/methods.py rounds them as it would any model's: to the same s · q in float32; where the base is stored in fewer
+bits, s is rounded to those (with int8 w too, before it). With jobs/distill.py and the run itself as teacher, it heals what
+rounding costs.
 """
 
 from __future__ import annotations

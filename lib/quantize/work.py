@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 
 import yaml
 
@@ -45,15 +44,13 @@ def make(job: QuantizeJob) -> dict:
         raise ValueError(f"run: this node can't see {run.path}. On several nodes it must be s3:// or a mounted folder.")
     folder = checkpoint.scratch(run) / "export"
     shutil.rmtree(folder, ignore_errors=True)
-    source = models.path(job.model.base)
-    if not Path(source).is_dir():  # a hub name; without the pickles that some repositories hold too
-        from huggingface_hub import snapshot_download
-
-        source = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"])
-    rows = gptq.calibration(job, source) if METHODS[job.method].calibrated else None
-    template = quantize(job.method, source, str(folder / "model"), None if job.dtype == "auto" else job.dtype, rows)
+    source = models.snapshot(job.model.base)
+    rows = gptq.calibration(job, str(source)) if METHODS[job.method].calibrated else None
+    template = quantize(
+        job.method, str(source), str(folder / "model"), None if job.dtype == "auto" else job.dtype, rows
+    )
     made = time.time()
-    sizes = {"before": weights(Path(source)), job.method: weights(folder / "model")}
+    sizes = {"before": weights(source), job.method: weights(folder / "model")}
     gpu = torch.cuda.is_available()
     return {
         "method": job.method,

@@ -48,6 +48,8 @@ def test_words():
         ("t=nan", "t must be above 0"),
         ("contrastive_base,beta=-1", "beta must be 0 or more"),
         ("contrastive", "no 'contrastive'.*contrastive_base"),
+        ("greedy,draft=", "say what drafts.*draft=RUN or draft=lookup"),
+        ("beam_4,draft=lookup", "draft guesses what one distribution chooses, not beam"),
         ("min_p=1", "min_p must be from 0 to below 1"),
         ("", "no ''"),
     ],

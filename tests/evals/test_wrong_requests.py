@@ -78,12 +78,13 @@ def test_ways_to_say_it(tmp_path):
         ({"tasks": ["win_rate"], "reference": "dpo"}, r"reference: dpo is the last of runs"),
         ({"limit": 0}, "limit: must be at least 1, is 0"),
         ({"workers": 0}, "workers: must be at least 1"),
+        ({"runs": {"sft": "SFT", "dpo": "REWARD"}}, r"runs.dpo: .* is a reward model, which writes nothing"),
         ({"reward": "SFT"}, r"reward: .*holds LlamaForCausalLM, not a reward model"),
         ({"runs": {"sft": "SFT", "reward": "DPO"}}, r"runs.reward: reward is what the reward run is called here"),
     ],
 )
 def test_wrong_jobs(change, message, runs):
-    paths = {"SFT": runs["sft"], "DPO": runs["dpo"]}
+    paths = {"SFT": runs["sft"], "DPO": runs["dpo"], "REWARD": runs["reward"]}
     good = {"runs": {"sft": "SFT", "dpo": "DPO"}, "reward": runs["reward"]} | change
     good["runs"] = {k: paths[v] for k, v in good["runs"].items()}
     good["reward"] = paths.get(good["reward"], good["reward"])

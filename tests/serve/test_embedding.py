@@ -96,6 +96,24 @@ def test_other_models_and_routes(address):
         client(address).chat.completions.create(model="encoder", messages=[{"role": "user", "content": "x"}])
 
 
+def test_an_encoder_that_reads_less_than_it_has_places(tiny_model, tmp_path):
+    """RoBERTa counts places from the padding's id and one."""
+    import torch
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    from serve.embedding import Embedder
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    RobertaModel(RobertaConfig(vocab_size=1024, max_position_embeddings=34, pad_token_id=1, **shape)).save_pretrained(
+        tmp_path
+    )
+    AutoTokenizer.from_pretrained(tiny_model, model_max_length=32).save_pretrained(tmp_path)
+    encoder = Embedder(str(tmp_path), torch.float32, "cpu")
+    assert len(encoder.vectors(encoder.read([[5] * 32]))[0]) == 16
+    with pytest.raises(ValueError, match="input: number 0 has 33 tokens, and the model reads at most 32"):
+        encoder.read([[5] * 33])
+
+
 def test_encoders_that_pool_in_another_way_are_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
     folder = Path(shutil.copytree(tiny_model, tmp_path / "encoder"))

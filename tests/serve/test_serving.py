@@ -22,6 +22,8 @@ def test_words_of_the_command_line():
         ({"run": "x", "replicas": "many"}, "replicas: .*'many'"),
         ({"run": "x", "at_once": 0}, "at_once: must be at least 1, is 0"),
         ({"run": "x", "draft": "ngram", "draft_tokens": -1}, "draft_tokens: must be at least 0, is -1"),
+        ({"run": "x", "timeout_s": "nan"}, "timeout_s: must be at least 0.001, is nan"),
+        ({"run": "x", "adapters": "runs/sft"}, "adapters: 'runs/sft' has no name"),
         ({"run": "x", "draft_tokens": 3}, "draft_tokens: nothing drafts"),
         ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
         ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),
@@ -36,7 +38,7 @@ def test_runs_that_cannot_be_served(runs, make_run, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
     for args, says in [
         ({"run": "runs/nowhere"}, "run: "),
-        ({"run": runs["reward"]}, "run: .*reward model, which answers nothing"),
+        ({"run": runs["reward"]}, "run: .*reward model, which writes nothing"),
         ({"run": runs["sft"], "engine": "vllm"}, "engine: vllm is not installed here"),
         ({"run": runs["sft"], "adapters": {"a": runs["dpo"]}}, "adapters: only vLLM serves several"),
         ({"run": make_run("moved", template="0" * 64)}, "run: the chat template of .* is not the one it was trained"),
