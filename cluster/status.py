@@ -109,8 +109,12 @@ def _ray(address: str) -> RayNodes | None:
     from ray._raylet import GcsClient
     from ray.autoscaler.v2.sdk import get_cluster_resource_state
     from ray.core.generated.autoscaler_pb2 import NodeStatus
+    from ray.exceptions import RayError
 
-    state = get_cluster_resource_state(GcsClient(address=address))
+    try:
+        state = get_cluster_resource_state(GcsClient(address=address))
+    except RayError:  # it answers no more, as a head that is just ending
+        return None
     return RayNodes(address, [
         {
             "name": n.instance_id, "ip": n.node_ip_address, "status": NodeStatus.Name(n.status).lower(),
