@@ -23,7 +23,7 @@ from trl.trainer.sft_config import SFTConfig  # by its module, where lib/fields.
 
 from lib import on_policy
 from lib.prune import cut
-from lib.teacher import Said, Teacher, grouped_as, labelled, logits
+from lib.teacher import Said, Teacher, grouped_as, labelled, logits, width
 
 
 @dataclass
@@ -84,6 +84,7 @@ class DistillTrainer(SFTTrainer):
     def __init__(self, *args, teach: Callable[[DistillTrainer], Teacher | None], **kwargs):
         super().__init__(*args, **kwargs)
         self.collate = self.data_collator
+        self.tokens = width(self.processing_class)  # what the teacher speaks of; rows that pad the vocabulary are no tokens
         self.teacher = teach(self)
 
         def asking(rows):
@@ -106,7 +107,9 @@ class DistillTrainer(SFTTrainer):
             at = labelled(inputs)
         student_NV, outputs = logits(model, {k: v for k, v in inputs.items() if k != "labels"}, at)
         hard_N = torch.nn.functional.cross_entropy(student_NV, inputs["labels"][:, 1:][at], reduction="none")
-        soft_N, outside = soft_loss(self.teacher.about(inputs), student_NV, a) if self.teacher else (0 * hard_N, None)
+        soft_N, outside = 0 * hard_N, None
+        if self.teacher:
+            soft_N, outside = soft_loss(self.teacher.about(inputs), student_NV[:, : self.tokens], a)
         said = {"hard_loss": hard_N.mean().item(), "soft_loss": soft_N.mean().item()}
         if outside is not None:
             said["teacher_outside"] = outside
@@ -123,13 +126,13 @@ class DistillTrainer(SFTTrainer):
 
 
 def soft_loss(said: Said, student_NV, args: DistillConfig):
-    """(T² · D at each place (N,), share of the teacher's mass outside its kept tokens or None)."""
+    """(T² · D at each place (N,), share of the teacher's mass outside its kept tokens or None). V: the tokens that both know."""
     student_NV, outside = student_NV / args.soft_temperature, None
     if said.tokens_NK is not None:
         logp = grouped_as(student_NV, said.tokens_NK)
         outside = said.logp_NK[:, -1].exp().mean().item()
     else:
-        logp = student_NV[:, : said.logp_NK.shape[1]].log_softmax(-1)
+        logp = student_NV.log_softmax(-1)
     loss_N = divergence(said.logp_NK, logp, args.divergence, args.jsd_beta)
     return args.soft_temperature**2 * loss_N, outside
 

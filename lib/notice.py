@@ -96,10 +96,15 @@ class Listener(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
+        from ray.exceptions import RayError
         from ray.experimental.internal_kv import _internal_kv_get
 
         while not self.over.wait(EVERY_S / 2):
-            told = _internal_kv_get(STOP, namespace=NAMESPACE)
+            try:
+                told = _internal_kv_get(STOP, namespace=NAMESPACE)
+            except RayError as e:  # a busy head answers the next time
+                print(f"notice: the head didn't answer, asking again: {e}", flush=True)
+                continue
             stop = Stop(**json.loads(told)) if told else None
             self.stop = stop if stop and stop.deadline > time.time() else None
 
