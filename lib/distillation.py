@@ -84,7 +84,8 @@ class DistillTrainer(SFTTrainer):
     def __init__(self, *args, teach: Callable[[DistillTrainer], Teacher | None], **kwargs):
         super().__init__(*args, **kwargs)
         self.collate = self.data_collator
-        self.tokens = width(self.processing_class)  # what the teacher speaks of; rows that pad the vocabulary are no tokens
+        # What the teacher speaks of: rows that pad the vocabulary are no tokens.
+        self.tokens = width(self.processing_class)
         self.teacher = teach(self)
 
         def asking(rows):

@@ -244,7 +244,9 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         server.wait(60)
     finally:
         found = psutil.process_iter(["cmdline"])
-        mine = [p for p in found if p.pid not in before and _about(p.info["cmdline"] or [], here, str(config), f":{port} ")]
+        mine = [
+            p for p in found if p.pid not in before and _about(p.info["cmdline"] or [], here, str(config), f":{port} ")
+        ]
         mine += [c for p in mine for c in p.children(recursive=True)]
         for p in mine:
             p.kill()
