@@ -173,7 +173,8 @@ class TransformersGenerator(Generator):
             several += [group[k : k + most] for k in range(0, len(group), most)]
         with torch.inference_mode():
             lengths = [len(pieces[i][0]) + len(pieces[i][1]) for i in alone]
-            for batch in batches(alone, lengths, self.batch_rows, self.batch_tokens):
+            most = min(self.batch_tokens, 1024) if self.device == "cpu" else self.batch_tokens  # there more only pads
+            for batch in batches(alone, lengths, self.batch_rows, most):
                 for i, logits_CV in zip(batch, self._whole([pieces[i] for i in batch]), strict=True):
                     result[i] = picked(logits_CV, pieces[i][1])
             # Of a multiple-choice question, the question is read once, and then its answers.
@@ -220,5 +221,5 @@ def picked(logits_CV, tokens: list[int]) -> tuple[float, bool]:
 
     logits_CV = logits_CV.float()
     picked_C = logits_CV.gather(1, torch.tensor(tokens, device=logits_CV.device)[:, None])[:, 0]
-    likeliest = bool((picked_C == logits_CV.max(1).values).all())
+    likeliest = bool((picked_C == logits_CV.amax(1)).all())
     return (picked_C - logits_CV.logsumexp(1)).double().sum().item(), likeliest
