@@ -13,8 +13,8 @@ from pathlib import Path
 
 BAD_S = 6 * 3600.0
 """A bad machine is left alone for so long; its host may have repaired it by then."""
-DOWN_S = 120.0
-"""A market that didn't answer isn't asked for so long."""
+DOWN_S = 30.0
+"""A market that didn't answer isn't asked for so long: a cluster may have no other."""
 
 
 class Memory:

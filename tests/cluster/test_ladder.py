@@ -134,7 +134,7 @@ def test_memory(tmp_path, monkeypatch):
     assert kept.is_bad("vast", "13") is kept.is_bad("runpod", "") is kept.is_down("vast") is None
     now = time.time()
     monkeypatch.setattr(memory.time, "time", lambda: now + memory.DOWN_S + 1)
-    assert kept.is_down("runpod") is None and kept.is_bad("vast", "12") == "never booted (2 min ago)"
+    assert kept.is_down("runpod") is None and kept.is_bad("vast", "12") == "never booted (1 min ago)"
     monkeypatch.setattr(memory.time, "time", lambda: now + memory.BAD_S + 1)
     assert kept.is_bad("vast", "12") is None
     kept.bad("vast", "14", "x")

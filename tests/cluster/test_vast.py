@@ -163,10 +163,11 @@ def test_faults(sim, market, monkeypatch):
     assert market.list() == []
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="429", count=1)
     assert market.list() == []
-    for fault, says in (("json", "reply's body is wrong"), ("shape", "reply's instances is wrong: Field required")):
-        sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault=fault)
-        with pytest.raises(MarketError, match=f"vast, list: the {says}"):
-            market.list()
+    sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="json")
+    assert market.list() == []
+    sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape")
+    with pytest.raises(MarketError, match="vast, list: the reply's instances is wrong: Field required"):
+        market.list()
     offer = market.offers(Want())[0]
     for fault in ("500", "json", "shape"):
         sim.control("api", market="vast", endpoint=CREATE, fault=fault)
