@@ -15,6 +15,9 @@ from cluster.entry import Entry
 from cluster.ledger import Ledger
 from cluster.market import Market, MarketError
 
+LONG_S = 365 * 86400.0
+"""No market is asked to end anything later."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -63,6 +66,13 @@ class Budget:
                     f"is gone in {max(0.0, self.total_usd - spent) / rate * 60 if rate else 0:.0f} minutes"
                 )
         return None
+
+    def pays_for_s(self, ledger: Ledger, usd_per_hour: float, now: float) -> float | None:
+        """How long total_usd would pay for this alone. None: for ever. Where a market ends rentals by itself this is the time, so
+        that one which nobody and no watchdog ends can't cost more."""
+        if self.total_usd is None or usd_per_hour <= 0:
+            return None
+        return min(max(0.0, self.total_usd - ledger.spent(now)) / usd_per_hour * 3600, LONG_S)
 
     def check(self, ledger: Ledger, now: float) -> Literal["ok", "soft", "hard"]:
         """hard: what is left pays for no more than save_minutes. soft: nothing may be rented, whatever its price."""

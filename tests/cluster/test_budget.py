@@ -62,6 +62,17 @@ def test_total_keeps_back_what_saving_takes():
     assert budget.refuses(ledger, 1.0, START + (10 - 3.2 * 21 / 60) / 2.2 * HOUR + 1)
 
 
+def test_the_market_ends_what_nobody_ends_when_the_money_would_be_out(monkeypatch):
+    ledger, market = fleet()
+    asked = []
+    market.create = lambda offer, order: asked.append(order.ends_after_s) or "7"
+    monkeypatch.setattr("cluster.kept.time.time", lambda: START + HOUR)  # $2.2 are spent
+    price = OFFER.usd_per_hour + OFFER.disk_usd_per_hour
+    for total in (10.0, None, 1e9):
+        Kept(market, ledger, Budget(total_usd=total)).create(OFFER, replace(ORDER, bid_usd_per_hour=None))
+    assert asked == [pytest.approx((10 - 2.2) / price * HOUR, rel=1e-3), None, 365 * 24 * HOUR]
+
+
 def enforce(ledger, market, now, log, busy=True, budget=Budget(total_usd=10.0)):  # noqa: B008
     return budget.enforce(
         ledger,
