@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from cluster.journal import Damaged
+
 COMMANDS = {
     "offers": "priced candidates of all markets",
     "plan": "memory, hours and dollars of a job, before anything is rented",
@@ -28,7 +30,11 @@ def main(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         print(f"python -m cluster: there is no command {argv[0]}.{nearest(argv[0], COMMANDS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"cluster.{argv[0]}").main(argv[1:])
+    try:
+        return importlib.import_module(f"cluster.{argv[0]}").main(argv[1:])
+    except Damaged as e:
+        print(f"python -m cluster {argv[0]}: {e}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from cluster.folder import Folder
 from cluster.market import MarketError
 
 DASHBOARD = "http://127.0.0.1:8265"
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Also a terminal that is closed ends what it began, unless that was told not to care (nohup)."""
 START_S = 120.0
 """Ray's head is up by then."""
 
@@ -102,8 +104,9 @@ def lead(config: dict, folder: Folder, path: str) -> int:
         if not mine:
             print(f"{config['cluster_name']} has a head here already: {DASHBOARD}", file=sys.stderr)
             return 2
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupt)
+        for number in ENDS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _interrupt)
         ray = None
         try:
             ray = _start(config, folder)
@@ -120,7 +123,7 @@ def lead(config: dict, folder: Folder, path: str) -> int:
         except KeyboardInterrupt:
             return 0
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):  # what is being ended now, is ended
+            for number in ENDS:  # what is being ended now, is ended
                 signal.signal(number, signal.SIG_IGN)
             if ray:
                 ray.terminate()

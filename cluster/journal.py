@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class Damaged(ValueError):
+    """A line of it can't be read, and it isn't the last."""
+
+
 class Journal:
     def __init__(self, path: Path):
         self.path = path
@@ -62,5 +66,5 @@ class Journal:
             try:
                 events.append(json.loads(line))
             except json.JSONDecodeError as e:
-                raise ValueError(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
+                raise Damaged(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
         return events

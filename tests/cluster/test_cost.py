@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster import cost
+from cluster.__main__ import main
 from cluster.ledger import Ledger
 from tests.cluster.test_ledger import RENTAL, state  # noqa: F401
 
@@ -140,3 +141,13 @@ def test_the_command(life, capsys, monkeypatch):
 def test_nothing_yet(state, capsys):  # noqa: F811
     assert cost.main([]) == 0
     assert capsys.readouterr().out == "Nothing was ever rented from this machine.\n"
+
+
+def test_a_damaged_ledger_is_named(state, capsys):  # noqa: F811
+    file = state / "c" / "ledger.jsonl"
+    file.parent.mkdir()
+    file.write_text("{half\n{}\n")
+    assert main(["cost"]) == 1
+    assert (
+        f"python -m cluster cost: {file} is damaged" in (said := capsys.readouterr().err) and "mend or remove" in said
+    )
