@@ -111,15 +111,15 @@ class DistillTrainer(SFTTrainer):
         soft_N, outside = 0 * hard_N, None
         if self.teacher:
             soft_N, outside = soft_loss(self.teacher.about(inputs), student_NV[:, : self.tokens], a)
-        said = {"hard_loss": hard_N.mean().item(), "soft_loss": soft_N.mean().item()}
+        n = max(1, len(hard_N))  # none where every text of the batch is one token
+        said = {"hard_loss": hard_N.sum().item() / n, "soft_loss": soft_N.sum().item() / n}
         if outside is not None:
             said["teacher_outside"] = outside
         for name, value in said.items():
             self._metrics["train" if model.training else "eval"][name].append(value)
         hard = 0.0 if own else a.hard_weight  # its own tokens are no example to a student
-        loss = (
-            hard * hard_N + (1 - hard) * soft_N
-        ).mean() * count  # a batch weighs what its labelled tokens in the data do
+        # A batch weighs what its labelled tokens in the data do.
+        loss = (hard * hard_N + (1 - hard) * soft_N).sum() / n * count
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
         if a.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which DDP's mean of the gradients takes back

@@ -178,14 +178,17 @@ class Served(Teacher):
 
     def about(self, batch):
         import torch
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
-        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+        def lost(e: BaseException) -> bool:  # what the replica's own code raised, it would raise again
+            return isinstance(e, RayError | RayServeException | TimeoutError) and not isinstance(e, RayTaskError)
 
         pending = self.asked.pop(self._name(batch), None)
         retrying = Retrying(
-            retry=retry_if_exception_type((RayError, RayServeException, TimeoutError)), stop=stop_after_delay(self.patience_s),
-            wait=wait_random_exponential(0.2, max=10), reraise=True,
+            retry=retry_if_exception(lost), stop=stop_after_delay(self.patience_s), wait=wait_random_exponential(0.2, max=10),
+            reraise=True,
         )  # fmt: skip
         for attempt in retrying:
             with attempt:
