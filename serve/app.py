@@ -36,8 +36,13 @@ def app(args: dict[str, Any]) -> serve.Application:
     s, gpu = planned.serving, gpus() > 0
     copies: dict[str, Any] = {"num_replicas": s.replicas}
     if s.max_replicas:
-        most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas}
-        copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
+        copies["autoscaling_config"] = {
+            "min_replicas": s.replicas,
+            "max_replicas": s.max_replicas,
+            "target_ongoing_requests": max(1, s.at_once // 2),
+            "downscale_delay_s": s.idle_s,
+        }
+        del copies["num_replicas"]
     return Endpoint.options(
         **copies,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},

@@ -58,6 +58,8 @@ class Serving:
     """Copies of the model, each with a GPU where there are any."""
     max_replicas: int | None = None
     """As many at most, started and ended with the load. None: always `replicas`."""
+    idle_s: float = 300.0
+    """Seconds for which the load needs fewer than there are, before one is ended."""
     at_once: int = 32
     """Requests under way in a replica; more are told 429 and when to come again."""
     timeout_s: float = 300.0
@@ -123,7 +125,9 @@ def parse(args: dict[str, Any]) -> Serving:
     for key in [k for k in given if k.startswith("adapters.")]:
         adapters[key.partition(".")[2]] = given.pop(key)
     found = read(Serving, given | {"adapters": adapters}, "serve.app")
-    at_least(found, replicas=1, at_once=1, timeout_s=0.001, max_body_mb=0.001, max_model_len=1, draft_tokens=0)
+    at_least(
+        found, replicas=1, at_once=1, timeout_s=0.001, idle_s=0.001, max_body_mb=0.001, max_model_len=1, draft_tokens=0
+    )
     if found.draft_tokens and not found.draft:
         raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
     if found.max_replicas is not None and found.max_replicas < found.replicas:

@@ -1,11 +1,13 @@
 """A run behind `serve run`, asked by OpenAI's own client, by a flood, and while a replica is killed."""
 
 import collections
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.serve.conftest import serving
@@ -71,6 +73,45 @@ def test_a_client_that_goes_away(url):
     assert ask(url, retries=20) == 200
 
 
+def replicas(process) -> list:
+    """Processes of the model's copies."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # one may end meanwhile
+        return [c for c in process.children(recursive=True) if "ServeReplica" in " ".join(c.cmdline()[:1])]
+    return []
+
+
+@pytest.mark.slow
+def test_replicas_come_and_go_with_the_load(runs, tmp_path):
+    args = {
+        "run": runs["sft"],
+        "engine": "transformers",
+        "dtype": "float32",
+        "max_replicas": 2,
+        "at_once": 4,
+        "idle_s": 1,
+    }
+    with serving(tmp_path, args) as (address, process), ThreadPoolExecutor(8) as pool:
+        assert len(replicas(process)) == 1
+        began, going = time.time(), True
+
+        def busy():
+            while going:
+                ask(address)
+
+        clients = [pool.submit(busy) for _ in range(8)]
+        while len(replicas(process)) < 2:
+            assert time.time() < began + 120
+            time.sleep(0.5)
+        going, came = False, time.time()
+        for c in clients:
+            c.result(60)
+        while len(replicas(process)) > 1:
+            assert time.time() < came + 120
+            time.sleep(0.5)
+        print(f"a second replica after {came - began:.0f} s of load, gone {time.time() - came:.0f} s after its end")
+        assert ask(address, retries=20) == 200
+
+
 @pytest.mark.slow
 def test_a_replica_is_killed_under_load(runs, tmp_path):
     """1,000 requests of 32 clients: each is answered or refused with a code that may be tried again; none hangs."""
@@ -79,10 +120,7 @@ def test_a_replica_is_killed_under_load(runs, tmp_path):
         asked = [pool.submit(ask, address) for _ in range(1000)]
         while sum(a.done() for a in asked) < 300:
             time.sleep(0.1)
-        replicas = [
-            c for c in process.children(recursive=True) if "ServeReplica" in c.name() + " ".join(c.cmdline()[:1])
-        ]
-        replicas[0].kill()
+        replicas(process)[0].kill()
         codes = collections.Counter(a.result(300) for a in asked)
         assert sum(codes.values()) == 1000 and codes[200] > 900, codes
         assert set(codes) <= {200, 429, 500, 502, 503, 504}, codes
