@@ -102,6 +102,22 @@ def boxes(shared):
         yield started
 
 
+@pytest.fixture
+def apart(tmp_path):
+    """(laptop, boxes, shared folder), the test's own: the simulator's bill is that of this test's cluster alone."""
+    from tests.cluster.laptop import Laptop
+
+    with (
+        tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder,
+        simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=folder) as boxes,
+    ):
+        public = re.search(r"//([\d.]+):", boxes.vast_url)[1]
+        made = Laptop(tmp_path / "laptop", public, boxes.env | {"SHOESTRING_PACE": "100"}, Path(folder))
+        yield made, boxes, Path(folder)
+        if made.process.poll() is None:
+            made.close()
+
+
 @pytest.fixture(scope="session")
 def undisturbed(shared, tiny_model, chats_file, tmp_path_factory):
     """(options of a job, model_sha256 of its run on two workers of this machine)"""
@@ -112,3 +128,30 @@ def undisturbed(shared, tiny_model, chats_file, tmp_path_factory):
     done = run_job("sft", *given, "--run", run)
     assert done.returncode == 0, done.stderr
     return given, Run(str(run)).provenance()["model_sha256"]
+
+
+@pytest.fixture
+def both():
+    from tests.cluster.apis import Both
+
+    made = Both()
+    with made.vast:  # one event loop, in which rentals boot
+        made.runpod.portal = made.vast.portal
+        yield made
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds) moves the world's time, which otherwise stands still."""
+    from cluster.sim import world
+
+    now = [1_800_000_000.0]
+    monkeypatch.setattr(world.time, "time", lambda: now[0])
+
+    def forward(seconds: float) -> None:
+        now[0] += seconds
+
+    return forward
+
+
+# ---- Vast

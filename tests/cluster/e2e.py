@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lib import checkpoint
 from lib.run import Run
@@ -68,6 +70,29 @@ def cluster(market: str, **changes) -> dict:
             "box": {"resources": {"CPU": 1}, "node_config": {"ladder": ladder}},
         },
     } | changes  # fmt: skip
+
+
+@contextmanager
+def leading(laptop: Laptop, shared: Path, ladder: list[dict] | None = None, max_workers: int = 2, **provider):
+    """`python -m cluster head` runs on the laptop meanwhile."""
+    settings = cluster("vast", idle_timeout_minutes=2, max_workers=max_workers)
+    settings["provider"] |= provider
+    if ladder:
+        settings["available_node_types"]["box"]["node_config"]["ladder"] = ladder
+    config = shared / "head.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = (sys.executable, "-m", "cluster", "head", "--config", config)
+    process = laptop.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "end it" in line:
+            break
+    assert process.poll() is None
+    try:
+        yield process
+    finally:
+        if laptop.process.poll() is None:
+            laptop.run(*command, "--stop")
+        process.communicate(timeout=60)
 
 
 def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:

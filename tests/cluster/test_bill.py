@@ -10,13 +10,12 @@ from cluster.ledger import Ledger
 from cluster.market import MarketError, Order, Taken, Want
 from cluster.runpod import RunPod
 from cluster.vast import Vast
-from tests.cluster.test_sim_apis import both, clock  # noqa: F401
 
 POLL_S = 5.0
 
 
 @pytest.fixture
-def markets(both, tmp_path, monkeypatch):  # noqa: F811
+def markets(both, tmp_path, monkeypatch):
     """{name: Kept}, of a new ledger object each time, as a new process would have"""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
@@ -40,7 +39,7 @@ def poll(markets, chance) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_random_life_to_the_cent(both, clock, markets, seed):  # noqa: F811
+def test_a_random_life_to_the_cent(both, clock, markets, seed):
     """Rented, outbid, vanished, exited, never booted, destroyed, APIs that fail and processes that die: the bill is the
     ledger's, and no rental is unknown to it."""
     chance, kept, failed = random.Random(seed), markets(), 0

@@ -1,0 +1,85 @@
+"""The money runs out in the middle of a job on real boxes; then the head is killed. A laptop leads, and pays for nothing else."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import yaml
+
+from lib import checkpoint
+from lib.run import Run
+from tests.cluster import e2e
+from tests.cluster.e2e import leading, spots, submit, took
+from tests.conftest import REPO, run_job
+
+pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
+
+
+def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tiny_model, chats_file, tmp_path):
+    laptop, boxes, shared = apart
+    steps = 100_000  # more than the money pays for
+    given = [o for o in e2e.options(shared, tiny_model, chats_file) if "steps" not in o or "logging" in o]
+    given += ["--train.lr_scheduler_type=constant", "--train.save_steps=100000"]
+    run, began = Run(str(shared / "run")), time.time()
+    with leading(laptop, shared, budget={"total_usd": 0.06, "save_minutes": 0.5, "useful_minutes": 1}):
+        code = shared / "code"
+        for package in ("jobs", "lib"):
+            shutil.copytree(REPO / package, code / package)
+        options = [*given, f"--train.max_steps={steps}", "--run", run.path]
+        job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options)
+        while len(run.metrics()) < 2:
+            assert job.poll() is None and time.time() < began + 240, job.stdout.read()
+            time.sleep(0.1)
+        took("job logs", began)
+        # From here on one of the two workers costs $3 an hour, as somebody raised its bid.
+        id, raised = spots(boxes.state())[0], time.time()
+        bid = {"client_id": "me", "price": 3.0}
+        key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
+        httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
+        said, _ = job.communicate(timeout=240)
+        took("dearer → job ended", raised)
+        assert job.returncode != 0, said[-3000:]
+        assert "of $0.06 are spent, and the rest pays for saving. Saved at step" in said, said[-3000:]
+        assert f"Go on with: python jobs/sft.py --resume {run.path}" in said
+        boxes.wait(lambda state: state["rentals"] == [], 60)
+        took("dearer → nothing is rented", raised)
+        time.sleep(6)  # nothing is rented again for what still asks
+        assert boxes.state()["rentals"] == []
+        shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
+        print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
+        assert shown["usd"] == pytest.approx(bill["total_usd"], abs=0.01) and shown["usd"] < 0.07
+    (job,) = shown["jobs"]
+    (step,) = checkpoint.steps(run)
+    assert (job["stage"], job["run"], job["step"], job["max_steps"]) == ("sft", run.path, step, steps)
+    assert job["to_finish_usd"] > 0 and 0 < shown["wasted"] < 1
+    assert job["usd"] + sum(n["idle_usd"] + n["starting_usd"] for n in shown["nodes"]) == pytest.approx(shown["usd"])
+    # Going on later ends with the bits of a run that never stopped. (The plan is cut short here: 100,000 steps take hours.)
+    whole, settings = Run(str(tmp_path / "whole")), run.job()
+    settings["train"]["max_steps"] = step + 5
+    run.write_text("job.yaml", yaml.safe_dump(settings))
+    assert run_job("sft", *given, f"--train.max_steps={step + 5}", "--run", whole.path).returncode == 0
+    resumed = run_job("sft", "--resume", run.path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert run.provenance()["model_sha256"] == whole.provenance()["model_sha256"]
+
+
+def test_a_killed_head_costs_nothing_after_the_watchdogs_time(apart):
+    laptop, boxes, shared = apart
+    (shared / "nap.py").write_text(e2e.NAP)
+    with leading(laptop, shared, unattended_minutes=0.5):
+        submit(laptop, "--", "python", shared / "nap.py", 600, stdout=subprocess.DEVNULL)
+        boxes.wait(lambda state: len(spots(state)) == 2, 120)
+        give_up = time.time() + 120
+        while e2e.alive(laptop) < 3:
+            assert time.time() < give_up
+        time.sleep(35)  # longer than the watchdog waits: it is quiet as long as there is a head
+        assert len(spots(boxes.state())) == 2
+        killed = time.time()
+        laptop.close()
+        boxes.wait(lambda state: state["rentals"] == [], 90)
+        took("head killed → nothing is billed", killed)
+        assert time.time() - killed > 25

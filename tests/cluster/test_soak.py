@@ -1,0 +1,107 @@
+"""Faults at random, one after another, under a head that leads real boxes: SOAK_FAULTS=200 pytest -s tests/cluster/test_soak.py"""
+
+import json
+import os
+import random
+import re
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from tests.cluster import e2e
+from tests.cluster.e2e import alive, leading, spots, submit
+
+pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
+
+FAULTS = int(os.environ.get("SOAK_FAULTS", "15"))
+WORKERS = 3
+ASK = f"""
+import ray, time
+from ray.autoscaler.sdk import request_resources
+ray.init(address="auto", log_to_driver=False)
+while True:
+    request_resources(num_cpus={WORKERS})
+    time.sleep(5)
+"""
+API = {
+    "vast": [
+        "PUT /api/v0/asks/{id}/",
+        "DELETE /api/v0/instances/{id}/",
+        "GET /api/v1/instances/",
+        "POST /api/v0/bundles/",
+    ],
+    "runpod": ["POST /graphql", "GET /v2/pods", "DELETE /v2/pods/{id}"],
+}
+
+
+def a_fault(dice: random.Random, boxes) -> str | None:
+    """Makes one happen; what it was. None: there was nothing for it to happen to."""
+    running = spots(boxes.state())
+    name = dice.choice(["outbid", "exit", "vanish", "offline", "dark", "api", "api", "taken"])
+    market = dice.choice(["vast", "runpod"])
+    if name == "api":
+        endpoint, fault = (
+            dice.choice(API[market]),
+            dice.choice(["429", "500", "502", "timeout", "json", "shape", "lost"]),
+        )
+        boxes.control("api", market=market, endpoint=endpoint, fault=fault, count=dice.randint(1, 3))
+        return f"{endpoint} {fault}"
+    if name == "taken":
+        boxes.control("next", market=market, fault="taken")
+        return f"{market} taken"
+    if not running:
+        return None
+    try:
+        boxes.control(name, id=(id := dice.choice(running)))
+    except AssertionError:  # it has just ended by itself
+        return None
+    return f"{name} {id}"
+
+
+def test_no_rental_is_unknown_to_the_ledger_and_there_are_never_too_many(apart):
+    laptop, boxes, shared = apart
+    known = httpx.get(f"{boxes.vast_url}/_sim/machines").json()
+    spare = [
+        m | {"id": m["id"] + 1000 * n}
+        for n in range(1, 40)
+        for m in known
+        if m["count"] == 1 or m["market"] == "runpod"
+    ]
+    for m in spare:
+        del m["free"]
+    boxes.control("machines", machines=spare)
+    (shared / "ask.py").write_text(ASK)
+    ladder = [
+        {"market": m, "gpus": ["RTX 4090", "RTX 3090", "RTX A5000"], "max_usd_per_hour": 0.6}
+        for m in ("vast", "runpod")
+    ]
+    ledger = laptop.home / ".shoestring/e2e-vast/ledger.jsonl"
+    dice, most, done = random.Random(0), 0, []
+    with leading(laptop, shared, ladder=ladder, max_workers=WORKERS, markets=["vast", "runpod"]):
+        submit(laptop, "--no-wait", "--", "python", shared / "ask.py", stdout=subprocess.DEVNULL)
+        boxes.wait(lambda state: len(spots(state)) == WORKERS, 120)
+        while len(done) < FAULTS:
+            if fault := a_fault(dice, boxes):
+                done.append(fault)
+                if len(done) % 20 == 0:
+                    print(f"\n{len(done)} faults, {alive(laptop) - 1} workers in Ray", end="", flush=True)
+            give_up = time.time() + dice.uniform(0.5, 6)
+            while time.time() < give_up:
+                rentals = boxes.state()["rentals"]
+                counted = [r for r in rentals if r["state"] in ("provisioning", "loading", "running")]
+                most = max(most, len(counted))
+                assert len(counted) <= WORKERS, (done[-5:], counted)
+                intended = ledger.read_text()
+                for r in rentals:
+                    assert f'"nonce": "{re.search(r";n=([0-9a-f]{12})", r["label"])[1]}"' in intended, r
+                time.sleep(0.2)
+        boxes.wait(lambda state: len(spots(state)) == WORKERS, 240)  # it has come through
+    assert boxes.state()["rentals"] == []
+    bill = boxes.bill()
+    events = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert {r["id"] for r in bill["rentals"]} <= {
+        e.get("id") or e["rental"]["id"] for e in events if e["event"] in ("rented", "seen")
+    }
+    print(f"\n{len(done)} faults, {len(bill['rentals'])} rentals, at most {most} at one time, ${bill['total_usd']:.4f}")
