@@ -39,6 +39,7 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split()]
     fixed, elastic, log = Run(tmp_path / "fixed"), Run(tmp_path / "elastic"), tmp_path / "log"
+    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}  # how long the lost one is waited for
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
@@ -46,7 +47,7 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
         command = [sys.executable, "jobs/sft.py", *argv, *size, "--run", elastic.path]
         with log.open("w") as f:
             process = subprocess.Popen(
-                command, cwd=REPO, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=f, stderr=f
+                command, cwd=REPO, env=os.environ | env | {"RAY_ADDRESS": cluster.address}, stdout=f, stderr=f
             )
         wait_until(lambda: len(losses(elastic)) >= 6, process, log)
         cluster.remove_node(second, allow_graceful=False)
