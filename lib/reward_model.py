@@ -20,12 +20,14 @@ class RewardModel:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
+        from lib import linear
         from lib.encode import Encoder
 
         check_config(model_dir, AutoConfig.from_pretrained(model_dir).to_dict())
         self.encoder = Encoder(model_dir, trained_template)
         model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=getattr(torch, dtype))
         self.model = model.to(device).eval()
+        linear.install(self.model)
         if hasattr(model, "score"):  # bfloat16 rounds a reward of 3 to steps of 0.016, enough to make ties
             model.score.float().register_forward_pre_hook(lambda _, x: (x[0].float(),))
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens

@@ -38,11 +38,12 @@ class TransformersGenerator(Generator):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lib import attention
+        from lib import attention, linear
 
         super().__init__(model_dir, trained_template, window)
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
         attention.install(self.model)
+        linear.install(self.model)
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
 
     def generate(

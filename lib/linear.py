@@ -1,0 +1,31 @@
+"""Linear layers by oneDNN, for models on a CPU in float32 that aren't trained.
+
+PyTorch multiplies float32 matrices by MKL there, which on AMD keeps to half as wide vectors as the machine has: on an EPYC with
+AVX-512 oneDNN, which PyTorch brings too, takes 1/2.3 of the time (one core, 320 rows of 576 by 1,536). The same up to rounding.
+"""
+
+from __future__ import annotations
+
+FEW = 3
+"""Rows; with fewer MKL is as fast."""
+
+
+def install(model) -> None:
+    """Switches the model's plain linear layers over; those of other types (quantised, with adapters) are left as they are."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return
+    for module in model.modules():
+        plain = type(module) is torch.nn.Linear and module.weight.dtype == torch.float32
+        if plain and module.weight.device.type == "cpu":
+            module.forward = forward.__get__(module)
+
+
+def forward(self, x):
+    """x (…, in) → (…, out). Has no gradient."""
+    import torch
+
+    if x.numel() < FEW * x.shape[-1]:
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+    return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
