@@ -68,8 +68,8 @@ class Budget:
         return None
 
     def pays_for_s(self, ledger: Ledger, usd_per_hour: float, now: float) -> float | None:
-        """How long total_usd would pay for this alone. None: for ever. Where a market ends rentals by itself this is the time, so
-        that one which nobody and no watchdog ends can't cost more."""
+        """How long total_usd, as it is now, would pay for this alone. None: for ever. Where a market ends rentals by itself
+        (RunPod its spot pods) this is the time, so that one which nobody and no watchdog ends can't cost more."""
         if self.total_usd is None or usd_per_hour <= 0:
             return None
         return min(max(0.0, self.total_usd - ledger.spent(now)) / usd_per_hour * 3600, LONG_S)

@@ -147,7 +147,7 @@ class Client:
             first = e.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "body"
             problem = self._says(kind, f"the reply's {field} is wrong: {first['msg']}")
-            if first["type"] == "json_invalid":  # cut off on its way
+            if first["type"] == "json_invalid":  # cut off, or a gateway's page
                 self._uncertain(kind, creates, problem.partition(": ")[2])
             raise Unsure(f"{problem}. It may have worked.") if creates else MarketError(problem) from None
 

@@ -105,7 +105,7 @@ def lead(config: dict, folder: Folder, path: str) -> int:
             print(f"{config['cluster_name']} has a head here already: {DASHBOARD}", file=sys.stderr)
             return 2
         for number in ENDS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _interrupt)
         ray = None
         try:

@@ -120,7 +120,8 @@ class DistillTrainer(SFTTrainer):
         hard = 0.0 if own else a.hard_weight  # its own tokens are no example to a student
         # A batch weighs what its labelled tokens in the data do.
         loss = (hard * hard_N + (1 - hard) * soft_N).sum() / n * count
-        loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
+        all_of_step = count if num_items_in_batch is None else num_items_in_batch
+        loss = loss / max(1, all_of_step)
         if a.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which DDP's mean of the gradients takes back
         return (loss, outputs) if return_outputs else loss
@@ -131,7 +132,7 @@ def soft_loss(said: Said, student_NV, args: DistillConfig):
     student_NV, outside = student_NV / args.soft_temperature, None
     if said.tokens_NK is not None:
         logp = grouped_as(student_NV, said.tokens_NK)
-        outside = said.logp_NK[:, -1].exp().mean().item()
+        outside = said.logp_NK[:, -1].exp().sum().item() / max(1, len(student_NV))
     else:
         logp = student_NV.log_softmax(-1)
     loss_N = divergence(said.logp_NK, logp, args.divergence, args.jsd_beta)

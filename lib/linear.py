@@ -17,8 +17,11 @@ def install(model) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
-        plain = type(module) is torch.nn.Linear and module.weight.dtype == torch.float32
-        if plain and module.weight.device.type == "cpu":
+        # Of a quantised layer the type is the same, and its weights are another kind of tensor, or packed until they are read.
+        if type(module) is not torch.nn.Linear or "forward" in vars(module):
+            continue
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if type(weight) is torch.nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu":
             module.forward = forward.__get__(module)
 
 

@@ -96,13 +96,13 @@ class Listener(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RpcError
         from ray.experimental.internal_kv import _internal_kv_get
 
         while not self.over.wait(EVERY_S / 2):
             try:
                 told = _internal_kv_get(STOP, namespace=NAMESPACE)
-            except RayError as e:  # a busy head answers the next time
+            except (RpcError, GetTimeoutError) as e:  # a busy head answers the next time
                 print(f"notice: the head didn't answer, asking again: {e}", flush=True)
                 continue
             stop = Stop(**json.loads(told)) if told else None
@@ -114,6 +114,7 @@ def callback(run: Run, stage: str):
     checkpoints."""
     import ray
     import torch.distributed as dist
+    from ray.exceptions import GetTimeoutError, RpcError
     from ray.experimental.internal_kv import _internal_kv_put
     from ray.train.v2._internal.execution.context import get_train_context
     from transformers import TrainerCallback
@@ -190,6 +191,9 @@ def callback(run: Run, stage: str):
         def report(self, state) -> None:
             job = JobState(run.path, stage, self.nodes, self.began[0], state.global_step, state.max_steps, self.saved)
             key = JOB + ray.get_runtime_context().get_job_id().encode()
-            _internal_kv_put(key, json.dumps(asdict(job)), namespace=NAMESPACE)
+            try:
+                _internal_kv_put(key, json.dumps(asdict(job)), namespace=NAMESPACE)
+            except (RpcError, GetTimeoutError) as e:  # training goes on; the next save tells it
+                print(f"notice: the head didn't take where the job is: {e}", flush=True)
 
     return Notice()

@@ -1,7 +1,7 @@
 """Models whose weights are quantised: what their config.json says, which engine loads them, and why they can't be trained.
 
 A folder that transformers wrote with quantised weights says so in config.json, under quantization_config. Which engine
-loads what was found by trying: benchmarks/formats.py makes the table that the README shows.
+loads what was found by trying: benchmarks/formats.py makes the table in benchmarks/README.md.
 """
 
 from __future__ import annotations

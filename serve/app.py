@@ -19,6 +19,9 @@ from serve import drain, engines
 from serve.guard import Guard
 from serve.serving import Plan, parse, plan
 
+IDLE_S = 300.0
+"""Of serving.idle_s, where it isn't given."""
+
 
 def app(args: dict[str, Any]) -> serve.Application:
     """The application for these arguments (serve/serving.py). Raises ClickException before anything is started."""
@@ -34,15 +37,11 @@ def app(args: dict[str, Any]) -> serve.Application:
     if click.get_current_context(silent=True) and not ray.is_initialized():
         drain.at_exit()
     s, gpu = planned.serving, gpus() > 0
-    copies: dict[str, Any] = {"num_replicas": s.replicas}
     if s.max_replicas:
-        copies["autoscaling_config"] = {
-            "min_replicas": s.replicas,
-            "max_replicas": s.max_replicas,
-            "target_ongoing_requests": max(1, s.at_once // 2),
-            "downscale_delay_s": s.idle_s,
-        }
-        del copies["num_replicas"]
+        most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas, "downscale_delay_s": s.idle_s or IDLE_S}
+        copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
+    else:
+        copies = {"num_replicas": s.replicas}
     return Endpoint.options(
         **copies,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},

@@ -58,8 +58,8 @@ class Serving:
     """Copies of the model, each with a GPU where there are any."""
     max_replicas: int | None = None
     """As many at most, started and ended with the load. None: always `replicas`."""
-    idle_s: float = 300.0
-    """Seconds for which the load needs fewer than there are, before one is ended."""
+    idle_s: float | None = None
+    """Seconds for which the load of the last half minute needs fewer than there are, before one is ended; with max_replicas. None: 300."""
     at_once: int = 32
     """Requests under way in a replica; more are told 429 and when to come again."""
     timeout_s: float = 300.0
@@ -130,6 +130,8 @@ def parse(args: dict[str, Any]) -> Serving:
     )
     if found.draft_tokens and not found.draft:
         raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
+    if found.idle_s is not None and found.max_replicas is None:
+        raise ValueError("idle_s: replicas neither come nor go. Say how many there may be: max_replicas=4.")
     if found.max_replicas is not None and found.max_replicas < found.replicas:
         raise ValueError(f"max_replicas: {found.max_replicas} is below replicas ({found.replicas}).")
     return found

@@ -39,7 +39,7 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split()]
     fixed, elastic, log = Run(tmp_path / "fixed"), Run(tmp_path / "elastic"), tmp_path / "log"
-    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}  # how long the lost one is waited for
+    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}  # how long the lost one is waited for
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)

@@ -1,10 +1,12 @@
 """Linear layers by oneDNN say what PyTorch's own say."""
 
+import pytest
 import torch
 
 from lib import linear
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 def test_the_same_up_to_rounding_and_other_layers_are_left_alone():
     class Other(torch.nn.Linear):
         pass
@@ -12,8 +14,11 @@ def test_the_same_up_to_rounding_and_other_layers_are_left_alone():
     torch.manual_seed(0)
     plain, other = torch.nn.Linear(576, 1536), Other(576, 8)
     half, unbiased = torch.nn.Linear(576, 8, dtype=torch.bfloat16), torch.nn.Linear(576, 64, bias=False)
-    linear.install(torch.nn.ModuleList([plain, other, half, unbiased]))
-    assert [("forward" in vars(m)) for m in (plain, other, half, unbiased)] == [True, False, False, True]
+    packed = torch.nn.Linear(576, 8)
+    del packed.weight
+    layers = [plain, other, half, packed, unbiased]
+    linear.install(torch.nn.ModuleList(layers))
+    assert [("forward" in vars(m)) for m in layers] == [True, False, False, False, True]
     with torch.inference_mode():
         for shape in ((1, 576), (2, 3, 576), (1, 576, 64), (0, 576)):
             x = torch.randn(shape)

@@ -24,6 +24,8 @@ from lib.evals.job import EvalJob
 from lib.quantize import compressed, gptq, methods
 from lib.quantize import job as quantize_job
 from lib.run import Run
+from lib.sampling import Sampling
+from lib.transformers_generator import TransformersGenerator
 from serve import serving
 from tests.conftest import REPO, run_job
 
@@ -61,6 +63,8 @@ def test_every_method_loads_again_is_smaller_and_near(method, runs, make_run):
     print(f"{method}: {distance:.4f}")
     assert 0 < distance < NEAR[method]
     assert quantized.found(str(after)) == methods.METHODS[method].format
+    text = TransformersGenerator(str(after), "float32").generate(["the red"], Sampling(max_new_tokens=2))[0][0].text
+    assert isinstance(text, str)  # the layers that evaluation swaps are not those that a format brought
 
 
 def test_rows_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -202,12 +203,17 @@ def _of_files(source: Source) -> Iterator[tuple[str, dict | BadRow]]:
 @cache
 def _no_hub() -> bool:
     """Whether this machine can't even find the hub's address. What was loaded before is then read from its cache alone."""
-    if getproxies():  # which find it for us
+    if getproxies().keys() & {"http", "https", "all"}:  # which find it for us
         return False
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
-    except socket.gaierror:
-        return True
+    for wait_s in (1, 2, None):  # a machine that has just booted may need a moment
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+        except socket.gaierror as e:
+            if e.errno != socket.EAI_AGAIN or wait_s is None:
+                return True
+            time.sleep(wait_s)
+        else:
+            break
     return False
 
 

@@ -51,8 +51,10 @@ CODE = (
     "cache",
     "encode",
     "generator",
+    "linear",
     "reward_model",
     "sampling",
+    "speculative",
     "transformers_generator",
     "vllm_generator",
 )

@@ -152,6 +152,3 @@ def clock(monkeypatch):
         now[0] += seconds
 
     return forward
-
-
-# ---- Vast

@@ -51,7 +51,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         assert boxes.state()["rentals"] == []
         shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
         print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
-        assert shown["usd"] == pytest.approx(bill["total_usd"], abs=0.01) and shown["usd"] < 0.07
+        assert shown["usd"] == pytest.approx(bill["total_usd"], rel=0.06) and shown["usd"] < 0.07
     (job,) = shown["jobs"]
     (step,) = checkpoint.steps(run)
     assert (job["stage"], job["run"], job["step"], job["max_steps"]) == ("sft", run.path, step, steps)

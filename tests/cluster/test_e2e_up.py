@@ -31,14 +31,13 @@ def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, share
     rung = {"market": market, "count": 0, "spot": False, "max_usd_per_hour": 0.2}
     told["available_node_types"]["head"]["node_config"] = {"ladder": [rung]}
     config.write_text(yaml.safe_dump(told))
-    began = time.time()
-    up = laptop.run("ray", "up", "-y", "--no-config-cache", config)
-    assert up.returncode == 0, up.stdout + up.stderr
-    took("ray up", began)
-    tunnel = laptop.start(
-        "sh", "-c", f"while :; do ray dashboard {config}; done", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    began, tunnel = time.time(), None
     try:
+        up = laptop.run("ray", "up", "-y", "--no-config-cache", config)
+        assert up.returncode == 0, up.stdout + up.stderr
+        took("ray up", began)
+        forever = f"while :; do ray dashboard {config}; done"
+        tunnel = laptop.start("sh", "-c", forever, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         give_up = time.time() + 30
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
             assert time.time() < give_up
@@ -46,7 +45,8 @@ def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, share
         assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, f"e2e-{market}") == expected
         boxes.wait(lambda state: len(state["rentals"]) == 1, 90)  # idle: the head alone
     finally:
-        tunnel.terminate()
+        if tunnel:
+            tunnel.terminate()
         began = time.time()
         down = laptop.run("ray", "down", "-y", config)
         took("ray down", began)
