@@ -78,6 +78,8 @@ def train_loop(config: dict) -> dict:
     from transformers import PrinterCallback
     from transformers.utils import logging
 
+    from lib import exchange
+
     logging.disable_progress_bar()
     began = time.time()
     job, build = Job.from_dict(config["job"]), config["build"]
@@ -123,6 +125,8 @@ def train_loop(config: dict) -> dict:
     word = notice.callback(run, job.stage) if config["cluster"] else None
     if word:
         trainer.add_callback(word)
+    if waits := exchange.callback(trainer.model, job.scale.strategy):
+        trainer.add_callback(waits)
     ready = time.time()
     with contextlib.suppress(AllStepsDone):
         trainer.train(resume_from_checkpoint=resume)

@@ -70,6 +70,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
     first, step = checkpoint.steps(told)
     assert 5 < first < step < STEPS and checkpoint.damage(told, step) is None
     output = log.read_text()
+    assert re.search(r"2 workers on 2 machines, [\d.e+]+ MB/s between them: exchanging 0\.\d+ MB of gradients", output)
     assert re.search(rf"Saving at step {first}: ranks? [01] ", output)
     said = re.search(
         rf"Saved at step {step} of {STEPS}; the other {STEPS - step}, at (\S+) s and \$3.6 an hour, cost", output

@@ -1,0 +1,78 @@
+"""Whether the machines of a job wait for each other: gradients are exchanged at every step, over whatever lies between them."""
+
+from __future__ import annotations
+
+import time
+
+from transformers import TrainerCallback
+
+PROBE = 1 << 20
+"""float32 numbers that are summed over all workers to measure the link."""
+TIMES = {"zero3": 1.5, "fsdp": 1.5}
+"""How much more than DDP's gradients is exchanged where weights are sharded too (Rajbhandari et al. 2020, section 7)."""
+WARM, STEPS, AT_MOST_S = 3, 20, 60.0
+"""A step's time is taken after the first WARM, over STEPS of them or AT_MOST_S."""
+SHARE = 1 / 3
+"""Of a step's time; what takes more is worth a word."""
+
+
+class Exchange(TrainerCallback):
+    """Says once, on rank 0, when steps turn out to be mostly waiting."""
+
+    def __init__(self, megabytes: float, mb_per_s: float, seconds: float, say=print):
+        """seconds: what exchanging them takes, a step."""
+        self.megabytes, self.mb_per_s, self.seconds, self.say = megabytes, mb_per_s, seconds, say
+        self.began: tuple[float, int] | None = None
+        self.first: int | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now, step = time.monotonic(), state.global_step
+        self.first = self.first or step
+        if step < self.first + WARM or self.say is None:
+            return
+        self.began = self.began or (now, step)
+        took, steps = now - self.began[0], step - self.began[1]
+        if steps and (steps >= STEPS or took > AT_MOST_S):
+            share = min(1.0, self.seconds / (took / steps))
+            if share > SHARE:
+                self.say(
+                    f"slow link: about {share:.0%} of each step, which takes {took / steps:.2g} s, goes into exchanging "
+                    f"{self.megabytes:.0f} MB of gradients at {self.mb_per_s:.3g} MB/s. Less goes with workers on one machine, "
+                    "model.adapter: lora, or a larger scale.global_batch with fewer steps.",
+                    flush=True,
+                )
+            self.say = None
+
+
+def callback(model, strategy: str) -> Exchange | None:
+    """To be called by every rank, before training. Measures the link and says what a step's exchange will take; None where
+    all workers are on one machine."""
+    import ray
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or (workers := dist.get_world_size()) < 2:
+        return None
+    nodes = [None] * workers
+    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+    if (machines := len(set(nodes))) < 2:
+        return None
+    probe = torch.ones(PROBE, device=next(model.parameters()).device)
+    for _ in range(2):  # the first one connects
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(probe)
+        probe[0].item()  # on a GPU the sum is only asked for until now
+        took = time.perf_counter() - began
+    moved = 2 * (workers - 1) / workers  # of each byte, by a ring
+    mb_per_s = probe.numel() * 4 * moved / took / 1e6
+    megabytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) / 1e6
+    seconds = megabytes * moved * TIMES.get(strategy, 1.0) / mb_per_s
+    if dist.get_rank():
+        return None
+    print(
+        f"{workers} workers on {machines} machines, {mb_per_s:.3g} MB/s between them: exchanging {megabytes:.3g} MB of gradients "
+        f"takes about {seconds:.2g} s a step",
+        flush=True,
+    )
+    return Exchange(megabytes, mb_per_s, seconds)
