@@ -24,7 +24,7 @@ from cluster import bootstrap, ladder, lost, markets, mesh, tags, watchdog
 from cluster.folder import Folder
 from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import Order, Rental
+from cluster.market import MarketError, Order, Refused, Rental
 from cluster.memory import Memory
 from cluster.nodes import Node, Nodes
 from cluster.runner import Runner
@@ -43,7 +43,8 @@ STALE_S = 10.0
 """The markets are asked again when what they said is older."""
 AGAIN_S = 60.0
 """So is a rental that is listed still, this long after it was destroyed."""
-
+END_TRIES, END_AGAIN_S = 5, 2.0
+"""How often, and after how long, what could not be ended is tried again."""
 HEADS_MORE = 3
 """A head has this many times its workers' time: it is set up only when it has run for a while, and holds the ledger."""
 
@@ -226,17 +227,33 @@ class Provider(NodeProvider):
         self.nodes.end(node_id)
 
     def end(self) -> int:
-        """Destroys all that the cluster rents, the head and what is lost too; how many there were. Raises MarketError."""
+        """Destroys all that the cluster rents, the head and what is lost too; how many there were. What fails hinders nothing
+        else and is tried again. Raises MarketError where it still fails then."""
         ended: set[str] = set()
-        while True:
-            listed = [r for market in self.markets.values() for r in market.list()]
+        for left in reversed(range(END_TRIES)):
+            failed, listed = None, []
+            for market in self.markets.values():
+                try:
+                    listed += market.list()
+                except MarketError as e:
+                    failed = e
             mine = {f"{r.market}-{r.id}" for r in listed if tags.decode(r.label)[0] == self.cluster_name}
-            if not mine - ended:  # a market may list one a little longer
-                return len(ended)
-            for id in mine - ended:
-                self._destroy(id)
+            new = mine - ended
+            for id in new:
+                try:
+                    self._destroy(id)
+                except MarketError as e:
+                    failed = e
+                    continue
                 self.nodes.end(id)
                 ended.add(id)
+            if failed and (isinstance(failed, Refused) or not left):
+                raise failed
+            if failed:
+                time.sleep(END_AGAIN_S)
+            elif not new:  # a market may list one a little longer
+                break
+        return len(ended)
 
     # ---- what is lost
 

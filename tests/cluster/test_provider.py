@@ -11,7 +11,7 @@ from cluster.bootstrap import complete
 from cluster.client import TRIES
 from cluster.ledger import UNANSWERED_S, Ledger
 from cluster.market import MarketError
-from cluster.provider import Provider
+from cluster.provider import END_TRIES, Provider
 
 LADDER = [
     {"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 0.5},
@@ -205,9 +205,11 @@ def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monk
     p.create_node({"ladder": LADDER}, WORKER, 1)
     [id] = running(sim, p)
     sim.control("outbid", id=id.split("-")[1])
-    sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=TRIES)
+    sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=TRIES * END_TRIES)
+    monkeypatch.setattr("cluster.provider.END_AGAIN_S", 0.0)
     with pytest.raises(MarketError, match="HTTP 500"):
         p.end()
+    sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=2)
     assert p.end() == 1 and sim.state()["rentals"] == []
 
 
