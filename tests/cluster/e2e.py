@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,7 @@ def options(shared: Path, model: str, data: str) -> list[str]:
 
 def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
     """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
-    run = Run(str(shared / f"run-{cluster}"))
+    run = Run(tempfile.mkdtemp(prefix="run-", dir=shared) + "/run")  # other tests have a cluster of this name too
     began = time.time()
     code = shared / "code"  # what `--working-dir .` sends of a checkout
     for package in ("jobs", "lib"):
