@@ -97,8 +97,8 @@ class Client:
         """The reply to `method` `path`, parsed as `reply`. `kind` paces it and names it in messages; `gone`: 404 is a
         success too, parsed as {}.
 
-        Waited for and asked again: 429 (as long as Retry-After says), 5xx, time-outs, broken connections and cut-off replies. Of a call
-        that `creates` something, only what certainly did nothing: 429, and a connection that never came about; after
+        Waited for and asked again: 429 (as long as Retry-After says), 5xx, time-outs, broken connections and cut-off
+        replies. Of a call that `creates` something, only what certainly did nothing: 429, and a connection that never came about; after
         anything else it may have worked, and Unsure is raised.
         Raises Taken where taken(status, text) says so, Refused for any other 4xx, else MarketError.
         """
@@ -146,10 +146,10 @@ class Client:
         except ValidationError as e:
             first = e.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "body"
-            problem = self._says(kind, f"the reply's {field} is wrong: {first['msg']}")
-            if first["type"] == "json_invalid":  # cut off, or a gateway's page
-                self._uncertain(kind, creates, problem.partition(": ")[2])
-            raise Unsure(f"{problem}. It may have worked.") if creates else MarketError(problem) from None
+            problem = f"the reply's {field} is wrong: {first['msg']}"
+            if creates or first["type"] == "json_invalid":  # cut off, or a gateway's page
+                self._uncertain(kind, creates, problem)
+            raise MarketError(self._says(kind, problem)) from None
 
     def _uncertain(self, kind: str, creates: bool, problem: str):
         if creates:

@@ -1,7 +1,11 @@
 """Linear layers by oneDNN, for models on a CPU in float32 that aren't trained.
 
 PyTorch multiplies float32 matrices by MKL there, which on AMD keeps to half as wide vectors as the machine has: on an EPYC with
-AVX-512 oneDNN, which PyTorch brings too, takes 1/2.3 of the time (one core, 320 rows of 576 by 1,536). The same up to rounding.
+AVX-512 oneDNN, which PyTorch brings too, takes 1/2.3 of the time (5.4 against 2.3 ms). The same up to rounding.
+
+    export OMP_NUM_THREADS=1 SETUP="import torch; x, w = torch.randn(320, 576), torch.randn(1536, 576)"
+    python -m timeit -s "$SETUP" "torch.nn.functional.linear(x, w)"
+    python -m timeit -s "$SETUP" "torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')"
 """
 
 from __future__ import annotations

@@ -17,10 +17,7 @@ from ray import serve
 
 from serve import drain, engines
 from serve.guard import Guard
-from serve.serving import Plan, parse, plan
-
-IDLE_S = 300.0
-"""Of serving.idle_s, where it isn't given."""
+from serve.serving import IDLE_S, Plan, parse, plan
 
 
 def app(args: dict[str, Any]) -> serve.Application:

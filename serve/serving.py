@@ -20,6 +20,8 @@ from serve import draft, embedding
 from serve.adapters import folder as adapter_folder
 from serve.draft import Draft
 
+IDLE_S = 300.0
+
 
 @dataclass
 class Serving:
@@ -59,7 +61,7 @@ class Serving:
     max_replicas: int | None = None
     """As many at most, started and ended with the load. None: always `replicas`."""
     idle_s: float | None = None
-    """Seconds for which the load of the last half minute needs fewer than there are, before one is ended; with max_replicas. None: 300."""
+    """Seconds for which the load of the last half minute needs fewer than there are, before one is ended; with max_replicas. None: IDLE_S."""
     at_once: int = 32
     """Requests under way in a replica; more are told 429 and when to come again."""
     timeout_s: float = 300.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def parse(model: type[BaseModel], body: object) -> BaseModel:
         raise Refusal(400, "invalid_args", "; ".join(errors), errors) from None
 
 
-class Api:
+class Api(ABC):
     """The endpoints of one market."""
 
     market: str
@@ -137,8 +138,10 @@ class Api:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         return key if scheme == "Bearer" else ""
 
+    @abstractmethod
     def refuse(self, refusal: Refusal) -> Response:
-        raise NotImplementedError
+        """As this market says no."""
 
+    @abstractmethod
     def too_many(self, wait: float) -> Response:
-        raise NotImplementedError
+        """Its 429. wait: seconds until the next call is allowed."""

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from cluster.sim.box import why_not
+from tests.cluster.laptop import Laptop
 from tests.conftest import REPO, run_job
 
 pytest.register_assert_rewrite("tests.cluster.e2e")
@@ -23,6 +24,11 @@ class Sim:
     def __init__(self, process: subprocess.Popen, env: dict[str, str], output: str):
         self.process, self.env, self.output = process, env, output
         self.vast_url, self.runpod_url = env["VAST_URL"], env["RUNPOD_URL"]
+
+    def laptop(self, folder: Path, shared: Path) -> Laptop:
+        """One from which these markets are reached, with keys of both."""
+        public = re.search(r"//([\d.]+):", self.vast_url)[1]
+        return Laptop(folder, public, self.env | {"SHOESTRING_PACE": "100"}, shared)
 
     def control(self, name: str, **body) -> None:
         """POST /_sim/NAME: see `python -m cluster.sim --help`."""
@@ -105,14 +111,11 @@ def boxes(shared):
 @pytest.fixture
 def apart(tmp_path):
     """(laptop, boxes, shared folder), the test's own: the simulator's bill is that of this test's cluster alone."""
-    from tests.cluster.laptop import Laptop
-
     with (
         tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder,
         simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=folder) as boxes,
     ):
-        public = re.search(r"//([\d.]+):", boxes.vast_url)[1]
-        made = Laptop(tmp_path / "laptop", public, boxes.env | {"SHOESTRING_PACE": "100"}, Path(folder))
+        made = boxes.laptop(tmp_path / "laptop", Path(folder))
         yield made, boxes, Path(folder)
         if made.process.poll() is None:
             made.close()

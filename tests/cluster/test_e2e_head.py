@@ -10,7 +10,6 @@ import yaml
 
 from tests.cluster import e2e
 from tests.cluster.e2e import NAP, Submitted, alive, cluster, spots, took
-from tests.cluster.laptop import Laptop
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
@@ -18,9 +17,7 @@ pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 @pytest.fixture(scope="module")
 def laptop(boxes, shared, tmp_path_factory):
     """With a head that runs."""
-    public = re.search(r"//([\d.]+):", boxes.vast_url)[1]
-    env = boxes.env | {"SHOESTRING_PACE": "100"}
-    box = Laptop(tmp_path_factory.mktemp("laptop"), public, env, shared)
+    box = boxes.laptop(tmp_path_factory.mktemp("laptop"), shared)
     config = shared / "cluster.yaml"
     config.write_text(yaml.safe_dump(cluster("runpod")))
     command = (sys.executable, "-m", "cluster", "head", "--config", config)

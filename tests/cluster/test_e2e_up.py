@@ -1,6 +1,5 @@
 """ray up on a simulated market: a rented head, a real job on spot boxes, an outbid, and nothing left after ray down."""
 
-import re
 import subprocess
 import time
 
@@ -9,15 +8,13 @@ import yaml
 
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, cluster, took
-from tests.cluster.laptop import Laptop
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
 
 @pytest.fixture
 def laptop(boxes, shared, tmp_path):
-    public = re.search(r"//([\d.]+):", boxes.vast_url)[1]
-    box = Laptop(tmp_path, public, boxes.env | {"SHOESTRING_PACE": "100"}, shared)
+    box = boxes.laptop(tmp_path, shared)
     yield box
     box.close()
 
