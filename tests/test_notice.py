@@ -11,7 +11,7 @@ import pytest
 
 from lib import checkpoint, notice
 from lib.run import Run
-from tests.conftest import REPO, run_job
+from tests.conftest import PATIENCE, REPO, run_job
 
 STEPS = 1500  # more than a fast machine takes before it has been told twice
 ARGS = f"--train.max_steps {STEPS} --train.save_steps 100000 --train.logging_steps 1 --scale.global_batch 8 --scale.micro_batch 4 --scale.precision fp32 --train.learning_rate 1e-3"
@@ -22,7 +22,7 @@ def said_by(log: Path) -> str:
     return "\n".join(x for x in log.read_text().splitlines() if not re.match(r"\s+step \d*([1-9]\d|\d[1-9])/", x))
 
 
-def wait_until(reached, process, log: Path, seconds: float = 240) -> None:
+def wait_until(reached, process, log: Path, seconds: float = PATIENCE) -> None:
     deadline = time.time() + seconds
     while not reached():
         assert process.poll() is None and time.time() < deadline, said_by(log)
@@ -62,7 +62,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         )
         notice.tell(gcs, notice.Stop("budget.total_usd: $4.90 of $5.00 are spent.", time.time() + 60, 3.6))
         at = time.time()
-        assert process.wait(timeout=90) == 1, f"told {time.time() - at:.1f} s ago. {said_by(log)}"
+        assert process.wait(timeout=PATIENCE) == 1, f"told {time.time() - at:.1f} s ago. {said_by(log)}"
         took = time.time() - at
         (job,) = notice.jobs(gcs)
         assert not notice.busy(gcs) and job["ended"] > at

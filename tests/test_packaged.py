@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 AS_RANK_1 = """
 import os, sys, threading
@@ -33,8 +33,8 @@ def test_a_worker_that_is_not_rank_0_unpacks(tmp_path, monkeypatch):
         )
         for r in (0, 1)
     ]
-    out, err = ranks[1].communicate(timeout=300)
-    ranks[0].communicate(timeout=60)
+    out, err = ranks[1].communicate(timeout=PATIENCE)
+    ranks[0].communicate(timeout=PATIENCE)
     assert ranks[1].returncode == 0, err
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -13,7 +13,7 @@ import yaml
 from jobs import pipeline
 from lib.cli import UsageError
 from lib.run import Run
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 STEP = {"stage": "sft", "config": "configs/sft.yaml"}
 
@@ -71,7 +71,7 @@ def tree(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def until_step(folder, name: str, step: int, process: subprocess.Popen) -> None:
-    deadline = time.time() + 180
+    deadline = time.time() + PATIENCE
     while not any(r["step"] >= step for d in folder.glob(f"{name}-*") for r in Run(d).metrics()):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.1)
@@ -102,9 +102,9 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     until_step(runs, "sft", 5, process)
     started = tree(process)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=90)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Interrupted" in out, out
-    assert not psutil.wait_procs(started, timeout=30)[1], "Ctrl-C left processes behind"
+    assert not psutil.wait_procs(started, timeout=PATIENCE)[1], "Ctrl-C left processes behind"
 
     process = start()
     until_step(runs, "dpo", 5, process)
@@ -113,9 +113,9 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     out, _ = process.communicate()
     assert "sft (going on)" in out
 
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sft: done before" in done.stdout and "dpo (going on)" in done.stdout
     assert len(list(runs.glob("*-*/provenance.json"))) == 2
-    again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and "dpo: done before" in again.stdout

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from lib import data, plan, quantized, vllm_generator
+from lib import data, plan, quantized
 from lib.cli import UsageError
 from lib.compression import measure, report
 from lib.compression.measure import Needs, Rate
@@ -27,7 +27,7 @@ from lib.run import Run
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 from serve import serving
-from tests.conftest import REPO, run_job
+from tests.conftest import PATIENCE, REPO, run_job
 
 NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "w4a16": 0.196, "bnb_int8": 0.016, "nf4": 0.17}
 """‖logits − the original's‖ / ‖the original's‖ that each method stays below on the tiny model: half as much again as was
@@ -114,7 +114,7 @@ def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
         assert torch.equal(files[index["weight_map"][name]][name], tensor)
 
 
-@pytest.mark.skipif(not vllm_generator.installed(), reason="vLLM is not installed: make vllm")
+@pytest.mark.vllm
 @pytest.mark.parametrize(("method", "dtype", "near"), [("w8a8", "float32", 0.02), ("w4a16", "bfloat16", 0.05)])
 @pytest.mark.slow
 def test_vllm_answers_with_integer_weights(method, dtype, near, tiny_model, tmp_path):
@@ -269,7 +269,7 @@ def test_a_job_that_is_killed_goes_on(runs, tmp_path):
     words += ["--tasks", "demo", "perplexity", "--limit", "8", "--max_new_tokens", "6"]
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen([sys.executable, "jobs/quantize.py", *words], cwd=REPO, env=env, start_new_session=True)
-    give_up = time.time() + 60
+    give_up = time.time() + PATIENCE
     while not run.provenance() and time.time() < give_up:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

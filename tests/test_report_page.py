@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from lib.evals import render
+from tests.conftest import PATIENCE
 from tests.evals import handwritten
 
 FLAGS = (
@@ -26,7 +27,7 @@ def chromium(browser, tmp_path):
 
     def run(*flags: str, log: bool = False) -> str:
         command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stderr if log else done.stdout
 

@@ -17,9 +17,16 @@ import torch
 
 from lib import distillation, teacher
 from lib.run import Run
-from tests.conftest import REPO, free_port, run_job
+from tests.conftest import PATIENCE, REPO, free_port, run_job
 
 ARGS = ["--data.limit", "32", "--data.heldout_limit", "8", "--train.max_steps", "4", "--train.logging_steps", "1", "--train.max_length", "512", "--scale.global_batch", "4", "--scale.micro_batch", "2", "--train.save_steps", "2", "--train.report_to", "none", "--scale.precision", "fp32"]  # fmt: skip
+
+STATUS = """
+import ray
+from ray import serve
+ray.init(logging_level="ERROR", log_to_driver=False)
+print(serve.status().applications["t"].status)
+"""
 
 
 def distil(run, student: str, of: str, *more: str, env: dict | None = None):
@@ -224,24 +231,23 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
             found = psutil.process_iter(["cmdline"])  # a zombie's is None
             return [p for p in found if p.pid not in before and "ServeReplica:t" in (p.info["cmdline"] or [""])[0]]
 
-        give_up = time.time() + 180
-        while len(replicas()) < 2 and time.time() < give_up:
-            time.sleep(0.5)
-        time.sleep(10)  # until both have the model
+        give_up = time.time() + PATIENCE
+        while "RUNNING" not in subprocess.run([sys.executable, "-c", STATUS], env=env | address, capture_output=True, text=True).stdout:  # fmt: skip
+            assert server.poll() is None and time.time() < give_up, (tmp_path / "serve.log").read_text()[-3000:]
         quiet = distil(tmp_path / "quiet", runs["sft"], "serve:t", *more, env=address)
         assert quiet.returncode == 0, quiet.stderr[-2000:]
         process = subprocess.Popen([sys.executable, "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", "serve:t", *ARGS, *more], cwd=REPO, env=env | address, stdout=log, stderr=log)  # fmt: skip
         while process.poll() is None and len(losses(tmp_path / "killed")) < 2:
             time.sleep(0.02)
         replicas()[0].kill()
-        assert process.wait(300) == 0, (tmp_path / "serve.log").read_text()[-3000:]
+        assert process.wait(PATIENCE) == 0, (tmp_path / "serve.log").read_text()[-3000:]
         assert len(losses(tmp_path / "quiet")) == 12 and losses(tmp_path / "killed") == losses(tmp_path / "quiet")
         whole = distil(tmp_path / "whole", runs["sft"], runs["base"], "--train.max_steps", "12")
         assert whole.returncode == 0 and losses(tmp_path / "quiet") == pytest.approx(
             losses(tmp_path / "whole"), abs=2e-5
         )
         server.terminate()
-        server.wait(60)
+        server.wait(PATIENCE)
     finally:
         found = psutil.process_iter(["cmdline"])
         mine = [

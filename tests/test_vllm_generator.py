@@ -1,4 +1,4 @@
-"""vLLM against transformers on the same tiny model. Skipped where vLLM isn't installed (`make vllm`)."""
+"""vLLM against transformers on the same tiny model. `make test` runs these in an environment that has vLLM (.venv-vllm)."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from lib.generator import Begun
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 
-pytestmark = pytest.mark.skipif(not vllm_generator.installed(), reason="vLLM is not installed: make vllm")
+pytestmark = pytest.mark.vllm
 PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the red table", "a garden near the river")]
 
 

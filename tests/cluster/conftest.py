@@ -13,7 +13,7 @@ import pytest
 
 from cluster.sim.box import why_not
 from tests.cluster.laptop import Laptop
-from tests.conftest import REPO, run_job
+from tests.conftest import PATIENCE, REPO, run_job
 
 pytest.register_assert_rewrite("tests.cluster.e2e")
 
@@ -44,7 +44,7 @@ class Sim:
     def bill(self) -> dict:
         return self.get("bill")
 
-    def wait(self, ok, seconds: float = 60) -> dict:
+    def wait(self, ok, seconds: float = PATIENCE) -> dict:
         """The first state that is ok(state). Raises TimeoutError with the last."""
         give_up = time.time() + seconds
         while not ok(state := self.state()):
@@ -74,14 +74,14 @@ def simulator(**options):
         with open(output, "w") as file:
             process = subprocess.Popen(command, cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
         try:
-            give_up = time.time() + 60
+            give_up = time.time() + PATIENCE
             while "Ctrl-C" not in (text := Path(output).read_text()):
                 assert process.poll() is None and time.time() < give_up, text
                 time.sleep(0.05)
             yield Sim(process, dict(re.findall(r"export (\w+)=(\S+)", text)), output)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from lib import checkpoint
 from lib.run import Run
 from tests.cluster.conftest import Sim
 from tests.cluster.laptop import Laptop
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 NAMESPACES = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip"), reason="boxes are Linux namespaces and need root and iproute2"
@@ -93,7 +93,7 @@ def leading(laptop: Laptop, shared: Path, ladder: list[dict] | None = None, max_
     finally:
         if laptop.process.poll() is None:
             laptop.run(*command, "--stop")
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
 
 
 def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
@@ -149,25 +149,25 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
     for package in ("jobs", "lib"):
         shutil.copytree(REPO / package, code / package, dirs_exist_ok=True)
     job = Submitted(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
-    sim.wait(lambda state: len(spots(state)) == 2, 120)
+    sim.wait(lambda state: len(spots(state)) == 2)
     took("2 workers rented and running", began)
     while not checkpoint.steps(run) or checkpoint.damage(run, checkpoint.steps(run)[0]):
-        assert time.time() < began + 240, job.logs()
+        assert time.time() < began + PATIENCE, job.logs()
         time.sleep(0.05)
     took("first checkpoint", began)
     assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
     victim, fault = spots(sim.state())[0], time.time()
     sim.control("outbid", id=victim)
     assert run.provenance()["status"] == "running"
-    sim.wait(lambda state: all(r["id"] != victim for r in state["rentals"]), 30)
+    sim.wait(lambda state: all(r["id"] != victim for r in state["rentals"]))
     took("outbid → destroyed", fault)
-    sim.wait(lambda state: len(spots(state)) == 2, 30)
+    sim.wait(lambda state: len(spots(state)) == 2)
     took("outbid → replaced", fault)
     while run.provenance()["status"] != "finished":
-        assert time.time() < fault + 300, job.logs()
+        assert time.time() < fault + PATIENCE, job.logs()
         time.sleep(0.2)
     took("outbid → job done", fault)
-    said = job.wait(60)
+    said = job.wait(PATIENCE)
     assert re.search(r"from step [1-5]0 on 2 ", said), said
     return run.provenance()["model_sha256"]
 

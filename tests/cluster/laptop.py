@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 INIT = """
 mount --make-rprivate /; mount -t proc proc /proc; mount -t tmpfs tmpfs /dev/shm
@@ -22,7 +22,8 @@ class Laptop:
     """With its own processes, /tmp, HOME and network. `env` is added to every command's environment."""
 
     def __init__(self, folder: Path, public: str, env: dict[str, str], *shared: Path):
-        """public: an address of this machine that it can reach. shared: folders below /tmp that it sees."""
+        """public: an address of this machine that it can reach. shared: folders below /tmp that it sees, besides the checkout and
+        its environment, which may be there too."""
         n = next(_numbers)
         self.space = f"lap{n}"
         here, there = (f"10.{100 + n // 16384 % 100}.{n // 64 % 256}.{n % 64 * 4 + i}" for i in (1, 2))
@@ -34,6 +35,7 @@ class Laptop:
         run("ip", "-n", self.space, "addr", "add", there, "peer", here, "dev", "eth0")
         run("ip", "-n", self.space, "link", "set", "eth0", "up")
         run("ip", "-n", self.space, "route", "add", public, "via", here)
+        needed = [*shared, *(p for p in map(Path, (REPO, sys.prefix, sys.base_prefix)) if p.is_relative_to("/tmp"))]
         self.home = folder / "tmp/home"  # as seen from outside
         self.home.mkdir(parents=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as if activated
@@ -41,7 +43,7 @@ class Laptop:
         self.env.pop("RAY_ADDRESS", None)
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.space, "unshare", "--pid", "--mount", "--ipc", "--fork",
-             "--kill-child", "bash", "-c", INIT, str(folder), *map(str, shared)],
+             "--kill-child", "bash", "-c", INIT, str(folder), *map(str, needed)],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout.readline() == "up\n"
@@ -53,7 +55,7 @@ class Laptop:
     def start(self, *command: str, **kwargs) -> subprocess.Popen:
         return subprocess.Popen(self.command(*command), env=self.env, **kwargs)
 
-    def run(self, *command: str, seconds: float = 300) -> subprocess.CompletedProcess:
+    def run(self, *command: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess:
         return subprocess.run(self.command(*command), env=self.env, capture_output=True, text=True, timeout=seconds)
 
     def close(self) -> None:

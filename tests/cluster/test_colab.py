@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.run import Run
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 NOTEBOOK = REPO / "cluster" / "colab.ipynb"
 
@@ -35,7 +35,7 @@ def test_top_to_bottom(tiny_model, tmp_path, monkeypatch):
     work.mkdir()
     for name in ("jobs", "lib", "cluster", "configs", "serve", "tune"):
         (work / name).symlink_to(REPO / name)
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}).execute()
+    NotebookClient(book, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(work)}}).execute()
     said = ["".join(o.get("text", "") for o in c.outputs) for c in book.cells if c.cell_type == "code"]
     assert any("Colab" in s and "memory at the peak" in s for s in said)
     assert any("already finished (2 steps)" in s for s in said)

@@ -10,6 +10,7 @@ import yaml
 
 from tests.cluster import e2e
 from tests.cluster.e2e import NAP, Submitted, alive, cluster, spots, took
+from tests.conftest import PATIENCE
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
@@ -33,7 +34,7 @@ def laptop(boxes, shared, tmp_path_factory):
     finally:
         began = time.time()
         stopped = box.run(*command, "--stop")
-        said = head.communicate(timeout=60)[0]
+        said = head.communicate(timeout=PATIENCE)[0]
         took("cluster head --stop", began)
         box.close()
     assert stopped.returncode == 0 and head.returncode == 0, said + stopped.stderr
@@ -43,22 +44,22 @@ def laptop(boxes, shared, tmp_path_factory):
 def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
     assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-runpod") == expected
-    boxes.wait(lambda state: state["rentals"] == [], 90)  # idle
+    boxes.wait(lambda state: state["rentals"] == [])  # idle
 
 
 def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxes, shared):
     (shared / "nap.py").write_text(NAP)
     job = Submitted(laptop, "--", "python", shared / "nap.py", 20)
-    boxes.wait(lambda state: len(spots(state)) == 2, 120)
-    give_up = time.time() + 120
+    boxes.wait(lambda state: len(spots(state)) == 2)
+    give_up = time.time() + PATIENCE
     while alive(laptop) < 3:
         assert time.time() < give_up
     fault = time.time()
     victim = spots(boxes.state())[0]
     boxes.control("dark", id=victim)
-    boxes.wait(lambda state: all(r["id"] != victim for r in state["rentals"]), 60)
+    boxes.wait(lambda state: all(r["id"] != victim for r in state["rentals"]))
     took("dark → destroyed", fault)
-    boxes.wait(lambda state: len(spots(state)) == 2, 60)
+    boxes.wait(lambda state: len(spots(state)) == 2)
     took("dark → replaced", fault)
-    ended = float(re.search(r"ENDED ([\d.]+)", job.wait(180))[1])
+    ended = float(re.search(r"ENDED ([\d.]+)", job.wait(PATIENCE))[1])
     print(f"\ndark → its task tried again and done: {ended - fault:.1f} s")

@@ -14,7 +14,7 @@ from lib import checkpoint
 from lib.run import Run
 from tests.cluster import e2e
 from tests.cluster.e2e import leading, spots, submit, took
-from tests.conftest import REPO, run_job
+from tests.conftest import PATIENCE, REPO, run_job
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
@@ -40,12 +40,12 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         bid = {"client_id": "me", "price": 3.0}
         key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
         httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
-        said, _ = job.communicate(timeout=240)
+        said, _ = job.communicate(timeout=PATIENCE)
         took("dearer → job ended", raised)
         assert job.returncode != 0, said[-3000:]
         assert "of $0.06 are spent, and the rest pays for saving. Saved at step" in said, said[-3000:]
         assert f"Go on with: python jobs/sft.py --resume {run.path}" in said
-        boxes.wait(lambda state: state["rentals"] == [], 60)
+        boxes.wait(lambda state: state["rentals"] == [])
         took("dearer → nothing is rented", raised)
         time.sleep(6)  # nothing is rented again for what still asks
         assert boxes.state()["rentals"] == []
@@ -72,14 +72,14 @@ def test_a_killed_head_costs_nothing_after_the_watchdogs_time(apart):
     (shared / "nap.py").write_text(e2e.NAP)
     with leading(laptop, shared, unattended_minutes=0.5):
         submit(laptop, "--", "python", shared / "nap.py", 600, stdout=subprocess.DEVNULL)
-        boxes.wait(lambda state: len(spots(state)) == 2, 120)
-        give_up = time.time() + 120
+        boxes.wait(lambda state: len(spots(state)) == 2)
+        give_up = time.time() + PATIENCE
         while e2e.alive(laptop) < 3:
             assert time.time() < give_up
         time.sleep(35)  # longer than the watchdog waits: it is quiet as long as there is a head
         assert len(spots(boxes.state())) == 2
         killed = time.time()
         laptop.close()
-        boxes.wait(lambda state: state["rentals"] == [], 90)
+        boxes.wait(lambda state: state["rentals"] == [])
         took("head killed → nothing is billed", killed)
         assert time.time() - killed > 25

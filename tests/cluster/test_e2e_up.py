@@ -8,6 +8,7 @@ import yaml
 
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, cluster, took
+from tests.conftest import PATIENCE
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
@@ -35,12 +36,12 @@ def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, share
         took("ray up", began)
         forever = f"while :; do ray dashboard {config}; done"
         tunnel = laptop.start("sh", "-c", forever, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        give_up = time.time() + 30
+        give_up = time.time() + PATIENCE
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
             assert time.time() < give_up
             time.sleep(0.5)
         assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, f"e2e-{market}") == expected
-        boxes.wait(lambda state: len(state["rentals"]) == 1, 90)  # idle: the head alone
+        boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
     finally:
         if tunnel:
             tunnel.terminate()

@@ -17,6 +17,7 @@ from cluster.bootstrap import complete
 from cluster.provider import Provider
 from tests.cluster import e2e
 from tests.cluster.e2e import cluster
+from tests.conftest import PATIENCE
 
 
 def test_every_node_has_ports_of_its_own():
@@ -103,7 +104,7 @@ def test_both_ways_through_a_box_and_again_after_the_tunnel_died(boxes, tmp_path
             return said.stdout == "hello\n" and "Directory listing" in got.stdout
 
         def wait_for(ok) -> None:
-            give_up = time.time() + 20
+            give_up = time.time() + PATIENCE
             while not ok():
                 assert time.time() < give_up, (provider.folder.path / f"mesh-{k}.log").read_text()
                 time.sleep(0.2)

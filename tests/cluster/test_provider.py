@@ -98,7 +98,7 @@ def test_a_lost_rental_is_gone_at_once_and_costs_nothing_from_then_on(provider, 
     sim.control(fault, id=id.split("-")[1])
     assert p.non_terminated_nodes({}) == []
     assert p.is_terminated(id)
-    sim.wait(lambda s: s["rentals"] == [], 10)
+    sim.wait(lambda s: s["rentals"] == [])
 
 
 def test_a_rental_that_never_runs_is_given_up_and_its_machine_avoided(provider, sim, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_rental_that_never_runs_is_given_up_and_its_machine_avoided(provider, 
     [stuck] = sim.state()["rentals"]
     monkeypatch.setattr(module, "STARTING_S", 0.0)
     assert p.non_terminated_nodes({}) == []
-    sim.wait(lambda s: s["rentals"] == [], 10)
+    sim.wait(lambda s: s["rentals"] == [])
     p.create_node({"ladder": LADDER}, WORKER, 1)
     [other] = sim.state()["rentals"]
     assert other["machine"] != stuck["machine"]
@@ -120,7 +120,7 @@ def test_a_rental_without_ssh_is_given_up(provider, sim, monkeypatch):
     running(sim, p)
     monkeypatch.setattr(module, "SSH_S", 0.0)
     assert p.non_terminated_nodes({}) == []
-    sim.wait(lambda s: s["rentals"] == [], 10)
+    sim.wait(lambda s: s["rentals"] == [])
     assert "no login" in p.memory.path.read_text()
 
 
@@ -174,7 +174,7 @@ def test_a_create_without_an_answer_is_found_and_ended(provider, sim, monkeypatc
     with pytest.raises(MarketError):
         p.create_node({"ladder": LADDER}, WORKER, 1)
     assert p.non_terminated_nodes({}) == []
-    sim.wait(lambda s: s["rentals"] == [], 10)
+    sim.wait(lambda s: s["rentals"] == [])
 
 
 def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):

@@ -13,6 +13,7 @@ import cluster
 from cluster.sim import network
 from cluster.sim.box import why_not
 from tests.cluster.conftest import simulator
+from tests.conftest import PATIENCE
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
 REAL = {"boxes": "namespaces", "boot": 0.2}
@@ -26,7 +27,7 @@ def key(tmp_path_factory):
     return str(file), file.with_suffix(".pub").read_text().strip()
 
 
-def ssh(sim, rental: dict, key, command: str, patience: float = 20) -> subprocess.CompletedProcess:
+def ssh(sim, rental: dict, key, command: str, patience: float = PATIENCE) -> subprocess.CompletedProcess:
     """In the box, by its mapped port; tried again that many seconds, since sshd comes up after the box does."""
     host = sim.vast_url.split("//")[1].split(":")[0]
     options = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "LogLevel": "ERROR"}
@@ -153,7 +154,7 @@ def test_nothing_is_left_of_a_simulator_ended_or_killed(key, tmp_path):
             simulator(**REAL, state=tmp_path / "state").__enter__()
         sim.process.send_signal(signal.SIGKILL)
         sim.process.wait()
-        give_up = time.time() + 5
+        give_up = time.time() + PATIENCE
         while box_processes := [
             p for s in leftovers(sim) if "-" in s for p in network.run("ip", "netns", "pids", s).split()
         ]:

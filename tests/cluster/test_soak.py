@@ -88,7 +88,7 @@ def test_no_rental_is_unknown_to_the_ledger_and_there_are_never_too_many(apart):
     dice, most, done = random.Random(0), 0, []
     with leading(laptop, shared, ladder=ladder, max_workers=WORKERS, markets=["vast", "runpod"]):
         submit(laptop, "--no-wait", "--", "python", shared / "ask.py", stdout=subprocess.DEVNULL)
-        boxes.wait(lambda state: len(spots(state)) == WORKERS, 120)
+        boxes.wait(lambda state: len(spots(state)) == WORKERS)
         while len(done) < FAULTS:
             if fault := a_fault(dice, boxes):
                 done.append(fault)
@@ -103,7 +103,7 @@ def test_no_rental_is_unknown_to_the_ledger_and_there_are_never_too_many(apart):
                 intended = ledger.read_text()
                 assert all(nonce(r) in intended for r in rentals), (done[-5:], rentals)
                 time.sleep(0.2)
-        boxes.wait(lambda state: len(spots(state)) == WORKERS, 240)  # it has come through
+        boxes.wait(lambda state: len(spots(state)) == WORKERS)  # it has come through
     assert boxes.state()["rentals"] == []
     bill = boxes.bill()
     intended = ledger.read_text()

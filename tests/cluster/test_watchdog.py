@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import watchdog
+from tests.conftest import PATIENCE
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def start(tmp_path, api):
         p.wait()
 
 
-def wait_until(reached, seconds: float = 20) -> None:
+def wait_until(reached, seconds: float = PATIENCE) -> None:
     deadline = time.time() + seconds
     while not reached():
         assert time.time() < deadline

@@ -8,6 +8,7 @@ import pytest
 
 from lib.config import Data
 from lib.data import check, load
+from tests.conftest import PATIENCE
 from tests.data.conftest import CHAT, qa, qa_chats, questions
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -159,6 +160,6 @@ def test_workers_that_start_together_get_the_same_rows(write, cache):
     )
     command = [sys.executable, "-c", code, path, str(cache.parent)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = {w.communicate(timeout=120)[0] for w in workers}
+    said = {w.communicate(timeout=PATIENCE)[0] for w in workers}
     assert len(said) == 1 and said.pop().split()[0].isdigit()
     assert len(list(cache.glob("*/train.arrow"))) == 1

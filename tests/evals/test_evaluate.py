@@ -16,7 +16,7 @@ from lib.evals.job import EvalJob
 from lib.evals.report import Report
 from lib.evals.summary import CLOCK
 from lib.run import Run
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_killed_twice_and_finished_by_another_number_of_processes(job, report, t
 
     for workers, shards in ((2, 2), (1, 6)):
         process = start(workers)
-        give_up = time.time() + 180
+        give_up = time.time() + PATIENCE
         while len(run.files("ledger") if run.fs.exists(run.at("ledger")) else []) < shards:
             assert process.poll() is None and time.time() < give_up, process.communicate()[0]
             time.sleep(0.02)
@@ -157,7 +157,7 @@ def test_killed_twice_and_finished_by_another_number_of_processes(job, report, t
         assert not run.fs.exists(run.at("reports/report.json"))
     kept = {name: os.stat(run.at(f"ledger/{name}")).st_mtime_ns for name in run.files("ledger")}
     last = start(2)
-    out = last.communicate(timeout=300)[0]
+    out = last.communicate(timeout=PATIENCE)[0]
     assert last.returncode == 0, out
     assert "from the ledger" in out
     assert kept.items() <= {n: os.stat(run.at(f"ledger/{n}")).st_mtime_ns for n in run.files("ledger")}.items()
@@ -198,7 +198,7 @@ def test_on_a_file_of_pairs_as_a_user_does_it(runs, pairs_file, tmp_path):
     rest = ["--reward", runs["reward"], "--limit", "5", "--max_new_tokens", "4", "--run", str(tmp_path / "e")]
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "jobs/eval.py", *names, *tasks, *data, *rest]
-    done = subprocess.run(command, cwd=REPO, env=alone, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPO, env=alone, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     report = Report.from_json(Run(str(tmp_path / "e")).read_text("reports/report.json"))
     assert {(m.metric, m.n) for m in report.metrics if m.headline} == {

@@ -11,7 +11,7 @@ import yaml
 from lib.evals import cli, job, tasks
 from lib.evals.job import EvalJob
 from lib.run import Run
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 
 
 def parse(*argv: str) -> EvalJob:
@@ -176,7 +176,7 @@ def test_refused_in_two_seconds_and_help_in_one(tmp_path):
         for _ in range(3):
             began = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "jobs/eval.py", *args], cwd=REPO, capture_output=True, text=True, timeout=60
+                [sys.executable, "jobs/eval.py", *args], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE
             )
             took.append(time.perf_counter() - began)
         return min(took), done
@@ -194,14 +194,14 @@ def test_dry_run_starts_nothing(runs, tmp_path):
         yaml.safe_dump({"run": str(tmp_path / "out"), "runs": {"sft": runs["sft"]}, "tasks": ["demo", "perplexity"]})
     )
     command = [sys.executable, "jobs/eval.py", "--config", str(config), "--dry-run"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "Dry run" in done.stdout and "demo, perplexity" in done.stdout
     assert not (tmp_path / "out").exists()
 
 
 def test_schema_knows_every_key():
     done = subprocess.run(
-        [sys.executable, "jobs/eval.py", "--schema"], cwd=REPO, capture_output=True, text=True, timeout=60
+        [sys.executable, "jobs/eval.py", "--schema"], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE
     )
     told = json.loads(done.stdout)
     assert set(told["properties"]) == set(EvalJob.__dataclass_fields__) and told["additionalProperties"] is False

@@ -8,16 +8,12 @@ import numpy as np
 import openai
 import pytest
 
-from lib import vllm_generator
 from lib.run import Run
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 from tests.serve.conftest import serving
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not vllm_generator.installed(), reason="vLLM is not installed: make vllm"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the red table", "a garden near the river")]
 
 
