@@ -18,6 +18,7 @@ ON_EVERY_NODE = {
     # A peer that went dark is noticed by gRPC after 15 s instead of never: a driver waits on the connection, not on the GCS.
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    "RAY_worker_niceness": "0",  # as lib/launch.py
 }
 ON_THE_HEAD = {
     # Dead after 6 to 10 s without an answer (Ray's own: 30 s).

@@ -143,6 +143,7 @@ RAY_ENV = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's controller does it
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves its workers a thirtieth of a core beside any other process
     # What Ray's own actors say at every start and a user can do nothing about.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF|multiple active Ray instances|torchao/_C|is an Enum subclass|MatMul8bitLt",
 }

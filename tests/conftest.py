@@ -14,9 +14,9 @@ import pytest
 
 from lib.run import Run
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported; threads that share a core wait for each other, spinning
+# Before torch is imported; threads that share a core wait for each other, spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/launch.py, for the Rays that tests start by themselves
 
 REPO = Path(__file__).parent.parent
 CHATML = (
@@ -52,6 +52,7 @@ TOGETHER = {"tests/serve/": "serve", "tests/cluster/test_e2e_head.py": "boxes", 
 """Paths → the tests that one process runs, since they share a costly fixture; else it is those of a file."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
     """With pytest-xdist: groups of tests for a process, those with most end-to-end tests first, so that no long one is left for the end."""
     groups: dict[str, list] = {}
