@@ -12,14 +12,16 @@ quickstart: $(VENV)/ready      ## environment, then base → SFT → reward mode
 
 test: packages $(VENV)/ready .venv-vllm/ready      ## environment, then every test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(TESTS) -m "not vllm and not soak"
+	$(BIN)/python -m pytest $(TESTS) -m "not vllm"
 	.venv-vllm/bin/python -m pytest -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
 
-soak: packages $(VENV)/ready   ## faults at random, for as long as SOAK_FAULTS says, and drills of every kind of kill
-	$(BIN)/python -m pytest -s -m soak
+soak: packages $(VENV)/ready   ## an hour or two: 200 faults at random under a cluster, and every kind of kill under a job
+	SOAK_FAULTS=200 $(BIN)/python -m pytest -s tests/cluster/test_soak.py
+	$(BIN)/python jobs/drill.py --config configs/sft.yaml --train.max_steps 12 --train.save_steps 3
+	$(BIN)/python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
