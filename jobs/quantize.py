@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault(key, value)
     with refusing("jobs/quantize.py"):
         request, dry_run, resume = job.parse(argv)
-        planned = job.plan(request, resume)
+        planned = job.plan(request, resume, dry_run)
     show(planned.lines(), "quantize: the plan")
     if dry_run:
         print("Dry run: nothing was started.")

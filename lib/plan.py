@@ -123,9 +123,9 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         else:
             status = run.provenance().get("status", "before its first step")
             state = "is finished" if finished else f"stopped ({status})"
-            problems.append(
-                f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
-            )
+            there = f"{run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
+            # A dry run writes nothing, so the run that is there is in nobody's way yet.
+            notes.append(there) if request.dry_run else problems.append(f"run: {there}")
     elif run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     if problems:
