@@ -133,7 +133,9 @@ def latest(folder: str, name: str) -> Path:
     """The link to a step's latest finished run. Raises UsageError where something else has its name."""
     link = Path(folder, name)
     if link.exists() and not link.is_symlink():
-        raise UsageError(f"steps.{name}: {link} is in the way of a link to the step's run. Move it, or rename the step.")
+        raise UsageError(
+            f"steps.{name}: {link} is in the way of a link to the step's run. Move it, or rename the step."
+        )
     return link
 
 

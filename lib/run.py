@@ -6,6 +6,7 @@
     metrics.jsonl     one JSON object per log line, with `step`
     tensorboard/      event files, where train.report_to says so
     reports/          report.json, report.md, report.html of evaluations
+    logs/             what the libraries printed in each process (lib/logs.py)
     provenance.json   where it came from and what it took; `status` is running, finished or failed
 
 The directory is a local path or an s3:// address; fsspec reads and writes both.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, data, quantized, vllm_generator
+from lib import cli, data, logs, quantized, vllm_generator
 from lib.cli import UsageError
 from lib.config import Data
 from lib.evals.job import EvalJob
@@ -112,6 +112,7 @@ class Plan:
             ("engine", f"{'vLLM' if j.chosen() == 'vllm' else 'transformers'}, before and after"),
             ("tasks", ", ".join(j.tasks) or "none: sizes, memory and speed only"),
             *[("data", line.removeprefix("data: ")) for line in (self.check.lines() if self.check else [])],
+            logs.line(Run(j.run)),
             *[("note", note) for note in self.notes],
         ]
 
