@@ -55,7 +55,7 @@ def main() -> int:
         prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, measure.TOGETHER)
         for engine in engines:
             for name, path in runs.items():
-                found[name, engine] = apart(_try, path, engine == "vllm", job, prompts)
+                found[name, engine] = apart(Run(options.out), _try, path, engine == "vllm", job, prompts)
                 print(name, engine, found[name, engine], flush=True)
         scores = {}
         for engine in engines:

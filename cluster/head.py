@@ -150,6 +150,8 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         "PYTHONPATH": os.pathsep.join(
             [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
+        # Where a job has run before, Ray keeps a token in ~/.ray/auth_token and would ask for it here; no rented worker has it.
+        "RAY_AUTH_MODE": "disabled",
         "RAY_CLOUD_INSTANCE_ID": "here",
         "RAY_NODE_TYPE_NAME": head,
         "RAY_OVERRIDE_RESOURCES": json.dumps(config["available_node_types"][head].get("resources") or {}),

@@ -53,9 +53,11 @@ def main(argv: list[str]) -> int:
 def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
     """The work of a job as jobs/<name>.py would be given it. Raises UsageError with every mistake."""
     said = stage(name)
-    request = cli.parse(name, said["config"], argv)
+    # A dry run, since nothing is started: a job whose run is already there can be planned again.
+    request = cli.parse(name, said["config"], [*argv, "--dry-run"])
     if check := said.get("check"):
-        check(SimpleNamespace(**{k: f.default for k, f in fields.read(said["config"]).items()} | request.job.train))
+        defaults = {k: f.default for k, f in fields.read(said["config"]).items()}
+        check(request.job, SimpleNamespace(**defaults | request.job.train))
     os.environ.setdefault("RAY_ADDRESS", "auto")  # it is checked for a cluster, and not for the cores of this machine
     planned = plan.make(request, said["rows"], said.get("models", ()))
     return Work(
@@ -68,7 +70,8 @@ def learn(folder: Path) -> list[throughput.Measured]:
     known = throughput.load()
     seen, new = {m.run for m in known}, []
     finished = sorted(folder.glob("*/provenance.json"), key=lambda p: -p.stat().st_mtime)
-    for run in [Run(str(p.parent)) for p in finished if str(p.parent) not in seen][:LEARN]:
+    found = {run.path: run for run in (Run(str(p.parent)) for p in finished)}  # a link leads to a run that is here too
+    for run in [run for path, run in found.items() if path not in seen][:LEARN]:
         p = run.provenance()
         if p.get("status") == "finished" and p.get("tokens_per_second"):
             try:

@@ -90,11 +90,15 @@ def main() -> None:
     parser.add_argument("--at", type=int, nargs="+", help="steps to kill at, in turn (default: random)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", default="runs/drill", help="folder for the runs of the drill")
+    parser.add_argument("--dry-run", action="store_true", help="check the job as its own --dry-run does, kill nothing")
     options, extra = parser.parse_known_args()
     stage = options.stage or Path(options.config).stem
     if not (ROOT / "jobs" / f"{stage}.py").is_file():
         stages = [p.stem for p in (ROOT / "jobs").glob("*.py")]
         parser.error(f"--stage: there is no jobs/{stage}.py.{nearest(stage, stages)}")
+    if options.dry_run:
+        command = [sys.executable, f"jobs/{stage}.py", "--config", options.config, *extra, "--dry-run"]
+        sys.exit(subprocess.run(command, cwd=ROOT).returncode)
     rng = random.Random(options.seed)
     random.seed(options.seed)
     folder = f"{absolute(options.run)}/{stage}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(request, command: str) -> int:
     import yaml
 
+    from lib import logs
     from lib.evals.evaluate import evaluate
     from lib.evals.render import terminal
     from lib.run import Run
@@ -46,7 +47,8 @@ def _evaluate(request, command: str) -> int:
         )
         run.write_json("provenance.json", {"status": "running", "stage": "eval", "command": command})
     try:
-        report = evaluate(request, command)
+        with logs.driver(run):
+            report = evaluate(request, command)
     except (ValueError, RuntimeError) as e:
         if own:
             run.write_json(

@@ -4,17 +4,20 @@
 
 A step's hash covers its configuration, its data, its code, and (through their names) the runs it starts from. So
 running again skips what is done, goes on with what was interrupted, and does anew only what an edit has touched.
+<folder>/<step> is a link to the step's latest finished run, for use in other commands (local folders only).
 """
 
 import argparse
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import fields
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -126,6 +129,23 @@ def commands(folder: str, steps: dict[str, dict]):
         )
 
 
+def latest(folder: str, name: str) -> Path:
+    """The link to a step's latest finished run. Raises UsageError where something else has its name."""
+    link = Path(folder, name)
+    if link.exists() and not link.is_symlink():
+        raise UsageError(
+            f"steps.{name}: {link} is in the way of a link to the step's run. Move it, or rename the step."
+        )
+    return link
+
+
+def point(link: Path, run: Run) -> None:
+    """Makes the link lead to the run, relatively, so that the folder can be moved; a reader never finds it missing."""
+    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
+    temporary.symlink_to(run.name)
+    os.replace(temporary, link)
+
+
 def run_step(command: list[str]) -> int:
     """Exit code of the command. Ctrl-C gives it time to stop its Ray before it reaches us."""
     process = subprocess.Popen(command, cwd=ROOT)
@@ -140,9 +160,12 @@ def run_step(command: list[str]) -> int:
 def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
     """Runs what isn't finished, in order; exits with the code of the first step that fails."""
     started, total = time.time(), len(steps)
+    links = {} if "://" in folder else {name: latest(folder, name) for name in steps}
     for i, (name, run, command) in enumerate(commands(folder, steps), 1):
         if run.finished():
             print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
+            if links and not dry_run:
+                point(links[name], run)
             continue
         going_on = run.is_run() and steps[name]["stage"] != "eval"
         command = [*command[:-2], "--resume", run.path] if going_on else command
@@ -155,6 +178,8 @@ def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
                 file=sys.stderr,
             )
             sys.exit(code if code > 0 else 1)
+        if links:
+            point(links[name], run)
     if not dry_run:
         print(f"\nAll {total} steps are done, in {(time.time() - started) / 60:.1f} minutes.")
         if not run.remote and Path(run.at("reports/report.html")).is_file():

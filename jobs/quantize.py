@@ -24,11 +24,12 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault(key, value)
     with refusing("jobs/quantize.py"):
         request, dry_run, resume = job.parse(argv)
-        planned = job.plan(request, resume)
+        planned = job.plan(request, resume, dry_run)
     show(planned.lines(), "quantize: the plan")
     if dry_run:
         print("Dry run: nothing was started.")
         return 0
+    from lib import logs
     from lib.run import Run
 
     run = Run(planned.job.run)
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     words = sys.argv[1:] if argv is None else argv
     try:
-        _work(planned, run, shlex.join(["python", "jobs/quantize.py", *words]))
+        with logs.driver(run):
+            _work(planned, run, shlex.join(["python", "jobs/quantize.py", *words]))
     except KeyboardInterrupt:
         print(f"\nInterrupted. Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
         return 130
@@ -65,7 +67,7 @@ def _work(planned, run, command: str) -> None:
             say(f"the model is in {run.at('model')}")
         prompts, needs = data.prompts(data.load(j.data, ("chat", "text"), training=False).heldout, measure.TOGETHER), {}
         for name, base in (("before", j.model.base), (j.method, run.path)):
-            needs[name] = apart(measure.needs, base, j.chosen() == "vllm", j.dtype, prompts, j.max_new_tokens)
+            needs[name] = apart(run, measure.needs, base, j.chosen() == "vllm", j.dtype, prompts, j.max_new_tokens)
             say(f"{name:<10} memory and speed measured")
         scores = evaluate(j.evaluation(), command) if j.tasks else None
     finally:
@@ -87,6 +89,7 @@ def _failed(run, e: Exception) -> int:
     why = explain(e)
     made = run.finished()
     print(f"\n{'The model is there, but: ' if made else ''}{why}", file=sys.stderr)
+    print(f"What the libraries printed: {run.at('logs')}", file=sys.stderr)
     print(f"Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
     if run.is_run() and not made:
         launch.record(run, {"status": "failed", "failure": why})

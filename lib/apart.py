@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from lib import logs
 from lib.config import Scale
 from lib.hardware import worker_env
+from lib.run import Run
 
 
-def apart(f, *args):
-    """f(*args) as a Ray task; Ray must be connected. Raises what it raised."""
+def apart(run: Run, f, *args):
+    """f(*args) as a Ray task for `run`, in whose logs/ is what it prints; Ray must be connected. Raises what it raised."""
     import ray
 
     gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
     env = worker_env(Scale(), bool(gpu))
     # max_calls: the process ends with the task, so that the next one's memory is its own.
-    task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, max_retries=1, runtime_env={"env_vars": env})(f)
-    return ray.get(task.remote(*args))
+    task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, max_retries=1, runtime_env={"env_vars": env})(logged)
+    return ray.get(task.remote(run.path, f, *args))
+
+
+def logged(run: str, f, *args):
+    """f(*args), what it prints kept in the run's logs/."""
+    with logs.kept(Run(run), f.__name__.strip("_")):
+        return f(*args)

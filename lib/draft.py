@@ -46,7 +46,7 @@ def certify(run: Run, job: Job) -> bool:
 
         try:
             asked = job.train.get("certify_prompts", DraftConfig.certify_prompts)
-            found = apart(measure, models.locate(job.train["teacher"])[0], run.path, job, asked)
+            found = apart(run, measure, models.locate(job.train["teacher"])[0], run.path, job, asked)
         finally:
             ray.shutdown()
         run.write_text("reports/certificate.md", markdown(found))

@@ -6,6 +6,8 @@ import time
 
 from transformers import TrainerCallback
 
+from lib.logs import say
+
 PROBE = 1 << 20
 """float32 numbers that are summed over all workers to measure the link."""
 TIMES = {"zero3": 1.5, "fsdp": 1.5}
@@ -19,7 +21,7 @@ SHARE = 1 / 3
 class Exchange(TrainerCallback):
     """Says once, on rank 0, when steps turn out to be mostly waiting."""
 
-    def __init__(self, megabytes: float, mb_per_s: float, seconds: float, say=print):
+    def __init__(self, megabytes: float, mb_per_s: float, seconds: float, say=say):
         """seconds: what exchanging them takes, a step."""
         self.megabytes, self.mb_per_s, self.seconds, self.say = megabytes, mb_per_s, seconds, say
         self.began: tuple[float, int] | None = None
@@ -70,9 +72,8 @@ def callback(model, strategy: str) -> Exchange | None:
     seconds = megabytes * moved * TIMES.get(strategy, 1.0) / mb_per_s
     if dist.get_rank():
         return None
-    print(
+    say(
         f"{workers} workers on {machines} machines, {mb_per_s:.3g} MB/s between them: exchanging {megabytes:.3g} MB of gradients "
         f"takes about {seconds:.2g} s a step",
-        flush=True,
     )
     return Exchange(megabytes, mb_per_s, seconds)

@@ -59,10 +59,6 @@ def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TQDM_DISABLE": "1",  # compressed-tensors has no other switch
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": str(scale.cpus_per_worker),
         # glibc gives freed memory back and faults it in again at every step: a third of the time of a CPU step.
         "MALLOC_MMAP_THRESHOLD_": "4294967296",

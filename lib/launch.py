@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import cli, plan
+from lib import cli, logs, plan
 from lib import fields as known
 from lib.run import Run
 
@@ -49,10 +49,18 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
         print("Dry run: nothing was started.")
         return
     run = Run(planned.job.run)
-    if planned.finished:
-        print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
+    with logs.driver(run):
+        if planned.finished:
+            print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
+        else:
+            _train(planned, build, config, rows, run, started)
+            finish(run, planned)
         _afterwards(after, run, planned.job)
-        return
+
+
+def _train(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: Run, started: float) -> None:
+    """execute(); what stops it is explained, recorded, and ends the process."""
+    stage = planned.job.stage
     try:
         execute(planned, build, config, rows, run, started)
     except KeyboardInterrupt:
@@ -62,7 +70,8 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
         from lib.failure import explain
 
         why = explain(e, run)
-        print(f"\n{why}\nGo on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
+        print(f"\n{why}\nWhat the libraries printed: {run.at('logs')}", file=sys.stderr)
+        print(f"Go on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
         try:
             record(run, {"status": "failed", "failure": why})
         except Exception as lost:  # the disk or the store may be what failed
@@ -70,8 +79,6 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
         if os.environ.get("SHOESTRING_TRACEBACK"):
             raise
         sys.exit(1)
-    finish(run, planned)
-    _afterwards(after, run, planned.job)
 
 
 def _afterwards(after, run: Run, job) -> None:
@@ -84,7 +91,8 @@ def _afterwards(after, run: Run, job) -> None:
     except Exception as e:
         from lib.failure import explain
 
-        print(f"\nThe model is trained, but: {explain(e)}\n{again}", file=sys.stderr)
+        print(f"\nThe model is trained, but: {explain(e)}", file=sys.stderr)
+        print(f"What the libraries printed: {run.at('logs')}\n{again}", file=sys.stderr)
         if os.environ.get("SHOESTRING_TRACEBACK"):
             raise
         sys.exit(1)
@@ -132,9 +140,6 @@ def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packag
     }
 
 
-for noisy in ("torchao", "torch.utils._pytree"):  # what a user can do nothing about, each time that they are imported
-    logging.getLogger(noisy).setLevel(logging.ERROR)
-
 RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print worker source code at every datasets.map
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -144,8 +149,8 @@ RAY_ENV = {
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 leaves its workers a thirtieth of a core beside any other process
-    # What Ray's own actors say at every start and a user can do nothing about.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|gemm_4bit_forward|de-quantizing GGUF|multiple active Ray instances|torchao/_C|is an Enum subclass|MatMul8bitLt",
+    # What Ray's own actors print at every start and a user can do nothing about.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|multiple active Ray instances",
 }
 
 

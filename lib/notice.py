@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
+from lib.logs import say
 from lib.run import Run
 
 NAMESPACE = b"shoestring"
@@ -103,7 +104,7 @@ class Listener(threading.Thread):
             try:
                 told = _internal_kv_get(STOP, namespace=NAMESPACE)
             except (RpcError, GetTimeoutError) as e:  # a busy head answers the next time
-                print(f"notice: the head didn't answer, asking again: {e}", flush=True)
+                say(f"notice: the head didn't answer, asking again: {e}")
                 continue
             stop = Stop(**json.loads(told)) if told else None
             self.stop = stop if stop and stop.deadline > time.time() else None
@@ -150,7 +151,7 @@ def callback(run: Run, stage: str):
                 return
             self.next, why, self.stopped = from_rank_0(self.decide(state) if rank == 0 else None)
             if why and rank == 0:
-                print(f"Saving at step {state.global_step}: {why}", flush=True)
+                say(f"Saving at step {state.global_step}: {why}")
             control.should_save = control.should_save or bool(why)
             control.should_training_stop = control.should_training_stop or bool(self.stopped)
 
@@ -194,6 +195,6 @@ def callback(run: Run, stage: str):
             try:
                 _internal_kv_put(key, json.dumps(asdict(job)), namespace=NAMESPACE)
             except (RpcError, GetTimeoutError) as e:  # training goes on; the next save tells it
-                print(f"notice: the head didn't take where the job is: {e}", flush=True)
+                say(f"notice: the head didn't take where the job is: {e}")
 
     return Notice()

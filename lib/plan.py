@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, hardware, models, quantized, strategy
+from lib import data, hardware, logs, models, quantized, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.quantize import qat
@@ -62,6 +62,7 @@ class Plan:
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),
             ("scale", f"{s.strategy} on {where}, {'GPU' if self.gpu else 'CPU'}, precision {s.precision}"),
+            logs.line(Run(j.run)),
             *[("note", n) for n in self.notes],
         ]
 
@@ -123,9 +124,11 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         else:
             status = run.provenance().get("status", "before its first step")
             state = "is finished" if finished else f"stopped ({status})"
-            problems.append(
-                f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
+            there = (
+                f"{run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
             )
+            # A dry run writes nothing, so the run that is there is in nobody's way yet.
+            notes.append(there) if request.dry_run else problems.append(f"run: {there}")
     elif run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     if problems:

@@ -6,6 +6,7 @@
     metrics.jsonl     one JSON object per log line, with `step`
     tensorboard/      event files, where train.report_to says so
     reports/          report.json, report.md, report.html of evaluations
+    logs/             what the libraries printed in each process (lib/logs.py)
     provenance.json   where it came from and what it took; `status` is running, finished or failed
 
 The directory is a local path or an s3:// address; fsspec reads and writes both.
@@ -32,10 +33,16 @@ def absolute(path: str) -> str:
 
 
 class Run:
-    """A run directory at `path` (local or s3://). Making the object touches nothing."""
+    """A run directory at `path` (local or s3://). Making the object changes nothing on disk.
+
+    Where `path` is a link, such as a pipeline's name for its latest run, the run is the one that it leads to now: what is
+    recorded of it stays true when the link moves on.
+    """
 
     def __init__(self, path: str):
         self.path = absolute(str(path))
+        if os.path.islink(self.path):
+            self.path = os.path.normpath(os.path.join(os.path.dirname(self.path), os.readlink(self.path)))
         self.remote = "://" in self.path
         self.name = self.path.rsplit("/", 1)[-1]
 

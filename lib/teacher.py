@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.logs import say
 from lib.run import Run, cache
 
 SHARD = 64
@@ -92,7 +93,7 @@ class Kept(Teacher):
         for n, i in enumerate(mine):
             self._work_out(i, shards[i], collate, batch_rows)
             if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
-                print(f"teacher: {n + 1} of {len(mine)} shards kept in {self.store.path}", flush=True)
+                say(f"teacher: {n + 1} of {len(mine)} shards kept in {self.store.path}")
         barrier()
         self.files = [self._open(i) for i in range(len(shards))]
         self.place = {}

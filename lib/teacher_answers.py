@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lib.logs import say
 from lib.run import Run
 from lib.sampling import Sampling
 from lib.teacher import SHARD
@@ -41,7 +42,7 @@ def written(
             Path(scratch, "answers.jsonl").write_text("".join(lines), encoding="utf-8")
             store.put(scratch, f"{start:08}")
         if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
-            print(f"teacher: {n + 1} of {len(mine)} shards of answers in {store.path}", flush=True)
+            say(f"teacher: {n + 1} of {len(mine)} shards of answers in {store.path}")
     barrier()
     found = [json.loads(line) for s in starts for line in store.read_text(f"{s:08}/answers.jsonl").splitlines()]
     whole = [i for i, answer in enumerate(found) if answer["finished"]]
@@ -50,9 +51,8 @@ def written(
             f"train.answer_tokens: none of the teacher's {len(found):,} answers ended within {sampling.max_new_tokens} tokens. Raise it."
         )
     if share[0] == 0 and len(whole) < len(found):
-        print(
+        say(
             f"teacher: {len(found) - len(whole):,} of {len(found):,} answers were not finished and are left out",
-            flush=True,
         )
     texts = iter([found[i]["text"] for i in whole])
     kept = rows.select(whole)

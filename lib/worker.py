@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, data, hardware, head, models, notice, strategy
+from lib import checkpoint, data, hardware, head, logs, models, notice, strategy
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.quantize import qat
@@ -74,6 +74,18 @@ def train_loop(config: dict) -> dict:
     Returns rank 0's summary for provenance.json. Raises StopTraining where another try would fail the same way.
     """
     import ray.train
+
+    run, context = Run(config["job"]["run"]), ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    if not run.is_run():
+        raise StopTraining(
+            f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount."
+        )
+    with logs.kept(run, f"worker-{rank}"):
+        return _train(config, run, rank, workers)
+
+
+def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     import torch
     from transformers import PrinterCallback
     from transformers.utils import logging
@@ -83,13 +95,7 @@ def train_loop(config: dict) -> dict:
     logging.disable_progress_bar()
     began = time.time()
     job, build = Job.from_dict(config["job"]), config["build"]
-    run, context = Run(job.run), ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.scale.cpus_per_worker)
-    if not run.is_run():
-        raise StopTraining(
-            f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount."
-        )
     scratch = checkpoint.scratch(run)
     args, precision = arguments(
         job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints")
@@ -102,8 +108,8 @@ def train_loop(config: dict) -> dict:
     barrier()
     if rank == 0:
         for line in refused:
-            print(line, flush=True)
-        print(f"from step {step or 0} on {workers} × {args.device.type}, {precision}", flush=True)
+            logs.say(line)
+        logs.say(f"from step {step or 0} on {workers} × {args.device.type}, {precision}")
         checkpoint.discard_after(run, step)
     barrier()
     resume = checkpoint.fetch(run, step, scratch) if step else None

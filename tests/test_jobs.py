@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -226,7 +225,9 @@ def test_job_submission(sft, pairs_file, tmp_path):
 
     ray = f"{os.path.dirname(sys.executable)}/ray"
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # As on a machine where a job has run before: Ray's token is there, and a head that is started afterwards wants it.
+    env = {k: v for k, v in env.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+    subprocess.run([ray, "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"  # `python` on the node is this one
     # The agent, without which no job is taken, doesn't look for a free port when another Ray has its own.
     dashboard, agent = free_port(), free_port()
@@ -237,10 +238,13 @@ def test_job_submission(sft, pairs_file, tmp_path):
         address = ["--address", f"http://127.0.0.1:{dashboard}"]
         deadline = time.time() + PATIENCE
         submit = [ray, "job", "submit", *address]
-        probe = [*submit, "--", "true"]
+        probe, without = [*submit, "--", "true"], env
+        env = env | {"RAY_AUTH_MODE": "token"}
         while (done := subprocess.run(probe, env=env, capture_output=True, text=True)).returncode:  # the agent is last
             assert head.poll() is None and time.time() < deadline, done.stderr[-3000:]
             time.sleep(1)
+        refused = subprocess.run(probe, env=without, capture_output=True, text=True)
+        assert refused.returncode and "Authentication required" in refused.stdout + refused.stderr
         argv = ["--model.base", parent.path, "--data.source", pairs_file, *SHORT, "--run", run.path]
         command = [*submit, "--working-dir", ".", "--", "python", "jobs/dpo.py", *argv]
         done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=PATIENCE)

@@ -65,6 +65,19 @@ def test_the_name_follows_the_inputs(tiny_model, chats_file, tmp_path):
     assert identity({}, **{"data.source": str(shorter)}) != same
 
 
+def test_a_steps_name_follows_its_latest_run(tmp_path):
+    """It leads to the run that was pointed at last, by every way that a run is named; what is no link is left alone."""
+    folder = str(tmp_path)
+    for name in ("sft-11111111", "sft-22222222"):
+        Run(f"{folder}/{name}").write_json("job.yaml", {"stage": "sft"})
+        pipeline.point(pipeline.latest(folder, "sft"), Run(f"{folder}/{name}"))
+    assert os.readlink(tmp_path / "sft") == "sft-22222222" and not list(tmp_path.glob(".sft*"))
+    assert Run(tmp_path / "sft").path == f"{folder}/sft-22222222" and Run(tmp_path / "sft").is_run()
+    (tmp_path / "dpo").mkdir()
+    with pytest.raises(UsageError, match=r"steps\.dpo: .*/dpo is in the way of a link"):
+        pipeline.latest(folder, "dpo")
+
+
 def tree(process: subprocess.Popen) -> list[psutil.Process]:
     p = psutil.Process(process.pid)
     return [p, *p.children(recursive=True)]
@@ -117,5 +130,6 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sft: done before" in done.stdout and "dpo (going on)" in done.stdout
     assert len(list(runs.glob("*-*/provenance.json"))) == 2
+    assert {os.readlink(runs / stage) for stage in steps} == {p.parent.name for p in runs.glob("*-*/provenance.json")}
     again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and "dpo: done before" in again.stdout

@@ -180,7 +180,7 @@ class Engine:
             "max_task_retries": 1,
             "runtime_env": {"env_vars": worker_env(Scale(), self.gpu)},
         }
-        actor = None
+        actor, log = None, self.kept.run.path if self.kept else None
         while True:
             with self.changed:
                 while not self.queue and not self.closed:
@@ -196,7 +196,7 @@ class Engine:
                 ray.kill(actor)  # vLLM gives memory back with its process
                 actor = None
             try:
-                actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1)
+                actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1, log, me)
                 results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
                 if self.kept:
                     self.kept.put(shard, request.model, request.what, results, seconds)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import quantized, vllm_generator
+from lib import logs, quantized, vllm_generator
 from lib.config import Data, Job
 from lib.evals import decoding, endpoint, estimate, gate, judge, spec
 from lib.evals.decoding import Decoding
@@ -138,7 +138,7 @@ class Plan:
         seen: list[str] = []
         for check in self.checks.values():
             seen += [line.removeprefix("data: ") for line in check.lines()]
-        return out + [("data", line) for line in dict.fromkeys(seen)]
+        return out + [("data", line) for line in dict.fromkeys(seen)] + [logs.line(Run(j.run))]
 
 
 def plan(job: EvalJob) -> Plan:

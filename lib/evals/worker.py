@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
+from lib import logs
 from lib.evals.spec import Spec
+from lib.run import Run
 
 
 class Worker:
-    """The actor. Nothing heavy is imported before its environment is set."""
+    """The actor. Nothing heavy is imported before its environment is set.
 
-    def __init__(self, specs: dict[str, Spec], threads: int):
+    run, number: the evaluation in whose logs/eval-<number>.log is what it prints; None keeps nothing.
+    """
+
+    def __init__(self, specs: dict[str, Spec], threads: int, run: str | None, number: int):
         self.specs, self.threads, self.models = specs, threads, {}
+        self.logged = Run(run) if run else None
+        self.number = number
 
     def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
         """(results, seconds of work, seconds of loading) of one shard."""
+        with logs.kept(self.logged, f"eval-{self.number}") if self.logged else nullcontext():
+            return self._run(name, method, args)
+
+    def _run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
         began = time.time()
         other = getattr(args[-1], "other", None)
         needed = [name] + ([other] if other else [])

@@ -7,6 +7,7 @@ import shutil
 import time
 
 from lib.config import Job
+from lib.logs import say
 from lib.prune.importance import linears, seen
 from lib.prune.methods import METHODS
 from lib.run import Run, cache
@@ -64,7 +65,7 @@ def _make(job: Job, args, run: Run) -> None:
     run.write_json("pruned.json", said)
     shutil.rmtree(folder)
     size = said["parameters"]
-    print(f"{args.method}: {size['before']:,} → {size['after']:,} weights, {said['zeros']:.1%} of the linear layers' are 0", flush=True)  # fmt: skip
+    say(f"{args.method}: {size['before']:,} → {size['after']:,} weights, {said['zeros']:.1%} of the linear layers' are 0")  # fmt: skip
 
 
 def _ids(encoder, row: dict) -> list[int]:

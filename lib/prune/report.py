@@ -27,7 +27,9 @@ def compare(run: Run, job: Job) -> bool:
 
     try:
         both = {"base": job.model.base, "prune": run.path}
-        needs = {n: apart(measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens) for n, b in both.items()}
+        needs = {
+            n: apart(run, measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens) for n, b in both.items()
+        }
     finally:
         ray.shutdown()
     done = json.loads(run.read_text("pruned.json"))

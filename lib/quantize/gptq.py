@@ -18,6 +18,7 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
     """rows: token ids to calibrate on. Ray must be connected. Raises RayError where the environment can't be made."""
     import ray
 
+    from lib import logs
     from lib.config import Scale
     from lib.hardware import worker_env
 
@@ -25,7 +26,7 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
     env = {"pip": {"packages": PACKAGES}, "env_vars": worker_env(Scale(), bool(gpu))}
     env["config"] = {"setup_timeout_seconds": 1800}  # a copy of this environment, and a download
     task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, runtime_env=env)(_quantize)
-    ray.get(task.remote(str(source), str(target), dtype, rows))
+    ray.get(task.remote(str(source), str(target), dtype, rows, logs.current()))
 
 
 def calibration(job, source: str) -> list[list[int]]:
@@ -39,8 +40,12 @@ def calibration(job, source: str) -> list[list[int]]:
     return [ids[:TOKENS] for ids in read]
 
 
-def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]]) -> None:
-    """In llm-compressor's environment."""
+def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]], log: str | None) -> None:
+    """In llm-compressor's environment. log: the file for what it prints."""
+    from lib import logs
+
+    if log:
+        logs.keep(Path(log))
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot

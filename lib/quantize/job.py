@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, data, quantized, vllm_generator
+from lib import cli, data, logs, quantized, vllm_generator
 from lib.cli import UsageError
 from lib.config import Data
 from lib.evals.job import EvalJob
@@ -20,7 +20,7 @@ from lib.typed import Typed
 
 @dataclass
 class Source:
-    base: str = "runs/sft"
+    base: str = "runs/quickstart/sft"
     """What to quantise: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
 
 
@@ -99,6 +99,7 @@ class Plan:
     """lib.data Check of the rows, where a task reads them."""
     done: bool
     """The run's model is there already; only its report is missing."""
+    notes: list[str]
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) rows for a table."""
@@ -111,13 +112,15 @@ class Plan:
             ("engine", f"{'vLLM' if j.chosen() == 'vllm' else 'transformers'}, before and after"),
             ("tasks", ", ".join(j.tasks) or "none: sizes, memory and speed only"),
             *[("data", line.removeprefix("data: ")) for line in (self.check.lines() if self.check else [])],
-            *([("note", "the model is there already: only the report is missing")] if self.done else []),
+            logs.line(Run(j.run)),
+            *[("note", note) for note in self.notes],
         ]
 
 
-def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
+def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> Plan:
     """Checks a job. Raises UsageError listing every problem found, one a line, each naming its key."""
     problems: list[str] = []
+    notes: list[str] = []
 
     def attempt(f, *args):
         try:
@@ -147,9 +150,8 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
     done = run.is_run() and run.finished()
     if run.is_run() and not resume:
         state = "is finished" if done else f"stopped ({run.provenance().get('status', 'before it began')})"
-        problems.append(
-            f"run: {run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
-        )
+        there = f"{run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
+        notes.append(there) if dry_run else problems.append(f"run: {there}")
     elif run.is_run() and run.job() | {"eval": None} != stored(job) | {"eval": None}:
         changed = [k for k, v in stored(job).items() if run.job().get(k) != v]
         problems.append(
@@ -160,7 +162,9 @@ def plan(job: QuantizeJob, resume: str | None = None) -> Plan:
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     if problems:
         raise UsageError("\n".join(dict.fromkeys("\n".join(problems).split("\n"))))
-    return Plan(job, spec, checked, done)
+    if done and resume:
+        notes.append("the model is there already: only the report is missing")
+    return Plan(job, spec, checked, done, notes)
 
 
 def stored(job: QuantizeJob) -> dict:

@@ -28,7 +28,7 @@ def produce(planned: Plan) -> None:
     data = planned.check.summary()
     begun = launch.origin("quantize", kept, j.model.base, planned.spec.identity, data, packages)
     run.write_json("provenance.json", begun)
-    made = apart(make, j)
+    made = apart(run, make, j)
     made["seconds"]["total"] = time.time() - began
     launch.record(run, {"status": "finished", "failure": None, **made})
 

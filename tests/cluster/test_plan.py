@@ -6,9 +6,12 @@ import pytest
 
 from cluster import candidates, judge, markets, plan, throughput
 from cluster.__main__ import main
+from lib.cli import read_yaml
 from lib.run import Run
 from tests.cluster.conftest import simulator
-from tests.conftest import run_job
+from tests.conftest import REPO, run_job
+
+CONFIGS = sorted(REPO.glob("configs/**/*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,34 @@ def test_stages(config, capsys):
     assert e.value.code == 2 and "Nearest: dpo" in capsys.readouterr().err
     assert main(["plan", "configs/dop.yaml"]) == 2 and "no file configs/dop.yaml" in capsys.readouterr().err
     assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("preference",)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=[str(p.relative_to(REPO)) for p in CONFIGS])
+def test_every_config(file, tiny_model, tmp_path, monkeypatch, capsys):
+    """Each is planned, or is refused in one sentence because it isn't a training job's."""
+    monkeypatch.chdir(REPO)
+    job = read_yaml(str(file))
+    options = ["--model.base", tiny_model, "--run", str(tmp_path / "run")]
+    options += ["--train.teacher", tiny_model] if "teacher" in job.get("train", {}) else []
+    options += ["--train.keep_layers", "1"] if "keep_layers" in job.get("train", {}) else []  # of the model's 2
+    if "train" in job:
+        assert planned(capsys, str(file), *options)["steps"] > 0
+    else:
+        with pytest.raises(SystemExit) as e:
+            main(["plan", str(file)])
+        assert e.value.code == 2 and "is no stage that trains" in capsys.readouterr().err
+
+
+def test_a_job_whose_run_is_there_already(config, tmp_path, capsys):
+    """Its plan is printed all the same: by the job's own --dry-run, and here."""
+    run = Run(str(tmp_path / "runs" / "dpo"))
+    run.write_json("job.yaml", {})
+    run.write_json("provenance.json", {"status": "finished"})
+    assert main(["plan", config]) == 0
+    refused = run_job("dpo", "--config", config)
+    assert refused.returncode == 2 and "already holds a run, which is finished" in refused.stderr
+    dry = run_job("dpo", "--config", config, "--dry-run")
+    assert dry.returncode == 0 and "already holds a run, which is finished" in dry.stdout, dry.stderr
 
 
 def test_a_finished_run_tells_the_speed(config, tmp_path, capsys):
