@@ -1,4 +1,4 @@
-"""A batch without its padding, and with what its rows begin with alike computed once: for training on a CPU.
+"""A batch without its padding, and with what its rows begin with alike computed once, on a CPU.
 
 In a causal model the hidden state at a position depends on the tokens up to it and on nothing else, so the rows of a batch
 form a tree: a pair's two answers hang from one prompt, the turns of a conversation from the turns before them, and all rows
@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 from functools import cache
 from types import MethodType
+
+from lib import attention
 
 NAME = "shared_prefixes"
 
@@ -105,15 +107,11 @@ def _functions():
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, tree=None, **kwargs):
-    """query (1, H, N, D), key and value (1, G, N, D) of a tree's nodes → (1, N, H, D), None. Without a tree: as sdpa."""
+    """query (1, H, N, D), key and value (1, G, N, D) of a tree's nodes → (1, N, H, D), None. Without a tree: lib/attention.py."""
     import torch
 
     if tree is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return attention.forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     spread, collect = _functions()
     _, h, n, d = query.shape
     g, r, t = key.shape[1], tree.rows, tree.width
@@ -151,7 +149,7 @@ def install(model) -> bool:
         or getattr(config, "attention_dropout", 0.0)
         or dropout
         or next(model.parameters()).device.type != "cpu"
-        or config._attn_implementation not in ("eager", "sdpa")
+        or config._attn_implementation not in ("eager", "sdpa", attention.NAME)
     ):
         return False
     AttentionInterface.register(NAME, attend)

@@ -29,7 +29,9 @@ def test_the_pace_of_the_first_steps_is_carried_over_to_the_others(tmp_path):
     seconds, unknown, measured = chain.left("sft", run(tmp_path, (1030, 1), (1034, 3)), 1000, 1034)
     assert measured and not unknown
     assert seconds == pytest.approx(whole - 34 + 180 * whole / 120)
-    assert chain.line("sft", run(tmp_path, (1030, 1), (1034, 3)), 1000, 1034).startswith("About 5 minutes left for the whole")
+    assert chain.line("sft", run(tmp_path, (1030, 1), (1034, 3)), 1000, 1034).startswith(
+        "About 5 minutes left for the whole"
+    )
 
 
 def test_finished_steps_tell_too_and_those_done_before_cost_nothing(tmp_path):
