@@ -35,7 +35,7 @@ class Tree:
         known: dict[tuple[int, int], int] = {}
         node, first, later, of, depth, tokens = [], [], [], [], [], []
         width, lengths = ids_RT.shape[1], mask_RT.sum(1).tolist()
-        if not bool((mask_RT.bool() == (torch.arange(width) < mask_RT.sum(1, keepdim=True))).all()):
+        if not right_padded(mask_RT):
             raise ValueError("rows must be padded on the right")
         for r, (row, length) in enumerate(zip(ids_RT.tolist(), lengths, strict=True)):
             parent, path = -1, []
@@ -66,6 +66,13 @@ class Tree:
             mask_TT = torch.full((self.width, self.width), torch.finfo(dtype).min, dtype=dtype).triu(1)
             self._causal[dtype] = mask_TT.repeat(groups, 1)[None]
         return self._causal[dtype]
+
+
+def right_padded(mask_RT) -> bool:
+    """Whether every row's real tokens stand at its left end."""
+    import torch
+
+    return bool((mask_RT.bool() == (torch.arange(mask_RT.shape[1]) < mask_RT.sum(1, keepdim=True))).all())
 
 
 @cache
@@ -169,7 +176,8 @@ def _forward(plain):
     def forward(self, input_ids=None, attention_mask=None, use_cache=None, **kwargs):
         cached = self.config.use_cache if use_cache is None else use_cache
         unusual = any(v is not None and v is not False for v in kwargs.values())
-        if cached or input_ids is None or attention_mask is None or attention_mask.ndim != 2 or unusual:
+        rows = input_ids is not None and attention_mask is not None and attention_mask.ndim == 2
+        if cached or unusual or not rows or not right_padded(attention_mask):
             return plain(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
         tree = Tree(input_ids, attention_mask)
         anything = torch.zeros(1, 1, 1, 1)  # a mask of four dimensions is handed on as it is; `attend` has its own
