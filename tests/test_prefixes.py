@@ -88,7 +88,12 @@ def test_a_classifier_gives_the_plain_rewards():
 def test_rows_padded_on_the_left_are_read_as_before():
     plain, shared = made()
     ids, mask = (x.flip(1) for x in pairs())
-    ask = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": False}
+    ask = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "use_cache": False,
+    }
     a, b = (m(**ask).logits[mask.bool()] for m in (plain, shared))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     a, b = (m(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()] for m in (plain, shared))
