@@ -163,7 +163,7 @@ def show(ours: list[dict], theirs: list[dict]) -> None:
     table.add_row("steady tokens/s", f"{a:.0f}", f"{b:.0f}", f"{ratio:.3f}×", "≥ 0.98×")
     first = [statistics.median(x["steps"][0] for x in side) for side in (ours, theirs)]
     extra = statistics.median(x["steps"][0] - y["steps"][0] for x, y in zip(ours, theirs, strict=True))
-    table.add_row("start to end of first step, s", f"{first[0]:.1f}", f"{first[1]:.1f}", f"+{extra:.1f} s", "≤ +10 s")
+    table.add_row("start to end of first step, s", f"{first[0]:.1f}", f"{first[1]:.1f}", f"{extra:+.1f} s", "≤ +10 s")
     peak = [statistics.median(x["peak"] for x in side) / 2**30 for side in (ours, theirs)]
     table.add_row(
         "peak memory of the training process, GiB", f"{peak[0]:.2f}", f"{peak[1]:.2f}", f"{peak[0] / peak[1]:.2f}×", ""
