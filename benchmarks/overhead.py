@@ -1,15 +1,16 @@
-"""What our job costs over bare TRL on the same work: steady tokens/s, start to first step, memory.
+"""What our job costs over bare TRL on the same work: steady tokens/s, start to first step, memory, and whether the losses agree.
 
-    python benchmarks/overhead.py [--config configs/sft.yaml] [--steps 12] [--repeats 3] [--train.KEY VALUE …]
+    python benchmarks/overhead.py [--stage sft | reward | dpo] [--steps 12] [--repeats 3] [--train.KEY VALUE …]
 
-Both sides run the same SFT job in turn, in one go on one machine, one worker each, with the same model, rows, TRL
-arguments, threads and malloc settings; bare is jobs/sft.py's `build` called in a plain process (itself TRL and nothing
+Both sides run the same job in turn, in one go on one machine, one worker each, with the same model, rows, TRL
+arguments, threads and malloc settings; bare is the stage's `build` called in a plain process (itself TRL and nothing
 else of ours around it). Both train, measure the held-out loss and write the merged model. Steady is the median step
-after the first two. Ours projects labelled positions only on a CPU (lib/head.py); with --same-head bare does too, which
-leaves the cost of Ray and of keeping the run. Prints a table of ratios and exits 0.
+after the first two. On a CPU ours leaves operations out (lib/head.py, lib/prefixes.py, lib/lora.py); with --same-work bare
+does too, which leaves the cost of Ray and of keeping the run. Prints a table of ratios and exits 0.
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -20,9 +21,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+STAGES = {
+    "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text")),
+    "reward": ("trl.trainer.reward_config:RewardConfig", ("preference",)),
+    "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",)),
+}
 
 
-def bare(job_json: str, started: float, same_head: bool) -> None:
+def bare(job_json: str, started: float, same_work: bool) -> None:
     """In a process of its own: the Trainer that our worker would get, and trainer.train()."""
     import resource
 
@@ -30,24 +36,29 @@ def bare(job_json: str, started: float, same_head: bool) -> None:
     from transformers import TrainerCallback
 
     sys.path.insert(0, str(ROOT))
-    from jobs.sft import build
     from lib import head, models
     from lib.config import Job
-    from lib.worker import arguments
+    from lib.worker import arguments, save_work
 
-    if same_head:
+    if same_work:
         head.project_labelled_only()
     job = Job.from_dict(json.loads(job_json))
     torch.set_num_threads(job.scale.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
-        args, _ = arguments(job, "trl.trainer.sft_config:SFTConfig", 1, folder)
+        args, _ = arguments(job, STAGES[job.stage][0], 1, folder)
         args.save_strategy = "no"
-        trainer = build(job, args)
+        trainer = importlib.import_module(f"jobs.{job.stage}").build(job, args)
+        if job.model.adapter != "none":
+            models.train_in_fp32(trainer.model)
+        if same_work:
+            save_work(trainer, job.scale.strategy)
         trainer.add_callback(clock(TrainerCallback, started))
         trainer.train()
         trainer.evaluate()
         models.export(trainer, job.model, Path(folder) / "export")
-        print("RESULT", json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
+        print("RESULT", json.dumps({"peak": peak, "losses": losses}))
 
 
 def clock(base: type, started: float):
@@ -62,15 +73,18 @@ def clock(base: type, started: float):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/sft.yaml")
+    parser.add_argument("--stage", choices=STAGES, default="sft")
+    parser.add_argument("--config", help="default: configs/STAGE.yaml")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--same-head", action="store_true", help="give bare TRL lib/head.py too")
+    parser.add_argument(
+        "--same-work", action="store_true", help="leave the same operations out of bare TRL's steps too"
+    )
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     options, extra = parser.parse_known_args()
     if options.bare:
-        return bare(options.bare, options.started, options.same_head)
+        return bare(options.bare, options.started, options.same_work)
 
     sys.path.insert(0, str(ROOT))
     from lib import cli, plan
@@ -92,10 +106,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(options.repeats):
             run = Run(f"{folder}/{i}")
-            argv = ["--config", options.config, *common, "--run", run.path]
-            planned = plan.make(cli.parse("sft", "trl.trainer.sft_config:SFTConfig", argv), ("chat", "text"))
+            argv = ["--config", options.config or f"configs/{options.stage}.yaml", *common, "--run", run.path]
+            config_class, kinds = STAGES[options.stage]
+            planned = plan.make(cli.parse(options.stage, config_class, argv), kinds)
             started = time.time()
-            subprocess.run([sys.executable, "jobs/sft.py", *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, f"jobs/{options.stage}.py", *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+            )
             rows = [r for r in run.metrics() if "loss" in r]
             provenance = run.provenance()
             ours.append(
@@ -108,7 +125,7 @@ def main() -> None:
             )
             started = time.time()
             command = [sys.executable, __file__, "--bare", json.dumps(planned.job.to_dict()), "--started", str(started)]
-            command += ["--same-head"] * options.same_head
+            command += ["--same-work"] * options.same_work
             out = subprocess.run(
                 command,
                 cwd=ROOT,
@@ -146,11 +163,15 @@ def show(ours: list[dict], theirs: list[dict]) -> None:
     table.add_row("steady tokens/s", f"{a:.0f}", f"{b:.0f}", f"{ratio:.3f}×", "≥ 0.98×")
     first = [statistics.median(x["steps"][0] for x in side) for side in (ours, theirs)]
     extra = statistics.median(x["steps"][0] - y["steps"][0] for x, y in zip(ours, theirs, strict=True))
-    table.add_row("start to end of first step, s", f"{first[0]:.1f}", f"{first[1]:.1f}", f"+{extra:.1f} s", "≤ +10 s")
+    table.add_row("start to end of first step, s", f"{first[0]:.1f}", f"{first[1]:.1f}", f"{extra:+.1f} s", "≤ +10 s")
     peak = [statistics.median(x["peak"] for x in side) / 2**30 for side in (ours, theirs)]
     table.add_row(
         "peak memory of the training process, GiB", f"{peak[0]:.2f}", f"{peak[1]:.2f}", f"{peak[0] / peak[1]:.2f}×", ""
     )
+    apart = max(
+        abs(x - y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a["losses"], b["losses"], strict=True)
+    )
+    table.add_row("losses, largest difference of a step", "", "", f"{apart:.1e}", "rounding")
     Console(width=130).print(table)
 
 

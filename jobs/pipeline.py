@@ -18,17 +18,23 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 import yaml
 
 from lib.cli import UsageError, nearest, read_yaml, refusing
+from lib.forecast import Forecast
 from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent
-DRIVER_ONLY = ["lib.launch", "lib.plan", "lib.progress", "lib.cli", "lib.failure"]
+STEP = ("stage", "config", "set", "minutes")
+"""Keys of a step; minutes: how long it takes on some machine, which says how long it will here (lib/forecast.py)."""
+DRIVER_ONLY = ["lib.launch", "lib.plan", "lib.progress", "lib.cli", "lib.failure", "lib.forecast", "lib.ray_start"]
 """Modules that can't change what a step computes, so that editing them repeats nothing."""
 
 
@@ -45,10 +51,10 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
     before: list[str] = []
     for name, step in tree["steps"].items():
         for key in step:
-            if key not in ("stage", "config", "set"):
-                raise UsageError(
-                    f"{path}: steps.{name}.{key} is not a key of a step.{nearest(key, ['stage', 'config', 'set'])}"
-                )
+            if key not in STEP:
+                raise UsageError(f"{path}: steps.{name}.{key} is not a key of a step.{nearest(key, STEP)}")
+        if not isinstance(step.get("minutes", 1.0), int | float) or step.get("minutes", 1.0) <= 0:
+            raise UsageError(f"{path}: steps.{name}.minutes: must be a number above 0, is {step['minutes']!r}.")
         if step.get("stage") not in stages:
             raise UsageError(
                 f"{path}: steps.{name}.stage: there is no jobs/{step.get('stage')}.py. Known: {', '.join(sorted(stages))}."
@@ -146,11 +152,19 @@ def point(link: Path, run: Run) -> None:
     os.replace(temporary, link)
 
 
-def run_step(command: list[str]) -> int:
-    """Exit code of the command. Ctrl-C gives it time to stop its Ray before it reaches us."""
+def run_step(command: list[str], forecast: Callable[[], str | None]) -> int:
+    """Exit code of the command, while what `forecast` says is printed: at once, as soon as it rests on this machine's pace (within
+    a minute), and then each minute. Ctrl-C gives the command time to stop its Ray before it reaches us."""
     process = subprocess.Popen(command, cwd=ROOT)
+    said, measured = 0.0, False
     try:
-        return process.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=2)
+            text = forecast()
+            if text and (time.time() - said >= 60 or ("elsewhere" not in text and not measured)):
+                print(text, flush=True)
+                said, measured = time.time(), "elsewhere" not in text
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
@@ -160,19 +174,22 @@ def run_step(command: list[str]) -> int:
 def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
     """Runs what isn't finished, in order; exits with the code of the first step that fails."""
     started, total = time.time(), len(steps)
+    forecast = Forecast({name: step.get("minutes") for name, step in steps.items()})
     links = {} if "://" in folder else {name: latest(folder, name) for name in steps}
     for i, (name, run, command) in enumerate(commands(folder, steps), 1):
         if run.finished():
             print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
             if links and not dry_run:
                 point(links[name], run)
+            forecast.finished(name, None)
             continue
         going_on = run.is_run() and steps[name]["stage"] != "eval"
         command = [*command[:-2], "--resume", run.path] if going_on else command
         print(f"\n[{i}/{total}] {name}{' (going on)' if going_on else ''}: {shlex.join(command)}", flush=True)
         if dry_run:
             continue
-        if code := run_step([sys.executable, *command[1:]]):
+        begun = time.time()
+        if code := run_step([sys.executable, *command[1:]], partial(forecast.line, name, run, begun)):
             print(
                 f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.",
                 file=sys.stderr,
@@ -180,6 +197,7 @@ def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
             sys.exit(code if code > 0 else 1)
         if links:
             point(links[name], run)
+        forecast.finished(name, time.time() - begun)
     if not dry_run:
         print(f"\nAll {total} steps are done, in {(time.time() - started) / 60:.1f} minutes.")
         if not run.remote and Path(run.at("reports/report.html")).is_file():

@@ -5,10 +5,62 @@ Shapes: B rows of one batch, T tokens read so far (with padding), C more, V voca
 
 from __future__ import annotations
 
+from functools import cache
+
 from lib.batching import left_pad, positions
 
 WORTH = 16
 """Tokens; a shorter beginning is not worth a pass of its own."""
+
+
+ROOM = 64
+"""Tokens that a layer's keys and values have room for beyond those read."""
+
+
+@cache
+def _roomy():
+    from transformers.cache_utils import DynamicLayer
+
+    class Roomy(DynamicLayer):
+        """A DynamicLayer that doesn't copy all that was read at every token: it is written into memory that has room for more.
+
+        On one core that copying was a quarter of the time of 50 answers from SmolLM2-135M in float32. For inference: what
+        `update` returned before holds the same memory.
+        """
+
+        room = ()
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            import torch
+
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            read, fed = self.get_seq_length(), key_states.shape[-2]
+            kept = [(self.keys, key_states), (self.values, value_states)]
+            fits = self.room and read and self.room[0].shape[-2] >= read + fed
+            if not fits or any(r.data_ptr() != old.data_ptr() for r, (old, _) in zip(self.room, kept, strict=True)):
+                self.room = []
+                for old, new in kept:
+                    space = new.new_empty(*new.shape[:-2], read + fed + ROOM, new.shape[-1])
+                    if read:
+                        space[..., :read, :] = old
+                    self.room.append(space)
+            for space, (_, new) in zip(self.room, kept, strict=True):
+                space[..., read : read + fed, :] = new
+            self.keys, self.values = (torch.narrow(space, -2, 0, read + fed) for space in self.room)
+            return self.keys, self.values
+
+    return Roomy
+
+
+def roomy(config):
+    """An empty cache for a model of this configuration; layers that don't keep all tokens (sliding windows) are transformers' own."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    made = DynamicCache(config=config)
+    made.layers = [_roomy()() if type(layer) is DynamicLayer else layer for layer in made.layers]
+    return made
 
 
 class Cached:
@@ -34,7 +86,7 @@ class Cached:
         )
         out = model(
             input_ids=first_UT, attention_mask=self.mask_BT, position_ids=positions(self.mask_BT), use_cache=True,
-            logits_to_keep=1,
+            past_key_values=roomy(config), logits_to_keep=1,
         )  # fmt: skip
         self.cache, self.logits_BV = out.past_key_values, out.logits[:, -1]
         if shared:

@@ -19,6 +19,7 @@ class StopTraining(RuntimeError):
 KNOWN: list[tuple[str, bool, str, str]] = [
     # pattern in the error's text, worth another try, cause, remedy
     (r"StopTraining: (.*)", False, "{0}", ""),
+    (r"NotStarted: (.*)", True, "{0}", ""),
     (
         # torch.save writes its archive's end on a full disk as if nothing were wrong, and then finds it shorter.
         r"No space left on device|Disk quota exceeded|Errno 28|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed",

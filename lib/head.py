@@ -1,10 +1,22 @@
-"""The language model head on the CPU: only where a loss is taken.
+"""The language model head on the CPU: only where a loss is taken, and once.
 
 TRL projects hidden states (N, H) onto the vocabulary (N, V). With Triton it takes only the N positions that have a
 label; elsewhere all of them, since a compiler for fixed shapes would start anew at every other N (trl/trainer/utils.py,
-add_fused_lm_head). PyTorch on a CPU has no such compiler, and prompts are two thirds of a usual row: with SmolLM2-135M
-(V = 49,152) that is a sixth of a training step. The loss is the same sum over the same positions.
+add_fused_lm_head). PyTorch on a CPU has no such compiler, and prompts are two thirds of a usual row.
+
+What is left TRL works out in tiles, twice (its backward starts anew from the hidden states), with some ten passes over each
+(N, V) tile. Where the head's weights don't train, that isn't needed: of log p(y | h) = z_y − log Σ exp z with z = W h the gradient
+is Σ_v (1[v = y] − p_v) W_v, which the forward can work out while it has p, and which is as small as h. The same up to rounding.
+
+Shapes: N positions with a label, H channels, V tokens of the vocabulary.
 """
+
+from __future__ import annotations
+
+from functools import cache
+
+ROWS = 256
+"""Positions at a time: their logits are what memory is needed for."""
 
 
 def project_labelled_only() -> None:
@@ -12,3 +24,76 @@ def project_labelled_only() -> None:
     from trl.trainer import utils
 
     utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")
+    if not hasattr(utils._ChunkedLogProbFunction, "tiled"):
+        utils._ChunkedLogProbFunction = _head(utils._ChunkedLogProbFunction)
+
+
+def _head(theirs):
+    import torch
+
+    class Head:
+        """Stands for TRL's function, which it calls where this way isn't possible."""
+
+        tiled = theirs
+
+        @staticmethod
+        def apply(hidden, weight, bias, targets, temperature, chunk, softcap, scale, outputs):
+            frozen = not (weight.requires_grad and torch.is_grad_enabled())
+            plain = bias is None and temperature == 1 and softcap is None and scale == 1
+            known = "log_sum_sq_probs" not in outputs
+            if not (frozen and plain and known and hidden.device.type == "cpu" and len(hidden)):
+                return theirs.apply(hidden, weight, bias, targets, temperature, chunk, softcap, scale, outputs)
+            log_probs, entropy, mean_logits, is_top1 = _once()(hidden, weight, targets, outputs)
+            return log_probs, entropy, None, mean_logits, is_top1
+
+    return Head
+
+
+@cache
+def _once():
+    import torch
+    from torch.autograd import Function
+
+    class Once(Function):
+        """hidden (N, H), weight (V, H), targets (N) → log p of the targets and, where `outputs` names them, entropy, mean logit and
+        whether the target was the likeliest, else None; (N) each. Only log p has a gradient, and only for hidden."""
+
+        @staticmethod
+        def forward(ctx, hidden_NH, weight_VH, targets_N, outputs):
+            kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_NH.dtype
+            weight_VH, wanted = weight_VH.to(kind), ctx.needs_input_grad[0]
+            log_probs_N = torch.empty(len(hidden_NH))
+            entropy_N = torch.empty_like(log_probs_N) if "entropy" in outputs else None
+            mean_N = torch.empty_like(log_probs_N) if "mean_logits" in outputs else None
+            top_N = torch.empty(len(hidden_NH), dtype=torch.bool) if "is_top1" in outputs else None
+            slope_NH = torch.empty(hidden_NH.shape) if wanted else None
+            with torch.autocast("cpu", enabled=False):
+                for at in range(0, len(hidden_NH), ROWS):
+                    rows, target = slice(at, at + ROWS), targets_N[at : at + ROWS, None]
+                    z_nV = hidden_NH[rows].to(kind) @ weight_VH.t()
+                    if "mean_logits" in outputs:
+                        mean_N[rows] = z_nV.mean(-1, dtype=torch.float32)
+                    if "is_top1" in outputs:
+                        top_N[rows] = z_nV.max(-1).indices == target[:, 0]
+                    logp_nV = z_nV.log_softmax(-1, dtype=torch.float32)
+                    log_probs_N[rows] = logp_nV.gather(1, target)[:, 0]
+                    if not wanted and "entropy" not in outputs:
+                        continue
+                    p_nV = logp_nV.exp()
+                    if "entropy" in outputs:
+                        entropy_N[rows] = -logp_nV.mul_(p_nV).sum(-1)
+                    if wanted:  # 1 − p of the target before it is rounded: it may be tiny
+                        d_nV = p_nV.neg_().scatter_add_(1, target, torch.ones(target.shape))
+                        slope_NH[rows] = (d_nV.to(kind) @ weight_VH).float()
+            ctx.save_for_backward(slope_NH)
+            ctx.kind = hidden_NH.dtype
+            extra = entropy_N, mean_N, top_N
+            ctx.mark_non_differentiable(*(x for x in extra if x is not None))
+            return log_probs_N, *extra
+
+        @staticmethod
+        def backward(ctx, grad_N, *_):
+            (slope_NH,) = ctx.saved_tensors
+            return (grad_N[:, None] * slope_NH).to(ctx.kind), None, None, None
+
+    return Once.apply

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import cli, logs, plan
+from lib import cli, logs, plan, ray_start
 from lib import fields as known
 from lib.run import Run
 
@@ -172,7 +172,7 @@ def connect(ahead: str = "ray") -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that a cluster would take away
         reading = threading.Thread(target=importlib.import_module, args=(ahead,))
         reading.start()
-        ray.init(address="local", include_dashboard=False, runtime_env=env, **quiet)
+        ray_start.start(include_dashboard=False, runtime_env=env, **quiet)
         reading.join()
 
 

@@ -20,7 +20,7 @@ class RewardModel:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        from lib import linear
+        from lib import linear, prefixes
         from lib.encode import Encoder
 
         check_config(model_dir, AutoConfig.from_pretrained(model_dir).to_dict())
@@ -28,6 +28,7 @@ class RewardModel:
         model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=getattr(torch, dtype))
         self.model = model.to(device).eval()
         linear.install(self.model)
+        prefixes.install(self.model)
         if hasattr(model, "score"):  # bfloat16 rounds a reward of 3 to steps of 0.016, enough to make ties
             model.score.float().register_forward_pre_hook(lambda _, x: (x[0].float(),))
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
@@ -52,7 +53,7 @@ class RewardModel:
                     [ids[i] + [self.encoder.pad] * p for i, p in zip(batch, pads, strict=True)], device=self.device
                 )
                 mask = torch.tensor([[1] * (width - p) + [0] * p for p in pads], device=self.device)
-                out = self.model(input_ids=rows, attention_mask=mask).logits.float()[:, 0].tolist()
+                out = self.model(input_ids=rows, attention_mask=mask, use_cache=False).logits.float()[:, 0].tolist()
                 for i, r in zip(batch, out, strict=True):
                     rewards[i] = r
         return rewards

@@ -38,12 +38,13 @@ class TransformersGenerator(Generator):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lib import attention, linear
+        from lib import attention, linear, prefixes
 
         super().__init__(model_dir, trained_template, window)
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
         attention.install(self.model)
         linear.install(self.model)
+        self.tree = prefixes.install(self.model)
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
 
     def generate(
@@ -174,7 +175,8 @@ class TransformersGenerator(Generator):
             several += [group[k : k + most] for k in range(0, len(group), most)]
         with torch.inference_mode():
             lengths = [len(pieces[i][0]) + len(pieces[i][1]) for i in alone]
-            most = min(self.batch_tokens, 1024) if self.device == "cpu" else self.batch_tokens  # there more only pads
+            # On a CPU more only pads, unless what rows share is read once.
+            most = min(self.batch_tokens, 1024) if self.device == "cpu" and not self.tree else self.batch_tokens
             for batch in batches(alone, lengths, self.batch_rows, most):
                 for i, logits_CV in zip(batch, self._whole([pieces[i] for i in batch]), strict=True):
                     result[i] = picked(logits_CV, pieces[i][1])
@@ -190,13 +192,30 @@ class TransformersGenerator(Generator):
     def _whole(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
         """Logits (C, V) of each piece's second part, from one pass over both parts."""
         # The last token predicts nothing that is asked for, so it's not fed.
+        if self.tree:
+            yield from self._by_tree(pieces)
+            return
         ids_BT, mask_BT = left_pad([(a + b)[:-1] for a, b in pieces], self.encoder.pad, self.device)
         longest = max(len(b) for _, b in pieces)
         logits_BCV = self.model(
             input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT), use_cache=False,
             logits_to_keep=longest,
         ).logits  # fmt: skip
-        return (logits_CV[-len(b) :] for logits_CV, (_, b) in zip(logits_BCV, pieces, strict=True))
+        yield from (logits_CV[-len(b) :] for logits_CV, (_, b) in zip(logits_BCV, pieces, strict=True))
+
+    def _by_tree(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
+        """The same by lib/prefixes.py, which wants padding on the right."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        rows = [torch.tensor((a + b)[:-1]) for a, b in pieces]
+        mask_BT = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+        decoder, head = self.model.base_model, self.model.get_output_embeddings()
+        hidden_BTH = decoder(
+            input_ids=pad_sequence(rows, batch_first=True), attention_mask=mask_BT, use_cache=False
+        ).last_hidden_state
+        for hidden_TH, (a, b) in zip(hidden_BTH, pieces, strict=True):
+            yield head(hidden_TH[len(a) - 1 : len(a) + len(b) - 1])
 
     def _after(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
         """The same, where first parts are there several times: they are read once, and the second parts after them."""

@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, data, hardware, head, logs, models, notice, strategy
+from lib import checkpoint, data, hardware, head, logs, lora, models, notice, prefixes, strategy
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.quantize import qat
@@ -125,6 +125,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     rows = data.load(job.data, config["rows"]).check.summary()  # of all rows; the driver may have seen a part
     if job.model.adapter != "none":
         models.train_in_fp32(trainer.model)
+    save_work(trainer, job.scale.strategy)
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
     keep = _keep_run(run)
     trainer.add_callback(keep)
@@ -174,6 +175,14 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         "train": json.loads(args.to_json_string()),
         "data": rows,
     }
+
+
+def save_work(trainer, strategy: str) -> None:
+    """Fewer operations for the same losses, where the models are of a kind that allows it (lib/prefixes.py, lib/lora.py)."""
+    for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
+        prefixes.install(model)
+    if strategy == "ddp":  # sharded weights are gathered by the layers that lib/lora.py passes by
+        lora.install(trainer.model)
 
 
 def _claim(run: Run):

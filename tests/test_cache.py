@@ -56,3 +56,18 @@ def test_a_sliding_window_shares_nothing(tiny_model):
         read = Cached(model, prompts, 3, "cpu")
         for row, prompt in zip(read.logits_BV, prompts, strict=True):
             assert torch.allclose(row, model(input_ids=torch.tensor([prompt])).logits[0, -1], atol=1e-4)
+
+
+def test_reading_on_copies_nothing_while_there_is_room(model):
+    with torch.inference_mode():
+        read = Cached(model, [[5, 6, 7], [8, 9]], 3, "cpu")
+        layer = read.cache.layers[0]
+        places = set()
+        for _ in range(cache.ROOM):
+            read.feed(torch.tensor([[4], [5]]))
+            places.add(layer.keys.data_ptr())
+        assert len(places) == 1 and layer.keys.shape[-2] == 3 + cache.ROOM
+        read.feed(torch.tensor([[4], [5]]))
+        assert layer.keys.data_ptr() not in places
+        alone = model(input_ids=torch.tensor([[5, 6, 7] + [4] * (cache.ROOM + 1)])).logits[0, -1]
+        assert torch.allclose(read.logits_BV[0], alone, atol=1e-5)

@@ -25,6 +25,7 @@ STEP = {"stage": "sft", "config": "configs/sft.yaml"}
         ({"folder": "runs/x"}, ["steps is missing"]),
         ({"steps": [STEP]}, ["steps is missing"]),
         ({"steps": {"a": STEP | {"confg": "x"}}}, ["steps.a.confg", "Nearest: config"]),
+        ({"steps": {"a": STEP | {"minutes": 0}}}, ["steps.a.minutes", "above 0"]),
         ({"steps": {"a": STEP | {"stage": "stf"}}}, ["steps.a.stage", "jobs/stf.py", "sft"]),
         ({"steps": {"a": STEP | {"config": "configs/no.yaml"}}}, ["steps.a.config", "configs/no.yaml"]),
         ({"steps": {"a": STEP, "b": STEP | {"set": {"model.base": "{c}"}}}}, ["steps.b.set.model.base", "'c'"]),

@@ -205,9 +205,10 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
     ],
 )
 def test_shipped_configurations_are_right(stage, cls, rows, good, tmp_path):
-    argv = ["--config", str(REPO / f"configs/{stage}.yaml"), "--model.base", good[1], "--run", str(tmp_path / "r")]
+    config = REPO / f"configs/{stage}.yaml"
+    argv = ["--config", str(config), "--model.base", good[1], "--run", str(tmp_path / "r")]
     planned = plan.make(cli.parse(stage, cls, argv), rows)
-    assert planned.check.heldout_rows == 64
+    assert planned.check.heldout_rows == yaml.safe_load(config.read_text())["data"]["heldout_limit"]
 
 
 @pytest.mark.parametrize("where", [["--run", "s3://runs/x"], ["--resume", "s3://runs/x"]])

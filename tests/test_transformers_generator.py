@@ -200,6 +200,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
         return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     with pytest.MonkeyPatch.context() as m:
+        m.setattr(generator, "tree", False)  # which reads everything once anyway (the next test)
         m.setattr(generator.model, "forward", counted)
         together = generator.score(questions, answers)
         seen, fed[:] = sum(fed), []
@@ -218,6 +219,20 @@ def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
     generator.batch_rows = 64
 
 
+def test_on_a_cpu_what_several_rows_begin_with_is_read_once(generator, prompts, monkeypatch):
+    answers = [[{"role": "assistant", "content": w}] for w in WORDS]
+    read = []
+    hook = generator.model.base_model.embed_tokens.register_forward_hook(lambda m, x, y: read.append(x[0].numel()))
+    by_tree = generator.score(prompts, answers)
+    hook.remove()
+    rows = {tuple(generator.encoder.render(p + a, answering=False)[:-1]) for p, a in zip(prompts, answers, strict=True)}
+    assert sum(read) == len({row[: i + 1] for row in rows for i in range(len(row))})
+    monkeypatch.setattr(generator, "tree", False)
+    whole = generator.score(prompts, answers)
+    assert [a.greedy for a in by_tree] == [a.greedy for a in whole]
+    assert [a.logprob for a in by_tree] == pytest.approx([a.logprob for a in whole], abs=1e-4)
+
+
 def test_reading_once_stays_within_the_batch(generator, monkeypatch):
     """Many continuations of one context are cut to batch_tokens; whole texts share only a start token, which isn't worth it."""
     rows = []
@@ -227,6 +242,7 @@ def test_reading_once_stays_within_the_batch(generator, monkeypatch):
         rows.append(tuple(attention_mask.shape))
         return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
+    monkeypatch.setattr(generator, "tree", False)
     monkeypatch.setattr(generator.model, "forward", counted)
     monkeypatch.setattr(generator, "batch_tokens", 100)
     context = "the red lamp is near the green chair and the blue table"
@@ -281,21 +297,21 @@ def test_grouped_attention_is_sdpa(tiny_model, prompts):
     """lib/attention.py against transformers' own sdpa, one decoding step with a cache and padding."""
     import torch
 
-    from lib import attention
+    from lib import prefixes
 
     g = TransformersGenerator(tiny_model)
-    assert g.model.config._attn_implementation == attention.NAME
+    assert g.model.config._attn_implementation == prefixes.NAME  # which leaves all but its own to lib/attention.py
     ids = torch.tensor([g.encoder.render(prompts[0], True)] * 3)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     out = {}
-    for name in ("sdpa", attention.NAME):
+    for name in ("sdpa", prefixes.NAME):
         g.model.set_attn_implementation(name)
         with torch.inference_mode():
             cache = g.model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
             out[name] = g.model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache).logits
     assert not torch.equal(out["sdpa"][0], out["sdpa"][1])  # the mask matters
-    torch.testing.assert_close(out["sdpa"], out[attention.NAME], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out["sdpa"], out[prefixes.NAME], rtol=0, atol=1e-5)
 
 
 def test_another_template_is_refused(tiny_model):

@@ -1,0 +1,58 @@
+"""The operations that lib/head.py, lib/prefixes.py and lib/lora.py leave out change no loss: TRL's trainers with and without them."""
+
+import importlib
+
+import pytest
+
+from lib import head, worker
+from lib.config import Data, Job, Model, Scale
+
+CONFIGS = {
+    "sft": "trl.trainer.sft_config:SFTConfig",
+    "reward": "trl.trainer.reward_config:RewardConfig",
+    "dpo": "trl.trainer.dpo_config:DPOConfig",
+}
+
+
+def losses(stage: str, job: Job, folder, saving: bool) -> tuple[list[float], float]:
+    """Three training losses and the held-out loss."""
+    from trl.trainer import utils
+
+    with pytest.MonkeyPatch.context() as m:
+        for name in ("_use_triton", "_ChunkedLogProbFunction"):
+            m.setattr(utils, name, getattr(utils, name))
+        args, _ = worker.arguments(job, CONFIGS[stage], 1, str(folder))
+        if saving:
+            head.project_labelled_only()
+        trainer = importlib.import_module(f"jobs.{stage}").build(job, args)
+        if saving:
+            worker.save_work(trainer, job.scale.strategy)
+            assert trainer.model.get_base_model().config._attn_implementation == "shared_prefixes"
+        trainer.train()
+        rows = trainer.state.log_history
+        return [r["loss"] for r in rows if "loss" in r], trainer.evaluate()["eval_loss"]
+
+
+@pytest.mark.parametrize("stage", list(CONFIGS))
+def test_the_losses_are_those_of_bare_trl(stage, tiny_model, tmp_path):
+    train = {
+        "max_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "max_length": 400,
+        "save_strategy": "no",
+        "seed": 0,
+    }
+    job = Job(
+        run="unused",
+        stage=stage,
+        model=Model(base=tiny_model, adapter="lora", lora={"r": 4, "target_modules": "all-linear"}),
+        data=Data(limit=24, heldout_limit=4),
+        train=train | ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]} if stage == "dpo" else {}),
+        scale=Scale(global_batch=8, micro_batch=4, precision="fp32"),
+    )
+    plain, plain_heldout = losses(stage, job, tmp_path / "plain", saving=False)
+    saved, saved_heldout = losses(stage, job, tmp_path / "saved", saving=True)
+    assert len(plain) == 3 and plain[2] < plain[0]
+    assert saved == pytest.approx(plain, rel=1e-5)
+    assert saved_heldout == pytest.approx(plain_heldout, rel=1e-5)
