@@ -108,7 +108,7 @@ async def vllm(planned: Plan) -> Engine:
 
 
 async def transformers(planned: Plan) -> Engine:
-    """The routes of `transformers serve` for chat and completions, or /v1/embeddings; one request after the other."""
+    """The routes of `transformers serve` for chat and completions, or /v1/embeddings."""
     from importlib.metadata import version
 
     import torch
@@ -132,6 +132,8 @@ async def transformers(planned: Plan) -> Engine:
 
     from serve import by_transformers
 
-    app = by_transformers.application(where, name, kind, device, planned.serving.max_model_len)
+    app = await asyncio.to_thread(
+        by_transformers.application, where, name, kind, device, planned.serving.max_model_len, planned.serving.at_once
+    )
     app.router.routes.append(listed)
     return Engine(app, title, {name: where}, by_transformers.LACKS, check)

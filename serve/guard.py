@@ -76,9 +76,9 @@ class Guard:
         self.busy += 1
         try:
             async with asyncio.timeout(s.timeout_s):
-                said = await self._body(scope, receive)
+                asked = await self._read(scope, receive)
                 async with self.turn:
-                    said = await self._asked(said)
+                    said = await self._asked(asked)
                     about = {b"content-length": str(len(said)).encode(), b"content-type": b"application/json"}
                     headers = [(k, v) for k, v in scope["headers"] if k not in about]
                     scope = scope | {"headers": [*headers, *about.items()]}
@@ -125,12 +125,14 @@ class Guard:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    async def _asked(self, body: bytes) -> bytes:
-        """The request with the engine's own name of the model, once it can be answered."""
+    async def _read(self, scope, receive) -> dict:
         try:
-            asked = bodies.read(body)
+            return bodies.read(await self._body(scope, receive))
         except ValueError as e:
             raise Refusal(400, str(e)) from None
+
+    async def _asked(self, asked: dict) -> bytes:
+        """The request with the engine's own name of the model, once it can be answered."""
         engine = self._engine()
         names = engine.names
         model = str(asked.get("model") or next(iter(names)))

@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import yaml
 
 from tests.conftest import REPO, free_port
 
@@ -20,18 +19,15 @@ from tests.conftest import REPO, free_port
 def serving(folder, args: dict):
     """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
     port = free_port()
-    config = folder / "serve.yaml"
-    config.write_text(yaml.safe_dump({
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
-    }))  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     # The interpreter is named, since a script of a copied environment names the first one.
-    command = [sys.executable, Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
+    command = [sys.executable, Path(sys.executable).with_name("serve"), "run", "--address", "local", "serve.app:app"]
+    command += [f"{key}={value}" for key, value in (args | {"port": port}).items()]
     with (folder / "log").open("w") as log:
         p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        for _ in range(240):
+        give_up = time.time() + 480
+        while time.time() < give_up:
             if p.poll() is not None:
                 pytest.fail((folder / "log").read_text()[-3000:])
             try:
@@ -39,7 +35,7 @@ def serving(folder, args: dict):
                     break
             except httpx.TransportError:
                 pass
-            time.sleep(0.5)
+            time.sleep(0.1)
         else:
             pytest.fail((folder / "log").read_text()[-3000:])
         yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
