@@ -26,6 +26,7 @@ from transformers.cli.serving.utils import DirectStreamer, GenerateManager, Gene
 
 from lib import attention, linear
 from lib.sampling import Sampling
+from serve import fields
 from serve.batch import Batch, Row
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/health")
@@ -52,8 +53,8 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
         def _resolve_model(self, body):
             return name, *super()._resolve_model(body)[1:]  # else replies would say the folder
 
-    chat = type("Chat", (Mended, Named, ChatCompletionHandler), {})(manager, state)
-    completion = type("Completion", (Mended, Named, CompletionHandler), {})(manager, state)
+    chat = type("Chat", (Mended, Named, ChatCompletionHandler), {"needs": "messages"})(manager, state)
+    completion = type("Completion", (Mended, Named, CompletionHandler), {"needs": "prompt"})(manager, state)
     app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in ROUTES]
     app.add_exception_handler(HTTPException, _refused)
@@ -67,12 +68,16 @@ async def _refused(request, e: HTTPException) -> JSONResponse:
 
 
 class Mended:
-    """What both handlers do with a request before they answer it."""
+    """What both handlers do with a request before they answer it. needs: the field that says what is to be answered."""
+
+    needs: str
 
     async def handle_request(self, body: dict, request_id: str):
-        messages = body.get("messages", [{"role": "user"}])
-        if not (isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)):
-            raise HTTPException(400, "messages: must be a list of objects with a role.")
+        body = {k: v for k, v in body.items() if v is not None}
+        try:
+            fields.check(body, self.needs, self.generation_state.writer.vocabulary)
+        except ValueError as e:
+            raise HTTPException(400, str(e)) from None
         try:
             return await super().handle_request(body, request_id)
         except jinja2.TemplateError as e:
@@ -106,6 +111,7 @@ class Writer(GenerateManager):
     def __init__(self, model, tokenizer, window: int, most: int):
         super().__init__()
         self.window, self.turn = window, threading.Lock()
+        self.vocabulary = model.config.get_text_config().vocab_size
         self.seed: int | None = None
         """Of the stream that is handed over; whoever sets it hands over before anybody else can run."""
         text = partial(tokenizer.decode, skip_special_tokens=True)

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 import psutil
@@ -20,8 +19,7 @@ def serving(folder, args: dict):
     """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    # The interpreter is named, since a script of a copied environment names the first one.
-    command = [sys.executable, Path(sys.executable).with_name("serve"), "run", "--address", "local", "serve.app:app"]
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
     command += [f"{key}={value}" for key, value in (args | {"port": port}).items()]
     with (folder / "log").open("w") as log:
         p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -49,6 +47,15 @@ def serving(folder, args: dict):
                 left.kill()
 
 
+def replicas(process) -> list:
+    """Processes of the model's copies."""
+    found = []
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child] if "ServeReplica" in " ".join(child.cmdline()[:1]) else []
+    return found
+
+
 @contextmanager
 def listening(app):
     """`app` on a port of loopback; yields its address."""
@@ -69,7 +76,7 @@ def listening(app):
 
 @pytest.fixture(scope="package")
 def url(runs, tmp_path_factory):
-    """The API of the SFT run, by transformers; three requests at a time."""
-    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3}
+    """The API of the SFT run, by transformers; three requests at a time, and three that wait."""
+    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3, "queue": 3}
     with serving(tmp_path_factory.mktemp("serve"), args) as (address, _):
         yield address

@@ -1,17 +1,16 @@
 """A run behind `serve run`, asked by OpenAI's own client, by a flood, and while a replica is killed."""
 
 import collections
-import contextlib
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
-import psutil
 import pytest
 
-from tests.serve.conftest import serving
+from tests.serve.conftest import replicas, serving
 
 HELLO = [{"role": "user", "content": "what is red?"}]
 
@@ -66,21 +65,28 @@ def test_a_flood(url):
         assert set(pool.map(lambda _: ask(url, retries=20), range(12))) == {200}
 
 
+def test_bodies_that_no_engine_is_given(url):
+    for body in (
+        b"[" * 100_000,
+        b'{"seed": 1e999}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "\xff"}',
+    ):
+        reply = httpx.post(f"{url}/chat/completions", content=body)
+        assert reply.status_code == 400 and reply.json()["error"]["code"] == 400, reply.text
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}}"
+        )
+        assert raw.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_client_that_goes_away(url):
     for _ in range(4):
         with pytest.raises(httpx.ReadTimeout):
             asked = {"model": "sft", "messages": HELLO, "max_tokens": 500}
             httpx.post(f"{url}/chat/completions", json=asked, timeout=0.05)
     assert ask(url, retries=20) == 200
-
-
-def replicas(process) -> list:
-    """Processes of the model's copies."""
-    found = []
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            found += [child] if "ServeReplica" in " ".join(child.cmdline()[:1]) else []
-    return found
 
 
 @pytest.mark.slow
