@@ -1,7 +1,7 @@
 """A run behind an OpenAI-compatible API, as a Ray Serve application.
 
 serve run serve.app:app run=runs/dpo                       # http://127.0.0.1:8000/v1
-serve run serve.app:app run=runs/sft replicas=2 at_once=16
+serve run serve.app:app run=runs/sft replicas=2 at_once=16 port=8001
 serve deploy configs/serve/pair.yaml                       # several, on a cluster
 
 from openai import OpenAI
@@ -31,7 +31,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     except ValueError as e:
         raise click.ClickException(str(e)) from None  # which `serve run` prints without a traceback
     s = planned.serving
-    if run := click.get_current_context(silent=True):
+    if (run := click.get_current_context(silent=True)) and run.info_name == "run":
         session.begin(run.params, s.port, s.timeout_s)
     gpu = gpus() > 0
     if s.max_replicas:

@@ -92,7 +92,7 @@ def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_
         )
         assert answers[1].result().json()["usage"]["completion_tokens"] == many
         print(f"answers of {many} tokens ended {time.monotonic() - told:.0f} s after SIGTERM")
-        assert time.monotonic() - told > 6  # which is later than Ray's alarm, and Serve's own patience
+        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, which is at 3 s
         assert process.wait(60) in (143, None)  # None: psutil can't know of a process that isn't its child
         assert "Finishing the answers under way" in Path(tmp_path, "log").read_text()
 

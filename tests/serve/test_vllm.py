@@ -220,7 +220,7 @@ def test_sigterm_lets_answers_end(server):
     url, process = server
     began = time.monotonic()
     assert write(url, 200).json()["usage"]["completion_tokens"] == 200
-    many = min(16000, int(200 * 12 / (time.monotonic() - began)))
+    many = min(16000, int(200 * 20 / (time.monotonic() - began)))
     begun: list = []
     with ThreadPoolExecutor(2) as pool:
         streamed, whole = pool.submit(stream, url, many, begun), pool.submit(write, url, many)
@@ -230,7 +230,7 @@ def test_sigterm_lets_answers_end(server):
         assert whole.result().json()["usage"]["completion_tokens"] == many
         assert streamed.result()[-1] == "data: [DONE]" and '"finish_reason":"length"' in streamed.result()[-2]
         print(f"answers of {many} tokens ended {time.monotonic() - told:.0f} s after SIGTERM")
-        assert time.monotonic() - told > 6
+        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, which is at 3 s
     process.wait(60)
 
 
