@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+import click
+
 PROXY = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Serve's proxies, which inherit the environment, find serve/proxy.py."""
 
@@ -20,20 +22,32 @@ def begin(options: dict[str, Any], port: int, timeout_s: float) -> None:
     at most), and nobody new is let in. A second signal ends everything at once.
     """
     import ray
-    from ray import serve
 
     if ray.is_initialized():  # --reload calls the application again
         return
-    # What ray registers for the end of the process comes after this, since it was registered before.
-    atexit.register(_drain, options.get("name") or "default")
     # What Serve does at Ctrl-C ends its proxies, and with them all connections.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-    if any(options.get(key) for key in ("runtime_env", "runtime_env_json", "working_dir")):
-        return  # `serve run` knows what they mean; it starts Ray itself, with the default port
+    # Where one of these is set, `serve run` starts Ray itself, since it knows what they mean; the port is 8000 then.
+    if not any(options.get(key) for key in ("runtime_env", "runtime_env_json", "working_dir")):
+        _start(options.get("address"), port, timeout_s)
+    atexit.register(_drain, options.get("name") or "default")  # done before what ray registered, when it was imported
+
+
+def _start(address: str | None, port: int, timeout_s: float) -> None:
+    import ray
+    from ray import serve
+
     os.environ.setdefault(PROXY, "serve.proxy:middlewares")
     # The dashboard takes longer to start than all the rest; a cluster that runs already keeps its own.
-    ray.init(address=options.get("address"), namespace="serve", include_dashboard=False)
-    serve.start(http_options={"port": port, "request_timeout_s": timeout_s + GRACE_S})
+    ray.init(address=address, namespace="serve", include_dashboard=False)
+    try:
+        serve.start(http_options={"port": port, "request_timeout_s": timeout_s + GRACE_S})
+    except Exception as e:  # Ray's, around the one of its proxy
+        if "Failed to bind" not in str(e):
+            raise
+        raise click.ClickException(
+            f"port: something listens on {port} already. Take another: port={port + 1}"
+        ) from None
     # Ray's own handler prints a stack, and sets an alarm that aborts the process 3 s later, whatever it is doing.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 

@@ -1,7 +1,10 @@
 """A run behind `serve run`, asked by OpenAI's own client, by a flood, and while a replica is killed."""
 
 import collections
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from tests.conftest import REPO
 from tests.serve.conftest import replicas, serving
 
 HELLO = [{"role": "user", "content": "what is red?"}]
@@ -79,6 +83,26 @@ def test_bodies_that_no_engine_is_given(url):
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}}"
         )
         assert raw.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken(runs, url):
+    port = httpx.URL(url).port
+    command = [
+        sys.executable,
+        "-m",
+        "ray.serve.scripts",
+        "run",
+        "--address",
+        "local",
+        "serve.app:app",
+        f"run={runs['sft']}",
+    ]
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run([*command, f"port={port}"], cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert f"port: something listens on {port} already. Take another: port={port + 1}" in done.stderr
+    assert ask(url, retries=20) == 200
 
 
 def test_a_client_that_goes_away(url):
