@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -40,14 +41,11 @@ def _start(address: str | None, port: int, timeout_s: float) -> None:
     os.environ.setdefault(PROXY, "serve.proxy:middlewares")
     # The dashboard takes longer to start than all the rest; a cluster that runs already keeps its own.
     ray.init(address=address, namespace="serve", include_dashboard=False)
-    try:
-        serve.start(http_options={"port": port, "request_timeout_s": timeout_s + GRACE_S})
-    except Exception as e:  # Ray's, around the one of its proxy
-        if "Failed to bind" not in str(e):
-            raise
-        raise click.ClickException(
-            f"port: something listens on {port} already. Take another: port={port + 1}"
-        ) from None
+    # Two of Serve's proxies could listen on the same port, and each would get some of the requests.
+    with socket.socket() as s:
+        if not serve.status().proxies and s.connect_ex(("127.0.0.1", port)) == 0:
+            raise click.ClickException(f"port: something listens on {port} already. Take another: port={port + 1}")
+    serve.start(http_options={"port": port, "request_timeout_s": timeout_s + GRACE_S})
     # Ray's own handler prints a stack, and sets an alarm that aborts the process 3 s later, whatever it is doing.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
