@@ -101,6 +101,37 @@ class Cached:
         self.cache.batch_select_indices(index_B)
         self.mask_BT, self.logits_BV = self.mask_BT[index_B], self.logits_BV[index_B]
 
+    def joinable(self) -> bool:
+        """Whether `join` can be used: a layer with a window, or with a state of its own, counts what it has read for all rows alike."""
+        from transformers.cache_utils import DynamicLayer
+
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def join(self, other: Cached) -> None:
+        """Takes the rows of `other` in, after its own; the shorter ones are padded on the left. `other` is used up."""
+        import torch
+
+        width = max(self.mask_BT.shape[1], other.mask_BT.shape[1])
+
+        def together(mine, theirs, after: int):
+            """`after`: dimensions after that of the tokens."""
+            rows = [
+                torch.nn.functional.pad(x, (*(0, 0) * after, width - x.shape[-1 - after], 0)) for x in (mine, theirs)
+            ]
+            return torch.cat(rows)
+
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys, mine.values = together(mine.keys, theirs.keys, 1), together(mine.values, theirs.values, 1)
+        self.mask_BT = together(self.mask_BT, other.mask_BT, 0)
+        self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
+
+    def trim(self) -> None:
+        """Forgets the columns on the left that are padding in every row."""
+        if unread := int(self.mask_BT.any(0).int().argmax()):
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, unread:], layer.values[:, :, unread:]
+            self.mask_BT = self.mask_BT[:, unread:]
+
     def feed(self, ids_BC, fed_BC=None, last: int = 0):
         """Reads C more tokens of each row, of which `fed_BC` (0 or 1) are there; returns the logits (B, C, V), or of the
         `last` ones only."""

@@ -1,7 +1,7 @@
 """A run behind an OpenAI-compatible API, as a Ray Serve application.
 
 serve run serve.app:app run=runs/dpo                       # http://127.0.0.1:8000/v1
-serve run serve.app:app run=runs/sft replicas=2 at_once=16
+serve run serve.app:app run=runs/sft replicas=2 at_once=16 port=8001
 serve deploy configs/serve/pair.yaml                       # several, on a cluster
 
 from openai import OpenAI
@@ -15,15 +15,14 @@ from typing import Any
 import click
 from ray import serve
 
-from serve import drain, engines
+from serve import engines, session
 from serve.guard import Guard
+from serve.keeper import Keeper
 from serve.serving import IDLE_S, Plan, parse, plan
 
 
 def app(args: dict[str, Any]) -> serve.Application:
     """The application for these arguments (serve/serving.py). Raises ClickException before anything is started."""
-    import ray
-
     from lib.config import Scale
     from lib.hardware import gpus, worker_env
 
@@ -31,9 +30,10 @@ def app(args: dict[str, Any]) -> serve.Application:
         planned = plan(parse(args))
     except ValueError as e:
         raise click.ClickException(str(e)) from None  # which `serve run` prints without a traceback
-    if click.get_current_context(silent=True) and not ray.is_initialized():
-        drain.at_exit()
-    s, gpu = planned.serving, gpus() > 0
+    s = planned.serving
+    if (run := click.get_current_context(silent=True)) and run.info_name == "run":
+        session.begin(run.params, s.port, s.timeout_s)
+    gpu = gpus() > 0
     if s.max_replicas:
         most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas, "downscale_delay_s": s.idle_s or IDLE_S}
         copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
@@ -43,9 +43,10 @@ def app(args: dict[str, Any]) -> serve.Application:
         **copies,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},
         # Serve's own queue is longer than what a replica takes, so that the replica itself can say 429 and when to come again.
-        max_ongoing_requests=4 * s.at_once,
-        max_queued_requests=4 * s.at_once,
-        graceful_shutdown_timeout_s=s.timeout_s,
+        max_ongoing_requests=2 * (s.at_once + s.waiting),
+        max_queued_requests=2 * (s.at_once + s.waiting),
+        graceful_shutdown_timeout_s=s.timeout_s + 5,  # the guard ends each request at timeout_s
+        health_check_period_s=2,  # so long it takes until a replica that died is replaced
     ).bind(planned)
 
 
@@ -59,8 +60,9 @@ class Endpoint:
 
     async def __serve_build_asgi_app__(self):
         engine = engines.vllm if self.planned.vllm else engines.transformers
-        self.engine = await engine(self.planned)
-        return Guard(self.engine.app, self.planned, self.engine)
+        self.keeper = Keeper(lambda: engine(self.planned))
+        await self.keeper.begin()
+        return Guard(self.planned, self.keeper)
 
     async def check_health(self) -> None:
-        await self.engine.check()
+        await self.keeper.check()

@@ -1,23 +1,33 @@
 """`transformers serve` with one model in it, where transformers 5.19 answers otherwise than vLLM and OpenAI do.
 
-Left to itself it draws nothing whatever the temperature is, and of the 50 likeliest tokens only where it draws; sets the seed while
-another request is drawing; leaves the stop text in the answer; reads prompts that are longer than the model can; goes on
-writing what nobody waits for; and says errors in a form of its own.
+Left to itself it answers one request after the other; draws nothing whatever the temperature is, and of the 50 likeliest tokens only
+where it draws; sets the seed while another request is drawing; leaves the stop text in the answer; reads prompts that are longer
+than the model can; goes on writing what nobody waits for; and says errors in a form of its own. Its own continuous batching
+(--continuous-batching) takes temperature, top_p and the rest from the first request for all that follow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+import threading
+from functools import partial
 from typing import Any
 
 import jinja2
+import torch
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
 from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, _StreamError
+
+from lib import attention, linear
+from lib.sampling import Sampling
+from serve import fields
+from serve.batch import Batch, Row
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/health")
 """Its other routes would load models, or unload ours."""
@@ -27,22 +37,24 @@ LACKS = tuple(sorted((UNUSED | {"frequency_penalty"}) - HARMLESS))
 """Fields that it would leave out; frequency_penalty it takes for another penalty."""
 
 
-def application(where: str, name: str, dtype: str, device: str, window: int | None):
+def application(where: str, name: str, dtype: str, device: str, window: int | None, most: int = 32):
     """The routes for chat and completions with the model in folder `where`, which replies call `name`.
 
-    window: tokens of prompt and answer together; None: what the model can.
+    window: tokens of prompt and answer together; None: what the model can. most: answers written at a time.
     """
     manager = ModelManager(device=device, dtype=dtype, force_model=where)
-    model, _ = manager.load_model_and_processor(manager.process_model_name(where))
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    state = State(Writer(min(window or most, most)))
+    model, processor = manager.load_model_and_processor(manager.process_model_name(where))
+    attention.install(model)
+    linear.install(model)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    state = State(Writer(model, processor, min(window or longest, longest), most))
 
     class Named:
         def _resolve_model(self, body):
             return name, *super()._resolve_model(body)[1:]  # else replies would say the folder
 
-    chat = type("Chat", (Mended, Named, ChatCompletionHandler), {})(manager, state)
-    completion = type("Completion", (Mended, Named, CompletionHandler), {})(manager, state)
+    chat = type("Chat", (Mended, Named, ChatCompletionHandler), {"needs": "messages"})(manager, state)
+    completion = type("Completion", (Mended, Named, CompletionHandler), {"needs": "prompt"})(manager, state)
     app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in ROUTES]
     app.add_exception_handler(HTTPException, _refused)
@@ -56,12 +68,16 @@ async def _refused(request, e: HTTPException) -> JSONResponse:
 
 
 class Mended:
-    """What both handlers do with a request before they answer it."""
+    """What both handlers do with a request before they answer it. needs: the field that says what is to be answered."""
+
+    needs: str
 
     async def handle_request(self, body: dict, request_id: str):
-        messages = body.get("messages", [{"role": "user"}])
-        if not (isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)):
-            raise HTTPException(400, "messages: must be a list of objects with a role.")
+        body = {k: v for k, v in body.items() if v is not None}
+        try:
+            fields.check(body, self.needs, self.generation_state.writer.vocabulary)
+        except ValueError as e:
+            raise HTTPException(400, str(e)) from None
         try:
             return await super().handle_request(body, request_id)
         except jinja2.TemplateError as e:
@@ -87,53 +103,91 @@ class State(GenerationState):
 
 
 class Writer(GenerateManager):
-    """One answer after the other, in one thread. window: tokens of prompt and answer together."""
+    """Writes answers together (serve/batch.py); one that needs more than that, such as beams or an image, by itself.
 
-    def __init__(self, window: int):
+    window: tokens of prompt and answer together; most: answers at a time.
+    """
+
+    def __init__(self, model, tokenizer, window: int, most: int):
         super().__init__()
-        self.window = window
+        self.window, self.turn = window, threading.Lock()
+        self.vocabulary = model.config.get_text_config().vocab_size
         self.seed: int | None = None
-        """Of the request that is handed over; whoever sets it hands over before anybody else can run."""
+        """Of the stream that is handed over; whoever sets it hands over before anybody else can run."""
+        text = partial(tokenizer.decode, skip_special_tokens=True)
+        self.batch = Batch(model, text, str(model.device), most, self.turn)
 
     def generate_streaming(self, model, processor, inputs, gen_config, request_id, response_parser=None):
         self._fit(inputs, gen_config)
-        queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, request_id, response_parser)
+        if not plain(inputs, gen_config):
+            self.seed = gen_config.seed
+            queue, streamer = super().generate_streaming(
+                model, processor, inputs, gen_config, request_id, response_parser
+            )
+            return Stopped(queue, stops(gen_config)), streamer
+        queue: asyncio.Queue = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        streamer = Streamer(getattr(processor, "tokenizer", processor)._tokenizer, loop, queue, response_parser)
+        streamer.put(None)  # the prompt, which it leaves out
+
+        def done(error: Exception | None) -> None:
+            if error:
+                loop.call_soon_threadsafe(queue.put_nowait, _StreamError(str(error)))
+            else:
+                streamer.end()
+
+        streamer.row = row(inputs, gen_config, lambda token: streamer.put(torch.tensor([token])), done)
+        self.batch.add(streamer.row)
         return Stopped(queue, stops(gen_config)), streamer
 
     async def generate_non_streaming(self, model, processor, inputs, gen_config, request_id):
         self._fit(inputs, gen_config)
+        written = await (self._together if plain(inputs, gen_config) else partial(self._alone, model, processor))(inputs, gen_config)  # fmt: skip
+        text = processor.decode(written, skip_special_tokens=True)
+        return Stopped(None, stops(gen_config)).cut(text, True), inputs["input_ids"].shape[-1], written
+
+    async def _together(self, inputs, config) -> list[int]:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def end(error: Exception | None) -> None:
+            if not ended.done():
+                ended.set_exception(error) if error else ended.set_result(None)
+
+        asked = row(inputs, config, lambda token: None, lambda error: loop.call_soon_threadsafe(end, error))
+        self.batch.add(asked)
+        try:
+            await ended
+        finally:
+            asked.gone = True
+        return asked.tokens
+
+    async def _alone(self, model, processor, inputs, config) -> list[int]:
         waiting = Waiting()
 
         def write():
             try:
-                return model.generate(**inputs, generation_config=gen_config, tokenizer=processor, streamer=waiting)
+                return model.generate(**inputs, generation_config=config, tokenizer=processor, streamer=waiting)
             except Abandoned:
                 return None
 
         try:
-            ids_1T = await asyncio.shield(self.async_submit(write))
+            ids_1T = await asyncio.shield(self.async_submit(self._in_turn(write, config.seed)))
         except asyncio.CancelledError:
             waiting.nobody = True
             raise
-        written_T = ids_1T[0, inputs["input_ids"].shape[-1] :]
-        text = processor.decode(written_T, skip_special_tokens=True)
-        return Stopped(None, stops(gen_config)).cut(text, True), len(ids_1T[0]) - len(written_T), written_T
+        return ids_1T[0, inputs["input_ids"].shape[-1] :].tolist()
 
     def submit(self, fn, *args, **kwargs):
-        return super().submit(self._seeded(fn), *args, **kwargs)
+        """What generate_streaming does in its thread."""
+        return super().submit(self._in_turn(fn, self.seed), *args, **kwargs)
 
-    def async_submit(self, fn, *args, **kwargs):
-        return super().async_submit(self._seeded(fn), *args, **kwargs)
-
-    def _seeded(self, fn):
-        import torch
-
-        seed = self.seed
-
+    def _in_turn(self, write, seed: int | None):
         def run(*args, **kwargs):
-            if seed is not None:
-                torch.manual_seed(seed)
-            return fn(*args, **kwargs)
+            with self.turn:
+                if seed is not None:
+                    torch.manual_seed(seed)
+                return write(*args, **kwargs)
 
         return run
 
@@ -142,7 +196,39 @@ class Writer(GenerateManager):
         if length >= self.window:
             raise HTTPException(400, f"The prompt has {length} tokens; with its answer it can have {self.window}.")
         config.max_new_tokens = min(config.max_new_tokens or self.window, self.window - length)
-        self.seed = config.seed
+
+
+class Streamer(DirectStreamer):
+    row: Row
+
+    def cancel(self) -> None:
+        super().cancel()
+        self.row.gone = True
+
+
+TOGETHER = {
+    "max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_strings",
+    "sequence_bias", "seed", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "use_cache",
+}  # fmt: skip
+"""Settings of a GenerationConfig that a batch heeds, or that say nothing."""
+
+
+def plain(inputs, config) -> bool:
+    """Whether the batch can write the answer."""
+    told = {k for k, v in config.to_diff_dict().items() if v not in (None, False) and not k.startswith("_")}
+    return set(inputs) <= {"input_ids", "attention_mask", "token_type_ids"} and told <= TOGETHER
+
+
+def row(inputs, config, put, done) -> Row:
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    temperature = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
+    sampling = Sampling(
+        temperature, 1.0 if config.top_p is None else config.top_p, config.top_k or 0, config.min_p or 0.0,
+        config.repetition_penalty or 1.0, config.max_new_tokens,
+        secrets.randbits(62) if config.seed is None else config.seed, stop=tuple(stops(config)),
+    )  # fmt: skip
+    bias = {ids[0]: bias for ids, bias in (config.sequence_bias or {}).items()}
+    return Row(inputs["input_ids"][0].tolist(), sampling, frozenset(e for e in ends if e is not None), put, done, bias)
 
 
 class Abandoned(Exception):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from lib import hardware, models, vllm_generator
+from lib import hardware, models, quantized, vllm_generator
 from serve import adapters
 from serve.adapters import Shelf
 from serve.draft import Draft
@@ -27,6 +29,8 @@ class Engine:
     """Fields of a request that it would leave out silently."""
     check: Callable[[], Awaitable[None]]
     """Raises where the engine is dead."""
+    close: Callable[[], None] = lambda: None
+    """Frees what a dead engine holds."""
     shelf: Shelf | None = None
     """Runs whose adapters `load` can load."""
     load: Callable[[str], Awaitable[bool]] | None = None
@@ -46,6 +50,11 @@ def speculative(draft: Draft) -> dict[str, Any]:
     return {"method": draft.method, "num_speculative_tokens": draft.tokens, **more.get(draft.method, {})}
 
 
+def dtype(wanted: str, device: str, base: str) -> str:
+    """What vLLM is told: its own auto is bfloat16 on CPUs too that have none. It knows best what quantised layers compute in."""
+    return hardware.dtype(wanted, device) if device == "cpu" and not quantized.found(base) else wanted
+
+
 async def vllm(planned: Plan) -> Engine:
     """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
     import torch
@@ -61,7 +70,8 @@ async def vllm(planned: Plan) -> Engine:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     s, name = planned.serving, called(planned)
-    argv = ["--model", models.path(planned.base), "--served-model-name", name, "--dtype", s.dtype]
+    argv = ["--model", models.path(planned.base), "--served-model-name", name]
+    argv += ["--dtype", dtype(s.dtype, device, planned.base)]
     argv += ["--kv-cache-dtype", s.kv_cache_dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
     argv += ["--enforce-eager"] if device == "cpu" else []
@@ -80,23 +90,25 @@ async def vllm(planned: Plan) -> Engine:
             argv += ["--pooler-config", json.dumps({"pooling_type": "MEAN"})]
     argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs.from_cli_args(args), usage_context=UsageContext.OPENAI_API_SERVER
+    # In a thread, since whoever asks while an engine is replaced is to be told so.
+    engine = await asyncio.to_thread(
+        AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args), usage_context=UsageContext.OPENAI_API_SERVER
     )
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
+    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's own would end when the engine dies
     names = {name: name} | {k: k for k in planned.adapters}
     load = None
     if shelf:
         from serve import resolver
 
         load = resolver.attach(app, shelf, names, most)
-    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health, shelf, load)
+    return Engine(app, f"vLLM {vllm_generator.version()}", names, (), engine.check_health, engine.shutdown, shelf, load)
 
 
 async def transformers(planned: Plan) -> Engine:
-    """The routes of `transformers serve` for chat and completions, or /v1/embeddings; one request after the other."""
+    """The routes of `transformers serve` for chat and completions, or /v1/embeddings."""
     from importlib.metadata import version
 
     import torch
@@ -105,7 +117,7 @@ async def transformers(planned: Plan) -> Engine:
     from starlette.routing import Route
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = hardware.dtype(planned.serving.dtype, device)
+    kind = hardware.dtype(planned.serving.dtype, device)
     where, name, title = models.path(planned.base), called(planned), f"transformers {version('transformers')}"
 
     async def check() -> None:
@@ -114,12 +126,14 @@ async def transformers(planned: Plan) -> Engine:
     said = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": title}]}
     listed = Route("/v1/models", lambda request: JSONResponse(said))
     if planned.serving.task == "embed":
-        embedder = Embedder(where, getattr(torch, dtype), device)
+        embedder = Embedder(where, getattr(torch, kind), device)
         health = Route("/health", lambda request: JSONResponse({"status": "ok"}))
         return Engine(Starlette(routes=[embedder.route(name), listed, health]), title, {name: name}, (), check)
 
     from serve import by_transformers
 
-    app = by_transformers.application(where, name, dtype, device, planned.serving.max_model_len)
+    app = await asyncio.to_thread(
+        by_transformers.application, where, name, kind, device, planned.serving.max_model_len, planned.serving.at_once
+    )
     app.router.routes.append(listed)
     return Engine(app, title, {name: where}, by_transformers.LACKS, check)

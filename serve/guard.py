@@ -1,4 +1,4 @@
-"""What stands before an engine's HTTP application: token, size, JSON, model name, load and time.
+"""What stands before an engine's HTTP application: token, size, JSON, model name, load, time, and an engine that died.
 
 Every refusal is an OpenAI error object. 429, 503 and 504 may be tried again; the others say what to change.
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
-from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
 
+from serve import body as bodies
+from serve.keeper import Keeper
 from serve.serving import Plan
-
-if TYPE_CHECKING:
-    from serve.engines import Engine
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/health", "/ping")
@@ -31,38 +28,34 @@ class Refusal(Exception):
 
 
 class Guard:
-    """An ASGI application around another."""
+    """An ASGI application around the engine's. busy: requests in it, those that wait their turn included."""
 
-    def __init__(self, app, planned: Plan, engine: Engine):
-        self.app, self.planned, self.serving, self.engine, self.busy = app, planned, planned.serving, engine, 0
+    def __init__(self, planned: Plan, keeper: Keeper):
+        self.planned, self.serving, self.keeper, self.busy = planned, planned.serving, keeper, 0
+        self.turn = asyncio.Semaphore(self.serving.at_once)
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or scope["path"] in OPEN:
-            return await self.app(scope, receive, send)
-        begun = False
+        if scope["type"] != "http":
+            return await self.keeper.engine.app(scope, receive, send)
+        begun = died = False
 
         async def sending(message):
-            nonlocal begun
-            begun = True
-            await send(message)
+            nonlocal begun, died
+            failed = message["type"] == "http.response.start" and message["status"] >= 500
+            died = died or (failed and not await self.keeper.alive())
+            if not died:  # else what the engine says of its own death is replaced
+                begun = True
+                await send(message)
 
         try:
-            self._token(scope)
+            if scope["path"] not in OPEN:
+                self._token(scope)
             if scope["method"] != "POST":
-                return await self.app(scope, receive, send)
-            if self.busy >= self.serving.at_once:
-                said = f"{self.busy} requests are under way here, the most that at_once allows. Try again in a second."
-                raise Refusal(429, said, {"Retry-After": "1"})
-            self.busy += 1
-            try:
-                async with asyncio.timeout(self.serving.timeout_s):
-                    body = await self._asked(await self._body(scope, receive))
-                    said = {b"content-length": str(len(body)).encode(), b"content-type": b"application/json"}
-                    headers = [(k, v) for k, v in scope["headers"] if k not in said]
-                    scope = scope | {"headers": [*headers, *said.items()]}
-                    await self.app(scope, _again(body, receive), sending)
-            finally:
-                self.busy -= 1
+                await self._engine().app(scope, receive, sending)
+            else:
+                await self._post(scope, receive, sending)
+            if died:
+                raise self._down()
         except TimeoutError:
             if begun:
                 raise  # the stream ends here; there is no way to say why
@@ -70,6 +63,38 @@ class Guard:
             await late.response(scope, receive, send)
         except Refusal as e:
             await e.response(scope, receive, send)
+        except Exception:
+            if begun or await self.keeper.alive():
+                raise
+            await self._down().response(scope, receive, send)
+
+    async def _post(self, scope, receive, send) -> None:
+        s = self.serving
+        if self.busy >= s.at_once + s.waiting:
+            said = f"{self.busy} requests are under way or waiting here, the most that at_once and queue allow."
+            raise Refusal(429, f"{said} Try again in a second.", {"Retry-After": "1"})
+        self.busy += 1
+        try:
+            async with asyncio.timeout(s.timeout_s):
+                asked = await self._read(scope, receive)
+                async with self.turn:
+                    said = await self._asked(asked)
+                    about = {b"content-length": str(len(said)).encode(), b"content-type": b"application/json"}
+                    headers = [(k, v) for k, v in scope["headers"] if k not in about]
+                    scope = scope | {"headers": [*headers, *about.items()]}
+                    await self._engine().app(scope, _again(said, receive), send)
+        finally:
+            self.busy -= 1
+
+    def _engine(self):
+        if not self.keeper.engine:
+            raise self._down()
+        return self.keeper.engine
+
+    def _down(self) -> Refusal:
+        wait = self.keeper.wait()
+        said = f"The engine stopped and is being started again. Try again in {wait} s."
+        return Refusal(503, said, {"Retry-After": str(wait)})
 
     def _token(self, scope) -> None:
         wanted = self.planned.token_sha256
@@ -100,36 +125,37 @@ class Guard:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    async def _asked(self, body: bytes) -> bytes:
-        """The request with the engine's own name of the model, once it can be answered."""
+    async def _read(self, scope, receive) -> dict:
         try:
-            asked = json.loads(body)
+            return bodies.read(await self._body(scope, receive))
         except ValueError as e:
-            raise Refusal(400, f"The body is not JSON: {e}.") from None
-        if not isinstance(asked, dict):
-            raise Refusal(400, "The body must be a JSON object.")
-        names = self.engine.names
+            raise Refusal(400, str(e)) from None
+
+    async def _asked(self, asked: dict) -> bytes:
+        """The request with the engine's own name of the model, once it can be answered."""
+        engine = self._engine()
+        names = engine.names
         model = str(asked.get("model") or next(iter(names)))
         if model not in names:
-            await self._load(model)
+            await self._load(engine, model)
         if asked.get("max_completion_tokens") is not None:  # transformers knows it by its older name only
             asked["max_tokens"] = asked.pop("max_completion_tokens")
         one = {k for k in ("n", "best_of") if asked.get(k) == 1}
-        if lacking := [k for k in self.engine.lacks if asked.get(k) not in (None, False) and k not in one]:
-            raise Refusal(400, f"{', '.join(lacking)}: {self.engine.title} doesn't do that; vLLM does (engine: vllm).")
-        return json.dumps(asked | {"model": names[model]}).encode()
+        if lacking := [k for k in engine.lacks if asked.get(k) not in (None, False) and k not in one]:
+            raise Refusal(400, f"{', '.join(lacking)}: {engine.title} doesn't do that; vLLM does (engine: vllm).")
+        return bodies.write(asked | {"model": names[model]})
 
-    async def _load(self, model: str) -> None:
+    async def _load(self, engine, model: str) -> None:
         """Has the engine load what it isn't holding yet."""
         try:
-            if self.engine.load and await self.engine.load(model):
+            if engine.load and await engine.load(model):
                 return
         except ValueError as e:
             raise Refusal(400, str(e)) from None
         from lib.cli import nearest
 
-        shelf = await asyncio.to_thread(self.engine.shelf.names) if self.engine.shelf else {}
-        known = list(dict.fromkeys([*self.engine.names, *shelf]))
+        shelf = await asyncio.to_thread(engine.shelf.names) if engine.shelf else {}
+        known = list(dict.fromkeys([*engine.names, *shelf]))
         raise Refusal(404, f"There is no model {model!r} here.{nearest(model, known)} It has {', '.join(known)}.")
 
 

@@ -45,10 +45,9 @@ class Serving:
     draft_tokens: int = 0
     """Tokens guessed at a time. 0: as the draft run's reports/certificate.json found best, else 4."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto: vLLM where it is installed and loads the format, else transformers (one request at a time, no logprobs, n or JSON
-    schema)."""
+    """auto: vLLM where it is installed and loads the format, else transformers (no logprobs, n or JSON schema)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and arithmetic. auto: the weights' own with vLLM; as lib/hardware.py says with transformers."""
+    """Type of weights and arithmetic. auto: as lib/hardware.py says, with transformers and on a CPU; the weights' own with vLLM on a GPU."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together. None: what the model can."""
     tool_calls: str = "hermes"
@@ -63,13 +62,22 @@ class Serving:
     idle_s: float | None = None
     """Seconds for which the load of the last half minute needs fewer than there are, before one is ended; with max_replicas. None: IDLE_S."""
     at_once: int = 32
-    """Requests under way in a replica; more are told 429 and when to come again."""
+    """Requests under way in a replica; more wait their turn."""
+    queue: int | None = None
+    """Requests that wait their turn in a replica; more are told 429 and when to come again. None: 4 times at_once."""
     timeout_s: float = 300.0
-    """Seconds for one request; then 504, or the end of its stream."""
+    """Seconds for one request, its wait included; then 504, or the end of its stream."""
     max_body_mb: float = 4.0
     """Megabytes of one request; more are told 413."""
     token_env: str = "SHOESTRING_TOKEN"
     """Environment variable that holds the bearer token clients must send. Where it isn't set, only this machine is answered."""
+    port: int = 8000
+    """Port of this machine where `serve run` listens. On a cluster that runs already, its own port counts (http_options)."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that may wait their turn."""
+        return 4 * self.at_once if self.queue is None else self.queue
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,11 @@ def parse(args: dict[str, Any]) -> Serving:
         adapters[key.partition(".")[2]] = given.pop(key)
     found = read(Serving, given | {"adapters": adapters}, "serve.app")
     at_least(
-        found, replicas=1, at_once=1, timeout_s=0.001, idle_s=0.001, max_body_mb=0.001, max_model_len=1, draft_tokens=0
-    )
+        found, replicas=1, at_once=1, queue=0, timeout_s=0.001, idle_s=0.001, max_body_mb=0.001, max_model_len=1,
+        draft_tokens=0, port=1,
+    )  # fmt: skip
+    if found.port > 65535:
+        raise ValueError(f"port: must be from 1 to 65535, is {found.port}.")
     if found.draft_tokens and not found.draft:
         raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
     if found.idle_s is not None and found.max_replicas is None:

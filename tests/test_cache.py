@@ -33,6 +33,30 @@ def test_logits_are_those_of_each_prompt_alone(model, beginning):
         assert read.logits_BV.shape[0] == read.mask_BT.shape[0] == 2
 
 
+def test_rows_join_and_leave_while_others_are_written(model):
+    """A shorter one, then a longer one; once the longest has left, no column is only padding."""
+
+    def alone(*ids):
+        return model(input_ids=torch.tensor([ids])).logits[0, -1]
+
+    first, short, long = list(range(5, 17)), [300, 301], list(range(100, 130))
+    with torch.inference_mode():
+        read = Cached(model, [first], 3, "cpu")
+        read.feed(torch.tensor([[7]]))
+        read.join(Cached(model, [short], 3, "cpu"))
+        read.feed(torch.tensor([[8], [9]]))
+        read.join(Cached(model, [long], 3, "cpu"))
+        read.feed(torch.tensor([[10], [11], [12]]))
+        want = [alone(*first, 7, 8, 10), alone(*short, 9, 11), alone(*long, 12)]
+        assert torch.allclose(read.logits_BV, torch.stack(want), atol=1e-5)
+        read.keep(torch.tensor([1, 0]))
+        read.trim()
+        assert read.joinable() and read.mask_BT.shape[1] == len(first) + 3 == read.cache.get_seq_length()
+        read.feed(torch.tensor([[13], [14]]))
+        want = [alone(*short, 9, 11, 13), alone(*first, 7, 8, 10, 14)]
+        assert torch.allclose(read.logits_BV, torch.stack(want), atol=1e-5)
+
+
 def test_a_prompt_that_is_the_beginning_of_the_others(model):
     prompts = [list(range(5, 45)), list(range(5, 50))]
     with torch.inference_mode():

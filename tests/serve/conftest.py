@@ -6,12 +6,10 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-import yaml
 
 from tests.conftest import REPO, free_port
 
@@ -20,18 +18,14 @@ from tests.conftest import REPO, free_port
 def serving(folder, args: dict):
     """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
     port = free_port()
-    config = folder / "serve.yaml"
-    config.write_text(yaml.safe_dump({
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
-    }))  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    # The interpreter is named, since a script of a copied environment names the first one.
-    command = [sys.executable, Path(sys.executable).with_name("serve"), "run", "--address", "local", str(config)]
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
+    command += [f"{key}={value}" for key, value in (args | {"port": port}).items()]
     with (folder / "log").open("w") as log:
         p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        for _ in range(240):
+        give_up = time.time() + 480
+        while time.time() < give_up:
             if p.poll() is not None:
                 pytest.fail((folder / "log").read_text()[-3000:])
             try:
@@ -39,7 +33,7 @@ def serving(folder, args: dict):
                     break
             except httpx.TransportError:
                 pass
-            time.sleep(0.5)
+            time.sleep(0.1)
         else:
             pytest.fail((folder / "log").read_text()[-3000:])
         yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
@@ -51,6 +45,15 @@ def serving(folder, args: dict):
         for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
+
+
+def replicas(process) -> list:
+    """Processes of the model's copies."""
+    found = []
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child] if "ServeReplica" in " ".join(child.cmdline()[:1]) else []
+    return found
 
 
 @contextmanager
@@ -73,7 +76,7 @@ def listening(app):
 
 @pytest.fixture(scope="package")
 def url(runs, tmp_path_factory):
-    """The API of the SFT run, by transformers; three requests at a time."""
-    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3}
+    """The API of the SFT run, by transformers; three requests at a time, and three that wait."""
+    args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3, "queue": 3}
     with serving(tmp_path_factory.mktemp("serve"), args) as (address, _):
         yield address

@@ -47,6 +47,34 @@ def test_the_temperature_counts_and_the_seed_is_the_requests_own(app):
     assert text(ask(app, one)[0]) == together[0]
 
 
+def test_answers_written_together_are_those_written_alone(app):
+    """16 of unlike length and settings, which join while others are under way and leave before them."""
+    kinds = (
+        {"temperature": 0},
+        {"seed": 5},
+        {"seed": 6, "top_p": 0.9},
+        {"temperature": 0, "logit_bias": {"2": -100, "300": 5}},
+    )
+    asked = [
+        HELLO
+        | kinds[i % 4]
+        | {"messages": [{"role": "user", "content": "what is " + "red " * i}], "max_tokens": 4 + 3 * i}
+        for i in range(16)
+    ]
+    alone = [text(ask(app, body)[0]) for body in asked]
+    assert [text(r) for r in ask(app, *asked)] == alone and len(set(alone)) > 10
+    few = application(HELLO["model"], "tiny", "float32", "cpu", None, most=3)
+    assert [text(r) for r in ask(few, *asked)] == alone
+
+
+def test_what_a_batch_does_not_heed_is_written_by_itself(app):
+    greedy = HELLO | {"temperature": 0, "max_tokens": 24}
+    varied = greedy | {"generation_config": '{"no_repeat_ngram_size": 1}'}
+    together = [text(r) for r in ask(app, greedy, varied, greedy, varied | {"stream": True})]
+    assert together[0] == together[2] == text(ask(app, greedy)[0]) != together[1] == together[3]
+    assert together[1] == text(ask(app, varied)[0])
+
+
 def test_the_answer_ends_before_a_stop_text(app):
     drawn = HELLO | {"seed": 3, "max_tokens": 24}
     whole = text(ask(app, drawn)[0])
@@ -85,11 +113,31 @@ def test_lengths(app, tiny_model):
 def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
     for body, says in [
         (HELLO | {"messages": []}, "messages: must be"),
+        ({"model": tiny_model}, "messages: must be"),
         (HELLO | {"messages": ["hello"]}, "messages: must be"),
         (HELLO | {"prompt_logprobs": 1}, "prompt_logprobs"),
+        (HELLO | {"generation_config": '{"num_beams": 3}'}, "generation_config: beams"),
+        (HELLO | {"generation_config": "{"}, "generation_config: "),
+        (HELLO | {"temperature": "warm"}, "temperature: must be"),
+        (HELLO | {"temperature": -1}, "temperature: must be"),
+        (HELLO | {"top_p": 0}, "top_p: must be"),
+        (HELLO | {"max_tokens": 0}, "max_tokens: must be"),
+        (HELLO | {"max_tokens": "many"}, "max_tokens: must be"),
+        (HELLO | {"seed": 1.5}, "seed: must be"),
+        (HELLO | {"stop": [""]}, "stop: must be"),
+        (HELLO | {"stop": 5}, "stop: must be"),
+        (HELLO | {"logit_bias": {"red": 1}}, "logit_bias: must be"),
+        (HELLO | {"logit_bias": {"1024": 1}}, "logit_bias: must be"),
+        (HELLO | {"messages": [{"role": "user", "content": 5}]}, "messages: "),
+        (HELLO | {"messages": [{"role": "user", "content": [5]}]}, "messages: "),
+        (HELLO | {"messages": [{"role": "user", "content": "x", "tool_calls": 5}]}, "messages: "),
+        (HELLO | {"tools": 5}, "tools: must be"),
     ]:
         (reply,) = ask(app, body)
         assert reply.status_code == 400 and says in reply.json()["error"]["message"], reply.text
+    for prompt in ("", None, ["a"], 5):
+        (reply,) = ask(app, {"model": tiny_model, "prompt": prompt}, path="completions")
+        assert reply.status_code == 400 and reply.json()["error"]["message"].startswith("prompt: must be"), reply.text
     strict = shutil.copytree(tiny_model, tmp_path / "strict")
     Path(strict, "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     (reply,) = ask(application(str(strict), "strict", "float32", "cpu", None), HELLO | {"model": str(strict)})

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from serve.engines import Engine
 from serve.guard import Guard
+from serve.keeper import Keeper
 from serve.serving import Plan, parse
 
 CHAT = {"model": "dpo", "messages": [{"role": "user", "content": "hello"}]}
@@ -40,7 +41,13 @@ def guard(token: str | None = None, lacks=(), **settings) -> Guard:
     ])  # fmt: skip
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
     plan = Plan(parse({"run": "runs/dpo", **settings}), "/runs/dpo", {}, False, None, digest)
-    return Guard(app, plan, Engine(app, "the engine", {"dpo": "/where/dpo", "lora": "lora"}, lacks, None))
+    keeper = Keeper(None)
+    keeper.engine = Engine(app, "the engine", {"dpo": "/where/dpo", "lora": "lora"}, lacks, well)
+    return Guard(plan, keeper)
+
+
+async def well() -> None:
+    """An engine's check, where it lives."""
 
 
 def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Response]:
@@ -68,6 +75,15 @@ def test_the_engine_gets_its_own_name_of_the_model():
     [
         (b"{", 400, "not JSON"),
         (b"[1]", 400, "JSON object"),
+        (b"[" * 100_000, 400, "more than 100 levels"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, 400, "more than 100 levels"),
+        (b'{"seed": 1' + b"0" * 5000 + b"}", 400, "not JSON"),
+        (b'{"seed": 18446744073709551616}', 400, "beyond 64 bits"),
+        (b'{"temperature": 1e999}', 400, "beyond 64 bits"),
+        (b'{"temperature": NaN}', 400, "NaN is not a JSON number"),
+        (b'{"prompt": "\\ud800"}', 400, "half of a surrogate pair"),
+        (b'{"\\udfff": 1}', 400, "half of a surrogate pair"),
+        (b'{"prompt": "\xff"}', 400, "not JSON: .*utf-8"),
         (b"x" * 3_000_000, 413, r"larger than max_body_mb \(1 MB\)"),
         (CHAT | {"model": "dop"}, 404, "no model 'dop' here.*dpo.*It has dpo, lora"),
         (CHAT | {"logprobs": True, "n": 2}, 400, "logprobs, n: the engine doesn't do that; vLLM does"),
@@ -87,10 +103,10 @@ def test_a_run_that_is_loaded_when_it_is_asked_for():
         if name == "broken":
             raise ValueError("LoRA adapter 'broken' was found but could not be loaded.")
         if name == "later":
-            app.engine.names[name] = name
+            app.keeper.engine.names[name] = name
         return name == "later"
 
-    app.engine.load, app.engine.shelf = load, SimpleNamespace(names=lambda: {"later": "/runs/later"})
+    app.keeper.engine.load, app.keeper.engine.shelf = load, SimpleNamespace(names=lambda: {"later": "/runs/later"})
     replies = [ask(app, CHAT | {"model": name})[0] for name in ("later", "later", "latr", "broken", ["later"])]
     assert [r.status_code for r in replies] == [200, 200, 404, 400, 404]
     assert asked == ["later", "latr", "broken", "['later']"]
@@ -105,10 +121,90 @@ def test_what_asks_for_nothing_is_not_refused():
 
 
 def test_a_flood_is_told_to_come_again():
-    replies = ask(guard(at_once=3), *[CHAT | {"sleep": 0.2}] * 10)
+    replies = ask(guard(at_once=3, queue=2), *[CHAT | {"sleep": 0.2}] * 10)
     codes = [r.status_code for r in replies]
-    assert codes.count(200) == 3 and codes.count(429) == 7
+    assert codes.count(200) == 5 and codes.count(429) == 5
     assert {r.headers["retry-after"] for r in replies if r.status_code == 429} == {"1"}
+
+
+def test_those_who_wait_come_in_their_turn_and_no_more_than_at_once():
+    app, most, inside, order = guard(at_once=3), 0, 0, []
+    engine = app.keeper.engine.app
+
+    async def counting(scope, receive, send):
+        nonlocal most, inside
+        inside += 1
+        most = max(most, inside)
+        order.append(json.loads((await receive())["body"])["number"])
+        await asyncio.sleep(0.02)
+        inside -= 1
+        await JSONResponse({})(scope, receive, send)
+
+    app.keeper.engine.app = counting
+    assert [r.status_code for r in ask(app, *[CHAT | {"number": i} for i in range(15)])] == [
+        200
+    ] * 15  # 3 and 4 times 3
+    assert most == 3 and order == list(range(15)) and engine is not counting
+    assert {r.status_code for r in ask(guard(at_once=2, queue=0), *[CHAT | {"sleep": 0.2}] * 3)} == {200, 429}
+
+
+def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
+    """503 for what was under way and what comes, with the time that a start takes; then answers again."""
+
+    async def life():
+        dead, closed = False, []
+
+        async def check():
+            if dead:
+                raise RuntimeError("the engine process is gone")
+
+        async def chat(request):
+            while not dead:
+                await asyncio.sleep(0.01)
+            return JSONResponse({"error": "EngineDeadError"}, 500)
+
+        async def successor():
+            await started.wait()
+            return Engine(app, "the engine", {"dpo": "dpo"}, (), well)
+
+        guarded, started = guard(), asyncio.Event()
+        keeper, app = guarded.keeper, guarded.keeper.engine.app
+        dying = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+        keeper.engine = Engine(dying, "the engine", {"dpo": "dpo"}, (), check, lambda: closed.append(True))
+        keeper.start, keeper.took = successor, 40
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=guarded), base_url="http://x") as http:
+            under_way = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT))
+            await asyncio.sleep(0.05)
+            dead = True
+            replies = [await under_way, await http.post("/v1/chat/completions", json=CHAT), await http.get("/health")]
+            await keeper.check()  # which is what Serve asks: no reason to replace the replica
+            started.set()
+            await keeper.replacing
+            return replies, closed, await http.post("/v1/chat/completions", json=CHAT)
+
+    replies, closed, after = asyncio.run(life())
+    assert [r.status_code for r in replies] == [503] * 3 and closed == [True]
+    assert {int(r.headers["retry-after"]) for r in replies} <= {39, 40}
+    assert replies[0].json()["error"]["message"] == "The engine stopped and is being started again. Try again in 40 s."
+    assert after.status_code == 200
+
+
+def test_an_engine_that_cannot_be_replaced_has_serve_replace_the_replica():
+    async def life():
+        async def check():
+            raise RuntimeError("dead")
+
+        async def successor():
+            raise MemoryError("no room for another")
+
+        keeper = Keeper(successor)
+        keeper.engine = Engine(None, "the engine", {}, (), check)
+        await keeper.check()
+        await asyncio.wait([keeper.replacing])
+        await keeper.check()
+
+    with pytest.raises(MemoryError, match="no room for another"):
+        asyncio.run(life())
 
 
 def test_room_comes_back_after_errors_too():

@@ -22,6 +22,8 @@ def test_words_of_the_command_line():
         ({"run": "x", "replicas": "many"}, "replicas: .*'many'"),
         ({"run": "x", "at_once": 0}, "at_once: must be at least 1, is 0"),
         ({"run": "x", "draft": "ngram", "draft_tokens": -1}, "draft_tokens: must be at least 0, is -1"),
+        ({"run": "x", "queue": -1}, "queue: must be at least 0, is -1"),
+        ({"run": "x", "port": 70000}, "port: must be from 1 to 65535, is 70000"),
         ({"run": "x", "timeout_s": "nan"}, "timeout_s: must be at least 0.001, is nan"),
         ({"run": "x", "adapters": "runs/sft"}, "adapters: 'runs/sft' has no name"),
         ({"run": "x", "draft_tokens": 3}, "draft_tokens: nothing drafts"),
@@ -45,6 +47,22 @@ def test_runs_that_cannot_be_served(runs, make_run, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=f"^{says}"):
             plan(parse(args))
+
+
+def test_as_many_wait_as_four_times_what_is_answered_at_once():
+    assert parse({"run": "x", "at_once": "16"}).waiting == 64 and parse({"run": "x", "queue": "0"}).waiting == 0
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_cpu_settles_vllms_dtype(bf16, runs, tmp_path, monkeypatch):
+    """Which arithmetic this CPU has is what is pretended; quantised layers, other devices and whoever says a type aren't touched."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    plain = f"{runs['sft']}/model"
+    assert engines.dtype("auto", "cpu", plain) == ("bfloat16" if bf16 else "float32")
+    assert engines.dtype("float16", "cpu", plain) == "float16" and engines.dtype("auto", "cuda", plain) == "auto"
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "compressed-tensors"}}))
+    assert engines.dtype("auto", "cpu", str(tmp_path)) == "auto"
 
 
 def test_named_adapters(runs, tiny_model, make_run, monkeypatch):

@@ -1,16 +1,29 @@
-"""What only vLLM serves, each against transformers on the same tiny model: LoRA runs that come later, a draft, vectors."""
+"""What only vLLM serves, each against transformers on the same tiny model: LoRA runs that come later, a draft, vectors; and how
+its server bears a flood, the death of its engine, and SIGTERM.
 
+One `serve run` is for all tests that need no other engine, in the order in which they stand: the last one ends it.
+"""
+
+import asyncio
+import collections
 import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 
 from lib.run import Run
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
+from serve import engines
+from serve.serving import parse, plan
 from tests.serve.conftest import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -26,7 +39,12 @@ def wide(tiny_model, tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("wide"))
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     torch.manual_seed(0)
-    wild = {"head_dim": 32, "initializer_range": 0.3}  # with smaller weights it says the same token again and again
+    # With room for answers that take a while.
+    wild = {
+        "head_dim": 32,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 16384,
+    }  # with smaller weights it says the same token again and again
     LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, **wild)).save_pretrained(folder)
     return folder
 
@@ -63,54 +81,179 @@ def expected(folder: str) -> list[list[int]]:
     return [list(a[0].tokens) for a in TransformersGenerator(folder).generate(PROMPTS, Sampling(max_new_tokens=12))]
 
 
-def test_lora_runs_are_found_when_they_are_asked_for(wide, tmp_path):
-    root = tmp_path / "runs"
-    early = lora(wide, root / "early", seed=1)
+@pytest.fixture(scope="module")
+def root(wide, tmp_path_factory) -> Path:
+    """The folder of runs, with one in it."""
+    made = tmp_path_factory.mktemp("runs")
+    lora(wide, made / "early", seed=1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(wide, root, tmp_path_factory):
+    """(the API's address, the process of `serve run`)"""
+    args = {"run": wide, "name": "base", "adapters_from": root, "dtype": "float32", "at_once": 16, "timeout_s": 600}
+    with serving(tmp_path_factory.mktemp("serve"), args) as found:
+        yield found
+
+
+@asynccontextmanager
+async def engine(**args):
+    """vLLM's application, without the server around it, as an HTTP client."""
+    started = await engines.vllm(plan(parse(args)))
+    try:
+        transport = httpx.ASGITransport(app=started.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=300) as client:
+            yield client
+    finally:
+        started.close()
+
+
+def test_lora_runs_are_found_when_they_are_asked_for(wide, root, server, tmp_path):
+    url, _ = server
+    early = Run(str(root / "early"))
     outside = lora(wide, tmp_path / "outside", seed=2)
-    args = {"run": wide, "name": "base", "adapters_from": str(root), "dtype": "float32"}
-    with serving(tmp_path, args) as (url, _):
-        api = openai.OpenAI(base_url=url, api_key="-", max_retries=0)
-        assert [m.id for m in api.models.list().data] == ["base", "early"]
-        assert answers(url, "early") == expected(early.at("model")) != expected(wide)
-        assert answers(url, "base") == expected(wide)
-        with pytest.raises(openai.NotFoundError, match=r"no model 'erly' here. Nearest: early. It has base, early"):
-            answers(url, "erly")
-        late = lora(wide, root / "late", seed=3)  # after the server started
-        assert answers(url, "late") == expected(late.at("model")) != expected(early.at("model"))
-        for path in ("../outside", outside.path, outside.at("adapter")):
-            with pytest.raises(openai.NotFoundError):
-                answers(url, path)
-        route = {"lora_name": "x", "lora_path": outside.at("adapter"), "model": "base"}
-        assert httpx.post(f"{url}/load_lora_adapter", json=route).status_code == 404
-        high = lora(wide, root / "high", seed=6, r=128)
-        with pytest.raises(openai.BadRequestError, match="high has rank 128, and there is room for 64"):
-            answers(url, high.name)
-        shutil.rmtree(high.path)
-        broken = lora(wide, root / "broken", seed=4)
-        Path(broken.at("adapter/adapter_model.safetensors")).write_bytes(b"nothing")
-        with pytest.raises(openai.BadRequestError, match="'broken' was found but could not be loaded"):
-            answers(url, "broken")
-        assert [m.id for m in api.models.list().data] == ["base", "early", "late", "broken"]
+    api = openai.OpenAI(base_url=url, api_key="-", max_retries=0)
+    assert [m.id for m in api.models.list().data] == ["base", "early"]
+    assert answers(url, "early") == expected(early.at("model")) != expected(wide)
+    assert answers(url, "base") == expected(wide)
+    with pytest.raises(openai.NotFoundError, match=r"no model 'erly' here. Nearest: early. It has base, early"):
+        answers(url, "erly")
+    late = lora(wide, root / "late", seed=3)  # after the server started
+    assert answers(url, "late") == expected(late.at("model")) != expected(early.at("model"))
+    for path in ("../outside", outside.path, outside.at("adapter")):
+        with pytest.raises(openai.NotFoundError):
+            answers(url, path)
+    route = {"lora_name": "x", "lora_path": outside.at("adapter"), "model": "base"}
+    assert httpx.post(f"{url}/load_lora_adapter", json=route).status_code == 404
+    high = lora(wide, root / "high", seed=6, r=128)
+    with pytest.raises(openai.BadRequestError, match="high has rank 128, and there is room for 64"):
+        answers(url, high.name)
+    shutil.rmtree(high.path)
+    broken = lora(wide, root / "broken", seed=4)
+    Path(broken.at("adapter/adapter_model.safetensors")).write_bytes(b"nothing")
+    with pytest.raises(openai.BadRequestError, match="'broken' was found but could not be loaded"):
+        answers(url, "broken")
+    assert [m.id for m in api.models.list().data] == ["base", "early", "late", "broken"]
+
+
+def test_bodies_that_no_engine_is_given(server):
+    for body in (b"[" * 100_000, b'{"seed": 1e999}', b'{"prompt": "\\ud800"}', b'{"model": "\xff"}'):
+        reply = httpx.post(f"{server[0]}/completions", content=body)
+        assert reply.status_code == 400 and reply.json()["error"]["code"] == 400, reply.text
+
+
+def test_a_flood_waits_its_turn(server):
+    """96 at once: 16 are answered and 64 wait, so that at most 16 are told to come again, and get their answer then."""
+    with ThreadPoolExecutor(96) as pool:
+        codes = collections.Counter(r.status_code for r in pool.map(lambda _: write(server[0], 8), range(96)))
+        assert set(codes) <= {200, 429} and codes[200] >= 80, codes
+        api = openai.OpenAI(base_url=server[0], api_key="-", timeout=300)  # which tries three times
+        said = list(pool.map(lambda _: api.completions.create(model="base", prompt="the red", max_tokens=8), range(96)))
+        assert len(said) == 96
+
+
+def write(url: str, tokens: int) -> httpx.Response:
+    asked = {"model": "base", "prompt": "the red", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    return httpx.post(f"{url}/completions", json=asked, timeout=600)
+
+
+def stream(url: str, tokens: int, begun: list) -> list[str]:
+    """The lines; `begun` is the same list, as it grows."""
+    asked = {
+        "model": "base",
+        "prompt": "the red",
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    with httpx.stream("POST", f"{url}/completions", json=asked, timeout=600) as reply:
+        for line in reply.iter_lines():
+            if line:
+                begun.append(line)
+    return begun
+
+
+def wait_for(what) -> None:
+    give_up = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+def test_an_engine_that_is_killed_is_replaced(server, wide):
+    """Nobody hangs: what was under way and what comes is refused with a time to come again, until it answers as before."""
+    url, process = server
+    begun: list = []
+    with ThreadPoolExecutor(2) as pool:
+        cut, refused = pool.submit(stream, url, 16000, begun), pool.submit(write, url, 16000)
+        wait_for(lambda: begun)
+        (core,) = [p for p in process.children(recursive=True) if "EngineCore" in p.name()]
+        core.kill()
+        killed = time.monotonic()
+        assert "error" in "".join(cut.result()[-2:])
+        replies = [refused.result(), write(url, 2)]
+    assert [r.status_code for r in replies] == [503, 503] and all(int(r.headers["retry-after"]) > 0 for r in replies)
+    assert (
+        replies[1].json()["error"]["message"].startswith("The engine stopped and is being started again. Try again in ")
+    )
+    assert httpx.get(url.replace("/v1", "/health")).status_code == 503
+
+    def answered() -> bool:
+        began = time.monotonic()
+        reply = write(url, 2)
+        assert reply.status_code in (200, 503) and time.monotonic() - began < 60, reply.text
+        return reply.status_code == 200
+
+    wait_for(answered)
+    print(f"answers again {time.monotonic() - killed:.0f} s after its engine was killed")
+    assert psutil.pid_exists(process.pid) and answers(url, "base") == expected(wide)
+    assert answers(url, "early") != expected(wide)  # loaded anew
+
+
+def test_sigterm_lets_answers_end(server):
+    url, process = server
+    began = time.monotonic()
+    assert write(url, 200).json()["usage"]["completion_tokens"] == 200
+    many = min(16000, int(200 * 20 / (time.monotonic() - began)))
+    begun: list = []
+    with ThreadPoolExecutor(2) as pool:
+        streamed, whole = pool.submit(stream, url, many, begun), pool.submit(write, url, many)
+        wait_for(lambda: begun)
+        process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        assert whole.result().json()["usage"]["completion_tokens"] == many
+        assert streamed.result()[-1] == "data: [DONE]" and '"finish_reason":"length"' in streamed.result()[-2]
+        print(f"answers of {many} tokens ended {time.monotonic() - told:.0f} s after SIGTERM")
+        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, which is at 3 s
+    process.wait(60)
 
 
 def test_a_draft_changes_no_answer(wide, tmp_path):
     student = lora(wide, tmp_path / "student", seed=5)
-    args = {"run": wide, "name": "base", "draft": student.path, "draft_tokens": 3, "dtype": "float32"}
-    with serving(tmp_path, args) as (url, _):
-        assert answers(url, "base") == expected(wide)
-        metrics = httpx.get(url.replace("/v1", "/metrics")).text
-        counted = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "spec_decode" in line and line[0] != "#"}  # fmt: skip
-        assert (
-            counted["vllm:spec_decode_num_draft_tokens_total"] == 3 * counted["vllm:spec_decode_num_drafts_total"] > 0
-        )
+
+    async def both():
+        how = {"model": "base", "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+        async with engine(run=wide, name="base", draft=student.path, draft_tokens=3, dtype="float32") as client:
+            said = [await client.post("/v1/chat/completions", json=how | {"messages": p}) for p in PROMPTS]
+            return [s.json()["choices"][0]["token_ids"] for s in said], (await client.get("/metrics")).text
+
+    said, metrics = asyncio.run(both())
+    assert said == expected(wide)
+    counted = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "spec_decode" in line and line[0] != "#"}  # fmt: skip
+    assert counted["vllm:spec_decode_num_draft_tokens_total"] == 3 * counted["vllm:spec_decode_num_drafts_total"] > 0
 
 
-def test_vectors(wide, tmp_path):
+def test_vectors(wide):
     from serve.embedding import Embedder
 
     texts = ["the red lamp", "a stone near the river"]
-    with serving(tmp_path, {"run": wide, "name": "base", "task": "embed", "dtype": "float32"}) as (url, _):
-        api = openai.OpenAI(base_url=url, api_key="-", max_retries=0)
-        found = np.array([d.embedding for d in api.embeddings.create(model="base", input=texts).data])
+
+    async def vectors():
+        async with engine(run=wide, name="base", task="embed", dtype="float32") as client:
+            reply = await client.post("/v1/embeddings", json={"model": "base", "input": texts})
+            return np.array([d["embedding"] for d in reply.json()["data"]])
+
     embedder = Embedder(wide, "float32", "cpu")
-    assert np.abs(found - np.array(embedder.vectors(embedder.read(texts)))).max() < 1e-4
+    assert np.abs(asyncio.run(vectors()) - np.array(embedder.vectors(embedder.read(texts)))).max() < 1e-4

@@ -1,0 +1,56 @@
+"""The JSON body of a request: read, and refused where an engine would stumble over it."""
+
+from __future__ import annotations
+
+import json
+
+DEPTH = 100
+"""Levels of nesting; vLLM's own parser allows 200, and Python's recursion ends at about 1,000."""
+
+
+def read(body: bytes) -> dict:
+    """Raises ValueError saying what is wrong."""
+    try:
+        asked = json.loads(body, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except ValueError as e:
+        raise ValueError(f"The body is not JSON: {e}.") from None
+    if not isinstance(asked, dict):
+        raise ValueError("The body must be a JSON object.")
+    _check(asked)
+    return asked
+
+
+def write(asked: dict) -> bytes:
+    return json.dumps(asked).encode()
+
+
+_TOO_DEEP = f"The body is nested more than {DEPTH} levels deep."
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _check(asked: dict) -> None:
+    """Raises ValueError for nesting, numbers and texts that JSON allows and engines don't."""
+    level: list = [asked]
+    for _ in range(DEPTH):
+        below: list = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value, *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str):
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("The body has half of a surrogate pair, which is no character.") from None
+            elif isinstance(value, int | float) and not -(2**63) <= value < 2**63:
+                raise ValueError("The body has a number beyond 64 bits.")
+        if not below:
+            return
+        level = below
+    raise ValueError(_TOO_DEEP)

@@ -1,0 +1,108 @@
+"""Fields of a request, checked before transformers' server meets them: it would answer 500 for most that are wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def check(asked: dict[str, Any], needs: str, vocabulary: int) -> None:
+    """Raises ValueError naming the first field that is wrong, or missing: `needs`. vocabulary: number of tokens."""
+    if needs not in asked:
+        raise ValueError(f"{needs}: must be {RULES[needs][1]}.")
+    for key, (good, says) in RULES.items():
+        if asked.get(key) is not None and not good(asked[key]):
+            raise ValueError(f"{key}: must be {says}.")
+    for token in asked.get("logit_bias") or {}:
+        if not int(token) < vocabulary:
+            raise ValueError(f"logit_bias: must be of tokens below {vocabulary}, is of {token}.")
+    if "messages" in asked:
+        _messages(asked["messages"])
+    if (more := asked.get("generation_config")) is not None:
+        _generation_config(more)
+
+
+def number(low: float, high: float, above: bool = False):
+    """Whether it is one from `low` to `high`; above: but not `low`."""
+    return lambda x: type(x) in (int, float) and low <= x <= high and not (above and x == low)
+
+
+def whole(low: int):
+    return lambda x: type(x) is int and x >= low
+
+
+def text(x) -> bool:
+    return isinstance(x, str)
+
+
+def _stop(x) -> bool:
+    return all(map(text, texts := [x] if text(x) else x)) and all(texts) if isinstance(x, str | list) else False
+
+
+def _bias(x) -> bool:
+    return isinstance(x, dict) and all(k.isascii() and k.isdigit() and number(-100, 100)(v) for k, v in x.items())
+
+
+def _objects(x) -> bool:
+    return isinstance(x, list) and all(isinstance(each, dict) for each in x)
+
+
+RULES = {
+    "stream": (lambda x: isinstance(x, bool), "true or false"),
+    "temperature": (number(0, 2), "a number from 0 to 2"),
+    "top_p": (number(0, 1, above=True), "a number above 0, and 1 at most"),
+    "max_tokens": (whole(1), "a whole number of 1 or more"),
+    "seed": (whole(-(2**63)), "a whole number"),
+    "stop": (_stop, "a text, or a list of texts, none of them empty"),
+    "logit_bias": (_bias, "an object of tokens' numbers and numbers from -100 to 100"),
+    "tools": (_objects, "a list of objects"),
+    "chat_template_kwargs": (lambda x: isinstance(x, dict), "an object"),
+    "suffix": (text, "a text"),
+    "prompt": (lambda x: text(x) and x != "", "a text that isn't empty"),
+    "messages": (
+        lambda x: _objects(x) and len(x) > 0 and all(text(m.get("role")) for m in x),
+        "a list of objects with a role",
+    ),
+}
+"""{field: (whether a value is good, what it must be)}; null is as if it weren't there."""
+
+
+def _messages(messages: list[dict]) -> None:
+    for i, m in enumerate(messages):
+        content = m.get("content")
+        if content is not None and not text(content):
+            if not _objects(content) or not all(text(part.get("type")) for part in content):
+                raise ValueError(
+                    f"messages: the content of number {i} must be a text, or a list of objects with a type."
+                )
+            if not all(text(part.get("text")) for part in content if part["type"] == "text"):
+                raise ValueError(f"messages: a part of number {i} is of type text and has none.")
+        if "tool_calls" in m:
+            _tool_calls(i, m["tool_calls"])
+
+
+def _tool_calls(i: int, calls) -> None:
+    functions = [call.get("function") or call for call in calls] if _objects(calls) else [None]
+    for f in functions:
+        if not isinstance(f, dict) or not text(f.get("name")) or not isinstance(f.get("arguments"), str | dict):
+            raise ValueError(f"messages: tool_calls of number {i} must be a list of functions with name and arguments.")
+        try:
+            json.loads(f["arguments"]) if text(f["arguments"]) else None
+        except (ValueError, RecursionError):
+            raise ValueError(f"messages: the arguments of a tool call of number {i} are not JSON.") from None
+
+
+def _generation_config(said) -> None:
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig(**json.loads(said))
+        config.validate()
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(
+            f"generation_config: must be an object of transformers' GenerationConfig as text: {e}"
+        ) from None
+    if (config.num_beams or 1) > 1:
+        raise ValueError(
+            "generation_config: beams can't be stopped when their client goes away, and so aren't searched here."
+        )

@@ -1,0 +1,50 @@
+"""What Serve's HTTP proxy says where no replica could answer: 503 and when to come again, as an OpenAI error object.
+
+Left to itself it answers 500 "Internal Server Error" where a replica died with the request, and 404 while the application is
+starting or ending.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+
+RETRY_S = 5
+
+
+def middlewares() -> list[Middleware]:
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    return [Middleware(Unanswered)]
+
+
+class Unanswered:
+    """ASGI. Replaces what the proxy says for itself, in plain text; what replicas say, in JSON or as a stream, passes."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or "/v1/" not in scope["path"]:
+            return await self.app(scope, receive, send)
+        begun = replaced = False
+
+        async def sending(message):
+            nonlocal begun, replaced
+            if message["type"] == "http.response.start":
+                plain = dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"text/plain")
+                replaced = plain and message["status"] in (404, 500, 503)
+            if not replaced:
+                begun = True
+                await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            if not begun:
+                await _refusal()(scope, receive, send)
+
+
+def _refusal() -> JSONResponse:
+    said = f"No replica could answer: one stopped, or the application is starting or ending. Try again in {RETRY_S} s."
+    error = {"message": said, "type": "server_error", "code": 503}
+    return JSONResponse({"error": error}, 503, {"Retry-After": str(RETRY_S)})

@@ -1,0 +1,126 @@
+"""`serve run` of the real application: its only replica is killed, and it is told to end while long answers are under way."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serve.conftest import replicas, serving
+
+ASKED = {"messages": [{"role": "user", "content": "what is red?"}], "temperature": 0}
+ENDLESS = ASKED | {"logit_bias": {"2": -100}}  # 2 would end the answer
+
+
+@pytest.fixture(scope="module")
+def patient(tiny_model, tmp_path_factory) -> str:
+    """The tiny model with room for answers that take a while."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = str(tmp_path_factory.mktemp("patient"))
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    model.config = LlamaConfig.from_pretrained(tiny_model, max_position_embeddings=32768)
+    model.save_pretrained(folder)
+    return folder
+
+
+def args(folder: str) -> dict:
+    return {"run": folder, "name": "it", "engine": "transformers", "dtype": "float32", "timeout_s": 600}
+
+
+def whole(url: str, tokens: int) -> httpx.Response:
+    return httpx.post(f"{url}/chat/completions", json=ENDLESS | {"max_tokens": tokens}, timeout=600)
+
+
+def streamed(url: str, tokens: int, begun: list) -> str:
+    """The last thing that is said; `begun` gets an item with each."""
+    last = ""
+    asked = ENDLESS | {"max_tokens": tokens, "stream": True}
+    with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=600) as reply:
+        for line in reply.iter_lines():
+            if line:
+                last = line
+                begun.append(line)
+    return last
+
+
+def tokens_in(url: str, seconds: float) -> int:
+    """About as many as are written in that time."""
+    began = time.monotonic()
+    assert whole(url, 300).json()["usage"]["completion_tokens"] == 300
+    return min(32000, int(300 * seconds / (time.monotonic() - began)))
+
+
+def wait_for(what) -> None:
+    give_up = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_path):
+    began = time.monotonic()
+    with serving(tmp_path, args(patient)) as (url, process), ThreadPoolExecutor(3) as pool:
+        start = time.monotonic() - began
+        begun: list = []
+        cut, refused = pool.submit(streamed, url, 30000, begun), pool.submit(whole, url, 30000)
+        wait_for(lambda: begun)
+        (replica,) = replicas(process)
+        replica.kill()
+        killed = time.monotonic()
+        with pytest.raises(httpx.RemoteProtocolError):
+            cut.result()
+        assert refused.result().status_code == 503 and int(refused.result().headers["retry-after"]) > 0
+        assert refused.result().json()["error"]["message"].startswith("No replica could answer: ")
+        wait_for(lambda: _answered(url))
+        back = time.monotonic() - killed
+        print(f"started in {start:.0f} s; {back:.0f} s after its replica was killed it answers again")
+        assert back < start + 15
+
+        many, begun = tokens_in(url, 12), []
+        answers = [pool.submit(streamed, url, many, begun), pool.submit(whole, url, many)]
+        wait_for(lambda: begun)
+        process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        wait_for(lambda: (late := _ask(url)).status_code == 503 and late.headers["retry-after"])  # nobody new is let in
+        assert (
+            '"finish_reason":"length"' in answers[0].result() and f'"completion_tokens":{many}' in answers[0].result()
+        )
+        assert answers[1].result().json()["usage"]["completion_tokens"] == many
+        print(f"answers of {many} tokens ended {time.monotonic() - told:.0f} s after SIGTERM")
+        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, which is at 3 s
+        assert process.wait(60) in (143, None)  # None: psutil can't know of a process that isn't its child
+        assert "Finishing the answers under way" in Path(tmp_path, "log").read_text()
+
+
+def _ask(url: str) -> httpx.Response:
+    return httpx.post(f"{url}/chat/completions", json=ASKED | {"max_tokens": 2}, timeout=300)
+
+
+def _answered(url: str) -> bool:
+    """Whether it is; else it is refused, with a time to come again."""
+    reply = _ask(url)
+    assert reply.status_code == 200 or (reply.status_code == 503 and reply.headers["retry-after"]), reply.text
+    return reply.status_code == 200
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(patient, tmp_path):
+    with serving(tmp_path, args(patient)) as (url, process), ThreadPoolExecutor(1) as pool:
+        begun: list = []
+        cut = pool.submit(streamed, url, 30000, begun)
+        wait_for(lambda: begun)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: "Finishing the answers under way" in Path(tmp_path, "log").read_text())
+        said = len(begun)
+        wait_for(lambda: len(begun) > said + 3)  # it goes on
+        process.send_signal(signal.SIGINT)
+        told = time.monotonic()
+        process.wait(60)
+        with pytest.raises(httpx.RemoteProtocolError):
+            cut.result()
+        print(f"ended {time.monotonic() - told:.0f} s after the second signal")
