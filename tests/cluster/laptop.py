@@ -36,7 +36,9 @@ class Laptop:
         run("ip", "-n", self.space, "route", "add", public, "via", here)
         self.home = folder / "tmp/home"  # as seen from outside
         (self.home / ".ray").mkdir(parents=True)
-        (self.home / ".ray/auth_token").write_text("a" * 32)  # as after a first job here: Ray then wants it of what joins it
+        (self.home / ".ray/auth_token").write_text(
+            "a" * 32
+        )  # as after a first job here: Ray then wants it of what joins it
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as if activated
         self.env = {**os.environ, "HOME": "/tmp/home", "PATH": path, "PYTHONPATH": str(REPO), **env}
         self.env.pop("RAY_ADDRESS", None)
