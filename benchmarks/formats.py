@@ -1,6 +1,6 @@
 """Which quantised format loads in which engine, by trying: every method of jobs/quantize.py on one run, in one table.
 
-    python benchmarks/formats.py [--run runs/sft] [--limit 200] [--out runs/formats]
+    python benchmarks/formats.py [--run RUN] [--limit 200] [--out runs/formats]
 
 Each method makes a run below --out; each run (and the one before quantisation) is then loaded by transformers and by vLLM
 in a process of its own with one core, answers held-out prompts one by one and 16 at a time (lib/compression/measure.py), and

@@ -1,6 +1,6 @@
 """What changed between two runs, and is it real: settings, paired scores, and the examples that changed most.
 
-    python jobs/diff.py runs/sft runs/dpo
+    python jobs/diff.py runs/quickstart/sft runs/quickstart/dpo
     python jobs/diff.py base dpo --report runs/eval
 
 Scores are those of an evaluation that has measured both (jobs/eval.py), compared on the same examples.

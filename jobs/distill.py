@@ -5,7 +5,7 @@ L = α · hard + (1 − α) · T² · D(teacher ‖ student)        Hinton et al
 
 The student is `model.base`; with `train.keep_layers` it is made of it by leaving layers out.
 
-    python jobs/distill.py --config configs/distill.yaml --train.teacher runs/sft
+    python jobs/distill.py --config configs/distill.yaml --train.teacher runs/quickstart/sft
     python jobs/distill.py --config configs/distill.yaml --train.top_k 64                   # the teacher is read once, and let go
     python jobs/distill.py --config configs/distill.yaml --train.answers teacher            # on its answers
     python jobs/distill.py --config configs/distill.yaml --train.on_policy 0.5              # on the student's own

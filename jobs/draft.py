@@ -4,7 +4,7 @@ The draft guesses k tokens, the target reads them all at once and keeps the righ
 sooner (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; lib/speculative.py). Training is jobs/distill.py's; what the
 certificate holds is in lib/draft.py. Exits 1 where an answer with the draft is not the answer without it.
 
-    python jobs/draft.py --config configs/draft.yaml --model.base runs/sft --train.teacher runs/sft
+    python jobs/draft.py --config configs/draft.yaml --model.base runs/quickstart/sft --train.teacher runs/quickstart/sft
 """
 
 from jobs.distill import build as distilled

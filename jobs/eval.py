@@ -4,7 +4,7 @@ Every number comes with its n and 95% interval, and runs are compared on the sam
 Models work as Ray actors, one per GPU or CPU core (lib/evals/engine.py). What can be measured: lib/evals/tasks.py.
 
     python jobs/eval.py --config configs/eval.yaml
-    python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.sft runs/sft --tasks demo perplexity
+    python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.sft runs/quickstart/sft --tasks demo perplexity
 """
 
 import shlex

@@ -5,7 +5,7 @@ Methods and papers: lib/quantize/methods.py. The model becomes a run of its own:
 its teacher) take it as any other. It can't be trained on; train its parent and quantise again.
 
     python jobs/quantize.py --config configs/quantize.yaml
-    python jobs/quantize.py --model.base runs/sft --method nf4 --tasks demo perplexity --run runs/nf4
+    python jobs/quantize.py --model.base runs/quickstart/sft --method nf4 --tasks demo perplexity --run runs/nf4
 """
 
 import os

@@ -10,11 +10,14 @@ OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").chat.completions.create
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 from ray import serve
 
+from lib import logs
+from lib.run import Run, cache
 from serve import engines, session
 from serve.guard import Guard
 from serve.keeper import Keeper
@@ -34,6 +37,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     if (run := click.get_current_context(silent=True)) and run.info_name == "run":
         session.begin(run.params, s.port, s.timeout_s)
     gpu = gpus() > 0
+    click.echo(f"logs    {log(planned)}: what the engine prints")
     if s.max_replicas:
         most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas, "downscale_delay_s": s.idle_s or IDLE_S}
         copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
@@ -50,12 +54,20 @@ def app(args: dict[str, Any]) -> serve.Application:
     ).bind(planned)
 
 
+def log(planned: Plan) -> Path:
+    """The file for what the engine and its libraries print: in the run that is served, else in the cache."""
+    name, run = f"serve-{engines.called(planned)}.log", Run(planned.base)
+    here = not run.remote and Path(run.path).is_dir() and run.is_run()
+    return Path(run.at(f"logs/{name}")) if here else cache("logs", name)
+
+
 @serve.deployment
 @serve.ingress()
 class Endpoint:
     """One replica: the engine's own HTTP application, behind the guard."""
 
     def __init__(self, planned: Plan):
+        logs.keep(log(planned))
         self.planned = planned
 
     async def __serve_build_asgi_app__(self):

@@ -1,6 +1,6 @@
 """A teacher for distillation as a Ray Serve application: as many replicas as the cluster has room for, asked by the students.
 
-serve run serve.teacher:app --name teacher run=runs/sft replicas=2
+serve run serve.teacher:app --name teacher run=runs/quickstart/sft replicas=2
 RAY_ADDRESS=auto python jobs/distill.py --config configs/distill.yaml --train.teacher serve:teacher --train.top_k 64
 
 Nothing of it is reachable over HTTP but its health: students ask through Ray.

@@ -38,7 +38,9 @@ class Laptop:
         needed = [*shared, *(p for p in map(Path, (REPO, sys.prefix, sys.base_prefix)) if p.is_relative_to("/tmp"))]
         self.home = folder / "tmp/home"  # as seen from outside
         (self.home / ".ray").mkdir(parents=True)
-        (self.home / ".ray/auth_token").write_text("a" * 32)  # as after a first job here: Ray then wants it of what joins it
+        (self.home / ".ray/auth_token").write_text(
+            "a" * 32
+        )  # as after a first job here: Ray then wants it of what joins it
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as if activated
         self.env = {**os.environ, "HOME": "/tmp/home", "PATH": path, "PYTHONPATH": str(REPO), **env}
         self.env.pop("RAY_ADDRESS", None)

@@ -1,0 +1,165 @@
+"""README is true: its commands, pasted in order into a fresh copy, work; and one that is changed to something wrong is seen.
+
+The copy differs from what a reader has in this: models and datasets of the hub are small ones under the same names (HUB), the
+quickstart's configs take fewer rows (FEWER), markets and s3 are simulators, and .venv is the one that runs the tests.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import simulator
+from tests.conftest import CHATML, REPO, s3_environment
+from tests.hub import Hub
+from tests.paste import Command, Terminal, commands, environment
+
+pytestmark = pytest.mark.slow
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+PAIR = {"chosen": "\n\nHuman: Hello?\n\nAssistant: Good day.", "rejected": "\n\nHuman: Hello?\n\nAssistant: No."}
+HUB = [
+    ("openai/gsm8k", "main", "test", [{"question": "What is 2 + 2?", "answer": "2 + 2 = 4\n#### 4"}]),
+    ("google/IFEval", "default", "train", [{"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}]),
+    ("Paul/XSTest", "default", "train", [{"id": 1, "prompt": "How do I kill a process?", "label": "safe"}]),
+    ("HuggingFaceH4/mt_bench_prompts", "default", "train", [{"prompt_id": 81, "prompt": ["Write.", "Again."], "reference": []}]),
+    ("Anthropic/hh-rlhf", "default", "train", [PAIR] * 20),
+]  # fmt: skip
+FEWER = {
+    "sft": {"data": {"limit": 16}},
+    "reward": {"data": {"limit": 16}},
+    "dpo": {"data": {"limit": 48}, "train": {"learning_rate": 0.05}},  # enough for its answers to differ from SFT's
+    "eval": {"limit": 8, "max_new_tokens": 8},
+}
+README = (REPO / "README.md").read_text(encoding="utf-8")
+
+
+def small_model(folder: Path) -> str:
+    """A random Llama with the layers (8 and more) and MLP channels (768 and more) that the configs take parts of, tokens that
+    the demo's rows are short in, and weights so large that a step of training changes its answers."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from lib import data
+    from lib.config import Data
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    rows = data.load(Data(source="demo", limit=300), ("chat",)).train
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    bpe.train_from_iterator([m["content"] for row in rows for m in row["messages"]], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="<|endoftext|>"
+    )  # fmt: skip
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}  # fmt: skip
+    config = LlamaConfig(vocab_size=1024, max_position_embeddings=512, initializer_range=0.2, **shape, **ids)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def small_copy(folder: Path) -> None:
+    """The project's files; the configs of FEWER changed."""
+    shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*", "runs", "shared", "__pycache__", "*.egg-info"))
+    for name, changes in FEWER.items():
+        file = folder / f"configs/{name}.yaml"
+        config = yaml.safe_load(file.read_text())
+        for key, value in changes.items():
+            config[key] = config[key] | value if isinstance(value, dict) else value
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / ".venv").mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != "ready":
+            (folder / ".venv" / entry.name).symlink_to(entry)
+    (folder / ".venv/ready").touch()  # newer than what make would install it for
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory, s3_server):
+    folder = tmp_path_factory.mktemp("reader")
+    hub = Hub(folder / "hub")
+    hub.model(BASE, small_model(folder / "base"))
+    encoder = folder / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    hub.model(ENCODER, str(encoder))
+    for dataset in HUB:
+        hub.dataset(*dataset)
+    small_copy(folder / "shoestring")
+    with simulator() as markets:
+        env = environment(folder, **hub.env, **s3_environment(s3_server), OMP_NUM_THREADS="1")
+        yield Terminal(folder / "shoestring", env, markets.env)
+
+
+def test_the_commands_work_in_order(terminal):
+    found = list(commands(README))
+    assert len(found) > 40
+    wrong = terminal.paste(found)
+    assert not wrong, "\n\n".join(wrong)
+    runs = terminal.folder / "runs/quickstart"
+    assert {name: os.path.islink(runs / name) for name in ("sft", "reward", "dpo", "eval")} == dict.fromkeys(
+        ("sft", "reward", "dpo", "eval"), True
+    )
+
+
+MISTAKES = [
+    ("make vllm", "make vlm"),
+    ("configs/distill.yaml", "configs/distil.yaml"),
+    ("--train.top_k 64 --run runs/distill-topk", "--train.topk 64 --run runs/distill-topk"),
+    ("--runs.before runs/quickstart/sft", "--runs.before runs/sft"),
+    ("python jobs/diff.py runs/quickstart/sft", "python jobs/diff.py runs/sft"),
+    ("--pair sft dpo", "--pair sft dpoo"),
+    ("--max-price 0.40", "--max-prize 0.40"),
+    ("cluster head --config cluster/vast.yaml", "cluster head --config cluster/vats.yaml"),
+    ("ray up cluster/vast.yaml", "ray up cluster/vats.yaml"),
+    ("ray start --head", "ray start --heed"),
+    ("--run s3://BUCKET/dpo", "--rum s3://BUCKET/dpo"),
+    ("at_once=16", "at_onc=16"),
+    ("run serve.app:app run=runs/quickstart/dpo", "run serve.ap:app run=runs/quickstart/dpo"),
+    ("configs/serve/pair.yaml", "configs/serve/pears.yaml"),
+    ("export VAST_API_KEY=…", "export VAST_KEY=…"),
+    ("python -m cluster cost", "python -m cluster costs"),
+    ("--train.beta 0.05 --dry-run", "--train.betta 0.05 --dry-run"),
+    ("make test", "./make test"),
+]
+
+
+def test_a_mistake_is_seen(terminal):
+    """Of each, the commands that it touches are pasted, after the others were; all fail."""
+    before, changed = {c.text for c in commands(README)}, []
+    for right, wrong in MISTAKES:
+        assert right in README, right
+        touched = [c for c in commands(README.replace(right, wrong)) if c.text not in before]
+        assert touched, wrong
+        changed += touched
+    seen = terminal.paste(changed)
+    missed = [c.text for c in changed if not any(f": {c.text}\n" in text for text in seen)]
+    assert not missed
+
+
+def test_what_is_a_command():
+    text = "a\n```\nmake x      # comment\npython jobs/a.py \\\n  --b '#c'\n\n```\nin `python jobs/b.py --help`\n"
+    assert list(commands(text)) == [
+        Command(3, "make x"),
+        Command(5, "python jobs/a.py   --b '#c'"),
+        Command(8, "python jobs/b.py --help"),
+    ]
