@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from lib.launch import RAY_ENV
+
 PROXY = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Serve's proxies, which inherit the environment, find serve/proxy.py."""
 
@@ -39,6 +41,7 @@ def _start(address: str | None, port: int, timeout_s: float) -> None:
     from ray import serve
 
     os.environ.setdefault(PROXY, "serve.proxy:middlewares")
+    os.environ.setdefault("RAY_worker_niceness", RAY_ENV["RAY_worker_niceness"])
     # The dashboard takes longer to start than all the rest; a cluster that runs already keeps its own.
     ray.init(address=address, namespace="serve", include_dashboard=False)
     # Two of Serve's proxies could listen on the same port, and each would get some of the requests.
