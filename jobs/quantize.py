@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         with logs.driver(run):
             _work(planned, run, shlex.join(["python", "jobs/quantize.py", *words]))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
+        print(f"\nInterrupted. Go on with: python jobs/quantize.py --resume {shlex.quote(run.path)}", file=sys.stderr)
         return 130
     except Exception as e:
         return _failed(run, e)
@@ -90,7 +90,7 @@ def _failed(run, e: Exception) -> int:
     made = run.finished()
     print(f"\n{'The model is there, but: ' if made else ''}{why}", file=sys.stderr)
     print(f"What the libraries printed: {run.at('logs')}", file=sys.stderr)
-    print(f"Go on with: python jobs/quantize.py --resume {run.path}", file=sys.stderr)
+    print(f"Go on with: python jobs/quantize.py --resume {shlex.quote(run.path)}", file=sys.stderr)
     if run.is_run() and not made:
         launch.record(run, {"status": "failed", "failure": why})
     if os.environ.get("SHOESTRING_TRACEBACK"):

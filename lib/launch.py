@@ -64,14 +64,14 @@ def _train(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: R
     try:
         execute(planned, build, config, rows, run, started)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Go on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
+        print(f"\nInterrupted. Go on with: python jobs/{stage}.py --resume {shlex.quote(run.path)}", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
         from lib.failure import explain
 
         why = explain(e, run)
         print(f"\n{why}\nWhat the libraries printed: {run.at('logs')}", file=sys.stderr)
-        print(f"Go on with: python jobs/{stage}.py --resume {run.path}", file=sys.stderr)
+        print(f"Go on with: python jobs/{stage}.py --resume {shlex.quote(run.path)}", file=sys.stderr)
         try:
             record(run, {"status": "failed", "failure": why})
         except Exception as lost:  # the disk or the store may be what failed
@@ -82,7 +82,7 @@ def _train(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: R
 
 
 def _afterwards(after, run: Run, job) -> None:
-    again = f"Go on with: python jobs/{job.stage}.py --resume {run.path}"
+    again = f"Go on with: python jobs/{job.stage}.py --resume {shlex.quote(run.path)}"
     try:
         good = after(run, job) if after else True
     except KeyboardInterrupt:
@@ -243,13 +243,14 @@ def finish(run: Run, planned: plan.Plan) -> None:
 
 
 def _next(run: Run, job) -> list[str]:
+    path, base = shlex.quote(run.path), shlex.quote(job.model.base)
     if job.stage == "reward":
-        return [f"python jobs/eval.py --reward {run.path} --tasks preference_accuracy {_data_options(job)}"]
+        return [f"python jobs/eval.py --reward {path} --tasks preference_accuracy {_data_options(job)}"]
     task = "demo" if job.data.source == "demo" else f"perplexity {_data_options(job)}"
-    commands = [f"python jobs/eval.py --runs.base {job.model.base} --runs.{job.stage} {run.path} --tasks {task}"]
+    commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
     if job.stage == "sft":
         return commands + [
-            f"python jobs/{s}.py --config configs/{s}.yaml --model.base {run.path}" for s in ("reward", "dpo")
+            f"python jobs/{s}.py --config configs/{s}.yaml --model.base {path}" for s in ("reward", "dpo")
         ]
     if not run.remote:
         code = f"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,9 +125,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         else:
             status = run.provenance().get("status", "before its first step")
             state = "is finished" if finished else f"stopped ({status})"
-            there = (
-                f"{run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
-            )
+            there = f"{run.path} already holds a run, which {state}. Go on with --resume {shlex.quote(job.run)}, or name another --run."
             # A dry run writes nothing, so the run that is there is in nobody's way yet.
             notes.append(there) if request.dry_run else problems.append(f"run: {there}")
     elif run.exists() and run.files():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -150,7 +151,7 @@ def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> 
     done = run.is_run() and run.finished()
     if run.is_run() and not resume:
         state = "is finished" if done else f"stopped ({run.provenance().get('status', 'before it began')})"
-        there = f"{run.path} already holds a run, which {state}. Go on with --resume {job.run}, or name another --run."
+        there = f"{run.path} already holds a run, which {state}. Go on with --resume {shlex.quote(job.run)}, or name another --run."
         notes.append(there) if dry_run else problems.append(f"run: {there}")
     elif run.is_run() and run.job() | {"eval": None} != stored(job) | {"eval": None}:
         changed = [k for k, v in stored(job).items() if run.job().get(k) != v]
