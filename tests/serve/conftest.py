@@ -11,6 +11,8 @@ import httpx
 import psutil
 import pytest
 
+from serve.engines import Engine
+from serve.keeper import Keeper
 from tests.conftest import REPO, free_port
 
 
@@ -54,6 +56,17 @@ def replicas(process) -> list:
         with suppress(psutil.NoSuchProcess):  # it has just ended
             found += [child] if "ServeReplica" in " ".join(child.cmdline()[:1]) else []
     return found
+
+
+async def well() -> None:
+    """An engine's check, where it lives."""
+
+
+def keeping(engine: Engine) -> Keeper:
+    """A keeper that has this engine already."""
+    keeper = Keeper(None)
+    keeper.engine = engine
+    return keeper
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from serve.engines import Engine
 from serve.guard import Guard
 from serve.serving import Plan, parse
 from tests.conftest import REPO, free_port, wait_for_port
-from tests.serve.conftest import listening
+from tests.serve.conftest import keeping, listening, well
 from tests.serve.tab import tab
 
 SECRET = "s3cret-of-the-server"
@@ -60,7 +60,7 @@ def endpoint(token: str | None = None, **settings) -> Guard:
     ])  # fmt: skip
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
     plan = Plan(parse({"run": "runs/echo", **settings}), "/runs/echo", {}, False, None, digest)
-    return Guard(app, plan, Engine(app, "the engine", {"echo": "echo"}, (), None))
+    return Guard(plan, keeping(Engine(app, "the engine", {"echo": "echo"}, (), well)))
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def test_errors_are_the_apis_own_words(monkeypatch):
     with (
         listening(endpoint()) as address,
         listening(endpoint(SECRET)) as closed,
-        listening(endpoint(at_once=1)) as full,
+        listening(endpoint(at_once=1, queue=0)) as full,
     ):
         open_, guarded, html = page(Side(f"{address}/v1")), page(Side(f"{closed}/v1")), page(Side(f"{address}/html"))
         nowhere = page(Side(f"http://127.0.0.1:{free_port()}/v1"))
@@ -157,7 +157,7 @@ def test_errors_are_the_apis_own_words(monkeypatch):
         assert "is no list of models: <h1>hello</h1>" in html.get("/sides").json()[0]["error"]
         with busy(f"{full}/v1", "forever"):
             (refused,) = ask(page(Side(f"{full}/v1")), "x")
-        assert refused["error"].startswith("429: 1 requests are under way here")
+        assert refused["error"].startswith("429: 1 requests are under way or waiting here")
 
 
 def test_only_this_page_may_ask():
@@ -212,7 +212,7 @@ def _server(*options: str):
 @pytest.mark.slow
 def test_by_keyboard_in_a_browser(url, browser, tmp_path):
     """A served run beside a model that says everything again, behind a token: two turns, HTML, stop, errors, a new start."""
-    guard = endpoint(SECRET, at_once=1)
+    guard = endpoint(SECRET, at_once=1, queue=0)
     with (
         listening(guard) as address,
         _server("--url", url, "--url2", f"{address}/v1", "--models", "sft", "echo") as mine,
@@ -269,7 +269,7 @@ def test_by_keyboard_in_a_browser(url, browser, tmp_path):
         page.value("sides[0].model.value = 'sft'")
         with busy(f"{address}/v1", "forever", authorization=f"Bearer {SECRET}"):
             send("and now?")
-            assert settled() and shown(1, "error").startswith("429: 1 requests are under way here")
+            assert settled() and shown(1, "error").startswith("429: 1 requests are under way or waiting here")
 
         page.value("$('again').click()")
         assert page.value("document.querySelectorAll('.turn').length + sides[0].messages.length") == 0

@@ -13,7 +13,7 @@ import pytest
 from serve import engines
 from serve.guard import Guard
 from serve.serving import parse, plan
-from tests.serve.conftest import listening
+from tests.serve.conftest import keeping, listening
 
 TEXTS = ["the red lamp", "what is green?", "a stone near the river. " * 6, "x"]
 
@@ -28,7 +28,7 @@ def served(run: str):
         parse({"run": run, "task": "embed", "engine": "transformers", "dtype": "float32", "name": "encoder"})
     )
     engine = asyncio.run(engines.transformers(planned))
-    return listening(Guard(engine.app, planned, engine))
+    return listening(Guard(planned, keeping(engine)))
 
 
 @pytest.fixture(scope="module")

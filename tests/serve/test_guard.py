@@ -16,6 +16,7 @@ from serve.engines import Engine
 from serve.guard import Guard
 from serve.keeper import Keeper
 from serve.serving import Plan, parse
+from tests.serve.conftest import keeping, well
 
 CHAT = {"model": "dpo", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -41,13 +42,7 @@ def guard(token: str | None = None, lacks=(), **settings) -> Guard:
     ])  # fmt: skip
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
     plan = Plan(parse({"run": "runs/dpo", **settings}), "/runs/dpo", {}, False, None, digest)
-    keeper = Keeper(None)
-    keeper.engine = Engine(app, "the engine", {"dpo": "/where/dpo", "lora": "lora"}, lacks, well)
-    return Guard(plan, keeper)
-
-
-async def well() -> None:
-    """An engine's check, where it lives."""
+    return Guard(plan, keeping(Engine(app, "the engine", {"dpo": "/where/dpo", "lora": "lora"}, lacks, well)))
 
 
 def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Response]:
