@@ -8,7 +8,7 @@ ELSEWHERE := $(if $(findstring $(empty) $(empty),$(CURDIR)),$(HOME)/.cache/shoes
 VENV := $(ELSEWHERE).venv
 VLLM := $(ELSEWHERE).venv-vllm
 BIN := $(VENV)/bin
-TESTS := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+TESTS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test fast soak lint schema vllm packages clean
 

@@ -105,7 +105,7 @@ class Cached:
         """Whether `join` can be used: a layer with a window, or with a state of its own, counts what it has read for all rows alike."""
         from transformers.cache_utils import DynamicLayer
 
-        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        return all(type(layer) in (DynamicLayer, _roomy()) for layer in self.cache.layers)
 
     def join(self, other: Cached) -> None:
         """Takes the rows of `other` in, after its own; the shorter ones are padded on the left. `other` is used up."""

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,23 +49,15 @@ WORDS = [
 
 PATIENCE = 900
 """Seconds for which a test waits for a state before it fails: more than the slowest machine needs; none waits for this long."""
-TOGETHER = {"tests/serve/": "serve", "tests/cluster/test_e2e_head.py": "boxes", "tests/cluster/test_e2e_up.py": "boxes"}
-"""Paths → the tests that one process runs, since they share a costly fixture; else it is those of a file."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
-    """With pytest-xdist: groups of tests for a process, those with most end-to-end tests first, so that no long one is left for the end."""
-    groups: dict[str, list] = {}
+    """Files with most end-to-end tests first, so that with several processes no long one is left for the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     for item in items:
-        file = item.path.relative_to(REPO).as_posix()
-        name = next((group for path, group in TOGETHER.items() if file.startswith(path)), file)
-        item.add_marker(pytest.mark.xdist_group(name))
-        groups.setdefault(name, []).append(item)
         if item.get_closest_marker("vllm") and not importlib.util.find_spec("vllm"):
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed here: make .venv-vllm/ready"))
-    slow = {name: sum(1 for i in group if i.get_closest_marker("slow")) for name, group in groups.items()}
-    items[:] = [item for name in sorted(groups, key=lambda n: -slow[n]) for item in groups[name]]
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
