@@ -163,6 +163,9 @@ def s3_server():
 @pytest.fixture
 def s3(s3_server, monkeypatch):
     """The environment of a user of that server, in this process and those it starts."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # an earlier test may have made one that found no credentials
     for k, v in s3_environment(s3_server).items():
         monkeypatch.setenv(k, v)
     return s3_server
