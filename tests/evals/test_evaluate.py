@@ -18,6 +18,8 @@ from lib.evals.summary import CLOCK
 from lib.run import Run
 from tests.conftest import PATIENCE, REPO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def job(runs, tmp_path_factory) -> EvalJob:
@@ -134,7 +136,6 @@ def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(
         assert chosen[e.id] == best
 
 
-@pytest.mark.slow
 def test_killed_twice_and_finished_by_another_number_of_processes(job, report, tmp_path):
     """kill -9 of everything, two times over, in the middle of the work: the numbers of the undisturbed evaluation."""
     run = Run(str(tmp_path / "killed"))
