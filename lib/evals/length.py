@@ -34,7 +34,7 @@ TOO_MANY = 0.05
 
 
 def scores(task: str, run: str, ids: list[str], answers: list[Answer], **more) -> Scores:
-    """Of each answer, 1 where it was cut off. more: other fields of Scores."""
+    """Of each answer, 1 where it was cut off. more: other fields of Scores (lib/evals/task.py)."""
     cut = [0.0 if a.finished else 1.0 for a in answers]
     return Scores(task, METRIC, run, ids, cut, kind="proportion", better="", **more)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lib.evals import panels
 from lib.evals.panels import colours
-from lib.evals.report import Comparison, Report, RunInfo, Sample
+from lib.evals.report import Comparison, Overlap, Report, RunInfo, Sample
 from lib.evals.summary import label, number, show, signed, size
 from lib.run import Run
 
@@ -184,7 +184,12 @@ def _side_by_side(s: Sample) -> list[str]:
 
 def overlap_lines(report: Report) -> list[tuple[str, str]]:
     """("demo, sft", "0 of 200 examples")"""
-    found = lambda o: f"unknown: {o.note}" if o.found is None else f"{o.found} of {o.n} examples"  # noqa: E731
+
+    def found(o: Overlap) -> str:
+        if o.found is None:
+            return f"unknown: {o.note}"
+        return f"{o.found} of {o.n} examples" + (f" ({o.note})" if o.note else "")
+
     return [(f"{o.task}, {o.run}", found(o)) for o in report.overlaps]
 
 

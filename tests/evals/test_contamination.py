@@ -39,3 +39,14 @@ def test_rows_of_the_runs_before_count_and_lost_data_is_said(make_run, tmp_path)
     file.unlink()
     (lost,) = contamination.overlaps(models, asked)
     assert lost.found is None and "chats.jsonl" in lost.note
+
+
+def test_the_demos_messages_are_held_out_when_they_are_generated(make_run):
+    """They share sentences with its training rows by design, but in no row with the same name and item."""
+    from lib.evals.demo import DemoTask
+
+    run = Run(make_run("demo", seed=7))
+    run.write_json("job.yaml", run.job() | {"model": {"base": "elsewhere"}, "data": {"source": "demo"}})
+    examples = DemoTask().examples(100)
+    (found,) = contamination.overlaps({"sft": run.path}, {"demo": examples})
+    assert (found.found, found.n) == (0, 100) and "no training row" in found.note
