@@ -181,7 +181,7 @@ def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
         "trl.trainer.sft_config:SFTConfig",
         ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")],
     )
-    with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* rows of data\.source call tools"):
+    with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* leaves out tool calls in 20 of 20 answers"):
         plan.make(request, ("chat", "text"))
 
 
@@ -227,4 +227,5 @@ def test_dry_run_writes_nothing_and_imports_neither_torch_nor_ray_workers(good, 
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert out.stdout.strip().endswith("[]") and "nothing was started" in out.stdout, out.stdout + out.stderr
+    assert "⟧" in out.stdout  # rendered by a process of its own
     assert not (tmp_path / "runs").exists()

@@ -44,6 +44,8 @@ class Check:
     complete: bool = True
     """All of it was read. False on the driver for more than 64 MB, and for hub datasets."""
     note: str | None = None
+    rendered: dict | None = None
+    """Of lib.rendering: how many examples are cut, dropped, left out in part."""
     sha256: str = ""
     """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
 
@@ -85,7 +87,7 @@ class Check:
 
     def summary(self) -> dict:
         """What provenance.json keeps."""
-        keys = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
+        keys = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete", "rendered")
         return {k: getattr(self, k) for k in keys}
 
     def why_bad(self) -> str:

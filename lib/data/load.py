@@ -62,10 +62,10 @@ def absolute(data: Data) -> Data:
     return replace(data, source=one(data.source), heldout=one(data.heldout))
 
 
-def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda kind, side, row: None) -> Check:
+def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda *row: None) -> Check:
     """Finds and judges the data without loading it. Raises ValueError that names the key and the remedy.
 
-    keep(kind, "train" or "heldout", row) sees every good row that is read.
+    keep(kind, "train" or "heldout", row, place) sees every good row that is read.
 
     Reads everything up to 64 MB; of more, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
     training=False is for evaluation: that no rows are left to train on (heldout_fraction: 1) is then no error.
@@ -132,7 +132,7 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
             undo.callback(writers[side].close)
         return writers[side]
 
-    def keep(kind: str, side: str, row: dict) -> None:
+    def keep(kind: str, side: str, row: dict, place: str) -> None:
         writer(kind, side).write({column: row.get(column) for column in COLUMNS[kind]})
 
     with undo:

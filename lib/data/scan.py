@@ -22,7 +22,7 @@ from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
 SAMPLE = 100  # rows that the format is recognised from
 FIRST = 1000  # rows of each source that the driver looks at when there are too many to read in a second
 SHOWN = 100  # bad rows and leaks kept with their place; all are counted
-Keep = Callable[[str, str, dict], None]  # (kind, "train" or "heldout", canonical row)
+Keep = Callable[[str, str, dict, str], None]  # (kind, "train" or "heldout", canonical row, its place)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class _Reading:
 def scan(
     data: Data, found: Found, want: tuple[str, ...], keep: Keep, first: int | None = None, training: bool = True
 ) -> Check:
-    """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row) gets every good one.
+    """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row, place) gets every good one.
 
     Raises ValueError, naming the key and the remedy: format not recognised or of no use to the stage, bad rows or
     leaks unless the config says what to do about them, nothing left.
@@ -54,12 +54,12 @@ def scan(
     content = hashlib.sha256()
     held: dict[bytes, str] = {}
 
-    def hold(row: dict) -> None:
+    def hold(row: dict, place: str) -> None:
         if data.heldout_limit is not None and check.heldout_rows >= data.heldout_limit:
             check.unused += 1  # and not trained on either
         else:
             check.heldout_rows += 1
-            keep(train.kind, "heldout", row)
+            keep(train.kind, "heldout", row, place)
 
     if held_source:
         heldout = _open(held_source, data, (train.kind,), first)
@@ -68,7 +68,7 @@ def scan(
             *_, asked = prompts_of(train.kind, row)
             if train.kind != "text" or len(normalise(asked).split()) >= LEAK_WORDS:
                 held.setdefault(digest(asked), place)
-            hold(row)
+            hold(row, place)
     else:
         check.heldout = (
             f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
@@ -77,7 +77,7 @@ def scan(
     for place, row in _good_rows(train, check, content):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
-            hold(row)
+            hold(row, place)
             continue
         leaked = next((p for p in asked if digest(p) in held), None) if held else None
         if leaked is not None:
@@ -88,7 +88,7 @@ def scan(
             check.unused += 1
         else:
             check.rows += 1
-            keep(train.kind, "train", row)
+            keep(train.kind, "train", row, place)
 
     check.sha256 = content.hexdigest()
     if first is not None:

@@ -42,7 +42,7 @@ class Reference:
         rows: list[dict] = []
         data = Data(source=self.address, heldout_fraction=1.0, heldout_limit=limit)
         try:
-            check(data, ("chat",), training=False, keep=lambda kind, side, row: rows.append(row))
+            check(data, ("chat",), training=False, keep=lambda kind, side, row, place: rows.append(row))
         except ValueError as e:
             raise ValueError(str(e).replace("data.source", "task_data.reference")) from None
         out = []
