@@ -70,6 +70,13 @@ class BadRow(ValueError):
     """Why one row can't be used. Counted and shown with its line; the job stops unless data.bad_rows is skip."""
 
 
+def missing_as_null(fields: dict) -> dict:
+    """NaN and ±Infinity, which pandas and Python's json write for a value that isn't there, as None."""
+    if float not in map(type, fields.values()):  # nearly always, and every row and message comes by
+        return fields
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
 # Who may speak after whom. Templates such as Llama 2's and Gemma's raise on anything else, others render it silently.
 MAY_FOLLOW = {
     None: ("system", "user"),
