@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.anatomy import described
 from lib import data, models
 from lib.config import Job
+from lib.data.marks import learnt
 
 SAMPLE = 512
 """Rows that are turned into tokens."""
@@ -66,8 +67,7 @@ def _sequences(tokenizer, kind: str, row: dict) -> list[tuple[str, str]]:
     if kind == "preference":
         parts = [(row["prompt"], row[side]) for side in ("chosen", "rejected")]
     else:
-        turns = row["messages"]
-        parts = [(turns[:i], [m]) for i, m in enumerate(turns) if i and m["role"] == "assistant"]
+        parts = [(row["messages"][:i], [row["messages"][i]]) for i in learnt(row)]
 
     def text(messages: list[dict], more: bool) -> str:
         tools = row.get("tools") or None

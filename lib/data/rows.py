@@ -1,7 +1,9 @@
 """Canonical rows: the six shapes that every data source is turned into, and what makes a row unusable.
 
     text        {"text": str}
-    chat        {"messages": [message, …], "tools"?: [tool, …]}                 the last message is the assistant's
+    chat        {"messages": [message, …], "tools"?: [tool, …], "unlearnt"?: [int, …]}
+                                                       the last message is the assistant's; unlearnt are the places of
+                                                       assistant messages that are context only (lib/data/marks.py)
     prompt      {"prompt": [message, …], "tools"?: […]}                         the last message is a user's or a tool's
     preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}  chosen/rejected follow the prompt
     labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
@@ -29,6 +31,7 @@ class Text(TypedDict):
 class Chat(TypedDict):
     messages: list[Message]
     tools: NotRequired[list[dict]]
+    unlearnt: NotRequired[list[int]]
 
 
 class Prompt(TypedDict):
@@ -105,6 +108,16 @@ def check_order(messages: list[Message], last: tuple[str, ...]) -> None:
         raise BadRow(f"ends with {before}, not {' or '.join(last)}" if before else "has no messages")
 
 
+def check_answer(answer: list[Message], side: str) -> None:
+    """Raises BadRow where others speak in an answer: all of its tokens carry loss, theirs too."""
+    other = next((m["role"] for m in answer if m["role"] != "assistant"), None)
+    if other:
+        raise BadRow(
+            f"{side} has a {other} message after its first answer "
+            "(it would be learnt like the model's own words; end both sides at the first answer that differs)"
+        )
+
+
 def check_row(kind: str, row: dict) -> None:
     """Raises BadRow with the reason if a canonical row of that kind can't be trained on."""
     if kind == "text":
@@ -122,11 +135,13 @@ def check_row(kind: str, row: dict) -> None:
             except BadRow as why:
                 silent = all(not m["content"].strip() and not m.get("tool_calls") for m in row[side])
                 raise BadRow(f"{side}: {'the answer is empty' if silent else why}") from None
+            check_answer(row[side], side)
         if row["chosen"] == row["rejected"]:
             raise BadRow("chosen and rejected are the same")
     elif kind == "labelled":
         check_order(row["prompt"], last=("user", "tool"))
         check_order(row["prompt"] + row["completion"], last=("assistant",))
+        check_answer(row["completion"], "completion")
     elif kind == "pair":
         if not row["a"].strip() or not row["b"].strip():
             raise BadRow("one of the two texts is empty")

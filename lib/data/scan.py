@@ -14,7 +14,9 @@ from itertools import chain, islice
 from lib.config import Data
 from lib.data.check import Check
 from lib.data.formats import FORMATS
+from lib.data.marks import MESSAGES, settle
 from lib.data.recognise import recognise
+from lib.data.repeats import without_prompt
 from lib.data.rows import CONVERSIONS, BadRow, check_row, prompts_of
 from lib.data.sources import Found, Source, rows
 from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
@@ -35,7 +37,8 @@ class _Reading:
     conversion: str | None
     also: list[str]
     convert: Callable[[dict], list[dict]]
-    """One raw row → the canonical rows of `kind` in it."""
+    """One raw row, renamed → the canonical rows of `kind` in it."""
+    renames: dict[str, str]
     rows: Iterator[tuple[str, dict | BadRow]]
 
 
@@ -112,7 +115,7 @@ def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) 
                 f"{source.key}: demo has {', '.join(demo.TRAIN_ROWS)} rows, but this stage wants {' or '.join(want)}. "
                 "Give it a file, a folder or a hub name."
             )
-        return _reading(source, "demo", kind, want, [], lambda row: [row], rows(source, data, kind))
+        return _reading(source, "demo", kind, want, [], lambda row: [row], {}, rows(source, data, kind))
     stream = rows(source, data)
     if first is not None:
         stream = islice(stream, first)
@@ -131,19 +134,18 @@ def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) 
     renames = data.columns if source.key == "data.source" else {k: v for k, v in data.columns.items() if k in good[0]}
     _check_renames(renames, good)
     name, also = recognise([_renamed(row, renames) for row in good], want, data.format, source.key)
-    read = FORMATS[name].read
-    return _reading(
-        source, name, FORMATS[name].kind, want, also, lambda row: read(_renamed(row, renames)), chain(seen, stream)
-    )
+    return _reading(source, name, FORMATS[name].kind, want, also, FORMATS[name].read, renames, chain(seen, stream))
 
 
-def _reading(source: Source, name: str, kind: str, want: tuple[str, ...], also: list[str], read, stream) -> _Reading:
+def _reading(
+    source: Source, name: str, kind: str, want: tuple[str, ...], also: list[str], read, renames: dict[str, str], stream
+) -> _Reading:
     if kind in want:
-        return _Reading(source, name, kind, None, also, read, stream)
+        return _Reading(source, name, kind, None, also, read, renames, stream)
     wanted = next(k for k in want if (kind, k) in CONVERSIONS)
     change, words = CONVERSIONS[kind, wanted]
     return _Reading(
-        source, name, wanted, words, also, lambda row: [out for r in read(row) for out in change(r)], stream
+        source, name, wanted, words, also, lambda row: [out for r in read(row) for out in change(r)], renames, stream
     )
 
 
@@ -158,7 +160,10 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
                 content.update(json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str).encode())
             except UnicodeEncodeError:
                 raise BadRow("has bytes that are not UTF-8") from None
-            converted = reading.convert(raw)
+            renamed = _renamed(raw, reading.renames)
+            shorter = without_prompt(reading.format, renamed)
+            converted = reading.convert(shorter or renamed)
+            unlearnt = sum([settle(reading.kind, row) for row in converted])
             for row in converted:
                 check_row(reading.kind, row)
         except BadRow as why:
@@ -169,6 +174,8 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
                 check.bad.append((place, str(why)))
             continue
         check.unused += not converted
+        check.unlearnt += unlearnt
+        check.repeats += shorter is not None
         for row in converted:
             check.offers_tools = check.offers_tools or "tools" in row
             check.tool_rows += "tools" in row or _calls_tools(row)
@@ -176,7 +183,7 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
 
 
 def _calls_tools(row: dict) -> bool:
-    return any("tool_calls" in m for column in row.values() if isinstance(column, list) for m in column)
+    return any("tool_calls" in m for column in MESSAGES for m in row.get(column) or ())
 
 
 def _renamed(row: dict, columns: dict[str, str]) -> dict:
