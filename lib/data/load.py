@@ -3,7 +3,8 @@
     check(data, want)   what the data is and what is wrong with it, before anything starts
     load(data, want)    the rows as datasets.Dataset, memory-mapped; the check once more, over everything
 
-`want` names the kinds of rows (lib/data/rows.py) a stage can use, best first: ("chat", "text") or ("preference",).
+`want` names the kinds of rows (lib/data/rows.py) a stage can use, best first: ("chat", "text") or ("preference",), or
+("comparison",) for preference rows whose conversations are scored whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lib.config import Data
 from lib.data import sources
 from lib.data.check import Check
 from lib.data.formats import FORMATS
-from lib.data.rows import KINDS
+from lib.data.rows import COMPARED, KINDS
 from lib.data.scan import FIRST, Keep, scan
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _find(data: Data) -> sources.Found:
 
 
 def _check_settings(data: Data, want: tuple[str, ...]) -> None:
-    assert want and all(kind in KINDS for kind in want), want
+    assert want and all(kind in (*KINDS, COMPARED) for kind in want), want
     if data.format != "auto" and data.format not in FORMATS:
         near = ", ".join(get_close_matches(data.format, FORMATS, 3, 0.4)) or "none"
         raise ValueError(f"data.format: no format {data.format!r}; nearest: {near}; known: auto, {', '.join(FORMATS)}.")

@@ -5,7 +5,9 @@
                                                        the last message is the assistant's; unlearnt are the places of
                                                        assistant messages that are context only (lib/data/marks.py)
     prompt      {"prompt": [message, …], "tools"?: […]}                         the last message is a user's or a tool's
-    preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}  chosen/rejected follow the prompt
+    preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}
+                                                       chosen/rejected follow the prompt: messages of the assistant alone,
+                                                       or of anyone where a stage asks for COMPARED
     labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
                                                        label true: a wanted answer (KTO, Ethayarajh et al. 2024)
     pair        {"a": str, "b": str, "score": float}                            sentence similarity
@@ -69,6 +71,10 @@ KINDS: dict[str, type] = {
 }
 
 
+COMPARED = "comparison"
+"""Asked for in the place of a kind: preference rows whose conversations are scored whole, so that they may part anywhere."""
+
+
 class BadRow(ValueError):
     """Why one row can't be used. Counted and shown with its line; the job stops unless data.bad_rows is skip."""
 
@@ -114,12 +120,16 @@ def check_answer(answer: list[Message], side: str) -> None:
     if other:
         raise BadRow(
             f"{side} has a {other} message after its first answer "
-            "(it would be learnt like the model's own words; end both sides at the first answer that differs)"
+            "(it would be learnt like the model's own words; end both sides at the first answer that differs. "
+            "A reward model takes such pairs)"
         )
 
 
-def check_row(kind: str, row: dict) -> None:
-    """Raises BadRow with the reason if a canonical row of that kind can't be trained on."""
+def check_row(kind: str, row: dict, compared: bool = False) -> None:
+    """Raises BadRow with the reason if a canonical row of that kind can't be trained on.
+
+    compared: the row's answers are scored as wholes, and none of their tokens carries loss.
+    """
     if kind == "text":
         if not row["text"].strip():
             raise BadRow("text is empty")
@@ -135,7 +145,8 @@ def check_row(kind: str, row: dict) -> None:
             except BadRow as why:
                 silent = all(not m["content"].strip() and not m.get("tool_calls") for m in row[side])
                 raise BadRow(f"{side}: {'the answer is empty' if silent else why}") from None
-            check_answer(row[side], side)
+            if not compared:
+                check_answer(row[side], side)
         if row["chosen"] == row["rejected"]:
             raise BadRow("chosen and rejected are the same")
     elif kind == "labelled":

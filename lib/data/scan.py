@@ -17,7 +17,7 @@ from lib.data.formats import FORMATS
 from lib.data.marks import MESSAGES, settle
 from lib.data.recognise import recognise
 from lib.data.repeats import without_prompt
-from lib.data.rows import CONVERSIONS, BadRow, check_row, prompts_of
+from lib.data.rows import COMPARED, CONVERSIONS, BadRow, check_row, prompts_of
 from lib.data.sources import Found, Source, rows
 from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
 
@@ -51,6 +51,7 @@ def scan(
     leaks unless the config says what to do about them, nothing left.
     """
     source, held_source = found
+    compared, want = COMPARED in want, tuple("preference" if kind == COMPARED else kind for kind in want)
     train = _open(source, data, want, first)
     check = Check(data.source, train.format, train.kind, conversion=train.conversion, also=train.also)
     check.ignored = source.ignored + (held_source.ignored if held_source else [])
@@ -67,7 +68,7 @@ def scan(
     if held_source:
         heldout = _open(held_source, data, (train.kind,), first)
         check.heldout, check.heldout_format = held_source.described(), heldout.format
-        for place, row in _good_rows(heldout, check, content):
+        for place, row in _good_rows(heldout, check, content, compared):
             *_, asked = prompts_of(train.kind, row)
             if train.kind != "text" or len(normalise(asked).split()) >= LEAK_WORDS:
                 held.setdefault(digest(asked), place)
@@ -77,7 +78,7 @@ def scan(
             f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
         )
 
-    for place, row in _good_rows(train, check, content):
+    for place, row in _good_rows(train, check, content, compared):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
             hold(row)
@@ -149,7 +150,7 @@ def _reading(
     )
 
 
-def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, dict]]:
+def _good_rows(reading: _Reading, check: Check, content, compared: bool) -> Iterator[tuple[str, dict]]:
     """Canonical rows with their places; the others go into check.bad, and all into the hash."""
     for place, raw in reading.rows:
         try:
@@ -165,7 +166,7 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
             converted = reading.convert(shorter or renamed)
             unlearnt = sum([settle(reading.kind, row) for row in converted])
             for row in converted:
-                check_row(reading.kind, row)
+                check_row(reading.kind, row, compared)
         except BadRow as why:
             check.bad_rows += 1
             short = str(why).split(" (")[0]

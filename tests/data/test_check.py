@@ -214,8 +214,9 @@ def test_check_imports_nothing_heavy_and_is_fast(write):
     assert seconds < 1
 
 
-def test_pairs_that_part_before_the_last_turn_are_refused(write):
-    """In every dialect: whatever follows the first answer that differs would carry loss. SFT takes the chosen answers."""
+def test_pairs_that_part_before_the_last_turn_are_refused_where_they_are_learnt(write):
+    """In every dialect: whatever follows the first answer that differs would carry loss. A reward model scores them whole,
+    and SFT learns the chosen answers."""
 
     def turns(first, last, by=("role", "content"), names=("user", "assistant")):
         said = zip(names * 2, ("Hi", first, "And now?", last), strict=True)
@@ -232,6 +233,11 @@ def test_pairs_that_part_before_the_last_turn_are_refused(write):
         with pytest.raises(ValueError) as e:
             check(Data(path, heldout_fraction=0), ("preference",))
         assert f"{path}:1: chosen has a user message after its first answer" in str(e.value)
+        whole = load(Data(path, heldout_fraction=0), ("comparison",))
+        assert (whole.kind, [m["role"] for m in whole.train[0]["rejected"]]) == (
+            "preference",
+            ["assistant", "user", "assistant"],
+        )
         rows = per_answer(load(Data(path, heldout_fraction=0), CHAT).train)
         assert [row["completion"] for row in rows] == [
             [{"role": "assistant", "content": text}] for text in ("chosen", "last chosen")
