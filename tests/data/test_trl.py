@@ -61,6 +61,21 @@ def test_sft_with_tool_calls(tmp_path, settings, tiny_model, tokenizer):
     assert trainer.train().training_loss > 0
 
 
+def test_labels_leave_out_what_is_marked(tmp_path, settings, tiny_model, tokenizer):
+    """Decoded where they are no -100: a marked answer carries no loss, and stands in the context of those after it."""
+    from trl import SFTConfig, SFTTrainer
+
+    said = [("user", "One?"), ("assistant", "WRONG"), ("user", "Two?"), ("assistant", "Right.")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    messages[1]["weight"] = 0
+    rows = per_answer(loaded(tmp_path, [{"messages": messages}] * 2, ("chat",)))
+    trainer = SFTTrainer(tiny_model, SFTConfig(**settings), train_dataset=rows, processing_class=tokenizer)
+    assert len(trainer.train_dataset) == 2
+    for row in trainer.train_dataset:
+        assert tokenizer.decode([t for t in row["labels"] if t != -100]) == "Right.<|im_end|>\n"
+        assert "WRONG<|im_end|>" in tokenizer.decode(row["input_ids"])
+
+
 def test_dpo_and_reward_with_transcripts(tmp_path, settings, tiny_model, tokenizer):
     from transformers import AutoModelForSequenceClassification
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
