@@ -38,7 +38,9 @@ def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
 
     data.check(job.data, kinds, keep=keep)
     if not rows:
-        return Lengths(max_length, max_length, max_length, max_length, 2.0 if "preference" in kinds else 1.0, 0)
+        return Lengths(
+            max_length, max_length, max_length, max_length, 2.0 if {"preference", "comparison"} & {*kinds} else 1.0, 0
+        )
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(described(job.model.base, job.model.revision))

@@ -89,7 +89,7 @@ def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
     with pytest.raises(ValueError, match=r"train.teacher: .* is a reward model"):
         plan.make(request, ("chat",), ("teacher",))
     pairs = ["--model.base", runs["reward"], "--data.source", good[3], "--run", str(tmp_path / "run")]
-    plan.make(cli.parse("reward", "trl.trainer.reward_config:RewardConfig", pairs), ("preference",))
+    plan.make(cli.parse("reward", "trl.trainer.reward_config:RewardConfig", pairs), ("comparison",))
 
 
 def test_every_problem_is_listed_at_once(good):
@@ -198,7 +198,7 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
     ("stage", "cls", "rows"),
     [
         ("sft", "trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-        ("reward", "trl.trainer.reward_config:RewardConfig", ("preference",)),
+        ("reward", "trl.trainer.reward_config:RewardConfig", ("comparison",)),
         ("dpo", DPO, ("preference",)),
         ("distill", "lib.distillation:DistillConfig", ("chat", "text")),
         ("prune", "lib.prune.config:PruneConfig", ("chat", "text")),

@@ -18,7 +18,7 @@ from tests.conftest import WORDS, run_job
 CONFIGS = {
     "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text")),
     "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",)),
-    "reward": ("trl.trainer.reward_config:RewardConfig", ("preference",)),
+    "reward": ("trl.trainer.reward_config:RewardConfig", ("comparison",)),
 }
 TURN = "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
 OPENING = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -169,15 +169,6 @@ def test_the_token_that_ends_a_turn(planned, tiny_model):
     assert planned("sft", chats(), ALL).rendered.train.ends == {"<|im_end|>": 20}
 
 
-def test_pairs_that_learn_a_users_words(planned):
-    def side(good: str) -> list[dict]:
-        return [user("hello"), assistant(good), user("and now?"), assistant(f"{good} again")]
-
-    rows = [{"chosen": side(f"good {i}"), "rejected": side(f"bad {i}")} for i in range(20)]
-    with pytest.raises(cli.UsageError, match=r"data.source: .*"):  # as bad rows, or as pairs that would learn them
-        planned("dpo", rows)
-
-
 LONG = 60
 """Words (more tokens) of a long prompt or answer; train.max_length is 48 below."""
 
@@ -234,12 +225,19 @@ def test_sides_that_the_template_makes_alike(planned):
 
 def test_rows_longer_than_the_model_has_positions(planned):
     rows = chats(answer=lambda i: assistant("stone " * (600 if i == 3 else 1)))
-    with pytest.raises(
-        cli.UsageError, match=r"1 of 20 answers are longer than the 512 positions"
-    ):
+    with pytest.raises(cli.UsageError, match=r"1 of 20 answers are longer than the 512 positions"):
         planned("sft", rows, ALL)
     notes = planned("sft", rows, ALL, "--train.max_length", "512").notes
     assert any("1 lose their end" in n for n in notes)
+
+
+def test_answers_marked_as_context_are_not_learnt(planned):
+    rows = [
+        {"messages": [user(f"q {i}"), assistant("bad", weight=0), user("again"), assistant("good")]} for i in range(8)
+    ]
+    found = planned("sft", rows, ALL)
+    assert found.rendered.train.examples == 8
+    assert found.rendered.shown[1][1].count("⟦") == 1 and found.rendered.shown[1][1].endswith("⟦good<|im_end|>\n⟧")
 
 
 def test_each_answer_of_a_conversation_is_a_row_of_the_batch(planned):

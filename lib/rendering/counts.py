@@ -31,8 +31,6 @@ class Counts:
     """Examples with more tokens than the model has positions."""
     parted: int = 0
     """Examples that have other tokens where the generation prompt ends."""
-    not_answers: int = 0
-    """Pairs that learn a user's or a tool's message."""
     endless: int = 0
     """Answers without a token that can end a turn."""
     failed: int = 0
@@ -88,8 +86,6 @@ class Counts:
             return
         if rest := next((s.asked[s.start :] for s in found if s.start < len(s.asked)), None):
             self._count("parted", f"{place}: {base.tokenizer.decode(rest)!r}")
-        if any(message["role"] != "assistant" for p in made for message in p.answer):
-            self._count("not_answers", place)
         end = base.turn_end(found[0].ids[found[0].start :])
         if end is None:
             self._count("endless", place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lib.data.marks import learnt
 from lib.data.rows import Message
 
 
@@ -57,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Parts:
-    """The messages of one sequence. A preference row has two; a conversation has one for each of its answers."""
+    """The messages of one sequence. A preference row has two; a conversation has one for each answer that is learnt."""
 
     prompt: list[Message]
     answer: list[Message]
@@ -66,8 +67,7 @@ class Parts:
 def parts(kind: str, row: dict) -> list[Parts]:
     """Raises AssertionError for kinds of rows that no trainer here renders."""
     if kind == "chat":  # as lib.data.per_answer
-        turns = row["messages"]
-        return [Parts(turns[:i], [m]) for i, m in enumerate(turns) if i and m["role"] == "assistant"]
+        return [Parts(row["messages"][:i], [row["messages"][i]]) for i in learnt(row)]
     assert kind == "preference", kind
     return [Parts(row["prompt"], row[side]) for side in ("chosen", "rejected")]
 

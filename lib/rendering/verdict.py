@@ -54,12 +54,6 @@ def _findings(c: Counts, settings: Settings, window: int | None):
     if c.endless:
         text = f"model.chat_template: {of(c.endless)} have no token that ends the turn (such as {c.first['endless']}): the model would learn no end"
         yield c.endless / total, SHARE, text, "Give a template that ends an assistant's turn with a special token"
-    if c.not_answers:
-        text = (
-            f"data.source: in {of(c.not_answers)} chosen or rejected holds messages of a user or a tool, which would be learnt "
-            f"(such as {c.first['not_answers']})"
-        )
-        yield c.not_answers / total, 0.0, text, "Give pairs that part at their last answer"
     longest = f"the longest has {c.longest:,} tokens"
     if gone := c.dropped + c.cut:
         fits = f"Set train.max_length: {c.longest if window is None else min(c.longest, window)}"
