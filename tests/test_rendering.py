@@ -11,7 +11,7 @@ from lib.failure import StopTraining
 from lib.rendering import whole
 from lib.rendering.base import base
 from lib.rendering.losses import CALLS, THOUGHTS, TOOLS, lost
-from lib.rendering.sample import CHARACTERS, ROWS, Sample
+from lib.rendering.sample import CHARACTERS, ROWS, Sample, look
 from lib.rendering.sequences import Parts, Settings, sequences
 from tests.conftest import WORDS, run_job
 
@@ -285,6 +285,13 @@ def test_the_sample_is_spread_over_all_rows():
     for i in range(100):
         sample.keep("text", "train", {"text": "word" * 10_000}, f"g:{i}")
     assert sample.size <= CHARACTERS
+
+
+def test_a_base_that_is_not_on_this_machine():
+    sample = Sample()
+    sample.keep("text", "train", {"text": "word"}, "f:1")
+    found, problems, notes = look(Job("runs/x", "sft", Model("s3://b/run")), CONFIGS["sft"][0], sample, True, True)
+    assert found is None and not problems and "checked when the workers start: s3://b/run" in notes[0]
 
 
 def job_of(tiny_model: str, rows: list[dict], folder, **data) -> Job:

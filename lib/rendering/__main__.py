@@ -19,18 +19,24 @@ def answer(asked: dict) -> dict:
     except (ValueError, OSError) as e:
         text = " ".join(str(e).split())
         return {"problem": text if text.startswith("model.") else f"model.base: {text}"}
-    counts, picture, kind = {"train": Counts(), "heldout": Counts()}, [], asked["kind"]
+    kind, row_shown = asked["kind"], None
+    counts = {"train": Counts(kind), "heldout": Counts(kind)}
     if why := known.unfit(kind):
         return {"problem": why}
     found = sequences(known.tokenizer, kind, [row for *_, row in asked["rows"]], settings)
-    for (side, place, row), (made, said) in zip(asked["rows"], found, strict=True):
-        counts[side].add(place, kind, row, made, said, settings, known)
-        whole = side == "train" and not isinstance(said, Exception) and all(fits(s, settings) for s in said)
-        if asked["show"] and whole and not picture:
-            picture = shown(known.tokenizer, place, kind, said, settings)
-    return {side: vars(c) for side, c in counts.items()} | {"window": known.window, "shown": picture}
+    for (side, place, row), (made, result) in zip(asked["rows"], found, strict=True):
+        counts[side].add(place, kind, row, made, result, settings, known)
+        if side == "train" and not isinstance(result, Exception):
+            whole = all(fits(s, settings) for s in result)
+            if row_shown is None or (whole and not row_shown[0]):  # the first that is not cut, else the first
+                row_shown = (whole, place, result)
+    lines = shown(known.tokenizer, kind, *row_shown[1:], settings) if asked["show"] and row_shown else []
+    return {side: vars(c) for side, c in counts.items()} | {"window": known.window, "shown": lines}
 
 
 if __name__ == "__main__":
     sys.modules["torch"] = None  # not found, says importlib; transformers then does without
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of long rows, which are counted
     print(json.dumps(answer(json.load(sys.stdin))))

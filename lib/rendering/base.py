@@ -43,20 +43,22 @@ class Base:
     def unfit(self, kind: str) -> str | None:
         """Why no row of that kind can be rendered."""
         if kind == "text":
-            return (
-                None if self.tokenizer.eos_token else "model.base: its tokenizer has no eos_token, which ends a text."
+            missing, why = (
+                not self.tokenizer.eos_token,
+                "model.base: its tokenizer has no eos_token, which ends a text.",
             )
-        if self.tokenizer.chat_template:
-            return None
-        return "model.chat_template: the base has no chat template, and data.source holds messages. Give a Jinja file."
+        else:
+            missing, why = (
+                not self.tokenizer.chat_template,
+                "model.chat_template: the base has none for data.source's messages. Give a Jinja file.",
+            )
+        return why if missing else None
 
 
 def base(model: Model, settings: Settings) -> Base:
     """Loads no weights. Raises ValueError, or OSError, for a tokenizer that can't be had."""
     from transformers import AutoConfig
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it warns of long rows, which are counted here
     tokenizer = models.tokenizer(model)
     if settings.eos_token:
         tokenizer.eos_token = settings.eos_token

@@ -117,7 +117,7 @@ class _NotAtHand(Exception):
 
 
 def _rendered(request: dict) -> dict:
-    """What lib/rendering/__main__.py answers, by a process of its own where this one has no transformers yet."""
+    """The reply of lib/rendering/__main__.py: a process of its own, or this one where it has transformers already."""
     base = request["model"]["base"]
     if base.startswith("s3://"):
         raise _NotAtHand(f"{base} is not on this machine")
@@ -126,7 +126,7 @@ def _rendered(request: dict) -> dict:
     if "transformers" in sys.modules:
         from lib.rendering.__main__ import answer
 
-        return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))
+        return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))  # as the process would read and write it
     command, root = [sys.executable, "-m", "lib.rendering"], Path(__file__).parents[2]
     try:
         done = subprocess.run(
@@ -135,5 +135,6 @@ def _rendered(request: dict) -> dict:
     except subprocess.TimeoutExpired:
         raise _NotAtHand(f"the tokenizer was not loaded within {PATIENCE} s") from None
     if done.returncode:
-        raise _NotAtHand(f"rendering failed here ({done.stderr.strip().splitlines()[-1]})")
+        last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+        raise _NotAtHand(f"rendering failed here ({last})")
     return json.loads(done.stdout.splitlines()[-1])

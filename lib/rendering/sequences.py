@@ -28,7 +28,7 @@ class Settings:
         """train: has the fields of the stage's TRL config class."""
         return cls(
             scores=stage == "reward",
-            max_length=train.max_length,
+            max_length=getattr(train, "max_length", None),
             keep_end=getattr(train, "truncation_mode", None) == "keep_end",
             packing=train.packing_strategy if getattr(train, "packing", False) else None,
             learns_prompts=getattr(train, "completion_only_loss", None) is False,

@@ -15,7 +15,7 @@ def fits(s: Sequence, settings: Settings) -> bool:
     return settings.max_length is None or len(s.ids) <= settings.max_length
 
 
-def shown(tokenizer, place: str, kind: str, found: list[Sequence], settings: Settings) -> list[tuple[str, str]]:
+def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Settings) -> list[tuple[str, str]]:
     """(label, text) of the last answer of a conversation, of both sides of a pair, or of a text."""
     marked = f"between {OPEN} and {CLOSE} is learnt" if not settings.scores else "the whole is scored"
     if kind != "preference":

@@ -57,12 +57,18 @@ def _findings(c: Counts, settings: Settings, window: int | None):
     longest = f"the longest has {c.longest:,} tokens"
     if gone := c.dropped + c.cut:
         fits = f"Set train.max_length: {c.longest if window is None else min(c.longest, window)}"
+        fits += (
+            ", or train.packing: true with packing_strategy: wrapped, which splits texts" if c.kind == "text" else ""
+        )
         end = "beginning" if settings.keep_end else "end"
         parts = [f"{c.dropped:,} are dropped"] * bool(c.dropped) + [f"{c.cut:,} lose their {end}"] * bool(c.cut)
         text = f"train.max_length: {settings.max_length:,} tokens are too few for {of(gone)} ({longest}): {', '.join(parts)}"
         yield gone / total, SHARE, text, fits
     if c.alike:
-        text = f"data.source: in {of(c.alike)} chosen and rejected are the same tokens, at train.max_length {settings.max_length} (such as {c.first['alike']})"
+        cut = "" if settings.max_length is None else f" within train.max_length {settings.max_length:,}"
+        text = (
+            f"data.source: in {of(c.alike)} chosen and rejected are the same tokens{cut} (such as {c.first['alike']})"
+        )
         yield c.alike / total, SHARE, text, "Raise train.max_length, or leave those pairs out"
     if c.outside:
         text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base ({longest})"

@@ -43,7 +43,7 @@ def _count(rows, side: str, kind: str, settings: Settings, known, share: tuple[i
         columns = rows[start : start + BATCH]
         batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for n, (made, found) in enumerate(sequences(known.tokenizer, kind, batch, settings), start + 1):
-            out.add(f"{side} row {n}", kind, batch[n - start - 1], made, found, settings, known)
+            out.add(f"row {n} of {side}", kind, batch[n - start - 1], made, found, settings, known)
     return out
 
 
