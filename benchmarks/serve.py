@@ -1,12 +1,13 @@
-"""Our deployment against vLLM's own server: the same engine, model, flags, threads and load, in one run.
+"""Our deployment against vLLM's own server: the same model, threads and load, in one run.
 
-    python benchmarks/serve.py [--run HuggingFaceTB/SmolLM2-135M-Instruct] [--requests 96] [--tokens 48]
+    .venv-vllm/bin/python benchmarks/serve.py [--run HuggingFaceTB/SmolLM2-135M-Instruct] [--requests 96] [--tokens 48]
+    .venv-vllm/bin/python benchmarks/serve.py --engine transformers --dtype float32 --clients 1 16
 
-Ours is `serve run serve.app:app` (Ray Serve's proxy, our guard, vLLM's application in a replica); theirs is `python -m
+Ours is `serve run serve.app:app` (Ray Serve's proxy, our guard, vLLM's application or transformers' in a replica); theirs is `python -m
 vllm.entrypoints.openai.api_server`. They are started in turn, ours, theirs, theirs, ours, each alone on the machine, so that
-drift cancels. Each gets streaming chat requests of a fixed number of tokens over loopback: closed loops (1, 8 and 32 clients
-that each ask again as soon as they are answered), then arrivals as a Poisson process at 70% of the requests per second that
-the first of the four answered to 32 clients. No two prompts begin alike, so the prefix cache gives nothing. The clients
+drift cancels. Each gets streaming chat requests of a fixed number of tokens over loopback: closed loops (--clients, each of
+which asks again as soon as it is answered), then arrivals as a Poisson process at 70% of the requests per second that
+the first of the four turns answered to the last of these loops. No two prompts begin alike, so the prefix cache gives nothing. The clients
 run on the same cores, in this process. Both get the environment of our replicas (lib/hardware.py, lib/vllm_generator.py);
 with --as-it-comes vLLM's server takes its own threads and allocator, as when somebody just starts it.
 
@@ -37,7 +38,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 SIDES = ("ours", "theirs", "theirs", "ours")
-LOADS = {"1 client": 1, "8 clients": 8, "32 clients": 32}
 POISSON = "Poisson, 70%"
 
 
@@ -66,6 +66,8 @@ def main() -> int:
     )
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="behind our deployment")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at once, of each closed loop")
     parser.add_argument("--as-it-comes", action="store_true", help="no environment of ours for vLLM's own server")
     options = parser.parse_args()
     from lib import hardware, vllm_generator
@@ -80,11 +82,16 @@ def main() -> int:
     for side in SIDES:
         turn = asyncio.run(measure(side, options, rate))
         turns.append((side, turn))
-        rate = rate or 0.7 * len(turn.replies["32 clients"]) / turn.seconds["32 clients"]
+        rate = rate or 0.7 * options.requests / turn.seconds[loads(options)[-1]]
         print(f"{side}: cold {turn.cold:.1f} s, {turn.pss / 2**30:.2f} GiB, "
-              + ", ".join(f"{k} {speed([turn], k):.0f} tokens/s" for k in LOADS), file=sys.stderr)  # fmt: skip
+              + ", ".join(f"{k} {speed([turn], k):.0f} tokens/s" for k in loads(options)), file=sys.stderr)  # fmt: skip
     show(turns, rate, options)
     return 0
+
+
+def loads(options) -> list[str]:
+    """Names of the closed loops."""
+    return [f"{n} client{'s' if n > 1 else ''}" for n in options.clients]
 
 
 def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -97,7 +104,7 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     gpu = hardware.local_gpus() > 0
     if side == "ours":
-        args = {"run": options.run, "name": "it", "engine": "vllm", "dtype": options.dtype, "at_once": 128}
+        args = {"run": options.run, "name": "it", "engine": options.engine, "dtype": options.dtype, "at_once": 128}
         config = folder / "serve.yaml"
         config.write_text(yaml.safe_dump({
             "http_options": {"host": "127.0.0.1", "port": port},
@@ -124,6 +131,7 @@ def serving(side: str, options) -> Iterator[tuple[str, object, float]]:
         port = s.getsockname()[1]
         s.close()
         argv, env = command(side, options, port, Path(folder))
+        first = asked(0, 1, ends(options))
         url, log = f"http://127.0.0.1:{port}/v1/chat/completions", Path(folder) / "log"
         began = time.time()
         with log.open("w") as out:
@@ -134,7 +142,7 @@ def serving(side: str, options) -> Iterator[tuple[str, object, float]]:
                 if p.poll() is not None or time.time() - began > 300:
                     raise SystemExit(f"{side} did not start:\n{log.read_text()[-3000:]}")
                 with suppress(httpx.TransportError):
-                    if httpx.post(url, json=asked(0, 1), timeout=60).status_code == 200:
+                    if httpx.post(url, json=first, timeout=60).status_code == 200:
                         break
                 time.sleep(0.2)
             yield url, process, time.time() - began
@@ -149,21 +157,35 @@ def serving(side: str, options) -> Iterator[tuple[str, object, float]]:
             psutil.wait_procs(mine, 10)
 
 
-def asked(number: int, tokens: int) -> dict:
-    """The request with this number: some 100 tokens of Python's manual, which the number makes unlike any other."""
+def ends(options) -> list[int]:
+    """Numbers of the tokens that would end an answer early."""
+    from transformers import GenerationConfig
+
+    from lib import models
+
+    found = GenerationConfig.from_pretrained(models.path(models.locate(options.run)[0])).eos_token_id
+    return found if isinstance(found, list) else [found]
+
+
+def asked(number: int, tokens: int, never: list[int]) -> dict:
+    """The request with this number: some 100 tokens of Python's manual, which the number makes unlike any other.
+
+    never: tokens that the answer doesn't have (transformers' server knows no ignore_eos).
+    """
     from pydoc_data.topics import topics
 
     page = list(topics.values())[number % len(topics)].split("\n\n", 1)[-1]
     text = f"{number}: sum this up. {' '.join(page.split()[:60])}"
     return {
         "model": "it", "messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0,
-        "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+        "logit_bias": dict.fromkeys(map(str, never), -100), "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
 
 
-async def ask(http, url: str, number: int, tokens: int) -> Reply:
+async def ask(http, url: str, body: dict) -> Reply:
+    tokens = body["max_tokens"]
     began, first, last, counted = time.perf_counter(), 0.0, 0.0, 0
-    async with http.stream("POST", url, json=asked(number, tokens)) as reply:
+    async with http.stream("POST", url, json=body) as reply:
         if reply.status_code != 200:
             raise SystemExit(f"{reply.status_code}: {(await reply.aread()).decode()[:500]}")
         async for line in reply.aiter_lines():
@@ -178,28 +200,28 @@ async def ask(http, url: str, number: int, tokens: int) -> Reply:
     return Reply(first - began, (last - first) / max(1, tokens - 1), counted)
 
 
-async def closed(http, url: str, clients: int, numbers: range, tokens: int) -> list[Reply]:
+async def closed(http, url: str, clients: int, bodies: list[dict]) -> list[Reply]:
     """Each client asks its next question once it has its answer."""
-    left = iter(numbers)
+    left = iter(bodies)
 
     async def client() -> list[Reply]:
-        return [await ask(http, url, number, tokens) for number in left]
+        return [await ask(http, url, body) for body in left]
 
     return [reply for each in await asyncio.gather(*(client() for _ in range(clients))) for reply in each]
 
 
-async def poisson(http, url: str, rate: float, numbers: range, tokens: int) -> list[Reply]:
+async def poisson(http, url: str, rate: float, bodies: list[dict]) -> list[Reply]:
     """Questions come `rate` times a second, whether the earlier ones are answered or not; always at the same moments."""
     dice, at, under_way = random.Random(0), time.perf_counter(), []
-    for number in numbers:
+    for body in bodies:
         at += dice.expovariate(rate)
         await asyncio.sleep(at - time.perf_counter())
-        under_way.append(asyncio.create_task(ask(http, url, number, tokens)))
+        under_way.append(asyncio.create_task(ask(http, url, body)))
     return await asyncio.gather(*under_way)
 
 
 async def measure(side: str, options, rate: float | None) -> Turn:
-    """rate: of the arrivals; None takes it from this turn's own closed loop of 32 clients."""
+    """rate: of the arrivals; None takes it from this turn's own last closed loop."""
     import httpx
     import psutil
 
@@ -213,17 +235,18 @@ async def measure(side: str, options, rate: float | None) -> Turn:
     with serving(side, options) as (url, process, cold):
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
         async with httpx.AsyncClient(timeout=600, limits=limits) as http:
-            await closed(http, url, 32, range(1, 33), 4)  # what is done once
+            never = ends(options)
+            await closed(http, url, 32, [asked(n, 4, never) for n in range(1, 33)])  # what is done once
             turn, at = Turn(cold, pss(), {}, {}), 100
-            for load in (*LOADS, POISSON):
-                count = max(1, options.requests // 4) if load == "1 client" else options.requests
-                numbers, at = range(at, at + count), at + count
+            for load, clients in zip((*loads(options), POISSON), (*options.clients, None), strict=True):
+                count = max(1, options.requests // 4) if clients == 1 else options.requests
+                bodies, at = [asked(n, options.tokens, never) for n in range(at, at + count)], at + count
                 began = time.perf_counter()
                 if load == POISSON:
-                    rate = rate or 0.7 * options.requests / turn.seconds["32 clients"]
-                    turn.replies[load] = await poisson(http, url, rate, numbers, options.tokens)
+                    rate = rate or 0.7 * options.requests / turn.seconds[loads(options)[-1]]
+                    turn.replies[load] = await poisson(http, url, rate, bodies)
                 else:
-                    turn.replies[load] = await closed(http, url, LOADS[load], numbers, options.tokens)
+                    turn.replies[load] = await closed(http, url, clients, bodies)
                 turn.seconds[load] = time.perf_counter() - began
                 turn.pss = max(turn.pss, pss())
     return turn
@@ -242,7 +265,7 @@ def show(turns: list[tuple[str, Turn]], rate: float, options) -> None:
     head = ["", "tokens/s, ours : theirs", "ratio (each turn)"]
     head += [f"{p} {what}, ms" for what in ("first token", "next token") for p in ("p50", "p99")]
     rows = []
-    for load in (*LOADS, POISSON):
+    for load in (*loads(options), POISSON):
         a, b = (speed(side[s], load) for s in ("ours", "theirs"))
         each = [speed([x], load) / speed([y], load) for x, y in zip(side["ours"], side["theirs"], strict=True)]
         row = [load, f"{a:.0f} : {b:.0f}", f"{a / b:.2f}× ({', '.join(f'{x:.2f}' for x in each)})"]
@@ -253,7 +276,7 @@ def show(turns: list[tuple[str, Turn]], rate: float, options) -> None:
         rows.append(row)
     rows[-1][1] = f"{rate:.1f} requests/s"
     rows[-1][2] = ""
-    title = f"{options.run}, {options.dtype}, {options.requests} requests of {options.tokens} tokens, two turns each"
+    title = f"{options.run}, {options.engine}, {options.dtype}, {options.requests} requests of {options.tokens} tokens, two turns each"
     table = Table(title=title + (", theirs as it comes" if options.as_it_comes else ""))
     for column in head:
         table.add_column(column)

@@ -96,8 +96,8 @@ class Eval:
     """Tasks to score the finished run on, by the names in lib/evals/tasks.py. Empty: only the held-out loss."""
     limit: int | None = 200
     """At most this many held-out examples per task. None: all."""
-    max_new_tokens: int = 64
-    """Longest answer generated, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer generated, in tokens. None: as long as each task needs (lib/evals/length.py)."""
 
 
 @dataclass

@@ -26,6 +26,11 @@ class Encoder:
                 f"{self.template_sha256[:12]} here, {trained_template[:12]} in provenance.json). Put the run's "
                 "chat_template.jinja back, or train again with model.chat_template."
             )
+        alone = self.bare("a")
+        marked = self.tokenizer("a")["input_ids"]
+        at = next((i for i in range(len(marked)) if marked[i : i + len(alone)] == alone), 0)
+        self.begins: list[int] = marked[:at]
+        """What the tokenizer puts before every text by itself; [] for most."""
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
         self.start = (
@@ -52,8 +57,14 @@ class Encoder:
         return whole[:at], whole[at:]
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text that is no conversation; of an empty one, the start token."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self.start]
+        """Ids of a text that is no conversation, begun as the tokenizer begins texts, which is how TRL's trainers learn them and
+        lm-eval asks: with a start token where it adds one, unless the text has it already. Of an empty text, the start token."""
+        begun = self.begins and text.startswith(self.tokenizer.decode(self.begins))
+        return ([] if begun else self.begins) + self.bare(text) or [self.start]
+
+    def bare(self, text: str) -> list[int]:
+        """Ids of a text, with nothing added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def continued(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """(context ids, continuation ids) as lm-eval splits them: tokenized together, cut at the context's own length,
@@ -61,7 +72,7 @@ class Encoder:
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
         if not bare:
-            return [self.start], self.plain(continuation)
+            return [self.start], self.bare(continuation)
         at = len(self.plain(bare))
         whole = self.plain(bare + continuation)
         return whole[:at], whole[at:]

@@ -11,6 +11,7 @@ from lib.encode import Encoder, ends
 from lib.sampling import Sampling
 
 Messages = list[dict]
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Generator(ABC):
         self.ends = ends(model_dir, config, self.encoder.tokenizer)
 
     @abstractmethod
-    def generate(self, prompts: Sequence[Messages | str | Begun], sampling: Sampling) -> list[list[Answer]]:
-        """`sampling.n` answers to each prompt (messages, a plain text to go on with, or a begun answer), in the order given."""
+    def generate(self, prompts: Sequence[Messages | str | Ids | Begun], sampling: Sampling) -> list[list[Answer]]:
+        """`sampling.n` answers to each prompt (messages, a plain text or token ids to go on with, or a begun answer), in the order given."""
 
     @abstractmethod
     def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -65,18 +66,22 @@ class Generator(ABC):
         was the likeliest."""
 
     def score(
-        self, prompts: Sequence[Messages | str | None], completions: Sequence, tools: Sequence | None = None
+        self, prompts: Sequence[Messages | str | Ids | None], completions: Sequence, tools: Sequence | None = None
     ) -> list[Score]:
         """Log-probability of each completion after its prompt: messages (rendered by the chat template) or an Answer
-        (its very tokens) after messages, plain text after plain text, or a whole text where the prompt is None."""
+        (its very tokens) after messages, plain text after plain text, a whole text where the prompt is None, or token ids
+        after token ids (tuples; their bytes are not counted)."""
         tools = tools or [None] * len(prompts)
         pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
         owner, size = [], []
         for i, (prompt, completion, tool) in enumerate(zip(prompts, completions, tools, strict=True)):
             if prompt is None:
-                ids = self.encoder.tokenizer(completion, add_special_tokens=False)["input_ids"]
+                ids = self.encoder.bare(completion)
                 cut = list(windows([self.encoder.start, *ids], self.window))
                 size.append(len(completion.encode()))
+            elif isinstance(prompt, tuple):
+                cut = [(list(prompt), list(completion))]
+                size.append(0)
             elif isinstance(prompt, str):
                 cut = [self.encoder.continued(prompt, completion)]
                 size.append(len(completion.encode()))
@@ -95,8 +100,10 @@ class Generator(ABC):
             greedy[i] = greedy[i] and likeliest
         return [Score(*each) for each in zip(logprobs, counts, size, greedy, strict=True)]
 
-    def ids(self, prompt: Messages | str | Begun) -> list[int]:
+    def ids(self, prompt: Messages | str | Ids | Begun) -> list[int]:
         """What the model reads before it writes."""
+        if isinstance(prompt, tuple):
+            return list(prompt)
         if isinstance(prompt, str):
             return self.encoder.plain(prompt)
         if isinstance(prompt, Begun):

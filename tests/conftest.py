@@ -283,3 +283,20 @@ def local_ray():
         connect()
         yield
         ray.shutdown()
+
+
+ASKED_FOR = ["lamp", "chair", "the red table", "a garden near the river",
+             "small round bread on the table in the garden by the window", "salt", "stone", "door"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_model):
+    from lib.transformers_generator import TransformersGenerator
+
+    return TransformersGenerator(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list:
+    """Questions of very different lengths, about ASKED_FOR."""
+    return [[{"role": "user", "content": f"what is {w}?"}] for w in ASKED_FOR]

@@ -75,6 +75,7 @@ def job(tmp_path, student: str, teacher: str, *more: str):
     return run_job("distill", *argv, *more)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_tokens(tiny_model, tmp_path):
     done = job(tmp_path, tiny_model, tiny_model, "--scale.precision", "fp32", "--train.hard_weight", "0")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -104,6 +105,7 @@ def test_no_teacher(tiny_model, tmp_path):
     assert done.returncode == 2 and "train.teacher: say which model" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_tokens(tiny_model, tmp_path):
     import shutil
 
@@ -117,6 +119,7 @@ def test_a_teacher_with_other_tokens(tiny_model, tmp_path):
     assert done.returncode == 1 and "has other tokens than" in done.stderr and "sequence-level" in done.stderr
 
 
+@pytest.mark.slow
 def test_rows_whose_answers_are_all_cut_off(tiny_model, tmp_path):
     done = job(tmp_path, tiny_model, tiny_model, "--train.max_length", "20")
     assert done.returncode == 2 and "train.max_length: nothing to learn is within 20 tokens" in done.stderr

@@ -11,19 +11,15 @@ from tests.conftest import PATIENCE, REPO
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "adapter", "kinds"), [("sft", "none", "worker truncate"), ("dpo", "lora", "ray flip")]
-)
-def test_bit_equal_after_every_kind_of_kill(stage, adapter, kinds, tiny_model, chats_file, pairs_file, tmp_path):
-    """On two workers, at random steps; the disturbed runs really were killed: each went on from a checkpoint."""
+def test_bit_equal_after_a_killed_worker_and_a_damaged_checkpoint(tiny_model, pairs_file, tmp_path):
+    """On two workers, at random steps; the disturbed runs really were killed: each went on from a checkpoint. `make soak` has
+    all five kinds of kill, of two stages."""
     config = {
-        "model": {"base": tiny_model, "adapter": adapter},
-        "data": {"source": chats_file if stage == "sft" else pairs_file},
+        "model": {"base": tiny_model, "adapter": "lora", "lora": {"r": 4, "target_modules": "all-linear"}},
+        "data": {"source": pairs_file},
         "train": {"max_steps": 8, "save_steps": 2, "learning_rate": 1e-3},
         "scale": {"workers": 2, "global_batch": 8, "micro_batch": 2},
     }
-    if adapter == "lora":
-        config["model"]["lora"] = {"r": 4, "target_modules": "all-linear"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
     command = [
         sys.executable,
@@ -31,11 +27,11 @@ def test_bit_equal_after_every_kind_of_kill(stage, adapter, kinds, tiny_model, c
         "--config",
         str(tmp_path / "job.yaml"),
         "--stage",
-        stage,
+        "dpo",
         "--kills",
         "2",
     ]
-    command += ["--kinds", *kinds.split(), "--run", str(tmp_path / "drill")]
+    command += ["--kinds", "worker", "flip", "--run", str(tmp_path / "drill")]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("bit-equal") == 2 and "All 2 disturbed runs" in done.stdout

@@ -13,7 +13,7 @@ from lib import checkpoint, notice
 from lib.run import Run
 from tests.conftest import PATIENCE, REPO, run_job
 
-STEPS = 1500  # more than a fast machine takes before it has been told twice
+STEPS = 600  # more than a fast machine takes before it has been told twice
 ARGS = f"--train.max_steps {STEPS} --train.save_steps 100000 --train.logging_steps 1 --scale.global_batch 8 --scale.micro_batch 4 --scale.precision fp32 --train.learning_rate 1e-3"
 
 

@@ -123,6 +123,7 @@ def test_a_teacher_that_cannot_be_served(args, says, runs):
         app({"run": runs["reward" if "run" in args else "sft"]} | {k: v for k, v in args.items() if k != "run"})
 
 
+@pytest.mark.slow
 def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
     done = distil(tmp_path / "run", runs["sft"], runs["base"], "--train.top_k", "8")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -77,5 +77,6 @@ def lines(context: Context) -> str:
                 "prompt": r["example"].prompt,
                 "reference": r["example"].reference,
             }
-            rows += [example | {"run": run, "answer": a, "scores": r["scores"][run]} for run, a in r["answers"].items()]
+            for run, answer in r["answers"].items():
+                rows.append(example | {"run": run, "answer": answer, "scores": r["scores"][run]} | r["details"][run])
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

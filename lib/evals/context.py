@@ -26,7 +26,7 @@ class Context:
     panel: Panel | None = None
     """The language model that judges, where there is one."""
     recorded: dict[str, dict[tuple[str, str], dict]] = field(default_factory=dict)
-    """{task: {(example id, decoding): {example, decoding, answers: {run: text}, scores: {run: {metric: number}}}}}"""
+    """{task: {(example id, decoding): {example, decoding, answers: {run: text}, scores: {run: {metric: number}}, details: {run: {}}}}}"""
 
     calibrations: list[Calibration] = field(default_factory=list)
     """Of the reward run, once its pairs are measured."""
@@ -43,7 +43,7 @@ class Context:
     @property
     def sampling(self) -> Sampling:
         """The model's own distribution, which KL is about."""
-        return Sampling(temperature=1.0, max_new_tokens=self.job.max_new_tokens, seed=self.job.seed)
+        return Sampling(temperature=1.0, max_new_tokens=self.job.longest("kl"), seed=self.job.seed)
 
     def rows(self, task: str) -> list[dict]:
         """Held-out rows that `task` reads, at most job.limit: a seeded draw, as files are often sorted."""
@@ -73,13 +73,14 @@ class Context:
         answers: list[str],
         scores: list[dict],
         decoding: str = "greedy",
+        details: list[dict] | None = None,
     ) -> None:
-        """Keeps single answers, for the report's samples and examples.jsonl."""
+        """Keeps single answers, for the report's samples and examples.jsonl. details: more keys of a line there, for each answer."""
         kept = self.recorded.setdefault(task, {})
-        for e, answer, score in zip(examples, answers, scores, strict=True):
-            new = {"example": e, "decoding": decoding, "answers": {}, "scores": {}}
+        for e, answer, score, more in zip(examples, answers, scores, details or [{}] * len(answers), strict=True):
+            new = {"example": e, "decoding": decoding, "answers": {}, "scores": {}, "details": {}}
             row = kept.setdefault((e.id, decoding), new)
-            row["answers"][run], row["scores"][run] = answer, score
+            row["answers"][run], row["scores"][run], row["details"][run] = answer, score, more
 
 
 def draw(n: int, limit: int | None, seed: int) -> list[int]:

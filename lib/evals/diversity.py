@@ -14,7 +14,9 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
 
     Falls with the number of answers, so it compares only as many; None where no answer has n words.
     """
-    grams = [tuple(words[i : i + n]) for t in texts for words in [t.split()] for i in range(len(words) - n + 1)]
+    from lib.evals.words import spaced
+
+    grams = [tuple(words[i : i + n]) for t in texts for words in [spaced(t).split()] for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -23,7 +25,9 @@ def self_bleu(texts: Sequence[str], seed: int) -> float | None:
     100: they are all the same. None with fewer than two answers that say something."""
     from sacrebleu.metrics import BLEU
 
-    said = [t for t in texts if t.strip()]
+    from lib.evals.words import spaced
+
+    said = [spaced(t) for t in texts if t.strip()]
     said = random.Random(seed).sample(said, min(MOST, len(said)))
     if len(said) < 2:
         return None

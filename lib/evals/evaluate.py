@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from lib import vllm_generator
-from lib.evals import answers, contamination, estimate, gate, judge, summary, tasks
+from lib.evals import answers, contamination, estimate, gate, judge, length, summary, tasks
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
 from lib.evals.engine import Engine
@@ -53,7 +53,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
         rule = tasks.RULES["demo"] if job.data.source == "demo" else None
         context = Context(job, engine, planned.scorer, rule, panel)
         with ThreadPoolExecutor(len(job.tasks)) as pool:
-            futures = [pool.submit(tasks.get(name, job.task_data), context) for name in job.tasks]
+            futures = [pool.submit(tasks.get(name, job.task_data, job.lm_eval), context) for name in job.tasks]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
@@ -221,6 +221,7 @@ def _warnings(runs: list[RunInfo], metrics: list, job: EvalJob) -> list[str]:
     if len(templates) > 1:
         out.append("The runs were trained with different chat templates: their answers differ for that reason too.")
     short = sorted({f"{m.task} ({m.n})" for m in metrics if job.limit and m.n < job.limit and m.headline})
+    out += length.warnings(metrics)
     if short:
         out.append(f"Fewer examples than limit ({job.limit}) were there for {', '.join(short)}.")
     return out

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from lib.evals import diversity, search
+from lib.evals import diversity, length, search
 from lib.evals.context import Context
 from lib.evals.statistics import Estimate
 from lib.evals.summary import CLOCK
 from lib.evals.task import Example, Scores, Task
 
-ALWAYS = ("length", "distinct_1", "distinct_2", "self_bleu", *CLOCK)
+ALWAYS = ("length", length.METRIC, "distinct_1", "distinct_2", "self_bleu", *CLOCK)
 """Metrics that every task has besides its own."""
 
 
@@ -21,19 +21,21 @@ def measure(task: Task, context: Context) -> list[Scores]:
     if not examples:
         raise ValueError(f"tasks: {task.name} has no examples")
     found = []
-    for run, how, got in search.cells(context, [e.prompt for e in examples]):
+    for run, how, got in search.cells(context, task.name, [e.prompt for e in examples]):
         answers = got.answers
         with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
             scored = list(pool.map(task.score, examples, [a.text for a in answers]))
         common = {"task": task.name, "run": run, "decoding": how.name}
         found += metrics(task, list(zip(examples, scored, strict=True)), run=run, decoding=how.name)
         lengths = [float(len(a.tokens)) for a in answers]
+        alike = {"groups": [e.group for e in examples] if any(e.group for e in examples) else None}
+        found.append(length.scores(ids=[e.id for e in examples], answers=answers, **alike, **common))
         found.append(
             Scores(
                 metric="length",
                 ids=[e.id for e in examples],
                 tops=lengths,
-                groups=[e.group for e in examples] if any(e.group for e in examples) else None,
+                **alike,
                 better="",
                 unit="tokens per answer",
                 **common,

@@ -1,88 +1,73 @@
-"""lm-eval's own tasks (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness): its definitions, our engine.
+"""lm-eval's own tasks (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness): its definitions and tokenisation, our engine.
 
     lm_eval:arc_easy            one of its library, whose data is on the hub
-    lm_eval:path/to/task.yaml   a task file of yours, with local data (dataset_path: json, dataset_kwargs: {data_files: …})
+    lm_eval:path/to/task.yaml   a task file of yours (lib/evals/harness_tasks.py)
 
-lm-eval renders the prompts and scores what comes back; likelihoods and answers are computed by the same shards as
-everything else. Metrics of single documents become ours, with their intervals; those that exist only for the whole
+lm-eval renders the prompts, cuts them into tokens and scores what comes back; likelihoods and answers are computed by the same
+shards as everything else. Metrics of single documents become ours, with their intervals; those that exist only for the whole
 set (BLEU over a corpus, say) are left out and named.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
+from lib.evals import harness_tasks, length
 from lib.evals.context import Context
-from lib.evals.task import Scores
+from lib.evals.harness_tasks import LmEval
+from lib.evals.task import Example, Scores
 from lib.sampling import Sampling
-
-PREFIX = "lm_eval:"
-
-
-def check(name: str) -> None:
-    """Raises ValueError where lm-eval, its task or the file isn't there. Loads no data."""
-    if not importlib.util.find_spec("lm_eval"):
-        raise ValueError(f'tasks: {name} needs lm-eval: pip install "shoestring[eval]".')
-    manager, asked = _manager(name)
-    if asked not in manager.all_tasks:
-        from lib.cli import nearest
-
-        raise ValueError(f"tasks: lm-eval has no {asked}.{nearest(asked, manager.all_tasks)} Or give a .yaml file.")
-
-
-def called(name: str) -> str:
-    """What lm-eval calls the task: arc_easy of lm_eval:arc_easy, or what the file says. Raises ValueError for the file."""
-    asked = name.removeprefix(PREFIX)
-    if not asked.endswith((".yaml", ".yml")):
-        return asked
-    import yaml
-
-    path = Path(asked).expanduser()
-    if not path.is_file():
-        raise ValueError(f"tasks: {name}: there is no file {path.absolute()}.")
-    if not (found := (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("task")):
-        raise ValueError(f"tasks: {name}: {path} has no key task, which names it.")
-    return found
-
-
-def _manager(name: str):
-    """(lm-eval's TaskManager, the task's name in it)."""
-    from lm_eval.tasks import TaskManager
-
-    found, path = called(name), Path(name.removeprefix(PREFIX)).expanduser()
-    if found == name.removeprefix(PREFIX):
-        return TaskManager(), found
-    return TaskManager(include_path=str(path.parent), include_defaults=False), found
 
 
 def measure(name: str, context: Context) -> list[Scores]:
-    """Every metric that is a mean, or one of lm-eval's perplexities, for every run."""
+    """Every metric that is a mean, or one of lm-eval's perplexities, for every run; every document is recorded."""
     from lm_eval import simple_evaluate
 
-    manager, asked = _manager(name)
+    settings = context.job.lm_eval
+    manager, asked = harness_tasks.manager(name)
     loaded = manager.load([asked])["tasks"]
     found, whole = [], set()
     for run in context.job.runs:
+        model = _adapter(context, run)
         results = simple_evaluate(
-            model=_adapter(context, run), tasks=list(loaded.values()), limit=context.job.limit, task_manager=manager,
+            model=model, tasks=list(loaded.values()), limit=context.job.limit, task_manager=manager,
+            num_fewshot=settings.num_fewshot, apply_chat_template=settings.apply_chat_template,
+            fewshot_as_multiturn=settings.fewshot_as_multiturn, system_instruction=settings.system_instruction,
             log_samples=True, bootstrap_iters=0, verbosity="ERROR",
         )  # fmt: skip
         for task, samples in results["samples"].items():
-            better, version = loaded[task].higher_is_better(), str(results["versions"].get(task, ""))
+            better, version = loaded[task].higher_is_better(), _version(results["versions"].get(task, ""), settings)
             aggregations = {m: f.__name__ for m, f in loaded[task].aggregation().items()}
-            for place, (label, metric, rows) in enumerate(_columns(samples)):
+            columns = []
+            for label, metric, rows in _columns(samples):
                 parts = _parts(aggregations.get(metric, ""), [s[metric] for s in rows])
                 if parts is None:
                     whole.add(metric)
                     continue
                 ids = [f"{task}-{s['doc_id']}" for s in rows]
                 higher = "higher" if better.get(metric, True) else "lower"
-                found.append(Scores(task, label, run, ids, *parts, higher, headline=place == 0, version=version))
+                columns.append(Scores(task, label, run, ids, *parts, higher, version=version))
+            # As lm-eval's own tables and papers report: by length where the task has both.
+            head = next((c for c in columns if c.metric.startswith("acc_norm")), columns[0] if columns else None)
+            for c in columns:
+                c.headline = c is head
+            found += columns
+            cut = {f"{t}-{doc}": float(was) for (t, doc), was in model.cut.items() if t == task}
+            if cut:
+                found.append(
+                    Scores(task, length.METRIC, run, list(cut), list(cut.values()), kind="proportion", better="")
+                )
+            _record(context, task, run, loaded[task], samples, columns)
     if whole:
         context.engine.say(f"{name}: {', '.join(sorted(whole))} not shown: no interval from single documents")
     return found
+
+
+def _version(version, settings: LmEval) -> str:
+    """The task's version and the settings that change its questions: scores of different versions are not compared."""
+    default = LmEval(allow_code=settings.allow_code)
+    changed = [f"{k}={v}" for k, v in vars(settings).items() if v != getattr(default, k)]
+    return ", ".join([str(version), *changed])
 
 
 def _columns(samples: list[dict]) -> list[tuple[str, str, list[dict]]]:
@@ -109,32 +94,129 @@ def _parts(aggregation: str, values: list) -> tuple[list[float], list[float] | N
     return None
 
 
+def _record(context: Context, task: str, run: str, loaded, samples: list[dict], columns: list[Scores]) -> None:
+    """Every document for examples.jsonl: as it was asked, what was answered, and of choices each log-probability."""
+    scores: dict[str, dict] = {}
+    for c in columns:
+        for i, id in enumerate(c.ids):
+            scores.setdefault(id, {})[c.metric] = (c.tops[i], c.bottoms[i]) if c.bottoms else c.tops[i]
+    examples, answers, details = [], [], []
+    for s in {s["doc_id"]: s for s in reversed(samples)}.values():  # of the first filter
+        bare = loaded.doc_to_text(
+            s["doc"]
+        )  # without the examples of few-shot prompts, for the search for contamination
+        context_text = str(s["arguments"][0][0])
+        prompt = [{"role": "user", "content": bare if isinstance(bare, str) and bare else context_text}]
+        examples.append(Example(f"{task}-{s['doc_id']}", prompt, s["target"]))
+        replies = [r[0] for r in s["resps"]]
+        detail = {"asked": context_text}
+        if isinstance(replies[0], tuple):  # (log-probability, whether it is the likeliest text)
+            choices = [
+                {"text": a[1], "logprob": p, "greedy": g} for a, (p, g) in zip(s["arguments"], replies, strict=True)
+            ]
+            answers.append(max(choices, key=lambda c: c["logprob"])["text"])
+            detail["choices"] = choices
+        elif isinstance(replies[0], float):  # of a whole text
+            answers.append("")
+            detail["logprob"] = replies[0]
+        else:
+            answers.append(str(replies[0]))
+        details.append(detail)
+    context.record(task, run, examples, answers, [scores.get(e.id, {}) for e in examples], "", details)
+
+
 def _adapter(context: Context, run: str):
     """The engine as lm-eval's LM. Requests come as a whole list each, so the engine can sort and shard them."""
-    from lm_eval.api.model import LM
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import has_bos_prefix
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from transformers import AutoConfig, AutoTokenizer
 
-    class EngineLM(LM):
-        def loglikelihood(self, requests):
-            prompts, continuations = ([r.args[i] for r in requests] for i in (0, 1))
-            scores = context.engine.score(run, prompts, continuations).result()
+    from lib import models
+
+    folder = models.path(context.engine.specs[run].base)
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    # lm-eval's rule (lm_eval/models/huggingface.py, max_length).
+    window = next(
+        (n for k in ("n_positions", "max_position_embeddings", "n_ctx") if (n := getattr(config, k, None))), 2048
+    )
+
+    class EngineLM(TemplateLM):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer_name = folder
+
+        def __init__(self):
+            super().__init__()
+            self.cut: dict[tuple[str, int], bool] = {}
+            """{(task, document): whether its answer was cut off}"""
+
+        @property
+        def eot_token_id(self):
+            return self.tokenizer.eos_token_id
+
+        @property
+        def prefix_token_id(self):
+            bos = self.tokenizer.bos_token_id
+            return self.eot_token_id if bos is None else bos
+
+        def tok_encode(self, string, add_special_tokens=None, **kwargs):
+            """As lm-eval's hf backend: what the tokenizer adds by itself (a start token), unless the text begins with it."""
+            if add_special_tokens is None:
+                add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+            return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return self.tokenizer.apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )  # fmt: skip
+
+        def _loglikelihood_tokens(self, requests, **kwargs):
+            pieces = [_fit(before, after, window) for _, before, after in requests]
+            scores = context.engine.score(run, *([p[i] for p in pieces] for i in (0, 1))).result()
             return [(s.logprob, s.greedy) for s in scores]
 
-        def loglikelihood_rolling(self, requests):
-            texts = [r.args[0] for r in requests]
-            return [s.logprob for s in context.engine.score(run, [None] * len(texts), texts).result()]
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            cut = [
+                [
+                    tuple(map(tuple, make_disjoint_window(w)))
+                    for w in get_rolling_token_windows(
+                        self.tok_encode(r.args[0]), prefix_token=self.prefix_token_id, max_seq_len=window, context_len=1
+                    )
+                ]
+                for r in requests
+            ]
+            flat = [w for windows in cut for w in windows]
+            scores = iter(context.engine.score(run, [a for a, _ in flat], [b for _, b in flat]).result())
+            return [sum(next(scores).logprob for _ in windows) for windows in cut]
 
-        def generate_until(self, requests):
+        def generate_until(self, requests, disable_tqdm=False):
             answers: list[str | None] = [None] * len(requests)
             alike: dict[Sampling, list[int]] = {}
             for i, r in enumerate(requests):
                 alike.setdefault(_sampling(r.args[1], context), []).append(i)
             for sampling, at in alike.items():
-                asked = context.engine.generate(run, [requests[i].args[0] for i in at], sampling)
+                room = window - sampling.max_new_tokens
+                if room < 1:
+                    raise ValueError(
+                        f"{run}: {sampling.max_new_tokens} tokens of an answer leave no room for the question in its window of {window}. "
+                        "Lower max_gen_toks of the task."
+                    )
+                prompts = [tuple(self.tok_encode(requests[i].args[0])[-room:]) for i in at]
+                asked = context.engine.generate(run, prompts, sampling)
                 for i, (answer,) in zip(at, asked.result(), strict=True):
                     answers[i] = _before(answer.text, sampling.stop)
+                    ended = answer.finished or answers[i] != answer.text
+                    self.cut[requests[i].task_name, requests[i].doc_id] = not ended
             return answers
 
     return EngineLM()
+
+
+def _fit(before: list[int], after: list[int], window: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """As lm-eval: of what is longer than the window, the beginning is left out."""
+    after = after[-window:]
+    return tuple(before[-(window + 1 - len(after)) :]), tuple(after)
 
 
 def _sampling(settings: dict, context: Context) -> Sampling:

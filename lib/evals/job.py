@@ -8,10 +8,11 @@ from typing import Literal
 
 from lib import logs, quantized, vllm_generator
 from lib.config import Data, Job
-from lib.evals import decoding, endpoint, estimate, gate, judge, spec
+from lib.evals import decoding, endpoint, estimate, gate, judge, length, spec
 from lib.evals.decoding import Decoding
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
+from lib.evals.harness_tasks import LmEval
 from lib.evals.spec import Spec
 from lib.evals.xstest import XsTest
 from lib.run import Run, absolute
@@ -40,6 +41,8 @@ class EvalJob:
     dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
     data: Data = field(default_factory=Data)
     """Held-out rows for perplexity, preference_accuracy, win_rate and kl: give the data of the training run."""
+    lm_eval: LmEval = field(default_factory=LmEval)
+    """How lm-eval's tasks ask."""
     bert_encoder: str | None = None
     """The encoder that bertscore compares with: a folder or a hub name."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
@@ -48,8 +51,8 @@ class EvalJob:
     reward_beam_4. win_rate compares greedy answers, kl samples."""
     limit: int | None = 200
     """At most this many held-out examples per task. None: all."""
-    max_new_tokens: int = 64
-    """Longest answer generated, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer generated, in tokens. None: as long as each task needs (lib/evals/length.py)."""
     seed: int = 0
     """Of sampled answers, of the rows drawn when there are more than limit, and of the bootstrap."""
     samples: int = 6
@@ -78,9 +81,15 @@ class EvalJob:
             return replace(self.data, source=address, heldout=None, heldout_fraction=1.0, format="auto", columns={})
         return self.data
 
-    def decodings(self) -> list[Decoding]:
-        """Raises ValueError that names `decoding`."""
-        return [decoding.parse(text, self.max_new_tokens, self.seed) for text in self.decoding]
+    def longest(self, task: str) -> int:
+        """Tokens of the longest answer to `task`."""
+        if task in ("win_rate", "arena", "kl") and self.data.source == "demo":
+            task = "demo"  # whose prompts these are: the same answers serve
+        return self.max_new_tokens or length.LONGEST.get(task, 256)
+
+    def decodings(self, task: str = "") -> list[Decoding]:
+        """As `task` is answered by each. Raises ValueError that names `decoding`."""
+        return [decoding.parse(text, self.longest(task), self.seed) for text in self.decoding]
 
     def vllm(self) -> bool:
         """Whether vLLM runs the models. Raises ValueError that names `engine`."""
@@ -126,12 +135,16 @@ class Plan:
             ("examples", f"at most {j.limit} per task, seed {j.seed}" if j.limit else "all"),
         ]
         if self.counts and j.runs:
-            each = sum(self.counts.values()) * sum(d.written for d in j.decodings())
+            written = sum(d.written for d in j.decodings())
+            each, tokens = (
+                sum(self.counts.values()) * written,
+                sum(n * j.longest(t) for t, n in self.counts.items()) * written,
+            )
             answers, cells = each * len(j.runs), len(self.counts) * len(j.runs) * len(j.decodings())
-            most = f"{answers * j.max_new_tokens:,} tokens at most"
+            most = f"{tokens * len(j.runs):,} tokens at most"
             out.append(("work", f"{cells} cells (run, task, decoding) of answers: {answers:,} answers, {most}"))
             bases = [s.base for s in self.specs if not s.reward]
-            time = estimate.line(bases, each * j.max_new_tokens, j.workers, j.usd_per_hour)
+            time = estimate.line(bases, tokens, j.workers, j.usd_per_hour)
             out += [("time", time)] if time else []
         if {"win_rate", "kl"} & set(j.tasks):
             out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
@@ -144,7 +157,7 @@ class Plan:
 def plan(job: EvalJob) -> Plan:
     """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
     from lib.cli import nearest
-    from lib.evals import bertscore, generation, harness, mt_bench, refusals, tasks
+    from lib.evals import bertscore, generation, harness_tasks, mt_bench, refusals, tasks
 
     problems: list[str] = []
 
@@ -159,8 +172,8 @@ def plan(job: EvalJob) -> Plan:
     counts: dict[str, int] = {}
     metrics: dict[str, list[str] | None] = {}
     for name in job.tasks:
-        attempt(tasks.get, name, job.task_data)
-        metrics[attempt(harness.called, name) if name.startswith(harness.PREFIX) else name] = None
+        attempt(tasks.get, name, job.task_data, job.lm_eval)
+        metrics[attempt(harness_tasks.called, name) if name.startswith(harness_tasks.PREFIX) else name] = None
         if name in tasks.TASKS:
             task = tasks.task(name, job.task_data.get(name))
             examples = attempt(task.examples, job.limit) or []
@@ -174,7 +187,7 @@ def plan(job: EvalJob) -> Plan:
         problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
     if not job.decoding:
         problems.append("decoding: there is none. Say greedy, or t=0.7,top_p=0.9.")
-    decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.max_new_tokens, job.seed))]
+    decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.longest(""), job.seed))]
     if len({str(d) for d in decodings}) < len(decodings):
         problems.append(f"decoding: two of {'; '.join(job.decoding)} are the same.")
     for d in decodings:
@@ -197,6 +210,8 @@ def plan(job: EvalJob) -> Plan:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
         reward = attempt(spec.find, "reward", scorer, job.reward, job.dtype, True)
         specs += [reward] if reward else []
+    longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
+    problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
     problems += needs(job) + endpoint.problems(job.judge)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:

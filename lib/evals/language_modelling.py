@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lib.data.marks import learnt
+from lib.evals import length
 from lib.evals.context import Context
 from lib.evals.task import Scores
 from lib.sampling import Sampling
@@ -53,11 +54,11 @@ def kl(context: Context) -> list[Scores]:
     job, engine = context.job, context.engine
     reference, examples = context.reference, context.prompts()
     prompts = [e.prompt for e in examples]
-    asked = {}
+    asked, found, decoding = {}, [], str(Sampling(1.0, seed=job.seed))
     for run in context.challengers:
         answers = [a[0] for a in engine.generate(run, prompts, context.sampling).result()]
+        found.append(length.scores("kl", run, [e.id for e in examples], answers, decoding=decoding))
         asked[run] = engine.score(run, prompts, answers), engine.score(reference, prompts, answers)
-    found = []
     for run, (own, other) in asked.items():
         nats = [a.logprob - b.logprob for a, b in zip(own.result(), other.result(), strict=True)]
         found.append(
@@ -71,7 +72,7 @@ def kl(context: Context) -> list[Scores]:
                 unit="nats per answer",
                 versus=reference,
                 headline=True,
-                decoding=str(Sampling(1.0, seed=job.seed)),
+                decoding=decoding,
             )
         )
     return found

@@ -9,6 +9,7 @@ Answers are greedy, where the published scores sample some categories; grades of
 
 from __future__ import annotations
 
+from lib.evals import length
 from lib.evals.context import Context
 from lib.evals.examples import read
 from lib.evals.task import Example, Scores
@@ -33,7 +34,7 @@ def measure(context: Context) -> list[Scores]:
     job, panel = context.job, context.panel
     examples = questions(job.task_data.get("mt_bench"), job.limit)
     references = [e.reference["answers"] for e in examples]
-    sampling = Sampling(max_new_tokens=job.max_new_tokens)
+    sampling = Sampling(max_new_tokens=job.longest("mt_bench"))
     first = {run: context.engine.generate(run, [e.prompt for e in examples], sampling) for run in job.runs}
     talks: dict[str, list[list[dict]]] = {}
     then = {}
@@ -47,6 +48,9 @@ def measure(context: Context) -> list[Scores]:
     found = []
     common = {"task": "mt_bench", "judge": panel.name, "decoding": "greedy"}
     for run, (asked, future) in then.items():
+        replies = [a[0] for future in (first[run], then[run][1]) for a in future.result()]
+        ids = [f"{e.id}{turn}" for turn in ("", ", turn 2") for e in examples]
+        found.append(length.scores("mt_bench", run, ids, replies, decoding="greedy"))
         whole = [[*talk, _said(a)] for talk, a in zip(asked, future.result(), strict=True)]
         one = panel.grade(talks[run], [r[:1] if r else None for r in references])
         two = panel.grade(whole, references)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import combinations, product
 
-from lib.evals import statistics
+from lib.evals import length, statistics
 from lib.evals.context import Context
 from lib.evals.report import Calibration
 from lib.evals.task import Scores
@@ -63,8 +63,7 @@ def win_rate(context: Context) -> list[Scores]:
     language model's verdicts are also shown as if both answers were as long (statistics.length_controlled).
     """
     runs = [*context.challengers, context.reference]
-    ids, answers, decoding, beats = _met(context, "win_rate", runs)
-    found = []
+    ids, answers, decoding, beats, found = _met(context, "win_rate", runs)
     for (i, run), (judge, wins) in product(enumerate(context.challengers), beats.items()):
         rows = [(at, w[i][-1]) for at, w in enumerate(wins) if not math.isnan(w[i][-1])]
         shares = [share for _, share in rows]
@@ -84,8 +83,7 @@ def arena(context: Context) -> list[Scores]:
     import numpy as np
 
     runs = list(context.job.runs)
-    ids, _, decoding, beats = _met(context, "arena", runs)
-    found = []
+    ids, _, decoding, beats, found = _met(context, "arena", runs)
     for judge, wins in beats.items():
         wins_NMM = np.array(wins)
         wins_NMM[:, range(len(runs)), range(len(runs))] = np.nan  # nobody meets itself
@@ -95,14 +93,18 @@ def arena(context: Context) -> list[Scores]:
     return found
 
 
-def _met(context: Context, task: str, runs: list[str]) -> tuple[list[str], list[list[str]], str, dict[str, list]]:
+def _met(
+    context: Context, task: str, runs: list[str]
+) -> tuple[list[str], list[list[str]], str, dict[str, list], list[Scores]]:
     """(ids of the prompts, answers by run, decoding, {judge: for each prompt, how far each run's answer beats each run's,
-    0 to 1, NaN where the judge's verdict can't be read})."""
-    greedy = Sampling(max_new_tokens=context.job.max_new_tokens)
+    0 to 1, NaN where the judge's verdict can't be read}, how many answers were cut off)."""
+    greedy = Sampling(max_new_tokens=context.job.longest(task))
     examples = context.prompts()
     prompts = [e.prompt for e in examples]
     asked = [context.engine.generate(run, prompts, greedy) for run in runs]
-    answers = [[a[0].text for a in future.result()] for future in asked]
+    ids, written = [e.id for e in examples], [[a[0] for a in future.result()] for future in asked]
+    cut = [length.scores(task, run, ids, each, decoding=str(greedy)) for run, each in zip(runs, written, strict=True)]
+    answers = [[a.text for a in each] for each in written]
     for run, texts in zip(runs, answers, strict=True):
         context.record(task, run, examples, texts, [{}] * len(texts))
     beats: dict[str, list] = {}
@@ -122,7 +124,7 @@ def _met(context: Context, task: str, runs: list[str]) -> tuple[list[str], list[
             share = next(met).share
             wins[i][a][b], wins[i][b][a] = (math.nan, math.nan) if share is None else (share, 1 - share)
         beats[context.panel.name] = wins
-    return [e.id for e in examples], answers, str(greedy), beats
+    return ids, answers, str(greedy), beats, cut
 
 
 def _conversations(prompts: list[list[dict]], answers: list[str]) -> list[list[dict]]:

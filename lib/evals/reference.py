@@ -5,7 +5,7 @@ all before it the prompt:
 
     {"messages": [{"role": "user", "content": "Say it shorter: …"}, {"role": "assistant", "content": "…"}]}
 
-ROUGE (Lin 2004) is rouge-score's, BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's, sentence by
+ROUGE (Lin 2004) is rouge-score's over words of any script (lib/evals/words.py), BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's, sentence by
 sentence; their means have intervals and paired tests, which a corpus score has not.
 """
 
@@ -33,7 +33,7 @@ class Reference:
         bleu.sentence_score("a", ["a"])  # a signature tells the number of references, so there must have been one
         chrf.sentence_score("a", ["a"])
         signatures = (s.get_signature().format(short=True) for s in (bleu, chrf))
-        return f"rouge-score {version('rouge-score')}, BLEU {next(signatures)}, chrF {next(signatures)}"
+        return f"rouge-score {version('rouge-score')}, words of any script, BLEU {next(signatures)}, chrF {next(signatures)}"
 
     def examples(self, limit: int | None = None) -> list[Example]:
         """Raises ValueError where there is no file, or a row has no assistant turn."""
@@ -57,11 +57,13 @@ class Reference:
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
         """rougeL, rouge1, rouge2 (F, 0 to 1), bleu and chrf (0 to 100), exact (0 or 1, but for space at the ends)."""
+        from lib.evals.words import spaced
+
         rouge, bleu, chrf = _scorers()
         found = rouge.score(example.reference, completion)
         return {
             **{name: found[name].fmeasure for name in ("rougeL", "rouge1", "rouge2")},
-            "bleu": bleu.sentence_score(completion, [example.reference]).score,
+            "bleu": bleu.sentence_score(spaced(completion), [spaced(example.reference)]).score,
             "chrf": chrf.sentence_score(completion, [example.reference]).score,
             "exact": float(completion.strip() == example.reference.strip()),
         }
@@ -72,4 +74,6 @@ def _scorers():
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU, CHRF
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True), BLEU(effective_order=True), CHRF()
+    from lib.evals.words import RougeTokenizer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=RougeTokenizer()), BLEU(effective_order=True), CHRF()

@@ -29,9 +29,9 @@ class Found:
     """Requests for rewards."""
 
 
-def cells(context: Context, prompts: list[list[dict]]) -> Iterator[tuple[str, Decoding, Found]]:
-    """Every run's answers by every decoding, all asked for at once: (run, decoding, what was found)."""
-    wanted = [(run, how) for how in context.job.decodings() for run in context.job.runs]
+def cells(context: Context, task: str, prompts: list[list[dict]]) -> Iterator[tuple[str, Decoding, Found]]:
+    """Every run's answers to a task by every decoding, all asked for at once: (run, decoding, what was found)."""
+    wanted = [(run, how) for how in context.job.decodings(task) for run in context.job.runs]
     # Each waits for the engine. No `with`: where one fails, the caller closes the engine, which ends the others.
     pool = ThreadPoolExecutor(len(wanted))
     asked = [pool.submit(find, context, run, prompts, how) for run, how in wanted]

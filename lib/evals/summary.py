@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 from lib.evals import statistics
+from lib.evals.length import METRIC
 from lib.evals.report import Comparison, Metric, Verdict
 from lib.evals.statistics import Estimate
 from lib.evals.task import Scores
@@ -25,6 +26,7 @@ LABELS = {
     "preference_accuracy": "reward model: pairs right",
     "bits_per_byte": "bits per byte",
     "length": "length in tokens",
+    "cut_off": "answers cut off at their longest",
     "distinct_1": "different words",
     "distinct_2": "different pairs of words",
     "self_bleu": "Self-BLEU",
@@ -84,7 +86,7 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
     ordered = sorted(all_scores, key=lambda s: places[s.task, s.metric])
     for a, b in combinations(ordered, 2):
         alike = (a.task, a.metric, a.judge, a.decoding) == (b.task, b.metric, b.judge, b.decoding)
-        if not alike or a.run == b.run or a.versus or b.versus or a.estimate or a.ids != b.ids:
+        if not alike or a.run == b.run or a.versus or b.versus or a.estimate or a.ids != b.ids or a.metric == METRIC:
             continue
         log = a.kind == "perplexity"
         sides = _together(a), _together(b)

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from lib.evals import bertscore, demo, generation, harness, language_modelling, mt_bench, preference, refusals
+from lib.evals import (
+    bertscore,
+    demo,
+    generation,
+    harness,
+    harness_tasks,
+    language_modelling,
+    mt_bench,
+    preference,
+    refusals,
+)
 from lib.evals.code import HumanEval, Mbpp
 from lib.evals.context import Context
 from lib.evals.gsm8k import Gsm8k
+from lib.evals.harness_tasks import LmEval
 from lib.evals.ifeval import IfEval
 from lib.evals.jailbreak import Jailbreak
 from lib.evals.reference import Reference
@@ -61,15 +72,17 @@ def names() -> list[str]:
     return [*TASKS, *MEASURES]
 
 
-def get(name: str, addresses: dict[str, str] | None = None) -> Callable[[Context], list[Scores]]:
+def get(
+    name: str, addresses: dict[str, str] | None = None, lm_eval: LmEval | None = None
+) -> Callable[[Context], list[Scores]]:
     """The function that measures `name`. Raises ValueError with the nearest names."""
     if name in TASKS:
         found = task(name, (addresses or {}).get(name))
         return partial(refusals.measure if isinstance(found, XsTest) else generation.measure, found)
     if name in MEASURES:
         return MEASURES[name]
-    if name.startswith(harness.PREFIX):
-        harness.check(name)
+    if name.startswith(harness_tasks.PREFIX):
+        harness_tasks.check(name, lm_eval or LmEval())
         return partial(harness.measure, name)
     raise ValueError(_unknown(name, names()))
 

@@ -35,9 +35,9 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
             assert job.poll() is None and time.time() < began + 240, job.stdout.read()
             time.sleep(0.1)
         took("job logs", began)
-        # From here on one of the two workers costs $3 an hour, as somebody raised its bid.
+        # From here on one of the two workers costs $4 an hour, as somebody raised its bid.
         id, raised = spots(boxes.state())[0], time.time()
-        bid = {"client_id": "me", "price": 3.0}
+        bid = {"client_id": "me", "price": 4.0}
         key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
         httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
         said, _ = job.communicate(timeout=PATIENCE)

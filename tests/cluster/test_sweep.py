@@ -85,6 +85,7 @@ def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeyp
 
 
 def test_status(rent, sim, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no other test's head
     assert status.main([]) == 0
     assert "Nothing is rented." in capsys.readouterr().out
     id = rent("c", kept=True)

@@ -42,6 +42,7 @@ def test_sharded_is_unsharded(started, tiny_model, monkeypatch):
     assert started.generate("base", [], SAMPLING).result(1) == []
 
 
+@pytest.mark.slow
 def test_contrastive_decoding_holds_two_models_and_the_amateur_is_part_of_the_name(started, tiny_model, runs):
     own, weak = TransformersGenerator(tiny_model), TransformersGenerator(f"{runs['sft']}/model")
     sampling = Sampling(max_new_tokens=6, amateur="sft")
@@ -56,6 +57,7 @@ def test_two_processes_have_as_much_to_do(n, each, characters, size):
     assert engine_module._rows(n, each, characters) == size
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_replaced(started):
     first = started.generate("base", PROMPTS, SAMPLING).result(120)
     (pid,) = _model_processes()
@@ -65,6 +67,7 @@ def test_a_killed_process_is_replaced(started):
     assert _model_processes() != [pid]
 
 
+@pytest.mark.slow
 def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatch, tmp_path):
     """Half of the shards from before, one of them damaged since, and another number of processes: the same answers."""
     monkeypatch.setattr(engine_module, "SHARD", 2)

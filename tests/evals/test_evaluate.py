@@ -18,6 +18,8 @@ from lib.evals.summary import CLOCK
 from lib.run import Run
 from tests.conftest import PATIENCE, REPO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def job(runs, tmp_path_factory) -> EvalJob:
@@ -50,6 +52,10 @@ def test_every_task_gives_its_numbers(report, job):
     assert ("preference_accuracy", "preference_accuracy", "reward", None, None) in found
     assert {("win_rate", "win_rate", "dpo", "sft", "rule"), ("win_rate", "win_rate", "dpo", "sft", "reward")} <= found
     assert ("kl", "kl", "dpo", "sft", None) in found
+    cut = {(m.task, m.run): m.value for m in report.metrics if m.metric == "cut_off"}
+    assert {("demo", "sft"), ("win_rate", "sft"), ("win_rate", "dpo"), ("kl", "dpo")} <= set(cut)
+    assert cut["demo", "sft"] > 0.5  # a random model ends hardly any of its answers within 8 tokens
+    assert any("of sft's 6 answers to demo were cut off" in w for w in report.warnings)
     assert all(m.n == 6 for m in report.metrics if m.metric not in ("right_against_wrong", "bare_against_chatty"))
     assert all(m.low <= m.value <= m.high for m in report.metrics if m.low is not None)
 
@@ -130,7 +136,6 @@ def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(
         assert chosen[e.id] == best
 
 
-@pytest.mark.slow
 def test_killed_twice_and_finished_by_another_number_of_processes(job, report, tmp_path):
     """kill -9 of everything, two times over, in the middle of the work: the numbers of the undisturbed evaluation."""
     run = Run(str(tmp_path / "killed"))

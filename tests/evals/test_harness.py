@@ -1,14 +1,18 @@
 """lm-eval's tasks through our engine: the same scores as lm-eval's own hf backend, on local data."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lib.evals import tasks
 from lib.evals.evaluate import evaluate
 from lib.evals.gate import Rule
+from lib.evals.harness_tasks import LmEval
 from lib.evals.job import EvalJob, plan
+from lib.run import Run
 from tests.conftest import WORDS
 
 CHOICES = {
@@ -40,12 +44,13 @@ WHOLE = {
     "doc_to_target": "{{question}}",
     "metric_list": [{"metric": m} for m in ("word_perplexity", "bits_per_byte")],
 }
-KINDS = {"toy_choice": CHOICES, "toy_answer": ANSWERS, "toy_word": LAST_WORD, "toy_whole": WHOLE}
+LONG = WHOLE | {"doc_to_target": "{{long}}", "metric_list": [{"metric": "byte_perplexity"}]}
+KINDS = {"toy_choice": CHOICES, "toy_answer": ANSWERS, "toy_word": LAST_WORD, "toy_whole": WHOLE, "toy_long": LONG}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """{name: YAML file} of four tasks over one file of 12 rows."""
+    """{name: YAML file} of five tasks over one file of 12 rows."""
     import yaml
 
     folder = tmp_path_factory.mktemp("tasks")
@@ -56,6 +61,7 @@ def files(tmp_path_factory):
             "choices": [f" {a}", f" {things[i - 1]}", " it"],
             "answer": i % 3,
             "text": a,
+            "long": f"the {a} is near the {things[i - 1]}. " * 80,  # beyond the tiny model's window of 512
         }
         for i, a in enumerate(things)
     ]
@@ -64,6 +70,7 @@ def files(tmp_path_factory):
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
         "test_split": "test",
+        "fewshot_split": "test",
     }
     for name, kind in KINDS.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **data, **kind, "metadata": {"version": 1}}))
@@ -76,21 +83,69 @@ def job(files, tiny_model, tmp_path):
     return EvalJob(run=str(tmp_path / "e"), runs={"tiny": tiny_model}, tasks=names, dtype="float32", limit=None)
 
 
-def test_scores_are_lm_evals_own(job, files, tiny_model, local_ray):
+@pytest.fixture(scope="module")
+def starting(tiny_model, tmp_path_factory) -> str:
+    """The tiny model with a tokenizer that begins every text with its start token, as Gemma's and Llama's do."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("starting") / "model")
+    tok = AutoTokenizer.from_pretrained(folder)
+    start = (tok.bos_token, tok.bos_token_id)
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
+    tok.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("red")["input_ids"][0] == start[1]
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LmEval(),
+        pytest.param(LmEval(num_fewshot=2), marks=pytest.mark.slow),
+        pytest.param(
+            LmEval(num_fewshot=2, apply_chat_template=True, system_instruction="be brief"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["as the task says", "few-shot", "chat"],
+)
+def test_each_documents_scores_are_lm_evals_own(job, files, tiny_model, starting, local_ray, settings):
+    """Of a model whose tokenizer begins texts with a start token and of one whose doesn't."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(next(iter(files.values()))).rsplit("/", 1)[0], include_defaults=False)
-    theirs = simple_evaluate(
-        model="hf", model_args=f"pretrained={tiny_model},dtype=float32", tasks=list(KINDS), task_manager=manager,
-        batch_size=4, device="cpu", bootstrap_iters=0, verbosity="ERROR",
-    )["results"]  # fmt: skip
-    ours = {(m.task, m.metric): m for m in evaluate(job, say=lambda line: None).metrics}
-    assert len(ours) == 7
-    for (task, metric), m in ours.items():
-        assert m.value == pytest.approx(theirs[task][f"{metric},none"], rel=1e-4), (task, metric)
-        assert m.n == 12
-    assert ours["toy_whole", "bits_per_byte"].better == "lower" and ours["toy_choice", "acc"].better == "higher"
+    job = replace(job, runs={"plain": tiny_model, "starting": starting}, lm_eval=settings)
+    report = evaluate(job, say=lambda line: None)
+    ours = {(m.task, m.metric, m.run): m for m in report.metrics if not m.versus}
+    rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]
+    documents = {(r["task"], r["id"], r["run"]): r for r in rows}
+    asked = {k: v for k, v in vars(settings).items() if k != "allow_code"}
+    for run, folder in job.runs.items():
+        theirs = simple_evaluate(
+            model="hf", model_args=f"pretrained={folder},dtype=float32", tasks=list(KINDS), task_manager=manager,
+            batch_size=4, device="cpu", bootstrap_iters=0, verbosity="ERROR", log_samples=True, **asked,
+        )  # fmt: skip
+        for task, samples in theirs["samples"].items():
+            for s in samples:
+                mine = documents[task, f"{task}-{s['doc_id']}", run]
+                assert mine["asked"] == s["arguments"][0][0]
+                assert set(mine["scores"]) == set(s["metrics"])
+                if task in ("toy_choice", "toy_word"):
+                    assert [c["text"] for c in mine["choices"]] == [a[1] for a in s["arguments"]]
+                    found = [c["logprob"] for c in mine["choices"]]
+                    assert found == pytest.approx([r[0][0] for r in s["resps"]], abs=1e-3)
+                elif task == "toy_answer":
+                    assert mine["answer"] == s["resps"][0][0]
+                else:
+                    assert mine["logprob"] == pytest.approx(s["resps"][0][0], rel=1e-5)
+            for metric in samples[0]["metrics"]:
+                m = ours[task, metric, run]
+                assert m.value == pytest.approx(theirs["results"][task][f"{metric},none"], rel=1e-4), (task, metric)
+                assert m.n == 12
+    assert len(ours) == 2 * (2 + 1 + 2 + 2 + 1) + 2 and ("toy_answer", "cut_off", "plain") in ours
+    assert ours["toy_whole", "bits_per_byte", "plain"].better == "lower"
+    assert ours["toy_choice", "acc_norm", "plain"].headline and not ours["toy_choice", "acc", "plain"].headline
 
 
 def test_requests_that_are_wrong(job, tmp_path):
@@ -116,3 +171,33 @@ def test_a_gate_on_a_task_file_and_one_on_a_metric_that_a_task_has_not(job, file
 def test_the_hint_names_the_family():
     with pytest.raises(ValueError, match="lm_eval:NAME"):
         tasks.get("arc_easy")
+
+
+MISTAKES = {
+    "task: [a": "is not YAML: .*line 1",
+    "- a": "must hold keys and values",
+    "task: t\ninclude: gone.yaml": "there is no file .*gone.yaml",
+    "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}": "data_files: there is no file .*gone.jsonl",
+    "task: t\ndoc_to_text: !function utils.ask": r"utils.ask \(.*t.yaml:2\).*lm_eval.allow_code: true",
+    "task: t\nclass: !function utils.Mine": r"utils.Mine.*lm_eval.allow_code: true",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_task_file_that_cannot_be_used(job, tmp_path, text):
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(ValueError, match=MISTAKES[text]):
+        plan(replace(job, tasks=[f"lm_eval:{tmp_path / 't.yaml'}"]))
+
+
+def test_functions_of_a_users_task_file_run_where_that_is_allowed(job, files, local_ray, tmp_path):
+    import yaml
+
+    config = yaml.safe_load(Path(files["toy_answer"]).read_text())
+    (tmp_path / "utils.py").write_text("def ask(doc):\n    return 'about ' + doc['question']\n")
+    text = yaml.safe_dump({k: v for k, v in config.items() if k != "doc_to_text"} | {"task": "coded"})
+    (tmp_path / "coded.yaml").write_text(text + "doc_to_text: !function utils.ask\n")
+    allowed = replace(job, tasks=[f"lm_eval:{tmp_path / 'coded.yaml'}"], lm_eval=LmEval(allow_code=True), limit=2)
+    evaluate(allowed, say=lambda line: None)
+    rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]
+    assert [r["asked"][:10] for r in rows] == ["about the "] * 2

@@ -97,6 +97,7 @@ def questions(tmp_path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_mt_bench_and_win_rate_in_a_report(api, runs, pairs_file, local_ray, tmp_path):
     """Two turns, grades and both orders; a pairs file's chosen answers judged; the page says what the judge is worth."""
     server = api(lambda p: "[[A]]" if "ssistant B" in p else "[[4]]" if "second" in p else "[[8]]")

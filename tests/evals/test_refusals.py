@@ -81,6 +81,7 @@ def test_a_judge_says_what_refuses(api, panel):
     assert judge.refused([*said, talk("q", "hm")]) == [False, True, False, None]
 
 
+@pytest.mark.slow
 def test_rule_and_judge_beside_each_other(api, prompts, runs, local_ray, tmp_path):
     """Random models answer nonsense, which the rule takes for compliance and this judge for refusals."""
     server = api(lambda p: "[[refused]]")
@@ -103,6 +104,7 @@ def test_rule_and_judge_beside_each_other(api, prompts, runs, local_ray, tmp_pat
     assert "answers on which the rule says the same" in Run(job.run).read_text("reports/report.md")
 
 
+@pytest.mark.slow
 def test_how_far_rule_and_judge_agree_with_people(api, labels, local_ray, tmp_path):
     """Needs no run. The rule misses one refusal and takes one answer for a refusal; the judge is always right."""
     right = {c: "[[complied]]" if f.startswith("1") else "[[refused]]" for c, f in LABELLED}

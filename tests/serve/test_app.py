@@ -16,6 +16,9 @@ import pytest
 from tests.conftest import REPO
 from tests.serve.conftest import replicas, serving
 
+pytestmark = pytest.mark.slow
+
+
 HELLO = [{"role": "user", "content": "what is red?"}]
 
 
@@ -85,7 +88,6 @@ def test_bodies_that_no_engine_is_given(url):
         assert raw.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-@pytest.mark.slow
 def test_a_port_that_is_taken(runs, url):
     port = httpx.URL(url).port
     command = [
@@ -113,7 +115,6 @@ def test_a_client_that_goes_away(url):
     assert ask(url, retries=20) == 200
 
 
-@pytest.mark.slow
 def test_replicas_come_and_go_with_the_load(runs, tmp_path):
     args = {
         "run": runs["sft"],
@@ -150,7 +151,6 @@ def test_replicas_come_and_go_with_the_load(runs, tmp_path):
         assert ask(address, retries=20) == 200
 
 
-@pytest.mark.slow
 def test_a_replica_is_killed_under_load(runs, tmp_path):
     """1,000 requests of 32 clients: each is answered or refused with a code that may be tried again; none hangs."""
     args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "replicas": 2, "at_once": 32}

@@ -1,0 +1,165 @@
+"""Which of lm-eval's tasks is asked for: one of its library by name, or a task file, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "lm_eval:"
+LOCAL = ("json", "csv", "parquet", "text", "arrow", "pandas")
+"""dataset_path of data that dataset_kwargs.data_files names."""
+
+
+@dataclass
+class LmEval:
+    """How lm-eval's tasks (lm_eval:…) ask, by lm-eval's own names."""
+
+    num_fewshot: int | None = None
+    """Solved examples before each question. None: as many as the task says."""
+    apply_chat_template: bool = False
+    """Ask through the model's chat template, as a user's message."""
+    fewshot_as_multiturn: bool = True
+    """With a chat template: each solved example is a turn of its own, not a part of the question."""
+    system_instruction: str | None = None
+    """A system message (or, without a chat template, a text) before each question."""
+    allow_code: bool = False
+    """Run the Python functions that a task file of yours names (!function, class). Those of lm-eval's library always run."""
+
+
+def check(name: str, settings: LmEval) -> None:
+    """Raises ValueError where lm-eval, its task or the file isn't there, or the file can't be used. Loads no data."""
+    if not importlib.util.find_spec("lm_eval"):
+        raise ValueError(f'tasks: {name} needs lm-eval: pip install "shoestring[eval]".')
+    if settings.num_fewshot is not None and settings.num_fewshot < 0:
+        raise ValueError(f"lm_eval.num_fewshot: must be 0 or more, is {settings.num_fewshot}.")
+    if path := _path(name):
+        _check_file(name, path, settings)
+        return
+    from lib.cli import nearest
+
+    found, asked = manager(name)
+    if asked not in found.all_tasks:
+        raise ValueError(f"tasks: lm-eval has no {asked}.{nearest(asked, found.all_tasks)} Or give a .yaml file.")
+
+
+def called(name: str) -> str:
+    """lm-eval's name of the task (or group): arc_easy of lm_eval:arc_easy, or what the file gives. Raises ValueError."""
+    path = _path(name)
+    if not path:
+        return name.removeprefix(PREFIX)
+    config = _config(name, path)
+    found = config.get("group") or config.get("task")
+    if not isinstance(found, str):
+        raise ValueError(f"tasks: {name}: {path} has no key task (or group), which names it.")
+    return found
+
+
+def manager(name: str):
+    """(lm-eval's TaskManager, the task's name in it)."""
+    from lm_eval.tasks import TaskManager
+
+    path = _path(name)
+    if not path:
+        return TaskManager(), called(name)
+    return TaskManager(include_path=str(path.parent), include_defaults=False), called(name)
+
+
+def _path(name: str) -> Path | None:
+    asked = name.removeprefix(PREFIX)
+    return Path(asked).expanduser() if asked.endswith((".yaml", ".yml")) else None
+
+
+def _check_file(name: str, path: Path, settings: LmEval) -> None:
+    asked = called(name)
+    code = sorted({f for file in _files(name, path) for f in _functions(name, file)})
+    if code and not settings.allow_code:
+        raise ValueError(
+            f"tasks: {name} names Python code, which would run here: {', '.join(code)}. Read it, then set lm_eval.allow_code: true."
+        )
+    if path.suffix == ".yml":
+        raise ValueError(f"tasks: {name}: lm-eval reads task files that end in .yaml. Rename {path}.")
+    found, _ = manager(name)  # skips files that it can't read, without a word
+    if asked not in found.all_tasks:
+        raise ValueError(
+            f"tasks: {name}: lm-eval finds no task in {path}. Its keys are {', '.join(_config(name, path))}."
+        )
+    config = found.task_index[asked].cfg or {}
+    kwargs = config.get("dataset_kwargs") or {}
+    if config.get("dataset_path") in LOCAL and isinstance(kwargs, dict):
+        for file in _named(kwargs.get("data_files")):
+            if "://" not in file and not glob.glob(os.path.expanduser(file), recursive=True):
+                raise ValueError(f"tasks: {name}: dataset_kwargs.data_files: there is no file {Path(file).absolute()}.")
+
+
+def _named(files) -> Iterator[str]:
+    """The paths in data_files: a path, a list of them, or {split: either}."""
+    if isinstance(files, str):
+        yield files
+    for each in files.values() if isinstance(files, dict) else files if isinstance(files, list) else ():
+        yield from _named(each)
+
+
+def _files(name: str, path: Path) -> list[Path]:
+    """The task file and all that it includes."""
+    found, left = [], [path]
+    while left:
+        at = left.pop()
+        if at in found:
+            continue
+        found.append(at)
+        more = _config(name, at).get("include") or []
+        left += [at.parent / m for m in (more if isinstance(more, list) else [more])]
+    return found
+
+
+def _functions(name: str, path: Path) -> Iterator[str]:
+    for key, node in _nodes(_composed(name, path)):
+        if node.tag == "!function" or key == "class":
+            yield f"{node.value} ({path}:{node.start_mark.line + 1})"
+
+
+def _nodes(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """(key it stands under, node) of a YAML tree."""
+    import yaml
+
+    yield key, node
+    if isinstance(node, yaml.MappingNode):
+        for k, v in node.value:
+            yield from _nodes(v, str(k.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for v in node.value:
+            yield from _nodes(v)
+
+
+def _composed(name: str, path: Path):
+    """The file's YAML tree, in which nothing has been run. Raises ValueError."""
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"tasks: {name}: there is no file {path.absolute()}.")
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(f"tasks: {name}: {path} is not YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(tree, yaml.MappingNode):
+        raise ValueError(f"tasks: {name}: {path} must hold keys and values, such as task: my_task.")
+    return tree
+
+
+def _config(name: str, path: Path) -> dict:
+    """The file's own keys; a function is the text that names it. Raises ValueError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    _composed(name, path)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except yaml.YAMLError as e:
+        raise ValueError(f"tasks: {name}: {path}: {' '.join(str(e).split())}") from None

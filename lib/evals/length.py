@@ -1,0 +1,78 @@
+"""How long answers may be, and how many reached that length before they ended: those are cut off, and score too low."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lib.evals.report import Metric
+from lib.evals.task import Scores
+from lib.generator import Answer
+from lib.run import Run, absolute
+
+LONGEST = {
+    "demo": 64,
+    "gsm8k": 512,
+    "gsm8k_direct": 64,
+    "humaneval": 512,
+    "mbpp": 512,
+    "ifeval": 1024,
+    "jailbreak": 128,
+    "xstest": 128,
+    "reference": 256,
+    "bertscore": 256,
+    "mt_bench": 1024,
+    "win_rate": 256,
+    "arena": 256,
+    "kl": 256,
+}
+"""{task: the longest answer in tokens, where max_new_tokens doesn't set it}: a chain of thought or a program ends within it, as a rule."""
+
+METRIC = "cut_off"
+TOO_MANY = 0.05
+"""Share of a cell's answers from which the report warns."""
+
+
+def scores(task: str, run: str, ids: list[str], answers: list[Answer], **more) -> Scores:
+    """Of each answer, 1 where it was cut off. more: other fields of Scores."""
+    cut = [0.0 if a.finished else 1.0 for a in answers]
+    return Scores(task, METRIC, run, ids, cut, kind="proportion", better="", **more)
+
+
+def warnings(metrics: list[Metric]) -> list[str]:
+    """A line for every cell in which too many answers were cut off."""
+    return [
+        f"{m.value:.0%} of {m.run}'s {m.n} answers to {m.task}{_by(m)} were cut off at their longest: scores may be too low for that reason. "
+        "Raise max_new_tokens."
+        for m in metrics
+        if m.metric == METRIC and m.value > TOO_MANY
+    ]
+
+
+def _by(m: Metric) -> str:
+    return "" if m.decoding in ("", "greedy") else f" ({m.decoding})"
+
+
+def problems(longest: dict[str, int], bases: dict[str, str]) -> list[str]:
+    """Where answers would be longer than a model's window. longest: {task: tokens}; bases: {name: run or folder}; what is on
+    the hub is checked by the worker that loads it."""
+    out = []
+    for name, base in bases.items():
+        window = _window(base)
+        for task, tokens in longest.items():
+            if window and tokens >= window:
+                out.append(
+                    f"max_new_tokens: {tokens} for {task} leaves no room for the question: runs.{name} ({base}) reads {window} tokens. Lower it."
+                )
+    return out
+
+
+def _window(base: str) -> int | None:
+    if "://" not in base and not Path(absolute(base)).is_dir():
+        return None
+    run = Run(base)
+    name = "model/config.json" if run.fs.exists(run.at("model/config.json")) else "config.json"
+    if not run.fs.exists(run.at(name)):
+        return None
+    config = json.loads(run.read_text(name))
+    return (config.get("text_config") or config).get("max_position_embeddings")
