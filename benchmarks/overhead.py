@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 STAGES = {
     "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-    "reward": ("trl.trainer.reward_config:RewardConfig", ("preference",)),
+    "reward": ("trl.trainer.reward_config:RewardConfig", ("comparison",)),
     "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",)),
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.anatomy import described
 from lib import data, models
 from lib.config import Job
+from lib.rendering.sequences import Sequence, Settings, sequences
 
 SAMPLE = 512
 """Rows that are turned into tokens."""
@@ -31,24 +32,23 @@ def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
     """Of the job's training rows. kinds: as the stage takes them. Raises ValueError as lib.data.check does."""
     rows: list[tuple[str, dict]] = []
 
-    def keep(kind: str, side: str, row: dict) -> None:
+    def keep(kind: str, side: str, row: dict, place: str) -> None:
         if side == "train" and len(rows) < SAMPLE:
             rows.append((kind, row))
 
     data.check(job.data, kinds, keep=keep)
     if not rows:
-        return Lengths(max_length, max_length, max_length, max_length, 2.0 if "preference" in kinds else 1.0, 0)
+        return Lengths(
+            max_length, max_length, max_length, max_length, 2.0 if {"preference", "comparison"} & {*kinds} else 1.0, 0
+        )
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(described(job.model.base, job.model.revision))
     if text := models.template_text(job.model):
         tokenizer.chat_template = text
-    texts = [pair for kind, row in rows for pair in _sequences(tokenizer, kind, row)]
-    whole, prompt = (
-        [len(ids) for ids in tokenizer(list(side), add_special_tokens=False)["input_ids"]]
-        for side in zip(*texts, strict=True)
-    )
-    pairs = [(min(n, max_length), min(n - min(n, p), max_length)) for n, p in zip(whole, prompt, strict=True)]
+    settings = Settings(False, max_length, False, None, False, None)
+    found = [s for _, made in sequences(tokenizer, rows[0][0], [row for _, row in rows], settings) for s in _good(made)]
+    pairs = [(min(len(s.ids), max_length), min(len(s.ids) - s.start, max_length)) for s in found]
     return Lengths(
         longest=max(n for n, _ in pairs),
         mean=sum(n for n, _ in pairs) / len(pairs),
@@ -59,22 +59,7 @@ def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
     )
 
 
-def _sequences(tokenizer, kind: str, row: dict) -> list[tuple[str, str]]:
-    """(text, the prompt in it) of each sequence that the trainers make of a row: lib.data.per_answer, and TRL's pairs."""
-    if kind == "text":
-        return [(row["text"] + tokenizer.eos_token, "")]
-    if kind == "preference":
-        parts = [(row["prompt"], row[side]) for side in ("chosen", "rejected")]
-    else:
-        turns = row["messages"]
-        parts = [(turns[:i], [m]) for i, m in enumerate(turns) if i and m["role"] == "assistant"]
-
-    def text(messages: list[dict], more: bool) -> str:
-        tools = row.get("tools") or None
-        return (
-            tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=more, tokenize=False)
-            if messages
-            else ""
-        )
-
-    return [(text(prompt + answer, False), text(prompt, True)) for prompt, answer in parts]
+def _good(made: list[Sequence] | Exception) -> list[Sequence]:
+    if isinstance(made, Exception):
+        raise ValueError(f"model.chat_template: the chat template fails: {made}")
+    return made

@@ -61,7 +61,7 @@ class Work:
     @property
     def pairs(self) -> int:
         """Sequences of an example."""
-        return 2 if self.kinds == ("preference",) else 1
+        return 2 if self.kinds in (("preference",), ("comparison",)) else 1
 
     @property
     def tokens(self) -> int:

@@ -79,7 +79,7 @@ def identity(step: dict, settings: dict[str, str]) -> str:
     """Eight hex digits that change with anything the step's result depends on."""
     from lib import data, models
     from lib.config import Data
-    from lib.data.rows import KINDS
+    from lib.data.rows import COMPARED, KINDS
 
     config = read_yaml(str(ROOT / step["config"]))
     section = dict(config.get("data") or {})
@@ -99,7 +99,7 @@ def identity(step: dict, settings: dict[str, str]) -> str:
         "config": config,
         "set": settings,
         "code": code(step["stage"]),
-        "data": data.check(Data(**section), tuple(KINDS)).sha256,
+        "data": data.check(Data(**section), (*KINDS, COMPARED)).sha256,
         "base": models.locate(base, config.get("model", {}).get("revision"))[1]
         if base and "model.base" not in settings
         else None,

@@ -14,10 +14,10 @@ def build(job, args):
 
     from lib import data, models
 
-    rows = data.load(job.data, ("preference",))
+    rows = data.load(job.data, ("comparison",))
     shared = models.for_trainer(job.model, args, task_type="SEQ_CLS")
     return RewardTrainer(args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **shared)
 
 
 if __name__ == "__main__":
-    main(build, "trl.trainer.reward_config:RewardConfig", rows=("preference",))
+    main(build, "trl.trainer.reward_config:RewardConfig", rows=("comparison",))

@@ -50,6 +50,8 @@ class Request:
     dry_run: bool
     resume: bool
     config: str | None
+    config_class: str = ""
+    """"module:Class" of the TRL config that `train:` has its fields from."""
 
 
 class UsageError(ValueError):
@@ -104,7 +106,7 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
     d["model"]["lora"] = d["model"].get("lora") or {}
     if resume:
         d["run"] = resume
-    return Request(Job.from_dict({**d, "stage": stage}), dry_run, bool(resume), given)
+    return Request(Job.from_dict({**d, "stage": stage}), dry_run, bool(resume), given, config_class)
 
 
 def _parser(stage: str, config_class: str):

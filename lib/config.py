@@ -59,6 +59,9 @@ class Data:
     """Measure the held-out loss on at most this many rows, taken in order; the others stay unused. None: all."""
     bad_rows: Literal["error", "skip"] = "error"
     """What rows that can't be read do: stop the job and show their line numbers, or be counted and left out."""
+    incomplete: Literal["error", "accept"] = "error"
+    """What rows that the model would not see whole do: stop the job, or be trained on as far as they are seen. Text that the chat
+    template leaves out, no end of a turn, another context than in use, more than 5% cut or dropped at train.max_length (lib/rendering)."""
     leaks: Literal["error", "drop"] = "error"
     """What held-out prompts that are also in the training rows do: stop the job, or leave the training rows out."""
 

@@ -79,3 +79,15 @@ class Encoder:
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def ends(model_dir: str, config, tokenizer, revision: str | None = None) -> set[int]:
+    """Ids at which generation stops: those of the generation config, else of the model's config, and the tokenizer's eos_token."""
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(model_dir, revision=revision).eos_token_id
+    except OSError:  # it has none
+        found = None
+    found = GenerationConfig.from_model_config(config).eos_token_id if found is None else found
+    return {i for i in [*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id] if i is not None}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.batching import windows
-from lib.encode import Encoder
+from lib.encode import Encoder, ends
 from lib.sampling import Sampling
 
 Messages = list[dict]
@@ -49,18 +49,12 @@ class Generator(ABC):
     that end an answer."""
 
     def __init__(self, model_dir: str, trained_template: str | None, window: int):
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import AutoConfig
 
         self.encoder = Encoder(model_dir, trained_template)
         config = AutoConfig.from_pretrained(model_dir)
         self.window = min(window, getattr(config.get_text_config(), "max_position_embeddings", None) or window)
-        try:
-            ends = GenerationConfig.from_pretrained(model_dir).eos_token_id
-        except OSError:  # it has none
-            ends = None
-        ends = GenerationConfig.from_model_config(config).eos_token_id if ends is None else ends
-        ends = ends if isinstance(ends, list) else [ends]
-        self.ends = {t for t in [*ends, self.encoder.tokenizer.eos_token_id] if t is not None}
+        self.ends = ends(model_dir, config, self.encoder.tokenizer)
 
     @abstractmethod
     def generate(self, prompts: Sequence[Messages | str | Ids | Begun], sampling: Sampling) -> list[list[Answer]]:

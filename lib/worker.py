@@ -17,6 +17,7 @@ from lib import checkpoint, data, hardware, head, logs, lora, models, notice, pr
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.quantize import qat
+from lib.rendering import whole
 from lib.run import Run
 
 DEFAULTS = {
@@ -115,6 +116,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     resume = checkpoint.fetch(run, step, scratch) if step else None
     head.project_labelled_only()
     try:
+        counts = whole.count(job, args, config["rows"], share())
         trainer = build(job, args)
         if job.model.qat != "none":
             qat.prepare(trainer.model, job.model.qat)
@@ -123,6 +125,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     if len(trainer.train_dataset) == 0:
         raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
     rows = data.load(job.data, config["rows"]).check.summary()  # of all rows; the driver may have seen a part
+    rows["rendered"] = whole.summary(counts)
     if job.model.adapter != "none":
         models.train_in_fp32(trainer.model)
     save_work(trainer, job.scale.strategy)
@@ -151,6 +154,8 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
     barrier()
     models.export(trainer, job.model, folder)
+    if rank == 0:
+        whole.stop_at_turn_ends(folder / "model", counts, trainer.processing_class)
     model_sha256 = publish(run, folder) if rank == 0 else None
     if rank == 0 and run.remote and board.exists():
         run.put(board, "tensorboard")

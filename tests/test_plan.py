@@ -89,7 +89,7 @@ def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
     with pytest.raises(ValueError, match=r"train.teacher: .* is a reward model"):
         plan.make(request, ("chat",), ("teacher",))
     pairs = ["--model.base", runs["reward"], "--data.source", good[3], "--run", str(tmp_path / "run")]
-    plan.make(cli.parse("reward", "trl.trainer.reward_config:RewardConfig", pairs), ("preference",))
+    plan.make(cli.parse("reward", "trl.trainer.reward_config:RewardConfig", pairs), ("comparison",))
 
 
 def test_every_problem_is_listed_at_once(good):
@@ -181,7 +181,7 @@ def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
         "trl.trainer.sft_config:SFTConfig",
         ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")],
     )
-    with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* rows of data\.source call tools"):
+    with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* leaves out tool calls in 20 of 20 answers"):
         plan.make(request, ("chat", "text"))
 
 
@@ -198,7 +198,7 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
     ("stage", "cls", "rows"),
     [
         ("sft", "trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-        ("reward", "trl.trainer.reward_config:RewardConfig", ("preference",)),
+        ("reward", "trl.trainer.reward_config:RewardConfig", ("comparison",)),
         ("dpo", DPO, ("preference",)),
         ("distill", "lib.distillation:DistillConfig", ("chat", "text")),
         ("prune", "lib.prune.config:PruneConfig", ("chat", "text")),
@@ -227,4 +227,5 @@ def test_dry_run_writes_nothing_and_imports_neither_torch_nor_ray_workers(good, 
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert out.stdout.strip().endswith("[]") and "nothing was started" in out.stdout, out.stdout + out.stderr
+    assert "⟧" in out.stdout  # rendered by a process of its own
     assert not (tmp_path / "runs").exists()

@@ -34,6 +34,10 @@ class Check:
     """At least one row has a list of tools."""
     tool_rows: int = 0
     """Rows that offer or call tools: the chat template must be able to show them."""
+    unlearnt: int = 0
+    """Assistant messages of chat rows that are marked as not to be learnt (lib/data/marks.py)."""
+    repeats: int = 0
+    """Rows whose text answers began with their prompt, which was taken off (lib/data/repeats.py)."""
     unused: int = 0
     """Usable rows that the conversion to `kind` leaves out (answers labelled false), or that are over data.limit or data.heldout_limit."""
     conversion: str | None = None
@@ -44,6 +48,8 @@ class Check:
     complete: bool = True
     """All of it was read. False on the driver for more than 64 MB, and for hub datasets."""
     note: str | None = None
+    rendered: dict | None = None
+    """Of lib.rendering: how many examples are cut, dropped, left out in part."""
     sha256: str = ""
     """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
 
@@ -75,6 +81,10 @@ class Check:
             lines += [f"      {train} = {held}: {prompt}" for train, held, prompt in self.leak_examples[:3]]
         if self.unused:
             lines.append(f"data: {self.unused:,} good rows not used (labelled false, or over a limit)")
+        if self.unlearnt:
+            lines.append(f"data: {self.unlearnt:,} answers are marked as not to be learnt (weight 0): context only")
+        if self.repeats:
+            lines.append(f"data: {self.repeats:,} rows repeat their prompt in the answer; it is taken off")
         if self.tool_rows:
             lines.append(f"data: {self.tool_rows:,} rows offer or call tools")
         if self.also:
@@ -85,8 +95,8 @@ class Check:
 
     def summary(self) -> dict:
         """What provenance.json keeps."""
-        keys = ("source", "format", "kind", "rows", "heldout_rows", "bad_rows", "leaks", "unused", "sha256", "complete")
-        return {k: getattr(self, k) for k in keys}
+        keys = "source format kind rows heldout_rows bad_rows reasons leaks unlearnt repeats unused sha256 complete rendered"
+        return {k: getattr(self, k) for k in keys.split()}
 
     def why_bad(self) -> str:
         return ", ".join(f"{n:,} × {why}" for why, n in Counter(self.reasons).most_common(3))

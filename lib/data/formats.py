@@ -6,6 +6,7 @@ and returns the canonical rows in it; it raises BadRow with the reason where the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from lib.data.messages import (
     user,
     with_system,
 )
-from lib.data.rows import BadRow, Kind, Message
+from lib.data.rows import BadRow, Kind, Message, missing_as_null
 
 
 def plain_text(row: dict) -> list[dict]:
@@ -64,12 +65,14 @@ def self_instruct(row: dict) -> list[dict]:
         raise BadRow(f"instances is {kind_of(instances)}, not a list of {{input, output}}")
     if not all(isinstance(instance, dict) for instance in instances):
         raise BadRow("an instance isn't an object with input and output")
+    instances = [missing_as_null(instance) for instance in instances]
     return [one for instance in instances for one in alpaca({**instance, "instruction": row.get("instruction")})]
 
 
 def prompt_completion(row: dict) -> list[dict]:
-    """{"prompt": "Why?", "completion": "Because."}, either as text or as messages"""
-    return [{"messages": _prompt(row) + _answer(row, "completion"), **_tools(row)}]
+    """{"prompt": "Why?", "completion": "Because."}, either as text or as messages; completion may repeat the prompt"""
+    prompt = _prompt(row)
+    return [{"messages": prompt + _answer(prompt, row, "completion"), **_tools(row)}]
 
 
 def question_answer(row: dict) -> list[dict]:
@@ -80,7 +83,7 @@ def question_answer(row: dict) -> list[dict]:
 def preference(row: dict) -> list[dict]:
     """{"prompt": "Why?", "chosen": "Because.", "rejected": "Dunno."}, each as text or as messages
 
-    chosen and rejected may repeat the prompt at their start (as UltraFeedback's do).
+    chosen and rejected may repeat the prompt at their start (as UltraFeedback's do; of text, lib/data/repeats.py).
     """
     return [_preference(_prompt(row), row)]
 
@@ -103,8 +106,9 @@ def hh_rlhf(row: dict) -> list[dict]:
 
 
 def labelled(row: dict) -> list[dict]:
-    """{"prompt": "Why?", "completion": "Because.", "label": true}"""
-    return [{"prompt": _prompt(row), "completion": _answer(row, "completion"), "label": _label(row), **_tools(row)}]
+    """{"prompt": "Why?", "completion": "Because.", "label": true}; completion may repeat the prompt"""
+    prompt = _prompt(row)
+    return [{"prompt": prompt, "completion": _answer(prompt, row, "completion"), "label": _label(row), **_tools(row)}]
 
 
 def messages_labelled(row: dict) -> list[dict]:
@@ -183,7 +187,7 @@ def _text(row: dict, column: str) -> str:
     if column not in row:
         raise BadRow(f"no {column}")
     value = row[column]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         raise BadRow(f"{column} is {kind_of(value)}, not text")
@@ -218,38 +222,38 @@ def _prompt(row: dict) -> list[Message]:
     return with_system(row.get("system"), turns)
 
 
-def _answer(row: dict, column: str) -> list[Message]:
+def _answer(prompt: list[Message], row: dict, column: str) -> list[Message]:
+    """The column, as text (one assistant message), transcript or messages, without the prompt at its start."""
     value = row.get(column)
     if isinstance(value, list | dict):
-        return read_turns(value, column)
-    if isinstance(value, str) and is_transcript(value):
-        return read_transcript(value, column)
-    return [assistant(_text(row, column))]
+        answer = read_turns(value, column)
+    elif isinstance(value, str) and is_transcript(value):
+        answer = read_transcript(value, column)
+    else:
+        answer = [assistant(_text(row, column))]
+    if answer and answer[: len(prompt)] == prompt:
+        return answer[len(prompt) :]
+    if answer and answer[0]["role"] in ("system", "user"):
+        raise BadRow(f"{column} is a conversation that doesn't start with the prompt")
+    return answer
 
 
 def _preference(prompt: list[Message], row: dict) -> dict:
-    sides = {}
-    for side in ("chosen", "rejected"):
-        answer = _answer(row, side)
-        if answer[: len(prompt)] == prompt:
-            answer = answer[len(prompt) :]
-        elif answer[0]["role"] != "assistant":
-            raise BadRow(f"{side} is a conversation that doesn't start with the prompt")
-        sides[side] = answer
-    return {"prompt": prompt, **sides, **_tools(row)}
+    return {"prompt": prompt, **{side: _answer(prompt, row, side) for side in ("chosen", "rejected")}, **_tools(row)}
 
 
 def _alpaca_prompt(row: dict) -> list[Message]:
     past = []
-    for exchange in row.get("history") or []:
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise BadRow(f"history is {kind_of(history)}, not a list of [question, answer]")
+    for exchange in history:
         if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(x, str) for x in exchange):
             raise BadRow("history isn't a list of [question, answer]")
         past += [user(exchange[0]), assistant(exchange[1])]
     asked, given = _text(row, "instruction"), row.get("input")
-    if given is not None and not isinstance(given, str | int | float):
-        raise BadRow(f"input is {kind_of(given)}, not text")
-    given = "" if given is None else str(given)
-    return with_system(row.get("system"), [*past, user(f"{asked}\n{given}" if given.strip() else asked)])
+    given = "" if given is None or (isinstance(given, str) and not given.strip()) else _text(row, "input")
+    return with_system(row.get("system"), [*past, user(f"{asked}\n{given}" if given else asked)])
 
 
 def _last_judged(turns: list[Message], row: dict) -> dict:

@@ -3,7 +3,8 @@
     check(data, want)   what the data is and what is wrong with it, before anything starts
     load(data, want)    the rows as datasets.Dataset, memory-mapped; the check once more, over everything
 
-`want` names the kinds of rows (lib/data/rows.py) a stage can use, best first: ("chat", "text") or ("preference",).
+`want` names the kinds of rows (lib/data/rows.py) a stage can use, best first: ("chat", "text") or ("preference",), or
+("comparison",) for preference rows whose conversations are scored whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lib.config import Data
 from lib.data import sources
 from lib.data.check import Check
 from lib.data.formats import FORMATS
-from lib.data.rows import KINDS
+from lib.data.rows import COMPARED, KINDS
 from lib.data.scan import FIRST, Keep, scan
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 LARGE = 64 << 20  # bytes; the driver looks at the first rows only of anything larger
 
-# Messages and tools are stored as JSON: Arrow's structs would give every message the keys of all the others, set to
-# null, and templates that ask `'tool_calls' in message` would render those. (datasets' JSON keeps ten digits of a
-# number in a tool's arguments, and 64 bits of an integer: lib/data/messages.py refuses longer ones.)
+TOGETHER = 1000  # rows written at a time
+
+# Messages and tools are stored as JSON (lib/data/exact.py): Arrow's structs would give every message the keys of all the
+# others, set to null, and templates that ask `'tool_calls' in message` would render those.
 COLUMNS = {
     "text": {"text": "string"},
-    "chat": {"messages": "json", "tools": "json"},
+    "chat": {"messages": "json", "tools": "json", "unlearnt": "json"},
     "prompt": {"prompt": "json", "tools": "json"},
     "preference": {"prompt": "json", "chosen": "json", "rejected": "json", "tools": "json"},
     "labelled": {"prompt": "json", "completion": "json", "label": "bool", "tools": "json"},
@@ -62,10 +64,10 @@ def absolute(data: Data) -> Data:
     return replace(data, source=one(data.source), heldout=one(data.heldout))
 
 
-def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda kind, side, row: None) -> Check:
+def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda *row: None) -> Check:
     """Finds and judges the data without loading it. Raises ValueError that names the key and the remedy.
 
-    keep(kind, "train" or "heldout", row) sees every good row that is read.
+    keep(kind, "train" or "heldout", row, place) sees every good row that is read.
 
     Reads everything up to 64 MB; of more, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
     training=False is for evaluation: that no rows are left to train on (heldout_fraction: 1) is then no error.
@@ -81,13 +83,16 @@ def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep =
 
 
 def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
-    """The rows, on disk under HF_DATASETS_CACHE and mapped into memory; the same on every worker.
+    """The rows, on disk under HF_DATASETS_CACHE and mapped into memory; the same on every worker. "tools" and "unlearnt"
+    are columns only where a row has them.
 
     The first worker of a node builds the files, the others wait for them; a changed source, setting or reader makes
     new ones. Raises ValueError as `check` does, but always over every row.
     """
     import datasets
     from filelock import FileLock
+
+    from lib.data import exact  # noqa: F401 (its type of column, which the files name)
 
     _check_settings(data, want)
     found = _find(data)
@@ -109,36 +114,52 @@ def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
     result = Check(**json.loads((folder / "check.json").read_text()))
     result.bad, result.leak_examples = [tuple(b) for b in result.bad], [tuple(e) for e in result.leak_examples]
     train, heldout = (datasets.Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "heldout"))
-    if "tools" in train.column_names and not result.offers_tools:
-        train, heldout = train.remove_columns("tools"), heldout.remove_columns("tools")
+    for column, used in (("tools", result.offers_tools), ("unlearnt", result.unlearnt)):
+        if column in train.column_names and not used:
+            train, heldout = train.remove_columns(column), heldout.remove_columns(column)
     return Loaded(train, heldout if len(heldout) else None, result.kind, result)
 
 
 def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...], training: bool) -> None:
     """Writes train.arrow, heldout.arrow and check.json aside, then moves them into place at once."""
-    from datasets import Features, Json, Value
+    import pyarrow as pa
+    from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
+
+    from lib.data.exact import ExactJson, array
 
     building = folder.with_name(f"{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # of a worker that was killed; the caller holds the lock
     building.mkdir()
     writers: dict[str, ArrowWriter] = {}
+    waiting: dict[str, list[dict]] = {"train": [], "heldout": []}
     undo = ExitStack()
 
     def writer(kind: str, side: str) -> ArrowWriter:
         if side not in writers:
-            columns = {c: Json() if t == "json" else Value(t) for c, t in COLUMNS[kind].items()}
+            columns = {c: ExactJson() if t == "json" else Value(t) for c, t in COLUMNS[kind].items()}
             writers[side] = ArrowWriter(path=str(building / f"{side}.arrow"), features=Features(columns))
             undo.callback(writers[side].close)
         return writers[side]
 
-    def keep(kind: str, side: str, row: dict) -> None:
-        writer(kind, side).write({column: row.get(column) for column in COLUMNS[kind]})
+    def write(kind: str, side: str) -> None:
+        values = {c: [row.get(c) for row in waiting[side]] for c in COLUMNS[kind]}
+        columns = {
+            c: array(v) if COLUMNS[kind][c] == "json" else pa.array(v, COLUMNS[kind][c]) for c, v in values.items()
+        }
+        writer(kind, side).write_table(pa.table(columns))
+        waiting[side].clear()
+
+    def keep(kind: str, side: str, row: dict, place: str) -> None:
+        waiting[side].append(row)
+        if len(waiting[side]) == TOGETHER:
+            write(kind, side)
 
     with undo:
         undo.callback(shutil.rmtree, building, ignore_errors=True)  # it has another name by then if all went well
         result = scan(data, found, want, keep, training=training)
         for side in ("train", "heldout"):
+            write(result.kind, side)
             writer(result.kind, side).finalize()
         (building / "check.json").write_text(json.dumps(asdict(result)))
         building.rename(folder)
@@ -155,7 +176,7 @@ def _find(data: Data) -> sources.Found:
 
 
 def _check_settings(data: Data, want: tuple[str, ...]) -> None:
-    assert want and all(kind in KINDS for kind in want), want
+    assert want and all(kind in (*KINDS, COMPARED) for kind in want), want
     if data.format != "auto" and data.format not in FORMATS:
         near = ", ".join(get_close_matches(data.format, FORMATS, 3, 0.4)) or "none"
         raise ValueError(f"data.format: no format {data.format!r}; nearest: {near}; known: auto, {', '.join(FORMATS)}.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from difflib import get_close_matches
 
-from lib.data.rows import BadRow, Message
+from lib.data.marks import mark
+from lib.data.rows import BadRow, Message, missing_as_null
 
 ROLES = {
     "system": "system",
@@ -40,7 +42,9 @@ def assistant(text: str) -> Message:
 
 def with_system(system: object, messages: list[Message]) -> list[Message]:
     """Puts a row's separate system text in front, unless it is empty or the conversation brings its own."""
-    if not isinstance(system, str) or not system.strip() or (messages and messages[0]["role"] == "system"):
+    if system is not None and not isinstance(system, str):
+        raise BadRow(f"system is {kind_of(system)}, not text")
+    if not system or not system.strip() or (messages and messages[0]["role"] == "system"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 
@@ -60,6 +64,7 @@ def read_turns(turns: object, name: str) -> list[Message]:
         where = f"{name}[{n}]"
         if not isinstance(turn, dict):
             raise BadRow(f"{where} is {kind_of(turn)}, not a message")
+        turn = missing_as_null(turn)
         said = turn.get("role", turn.get("from"))
         if not isinstance(said, str) or said.lower() not in ROLES:
             near = get_close_matches(str(said).lower(), ROLES, 1)
@@ -69,6 +74,8 @@ def read_turns(turns: object, name: str) -> list[Message]:
         if role == "system" and not message["content"].strip():
             continue
         if role == "call" and messages and messages[-1]["role"] == "assistant":
+            if ("weight" in message) != ("weight" in messages[-1]):
+                raise BadRow(f"{where} is marked otherwise than the words before it (they are one message)")
             messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
             continue
         messages.append(message | {"role": "assistant"} if role == "call" else message)
@@ -78,7 +85,8 @@ def read_turns(turns: object, name: str) -> list[Message]:
 def _read_message(role: str, turn: dict, where: str) -> Message:
     content = turn.get("content", turn.get("value"))
     reasoning = turn.get("reasoning_content") or turn.get("reasoning") or turn.get("thinking")
-    calls = list(turn.get("tool_calls") or [])
+    calls = turn.get("tool_calls") or []
+    calls = list(calls) if isinstance(calls, list) else [calls]
     if turn.get("function_call") and role == "assistant":  # OpenAI before November 2023
         calls.append(turn["function_call"])
     if role == "call":
@@ -90,11 +98,13 @@ def _read_message(role: str, turn: dict, where: str) -> Message:
     if content is None and calls:
         content = ""
     if isinstance(content, dict) and role == "tool":  # a tool's answer left as an object
-        content = json.dumps(content, ensure_ascii=False)
+        content = json.dumps(_json(content, f"{where} (tool)"), ensure_ascii=False)
     if not isinstance(content, str):
         raise BadRow(f"{where} ({role}) has {kind_of(content)} for content")
     message: Message = {"role": role, "content": content}
     if reasoning:
+        if not isinstance(reasoning, str):
+            raise BadRow(f"{where} ({role}) has {kind_of(reasoning)} for reasoning")
         message["reasoning_content"] = reasoning
     if calls:
         if role not in ("assistant", "call"):
@@ -103,7 +113,7 @@ def _read_message(role: str, turn: dict, where: str) -> Message:
     for key in ("name", "tool_call_id"):
         if role == "tool" and isinstance(turn.get(key), str):
             message[key] = turn[key]
-    return message
+    return message | mark(turn, where) if role in ("assistant", "call") else message
 
 
 def _read_parts(parts: list, where: str) -> tuple[str, str, list]:
@@ -133,13 +143,18 @@ def _read_calls(raw: object, where: str) -> list[dict]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: the tool call has no name")
-    arguments = _json(
-        function.get("arguments", function.get("parameters")) or {}, f"{where}: the tool call's arguments"
-    )
+    given = "parameters" if "arguments" not in function and "parameters" in function else "arguments"
+    arguments = _json(function.get(given) or {}, f"{where}: the tool call's arguments")
     if not isinstance(arguments, dict):
         raise BadRow(f"{where}: the tool call's arguments are {kind_of(arguments)}, not an object")
+    named = _ordered({"name": function["name"], "arguments": arguments}, function)
     known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    return [known | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}]
+    return [_ordered(known | {"type": "function", "function": named}, call)]
+
+
+def _ordered(new: dict, old: dict) -> dict:
+    """In the order of the old keys, which templates render."""
+    return {key: new[key] for key in [*old, *new] if key in new}
 
 
 def read_tools(raw: object) -> dict:
@@ -199,20 +214,25 @@ def _json(raw: object, what: str) -> object:
         value = json.loads(raw) if isinstance(raw, str) else raw
     except ValueError as e:
         raise BadRow(f"{what} is not JSON ({e})") from None
-    if (long := _long_integer(value)) is not None:
-        raise BadRow(f"{what} has an integer of more than 64 bits ({long}); write it as text")
+    if (odd := _not_json(value)) is not None:
+        raise BadRow(f"{what} has {odd}, which JSON can't hold (write it as text or null)")
     return value
 
 
-def _long_integer(value: object) -> int | None:
-    if isinstance(value, int):
-        return None if -(2**63) <= value < 2**63 else value
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((long for v in inside if (long := _long_integer(v)) is not None), None)
+def _not_json(value: object) -> str | None:
+    """The first value in it that JSON has no form for: NaN, Infinity, Parquet's dates and bytes."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else repr(value)
+    if value is None or isinstance(value, str | int):
+        return None
+    if not isinstance(value, dict | list):
+        return f"a {type(value).__name__}"
+    inside = value.values() if isinstance(value, dict) else value
+    return next((odd for v in inside if (odd := _not_json(v)) is not None), None)
 
 
 def kind_of(value: object) -> str:
     names = {type(None): "null", str: "text", list: "a list", dict: "an object", bool: "true/false"}
     if value == []:
         return "an empty list"
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")

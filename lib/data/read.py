@@ -2,7 +2,7 @@
 
 `rows(file)` yields (place, row): place is `path:line` (or `path[index]` for JSON arrays and Parquet) and row is a dict,
 or a BadRow where that row can't be read. Memory stays at one block whatever the size of the file.
-Files are UTF-8, with or without a byte-order mark.
+Files are UTF-8, with or without a byte-order mark. NaN and Infinity in a column are null: a value that isn't there.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any, BinaryIO
 
-from lib.data.rows import BadRow
+from lib.data.rows import BadRow, missing_as_null
 
 Rows = Iterator[tuple[str, dict | BadRow]]
 
@@ -32,21 +34,29 @@ def json_lines(f: BinaryIO, name: str) -> Rows:
 
 def json_file(f: BinaryIO, name: str) -> Rows:
     """An array of objects, or one object with a single list of objects in it, or JSON Lines under another ending."""
-    head = _head(f)
-    if head.startswith(b"["):
+    if _head(f).startswith(b"["):
         return _array(f, name)
+    start: list[bytes] = []
+    for line in f:
+        start.append(line)
+        if _decode(line, first=len(start) == 1).strip():
+            break
     try:
-        json.loads(head.split(b"\n", 1)[0])
+        json.loads(_decode(b"".join(start), first=True))
     except ValueError:
-        return _one_object(f, name)
-    return _lines(f, name) if head.rstrip().count(b"\n") else _one_object(f, name)
+        return _one_object(b"".join(start) + f.read(), name)
+    for line in f:  # the first line is an object by itself: a row, if there is another below it
+        start.append(line)
+        if line.strip():
+            return _lines(chain(start, f), name)
+    return _one_object(b"".join(start), name)
 
 
 def _head(f: BinaryIO) -> bytes:
     return f.peek(BLOCK).lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
-def _lines(f: BinaryIO, name: str) -> Rows:
+def _lines(f: Iterable[bytes], name: str) -> Rows:
     for n, line in enumerate(f, 1):
         text = _decode(line, first=n == 1).strip()
         if not text:
@@ -91,9 +101,9 @@ def _array(f: BinaryIO, name: str) -> Rows:
         text, at = text[at:] + more, 0
 
 
-def _one_object(f: BinaryIO, name: str) -> Rows:
+def _one_object(content: bytes, name: str) -> Rows:
     try:
-        whole = json.load(io.TextIOWrapper(f, "utf-8-sig", "surrogateescape"))
+        whole = json.loads(_decode(content, first=True))
     except ValueError as e:
         raise Unreadable(f"{name} is broken JSON ({e}). Mend it, or write it as JSON Lines (.jsonl).") from None
     if not isinstance(whole, dict):
@@ -121,6 +131,10 @@ def comma_separated(f: BinaryIO, name: str) -> Rows:
     first = next(lines, "")
     separator = next((s for s in "\t;" if s in first and "," not in first), ",")
     columns = next(csv.reader([first], delimiter=separator), [])
+    if any("\udc80" <= c <= "\udcff" for c in first):
+        raise Unreadable(
+            f"{name}: the first line, which names the columns, has bytes that are not UTF-8; save it as UTF-8."
+        )
     twice = {c for c in columns if columns.count(c) > 1}
     if twice:
         raise Unreadable(f"{name}: the first line must name the columns, but it has {min(twice)!r} twice")
@@ -211,13 +225,32 @@ def ending(path: str) -> str:
 
 def rows(fs: Any, path: str, name: str) -> Rows:
     """The rows of one file on an fsspec file system, with `name` in their places."""
+    for place, row in _read(fs, path, name):
+        yield place, row if isinstance(row, BadRow) else missing_as_null(row)
+
+
+def _read(fs: Any, path: str, name: str) -> Rows:
     reader = READERS[ending(path)]
     if reader is parquet:
         with fs.open(path, "rb") as f:
             yield from parquet(f, name)
         return
-    with fs.open(path, "rb", compression="infer") as packed:
-        f = io.BufferedReader(packed, BLOCK)
-        if f.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    with _unpacked(fs, path) as unpacked:
+        f = io.BufferedReader(unpacked, BLOCK)
+        start = f.peek(4)[:4]
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
             raise Unreadable(f"{name} is UTF-16; save it as UTF-8.")
         yield from reader(f, name)
+
+
+@contextmanager
+def _unpacked(fs: Any, path: str) -> Iterator[Any]:
+    """The bytes of a file, decompressed by its ending."""
+    if not path.lower().endswith(".zst"):
+        with fs.open(path, "rb", compression="infer") as f:
+            yield f
+        return
+    import pyarrow as pa  # fsspec has zstd only with another package, and without it gives the packed bytes
+
+    with fs.open(path, "rb") as f, pa.CompressedInputStream(pa.PythonFile(f, "r"), "zstd") as unpacked:
+        yield unpacked

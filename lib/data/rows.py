@@ -1,9 +1,13 @@
 """Canonical rows: the six shapes that every data source is turned into, and what makes a row unusable.
 
     text        {"text": str}
-    chat        {"messages": [message, …], "tools"?: [tool, …]}                 the last message is the assistant's
+    chat        {"messages": [message, …], "tools"?: [tool, …], "unlearnt"?: [int, …]}
+                                                       the last message is the assistant's; unlearnt are the places of
+                                                       assistant messages that are context only (lib/data/marks.py)
     prompt      {"prompt": [message, …], "tools"?: […]}                         the last message is a user's or a tool's
-    preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}  chosen/rejected follow the prompt
+    preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}
+                                                       chosen/rejected follow the prompt: messages of the assistant alone,
+                                                       or of anyone where a stage asks for COMPARED
     labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
                                                        label true: a wanted answer (KTO, Ethayarajh et al. 2024)
     pair        {"a": str, "b": str, "score": float}                            sentence similarity
@@ -29,6 +33,7 @@ class Text(TypedDict):
 class Chat(TypedDict):
     messages: list[Message]
     tools: NotRequired[list[dict]]
+    unlearnt: NotRequired[list[int]]
 
 
 class Prompt(TypedDict):
@@ -66,8 +71,19 @@ KINDS: dict[str, type] = {
 }
 
 
+COMPARED = "comparison"
+"""Asked for in the place of a kind: preference rows whose conversations are scored whole, so that they may part anywhere."""
+
+
 class BadRow(ValueError):
     """Why one row can't be used. Counted and shown with its line; the job stops unless data.bad_rows is skip."""
+
+
+def missing_as_null(fields: dict) -> dict:
+    """NaN and ±Infinity, which pandas and Python's json write for a value that isn't there, as None."""
+    if float not in map(type, fields.values()):  # nearly always, and every row and message comes by
+        return fields
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
 # Who may speak after whom. Templates such as Llama 2's and Gemma's raise on anything else, others render it silently.
@@ -98,8 +114,22 @@ def check_order(messages: list[Message], last: tuple[str, ...]) -> None:
         raise BadRow(f"ends with {before}, not {' or '.join(last)}" if before else "has no messages")
 
 
-def check_row(kind: str, row: dict) -> None:
-    """Raises BadRow with the reason if a canonical row of that kind can't be trained on."""
+def check_answer(answer: list[Message], side: str) -> None:
+    """Raises BadRow where others speak in an answer: all of its tokens carry loss, theirs too."""
+    other = next((m["role"] for m in answer if m["role"] != "assistant"), None)
+    if other:
+        raise BadRow(
+            f"{side} has a {other} message after its first answer "
+            "(it would be learnt like the model's own words; end both sides at the first answer that differs. "
+            "A reward model takes such pairs)"
+        )
+
+
+def check_row(kind: str, row: dict, compared: bool = False) -> None:
+    """Raises BadRow with the reason if a canonical row of that kind can't be trained on.
+
+    compared: the row's answers are scored as wholes, and none of their tokens carries loss.
+    """
     if kind == "text":
         if not row["text"].strip():
             raise BadRow("text is empty")
@@ -115,11 +145,14 @@ def check_row(kind: str, row: dict) -> None:
             except BadRow as why:
                 silent = all(not m["content"].strip() and not m.get("tool_calls") for m in row[side])
                 raise BadRow(f"{side}: {'the answer is empty' if silent else why}") from None
+            if not compared:
+                check_answer(row[side], side)
         if row["chosen"] == row["rejected"]:
             raise BadRow("chosen and rejected are the same")
     elif kind == "labelled":
         check_order(row["prompt"], last=("user", "tool"))
         check_order(row["prompt"] + row["completion"], last=("assistant",))
+        check_answer(row["completion"], "completion")
     elif kind == "pair":
         if not row["a"].strip() or not row["b"].strip():
             raise BadRow("one of the two texts is empty")

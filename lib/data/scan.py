@@ -14,15 +14,17 @@ from itertools import chain, islice
 from lib.config import Data
 from lib.data.check import Check
 from lib.data.formats import FORMATS
+from lib.data.marks import MESSAGES, settle
 from lib.data.recognise import recognise
-from lib.data.rows import CONVERSIONS, BadRow, check_row, prompts_of
+from lib.data.repeats import without_prompt
+from lib.data.rows import COMPARED, CONVERSIONS, BadRow, check_row, prompts_of
 from lib.data.sources import Found, Source, rows
 from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
 
 SAMPLE = 100  # rows that the format is recognised from
 FIRST = 1000  # rows of each source that the driver looks at when there are too many to read in a second
 SHOWN = 100  # bad rows and leaks kept with their place; all are counted
-Keep = Callable[[str, str, dict], None]  # (kind, "train" or "heldout", canonical row)
+Keep = Callable[[str, str, dict, str], None]  # (kind, "train" or "heldout", canonical row, its place)
 
 
 @dataclass
@@ -35,49 +37,51 @@ class _Reading:
     conversion: str | None
     also: list[str]
     convert: Callable[[dict], list[dict]]
-    """One raw row → the canonical rows of `kind` in it."""
+    """One raw row, renamed → the canonical rows of `kind` in it."""
+    renames: dict[str, str]
     rows: Iterator[tuple[str, dict | BadRow]]
 
 
 def scan(
     data: Data, found: Found, want: tuple[str, ...], keep: Keep, first: int | None = None, training: bool = True
 ) -> Check:
-    """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row) gets every good one.
+    """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row, place) gets every good one.
 
     Raises ValueError, naming the key and the remedy: format not recognised or of no use to the stage, bad rows or
     leaks unless the config says what to do about them, nothing left.
     """
     source, held_source = found
+    compared, want = COMPARED in want, tuple("preference" if kind == COMPARED else kind for kind in want)
     train = _open(source, data, want, first)
     check = Check(data.source, train.format, train.kind, conversion=train.conversion, also=train.also)
     check.ignored = source.ignored + (held_source.ignored if held_source else [])
     content = hashlib.sha256()
     held: dict[bytes, str] = {}
 
-    def hold(row: dict) -> None:
+    def hold(row: dict, place: str) -> None:
         if data.heldout_limit is not None and check.heldout_rows >= data.heldout_limit:
             check.unused += 1  # and not trained on either
         else:
             check.heldout_rows += 1
-            keep(train.kind, "heldout", row)
+            keep(train.kind, "heldout", row, place)
 
     if held_source:
         heldout = _open(held_source, data, (train.kind,), first)
         check.heldout, check.heldout_format = held_source.described(), heldout.format
-        for place, row in _good_rows(heldout, check, content):
+        for place, row in _good_rows(heldout, check, content, compared):
             *_, asked = prompts_of(train.kind, row)
             if train.kind != "text" or len(normalise(asked).split()) >= LEAK_WORDS:
                 held.setdefault(digest(asked), place)
-            hold(row)
+            hold(row, place)
     else:
         check.heldout = (
             f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
         )
 
-    for place, row in _good_rows(train, check, content):
+    for place, row in _good_rows(train, check, content, compared):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
-            hold(row)
+            hold(row, place)
             continue
         leaked = next((p for p in asked if digest(p) in held), None) if held else None
         if leaked is not None:
@@ -88,7 +92,7 @@ def scan(
             check.unused += 1
         else:
             check.rows += 1
-            keep(train.kind, "train", row)
+            keep(train.kind, "train", row, place)
 
     check.sha256 = content.hexdigest()
     if first is not None:
@@ -112,7 +116,7 @@ def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) 
                 f"{source.key}: demo has {', '.join(demo.TRAIN_ROWS)} rows, but this stage wants {' or '.join(want)}. "
                 "Give it a file, a folder or a hub name."
             )
-        return _reading(source, "demo", kind, want, [], lambda row: [row], rows(source, data, kind))
+        return _reading(source, "demo", kind, want, [], lambda row: [row], {}, rows(source, data, kind))
     stream = rows(source, data)
     if first is not None:
         stream = islice(stream, first)
@@ -131,23 +135,22 @@ def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) 
     renames = data.columns if source.key == "data.source" else {k: v for k, v in data.columns.items() if k in good[0]}
     _check_renames(renames, good)
     name, also = recognise([_renamed(row, renames) for row in good], want, data.format, source.key)
-    read = FORMATS[name].read
-    return _reading(
-        source, name, FORMATS[name].kind, want, also, lambda row: read(_renamed(row, renames)), chain(seen, stream)
-    )
+    return _reading(source, name, FORMATS[name].kind, want, also, FORMATS[name].read, renames, chain(seen, stream))
 
 
-def _reading(source: Source, name: str, kind: str, want: tuple[str, ...], also: list[str], read, stream) -> _Reading:
+def _reading(
+    source: Source, name: str, kind: str, want: tuple[str, ...], also: list[str], read, renames: dict[str, str], stream
+) -> _Reading:
     if kind in want:
-        return _Reading(source, name, kind, None, also, read, stream)
+        return _Reading(source, name, kind, None, also, read, renames, stream)
     wanted = next(k for k in want if (kind, k) in CONVERSIONS)
     change, words = CONVERSIONS[kind, wanted]
     return _Reading(
-        source, name, wanted, words, also, lambda row: [out for r in read(row) for out in change(r)], stream
+        source, name, wanted, words, also, lambda row: [out for r in read(row) for out in change(r)], renames, stream
     )
 
 
-def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, dict]]:
+def _good_rows(reading: _Reading, check: Check, content, compared: bool) -> Iterator[tuple[str, dict]]:
     """Canonical rows with their places; the others go into check.bad, and all into the hash."""
     for place, raw in reading.rows:
         try:
@@ -158,9 +161,12 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
                 content.update(json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str).encode())
             except UnicodeEncodeError:
                 raise BadRow("has bytes that are not UTF-8") from None
-            converted = reading.convert(raw)
+            renamed = _renamed(raw, reading.renames)
+            shorter = without_prompt(reading.format, renamed)
+            converted = reading.convert(shorter or renamed)
+            unlearnt = sum([settle(reading.kind, row) for row in converted])
             for row in converted:
-                check_row(reading.kind, row)
+                check_row(reading.kind, row, compared)
         except BadRow as why:
             check.bad_rows += 1
             short = str(why).split(" (")[0]
@@ -169,6 +175,8 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
                 check.bad.append((place, str(why)))
             continue
         check.unused += not converted
+        check.unlearnt += unlearnt
+        check.repeats += shorter is not None
         for row in converted:
             check.offers_tools = check.offers_tools or "tools" in row
             check.tool_rows += "tools" in row or _calls_tools(row)
@@ -176,7 +184,7 @@ def _good_rows(reading: _Reading, check: Check, content) -> Iterator[tuple[str, 
 
 
 def _calls_tools(row: dict) -> bool:
-    return any("tool_calls" in m for column in row.values() if isinstance(column, list) for m in column)
+    return any("tool_calls" in m for column in MESSAGES for m in row.get(column) or ())
 
 
 def _renamed(row: dict, columns: dict[str, str]) -> dict:

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 
 from lib.config import Data
 from lib.data import read
-from lib.data.rows import BadRow
+from lib.data.rows import BadRow, missing_as_null
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Names by which data sets call their parts, as the hub reads them from file names.
@@ -187,7 +187,7 @@ def rows(source: Source, data: Data, kind: str | None = None) -> Iterator[tuple[
         dataset = load_hub(source, data)
         label = f"{source.address} {source.split}"
         return (
-            (f"{label}[{n}]", {c: read.without_null_members(v) for c, v in row.items()})
+            (f"{label}[{n}]", missing_as_null({c: read.without_null_members(v) for c, v in row.items()}))
             for n, row in enumerate(dataset)
         )
     return _of_files(source)

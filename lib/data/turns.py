@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lib.data.marks import learnt
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def per_answer(rows: Dataset | None) -> Dataset | None:
-    """{"messages"} rows → one {"prompt", "completion"} row for each assistant message, with all before it as prompt.
+    """{"messages"} rows → one {"prompt", "completion"} row for each assistant message that is to be learnt, with all before
+    it as prompt.
 
     The trainer then learns every answer of a conversation and nothing else, with any chat template: masking answers
     inside whole conversations needs templates with {% generation %} marks, which most models don't have. Rows of other
@@ -18,25 +21,27 @@ def per_answer(rows: Dataset | None) -> Dataset | None:
     if rows is None or "messages" not in rows.column_names:
         return rows
 
-    def split(batch: dict) -> dict:
-        tools = batch.get("tools") or [None] * len(batch["messages"])
-        out: dict[str, list] = {"prompt": [], "completion": []} | ({"tools": []} if "tools" in batch else {})
-        for messages, tool in zip(batch["messages"], tools, strict=True):
-            for i, message in enumerate(messages):
-                if message["role"] == "assistant" and i:
-                    out["prompt"].append(messages[:i])
-                    out["completion"].append([message])
-                    if "tools" in out:
-                        out["tools"].append(tool)
-        return out
+    import pyarrow as pa
+    from datasets import Features
 
-    from datasets import Features, Json
+    from lib.data.exact import ExactJson, array
 
-    # Declared, because inferred types would come from the first thousand rows and not fit a later one with tool calls.
-    columns = Features(
-        {c: Json() for c in ("prompt", "completion", *(["tools"] if "tools" in rows.column_names else []))}
+    columns = ["prompt", "completion", *(["tools"] if "tools" in rows.column_names else [])]
+
+    def split(batch: dict) -> pa.Table:
+        out: dict[str, list] = {c: [] for c in columns}
+        for values in zip(*batch.values(), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            for i in learnt(row):
+                out["prompt"].append(row["messages"][:i])
+                out["completion"].append([row["messages"][i]])
+                if "tools" in out:
+                    out["tools"].append(row["tools"])
+        return pa.table({c: array(v) for c, v in out.items()})
+
+    return rows.map(
+        split, batched=True, remove_columns=rows.column_names, features=Features({c: ExactJson() for c in columns})
     )
-    return rows.map(split, batched=True, remove_columns=rows.column_names, features=columns)
 
 
 def prompts(rows: Dataset | None, count: int) -> list:

@@ -75,7 +75,9 @@ def _texts(run: Run) -> Iterator[str]:
     from lib.data import load
 
     kind = run.provenance().get("data", {}).get("kind")
-    rows = load(Data(**run.job()["data"]), (kind,) if kind else ("chat", "text", "preference")).train
+    kinds = (kind,) if kind else ("chat", "text", "preference")
+    kinds = tuple("comparison" if k == "preference" else k for k in kinds)  # a reward run's pairs may part anywhere
+    rows = load(Data(**run.job()["data"]), kinds).train
     for row in rows:
         for value in row.values():
             if isinstance(value, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lib.data.marks import learnt
 from lib.evals import length
 from lib.evals.context import Context
 from lib.evals.task import Scores
@@ -13,8 +14,8 @@ from lib.sampling import Sampling
 def perplexity(context: Context) -> list[Scores]:
     """Per token, and bits per byte of text (which compares models with different tokenizers).
 
-    Text is scored whole, in overlapping windows; of a conversation only the assistant's turns, each after all that came
-    before it. Intervals are over rows, so the tokens of one row stay together.
+    Text is scored whole, in overlapping windows; of a conversation only the assistant's turns that are to be learnt, each
+    after all that came before it. Intervals are over rows, so the tokens of one row stay together.
     """
     rows = context.rows("perplexity")
     pieces = [(i, *piece) for i, row in enumerate(rows) for piece in _pieces(row)]
@@ -41,9 +42,8 @@ def _pieces(row: dict):
     if "text" in row:
         yield None, row["text"], None
         return
-    for i, message in enumerate(row["messages"]):
-        if message["role"] == "assistant":
-            yield row["messages"][:i], [message], row.get("tools")
+    for i in learnt(row):
+        yield row["messages"][:i], [row["messages"][i]], row.get("tools")
 
 
 def kl(context: Context) -> list[Scores]:

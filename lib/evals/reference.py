@@ -1,6 +1,7 @@
 """Reference metrics: how close an answer is to the one that a person wrote, on conversations of the user's own.
 
-A row is any chat that lib/data reads; its last assistant turn is the reference, all before it the prompt:
+A row is any chat that lib/data reads; its last assistant turn (that isn't marked as not to be learnt) is the reference,
+all before it the prompt:
 
     {"messages": [{"role": "user", "content": "Say it shorter: …"}, {"role": "assistant", "content": "…"}]}
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 
 from lib.config import Data
+from lib.data.marks import learnt
 from lib.evals.task import Example
 
 
@@ -42,12 +44,12 @@ class Reference:
         rows: list[dict] = []
         data = Data(source=self.address, heldout_fraction=1.0, heldout_limit=limit)
         try:
-            check(data, ("chat",), training=False, keep=lambda kind, side, row: rows.append(row))
+            check(data, ("chat",), training=False, keep=lambda kind, side, row, place: rows.append(row))
         except ValueError as e:
             raise ValueError(str(e).replace("data.source", "task_data.reference")) from None
         out = []
         for i, row in enumerate(rows):
-            at = max((k for k, m in enumerate(row["messages"]) if m["role"] == "assistant"), default=0)
+            at = max(learnt(row), default=0)
             if not at:
                 raise ValueError(f"task_data.reference: row {i + 1} has no answer after a prompt.")
             out.append(Example(f"reference-{i}", row["messages"][:at], row["messages"][at]["content"]))

@@ -59,7 +59,7 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
 
 ROWS: dict[str, tuple[str, ...]] = {
     "perplexity": ("chat", "text"),
-    "preference_accuracy": ("preference",),
+    "preference_accuracy": ("comparison",),
     "win_rate": ("prompt",),
     "arena": ("prompt",),
     "kl": ("prompt",),

@@ -134,7 +134,7 @@ def test_stages(config, capsys):
         main(["plan", config, "--stage", "dop"])
     assert e.value.code == 2 and "Nearest: dpo" in capsys.readouterr().err
     assert main(["plan", "configs/dop.yaml"]) == 2 and "no file configs/dop.yaml" in capsys.readouterr().err
-    assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("preference",)
+    assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("comparison",)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[str(p.relative_to(REPO)) for p in CONFIGS])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lib.config import Data
-from lib.data import absolute, check, load, scan
+from lib.data import absolute, check, load, per_answer, scan
 from tests.data.conftest import CHAT, qa, qa_chats, questions
 
 # `lib.data.load` is both a module and the function that the package shows under that name.
@@ -212,3 +212,33 @@ def test_check_imports_nothing_heavy_and_is_fast(write):
         subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
     )
     assert seconds < 1
+
+
+def test_pairs_that_part_before_the_last_turn_are_refused_where_they_are_learnt(write):
+    """In every dialect: whatever follows the first answer that differs would carry loss. A reward model scores them whole,
+    and SFT learns the chosen answers."""
+
+    def turns(first, last, by=("role", "content"), names=("user", "assistant")):
+        said = zip(names * 2, ("Hi", first, "And now?", last), strict=True)
+        return [dict(zip(by, pair, strict=True)) for pair in said]
+
+    chat = {side: turns(side, f"last {side}") for side in ("chosen", "rejected")}
+    share = {s: turns(s, f"last {s}", ("from", "value"), ("human", "gpt")) for s in ("chosen", "rejected")}
+    prompted = {"prompt": "Hi"} | {side: talk[1:] for side, talk in chat.items()}
+    transcript = {
+        side: f"\n\nHuman: Hi\n\nAssistant: {side}\n\nHuman: And now?\n\nAssistant: last {side}" for side in chat
+    }
+    for name, row in {"chat": chat, "share": share, "prompted": prompted, "hh": transcript}.items():
+        path = write(f"{name}.jsonl", [row])
+        with pytest.raises(ValueError) as e:
+            check(Data(path, heldout_fraction=0), ("preference",))
+        assert f"{path}:1: chosen has a user message after its first answer" in str(e.value)
+        whole = load(Data(path, heldout_fraction=0), ("comparison",))
+        assert (whole.kind, [m["role"] for m in whole.train[0]["rejected"]]) == (
+            "preference",
+            ["assistant", "user", "assistant"],
+        )
+        rows = per_answer(load(Data(path, heldout_fraction=0), CHAT).train)
+        assert [row["completion"] for row in rows] == [
+            [{"role": "assistant", "content": text}] for text in ("chosen", "last chosen")
+        ]

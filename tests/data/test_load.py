@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lib.config import Data
-from lib.data import check, load
+from lib.data import check, load, per_answer
 from tests.conftest import PATIENCE
 from tests.data.conftest import CHAT, qa, qa_chats, questions
 
@@ -89,6 +89,35 @@ def test_tools_reach_the_trainer_as_they_were(write):
     assert loaded.train[:]["tools"] == [[tool], None]
     assert (loaded.check.tool_rows, loaded.check.offers_tools) == (1, True)
     assert load(Data(write("b.jsonl", qa(30))), CHAT).train.column_names == ["messages"]
+
+
+NUMBERS = "[2.5e-11, 6.62607015e-34, 0.30000000000000004, 0.123456789012345, 123456789.12345679, -0.0, 1e22, 1E5, 1.0, 90071992547409931234567]"
+
+
+@pytest.mark.parametrize("kind", ["chat", "prompt", "preference", "labelled"])
+def test_numbers_are_those_that_json_reads(tmp_path, kind):
+    """In a tool's arguments and in what it takes, from each kind of row; once more after they became an answer each."""
+    calls = f'[{{"type": "function", "function": {{"name": "f", "arguments": {{"n": {NUMBERS}}}}}}}]'
+    tools = f'[{{"type": "function", "function": {{"name": "f", "parameters": {{"enum": {NUMBERS}}}}}}}]'
+    asked = (
+        f'{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "", "tool_calls": {calls}}}, '
+        '{"role": "tool", "content": "ok"}'
+    )
+    answers = [f'[{{"role": "assistant", "content": "{word}", "tool_calls": {calls}}}]' for word in ("yes", "no")]
+    columns = {
+        "chat": f'"messages": [{asked}, {answers[0][1:]}',
+        "prompt": f'"prompt": [{asked}]',
+        "preference": f'"prompt": [{asked}], "chosen": {answers[0]}, "rejected": {answers[1]}',
+        "labelled": f'"prompt": [{asked}], "completion": {answers[0]}, "label": true',
+    }
+    line = f'{{{columns[kind]}, "tools": {tools}}}'
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    train = load(Data(str(tmp_path / "a.jsonl"), heldout_fraction=0), (kind,)).train
+    assert json.dumps(train[0]) == json.dumps({c: json.loads(line)[c] for c in train.column_names})
+    if kind == "chat":
+        (first, second), messages = per_answer(train), json.loads(line)["messages"]
+        assert json.dumps(first["completion"] + second["completion"]) == json.dumps([messages[1], messages[3]])
+        assert json.dumps([second["prompt"], second["tools"]]) == json.dumps([messages[:3], json.loads(tools)])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Turns in every dialect → messages, and what makes a conversation unusable."""
 
+import json
+from datetime import date
+
 import pytest
 
 from lib.data.messages import is_transcript, read_tools, read_transcript, read_turns
@@ -10,6 +13,7 @@ A = {"role": "assistant", "content": "Grey."}
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"up": True}}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 TOOL = {"role": "tool", "content": "grey"}
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -87,10 +91,32 @@ TOOL = {"role": "tool", "content": "grey"}
         ([U, {"role": "ipython", "content": {"sky": "grün"}}], [U, {"role": "tool", "content": '{"sky": "grün"}'}]),
         # Arrow's nulls: members that other rows have.
         ([{"role": "user", "content": "Sky?", "tool_calls": None, "name": None}], [U]),
+        # pandas' NaN for the same.
+        ([U, A | dict.fromkeys(("reasoning", "thinking", "tool_calls", "function_call", "weight"), NAN)], [U, A]),
+        # Calls as JSON text; keys in their order, which templates render.
+        (
+            [
+                U,
+                {
+                    "role": "assistant",
+                    "tool_calls": '[{"type": "function", "function": {"arguments": {}, "name": "n"}}]',
+                },
+            ],
+            [
+                U,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": {"arguments": {}, "name": "n"}}],
+                },
+            ],
+        ),
     ],
 )
 def test_read_turns(turns, expected):
-    assert read_turns(turns, "messages") == expected
+    found = read_turns(turns, "messages")
+    assert found == expected
+    assert json.dumps([m.get("tool_calls") for m in found]) == json.dumps([m.get("tool_calls") for m in expected])
 
 
 @pytest.mark.parametrize(
@@ -114,9 +140,25 @@ def test_read_turns(turns, expected):
             "arguments are a list, not an object",
         ),
         (
-            [{"from": "function_call", "value": '{"name": "n", "arguments": {"id": [99999999999999999999]}}'}],
-            "more than 64 bits",
+            [{"from": "function_call", "value": '{"name": "n", "arguments": {"id": [1, NaN]}}'}],
+            r"the tool call has nan, which JSON can't hold \(write it as text or null\)",
         ),
+        (
+            [{"role": "tool", "content": {"mean": float("inf")}}],
+            r"messages\[1\] \(tool\) has inf, which JSON can't hold",
+        ),
+        (
+            [
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"name": "n", "arguments": {"on": date(2026, 1, 2)}}],
+                }
+            ],
+            "the tool call has a date, which JSON can't hold",
+        ),
+        ([{"role": "assistant", "content": "x", "reasoning": 7}], "has a number for reasoning"),
+        ([{"role": "assistant", "content": float("nan")}], r"messages\[1\] \(assistant\) has null for content"),
     ],
 )
 def test_read_turns_refuses(turns, why):
@@ -189,6 +231,13 @@ def test_good_orders():
         ),
         ("preference", {"prompt": [U], "chosen": [A], "rejected": [U]}, "rejected: message 2 is by user"),
         ("preference", {"prompt": [U, A], "chosen": [A], "rejected": [A]}, "ends with assistant"),
+        (
+            "preference",
+            {"prompt": [U], "chosen": [A, U, A], "rejected": [A | {"content": "No."}, U, A]},
+            r"chosen has a user message after its first answer \(it would be learnt like",
+        ),
+        ("preference", {"prompt": [U], "chosen": [A], "rejected": [CALLING, TOOL, A]}, "rejected has a tool message"),
+        ("labelled", {"prompt": [U], "completion": [A, U, A], "label": True}, "completion has a user message"),
         ("labelled", {"prompt": [U], "completion": [], "label": True}, "ends with user, not assistant"),
         ("pair", {"a": "x", "b": " ", "score": 1.0}, "one of the two texts is empty"),
         ("pair", {"a": "x", "b": "y", "score": float("nan")}, "score is nan"),

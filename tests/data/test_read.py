@@ -1,7 +1,9 @@
 """Every kind of file, well and badly written, to rows with their places."""
 
+import bz2
 import gzip
 import json
+import lzma
 
 import fsspec
 import pyarrow as pa
@@ -136,14 +138,68 @@ def test_parquet(tmp_path):
     ]
 
 
-def test_compressed(tmp_path):
-    assert rows(tmp_path, "x.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}\n')) == [
-        ("x.jsonl.gz:1", {"a": 1}),
-        ("x.jsonl.gz:2", {"a": 2}),
-    ]
+def zstd(content: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as f:
+        f.write(content)
+    return packed.getvalue().to_pybytes()
+
+
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_compressed(tmp_path, packed):
+    name = f"x.jsonl.{packed}"
+    lines = [{"a": i, "b": "x" * 100} for i in range(2_000)]
+    content = PACK[packed]("".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert rows(tmp_path, name, content) == [(f"{name}:{n}", line) for n, line in enumerate(lines, 1)]
 
 
 def test_endings():
     assert [read.ending(p) for p in ("/a.b/x.JSONL.gz", "x.csv", "/a.b/README", "x.gz", "d/.hidden/x.raw")] == [
         ".jsonl", ".csv", "", "", ".raw",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_json_lines_under_json_with_a_first_row_of_any_length(tmp_path, packed):
+    """Longer than what is looked at to tell the layout; and one that ends where that ends."""
+    for size in (read.BLOCK - 11, read.BLOCK + 1, 3 * read.BLOCK):
+        lines = f"\ufeff\n{json.dumps({'a': 'x' * size})}\n\n{json.dumps({'a': 'y'})}\n".encode()
+        found = rows(tmp_path, f"x.json{packed}", gzip.compress(lines, 1) if packed else lines)
+        assert found == [(f"x.json{packed}:2", {"a": "x" * size}), (f"x.json{packed}:4", {"a": "y"})]
+
+
+@pytest.mark.parametrize("text", ['{"a": "%s"}\n\n', '\n{"version": 1, "rows": [{"a": "%s"}]}', '{\n"a":\n"%s"\n}\n'])
+def test_one_long_object_is_no_json_lines(tmp_path, text):
+    long = "x" * read.BLOCK
+    assert rows(tmp_path, "x.json", text % long) == [("x.json[0]", {"a": long})]
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jsonl", "x.json", "x.csv", "x.txt", "x.csv.gz", "x.json.bz2", "x.txt.xz", "x.csv.zst"]
+)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_named(tmp_path, name, encoding):
+    """With and without its mark; also compressed."""
+    content = '{"a": 1}\n'.encode(encoding)
+    with pytest.raises(read.Unreadable, match=f"{name} is UTF-16"):
+        rows(tmp_path, name, PACK.get(name.rsplit(".", 1)[1], bytes)(content))
+
+
+def test_csv_columns_that_are_not_utf_8_are_named(tmp_path):
+    with pytest.raises(
+        read.Unreadable, match=r"x\.csv: the first line, which names the columns, has bytes that are not UTF-8"
+    ):
+        rows(tmp_path, "x.csv", "prénom,a\nx,y\n".encode("latin-1"))
+
+
+def test_nan_and_infinity_are_null(tmp_path):
+    text = '{"a": NaN, "b": 1.5}\n{"a": -Infinity, "b": 1e999}\n{"a": "NaN", "b": [NaN]}\n'
+    (_, first), (_, second), (_, third) = rows(tmp_path, "x.jsonl", text)
+    assert (first, second, third["a"]) == ({"a": None, "b": 1.5}, {"a": None, "b": None}, "NaN")
+    assert rows(tmp_path, "x.json", '{"a": NaN}') == [("x.json[0]", {"a": None})]
+    pq.write_table(pa.table({"a": [1.0, float("nan"), None]}), tmp_path / "w.parquet")
+    found = rows(tmp_path, "x.parquet", (tmp_path / "w.parquet").read_bytes())
+    assert [row for _, row in found] == [{"a": 1.0}, {"a": None}, {"a": None}]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lib.config import Data
-from lib.data import load
+from lib.data import load, per_answer
 
 TEMPLATE = (
     "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -61,6 +61,21 @@ def test_sft_with_tool_calls(tmp_path, settings, tiny_model, tokenizer):
     assert trainer.train().training_loss > 0
 
 
+def test_labels_leave_out_what_is_marked(tmp_path, settings, tiny_model, tokenizer):
+    """Decoded where they are no -100: a marked answer carries no loss, and stands in the context of those after it."""
+    from trl import SFTConfig, SFTTrainer
+
+    said = [("user", "One?"), ("assistant", "WRONG"), ("user", "Two?"), ("assistant", "Right.")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    messages[1]["weight"] = 0
+    rows = per_answer(loaded(tmp_path, [{"messages": messages}] * 2, ("chat",)))
+    trainer = SFTTrainer(tiny_model, SFTConfig(**settings), train_dataset=rows, processing_class=tokenizer)
+    assert len(trainer.train_dataset) == 2
+    for row in trainer.train_dataset:
+        assert tokenizer.decode([t for t in row["labels"] if t != -100]) == "Right.<|im_end|>\n"
+        assert "WRONG<|im_end|>" in tokenizer.decode(row["input_ids"])
+
+
 def test_dpo_and_reward_with_transcripts(tmp_path, settings, tiny_model, tokenizer):
     from transformers import AutoModelForSequenceClassification
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
@@ -78,3 +93,35 @@ def test_dpo_and_reward_with_transcripts(tmp_path, settings, tiny_model, tokeniz
         "<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\nGrey 3.<|im_end|>\n"
     )
     assert reward.train().training_loss > 0
+
+
+def test_what_is_learnt_is_what_the_template_makes_of_the_row(tmp_path, settings, tiny_model, tokenizer):
+    """Character for character, with numbers that other readers of JSON round (as datasets' does)."""
+    from transformers import AutoModelForSequenceClassification
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+    numbers = {"lr": 2.5e-11, "price": 0.30000000000000004, "big": 123456789.12345679, "id": 2**70}
+    call = {"type": "function", "function": {"name": "f", "arguments": numbers}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": [1e-12, 0.1]}}}]
+    prompt = [{"role": "user", "content": "q"}]
+    calling = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    saying = [{"role": "assistant", "content": "no"}]
+
+    def rendered(messages):
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+
+    chats = [{"messages": prompt + calling, "tools": tools}, {"messages": prompt + saying}]  # 1 in 2 has other keys
+    train = per_answer(loaded(tmp_path, chats * 3, ("chat",)))
+    sft = SFTTrainer(tiny_model, SFTConfig(**settings), train_dataset=train, processing_class=tokenizer)
+    assert tokenizer.decode(sft.train_dataset[0]["input_ids"]) == rendered(prompt + calling)
+    pairs = loaded(
+        tmp_path, [{"prompt": prompt, "chosen": calling, "rejected": saying, "tools": tools}] * 2, ("preference",)
+    )
+    dpo = DPOTrainer(tiny_model, args=DPOConfig(**settings), train_dataset=pairs, processing_class=tokenizer)
+    row = dpo.train_dataset[1]
+    assert tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]) == rendered(prompt + calling)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    reward = RewardTrainer(model, args=RewardConfig(**settings), train_dataset=pairs, processing_class=tokenizer)
+    assert tokenizer.decode(reward.train_dataset[1]["chosen_ids"]) == rendered(prompt + calling)
+    assert [trainer.train().training_loss > 0 for trainer in (sft, dpo, reward)] == [True] * 3

@@ -1,0 +1,68 @@
+"""The model that is trained, as far as its rows must fit it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from lib import models
+from lib.config import Model
+from lib.encode import ends
+from lib.rendering.sequences import Settings
+
+
+class Base:
+    """tokenizer: with the job's chat template; ends: ids at which generation stops; window: positions it has, None where no limit is
+    known."""
+
+    def __init__(self, tokenizer, ends: set[int], window: int | None):
+        self.tokenizer, self.ends, self.window = tokenizer, ends, window
+        self._blank: dict[int, bool] = {}
+
+    @cached_property
+    def special(self) -> set[int]:
+        """Ids that can end a turn."""
+        return self.ends | {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+
+    def blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not self.tokenizer.decode([token]).strip()
+        return self._blank[token]
+
+    def turn_end(self, ids: list[int]) -> int | None:
+        """The id that ends an answer: of the special tokens behind its last text, the one that stops generation, else the last."""
+        found = None
+        for token in reversed(ids):
+            if token in self.ends:
+                return token
+            if token in self.special:
+                found = token if found is None else found
+            elif not self.blank(token):
+                break
+        return found
+
+    def unfit(self, kind: str) -> str | None:
+        """Why no row of that kind can be rendered."""
+        if kind == "text":
+            missing, why = (
+                not self.tokenizer.eos_token,
+                "model.base: its tokenizer has no eos_token, which ends a text.",
+            )
+        else:
+            missing, why = (
+                not self.tokenizer.chat_template,
+                "model.chat_template: the base has none for data.source's messages. Give a Jinja file.",
+            )
+        return why if missing else None
+
+
+def base(model: Model, settings: Settings) -> Base:
+    """Loads no weights. Raises ValueError, or OSError, for a tokenizer that can't be had."""
+    from transformers import AutoConfig
+
+    tokenizer = models.tokenizer(model)
+    if settings.eos_token:
+        tokenizer.eos_token = settings.eos_token
+    path = models.path(model.base)
+    config = AutoConfig.from_pretrained(path, revision=model.revision)
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Base(tokenizer, ends(path, config, tokenizer, model.revision), window)

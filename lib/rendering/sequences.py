@@ -1,0 +1,132 @@
+"""The renderings and tokens that TRL 1.16 makes of a row: `_prepare_dataset` of its SFTTrainer, DPOTrainer and RewardTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lib.data.marks import learnt
+from lib.data.rows import Message
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What in a stage's `train` section decides how its rows become tokens."""
+
+    scores: bool
+    """Whole conversations are scored, and no token is learnt: the reward stage."""
+    max_length: int | None
+    keep_end: bool
+    """What is over max_length is cut at the beginning, not at the end."""
+    packing: str | None
+    """TRL's packing_strategy; None: each example is a row of the batch."""
+    learns_prompts: bool
+    eos_token: str | None
+
+    @classmethod
+    def of(cls, stage: str, train) -> Settings:
+        """train: has the fields of the stage's TRL config class."""
+        return cls(
+            scores=stage == "reward",
+            max_length=getattr(train, "max_length", None),
+            keep_end=getattr(train, "truncation_mode", None) == "keep_end",
+            packing=train.packing_strategy if getattr(train, "packing", False) else None,
+            learns_prompts=getattr(train, "completion_only_loss", None) is False,
+            eos_token=getattr(train, "eos_token", None),
+        )
+
+    @property
+    def cuts(self) -> bool:
+        """Long examples are cut, and not split into several."""
+        return self.packing in (None, "bfd")
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """What is left of a sequence within max_length."""
+        if self.max_length is None or not self.cuts:
+            return ids
+        return ids[-self.max_length :] if self.keep_end and not self.packing else ids[: self.max_length]
+
+    def learnt(self, s: Sequence) -> int:
+        """Tokens of it that carry loss once it is cut."""
+        if self.scores:
+            return 0
+        at, kept = 0 if self.learns_prompts else s.start, len(self.cut(s.ids))
+        if self.keep_end and not self.packing:
+            at = max(0, at - (len(s.ids) - kept))
+        return max(0, kept - at)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The messages of one sequence. A preference row has two; a conversation has one for each answer that is learnt."""
+
+    prompt: list[Message]
+    answer: list[Message]
+
+
+def parts(kind: str, row: dict) -> list[Parts]:
+    """Raises AssertionError for kinds of rows that no trainer here renders."""
+    if kind == "chat":  # as lib.data.per_answer
+        return [Parts(row["messages"][:i], [row["messages"][i]]) for i in learnt(row)]
+    assert kind == "preference", kind
+    return [Parts(row["prompt"], row[side]) for side in ("chosen", "rejected")]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    text: str
+    ids: list[int]
+    """Not cut yet."""
+    asked: list[int]
+    """What the model reads before it writes the answer: the prompt with the generation prompt. Empty for texts."""
+    start: int
+    """The first token of ids that is learnt, or scored as part of the answer: where ids and asked part."""
+
+
+def sequences(
+    tokenizer, kind: str, rows: list[dict], settings: Settings
+) -> Iterator[tuple[list[Parts], list[Sequence] | Exception]]:
+    """Of each row; the exception is what the chat template, which is a user's program, raised."""
+    if kind == "text":
+        eos = tokenizer.eos_token
+        texts = [row["text"] if row["text"].endswith(eos) else row["text"] + eos for row in rows]
+        for text, ids in zip(texts, _ids(tokenizer, texts), strict=True):
+            yield [], [Sequence(text, ids, [], 0)]
+        return
+    rendered = [_rendered(tokenizer, kind, row, settings) for row in rows]
+    good = [pair for _, pairs in rendered if not isinstance(pairs, Exception) for pair in pairs]
+    ids = iter(_ids(tokenizer, [text for pair in good for text in pair], add_special_tokens=False))
+    for made, pairs in rendered:
+        if isinstance(pairs, Exception):
+            yield made, pairs
+            continue
+        found = []
+        for _, text in pairs:
+            asked, whole = next(ids), next(ids)
+            start = 0 if settings.scores else _common(asked, whole)
+            found.append(Sequence(text, whole, asked, start))
+        yield made, found
+
+
+def _rendered(tokenizer, kind: str, row: dict, settings: Settings):
+    """(parts, (prompt, whole) texts of each of them or what the template raised)"""
+    made, tools, texts = parts(kind, row), row.get("tools") or None, []
+    for p in made:
+        try:
+            asked = "" if settings.scores else _render(tokenizer, p.prompt, tools, True)
+            texts.append((asked, _render(tokenizer, p.prompt + p.answer, tools, False)))
+        except Exception as e:
+            return made, e
+    return made, texts
+
+
+def _render(tokenizer, messages: list[Message], tools: list | None, answering: bool) -> str:
+    return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=answering, tokenize=False)
+
+
+def _ids(tokenizer, texts: list[str], **how) -> list[list[int]]:
+    return tokenizer(texts, **how)["input_ids"] if texts else []
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

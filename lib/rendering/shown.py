@@ -1,0 +1,38 @@
+"""A row as the model will see it, for a person."""
+
+from __future__ import annotations
+
+from lib.rendering.sequences import Sequence, Settings
+
+LONGEST = 700  # characters of each part
+
+OPEN, CLOSE = "⟦", "⟧"
+"""Around what is learnt."""
+
+
+def fits(s: Sequence, settings: Settings) -> bool:
+    """Nothing of it is cut."""
+    return settings.max_length is None or len(s.ids) <= settings.max_length
+
+
+def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Settings) -> list[tuple[str, str]]:
+    """(label, text) of the last answer of a conversation, of both sides of a pair, or of a text."""
+    marked = f"between {OPEN} and {CLOSE} is learnt" if not settings.scores else "the whole is scored"
+    if kind != "preference":
+        return [("a row", f"{place}, as the model sees it; {marked}"), ("", _marked(tokenizer, found[-1], settings))]
+    sides = [_marked(tokenizer, s, settings, whole=n == 0 or settings.scores) for n, s in enumerate(found)]
+    return [("a row", f"{place}, as the model sees it; {marked}"), ("chosen", sides[0]), ("rejected", sides[1])]
+
+
+def _marked(tokenizer, s: Sequence, settings: Settings, whole: bool = True) -> str:
+    kept, learnt = settings.cut(s.ids), settings.learnt(s)
+    at = len(kept) - learnt
+    before, after = _shortened(tokenizer.decode(kept[:at])), _shortened(tokenizer.decode(kept[at:]))
+    return (before if whole else "… ") + (f"{OPEN}{after}{CLOSE}" if learnt else "")
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"

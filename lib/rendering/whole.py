@@ -1,0 +1,68 @@
+"""On the workers: every row rendered before the model is loaded, and generation that stops where the turns learnt end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lib import data
+from lib.config import Job
+from lib.failure import StopTraining
+from lib.rendering.base import base
+from lib.rendering.counts import Counts
+from lib.rendering.sequences import Settings, sequences
+from lib.rendering.verdict import verdict
+
+BATCH = 1000
+
+
+def count(job: Job, args, kinds: tuple[str, ...], share: tuple[int, int]) -> dict[str, Counts]:
+    """{"train", "heldout"} of all the data, the same on every worker. args: the stage's TRL config; share: (this worker's number,
+    how many), each of which reads its part. Raises StopTraining as the plan refuses, for rows that were not in its sample."""
+    settings = Settings.of(job.stage, args)
+    known, loaded = base(job.model, settings), data.load(job.data, kinds)
+    if why := known.unfit(loaded.kind):
+        raise StopTraining(why)
+    counts = {}
+    for side, rows in (("train", loaded.train), ("heldout", loaded.heldout)):
+        counts[side] = _over_workers(_count(rows or [], side, loaded.kind, settings, known, share))
+    problems, _ = verdict(counts["train"] + counts["heldout"], job, settings, known.window)
+    if problems:
+        raise StopTraining(" ".join(problems))
+    return counts
+
+
+def summary(counts: dict[str, Counts]) -> dict:
+    """For provenance.json."""
+    return {"of_all_rows": True} | {side: c.summary() for side, c in counts.items()}
+
+
+def _count(rows, side: str, kind: str, settings: Settings, known, share: tuple[int, int]) -> Counts:
+    out = Counts(kind)
+    for start in range(BATCH * share[0], len(rows), BATCH * share[1]):
+        columns = rows[start : start + BATCH]
+        batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        for n, (made, found) in enumerate(sequences(known.tokenizer, kind, batch, settings), start + 1):
+            out.add(f"row {n} of {side}", kind, batch[n - start - 1], made, found, settings, known)
+    return out
+
+
+def _over_workers(mine: Counts) -> Counts:
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return mine
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return sum(parts[1:], parts[0])
+
+
+def stop_at_turn_ends(folder: Path, counts: dict[str, Counts], tokenizer) -> None:
+    """Adds the tokens that end the turns learnt to the generation config of the model in `folder`."""
+    ends = tokenizer.convert_tokens_to_ids(sorted({token for c in counts.values() for token in c.ends}))
+    file = folder / "generation_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = config.get("eos_token_id")
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    if more := [i for i in ends if i not in known]:
+        file.write_text(json.dumps(config | {"eos_token_id": known + more}, indent=2) + "\n", encoding="utf-8")
