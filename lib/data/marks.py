@@ -1,8 +1,8 @@
 """Marks that an assistant message is not to be learnt. It stays in the conversation as context and carries no loss.
 
 The field's spellings, of OpenAI, Axolotl, ms-swift and others: `weight` or `loss_weight` 0, `train`, `training`,
-`trainable` or `loss` false. While a row is read the mark is `"weight": 0` in the message; a canonical row has it beside
-the messages, so that no chat template sees it:
+`trainable` or `loss` false. On any other message they change nothing: those are never learnt. While a row is read the
+mark is `"weight": 0` in the message; a canonical row has it beside the messages, so that no chat template sees it:
 
     {"messages": [user, assistant, user, assistant], "unlearnt": [1]}
 """
