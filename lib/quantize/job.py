@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, data, logs, quantized, vllm_generator
+from lib import cli, data, limits, logs, quantized, ranges, vllm_generator
 from lib.cli import UsageError
 from lib.config import Data
 from lib.evals.job import EvalJob
@@ -120,7 +120,7 @@ class Plan:
 
 def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> Plan:
     """Checks a job. Raises UsageError listing every problem found, one a line, each naming its key."""
-    problems: list[str] = []
+    problems = ranges.values(asdict(job)) + limits.room("workers", job.workers)
     notes: list[str] = []
 
     def attempt(f, *args):
