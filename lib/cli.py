@@ -34,8 +34,20 @@ OWNED = {
     "chat_template_path": "model.chat_template",
     "remove_unused_columns": "data.columns",
     "ddp_backend": "scale.device",
+    "parallelism_config": "scale.strategy",
 }
 """Fields of TrainingArguments that follow from other keys of the job → the key to set instead."""
+
+LORA_OWNED = {
+    "peft_type": "model.adapter",
+    "task_type": "the stage by its job",
+    "base_model_name_or_path": "model.base",
+    "revision": "model.revision",
+    "auto_mapping": "model.base",
+    "peft_version": "nothing: it is the installed one",
+    "inference_mode": "nothing: an adapter that is made is trained",
+}
+"""The same of LoraConfig."""
 
 SECTIONS = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
 
@@ -135,7 +147,7 @@ def _parser(stage: str, config_class: str):
     )
     for name, cls in SECTIONS.items():
         parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
-    for section, cls, owned in (("model.lora", LORA, {}), ("train", config_class, OWNED)):
+    for section, cls, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
         group = parser.add_argument_group(f"{section}: fields of {cls.replace(':', '.')}")
         for key, f in fields.read(cls).items():
             if key not in owned:
@@ -205,8 +217,9 @@ def _is_known(key: str, known: set[str]) -> bool:
 def unknown(key: str, known: set[str], dashes: str = "") -> str:
     """The message for a key that doesn't exist."""
     last = key.rsplit(".", 1)[-1]
-    if key.startswith("train.") and last in OWNED:
-        return f"{dashes}{key} follows from other keys: set {OWNED[last]} instead."
+    owned = OWNED if key.startswith("train.") else LORA_OWNED if key.startswith("model.lora.") else {}
+    if last in owned:
+        return f"{dashes}{key} follows from other keys: set {owned[last]} instead."
     return f"{dashes}{key} is not a key of this job.{nearest(key, known, dashes)}"
 
 
@@ -263,7 +276,7 @@ def schema(stage: str, config_class: str) -> dict:
     for name, cls in SECTIONS.items():
         cls.__pydantic_config__ = strict
         sections[name] = TypeAdapter(cls).json_schema()
-    sections["model"]["properties"]["lora"] = borrowed("Lora", LORA)
+    sections["model"]["properties"]["lora"] = borrowed("Lora", LORA, LORA_OWNED)
     sections["train"] = borrowed("Train", config_class, OWNED)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -108,7 +108,14 @@ def _train(job: Job, gpu: bool) -> list[str]:
         out.append(
             "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
         )
-    if t.get("trust_remote_code"):
+    if t.get("dataset_kwargs"):
+        out.append("train.dataset_kwargs: rows are prepared as every stage needs them. Leave it out.")
+    if t.get("use_liger_kernel") and not importlib.util.find_spec("liger_kernel"):
+        out.append("train.use_liger_kernel: liger-kernel is not installed: pip install liger-kernel.")
+    init = t.get("model_init_kwargs")
+    if isinstance(init, str):
+        out.append(f"train.model_init_kwargs: must be keys and values, is the text {init!r}.")
+    if t.get("trust_remote_code") or (isinstance(init, dict) and init.get("trust_remote_code")):
         out.append("train.trust_remote_code: running code from a model's repository is not supported. Leave it out.")
     if t.get("hub_token") or t.get("push_to_hub"):
         out.append(

@@ -78,6 +78,7 @@ WORDS = {
     "train.include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
     "train.log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "train.log_level_replica": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    "train.torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "train.dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
 """Values of keys whose type is any text. tests/test_limits.py holds them against the installed libraries."""
