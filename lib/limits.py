@@ -46,6 +46,13 @@ def heldout(job: Job, checked) -> list[str]:
     ]
 
 
+def revision(given: str | None, base: str) -> list[str]:
+    """model.revision where the base, as lib/models.py located it, is none of a hub's."""
+    if given is None or not ("://" in base or base.startswith("package:") or os.path.isabs(base)):
+        return []
+    return [f"model.revision: {given} would be a commit on a hub, and {base} is none of its models. Leave it out."]
+
+
 def room(key: str, workers: int | None) -> list[str]:
     """Whether so many models fit beside one another; on a cluster (RAY_ADDRESS) that shows after connecting."""
     if not workers or os.environ.get("RAY_ADDRESS"):
@@ -95,6 +102,21 @@ def _model(job: Job, gpu: bool) -> list[str]:
         out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
     if m.quantization != "none" and job.scale.strategy != "ddp":
         out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
+    for key in (
+        "arrow_config",
+        "corda_config",
+        "eva_config",
+        "kasa_config",
+        "lora_ga_config",
+        "runtime_config",
+        "use_bdlora",
+    ):
+        if m.lora.get(key) is not None:
+            out.append(f"model.lora.{key}: takes an object of PEFT's, which a config can't hold. Leave it out.")
+    if m.lora.get("init_lora_weights") in ("eva", "corda"):
+        out.append(
+            f"model.lora.init_lora_weights: {m.lora['init_lora_weights']} starts from activations, which aren't collected here. Leave it out."
+        )
     return out + qat.problems(job)
 
 
@@ -108,13 +130,23 @@ def _train(job: Job, gpu: bool) -> list[str]:
         out.append(
             "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
         )
-    if t.get("dataset_kwargs"):
-        out.append("train.dataset_kwargs: rows are prepared as every stage needs them. Leave it out.")
+    for key, plain in (("dataset_kwargs", None), ("label_names", None), ("dataset_text_field", "text")):
+        if (t.get(key) or plain) != plain:
+            out.append(f"train.{key}: lib/data prepares the rows. Leave it out; data.columns renames columns.")
+    optim = t.get("optim") or "adamw_torch"
+    if t.get("optim_target_modules") and not optim.startswith(("galore", "apollo")):
+        out.append(
+            f"train.optim_target_modules: {optim} has none, only GaLore's and APOLLO's optimizers. Leave it out."
+        )
+    if t.get("metric_for_best_model") not in (None, "", "loss", "eval_loss"):
+        out.append("train.metric_for_best_model: held-out rows give eval_loss. Leave it out.")
     if t.get("use_liger_kernel") and not importlib.util.find_spec("liger_kernel"):
         out.append("train.use_liger_kernel: liger-kernel is not installed: pip install liger-kernel.")
     init = t.get("model_init_kwargs")
-    if isinstance(init, str):
-        out.append(f"train.model_init_kwargs: must be keys and values, is the text {init!r}.")
+    for section, keys in (("train", t), ("model.lora", job.model.lora)):
+        for key, value in keys.items():
+            if key.endswith(("_kwargs", "_config")) and not (value is None or isinstance(value, dict)):
+                out.append(f"{section}.{key}: must be keys and values, is {value!r}.")
     if t.get("trust_remote_code") or (isinstance(init, dict) and init.get("trust_remote_code")):
         out.append("train.trust_remote_code: running code from a model's repository is not supported. Leave it out.")
     if t.get("hub_token") or t.get("push_to_hub"):

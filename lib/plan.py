@@ -81,6 +81,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
     if located:
+        problems += limits.revision(job.model.revision, base)
         attempt(quantized.refuse, "model.base", base, "trained")
         if job.stage != "reward":
             attempt(models.refuse_reward, "model.base", base)

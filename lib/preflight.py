@@ -85,6 +85,7 @@ def check(job: Job, config: str, gpu: bool) -> list[str]:
         if {"optim", "optim_args", "optim_target_modules"} & job.train.keys():
             attempt(out, "train", job.train, lambda train: _optimizer(args, train))
         out += _checkpointing(job.train.get("gradient_checkpointing_kwargs"))
+        out += _backend(job.train.get("torch_compile_backend"))
     return out or structure.problems(job, gpu)
 
 
@@ -113,8 +114,8 @@ def _schedule(args, train: dict) -> None:
 
 
 def _optimizer(args, train: dict) -> None:
-    for name in UNUSED:  # which some optimizers come from
-        sys.modules.pop(name, None)
+    for name in [n for n in UNUSED if sys.modules.get(n, n) is None]:  # some optimizers come from them
+        del sys.modules[name]
     import torch
     from transformers import Trainer
     from transformers.training_args import OptimizerNames
@@ -125,6 +126,10 @@ def _optimizer(args, train: dict) -> None:
     args.optim = OptimizerNames(train.get("optim", "adamw_torch"))
     model = torch.nn.Linear(2, 2)
     made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    if given := args.optim_args:
+        args.optim_args = None
+        if Trainer.get_optimizer_cls_and_kwargs(args, model)[1] == kwargs:
+            raise ValueError(f"{args.optim.value} takes nothing of {given!r}.")
     made(model.parameters(), **{k: v for k, v in kwargs.items() if k not in ("params", "model", "optimizer_dict")})
 
 
@@ -137,6 +142,15 @@ def _checkpointing(given) -> list[str]:
     known = [k for k in known if k not in ("function", "args", "kwargs")]
     key = "train.gradient_checkpointing_kwargs"
     return [f"{key}: there is no {k}.{nearest(k, known)} Known: {', '.join(known)}." for k in given if k not in known]
+
+
+def _backend(name: str | None) -> list[str]:
+    if name is None:
+        return []
+    import torch
+
+    known = torch.compiler.list_backends(exclude_tags=())
+    return [] if name in known else [f"train.torch_compile_backend: there is no {name}. Known: {', '.join(known)}."]
 
 
 if __name__ == "__main__":

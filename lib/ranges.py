@@ -64,6 +64,9 @@ RANGES = {
     "accuracy_floor": "[0, 1]",
     "kl_ceiling": "(0, inf)",
     "gate": "(-inf, inf)",
+    "judge.max_tokens": "(0, inf)",
+    "judge.timeout_s": "(0, inf)",
+    "judge.at_once": "(0, inf)",
 }
 """Intervals of numbers, and of those in a list or a dictionary; a bracket holds its end, a parenthesis does not. Other keys: [0, inf)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from lib.config import Job
@@ -37,9 +38,15 @@ def attempt(out: list[str], section: str, given: dict, build, key: str | None = 
 
 
 def adapter(stage: str, given: dict):
+    """PEFT's config. Raises ValueError also where PEFT would only warn that a key is ignored."""
     from peft import LoraConfig
 
-    return LoraConfig(**{"task_type": "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"} | given)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = LoraConfig(**{"task_type": "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"} | given)
+    for text in [str(w.message) for w in said if "ignored" in str(w.message)]:
+        raise ValueError(text)
+    return made
 
 
 def folder(base: str) -> Path | None:

@@ -149,7 +149,7 @@ def plan(job: EvalJob) -> Plan:
     from lib.cli import nearest
     from lib.evals import bertscore, generation, harness, mt_bench, refusals, tasks
 
-    problems = ranges.values(asdict(job)) + limits.room("workers", job.workers)
+    problems: list[str] = []
 
     def attempt(f, *args):
         try:
@@ -172,9 +172,7 @@ def plan(job: EvalJob) -> Plan:
                 found = [m for e in examples[:20] for m in task.score(e, "")]
                 judged = ["rule_agrees"] if job.judge.url and isinstance(task, XsTest) else []
                 metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS, *judged]
-    filed = [*(t for t in tasks.TASKS if t != "demo"), "perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
-    for name in set(job.task_data) - set(filed):
-        problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
+    problems += unfiled(job.task_data)
     if not job.decoding:
         problems.append("decoding: there is none. Say greedy, or t=0.7,top_p=0.9.")
     decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.max_new_tokens, job.seed))]
@@ -200,7 +198,8 @@ def plan(job: EvalJob) -> Plan:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
         reward = attempt(spec.find, "reward", scorer, job.reward, job.dtype, True)
         specs += [reward] if reward else []
-    problems += needs(job) + endpoint.problems(job.judge)
+    problems += needs(job) + ranges.values(asdict(job)) + limits.room("workers", job.workers)
+    problems += endpoint.problems(job.judge)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
         attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)
@@ -217,6 +216,17 @@ def plan(job: EvalJob) -> Plan:
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks, counts)
+
+
+def unfiled(task_data: dict[str, str]) -> list[str]:
+    """Names in task_data that no task with a file has."""
+    from lib.cli import nearest
+    from lib.evals import tasks
+
+    filed = [t for t in tasks.TASKS if t != "demo"]
+    filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
+    wrong = sorted(task_data.keys() - set(filed))
+    return [f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}" for name in wrong]
 
 
 def after(job: Job) -> EvalJob:

@@ -12,7 +12,7 @@ from typing import Literal
 from lib import cli, data, limits, logs, quantized, ranges, vllm_generator
 from lib.cli import UsageError
 from lib.config import Data
-from lib.evals.job import EvalJob
+from lib.evals.job import EvalJob, unfiled
 from lib.evals.spec import Spec, find
 from lib.quantize.methods import METHODS
 from lib.run import Run
@@ -143,6 +143,7 @@ def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> 
     checked = attempt(data.check, job.data, ("chat", "text"), METHODS[job.method].calibrated)
     if checked:
         attempt(checked.need_heldout)  # memory and speed are measured on them
+    problems += unfiled(job.task_data)
     if spec and engine and job.tasks:  # the tasks, on the model that is there already
         from lib.evals import job as evals
 
