@@ -45,6 +45,7 @@ RANGES = {
     "model.lora.rank_pattern": "[1, 65536]",
     "model.lora.alpha_pattern": "(0, inf)",
     "model.lora.layers_to_transform": "[0, inf)",
+    "model.lora.qalora_group_size": "[1, inf)",
     "data.heldout_fraction": "[0, 1]",
     "data.limit": "[1, inf)",
     "data.heldout_limit": "[1, inf)",

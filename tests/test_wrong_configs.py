@@ -2,10 +2,11 @@
 
 import importlib
 import math
+import os
 import random
+import re
 import typing
 
-import pytest
 import yaml
 
 from lib import cli, config_file, fields, plan, preflight
@@ -24,6 +25,9 @@ TRAINED = {
 }
 STAGES = [*TRAINED, "eval", "quantize"]
 
+COUNT = int(os.environ.get("WRONG_CONFIGS", "150"))
+SECTIONS = ("data", "judge", "model", "model.lora")
+
 NUMBERS = [math.nan, math.inf, -1, -0.5, 1.5, 0, 10**30, "ten", "1:30", [1], {"a": 1}, True]
 WRONG = {
     bool: ["maybe", 2, [True], {}],
@@ -34,6 +38,55 @@ WRONG = {
     str: ["", "bogus", [1], {"a": 1}, True],
 }
 """Values that are probably wrong for a key of the type."""
+
+
+FREE = {
+    "run", "bert_encoder", "judge.model", "judge.key_env", "train.run_name", "train.project", "train.hub_model_id",
+    "train.hub_revision", "train.trackio_space_id", "train.trackio_bucket_id", "train.length_column_name",
+    "model.lora.megatron_core",
+    "data.source",  # may be a dataset on the hub, which the workers load
+}  # fmt: skip
+"""Keys that any text is right for."""
+ZERO = {
+    "data.heldout_fraction", "accuracy_floor", "samples", "seed", "usd_per_hour", "judge.usd_per_million_in",
+    "judge.usd_per_million_out", "scale.max_failures", "model.lora.lora_dropout", "train.seed", "train.data_seed",
+    "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.answer_temperature",
+    "train.center_rewards_coefficient", "train.dataloader_num_workers", "train.eval_delay", "train.f_alpha_divergence_coef",
+    "train.hard_weight", "train.label_smoothing", "train.label_smoothing_factor", "train.ld_alpha", "train.local_rank",
+    "train.max_grad_norm", "train.neftune_noise_alpha", "train.on_policy", "train.ref_model_mixup_alpha",
+    "train.router_aux_loss_coef", "train.warmup_steps", "train.weight_decay",
+}  # fmt: skip
+"""Keys that 0 is right for: it turns them off, or is a value like any other."""
+MORE = {
+    "usd_per_hour", "judge.usd_per_million_in", "judge.usd_per_million_out", "judge.timeout_s", "kl_ceiling",
+    "train.learning_rate", "train.weight_decay", "train.max_grad_norm", "train.num_train_epochs", "train.eval_delay",
+    "train.adam_epsilon", "train.beta", "train.answer_temperature", "train.center_rewards_coefficient", "train.discopop_tau",
+    "train.f_alpha_divergence_coef", "train.neftune_noise_alpha", "train.router_aux_loss_coef", "train.soft_temperature",
+}  # fmt: skip
+"""Keys that 1.5 is right for: no share, no count."""
+LESS = {
+    "train.max_steps": (-1,),  # by num_train_epochs
+    "scale.max_failures": (-1,),  # always
+    "train.local_rank": (-1,),  # not started by torchrun
+    "train.f_alpha_divergence_coef": (-1, -0.5),
+}
+
+
+def legitimate(key: str, kind: object, value) -> bool:
+    if value is None:
+        return config_file.takes(kind, type(None))
+    if isinstance(value, bool):
+        return config_file.takes(kind, bool)
+    if value == "":  # as null
+        return (config_file.takes(kind, type(None)) or key in FREE | {"train.debug"}) and not key.startswith(
+            ("model.", "data.", "run")
+        )
+    if isinstance(value, str):
+        return key in FREE
+    if value == [1]:  # the second layer, the second token
+        return key in ("model.lora.layers_to_transform", "model.lora.trainable_token_indices")
+    numbers = {0: key in ZERO, 1.5: key in MORE}
+    return numbers.get(value, value in LESS.get(key, ())) if isinstance(value, int | float) else False
 
 
 def kinds(stage: str) -> dict[str, object]:
@@ -77,11 +130,12 @@ def tree(stage: str, base: str, source: dict[str, str], run: str) -> dict:
 
 
 def put(config: dict, key: str, value) -> dict:
+    whole = config
     *sections, last = key.split(".")
     for name in sections:
         config = config.setdefault(name, {})
     config[last] = value
-    return config
+    return whole
 
 
 def plan_it(stage: str, path: str) -> Job | None:
@@ -101,3 +155,33 @@ def plan_it(stage: str, path: str) -> Job | None:
     if problems := preflight.check(planned.job, config, planned.gpu):
         raise ValueError("\n".join(problems))
     return planned.job
+
+
+def test_every_wrong_config_is_refused_with_its_key(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.hardware.local_cpus", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    rng, source = random.Random(14), {"chat": chats_file, "preference": pairs_file}
+    path, run, left, refused = tmp_path / "c.yaml", str(tmp_path / "runs" / "x"), [], 0
+    for stage in STAGES:  # right before anything is made wrong
+        path.write_text(yaml.safe_dump(tree(stage, tiny_model, source, run)))
+        plan_it(stage, str(path))
+    for _ in range(COUNT):
+        stage = rng.choice(STAGES)
+        known = kinds(stage)
+        sections = sorted({".".join(k.split(".")[:-1]) for k in known})
+        section = rng.choice(sections)
+        name = rng.choice(sorted(k for k in known if ".".join(k.split(".")[:-1]) == section and k not in SECTIONS))
+        key, value = wrong(rng, name, known[name])
+        path.write_text(yaml.safe_dump(put(tree(stage, tiny_model, source, run), key, value)))
+        said = None
+        try:
+            plan_it(stage, str(path))
+        except ValueError as e:
+            said = str(e)
+        refused += said is not None
+        named = said and (re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", said) or "model.lora: is set, but" in said)
+        if not named and not (said is None and key == name and legitimate(key, known[name], value)):
+            left.append(f"{stage} {key}: {value!r} → {said or 'accepted'}")
+    assert not left, "\n".join(left)
+    assert refused > 0.8 * COUNT and not (tmp_path / "runs").exists()
