@@ -3,8 +3,8 @@
     python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […]}
 
 It builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights (torch's
-meta device), on a CPU. It starts when a job's keys have been read, imports while the plan is made, and is asked last; a request
-that is refused before doesn't wait for it. No weight and nothing from a hub is loaded.
+meta device), on a CPU. It starts with the job, imports while keys are read and the plan is made, and is asked last; a request that is
+refused before doesn't wait for it. No weight and nothing from a hub is loaded.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from lib.config import Job
@@ -46,6 +47,11 @@ def adapter(stage: str, given: dict):
         made = LoraConfig(**{"task_type": "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"} | given)
     for text in [str(w.message) for w in said if "ignored" in str(w.message)]:
         raise ValueError(text)
+    for key, value in given.items():
+        inner = getattr(made, key)
+        known = [f.name for f in fields(inner)] if is_dataclass(inner) else []
+        if isinstance(value, dict) and (unknown := sorted(value.keys() - {*known})) and known:
+            raise ValueError(f"{key} takes no {unknown[0]}, which PEFT would drop.{nearest(unknown[0], known)}")
     return made
 
 

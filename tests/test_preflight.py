@@ -56,6 +56,7 @@ Q = {"target_modules": ["q_proj"]}
         ({"lora": Q | {"layer_replication": [[0, 99]]}}, "model.lora.layer_replication: "),
         ({"lora": Q | {"trainable_token_indices": [4096]}}, "model.lora.trainable_token_indices: the base has tokens 0 to 1023"),
         ({"lora": Q | {"loftq_config": {"loftq_bits": 4}}}, "model.lora.loftq_config: `loftq_config` specified but will be ignored"),
+        ({"lora": Q | {"velora_config": {"rnak": 1}}}, "model.lora.velora_config: velora_config takes no rnak"),
         ({"lora": Q | {"layers_pattern": "layers"}}, "model.lora.layers_pattern: "),
         ({"train": {"loss_weights": [1.0, 2.0]}, "stage": "dpo", "config": "trl.trainer.dpo_config:DPOConfig"}, "train.loss_weights: "),
     ],
