@@ -15,7 +15,6 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 from cluster import candidates, throughput
 from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
@@ -56,8 +55,7 @@ def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
     # A dry run, since nothing is started: a job whose run is already there can be planned again.
     request = cli.parse(name, said["config"], [*argv, "--dry-run"])
     if check := said.get("check"):
-        defaults = {k: f.default for k, f in fields.read(said["config"]).items()}
-        check(request.job, SimpleNamespace(**defaults | request.job.train))
+        check(request.job, fields.filled(said["config"], request.job.train))
     os.environ.setdefault("RAY_ADDRESS", "auto")  # it is checked for a cluster, and not for the cores of this machine
     planned = plan.make(request, said["rows"], said.get("models", ()))
     return Work(

@@ -18,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", help="run of the evaluation (default: the newest beside the runs that has both)")
     parser.add_argument("--examples", type=int, default=10, help="how many changed examples to show (default: 10)")
     options = parser.parse_args(argv)
+    if options.examples < 0:
+        parser.error(f"--examples: must be 0 or more, is {options.examples}")
     from lib.cli import refusing
 
     with refusing("jobs/diff.py"):

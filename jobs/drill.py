@@ -96,6 +96,8 @@ def main() -> None:
     if not (ROOT / "jobs" / f"{stage}.py").is_file():
         stages = [p.stem for p in (ROOT / "jobs").glob("*.py")]
         parser.error(f"--stage: there is no jobs/{stage}.py.{nearest(stage, stages)}")
+    if options.kills < 1 or min(options.at or [1]) < 1:
+        parser.error("--kills and --at: must be 1 or more, or nothing is proved")
     if options.dry_run:
         command = [sys.executable, f"jobs/{stage}.py", "--config", options.config, *extra, "--dry-run"]
         sys.exit(subprocess.run(command, cwd=ROOT).returncode)

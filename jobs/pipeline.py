@@ -20,20 +20,19 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict
 from functools import partial
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-import yaml
-
+from lib import config_file
 from lib.cli import UsageError, nearest, read_yaml, refusing
 from lib.forecast import Forecast
 from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent
-STEP = ("stage", "config", "set", "minutes")
-"""Keys of a step; minutes: how long it takes on some machine, which says how long it will here (lib/forecast.py)."""
+STEP = {"stage": "a job's name", "config": "a file's path", "set": "keys and values", "minutes": "a number"}
+"""Keys of a step and what they hold; minutes: how long it takes on some machine, which says how long it will here (lib/forecast.py)."""
 DRIVER_ONLY = ["lib.launch", "lib.plan", "lib.progress", "lib.cli", "lib.failure", "lib.forecast", "lib.ray_start"]
 """Modules that can't change what a step computes, so that editing them repeats nothing."""
 
@@ -44,8 +43,10 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
     for key in tree:
         if key not in ("folder", "steps"):
             raise UsageError(f"{path}: {key} is not a key of a pipeline.{nearest(key, ['folder', 'steps'])}")
+    if not isinstance(folder := tree.get("folder", f"runs/{Path(path).stem}"), str) or not folder.strip():
+        raise UsageError(f"{path}: folder: must be a directory or s3://bucket/path, is {folder!r}.")
     steps = tree.get("steps")
-    if not isinstance(steps, dict) or not all(isinstance(s, dict) for s in steps.values()):
+    if not isinstance(steps, dict) or not steps or not all(isinstance(s, dict) for s in steps.values()):
         raise UsageError(f"{path}: steps is missing: {{name: {{stage: …, config: …, set: {{key: value}}}}}}.")
     stages = [p.stem for p in ROOT.glob("jobs/*.py") if p.stem not in ("__init__", "pipeline", "drill", "diff")]
     before: list[str] = []
@@ -53,8 +54,12 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
         for key in step:
             if key not in STEP:
                 raise UsageError(f"{path}: steps.{name}.{key} is not a key of a step.{nearest(key, STEP)}")
-        if not isinstance(step.get("minutes", 1.0), int | float) or step.get("minutes", 1.0) <= 0:
-            raise UsageError(f"{path}: steps.{name}.minutes: must be a number above 0, is {step['minutes']!r}.")
+        minutes = step.get("minutes", 1.0)
+        if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not 0 < minutes < 1e6:
+            raise UsageError(f"{path}: steps.{name}.minutes: must be a number above 0, is {minutes!r}.")
+        for key, kind in (("stage", str), ("config", str), ("set", dict)):
+            if key in step and not isinstance(step[key], kind):
+                raise UsageError(f"{path}: steps.{name}.{key}: must be {STEP[key]}, is {step[key]!r}.")
         if step.get("stage") not in stages:
             raise UsageError(
                 f"{path}: steps.{name}.stage: there is no jobs/{step.get('stage')}.py. Known: {', '.join(sorted(stages))}."
@@ -62,17 +67,41 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
         if not (ROOT / step.get("config", "")).is_file():
             raise UsageError(f"{path}: steps.{name}.config: there is no file {step.get('config')}.")
         for key, value in step.get("set", {}).items():
-            _fill(str(value), {b: "" for b in before}, f"{path}: steps.{name}.set.{key}")
+            _fill(value, {b: "" for b in before}, f"{path}: steps.{name}.set.{key}")
+        _parse(step, {b: "runs/of-an-earlier-step" for b in before}, f"{path}: steps.{name}")
         before.append(name)
-    return absolute(tree.get("folder", f"runs/{Path(path).stem}")), tree["steps"]
+    return absolute(folder), tree["steps"]
 
 
-def _fill(value: str, runs: dict[str, str], where: str) -> str:
-    """`value` with {step} replaced by that step's run directory."""
+def _fill(value, runs: dict[str, str], where: str) -> str:
+    """`value` as one types it on a command line, with {step} replaced by that step's run directory."""
+    if not isinstance(value, str):
+        return json.dumps(value)
     try:
         return value.format(**runs)
-    except (KeyError, IndexError) as e:
+    except (KeyError, IndexError, ValueError) as e:
         raise UsageError(f"{where}: {e} is no earlier step.{nearest(str(e).strip(chr(39)), runs)}") from None
+
+
+def _parse(step: dict, runs: dict[str, str], where: str) -> None:
+    """Raises UsageError where the step's job would refuse a key or a value, which would show only when its turn comes."""
+    from cluster.work import stage
+    from lib import cli, ranges
+    from lib.evals import cli as evaluation
+    from lib.quantize import job as quantisation
+
+    options = [f"--{k}={_fill(v, runs, where)}" for k, v in (step.get("set") or {}).items()]
+    argv = ["--config", str(ROOT / step["config"]), *options]
+    parse = {"eval": lambda: evaluation.parse(argv)[0], "quantize": lambda: quantisation.parse(argv)[0]}
+    try:
+        if step["stage"] in parse:
+            tree = asdict(parse[step["stage"]]())
+        else:
+            tree = cli.parse(step["stage"], stage(step["stage"])["config"], argv).job.to_dict()
+        if problems := ranges.values(tree):
+            raise UsageError("\n".join(problems))
+    except ValueError as e:
+        raise UsageError("\n".join(f"{where}: {line}" for line in str(e).splitlines())) from None
 
 
 def identity(step: dict, settings: dict[str, str]) -> str:
@@ -81,28 +110,28 @@ def identity(step: dict, settings: dict[str, str]) -> str:
     from lib.config import Data
     from lib.data.rows import COMPARED, KINDS
 
-    config = read_yaml(str(ROOT / step["config"]))
+    kinds = config_file.types_of(Data)
+    config = read_yaml(str(ROOT / step["config"]), {f"data.{k}": kind for k, kind in kinds.items()})
+    model = config.get("model") or {}
     section = dict(config.get("data") or {})
     for key, value in settings.items():
         if key.startswith("data.columns."):
             section["columns"] = section.get("columns", {}) | {key[13:]: value}
         elif key.startswith("data."):
-            section[key[5:]] = yaml.safe_load(value)
-    names = [f.name for f in fields(Data)]
+            name = key[5:]
+            section[name] = config_file.plain(config_file.load(value.encode()), kinds.get(name, str))
     for key in section:
-        if key not in names:
-            raise UsageError(f"{step['config']}: data.{key} is not a key of a job.{nearest(key, names)}")
-    base = settings.get("model.base") or config.get("model", {}).get("base")
-    template = settings.get("model.chat_template") or config.get("model", {}).get("chat_template")
+        if key not in kinds:
+            raise UsageError(f"{step['config']}: data.{key} is not a key of a job.{nearest(key, kinds)}")
+    base = settings.get("model.base") or model.get("base")
+    template = settings.get("model.chat_template") or model.get("chat_template")
     evaluated = {"reward": config.get("reward")} | {f"runs.{k}": v for k, v in (config.get("runs") or {}).items()}
     parts = {
         "config": config,
         "set": settings,
         "code": code(step["stage"]),
         "data": data.check(Data(**section), (*KINDS, COMPARED)).sha256,
-        "base": models.locate(base, config.get("model", {}).get("revision"))[1]
-        if base and "model.base" not in settings
-        else None,
+        "base": models.locate(base, model.get("revision"))[1] if base and "model.base" not in settings else None,
         "template": (ROOT / template).read_text(encoding="utf-8") if template and (ROOT / template).is_file() else None,
         "runs": {k: models.locate(v)[1] for k, v in evaluated.items() if v and k not in settings},
     }
@@ -125,7 +154,7 @@ def commands(folder: str, steps: dict[str, dict]):
     """Yields (name, run, command line) in order; a step's own run is settled only when the steps before it are."""
     runs: dict[str, str] = {}
     for name, step in steps.items():
-        settings = {k: _fill(str(v), runs, f"steps.{name}.set.{k}") for k, v in step.get("set", {}).items()}
+        settings = {k: _fill(v, runs, f"steps.{name}.set.{k}") for k, v in step.get("set", {}).items()}
         runs[name] = f"{folder}/{name}-{identity(step, settings)}"
         options = [x for k, v in settings.items() for x in (f"--{k}", v)]
         yield (

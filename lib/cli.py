@@ -6,19 +6,17 @@ Precedence: built-in defaults < --config file < options on the command line.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
-
-from lib import fields
+from lib import config_file, fields
 from lib.config import Data, Eval, Job, Model, Scale
+from lib.config_file import read_yaml
+from lib.errors import UsageError, nearest
 
 OWNED = {
     "output_dir": "run",
@@ -36,8 +34,20 @@ OWNED = {
     "chat_template_path": "model.chat_template",
     "remove_unused_columns": "data.columns",
     "ddp_backend": "scale.device",
+    "parallelism_config": "scale.strategy",
 }
 """Fields of TrainingArguments that follow from other keys of the job → the key to set instead."""
+
+LORA_OWNED = {
+    "peft_type": "model.adapter",
+    "task_type": "the stage by its job",
+    "base_model_name_or_path": "model.base",
+    "revision": "model.revision",
+    "auto_mapping": "model.base",
+    "peft_version": "nothing: it is the installed one",
+    "inference_mode": "nothing: an adapter that is made is trained",
+}
+"""The same of LoraConfig."""
 
 SECTIONS = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
 
@@ -52,10 +62,6 @@ class Request:
     config: str | None
     config_class: str = ""
     """"module:Class" of the TRL config that `train:` has its fields from."""
-
-
-class UsageError(ValueError):
-    """A mistake in a config or on the command line; str() is the whole message to print."""
 
 
 @contextmanager
@@ -84,21 +90,18 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
         print(json.dumps(schema(stage, config_class), indent=1))
         raise SystemExit(0)
     known = {a.dest for a in parser._actions}
-    _check_options(argv, known)
+    kinds = {"run": str}
+    for section, cls in SECTIONS.items():
+        kinds |= config_file.types_of(cls, f"{section}.")
+    del kinds["model.lora"]
+    for section, name in (("model.lora", LORA), ("train", config_class)):
+        kinds |= {f"{section}.{key}": f.type for key, f in fields.read(name).items()}
+    _check_options(argv, known, kinds)
     given, resumed = option(argv, "--config"), option(argv, "--resume")
-    tree = read_yaml(given) if given else {}
+    tree = read_yaml(given, kinds) if given else {}
     _check_keys(tree, known, given)
     kept = stored(resumed, stage) if resumed else {}
-    try:
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
-            if resumed and not given:  # the run's own configuration takes the place of the file
-                yaml.safe_dump(kept, f)
-                f.flush()
-                argv = ["--config", f.name, *argv]
-            ns = parser.parse_args(argv)
-    except argparse.ArgumentError as e:
-        raise UsageError(tidy(str(e))) from None
-    d = ns.as_dict()
+    d = parsed(parser, argv, tree if given else kept)
     resume, dry_run = d.pop("resume"), d.pop("dry_run")
     for key in ("config", "schema"):
         d.pop(key, None)
@@ -107,6 +110,22 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
     if resume:
         d["run"] = resume
     return Request(Job.from_dict({**d, "stage": stage}), dry_run, bool(resume), given, config_class)
+
+
+def parsed(parser, argv: list[str], tree: dict) -> dict:
+    """The values of a jsonargparse parser's keys: those on the command line, then those of `tree`, which argv's --config held."""
+    rest, at = [*argv], [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
+    if len(at) > 1:
+        raise UsageError("--config: give one file; other keys can follow as --KEY VALUE.")
+    if at:
+        del rest[at[0] : at[0] + (1 if "=" in argv[at[0]] else 2)]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as f:
+        f.write(config_file.dump(tree))
+        f.flush()
+        try:
+            return parser.parse_args(["--config", f.name, *rest]).as_dict()
+        except argparse.ArgumentError as e:
+            raise UsageError(tidy(str(e))) from None
 
 
 def _parser(stage: str, config_class: str):
@@ -130,7 +149,7 @@ def _parser(stage: str, config_class: str):
     )
     for name, cls in SECTIONS.items():
         parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
-    for section, cls, owned in (("model.lora", LORA, {}), ("train", config_class, OWNED)):
+    for section, cls, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
         group = parser.add_argument_group(f"{section}: fields of {cls.replace(':', '.')}")
         for key, f in fields.read(cls).items():
             if key not in owned:
@@ -156,26 +175,23 @@ def option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def read_yaml(path: str) -> dict:
-    p = Path(path)
-    if not p.is_file():
-        beside = [str(q) for q in p.parent.glob("*.yaml")] if p.parent.is_dir() else []
-        raise UsageError(f"--config: there is no file {path}.{nearest(path, beside)}")
-    try:
-        tree = yaml.safe_load(p.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise UsageError(f"--config: {path} is not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(tree, dict):
-        raise UsageError(f"--config: {path} holds no keys.")
-    return tree
-
-
-def _check_options(argv: list[str], known: set[str]) -> None:
+def _check_options(argv: list[str], known: set[str], kinds: dict[str, object]) -> None:
     options = {"help", "dry-run", *known}
     for a in argv:
         key = a[2:].split("=")[0]
         if a.startswith("--") and not _is_known(key, options):
             raise UsageError(unknown(key, options, "--"))
+    refuse_clocks(argv, kinds)
+
+
+def refuse_clocks(argv: list[str], kinds: dict[str, object]) -> None:
+    """Raises UsageError for --KEY 1:30, which jsonargparse would take for 90."""
+    for key in kinds:
+        if value := option(argv, f"--{key}"):
+            try:
+                config_file.refuse(f"--{key}", value, kinds[key])
+            except ValueError as e:
+                raise UsageError(str(e)) from None
 
 
 def _check_keys(tree: dict, known: set[str], path: str | None) -> None:
@@ -203,29 +219,34 @@ def _is_known(key: str, known: set[str]) -> bool:
 def unknown(key: str, known: set[str], dashes: str = "") -> str:
     """The message for a key that doesn't exist."""
     last = key.rsplit(".", 1)[-1]
-    if key.startswith("train.") and last in OWNED:
-        return f"{dashes}{key} follows from other keys: set {OWNED[last]} instead."
+    owned = OWNED if key.startswith("train.") else LORA_OWNED if key.startswith("model.lora.") else {}
+    if last in owned:
+        return f"{dashes}{key} follows from other keys: set {owned[last]} instead."
     return f"{dashes}{key} is not a key of this job.{nearest(key, known, dashes)}"
 
 
-def nearest(name: str, names, dashes: str = "") -> str:
-    """ " Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    last = {n.rsplit(".", 1)[-1]: n for n in names}
-    close += [
-        last[m]
-        for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=2, cutoff=0.75)
-        if last[m] not in close
-    ]
-    return f" Nearest: {', '.join(dashes + c for c in close[:3])}." if close else ""
+KINDS = {
+    "int": "a whole number",
+    "float": "a number (float)",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list: [a, b]",
+}
 
 
 def tidy(message: str) -> str:
-    """jsonargparse's message on one line, with a type written as one writes it in YAML."""
+    """jsonargparse's message on one line: the key, what it takes, and what it was given."""
     text = " ".join(message.split()).replace("Parser key ", "").replace("typing.", "").replace("NoneType", "null")
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
-    return re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
+    one = re.fullmatch(r'"([\w.]+)": Expected an? (.*?)\. Got value: (.*)', text)
+    several = re.fullmatch(r'"([\w.]+)": Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)', text)
+    if not (one or several):
+        return re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
+    key, kinds, value = (one or several).groups()
+    kinds = [kinds] if one else re.split(r", (?![^\[]*\])", kinds)
+    names = [n for kind in kinds if kind.startswith("Literal[") for n in re.findall(r"'(.*?)'", kind)]
+    said = [re.sub(r"Literal\[(.*)\]", r"one of \1", KINDS.get(kind, kind)) for kind in kinds]
+    return f"{key}: must be {' or '.join(said)}, is {value}.{nearest(value, names)}"
 
 
 def stored(path: str, stage: str) -> dict:
@@ -257,7 +278,7 @@ def schema(stage: str, config_class: str) -> dict:
     for name, cls in SECTIONS.items():
         cls.__pydantic_config__ = strict
         sections[name] = TypeAdapter(cls).json_schema()
-    sections["model"]["properties"]["lora"] = borrowed("Lora", LORA)
+    sections["model"]["properties"]["lora"] = borrowed("Lora", LORA, LORA_OWNED)
     sections["train"] = borrowed("Train", config_class, OWNED)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -32,6 +32,11 @@ def read(dotted: str) -> dict[str, Field]:
     return dict(_fields(module, name))
 
 
+def filled(dotted: str, given: dict) -> types.SimpleNamespace:
+    """An object with all fields of the dataclass: those given, and its defaults (None for those that are computed)."""
+    return types.SimpleNamespace(**{key: f.default for key, f in read(dotted).items()} | given)
+
+
 @cache
 def _fields(module: str, name: str) -> tuple[tuple[str, Field], ...]:
     found = _class(module, name)

@@ -11,13 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
-from lib import cli, logs, plan, ray_start
-from lib import fields as known
+from lib import cli, fields, logs, plan, ray_start
+from lib.preflight import Preflight
 from lib.run import Run
 
 PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
@@ -36,14 +34,14 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
     started = time.time()
     for key, value in RAY_ENV.items():  # read by ray when it is imported
         os.environ.setdefault(key, value)
-    with cli.refusing(f"jobs/{stage}.py"):
+    with cli.refusing(f"jobs/{stage}.py"), Preflight(config) as preflight:
         request = cli.parse(stage, config)
         if check:
-            defaults = {key: f.default for key, f in known.read(config).items()}
-            check(request.job, SimpleNamespace(**defaults | request.job.train))
+            check(request.job, fields.filled(config, request.job.train))
         planned = plan.make(request, rows, models)
         if after:
             planned.check.need_heldout()
+        preflight.ask(planned)
     show(planned.lines(), f"{stage}: the plan")
     if request.dry_run:
         print("Dry run: nothing was started.")
@@ -261,10 +259,9 @@ def _next(run: Run, job) -> list[str]:
 def _data_options(job) -> str:
     """The job's data section as options, so that another command reads the same rows."""
     default, options = type(job.data)(), []
-    for f in fields(default):
-        value = getattr(job.data, f.name)
-        if f.name == "source" or (f.name not in ("limit", "heldout_limit") and value != getattr(default, f.name)):
-            options += [f"--data.{f.name}", value if isinstance(value, str) else json.dumps(value)]
+    for name, value in vars(job.data).items():
+        if name == "source" or (name not in ("limit", "heldout_limit") and value != getattr(default, name)):
+            options += [f"--data.{name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(options)
 
 
@@ -303,6 +300,6 @@ def git_state() -> str | None:
     return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
 
 
-def record(run: Run, fields: dict) -> None:
+def record(run: Run, found: dict) -> None:
     """Adds to provenance.json."""
-    run.write_json("provenance.json", run.provenance() | fields)
+    run.write_json("provenance.json", run.provenance() | found)

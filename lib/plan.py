@@ -9,10 +9,9 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, hardware, logs, models, quantized, strategy
+from lib import data, hardware, limits, logs, models, quantized, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
-from lib.quantize import qat
 from lib.rendering import sample
 from lib.run import Run, absolute
 
@@ -87,6 +86,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
     if located:
+        problems += limits.revision(job.model.revision, base)
         attempt(quantized.refuse, "model.base", base, "trained")
         if job.stage != "reward":
             attempt(models.refuse_reward, "model.base", base)
@@ -111,8 +111,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     seen = sample.Sample()
     checked = attempt(data.check, job.data, rows, True, seen.keep)
     gpu = attempt(_device, job)
-    for check in (_scale, _model, _train, _eval):
-        problems += check(job, bool(gpu))
+    problems += limits.problems(job, bool(gpu)) + (limits.heldout(job, checked) if checked else [])
     job = replace(
         job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data)
     )
@@ -157,106 +156,6 @@ def _device(job: Job) -> bool:
             f"scale.workers: {s.workers} × {each} {what} are needed, this machine has {have}. Use {max(have // each, 1)}, or submit to a cluster."
         )
     return use
-
-
-def _scale(job: Job, gpu: bool) -> list[str]:
-    s, out = job.scale, []
-    for key in ("workers", "global_batch", "micro_batch", "cpus_per_worker"):
-        if getattr(s, key) < 1:
-            out.append(f"scale.{key}: must be at least 1, is {getattr(s, key)}.")
-    if out:
-        return out
-    for n in range(s.min_workers or s.workers, s.workers + 1):
-        try:
-            strategy.split_batch(s.global_batch, s.micro_batch, n)
-        except ValueError as e:
-            out.append(str(e))
-    if s.min_workers is not None:
-        if not 1 <= s.min_workers <= s.workers:
-            out.append(f"scale.min_workers: must be between 1 and scale.workers ({s.workers}), is {s.min_workers}.")
-        if s.strategy != "ddp":
-            out.append(
-                f"scale.min_workers: {s.strategy} checkpoints are cut for a fixed number of workers. Use strategy: ddp."
-            )
-    if s.strategy != "ddp" and s.workers == 1 and not (gpu and s.offload):
-        out.append(
-            f"scale.strategy: {s.strategy} shards over workers, and there is one. Set scale.workers: 2 or more, or strategy: ddp."
-        )
-    if s.offload and s.strategy == "ddp":
-        out.append("scale.offload: ddp has nothing to offload. Use strategy: zero2, zero3 or fsdp.")
-    if s.precision == "fp16" and not gpu and not os.environ.get("RAY_ADDRESS"):
-        out.append("scale.precision: fp16 arithmetic needs a GPU. Use auto, bf16 or fp32.")
-    return out
-
-
-def _model(job: Job, gpu: bool) -> list[str]:
-    m, out = job.model, []
-    if m.lora and m.adapter == "none":
-        out.append("model.lora: is set, but model.adapter is none. Set model.adapter: lora.")
-    if m.quantization != "none" and m.adapter == "none":
-        out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
-    if m.quantization != "none" and job.scale.strategy != "ddp":
-        out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
-    if m.lora.get("r", 8) < 1:
-        out.append(f"model.lora.r: must be at least 1, is {m.lora['r']}.")
-    return out + qat.problems(job)
-
-
-def _train(job: Job, gpu: bool) -> list[str]:
-    t, out = job.train, []
-    if t.get("learning_rate", 1.0) <= 0:
-        out.append(f"train.learning_rate: must be above 0, is {t['learning_rate']}.")
-    if t.get("max_steps", -1) == 0 or (t.get("max_steps", -1) < 0 and t.get("num_train_epochs", 1) <= 0):
-        out.append(
-            "train.max_steps and train.num_train_epochs: together they ask for no step. Set one of them above 0."
-        )
-    if t.get("save_strategy") == "no":
-        out.append(
-            "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
-        )
-    if t.get("trust_remote_code"):
-        out.append("train.trust_remote_code: running code from a model's repository is not supported. Leave it out.")
-    if t.get("hub_token") or t.get("push_to_hub"):
-        out.append(
-            "train.push_to_hub and train.hub_token: a token would end up in job.yaml. Upload model/ of the finished run "
-            "with `hf upload`, which reads HF_TOKEN from the environment."
-        )
-    if t.get("save_only_model"):
-        out.append("train.save_only_model: without the optimizer's state no run could go on. Leave it out.")
-    if t.get("load_best_model_at_end") or t.get("save_strategy") == "best":
-        out.append(
-            "train.load_best_model_at_end and save_strategy: best keep the best checkpoint and not the newest, which a "
-            "resumed run goes on from. Use save_strategy: steps and choose by metrics.jsonl."
-        )
-    trackers = t.get("report_to") or "none"
-    for name in [trackers] if isinstance(trackers, str) else trackers:
-        out += _tracker(name)
-    return out
-
-
-def _tracker(name: str) -> list[str]:
-    import importlib.util
-
-    known = {"none": None, "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
-    if name not in known:
-        from lib.cli import nearest
-
-        return [f"train.report_to: there is no {name}. Known: {', '.join(known)}.{nearest(name, known)}"]
-    if known[name] and not importlib.util.find_spec(known[name]):
-        return [f"train.report_to: {name} is not installed: pip install {name}."]
-    return []
-
-
-def _eval(job: Job, gpu: bool) -> list[str]:
-    from lib.evals import tasks
-    from lib.evals.job import after, needs
-
-    try:
-        for name in job.eval.tasks:
-            tasks.get(name)
-    except ValueError as e:
-        return [f"eval.tasks: {e}"]
-    return [f"eval.tasks: {p}" for p in needs(after(job))] if job.eval.tasks else []
 
 
 def _moved(before: dict, identity: str, checked, template: str | None) -> list[str]:

@@ -5,16 +5,11 @@ Imports nothing heavy: a mistake is refused in a second. Jobs that train have `t
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
-from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
-from lib import cli
+from lib import cli, config_file
 from lib.cli import UsageError
 
 
@@ -36,6 +31,9 @@ class Typed:
         self.open, self.lists, self.resume = open, lists, resume
         inner = {f"{s}.{f.name}" for s, kind in sections.items() for f in fields(kind)}
         self.known = {f.name for f in fields(cls)} | inner
+        self.kinds = {key: kind for key, kind in config_file.types_of(cls).items() if key not in sections}
+        for name, kind in sections.items():
+            self.kinds |= config_file.types_of(kind, f"{name}.")
         self.options = {"config", "dry-run", "help", "schema"} | ({"resume"} if resume else set())
 
     def read(self, argv: list[str]) -> tuple[dict[str, Any], bool, str | None]:
@@ -48,18 +46,11 @@ class Typed:
             raise SystemExit(0)
         argv = self._words(argv)
         path, resumed = cli.option(argv, "--config"), cli.option(argv, "--resume") if self.resume else None
-        self._check_keys(cli.read_yaml(path) if path else {}, path)
+        cli.refuse_clocks(argv, self.kinds)
+        tree = cli.read_yaml(path, self.kinds) if path else {}
+        self._check_keys(tree, path)
         stored = cli.stored(resumed, self.stage) if resumed else {}
-        with ExitStack() as stack:
-            if resumed and not path:  # the run's own configuration takes the place of the file
-                f = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8"))
-                yaml.safe_dump(stored, f)
-                f.flush()
-                argv = ["--config", f.name, *argv]
-            try:
-                d = self._parser().parse_args(argv).as_dict()
-            except argparse.ArgumentError as e:
-                raise UsageError(cli.tidy(str(e))) from None
+        d = cli.parsed(self._parser(), argv, tree if path else stored)  # a run's own configuration in place of the file
         dry_run, resume = d.pop("dry_run"), d.pop("resume", None)
         d = {k: v for k, v in d.items() if k not in ("config", "schema")}
         return d | {name: kind(**d[name]) for name, kind in self.sections.items()}, dry_run, resume

@@ -7,7 +7,16 @@ import sys
 import pytest
 import yaml
 
+from jobs import drill
 from tests.conftest import PATIENCE, REPO
+
+
+@pytest.mark.parametrize("options", [["--kills", "0"], ["--kills=-1"], ["--at", "0"]])
+def test_a_drill_without_a_kill_proves_nothing(options, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["jobs/drill.py", "--config", "configs/sft.yaml", "--dry-run", *options])
+    with pytest.raises(SystemExit, match="2"):
+        drill.main()
+    assert "--kills and --at: must be 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -29,6 +29,23 @@ STEP = {"stage": "sft", "config": "configs/sft.yaml"}
         ({"steps": {"a": STEP | {"stage": "stf"}}}, ["steps.a.stage", "jobs/stf.py", "sft"]),
         ({"steps": {"a": STEP | {"config": "configs/no.yaml"}}}, ["steps.a.config", "configs/no.yaml"]),
         ({"steps": {"a": STEP, "b": STEP | {"set": {"model.base": "{c}"}}}}, ["steps.b.set.model.base", "'c'"]),
+        ({"steps": {}}, ["steps is missing"]),
+        ({"folder": None, "steps": {"a": STEP}}, ["folder: must be a directory"]),
+        ({"steps": {"a": STEP | {"minutes": True}}}, ["steps.a.minutes", "above 0"]),
+        ({"steps": {"a": STEP | {"minutes": float("nan")}}}, ["steps.a.minutes", "above 0"]),
+        ({"steps": {"a": STEP | {"set": None}}}, ["steps.a.set: must be keys and values"]),
+        ({"steps": {"a": STEP | {"config": None}}}, ["steps.a.config: must be a file's path"]),
+        ({"steps": {"a": STEP, "b": STEP | {"set": {"train.sede": 1}}}}, ["steps.b: --train.sede", "train.seed"]),
+        ({"steps": {"a": STEP, "b": STEP | {"set": {"train.seed": -1}}}}, ["steps.b: train.seed: must be at least 0"]),
+        ({"steps": {"a": STEP | {"set": {"train.max_steps": "1:30"}}}}, ["steps.a: --train.max_steps: 1:30 is not"]),
+        (
+            {"steps": {"e": {"stage": "eval", "config": "configs/eval.yaml", "set": {"limit": "ten"}}}},
+            ["steps.e: limit: must be a whole"],
+        ),
+        (
+            {"steps": {"q": {"stage": "quantize", "config": "configs/quantize.yaml", "set": {"method": "w4"}}}},
+            ["steps.q: method: must be one of"],
+        ),
     ],
 )
 def test_wrong_files(tree, says, tmp_path):

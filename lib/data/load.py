@@ -172,7 +172,14 @@ def _find(data: Data) -> sources.Found:
         )
     if data.source == "demo" and data.heldout is None:
         data = replace(data, heldout="demo")  # its own held-out rows, which no training row can equal
-    return sources.find(data), sources.find(data, "data.heldout") if data.heldout else None
+    found = sources.find(data), sources.find(data, "data.heldout") if data.heldout else None
+    for key in ("name", "revision", "split"):
+        if found[0].kind != "hub" and getattr(data, key) != getattr(Data(), key):
+            raise ValueError(
+                f"data.{key}: {getattr(data, key)} would be a part of a hub dataset, and {data.source} is none: all of its rows are "
+                "read. Leave it out; data.source and data.heldout name the files to train on and to hold out."
+            )
+    return found
 
 
 def _check_settings(data: Data, want: tuple[str, ...]) -> None:

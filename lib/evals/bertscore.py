@@ -32,7 +32,11 @@ def problem(encoder: str | None) -> str | None:
 
 def examples(addresses: dict[str, str], limit: int | None) -> list[Example]:
     """Those of `reference`, from task_data.bertscore, or task_data.reference where there is none."""
-    return Reference(addresses.get("bertscore") or addresses.get("reference")).examples(limit)
+    own = addresses.get("bertscore")
+    try:
+        return Reference(own or addresses.get("reference")).examples(limit)
+    except ValueError as e:
+        raise ValueError(str(e).replace("task_data.reference", "task_data.bertscore") if own else str(e)) from None
 
 
 def measure(context: Context) -> list[Scores]:

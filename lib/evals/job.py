@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import logs, quantized, vllm_generator
+from lib import limits, logs, quantized, ranges, vllm_generator
 from lib.config import Data, Job
 from lib.evals import decoding, endpoint, estimate, gate, judge, length, spec
 from lib.evals.decoding import Decoding
@@ -78,7 +78,10 @@ class EvalJob:
     def data_for(self, task: str) -> Data:
         """The rows that perplexity, preference_accuracy, win_rate or kl reads."""
         if address := self.task_data.get(task):
-            return replace(self.data, source=address, heldout=None, heldout_fraction=1.0, format="auto", columns={})
+            whole = {"heldout": None, "heldout_fraction": 1.0, "format": "auto", "columns": {}}
+            if "://" in address or Path(absolute(address)).exists():
+                whole |= {"name": None, "split": "train", "revision": None}  # which say what part of `data` is meant
+            return replace(self.data, source=address, **whole)
         return self.data
 
     def longest(self, task: str) -> int:
@@ -182,9 +185,7 @@ def plan(job: EvalJob) -> Plan:
                 found = [m for e in examples[:20] for m in task.score(e, "")]
                 judged = ["rule_agrees"] if job.judge.url and isinstance(task, XsTest) else []
                 metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS, *judged]
-    filed = [*tasks.TASKS, "perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
-    for name in set(job.task_data) - set(filed):
-        problems.append(f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}")
+    problems += unfiled(job.task_data)
     if not job.decoding:
         problems.append("decoding: there is none. Say greedy, or t=0.7,top_p=0.9.")
     decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.longest(""), job.seed))]
@@ -212,7 +213,8 @@ def plan(job: EvalJob) -> Plan:
         specs += [reward] if reward else []
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
-    problems += needs(job) + endpoint.problems(job.judge)
+    problems += needs(job) + ranges.values(asdict(job)) + limits.room("workers", job.workers)
+    problems += endpoint.problems(job.judge)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
         attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)
@@ -225,10 +227,21 @@ def plan(job: EvalJob) -> Plan:
     checks = {}
     for name, want in tasks.ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
-            checks[name] = attempt(_rows, job.data_for(name), want)
+            checks[name] = attempt(_rows, job, name, want)
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks, counts)
+
+
+def unfiled(task_data: dict[str, str]) -> list[str]:
+    """Names in task_data that no task with a file has."""
+    from lib.cli import nearest
+    from lib.evals import tasks
+
+    filed = [t for t in tasks.TASKS if t != "demo"]
+    filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
+    wrong = sorted(task_data.keys() - set(filed))
+    return [f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}" for name in wrong]
 
 
 def after(job: Job) -> EvalJob:
@@ -251,11 +264,15 @@ def _not_for_vllm(base: str) -> bool:
     return quantized.only_transformers(path if "://" in path or Path(path).is_dir() else base)
 
 
-def _rows(data: Data, want: tuple[str, ...]):
+def _rows(job: EvalJob, task: str, want: tuple[str, ...]):
     from lib.data import check
 
-    checked = check(data, want, training=False)
-    checked.need_heldout()
+    try:
+        checked = check(job.data_for(task), want, training=False)
+        checked.need_heldout()
+    except ValueError as e:
+        named = f"task_data.{task}" if job.task_data.get(task) else "data.source"
+        raise ValueError(str(e).replace("data.source", named)) from None
     return checked
 
 
@@ -291,8 +308,4 @@ def needs(job: EvalJob) -> list[str]:
             )
         elif not job.challengers():
             out.append(f"reference: {job.reference} is the last of runs: nothing is compared with it. Put it earlier.")
-    for key, low in (("limit", 1), ("max_new_tokens", 1), ("samples", 0), ("workers", 1), ("usd_per_hour", 0)):
-        value = getattr(job, key)
-        if value is not None and value < low:
-            out.append(f"{key}: must be at least {low}, is {value}.")
     return out

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, data, logs, quantized, vllm_generator
+from lib import cli, data, limits, logs, quantized, ranges, vllm_generator
 from lib.cli import UsageError
 from lib.config import Data
-from lib.evals.job import EvalJob
+from lib.evals.job import EvalJob, unfiled
 from lib.evals.spec import Spec, find
 from lib.quantize.methods import METHODS
 from lib.run import Run
@@ -120,7 +120,7 @@ class Plan:
 
 def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> Plan:
     """Checks a job. Raises UsageError listing every problem found, one a line, each naming its key."""
-    problems: list[str] = []
+    problems = ranges.values(asdict(job)) + limits.room("workers", job.workers)
     notes: list[str] = []
 
     def attempt(f, *args):
@@ -143,6 +143,7 @@ def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> 
     checked = attempt(data.check, job.data, ("chat", "text"), METHODS[job.method].calibrated)
     if checked:
         attempt(checked.need_heldout)  # memory and speed are measured on them
+    problems += unfiled(job.task_data)
     if spec and engine and job.tasks:  # the tasks, on the model that is there already
         from lib.evals import job as evals
 

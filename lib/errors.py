@@ -1,0 +1,22 @@
+"""Mistakes in a request, and the names that were probably meant."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class UsageError(ValueError):
+    """A mistake in a config or on the command line; str() is the whole message to print."""
+
+
+def nearest(name: str, names, dashes: str = "") -> str:
+    """ " Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    last = {n.rsplit(".", 1)[-1]: n for n in names}
+    close += [
+        last[m]
+        for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=2, cutoff=0.75)
+        if last[m] not in close
+    ]
+    return f" Nearest: {', '.join(dashes + c for c in close[:3])}." if close else ""

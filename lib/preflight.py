@@ -1,0 +1,163 @@
+"""What TRL, transformers and PEFT would refuse on a worker, refused on the driver: a process of its own builds what a worker will.
+
+    python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […]}
+
+It builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights (torch's
+meta device), on a CPU. It starts with the job, imports while keys are read and the plan is made, and is asked last; a request that is
+refused before doesn't wait for it. No weight and nothing from a hub is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lib import structure
+from lib.config import Job
+from lib.errors import UsageError, nearest
+from lib.structure import attempt
+
+LIMIT_S = 5.0
+"""How long the driver waits for it once the plan is made."""
+
+ON_GPU = ("tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile", "torch_compile_backend", "torch_compile_mode")
+"""Fields of TrainingArguments that a CPU refuses for itself."""
+
+UNUSED = ("bitsandbytes", "sklearn", "scipy", "pandas", "tensorflow", "torchao", "datasets")
+"""Packages that transformers and PEFT import where they are there, for nothing that is built here: two seconds of the process."""
+
+
+class Preflight:
+    """The process, as a context manager; ended when left, whatever it does. config: as main() of lib/launch.py has it."""
+
+    def __init__(self, config: str):
+        self.config = config
+
+    def __enter__(self) -> Preflight:
+        root = str(Path(__file__).parent.parent)
+        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
+        env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lib.preflight", self.config],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def ask(self, planned) -> None:
+        """Asks about a job that will start. planned: as lib/plan.py makes it. Raises UsageError with what was found; where the process
+        is too slow or fails itself, the plan gets a note that these checks are left to the workers."""
+        if planned.finished:
+            return
+        job, left = planned.job, "what TRL, transformers and PEFT check is left to the workers: "
+        gpu = planned.gpu or (bool(os.environ.get("RAY_ADDRESS")) and job.scale.device != "cpu")
+        began = time.time()
+        try:
+            asked = json.dumps({"job": job.to_dict(), "gpu": gpu})
+            out, err = self.process.communicate(asked, timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            planned.notes.append(f"{left}it took more than {time.time() - began:.0f} s here")
+            return
+        if self.process.returncode:
+            planned.notes.append(left + (err.strip().splitlines() or ["nothing was printed"])[-1])
+        elif problems := json.loads(out.splitlines()[-1])["problems"]:
+            raise UsageError("\n".join(problems))
+
+
+def check(job: Job, config: str, gpu: bool) -> list[str]:
+    """Builds everything; returns what doesn't, each beginning with its key. On a GPU job what only a GPU takes is left out."""
+    out: list[str] = []
+    args = attempt(out, "train", job.train, lambda train: _arguments(replace(job, train=train), config, gpu))
+    if args:
+        attempt(out, "train", job.train, lambda train: _schedule(args, train))
+        if {"optim", "optim_args", "optim_target_modules"} & job.train.keys():
+            attempt(out, "train", job.train, lambda train: _optimizer(args, train))
+        out += _checkpointing(job.train.get("gradient_checkpointing_kwargs"))
+        out += _backend(job.train.get("torch_compile_backend"))
+    return out or structure.problems(job, gpu)
+
+
+def _arguments(job: Job, config: str, gpu: bool):
+    from lib import fields
+    from lib.worker import arguments
+
+    train = {k: v for k, v in job.train.items() if not (gpu and k in ON_GPU)}
+    if config.startswith(
+        "lib."
+    ):  # TRL's own fields are built; ours have checks of their own, and modules that take seconds
+        config = "trl.trainer.sft_config:SFTConfig"
+        train = {k: v for k, v in train.items() if k in fields.read(config)}
+    one = {"workers": 1, "min_workers": None, "strategy": "ddp", "offload": False, "device": "cpu", "precision": "fp32"}
+    return arguments(replace(job, scale=replace(job.scale, **one), train=train), config, 1, os.devnull)[0]
+
+
+def _schedule(args, train: dict) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    kind, kwargs = train.get("lr_scheduler_type", "linear"), train.get("lr_scheduler_kwargs")
+    kwargs = args.lr_scheduler_kwargs if kwargs else kwargs  # read from JSON, where it was text
+    get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
+
+
+def _optimizer(args, train: dict) -> None:
+    for name in [n for n in UNUSED if sys.modules.get(n, n) is None]:  # some optimizers come from them
+        del sys.modules[name]
+    import torch
+    from transformers import Trainer
+    from transformers.training_args import OptimizerNames
+
+    args = copy.copy(args)
+    for key in ("optim_args", "optim_target_modules"):
+        setattr(args, key, train.get(key))
+    args.optim = OptimizerNames(train.get("optim", "adamw_torch"))
+    model = torch.nn.Linear(2, 2)
+    made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    if given := args.optim_args:
+        args.optim_args = None
+        if Trainer.get_optimizer_cls_and_kwargs(args, model)[1] == kwargs:
+            raise ValueError(f"{args.optim.value} takes nothing of {given!r}.")
+    made(model.parameters(), **{k: v for k, v in kwargs.items() if k not in ("params", "model", "optimizer_dict")})
+
+
+def _checkpointing(given) -> list[str]:
+    from torch.utils.checkpoint import checkpoint
+
+    if not isinstance(given, dict):
+        return []
+    known = [*inspect.signature(checkpoint).parameters, "every_n_layers", "selective", "offload"]
+    known = [k for k in known if k not in ("function", "args", "kwargs")]
+    key = "train.gradient_checkpointing_kwargs"
+    return [f"{key}: there is no {k}.{nearest(k, known)} Known: {', '.join(known)}." for k in given if k not in known]
+
+
+def _backend(name: str | None) -> list[str]:
+    if name is None:
+        return []
+    import torch
+
+    known = torch.compiler.list_backends(exclude_tags=())
+    return [] if name in known else [f"train.torch_compile_backend: there is no {name}. Known: {', '.join(known)}."]
+
+
+if __name__ == "__main__":
+    gc.disable()  # which takes a fifth of the time of the imports
+    sys.modules |= dict.fromkeys(UNUSED)  # None: as if it weren't installed
+    for module in ("lib.worker", "trl.trainer.sft_config", "peft"):  # while the plan is made
+        importlib.import_module(module)
+    asked = json.loads(sys.stdin.read())
+    print(json.dumps({"problems": check(Job.from_dict(asked["job"]), sys.argv[1], asked["gpu"])}))

@@ -1,0 +1,202 @@
+"""A base without its weights (on torch's meta device): what an adapter, an attention kernel and saving find in it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from lib.config import Job
+from lib.errors import nearest
+from lib.run import Run
+
+LOADING = (
+    "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_buffers", "state_dict", "subfolder", "variant",
+    "generation_config", "tp_plan", "tp_size", "device_mesh", "distributed_config", "use_kernels", "kernel_config", "allow_all_kernels",
+    "key_mapping", "experts_implementation", "use_safetensors", "cache_dir", "force_download", "local_files_only", "token", "revision",
+    "ignore_mismatched_sizes", "low_cpu_mem_usage",
+)  # fmt: skip
+"""Arguments of from_pretrained that are no fields of the base's config."""
+
+
+def attempt(out: list[str], section: str, given: dict, build, key: str | None = None):
+    """build(given); what it raises is added to `out`, under the key that its message names, without which it builds, or `key`."""
+    try:
+        return build(given)
+    except Exception as e:  # whatever libraries raise for a value
+        text = " ".join(str(e).split())[:600] or type(e).__name__
+    named = [k for k in sorted(given, key=len, reverse=True) if re.search(rf"\b{k}\b", text)]
+    for k in [] if named else given:
+        try:
+            build({other: v for other, v in given.items() if other != k})
+        except Exception:  # another one is wrong
+            continue
+        named = [k]
+        break
+    key = named[0] if named else key
+    out.append(f"{section}.{key}: {text}" if key else f"{section}: {text}")
+
+
+def adapter(stage: str, given: dict):
+    """PEFT's config. Raises ValueError also where PEFT would only warn that a key is ignored."""
+    from peft import LoraConfig
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = LoraConfig(**{"task_type": "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"} | given)
+    for text in [str(w.message) for w in said if "ignored" in str(w.message)]:
+        raise ValueError(text)
+    for key, value in given.items():
+        inner = getattr(made, key)
+        known = [f.name for f in fields(inner)] if is_dataclass(inner) else []
+        if isinstance(value, dict) and (unknown := sorted(value.keys() - {*known})) and known:
+            raise ValueError(f"{key} takes no {unknown[0]}, which PEFT would drop.{nearest(unknown[0], known)}")
+    return made
+
+
+def folder(base: str) -> Path | None:
+    """The base's files, where they are on this machine already."""
+    from lib import packaged
+    from lib.run import cache
+
+    if base.startswith("package:"):
+        name = base.removeprefix("package:")
+        found = cache("models", f"{name}-{packaged.package_version(name)}")
+    elif base.startswith("s3://"):
+        return None
+    elif Path(base).is_dir():
+        found = Path(base) / "model" if Run(base).is_run() else Path(base)
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base, "config.json")
+        found = Path(cached).parent if isinstance(cached, str) else None
+    return found if found and (found / "config.json").is_file() else None
+
+
+def _tokens(job: Job, folder: Path) -> list[str]:
+    given = {k: job.train[k] for k in ("eos_token", "pad_token") if job.train.get(k)}
+    if not given:
+        return []
+    from transformers import AutoTokenizer
+
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    return [
+        f"train.{k}: {v} is no token of {job.model.base}.{nearest(v, [t for t in known if len(t) > 3])}"
+        for k, v in given.items() if v not in known
+    ]  # fmt: skip
+
+
+def _generation(folder: Path) -> list[str]:
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return []
+    try:
+        GenerationConfig.from_pretrained(folder).validate(strict=True)
+    except ValueError as e:
+        why = " ".join(str(e).split())
+        return [
+            f"model.base: {folder}/generation_config.json would not let the trained model be saved: {why} Mend that file."
+        ]
+    return []
+
+
+def problems(job: Job, gpu: bool) -> list[str]:
+    """What a worker would find wrong with the base, or with the adapter in it, each beginning with its key. gpu: whether it may train
+    on GPUs, whose attention kernels can't be tried here. Nothing of a base that is not on this machine yet."""
+    given, out = job.model.lora, []
+    lora = attempt(out, "model.lora", given, lambda g: adapter(job.stage, g)) if job.model.adapter == "lora" else None
+    where = folder(job.model.base)
+    if out or not where:
+        return out
+    return _tokens(job, where) + _generation(where) + _modules(job, where, lora, gpu)
+
+
+def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
+    """The base on the meta device: its attention, and what the adapter finds in it."""
+    import torch
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    init = {"attn_implementation": job.model.attn_implementation} | (job.train.get("model_init_kwargs") or {})
+    attention = init.pop("attn_implementation")
+    known = sorted({"eager", "flash_attention_2", "flash_attention_3", *AttentionInterface().valid_keys()})
+    if attention and attention not in known and "/" not in attention:  # "/": a kernel on the hub
+        return [
+            f"model.attn_implementation: there is no {attention}.{nearest(attention, known)} Known: {', '.join(known)}."
+        ]
+    out: list[str] = []
+
+    def read(given: dict):
+        asked = given.get("model_init_kwargs", {})
+        return AutoConfig.from_pretrained(folder, return_unused_kwargs=True, trust_remote_code=False, **asked)
+
+    found = (
+        attempt(out, "train", {"model_init_kwargs": init}, read) if init else attempt(out, "model", {}, read, "base")
+    )
+    if not found:
+        return out
+    config, unused = found
+    if unknown := sorted(unused.keys() - {*LOADING}):
+        near = nearest(unknown[0], [*LOADING, *config.to_dict()])
+        return [f"train.model_init_kwargs: from_pretrained takes no {unknown[0]}.{near}"]
+    kind = AutoModelForSequenceClassification if job.stage == "reward" else AutoModelForCausalLM
+
+    def build(given: dict):
+        here = given.get("attn_implementation") or "eager"
+        with torch.device("meta"):
+            return kind.from_config(config, attn_implementation="eager" if gpu or "/" in here else here)
+
+    model = attempt(out, "model", {"attn_implementation": attention} if attention else {}, build, "base")
+    if model is None or lora is None:
+        return out
+    out += _unmatched(lora, [n for n, _ in model.named_modules() if n], [n for n, _ in model.named_parameters()])
+    rows = model.get_input_embeddings().num_embeddings
+    indices = lora.trainable_token_indices or []
+    if high := [i for one in (indices.values() if isinstance(indices, dict) else [indices]) for i in one if i >= rows]:
+        out.append(f"model.lora.trainable_token_indices: the base has tokens 0 to {rows - 1}, not {high[0]}.")
+    if out:
+        return out
+    attempt(out, "model.lora", job.model.lora, lambda given: _adapted(build({}), job.stage, given))
+    return out
+
+
+def _adapted(model, stage: str, given: dict) -> None:
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    lora = adapter(stage, given)
+    lora.init_lora_weights = False  # some ways need the weights
+    get_peft_model(model, lora, low_cpu_mem_usage=True)
+    if stage != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "TRL's trainers read the output layer's own weights: an adapter of target_modules there would not train."
+        )
+
+
+def _unmatched(lora, names: list[str], parameters: list[str]) -> list[str]:
+    """Names in the adapter's lists that nothing in the base has; PEFT passes over those where another one matches."""
+    last = sorted({n.rsplit(".", 1)[-1] for n in names if not n.rsplit(".", 1)[-1].isdigit()})
+    out = []
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+        wanted, there = getattr(lora, key) or [], parameters if key == "target_parameters" else names
+        if wanted == "all-linear":
+            continue
+        matches = _matches if isinstance(wanted, str) else lambda one, n: n == one or n.endswith(f".{one}")
+        for one in [wanted] if isinstance(wanted, str) else sorted(wanted):
+            if not any(matches(one, n) for n in there):
+                has = f" It has {', '.join(last)}." if there is names else ""
+                out.append(f"model.lora.{key}: {one} matches nothing in the base.{nearest(one, last)}{has}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(lora, key) or {}:
+            if not any(_matches(rf"(.*\.)?({pattern})", n) for n in names):
+                out.append(f"model.lora.{key}: {pattern} matches nothing in the base.{nearest(pattern, last)}")
+    return out
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error:
+        return False
