@@ -34,14 +34,15 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
     started = time.time()
     for key, value in RAY_ENV.items():  # read by ray when it is imported
         os.environ.setdefault(key, value)
-    with cli.refusing(f"jobs/{stage}.py"), Preflight(config) as preflight:
+    with cli.refusing(f"jobs/{stage}.py"):
         request = cli.parse(stage, config)
-        if check:
-            check(request.job, fields.filled(config, request.job.train))
-        planned = plan.make(request, rows, models)
-        if after:
-            planned.check.need_heldout()
-        preflight.ask(planned)
+        with Preflight(config, request.job) as preflight:
+            if check:
+                check(request.job, fields.filled(config, request.job.train))
+            planned = plan.make(request, rows, models)
+            if after:
+                planned.check.need_heldout()
+            preflight.ask(planned)
     show(planned.lines(), f"{stage}: the plan")
     if request.dry_run:
         print("Dry run: nothing was started.")

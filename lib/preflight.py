@@ -3,14 +3,16 @@
     python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […]}
 
 It builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights (torch's
-meta device), on a CPU. It starts with the job, imports while keys are read and the plan is made, and is asked last; a request that is
-refused before doesn't wait for it. No weight and nothing from a hub is loaded.
+meta device), on a CPU. It starts once the keys are read, imports while the plan is made, and is asked last; a request that is
+refused before doesn't wait for it. No weight and nothing from a hub is loaded. Settings that were found right here once are not tried
+again with the same packages.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 import importlib
 import inspect
 import json
@@ -18,12 +20,15 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from lib import structure
 from lib.config import Job
 from lib.errors import UsageError, nearest
+from lib.run import cache
 from lib.structure import attempt
 
 LIMIT_S = 5.0
@@ -37,12 +42,26 @@ UNUSED = ("bitsandbytes", "sklearn", "scipy", "pandas", "tensorflow", "torchao",
 
 
 class Preflight:
-    """The process, as a context manager; ended when left, whatever it does. config: as main() of lib/launch.py has it."""
+    """The process, as a context manager; ended when left, whatever it does. config: as main() of lib/launch.py has it; job: as it
+    was asked for."""
 
-    def __init__(self, config: str):
-        self.config = config
+    def __init__(self, config: str, job: Job):
+        self.config, self.process = config, None
+        here = Path(__file__).parent
+        parts = {
+            "job": [job.stage, asdict(job.model), job.train, config],
+            "packages": [sys.version, *(version(p) for p in ("torch", "transformers", "trl", "peft", "accelerate"))],
+            "code": [(here / name).read_text() for name in ("preflight.py", "structure.py", "worker.py", "models.py")],
+        }
+        self.known = cache("preflight", hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
+        """A file that holds, of settings that were found right, the base's identity and whether it trains on GPUs."""
 
     def __enter__(self) -> Preflight:
+        if not self.known.exists():
+            self._start()
+        return self
+
+    def _start(self) -> None:
         root = str(Path(__file__).parent.parent)
         env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -51,11 +70,11 @@ class Preflight:
             [sys.executable, "-m", "lib.preflight", self.config],
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        return self
 
     def __exit__(self, *exc) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
 
     def ask(self, planned) -> None:
         """Asks about a job that will start. planned: as lib/plan.py makes it. Raises UsageError with what was found; where the process
@@ -64,7 +83,11 @@ class Preflight:
             return
         job, left = planned.job, "what TRL, transformers and PEFT check is left to the workers: "
         gpu = planned.gpu or (bool(os.environ.get("RAY_ADDRESS")) and job.scale.device != "cpu")
-        began = time.time()
+        began, of = time.time(), f"{planned.identity} {gpu}"
+        if not self.process:
+            if self.known.read_text() == of:
+                return
+            self._start()
         try:
             asked = json.dumps({"job": job.to_dict(), "gpu": gpu})
             out, err = self.process.communicate(asked, timeout=LIMIT_S)
@@ -75,6 +98,10 @@ class Preflight:
             planned.notes.append(left + (err.strip().splitlines() or ["nothing was printed"])[-1])
         elif problems := json.loads(out.splitlines()[-1])["problems"]:
             raise UsageError("\n".join(problems))
+        else:
+            with suppress(OSError):  # a cache that can't be written costs the next job these seconds
+                self.known.parent.mkdir(parents=True, exist_ok=True)
+                self.known.write_text(of)
 
 
 def check(job: Job, config: str, gpu: bool) -> list[str]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -103,13 +104,18 @@ def test_a_base_of_an_unknown_kind(tiny_model, tmp_path):
 
 def plan(base: str, finished: bool = False) -> Plan:
     job = Job("run", "sft", Model(base, attn_implementation="bogus"), scale=Scale(device="cpu"))
-    return Plan(job, "", None, False, finished, [], None)
+    return Plan(job, "", None, False, finished, [], None, None)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
 
 
 def test_a_process_that_is_too_slow_leaves_a_note(tiny_model, monkeypatch):
     monkeypatch.setattr(preflight, "LIMIT_S", 0.01)
     planned = plan(tiny_model)
-    with preflight.Preflight(SFT) as asked:
+    with preflight.Preflight(SFT, planned.job) as asked:
         asked.ask(planned)
     assert "left to the workers: it took more than 0 s" in planned.notes[0]
     assert asked.process.returncode is not None  # ended with the block
@@ -117,16 +123,33 @@ def test_a_process_that_is_too_slow_leaves_a_note(tiny_model, monkeypatch):
 
 def test_a_process_that_fails_leaves_a_note(tiny_model):
     planned = plan(tiny_model)
-    with preflight.Preflight(SFT) as asked:
+    with preflight.Preflight(SFT, planned.job) as asked:
         asked.process.kill()
         asked.ask(planned)
     assert "left to the workers: nothing was printed" in planned.notes[0]
 
 
 def test_a_finished_run_is_not_asked_about(tiny_model):
-    with preflight.Preflight(SFT) as asked:
-        asked.ask(plan(tiny_model, finished=True))
+    planned = plan(tiny_model, finished=True)
+    with preflight.Preflight(SFT, planned.job) as asked:
+        asked.ask(planned)
     assert asked.process.returncode == -9
+
+
+def test_settings_that_were_right_once_are_not_tried_again(tiny_model):
+    planned = plan(tiny_model)
+    planned.job = replace(planned.job, model=Model(tiny_model))
+    planned.identity = "these weights"
+    for started in (True, False):
+        with preflight.Preflight(SFT, planned.job) as asked:
+            assert bool(asked.process) == started
+            asked.ask(planned)
+    planned.identity = "others"
+    for job in (planned.job, replace(planned.job, train={"max_steps": 3})):
+        with preflight.Preflight(SFT, job) as asked:
+            asked.ask(planned)
+            assert asked.process
+    assert not planned.notes
 
 
 @pytest.mark.slow
