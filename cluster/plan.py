@@ -87,7 +87,7 @@ def measured(run: Run) -> throughput.Measured:
     work = Work(job, said["config"], said["rows"], p["data"]["rows"])
     gpu = not p["hardware"].startswith("cpu")
     flops = p["tokens_per_second"] / p["workers"] * work.operations(gpu, p["precision"])
-    start = p["seconds"]["total"] - p["seconds"]["train"]
+    start = p["seconds"]["total"] - p["seconds"]["train"] - p["seconds"].get("restarts", 0.0)
     where = throughput.here(p["hardware"])
     return throughput.Measured(
         run.path, where, p["precision"], job.stage, p["workers"], flops, start, throughput.save_speed(run)

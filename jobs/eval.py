@@ -15,9 +15,11 @@ from dataclasses import asdict
 
 def main(argv: list[str] | None = None) -> int:
     """0: the report is written; 1: the work failed, or the gate is shut; 2: a mistake in the request."""
+    from lib import termination
     from lib.cli import refusing
     from lib.evals import cli, job
 
+    termination.as_interrupt()
     with refusing("jobs/eval.py"):
         request, dry_run = cli.parse(argv)
         planned = job.plan(request)
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(request, command: str) -> int:
     import yaml
 
-    from lib import logs
+    from lib import logs, termination
     from lib.evals.evaluate import evaluate
     from lib.evals.render import terminal
     from lib.run import Run
@@ -59,8 +61,8 @@ def _evaluate(request, command: str) -> int:
     except KeyboardInterrupt:
         if own:
             run.write_json("provenance.json", {"status": "interrupted", "stage": "eval", "command": command})
-        print(f"\nInterrupted. Type it again: {command}", file=sys.stderr)
-        return 130
+        print(f"\n{termination.word()}. Type it again: {command}", file=sys.stderr)
+        return termination.code()
     if own:
         done = {"status": "finished", "stage": "eval", "command": command, "git": report.environment["git"]}
         run.write_json("provenance.json", done | {"seconds": {"total": time.time() - began}})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from lib import fields
+from lib import fields, termination
 from lib.config import Data, Eval, Job, Model, Scale
 
 OWNED = {
@@ -61,6 +61,9 @@ def refusing(program: str):
     """Around what is checked before work: a mistake, or a store that can't be reached, is printed and exits with 2."""
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"\n{termination.word()} before anything was started.", file=sys.stderr)
+        sys.exit(termination.code())
     except Exception as e:
         from lib import failure
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, hardware, logs, models, quantized, strategy
+from lib import checkpoint, data, hardware, integrity, logs, models, quantized, resume, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.quantize import qat
 from lib.run import Run, absolute
-
-MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval"}  # fmt: skip
-"""Keys that a resumed run may have changed: they move no sample to another step."""
 
 
 @dataclass
 class Plan:
     job: Job
     """With paths made absolute and the base settled."""
-    identity: str
-    """Of the base's weights (lib/models.py locate)."""
+    identities: dict[str, str]
+    """{model.base and the keys of train that name models: identity of the weights (lib/models.py locate)}"""
     check: object
     """lib.data Check: format, rows, held-out rows, content hash."""
     gpu: bool
@@ -48,6 +43,8 @@ class Plan:
         elif rows:
             epochs = j.train.get("num_train_epochs", 3.0)
             length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
+            if rows % s.global_batch and epochs >= 1 and not j.train.get("dataloader_drop_last"):
+                length += ", the last of an epoch filled up with rows of that epoch"
         else:
             length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
         lora = f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
@@ -57,7 +54,7 @@ class Plan:
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
-            ("base", f"{j.model.base}  ({self.identity})"),
+            ("base", f"{j.model.base}  ({self.identities['model.base']})"),
             ("trains", trains),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
@@ -81,6 +78,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
 
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
+    identities = {"model.base": identity}
     if located:
         attempt(quantized.refuse, "model.base", base, "trained")
         if job.stage != "reward":
@@ -98,6 +96,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
             attempt(models.refuse_reward, f"train.{key}", found[0])
             job = replace(job, train=job.train | {key: found[0]})
+            identities[f"train.{key}"] = found[1]
     template = job.model.chat_template
     if template:  # beside the code, also where that was uploaded; else where the runs are
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)
@@ -120,8 +119,11 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     if run.is_run():
         finished = run.finished()
         if request.resume:
-            problems += _changes(run, job)
-            problems += _moved(run.provenance(), identity, checked, text) if not problems else []
+            problems += resume.problems(run, job, identities, checked, text)
+            if finished and not problems and (why := integrity.damage(run)):
+                finished, (step, _) = False, checkpoint.latest(run)
+                after = f"from checkpoint-{step}" if step else "by training again: no checkpoint is whole"
+                notes.append(f"{why}; it is rebuilt {after}")
         else:
             status = run.provenance().get("status", "before its first step")
             state = "is finished" if finished else f"stopped ({status})"
@@ -132,7 +134,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     if problems:
         raise UsageError("\n".join(problems))
-    return Plan(job, identity, checked, bool(gpu), finished, notes, text)
+    return Plan(job, identities, checked, bool(gpu), finished, notes, text)
 
 
 def _device(job: Job) -> bool:
@@ -205,6 +207,8 @@ def _train(job: Job, gpu: bool) -> list[str]:
         out.append(
             "train.max_steps and train.num_train_epochs: together they ask for no step. Set one of them above 0."
         )
+    if (kept := t.get("save_total_limit")) is not None and kept < 1:
+        out.append(f"train.save_total_limit: must be 1 or more, is {kept}. null keeps every checkpoint.")
     if t.get("save_strategy") == "no":
         out.append(
             "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
@@ -252,51 +256,3 @@ def _eval(job: Job, gpu: bool) -> list[str]:
     except ValueError as e:
         return [f"eval.tasks: {e}"]
     return [f"eval.tasks: {p}" for p in needs(after(job))] if job.eval.tasks else []
-
-
-def _moved(before: dict, identity: str, checked, template: str | None) -> list[str]:
-    """What a resumed run would find changed behind names that are the same."""
-    data, out = before.get("data", {}), []
-    if data.get("complete") and checked.complete and data["sha256"] != checked.sha256:
-        out.append(
-            "data.source: its rows are not those that the run was started with. Put them back, or name another --run."
-        )
-    if before.get("parent_sha256", identity) != identity:
-        out.append(
-            f"model.base: its weights are not those that the run was started with ({before['parent_sha256']}, now {identity})."
-        )
-    digest = template_digest(template)
-    if before.get("chat_template_sha256", digest) != digest:
-        out.append("model.chat_template: the template is not the one that the run was started with.")
-    return out
-
-
-def template_digest(text: str | None) -> str | None:
-    return hashlib.sha256(text.encode()).hexdigest() if text else None
-
-
-def _changes(run: Run, job: Job) -> list[str]:
-    """What differs from the stored configuration in a way that would make the resumed run another one."""
-    old, new = (_flat(j.to_dict()) for j in (Job.from_dict(run.job()), job))
-    out = []
-    for key in sorted(old.keys() | new.keys()):
-        free = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
-        if _uploaded(old.get(key)) != _uploaded(new.get(key)) and not free:
-            out.append(f"{key}: the run has {old.get(key)!r}, this configuration {new.get(key)!r}.")
-    if out:
-        out.append(
-            f"--resume: {run.path} was started with another configuration. Resume without --config to keep its own, or name another --run."
-        )
-    return out
-
-
-def _uploaded(value):
-    """A path in what `ray job submit` uploaded, without the name that the upload was given."""
-    return re.sub(r".*/working_dir_files/[^/]+/", "", value) if isinstance(value, str) else value
-
-
-def _flat(d: dict, prefix: str = "") -> dict:
-    out = {}
-    for k, v in d.items():
-        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
-    return out
