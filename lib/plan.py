@@ -209,6 +209,10 @@ def _train(job: Job, gpu: bool) -> list[str]:
         )
     if (kept := t.get("save_total_limit")) is not None and kept < 1:
         out.append(f"train.save_total_limit: must be 1 or more, is {kept}. null keeps every checkpoint.")
+    if (order := t.get("train_sampling_strategy")) in ("group_by_length", "batch_rebalance"):
+        out.append(
+            f"train.train_sampling_strategy: {order} draws the rows of a step anew on other workers and after a resume. Use random or sequential."
+        )
     if t.get("save_strategy") == "no":
         out.append(
             "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
