@@ -72,12 +72,12 @@ def learn(folder: Path) -> list[throughput.Measured]:
     finished = sorted(folder.glob("*/provenance.json"), key=lambda p: -p.stat().st_mtime)
     found = {run.path: run for run in (Run(str(p.parent)) for p in finished)}  # a link leads to a run that is here too
     for run in [run for path, run in found.items() if path not in seen][:LEARN]:
-        p = run.provenance()
-        if p.get("status") == "finished" and p.get("tokens_per_second"):
-            try:
+        try:
+            p = run.provenance()
+            if p.get("status") == "finished" and p.get("tokens_per_second"):
                 new.append(measured(run))
-            except (ValueError, KeyError):  # its base or its data are gone
-                continue
+        except (ValueError, KeyError):  # its files are damaged, or its base or its data are gone
+            continue
     return throughput.remember(new) if new else known
 
 

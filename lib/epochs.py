@@ -34,8 +34,8 @@ class Filled(Sampler):
 
 
 def fill(trainer, batch: int) -> int:
-    """Makes each epoch of the trainer whole batches; returns how many rows an epoch repeats (below 0: leaves out, as
-    train.dataloader_drop_last asks)."""
+    """Makes each epoch of the trainer whole batches; returns how many examples an epoch repeats (below 0: leaves
+    out, as train.dataloader_drop_last asks)."""
     loader = trainer.get_train_dataloader
 
     def filled():

@@ -160,12 +160,15 @@ def local(store: Run, shard: str) -> Path:
     """A shard's folder here; that of a remote store is downloaded to the cache, again where it was damaged there."""
     if not store.remote:
         return Path(store.at(shard))
+    from filelock import FileLock
+
     kept = Run(str(cache("teacher", hashlib.sha256(store.path.encode()).hexdigest()[:16])))
-    if manifest.damage(kept, shard) or kept.read_text(f"{shard}/{manifest.DONE}") != store.read_text(
-        f"{shard}/{manifest.DONE}"
-    ):
-        kept.remove(shard)
-        store.get(shard, kept.at(shard))
+    Path(kept.path).mkdir(parents=True, exist_ok=True)
+    listed = f"{shard}/{manifest.DONE}"
+    with FileLock(kept.at(f"{shard}.lock")):
+        if manifest.damage(kept, shard) or kept.read_text(listed) != store.read_text(listed):
+            kept.remove(shard)
+            store.get(shard, kept.at(shard))
     return Path(kept.at(shard))
 
 

@@ -143,14 +143,15 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         models.train_in_fp32(trainer.model)
     save_work(trainer, job.scale.strategy)
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
-    repeated = epochs.fill(trainer, job.scale.global_batch)
-    if repeated and rank == 0:
-        doing = "come twice in" if repeated > 0 else "are left out of"
+    batch, examples = job.scale.global_batch, len(trainer.train_dataset)
+    repeated = epochs.fill(trainer, batch)
+    per_epoch = (examples + repeated) // batch
+    if repeated and rank == 0 and not 0 < args.max_steps < per_epoch:
+        doing = f"repeats {repeated:,} from its start" if repeated > 0 else f"leaves out {-repeated:,}"
         logs.say(
-            f"{abs(repeated):,} of {len(trainer.train_dataset):,} examples {doing} an epoch, others each time, so that its last "
-            f"step has {job.scale.global_batch} as well"
+            f"{examples:,} examples don't divide by {batch}: each epoch {doing}, so that its last step has {batch} too"
         )
-    tally = Tally(trainer, began, job.scale.global_batch, resume)
+    tally = Tally(trainer, began, batch, resume)
     trainer.add_callback(_keep_run(run, tally))
     word = notice.callback(run, job.stage) if config["cluster"] else None
     if word:
@@ -185,7 +186,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         **made,
         "steps": state.global_step,
         "starts": tally.starts(),
-        "repeated_rows": repeated,
+        "repeated_rows": repeated * (state.global_step // per_epoch),
         "precision": precision,
         "workers": workers,
         "tokens": state.num_input_tokens_seen,

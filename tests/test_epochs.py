@@ -7,6 +7,8 @@ from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from torch.utils.data import BatchSampler
 
 from lib import epochs
+from lib.run import Run
+from tests.conftest import run_job
 
 
 def steps(rows: int, batch: int, micro: int, workers: int, epoch: int = 0, drop: bool = False) -> list[list[int]]:
@@ -57,3 +59,27 @@ def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
     trainer = jobs.sft.build(job, args)
     assert len(trainer.train_dataset) == 64 and epochs.fill(trainer, 24) == 8
     assert [len(b["input_ids"]) for b in trainer.get_train_dataloader()] == [4] * 18
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, tmp_path):
+    """64 rows by 24: the third step of an epoch has 16 and 8 that come again.."""
+    runs = [Run(tmp_path / name) for name in ("one", "two")]
+    words = ["--model.base", tiny_model, "--data.source", chats_file, "--data.heldout_fraction", "0"]
+    words += ["--train.num_train_epochs", "2", "--train.logging_steps", "1", "--train.learning_rate", "1e-3"]
+    words += ["--scale.global_batch", "24", "--scale.micro_batch", "4", "--scale.precision", "fp32"]
+    for run, workers in zip(runs, "12", strict=True):
+        done = run_job("sft", *words, "--run", run.path, "--scale.workers", workers)
+        assert done.returncode == 0, done.stderr
+        assert "64 examples don't divide by 24: each epoch repeats 8 from its start" in done.stdout
+        assert "the last of an epoch filled up with rows of that epoch" in done.stdout
+    losses, tokens = (
+        [[r[k] for r in run.metrics() if "loss" in r] for run in runs] for k in ("loss", "num_input_tokens_seen")
+    )
+    assert len(losses[0]) == 6 and tokens[0] == tokens[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (run.provenance() for run in runs)
+    assert one["repeated_rows"] == two["repeated_rows"] == 16 and one["tokens"] == two["tokens"]
+    assert (
+        one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4) == pytest.approx(sum(losses[0]) / 6, rel=1e-4)
+    )
