@@ -70,12 +70,12 @@ def learn(folder: Path) -> list[throughput.Measured]:
     finished = sorted(folder.glob("*/provenance.json"), key=lambda p: -p.stat().st_mtime)
     found = {run.path: run for run in (Run(str(p.parent)) for p in finished)}  # a link leads to a run that is here too
     for run in [run for path, run in found.items() if path not in seen][:LEARN]:
-        p = run.provenance()
-        if p.get("status") == "finished" and p.get("tokens_per_second"):
-            try:
+        try:
+            p = run.provenance()
+            if p.get("status") == "finished" and p.get("tokens_per_second"):
                 new.append(measured(run))
-            except (ValueError, KeyError):  # its base or its data are gone
-                continue
+        except (ValueError, KeyError):  # its files are damaged, or its base or its data are gone
+            continue
     return throughput.remember(new) if new else known
 
 
@@ -85,7 +85,7 @@ def measured(run: Run) -> throughput.Measured:
     work = Work(job, said["config"], said["rows"], p["data"]["rows"])
     gpu = not p["hardware"].startswith("cpu")
     flops = p["tokens_per_second"] / p["workers"] * work.operations(gpu, p["precision"])
-    start = p["seconds"]["total"] - p["seconds"]["train"]
+    start = p["seconds"]["total"] - p["seconds"]["train"] - p["seconds"].get("restarts", 0.0)
     where = throughput.here(p["hardware"])
     return throughput.Measured(
         run.path, where, p["precision"], job.stage, p["workers"], flops, start, throughput.save_speed(run)

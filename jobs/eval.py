@@ -15,9 +15,11 @@ from dataclasses import asdict
 
 def main(argv: list[str] | None = None) -> int:
     """0: the report is written; 1: the work failed, or the gate is shut; 2: a mistake in the request."""
+    from lib import termination
     from lib.cli import refusing
     from lib.evals import cli, job
 
+    termination.as_interrupt()
     with refusing("jobs/eval.py"):
         request, dry_run = cli.parse(argv)
         planned = job.plan(request)
@@ -28,13 +30,13 @@ def main(argv: list[str] | None = None) -> int:
         print("Dry run: nothing was started.")
         return 0
     command = shlex.join(["python", "jobs/eval.py", *(sys.argv[1:] if argv is None else argv)])
-    return _evaluate(planned.job, command)
+    return _evaluate(planned.job, command, {s.name: s.identity for s in planned.specs})
 
 
-def _evaluate(request, command: str) -> int:
+def _evaluate(request, command: str, identities: dict[str, str]) -> int:
     import yaml
 
-    from lib import logs
+    from lib import logs, termination
     from lib.evals.evaluate import evaluate
     from lib.evals.render import terminal
     from lib.run import Run
@@ -45,25 +47,24 @@ def _evaluate(request, command: str) -> int:
         run.write_text(
             "job.yaml", yaml.safe_dump({**asdict(request), "stage": "eval"}, sort_keys=False, allow_unicode=True)
         )
-        run.write_json("provenance.json", {"status": "running", "stage": "eval", "command": command})
+        known = {"stage": "eval", "command": command, "identities": identities}
+        run.write_json("provenance.json", known | {"status": "running"})
     try:
         with logs.driver(run):
             report = evaluate(request, command)
     except (ValueError, RuntimeError) as e:
         if own:
-            run.write_json(
-                "provenance.json", {"status": "failed", "stage": "eval", "command": command, "failure": str(e)}
-            )
+            run.write_json("provenance.json", known | {"status": "failed", "failure": str(e)})
         print(f"\nEvaluation failed: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if own:
-            run.write_json("provenance.json", {"status": "interrupted", "stage": "eval", "command": command})
-        print(f"\nInterrupted. Type it again: {command}", file=sys.stderr)
-        return 130
+            run.write_json("provenance.json", known | {"status": "interrupted"})
+        print(f"\n{termination.word()}. Type it again: {command}", file=sys.stderr)
+        return termination.code()
     if own:
-        done = {"status": "finished", "stage": "eval", "command": command, "git": report.environment["git"]}
-        run.write_json("provenance.json", done | {"seconds": {"total": time.time() - began}})
+        done = {"status": "finished", "git": report.environment["git"]}
+        run.write_json("provenance.json", known | done | {"seconds": {"total": time.time() - began}})
     terminal(report, run.at("reports"))
     failed = [v for v in report.verdicts if v.claim.startswith("gate: ") and not v.holds]
     for v in failed:

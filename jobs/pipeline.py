@@ -25,7 +25,7 @@ from functools import partial
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-from lib import config_file
+from lib import config_file, integrity, termination
 from lib.cli import UsageError, nearest, read_yaml, refusing
 from lib.forecast import Forecast
 from lib.run import Run, absolute
@@ -33,7 +33,12 @@ from lib.run import Run, absolute
 ROOT = Path(__file__).parent.parent
 STEP = {"stage": "a job's name", "config": "a file's path", "set": "keys and values", "minutes": "a number"}
 """Keys of a step and what they hold; minutes: how long it takes on some machine, which says how long it will here (lib/forecast.py)."""
-DRIVER_ONLY = ["lib.launch", "lib.plan", "lib.progress", "lib.cli", "lib.failure", "lib.forecast", "lib.ray_start"]
+DRIVER_ONLY = [
+    f"lib.{name}" for name in (
+        "launch", "plan", "progress", "cli", "failure", "forecast", "ray_start", "resume", "termination", "preflight", "structure",
+        "limits", "ranges",
+    )
+]  # fmt: skip
 """Modules that can't change what a step computes, so that editing them repeats nothing."""
 
 
@@ -206,7 +211,7 @@ def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
     forecast = Forecast({name: step.get("minutes") for name, step in steps.items()})
     links = {} if "://" in folder else {name: latest(folder, name) for name in steps}
     for i, (name, run, command) in enumerate(commands(folder, steps), 1):
-        if run.finished():
+        if run.finished() and not integrity.damage(run):
             print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
             if links and not dry_run:
                 point(links[name], run)
@@ -242,12 +247,13 @@ def main() -> None:
         "--dry-run", action="store_true", help="print the steps, what is done already, and the commands"
     )
     options = parser.parse_args()
+    termination.as_interrupt()
     try:
         with refusing("jobs/pipeline.py"):
             run_steps(*load(options.config), options.dry_run)
     except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+        print(f"\n{termination.word()}. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(termination.code())
 
 
 if __name__ == "__main__":

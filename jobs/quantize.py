@@ -16,12 +16,14 @@ import time
 
 def main(argv: list[str] | None = None) -> int:
     """0: the run and its report are there; 1: the work failed; 2: a mistake in the request."""
+    from lib import provenance, termination
     from lib.cli import refusing
     from lib.launch import RAY_ENV, show
     from lib.quantize import job
 
     for key, value in RAY_ENV.items():  # read by ray when it is imported
         os.environ.setdefault(key, value)
+    termination.as_interrupt()
     with refusing("jobs/quantize.py"):
         request, dry_run, resume = job.parse(argv)
         planned = job.plan(request, resume, dry_run)
@@ -41,8 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         with logs.driver(run):
             _work(planned, run, shlex.join(["python", "jobs/quantize.py", *words]))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Go on with: python jobs/quantize.py --resume {shlex.quote(run.path)}", file=sys.stderr)
-        return 130
+        if run.is_run() and not run.finished():
+            provenance.ended(run, "interrupted")
+        again = f"python jobs/quantize.py --resume {shlex.quote(run.path)}"
+        print(f"\n{termination.word()}. Go on with: {again}", file=sys.stderr)
+        return termination.code()
     except Exception as e:
         return _failed(run, e)
     return 0
@@ -83,7 +88,7 @@ def _work(planned, run, command: str) -> None:
 
 def _failed(run, e: Exception) -> int:
     """Says what went wrong; the run is left failed, or, where the model itself is there, finished without its report."""
-    from lib import launch
+    from lib import provenance
     from lib.failure import explain
 
     why = explain(e)
@@ -92,7 +97,7 @@ def _failed(run, e: Exception) -> int:
     print(f"What the libraries printed: {run.at('logs')}", file=sys.stderr)
     print(f"Go on with: python jobs/quantize.py --resume {shlex.quote(run.path)}", file=sys.stderr)
     if run.is_run() and not made:
-        launch.record(run, {"status": "failed", "failure": why})
+        provenance.record(run, {"status": "failed", "failure": why})
     if os.environ.get("SHOESTRING_TRACEBACK"):
         raise e
     return 1

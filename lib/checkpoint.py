@@ -7,42 +7,29 @@ Ray's checkpoint objects are not used, because Ray uploads files in no particula
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from lib import manifest
+from lib.manifest import DONE, hashes
 from lib.run import Run
 
-DONE = "DONE.json"
+ASIDE = "damaged-"
+"""Before the name of a checkpoint that failed its check: kept until a newer whole one stands."""
 
 
 def steps(run: Run) -> list[int]:
     """Steps of the checkpoint folders that exist, whole or not, oldest first."""
     names = run.folders("checkpoints")
-    return sorted(int(n.removeprefix("checkpoint-")) for n in names if n.startswith("checkpoint-"))
+    found = [n.removeprefix("checkpoint-") for n in names if n.startswith("checkpoint-")]
+    return sorted(int(n) for n in found if n.isdigit())  # a copy that somebody made has another name
 
 
 def damage(run: Run, step: int) -> str | None:
     """Why the checkpoint of `step` can't be used, or None if every byte is as it was written."""
-    rel = f"checkpoints/checkpoint-{step}"
-    if not run.fs.exists(run.at(f"{rel}/{DONE}")):
-        return "half-written: it has no DONE.json"
-    try:
-        manifest = json.loads(run.read_text(f"{rel}/{DONE}"))["files"]
-    except (ValueError, KeyError):
-        return "DONE.json is damaged"
-    sizes = run.files(rel)
-    for name, (size, digest) in manifest.items():
-        if name not in sizes:
-            return f"{name} is missing"
-        if sizes[name] != size:
-            return f"{name} is truncated: {sizes[name]:,} of {size:,} bytes"
-        with run.fs.open(run.at(f"{rel}/{name}"), "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != digest:
-                return f"{name} is corrupt: its SHA-256 is not the one recorded"
-    return None
+    return manifest.damage(run, f"checkpoints/checkpoint-{step}")
 
 
 def latest(run: Run) -> tuple[int | None, list[str]]:
@@ -56,11 +43,18 @@ def latest(run: Run) -> tuple[int | None, list[str]]:
     return None, refused
 
 
-def discard_after(run: Run, step: int | None) -> None:
-    """Removes checkpoints newer than `step` (all of them for None): they are damaged, and will be written again."""
+def set_aside_after(run: Run, step: int | None) -> None:
+    """Clears the way for the steps after `step` (all for None), which will be written again. Half-written checkpoints are removed;
+    one that was whole once is renamed, so that nothing that could be rescued is lost before a newer one stands."""
     for s in steps(run):
-        if step is None or s > step:
-            run.remove(f"checkpoints/checkpoint-{s}")
+        if step is not None and s <= step:
+            continue
+        name = f"checkpoint-{s}"
+        if run.fs.exists(run.at(f"checkpoints/{name}/{DONE}")):
+            run.remove(f"checkpoints/{ASIDE}{name}")
+            run.move(f"checkpoints/{name}", f"checkpoints/{ASIDE}{name}")
+        else:
+            run.remove(f"checkpoints/{name}")
 
 
 def fetch(run: Run, step: int, scratch: Path) -> str:
@@ -114,16 +108,10 @@ def seal(run: Run, folder: Path, keep: int | None) -> None:
         whole = [s for s in steps(run) if run.fs.exists(run.at(f"checkpoints/checkpoint-{s}/{DONE}"))]
         for old in whole[:-keep] if keep else []:
             run.remove(f"checkpoints/checkpoint-{old}")
+        for name in [n for n in run.folders("checkpoints") if n.startswith(ASIDE)]:
+            if int(name.rsplit("-", 1)[1]) <= whole[-1]:
+                run.remove(f"checkpoints/{name}")
     if run.remote and node_first:
         shutil.rmtree(folder)
     if many:
         dist.barrier()
-
-
-def hashes(folder: Path) -> dict[str, tuple[int, str]]:
-    """{path below `folder`: (bytes, SHA-256)} of its files."""
-    out = {}
-    for p in sorted(q for q in folder.rglob("*") if q.is_file() and q.name != DONE):
-        with p.open("rb") as f:
-            out[str(p.relative_to(folder))] = (p.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest())
-    return out

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lib import config_file, fields
+from lib import config_file, fields, termination
 from lib.config import Data, Eval, Job, Model, Scale
 from lib.config_file import read_yaml
 from lib.errors import UsageError, nearest
@@ -69,6 +69,9 @@ def refusing(program: str):
     """Around what is checked before work: a mistake, or a store that can't be reached, is printed and exits with 2."""
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"\n{termination.word()} before anything was started.", file=sys.stderr)
+        sys.exit(termination.code())
     except Exception as e:
         from lib import failure
 

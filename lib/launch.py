@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from lib import cli, fields, logs, plan, ray_start
+from lib import cli, fields, logs, plan, provenance, ray_start, resume, termination
 from lib.preflight import Preflight
 from lib.run import Run
-
-PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
 
 
 def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = (), check=None, after=None) -> None:
@@ -32,6 +26,7 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
     """
     stage = Path(build.__code__.co_filename).stem
     started = time.time()
+    termination.as_interrupt()
     for key, value in RAY_ENV.items():  # read by ray when it is imported
         os.environ.setdefault(key, value)
     with cli.refusing(f"jobs/{stage}.py"):
@@ -53,8 +48,7 @@ def main(build, config: str, rows: tuple[str, ...], models: tuple[str, ...] = ()
             print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
         else:
             _train(planned, build, config, rows, run, started)
-            finish(run, planned)
-        _afterwards(after, run, planned.job)
+        _afterwards(after, run, planned.job, None if planned.finished else planned)
 
 
 def _train(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: Run, started: float) -> None:
@@ -63,30 +57,39 @@ def _train(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: R
     try:
         execute(planned, build, config, rows, run, started)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Go on with: python jobs/{stage}.py --resume {shlex.quote(run.path)}", file=sys.stderr)
-        sys.exit(130)
+        _ended(run, "interrupted")
+        word, again = termination.word(), f"python jobs/{stage}.py --resume {shlex.quote(run.path)}"
+        print(f"\n{word}. Go on with: {again}", file=sys.stderr)
+        sys.exit(termination.code())
     except Exception as e:
         from lib.failure import explain
 
         why = explain(e, run)
         print(f"\n{why}\nWhat the libraries printed: {run.at('logs')}", file=sys.stderr)
         print(f"Go on with: python jobs/{stage}.py --resume {shlex.quote(run.path)}", file=sys.stderr)
-        try:
-            record(run, {"status": "failed", "failure": why})
-        except Exception as lost:  # the disk or the store may be what failed
-            print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
+        _ended(run, "failed", failure=why)
         if os.environ.get("SHOESTRING_TRACEBACK"):
             raise
         sys.exit(1)
 
 
-def _afterwards(after, run: Run, job) -> None:
+def _ended(run: Run, status: str, **fields) -> None:
+    try:
+        provenance.ended(run, status, **fields)
+    except Exception as lost:  # the disk or the store may be what failed
+        print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
+
+
+def _afterwards(after, run: Run, job, new: plan.Plan | None = None) -> None:
+    """after(run, job), and before it finish(), where the model is new."""
     again = f"Go on with: python jobs/{job.stage}.py --resume {shlex.quote(run.path)}"
     try:
+        if new:
+            finish(run, new)
         good = after(run, job) if after else True
     except KeyboardInterrupt:
-        print(f"\nInterrupted; the model is trained. {again}", file=sys.stderr)
-        sys.exit(130)
+        print(f"\n{termination.word()}; the model is trained. {again}", file=sys.stderr)
+        sys.exit(termination.code())
     except Exception as e:
         from lib.failure import explain
 
@@ -105,8 +108,13 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     import yaml
 
     run.write_text("job.yaml", yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True))
-    begun = origin(job.stage, job.to_dict(), job.model.base, planned.identity, planned.check.summary())
-    record(run, begun | {"chat_template_sha256": plan.template_digest(planned.template)})
+    named, before = dict(planned.identities), run.provenance().get("model_sha256")
+    begun = provenance.origin(
+        job.stage, job.to_dict(), job.model.base, named.pop("model.base"), planned.check.summary()
+    )
+    attempts = provenance.attempted(run, started)
+    begun |= {"identities": run.provenance().get("identities", {}) | named, "attempts": attempts}
+    provenance.record(run, begun | {"chat_template_sha256": resume.template_digest(planned.template)})
     from lib.progress import Progress
 
     connect(ahead="lib.controller")
@@ -118,25 +126,13 @@ def execute(planned: plan.Plan, build, config: str, rows: tuple[str, ...], run: 
     finally:
         ray.shutdown()
     seconds = summary.pop("seconds")
-    total = time.time() - started
-    seconds["start"] = total - sum(seconds.values())
-    record(run, {"status": "finished", "seconds": {**seconds, "total": total}, "failure": None, **summary})
-
-
-def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packages: tuple[str, ...] = PACKAGES) -> dict:
-    """What provenance.json holds from a run's first moment. job: what is in job.yaml; parent, identity: as lib.models.locate
-    returned them."""
-    return {
-        "status": "running",
-        "stage": stage,
-        "parent": parent,
-        "parent_sha256": identity,
-        "data": data,
-        "packages": {p: version(p) for p in packages},
-        "git": git_state(),
-        "config_sha256": hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest(),
-        "command": " ".join(["python", f"jobs/{stage}.py", *sys.argv[1:]]),
-    }
+    total = sum(a["seconds"] for a in attempts[:-1]) + time.time() - started
+    # What is left is starting and, of a run that didn't go through at once, also work that was lost and starting again.
+    rest = "start" if summary["starts"] == len(attempts) == 1 else "restarts"
+    seconds[rest] = max(0.0, total - sum(seconds.values()))
+    provenance.ended(run, "finished", **summary, seconds=seconds | {"total": sum(seconds.values())})
+    if before and before != (now := summary["model_sha256"]):
+        print(f"model/ has other bytes than before ({before[:12]}, now {now[:12]}): what was resumed on it is refused.")
 
 
 RAY_ENV = {
@@ -168,11 +164,13 @@ def connect(ahead: str = "ray") -> None:
     quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
+        termination.as_interrupt()
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that a cluster would take away
         reading = threading.Thread(target=importlib.import_module, args=(ahead,))
         reading.start()
         ray_start.start(include_dashboard=False, runtime_env=env, **quiet)
+        termination.as_interrupt()
         reading.join()
 
 
@@ -228,7 +226,7 @@ def finish(run: Run, planned: plan.Plan) -> None:
             f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)",
         ),
         *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
-        ("tokens", f"{p['tokens']:,} at {p['tokens_per_second']:,.0f}/s"),
+        ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
         ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB at the peak of a worker"),
         ("model", run.at("model")),
@@ -290,17 +288,3 @@ def show(rows: list[tuple[str, str]], title: str) -> None:
     for label, text in rows:
         table.add_row(label, text)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
-
-
-def git_state() -> str | None:
-    """Commit of the code, with +dirty when files differ from it; None outside a repository."""
-    root = Path(__file__).parent.parent
-    ask = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
-    if not shutil.which("git") or (head := ask("rev-parse", "HEAD")).returncode:
-        return None
-    return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
-
-
-def record(run: Run, found: dict) -> None:
-    """Adds to provenance.json."""
-    run.write_json("provenance.json", run.provenance() | found)

@@ -6,7 +6,7 @@ train.answers    whose answers are learnt (lib/teacher_answers.py)
 
 from __future__ import annotations
 
-from lib import models
+from lib import models, provenance
 from lib.config import Job
 from lib.run import Run
 from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
@@ -54,6 +54,8 @@ class Lessons:
         if a.teacher.startswith(SERVED):
             served = Served(a.teacher.removeprefix(SERVED), a.top_k, a.soft_temperature, device)
             known = served.who()
+            if share()[0] == 0:
+                provenance.pin(Run(self.job.run), "train.teacher", known["identity"], "its weights are")
             self._same_tokens(known["vocabulary"], known["base"])
             return served
         self._same_tokens(vocabulary(AutoTokenizer.from_pretrained(self.where)), a.teacher)

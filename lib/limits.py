@@ -130,6 +130,10 @@ def _train(job: Job, gpu: bool) -> list[str]:
         out.append(
             "train.save_strategy: no would lose the run at the first preemption. Use steps or epoch, and a larger train.save_steps."
         )
+    if (order := t.get("train_sampling_strategy")) in ("group_by_length", "batch_rebalance"):
+        out.append(
+            f"train.train_sampling_strategy: {order} draws the rows of a step anew on other workers and after a resume. Use random or sequential."
+        )
     for key, plain in (("dataset_kwargs", None), ("label_names", None), ("dataset_text_field", "text")):
         if (t.get(key) or plain) != plain:
             out.append(f"train.{key}: lib/data prepares the rows. Leave it out; data.columns renames columns.")

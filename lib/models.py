@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+from lib import integrity
 from lib.config import Model
 from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
@@ -32,6 +33,7 @@ def locate(base: str, revision: str | None = None) -> tuple[str, str]:
                 raise ValueError(
                     f"model.base: {run.path} is a run of jobs/{run.job().get('stage')}.py, which makes no model."
                 )
+            integrity.check("model.base", run)
             return run.path, f"run:{run.provenance()['model_sha256']}"
         if not run.remote and (Path(path) / "config.json").is_file():
             return path, f"folder:{_stat_hash(Path(path))}"
@@ -104,7 +106,7 @@ def path(base: str) -> str:
     if base.startswith("package:"):
         return str(unpack(base.removeprefix("package:")))
     if base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run()):
-        return Run(base).model_dir()
+        return integrity.model(Run(base))
     return base
 
 
@@ -215,6 +217,8 @@ def export(trainer, model: Model, folder: Path) -> None:
     main = trainer.args.process_index == 0
     target = folder / ("adapter" if model.adapter != "none" else "model")
     trainer.save_model(str(target))
+    if main:
+        _plain(target)
     if main and model.adapter != "none":
         from peft import PeftModel
 
@@ -228,10 +232,19 @@ def export(trainer, model: Model, folder: Path) -> None:
         merged.save_pretrained(str(folder / "model"))
     if main:
         trainer.processing_class.save_pretrained(str(folder / "model"))
-        for leftover in (folder / "model").glob("training_args.bin"):  # a pickle nobody needs
-            leftover.unlink()
     if main and model.adapter == "none":
         _shrink(model, folder / "model")
+
+
+def _plain(folder: Path) -> None:
+    """Leaves out the pickle that nobody needs, and sorts what PEFT writes in the order of a set, another in each process."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    if (file := folder / "adapter_config.json").is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        for key in ("target_modules", "exclude_modules"):
+            if isinstance(config.get(key), list):
+                config[key] = sorted(config[key])
+        file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _shrink(model: Model, folder: Path) -> None:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, hardware, limits, logs, models, quantized, strategy
+from lib import checkpoint, data, hardware, integrity, limits, logs, models, quantized, resume, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.rendering import sample
 from lib.run import Run, absolute
-
-MAY_CHANGE = {"scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval", "data.incomplete"}  # fmt: skip
-"""Keys that a resumed run may have changed: they move no sample to another step."""
 
 
 @dataclass
 class Plan:
     job: Job
     """With paths made absolute and the base settled."""
-    identity: str
-    """Of the base's weights (lib/models.py locate)."""
+    identities: dict[str, str]
+    """{model.base and the keys of train that name models: identity of the weights (lib/models.py locate)}"""
     check: object
     """lib.data Check: format, rows, held-out rows, content hash."""
     gpu: bool
@@ -50,6 +45,8 @@ class Plan:
         elif rows:
             epochs = j.train.get("num_train_epochs", 3.0)
             length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
+            if rows % s.global_batch and epochs >= 1 and not j.train.get("dataloader_drop_last"):
+                length += ", the last of an epoch filled up with rows of that epoch"
         else:
             length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
         lora = f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
@@ -59,7 +56,7 @@ class Plan:
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
-            ("base", f"{j.model.base}  ({self.identity})"),
+            ("base", f"{j.model.base}  ({self.identities['model.base']})"),
             ("trains", trains),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
             *([("model sees", self.rendered.line())] if self.rendered else []),
@@ -85,6 +82,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
 
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
+    identities = {"model.base": identity}
     if located:
         problems += limits.revision(job.model.revision, base)
         attempt(quantized.refuse, "model.base", base, "trained")
@@ -103,6 +101,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
             attempt(models.refuse_reward, f"train.{key}", found[0])
             job = replace(job, train=job.train | {key: found[0]})
+            identities[f"train.{key}"] = found[1]
     template = job.model.chat_template
     if template:  # beside the code, also where that was uploaded; else where the runs are
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)
@@ -120,8 +119,11 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
     if run.is_run():
         finished = run.finished()
         if request.resume:
-            problems += _changes(run, job)
-            problems += _moved(run.provenance(), identity, checked, text) if not problems else []
+            problems += resume.problems(run, job, identities, checked, text)
+            if finished and not problems and (why := integrity.damage(run)):
+                finished, (step, _) = False, checkpoint.latest(run)
+                after = f"from checkpoint-{step}" if step else "by training again: no checkpoint is whole"
+                notes.append(f"{why}; it is rebuilt {after}")
         else:
             status = run.provenance().get("status", "before its first step")
             state = "is finished" if finished else f"stopped ({status})"
@@ -136,7 +138,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         checked.rendered, notes = rendered and rendered.summary(), notes + more
     if problems:
         raise UsageError("\n".join(problems))
-    return Plan(job, identity, checked, bool(gpu), finished, notes, text, rendered)
+    return Plan(job, identities, checked, bool(gpu), finished, notes, text, rendered)
 
 
 def _device(job: Job) -> bool:
@@ -156,51 +158,3 @@ def _device(job: Job) -> bool:
             f"scale.workers: {s.workers} × {each} {what} are needed, this machine has {have}. Use {max(have // each, 1)}, or submit to a cluster."
         )
     return use
-
-
-def _moved(before: dict, identity: str, checked, template: str | None) -> list[str]:
-    """What a resumed run would find changed behind names that are the same."""
-    data, out = before.get("data", {}), []
-    if data.get("complete") and checked.complete and data["sha256"] != checked.sha256:
-        out.append(
-            "data.source: its rows are not those that the run was started with. Put them back, or name another --run."
-        )
-    if before.get("parent_sha256", identity) != identity:
-        out.append(
-            f"model.base: its weights are not those that the run was started with ({before['parent_sha256']}, now {identity})."
-        )
-    digest = template_digest(template)
-    if before.get("chat_template_sha256", digest) != digest:
-        out.append("model.chat_template: the template is not the one that the run was started with.")
-    return out
-
-
-def template_digest(text: str | None) -> str | None:
-    return hashlib.sha256(text.encode()).hexdigest() if text else None
-
-
-def _changes(run: Run, job: Job) -> list[str]:
-    """What differs from the stored configuration in a way that would make the resumed run another one."""
-    old, new = (_flat(j.to_dict()) for j in (Job.from_dict(run.job()), job))
-    out = []
-    for key in sorted(old.keys() | new.keys()):
-        free = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
-        if _uploaded(old.get(key)) != _uploaded(new.get(key)) and not free:
-            out.append(f"{key}: the run has {old.get(key)!r}, this configuration {new.get(key)!r}.")
-    if out:
-        out.append(
-            f"--resume: {run.path} was started with another configuration. Resume without --config to keep its own, or name another --run."
-        )
-    return out
-
-
-def _uploaded(value):
-    """A path in what `ray job submit` uploaded, without the name that the upload was given."""
-    return re.sub(r".*/working_dir_files/[^/]+/", "", value) if isinstance(value, str) else value
-
-
-def _flat(d: dict, prefix: str = "") -> dict:
-    out = {}
-    for k, v in d.items():
-        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
-    return out

@@ -7,7 +7,8 @@
     tensorboard/      event files, where train.report_to says so
     reports/          report.json, report.md, report.html of evaluations
     logs/             what the libraries printed in each process (lib/logs.py)
-    provenance.json   where it came from and what it took; `status` is running, finished or failed
+    provenance.json   where it came from and what it took; `status` is running, finished, failed or
+                      interrupted
 
 The directory is a local path or an s3:// address; fsspec reads and writes both.
 """
@@ -73,21 +74,39 @@ class Run:
         return self.provenance().get("status") == "finished"
 
     def job(self) -> dict:
-        """The resolved configuration. Raises FileNotFoundError when this is no run."""
+        """The resolved configuration. Raises FileNotFoundError when this is no run, ValueError for a file that is damaged."""
         import yaml
 
-        return yaml.safe_load(self.read_text("job.yaml"))
+        try:
+            found = yaml.safe_load(self.read_text("job.yaml"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("stage"), str):
+            raise ValueError(
+                f"{self.at('job.yaml')} is damaged: it holds no configuration with a `stage`. Put it back from a copy; or start the "
+                "job again in another --run."
+            )
+        return found
 
     def provenance(self) -> dict:
-        """provenance.json, or {} before it's first written."""
-        return json.loads(self.read_text("provenance.json")) if self.fs.exists(self.at("provenance.json")) else {}
+        """provenance.json, or {} before it's first written. Raises ValueError for a file that is damaged."""
+        remedy = f"Put it back from a copy; or delete it and --resume {self.path}, which works it out again from the last checkpoint."
+        return self.read_json("provenance.json", remedy) if self.fs.exists(self.at("provenance.json")) else {}
 
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        """The lines of metrics.jsonl; a last line cut off by a kill is left out. Raises ValueError for a damaged line."""
         if not self.fs.exists(self.at("metrics.jsonl")):
             return []
-        lines = self.read_text("metrics.jsonl").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line.strip()]
+        found = []
+        for number, line in enumerate(self.read_text("metrics.jsonl").split("\n")[:-1], 1):
+            try:
+                if line.strip():
+                    found.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                raise ValueError(
+                    f"{self.at('metrics.jsonl')}:{number} is damaged. Delete the line, or put the file back."
+                ) from None
+        return found
 
     def model_dir(self) -> str:
         """A local folder with model/; a remote run's is downloaded once per content into the cache.
@@ -111,6 +130,13 @@ class Run:
     def read_text(self, rel: str) -> str:
         # One request: s3fs asks for size and content apart, and fails where the file is written anew in between.
         return self.fs.cat_file(self.at(rel)).decode("utf-8")
+
+    def read_json(self, rel: str, remedy: str) -> dict:
+        """Raises ValueError, which names the file and the remedy, unless it holds a JSON object."""
+        try:
+            return dict(json.loads(self.read_text(rel)).items())
+        except (ValueError, AttributeError) as e:
+            raise ValueError(f"{self.at(rel)} is damaged: it holds no JSON object ({e}). {remedy}") from None
 
     def write_text(self, rel: str, text: str) -> None:
         """Replaces a file whole: a reader sees the old text or the new, never half of one."""
@@ -170,6 +196,15 @@ class Run:
             os.replace(temporary, local)
         except OSError:  # another process was faster
             shutil.rmtree(temporary)
+
+    def move(self, rel: str, to: str) -> None:
+        """Renames a folder; there must be none named `to`."""
+        if not self.remote:
+            os.rename(self.at(rel), self.at(to))
+            return
+        for name in self.files(rel):  # an object store knows no folders
+            self.fs.cp_file(self.at(f"{rel}/{name}"), self.at(f"{to}/{name}"))
+        self.remove(rel)
 
     def remove(self, rel: str) -> None:
         if self.fs.exists(self.at(rel)):

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib import manifest
 from lib.logs import say
 from lib.run import Run, cache
 
@@ -88,7 +89,11 @@ class Kept(Teacher):
         shards = [rows[i : i + SHARD] for i in range(0, len(rows), SHARD)]
         there = set(self.store.folders(""))
         # Each takes its own numbers, whatever is there: what is missing is another thing to a worker that looks later.
-        mine = [i for i in range(len(shards))[share[0] :: share[1]] if f"{i:06}" not in there or not self._whole(i)]
+        mine = [
+            i
+            for i in range(len(shards))[share[0] :: share[1]]
+            if f"{i:06}" not in there or not whole(self.store, f"{i:06}")
+        ]
         self.model = load() if mine else None
         for n, i in enumerate(mine):
             self._work_out(i, shards[i], collate, batch_rows)
@@ -135,27 +140,36 @@ class Kept(Teacher):
         }
         with tempfile.TemporaryDirectory() as folder:
             save_file({name: c.contiguous() for name, c in columns.items()}, f"{folder}/said.safetensors")
+            manifest.seal(Path(folder))
             self.store.put(folder, f"{i:06}")
-
-    def _whole(self, i: int) -> bool:
-        """Whether a kept shard can be read; one that lost its end is worked out anew."""
-        from safetensors import SafetensorError
-
-        try:
-            self._open(i)
-        except (SafetensorError, OSError):
-            return False
-        return True
 
     def _open(self, i: int):
         from safetensors import safe_open
 
-        folder = Path(self.store.at(f"{i:06}"))
-        if self.store.remote:
-            folder = cache("teacher", hashlib.sha256(self.store.path.encode()).hexdigest()[:16], f"{i:06}")
-            if not folder.exists():
-                self.store.get(f"{i:06}", folder)
-        return safe_open(folder / "said.safetensors", "pt")
+        return safe_open(local(self.store, f"{i:06}") / "said.safetensors", "pt")
+
+
+def whole(store: Run, shard: str) -> bool:
+    """Whether a kept shard is as it was written; one that isn't is said, to be worked out anew."""
+    if why := manifest.damage(store, shard):
+        say(f"teacher: {store.at(shard)}: {why}; it is worked out anew")
+    return not why
+
+
+def local(store: Run, shard: str) -> Path:
+    """A shard's folder here; that of a remote store is downloaded to the cache, again where it was damaged there."""
+    if not store.remote:
+        return Path(store.at(shard))
+    from filelock import FileLock
+
+    kept = Run(str(cache("teacher", hashlib.sha256(store.path.encode()).hexdigest()[:16])))
+    Path(kept.path).mkdir(parents=True, exist_ok=True)
+    listed = f"{shard}/{manifest.DONE}"
+    with FileLock(kept.at(f"{shard}.lock")):
+        if manifest.damage(kept, shard) or kept.read_text(listed) != store.read_text(listed):
+            kept.remove(shard)
+            store.get(shard, kept.at(shard))
+    return Path(kept.at(shard))
 
 
 class Served(Teacher):

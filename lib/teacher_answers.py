@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lib import manifest
 from lib.logs import say
 from lib.run import Run
 from lib.sampling import Sampling
-from lib.teacher import SHARD
+from lib.teacher import SHARD, whole
 
 
 def written(
@@ -33,29 +34,32 @@ def written(
     ]
     store, starts = Run(f"{folder}/answers-{said}"), list(range(0, len(prompts), SHARD))
     there = set(store.folders(""))
-    mine = [s for s in starts[share[0] :: share[1]] if f"{s:08}" not in there]  # as in lib/teacher.py, Kept
+    mine = [
+        s for s in starts[share[0] :: share[1]] if f"{s:08}" not in there or not whole(store, f"{s:08}")
+    ]  # as in lib/teacher.py, Kept
     generator = load() if mine else None
     for n, start in enumerate(mine):
         answers = generator.generate([list(p) for p in prompts[start : start + SHARD]], sampling)
         with tempfile.TemporaryDirectory() as scratch:
             lines = [json.dumps({"text": a[0].text, "finished": a[0].finished}) + "\n" for a in answers]
             Path(scratch, "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+            manifest.seal(Path(scratch))
             store.put(scratch, f"{start:08}")
         if share[0] == 0 and (n + 1) % max(1, len(mine) // 5) == 0:
             say(f"teacher: {n + 1} of {len(mine)} shards of answers in {store.path}")
     barrier()
     found = [json.loads(line) for s in starts for line in store.read_text(f"{s:08}/answers.jsonl").splitlines()]
-    whole = [i for i, answer in enumerate(found) if answer["finished"]]
-    if not whole:
+    finished = [i for i, answer in enumerate(found) if answer["finished"]]
+    if not finished:
         raise ValueError(
             f"train.answer_tokens: none of the teacher's {len(found):,} answers ended within {sampling.max_new_tokens} tokens. Raise it."
         )
-    if share[0] == 0 and len(whole) < len(found):
+    if share[0] == 0 and len(finished) < len(found):
         say(
-            f"teacher: {len(found) - len(whole):,} of {len(found):,} answers were not finished and are left out",
+            f"teacher: {len(found) - len(finished):,} of {len(found):,} answers were not finished and are left out",
         )
-    texts = iter([found[i]["text"] for i in whole])
-    kept = rows.select(whole)
+    texts = iter([found[i]["text"] for i in finished])
+    kept = rows.select(finished)
     return kept.map(
         lambda row: row | {"completion": [{"role": "assistant", "content": next(texts)}]}, load_from_cache_file=False
     )

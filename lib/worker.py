@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
 import json
 import math
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
 
-from lib import checkpoint, data, hardware, head, logs, lora, models, notice, prefixes, strategy
+from lib import (
+    checkpoint,
+    data,
+    epochs,
+    finite,
+    hardware,
+    head,
+    integrity,
+    logs,
+    lora,
+    manifest,
+    models,
+    notice,
+    prefixes,
+    provenance,
+    strategy,
+)
 from lib.config import Job
 from lib.failure import StopTraining
 from lib.quantize import qat
 from lib.rendering import whole
 from lib.run import Run
+from lib.tally import Tally
 
 DEFAULTS = {
     "report_to": "none",
@@ -111,7 +125,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         for line in refused:
             logs.say(line)
         logs.say(f"from step {step or 0} on {workers} × {args.device.type}, {precision}")
-        checkpoint.discard_after(run, step)
+        checkpoint.set_aside_after(run, step)
     barrier()
     resume = checkpoint.fetch(run, step, scratch) if step else None
     head.project_labelled_only()
@@ -126,27 +140,39 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
     rows = data.load(job.data, config["rows"]).check.summary()  # of all rows; the driver may have seen a part
     rows["rendered"] = whole.summary(counts)
+    if rank == 0:
+        provenance.pin(run, "data.source", rows["sha256"], "its rows are")
     if job.model.adapter != "none":
         models.train_in_fp32(trainer.model)
     save_work(trainer, job.scale.strategy)
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
-    keep = _keep_run(run)
-    trainer.add_callback(keep)
+    batch, examples = job.scale.global_batch, len(trainer.train_dataset)
+    repeated = epochs.fill(trainer, batch)
+    per_epoch = (examples + repeated) // batch
+    if repeated and rank == 0 and not 0 < args.max_steps < per_epoch:
+        doing = f"repeats {repeated:,} from its start" if repeated > 0 else f"leaves out {-repeated:,}"
+        logs.say(
+            f"{examples:,} examples don't divide by {batch}: each epoch {doing}, so that its last step has {batch} too"
+        )
+    tally = Tally(trainer, began, batch, resume)
+    trainer.add_callback(_keep_run(run, tally))
     word = notice.callback(run, job.stage) if config["cluster"] else None
     if word:
         trainer.add_callback(word)
     if waits := exchange.callback(trainer.model, job.scale.strategy):
         trainer.add_callback(waits)
-    ready = time.time()
-    with contextlib.suppress(AllStepsDone):
+    try:
         trainer.train(resume_from_checkpoint=resume)
-    trained = time.time()
+    except AllStepsDone:
+        trainer.log({"train_loss": 0.0})  # which lib/tally.py fills in: training itself ended before it was logged
+    tally.stop()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
     if word and word.stopped and state.global_step < state.max_steps:
         raise StopTraining(word.stopped)
     if state.global_step < state.max_steps:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
+    tally.check()
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     evaluated = time.time()
@@ -156,26 +182,24 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     models.export(trainer, job.model, folder)
     if rank == 0:
         whole.stop_at_turn_ends(folder / "model", counts, trainer.processing_class)
-    model_sha256 = publish(run, folder) if rank == 0 else None
+    made, train_loss = publish(run, folder) if rank == 0 else {}, tally.mean_loss()
     if rank == 0 and run.remote and board.exists():
         run.put(board, "tensorboard")
     barrier()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = tally.seconds()
     return {
+        **made,
         "steps": state.global_step,
-        "model_sha256": model_sha256,
+        "starts": tally.starts(),
+        "repeated_rows": repeated * (state.global_step // per_epoch),
         "precision": precision,
         "workers": workers,
         "tokens": state.num_input_tokens_seen,
-        "tokens_per_second": (state.num_input_tokens_seen - keep.tokens_before) / (trained - ready),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak,
+        "tokens_per_second": tally.speed().get("train_tokens_per_second"),
+        "train_loss": train_loss,
+        "peak_memory_bytes": tally.peak(),
         "template_sha256": models.template_sha256(trainer.processing_class),
-        "seconds": {
-            "load": ready - began,
-            "train": trained - ready,
-            "heldout": evaluated - trained,
-            "export": time.time() - evaluated,
-        },
+        "seconds": seconds | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated},
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         "train": json.loads(args.to_json_string()),
         "data": rows,
@@ -206,14 +230,20 @@ def _claim(run: Run):
     return lock
 
 
-def publish(run: Run, folder: Path) -> str:
-    """Moves what export wrote into the run; returns one SHA-256 over the names and bytes of model/."""
-    for part in ("adapter", "model"):
-        if (folder / part).exists():
-            run.put(folder / part, part)
-    digest = hashlib.sha256(repr(sorted(checkpoint.hashes(folder / "model").items())).encode()).hexdigest()
+def publish(run: Run, folder: Path) -> dict:
+    """Moves what export wrote into the run, if all of it is finite. Returns what provenance.json is to hold of it: the size and
+    SHA-256 of each file, and model_sha256 over the names and bytes of model/. Raises StopTraining."""
+    finite.check_files(folder)
+    made = {part: manifest.hashes(folder / part) for part in integrity.PARTS if (folder / part).exists()}
+    for part, files in made.items():
+        run.put(folder / part, part)
+        if not run.remote and (why := integrity.changed(Path(run.at(part)), files, manifest.digest(files))):
+            raise StopTraining(
+                f"run: {part}/ of {run.path} could not be written: {why}. Check the disk, then --resume."
+            )
     shutil.rmtree(folder)
-    return digest
+    files = {f"{part}/{name}": v for part in made for name, v in made[part].items()}
+    return {"model_sha256": manifest.digest(made["model"]), "files": files}
 
 
 def share() -> tuple[int, int]:
@@ -230,13 +260,13 @@ def barrier() -> None:
         dist.barrier()
 
 
-def _keep_run(run: Run):
+def _keep_run(run: Run, tally: Tally):
     """Keeps the run directory true while training: metrics.jsonl, sealed checkpoints, and a stop at NaN."""
     from transformers import TrainerCallback
 
     class KeepRun(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.tokens_before = state.num_input_tokens_seen  # by the runs that this one goes on from
+            tally.on_train_begin(state)
             if args.process_index == 0:  # what was logged after the checkpoint will be logged again
                 run.write_text("metrics.jsonl", "".join(_line(row, state) for row in state.log_history))
             if state.global_step >= state.max_steps:  # the Trainer would take one more step
@@ -244,17 +274,22 @@ def _keep_run(run: Run):
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             row = state.log_history[-1]
-            for key in ("loss", "grad_norm"):
+            for key, name in (("loss", "loss"), ("grad_norm", "grad_norm"), ("eval_loss", "held-out loss")):
                 if not math.isfinite(float(row.get(key, 0.0))):
-                    raise StopTraining(
-                        f"{key} is {row[key]} at step {state.global_step}. Lower train.learning_rate, set train.max_grad_norm or "
-                        "train.warmup_steps, or use scale.precision: fp32; checkpoints from before it are kept."
-                    )
+                    raise StopTraining(f"{name} is {row[key]} at step {state.global_step}. {finite.REMEDY}")
             if args.process_index == 0:
                 run.append_text("metrics.jsonl", _line(row, state))
 
         def on_save(self, args, state, control, **kwargs):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            try:
+                tally.check()
+            except StopTraining:
+                barrier()
+                if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+                    shutil.rmtree(folder)
+                raise
+            tally.save(folder)
             checkpoint.seal(run, folder, args.keep_checkpoints)
 
     return KeepRun()

@@ -51,10 +51,9 @@ def find(draft: str, tokens: int, target: str) -> Draft:
 
 def _certified(run) -> int | None:
     """The number that its certificate found best."""
-    import json
-
     where = "reports/certificate.json"
-    return json.loads(run.read_text(where)).get("draft_tokens") if run.fs.exists(run.at(where)) else None
+    remedy = "Delete it, or say draft_tokens."
+    return run.read_json(where, remedy).get("draft_tokens") if run.fs.exists(run.at(where)) else None
 
 
 def _vocabulary(base: str) -> dict[str, int]:

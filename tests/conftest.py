@@ -250,14 +250,24 @@ def make_run(tiny_model, tmp_path_factory):
             {
                 "status": "finished", "stage": stage, "parent": tiny_model,
                 "template_sha256": template or template_sha256(tok),
-                "model_sha256": name, "steps": 10, "tokens": 1000, "seconds": {"train": 2.0, "total": 5.0},
+                "steps": 10, "tokens": 1000, "seconds": {"train": 2.0, "total": 5.0},
                 "command": f"python jobs/{stage}.py --config configs/{stage}.yaml",
                 "train": {"learning_rate": 1e-3, "seed": 42},
             },
         )  # fmt: skip
+        sign(run)
         return run.path
 
     return make
+
+
+def sign(run: Run) -> None:
+    """Records what the run's model/ holds now, as a job does at its end."""
+    from lib import manifest
+
+    files = manifest.hashes(Path(run.at("model")))
+    made = {"model_sha256": manifest.digest(files), "files": {f"model/{n}": v for n, v in files.items()}}
+    run.write_json("provenance.json", run.provenance() | made)
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,39 @@ def test_damaged_one_is_refused_and_the_one_before_used(run, harm, says):
     step, refused = checkpoint.latest(run)
     assert step == 2
     assert len(refused) == 1 and refused[0].startswith("checkpoint-4 refused") and says in refused[0]
-    checkpoint.discard_after(run, step)
+    checkpoint.set_aside_after(run, step)
     assert checkpoint.steps(run) == [2]
+    # What was whole once is kept until a newer whole one stands.
+    kept = [n for n in run.folders("checkpoints") if n.startswith("damaged")]
+    assert kept == ([] if "half-written" in says else ["damaged-checkpoint-4"])
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b'"x"', b'{"files": [1]}', b'{"files": {"w": 3}}', b"\xff"])
+def test_any_other_done_json_is_damaged(text, tmp_path):
+    run = Run(tmp_path / "run")
+    (tmp_path / "run/checkpoints/checkpoint-2").mkdir(parents=True)
+    overwrite(run, "checkpoints/checkpoint-2/DONE.json", text)
+    assert checkpoint.latest(run) == (None, ["checkpoint-2 refused: DONE.json is damaged"])
+
+
+def test_what_was_set_aside_goes_when_a_newer_whole_one_stands(run, tmp_path):
+    for step in (2, 4):
+        overwrite(run, f"checkpoints/checkpoint-{step}/weights.bin", b"x")
+    checkpoint.set_aside_after(run, None)
+    checkpoint.set_aside_after(run, None)
+    assert sorted(run.folders("checkpoints")) == ["damaged-checkpoint-2", "damaged-checkpoint-4"]
+    for step, left in ((3, ["damaged-checkpoint-4"]), (4, [])):
+        folder = (tmp_path / "again" if run.remote else tmp_path / "run" / "checkpoints") / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "w").write_bytes(b"x")
+        checkpoint.seal(run, folder, keep=1)
+        assert [n for n in run.folders("checkpoints") if n.startswith("damaged")] == left
+        assert checkpoint.latest(run) == (step, [])
+
+
+def test_a_folder_that_somebody_copied_is_no_checkpoint(run):
+    run.write_text("checkpoints/checkpoint-4 copy/x", "y")
+    assert checkpoint.steps(run) == [2, 4]
 
 
 def test_nothing_whole(run):

@@ -10,8 +10,9 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 
-from lib import checkpoint
+from lib import checkpoint, integrity
 from lib.run import Run
 from tests.conftest import PATIENCE, REPO, run_job, s3_environment
 
@@ -74,25 +75,80 @@ def test_resume_of_a_finished_run_says_so(sft):
     assert done.returncode == 0 and "already finished" in done.stdout
 
 
+def harm(file: str, how: str) -> None:
+    with open(file, "r+b") as f:
+        if how == "truncate":
+            f.truncate(os.path.getsize(file) // 2)
+        else:
+            f.seek(os.path.getsize(file) // 2)
+            byte = f.read(1)[0]
+            f.seek(-1, 1)
+            f.write(bytes([byte ^ 1]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["export", "last two checkpoints"])
 def test_resume_ends_in_the_same_bits(sft, lost, tmp_path):
-    """The run as a kill would leave it: with everything trained but no model/, or with its newest checkpoint cut off."""
+    """A copy elsewhere, finished with a flipped bit in model/, or as a kill leaves a run whose newest checkpoint is cut off."""
     original, _argv, _ = sft
     run = Run(tmp_path / "copy")
     shutil.copytree(original.path, run.path)
-    run.remove("model")
-    job = run.read_text("job.yaml").replace(original.path, run.path)
-    run.write_text("job.yaml", job)
-    run.write_json("provenance.json", {"status": "running"})
-    if lost != "export":
-        weights = f"{run.path}/checkpoints/checkpoint-6/model.safetensors"
-        os.truncate(weights, os.path.getsize(weights) // 2)
+    if lost == "export":
+        harm(run.at("model/model.safetensors"), "flip")
+    else:
+        run.remove("model")
+        run.write_json("provenance.json", {"status": "running"})
+        harm(run.at("checkpoints/checkpoint-6/model.safetensors"), "truncate")
     done = run_job("sft", "--resume", run.path)
     assert done.returncode == 0, done.stderr
+    if lost == "export":
+        assert (
+            "model.safetensors is corrupt: its SHA-256 is not the one recorded; it is rebuilt from checkpoint-6"
+            in done.stdout
+        )
     assert ("checkpoint-6 refused: model.safetensors is truncated" in done.stdout + done.stderr) is (lost != "export")
-    assert run.provenance()["model_sha256"] == original.provenance()["model_sha256"]
+    assert checkpoint.steps(run) == [4, 6] and not [n for n in run.folders("checkpoints") if n.startswith("damaged")]
+    was, p = original.provenance(), run.provenance()
+    assert p["model_sha256"] == was["model_sha256"] and integrity.damage(run) is None and p["status"] == "finished"
     assert losses(run) == losses(original)
+    # Of the whole run, though this attempt trained for two steps or for none.
+    assert p["train_loss"] == was["train_loss"] == pytest.approx(sum(losses(run)) / 6)
+    assert [r["train_loss"] for r in run.metrics() if "train_loss" in r] == [p["train_loss"]]
+    assert p["tokens"] == was["tokens"] and p["tokens_per_second"] == pytest.approx(
+        p["tokens"] / p["seconds"]["train"], rel=1e-3
+    )
+    trained = was["seconds"]["train"] if lost == "export" else was["seconds"]["train"] / 2
+    assert p["seconds"]["train"] > trained and p["seconds"]["load"] > was["seconds"]["load"] and p["starts"] == 2
+    assert p["seconds"]["total"] == pytest.approx(sum(v for k, v in p["seconds"].items() if k != "total"))
+
+
+@pytest.mark.slow
+def test_sigterm_is_one_message_and_the_run_goes_on(sft, tmp_path):
+    original, argv, _ = sft
+    run = Run(tmp_path / "run")
+    log = tmp_path / "log"
+    with log.open("w") as f:
+        process = subprocess.Popen(
+            [sys.executable, "jobs/sft.py", *argv, "--run", run.path], cwd=REPO, stdout=f, stderr=f,
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        )  # fmt: skip
+    while not run.fs.exists(run.at("checkpoints/checkpoint-2/DONE.json")):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=PATIENCE) == 143
+    said = log.read_text()
+    assert f"Terminated. Go on with: python jobs/sft.py --resume {run.path}" in said
+    assert "Traceback" not in said and "SIGTERM" not in said and "***" not in said, said
+    p = run.provenance()
+    assert p["status"] == "interrupted" and p["attempts"][-1]["ended"] == "interrupted"
+    done = run_job("sft", "--resume", run.path)
+    assert done.returncode == 0, done.stderr
+    first, second = run.provenance()["attempts"]
+    assert second["ended"] == "finished" and run.provenance()["status"] == "finished"
+    assert run.provenance()["seconds"]["total"] == pytest.approx(first["seconds"] + second["seconds"], abs=1)
+    assert run.provenance()["seconds"]["restarts"] > 0
+    assert run.provenance()["model_sha256"] == original.provenance()["model_sha256"]
 
 
 @pytest.mark.slow
@@ -205,15 +261,23 @@ def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_f
 
 
 @pytest.mark.slow
-def test_diverging_run_stops_with_the_cause(tiny_model, chats_file, tmp_path):
+@pytest.mark.parametrize("logging", ["1", "50"])
+def test_diverging_run_stops_with_the_cause_and_keeps_what_is_finite(logging, tiny_model, chats_file, tmp_path):
+    """Also where it logs more rarely than it saves, or never."""
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT, "--run", str(tmp_path / "run")]
+    argv += ["--train.save_steps", "1", "--train.save_total_limit", "1", "--train.logging_steps", logging]
     done = run_job(
         "sft", *argv, "--train.learning_rate", "1e30", "--train.max_grad_norm", "0", "--scale.precision", "fp32"
     )
     assert done.returncode == 1
-    assert "is nan" in done.stderr or "is inf" in done.stderr
+    assert any(why in done.stderr for why in ("is nan", "is inf", "holds NaN or infinity at step"))
     assert "train.learning_rate" in done.stderr and "--resume" in done.stderr
-    assert Run(tmp_path / "run").provenance()["status"] == "failed"
+    run = Run(tmp_path / "run")
+    assert run.provenance()["status"] == "failed" and not run.fs.exists(run.at("model"))
+    (kept,) = checkpoint.steps(run)
+    assert checkpoint.latest(run) == (kept, []) and f"Last whole checkpoint: step {kept}" in done.stderr
+    for values in load_file(run.at(f"checkpoints/checkpoint-{kept}/model.safetensors")).values():
+        assert values.isfinite().all()
 
 
 @pytest.mark.slow

@@ -151,3 +151,7 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     assert {os.readlink(runs / stage) for stage in steps} == {p.parent.name for p in runs.glob("*-*/provenance.json")}
     again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and "dpo: done before" in again.stdout
+    weights = next(runs.glob("sft-*/model/model.safetensors"))
+    os.truncate(weights, 100)
+    again = subprocess.run([*command, "--dry-run"], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
+    assert "sft (going on)" in again.stdout and "dpo: done before" in again.stdout, again.stdout + again.stderr

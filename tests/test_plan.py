@@ -1,5 +1,6 @@
 """Twenty-odd wrong jobs, twenty-odd errors that name the key, before Ray or torch are touched."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import yaml
 
 from lib import cli, plan
 from lib.run import Run
-from tests.conftest import REPO, run_job
+from tests.conftest import REPO, run_job, sign
 
 DPO = "trl.trainer.dpo_config:DPOConfig"
 
@@ -40,6 +41,9 @@ WRONG = [
     (["--train.report_to", "tensorbord"], ["train.report_to", "tensorboard"]),
     (["--train.trust_remote_code", "true"], ["train.trust_remote_code"]),
     (["--train.hub_token", "hf_x"], ["train.hub_token", "HF_TOKEN"]),
+    *[(["--train.save_total_limit", n], ["train.save_total_limit: must be 1 or more"]) for n in ("-1", "0", "-7")],
+    (["--train.train_sampling_strategy", "group_by_length"], ["train.train_sampling_strategy", "random"]),
+    (["--train.train_sampling_strategy", "batch_rebalance"], ["train.train_sampling_strategy", "resume"]),
     (["--train.save_only_model", "true"], ["train.save_only_model"]),
     (["--train.load_best_model_at_end", "true"], ["train.load_best_model_at_end", "resumed"]),
     (["--eval.tasks", "[preference_accuracy]"], ["eval.tasks", "reward"]),
@@ -138,7 +142,7 @@ def test_resume_on_other_rows_or_weights_is_refused(good, tmp_path, pairs_file):
     mine.write_text(Path(pairs_file).read_text())
     planned = make([*good, "--data.source", str(mine)])
     run = started(planned)
-    known = {"data": planned.check.summary(), "parent_sha256": planned.identity}
+    known = {"data": planned.check.summary(), "parent_sha256": planned.identities["model.base"]}
     run.write_json("provenance.json", {"status": "failed"} | known)
     make(["--resume", run.path])
     run.write_json("provenance.json", {"status": "failed"} | known | {"parent_sha256": "run:other"})
@@ -148,6 +152,68 @@ def test_resume_on_other_rows_or_weights_is_refused(good, tmp_path, pairs_file):
     mine.write_text("".join(mine.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(cli.UsageError, match=r"data\.source: its rows are not those"):
         make(["--resume", run.path])
+
+
+def test_a_run_is_the_same_wherever_it_lies(good, tmp_path, pairs_file, tiny_model):
+    """The run moved, linked or copied; its base and its rows elsewhere, with the same bytes."""
+    run = started(make(good))
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(run.path)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for where in (copy, tmp_path / "link", tmp_path / "folder" / "runs" / "dpo"):
+        assert Run(make(["--resume", str(where)]).job.run).job() == run.job()
+    moved = shutil.move(run.path, tmp_path / "moved")
+    planned = make(["--resume", str(moved)])
+    assert planned.job.run == str(moved)
+    rows = shutil.copy(pairs_file, tmp_path / "rows.jsonl")
+    base = shutil.copytree(tiny_model, tmp_path / "base", copy_function=shutil.copy2)
+    elsewhere = ["--resume", str(moved), "--data.source", str(rows), "--model.base", str(base)]
+    with pytest.raises(cli.UsageError, match=r"data\.source: the run has"):  # nobody has recorded what was in it
+        make(elsewhere)
+    known = {"data": planned.check.summary(), "parent_sha256": planned.identities["model.base"]}
+    Run(moved).write_json("provenance.json", {"status": "failed"} | known)
+    assert make(elsewhere).job.data.source == str(rows)
+    Path(rows).write_text("".join(Path(rows).read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(cli.UsageError, match=r"data\.source: the run has"):
+        make(elsewhere)
+
+
+def test_a_teacher_that_was_replaced_is_refused(runs, tmp_path, chats_file):
+    """Between a kill and --resume, by another run of the same name."""
+    teacher = shutil.copytree(runs["sft"], tmp_path / "teacher")
+    words = ["--model.base", runs["dpo"], "--train.teacher", str(teacher), "--data.source", chats_file]
+
+    def asked(*more):
+        return plan.make(
+            cli.parse("distill", "lib.distillation:DistillConfig", [*words, *more]), ("chat",), ("teacher",)
+        )
+
+    planned = asked("--run", str(tmp_path / "run"))
+    run, sha = started(planned), planned.identities
+    assert sha["train.teacher"] == f"run:{Run(teacher).provenance()['model_sha256']}"
+    recorded = {"parent_sha256": sha["model.base"], "identities": {"train.teacher": sha["train.teacher"]}}
+    run.write_json("provenance.json", {"status": "running"} | recorded)
+    asked("--resume", run.path)
+    shutil.move(teacher, tmp_path / "old")
+    shutil.copytree(runs["dpo"], teacher)
+    with pytest.raises(cli.UsageError, match=r"train\.teacher: its weights are not those.*started with"):
+        asked("--resume", run.path)
+    words[3] = str(tmp_path / "old")
+    assert asked("--resume", run.path).job.train["teacher"] == str(tmp_path / "old")
+
+
+def test_a_finished_run_with_a_damaged_model_is_rebuilt(good, runs):
+    run = started(make(good))
+    run.put(Path(runs["dpo"], "model"), "model")
+    run.write_json("provenance.json", {"status": "finished"})
+    sign(run)
+    assert make(["--resume", run.path]).finished
+    run.remove("model/model.safetensors")
+    planned = make(["--resume", run.path])
+    assert not planned.finished
+    assert planned.notes == [
+        "model/model.safetensors is missing; it is rebuilt by training again: no checkpoint is whole"
+    ]
 
 
 def test_a_run_without_a_model_is_no_base(good, tmp_path):

@@ -104,7 +104,7 @@ def test_a_base_of_an_unknown_kind(tiny_model, tmp_path):
 
 def plan(base: str, finished: bool = False) -> Plan:
     job = Job("run", "sft", Model(base, attn_implementation="bogus"), scale=Scale(device="cpu"))
-    return Plan(job, "", None, False, finished, [], None, None)
+    return Plan(job, {"model.base": ""}, None, False, finished, [], None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -139,12 +139,12 @@ def test_a_finished_run_is_not_asked_about(tiny_model):
 def test_settings_that_were_right_once_are_not_tried_again(tiny_model):
     planned = plan(tiny_model)
     planned.job = replace(planned.job, model=Model(tiny_model))
-    planned.identity = "these weights"
+    planned.identities["model.base"] = "these weights"
     for started in (True, False):
         with preflight.Preflight(SFT, planned.job) as asked:
             assert bool(asked.process) == started
             asked.ask(planned)
-    planned.identity = "others"
+    planned.identities["model.base"] = "others"
     for job in (planned.job, replace(planned.job, train={"max_steps": 3})):
         with preflight.Preflight(SFT, job) as asked:
             asked.ask(planned)

@@ -27,7 +27,7 @@ from lib.run import Run
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 from serve import serving
-from tests.conftest import PATIENCE, REPO, run_job
+from tests.conftest import PATIENCE, REPO, run_job, sign
 
 NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "w4a16": 0.196, "bnb_int8": 0.016, "nf4": 0.17}
 """‖logits − the original's‖ / ‖the original's‖ that each method stays below on the tiny model: half as much again as was
@@ -47,6 +47,7 @@ def made(make_run, method: str, base: str, name: str | None = None) -> str:
     run.remove("model")
     methods.quantize(method, Run(base).at("model"), run.at("model"), None)
     run.write_json("provenance.json", run.provenance() | {"parent": base})
+    sign(run)
     return run.path
 
 

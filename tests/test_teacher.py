@@ -85,6 +85,41 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
     shard.write_bytes(written[: len(written) // 2])
     again = kept(0, 1).about(batch)
     assert len(loaded) == 3 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
+    shard.write_bytes(
+        written[:-9] + bytes([written[-9] ^ 1]) + written[-8:]
+    )  # a bit of the numbers: it still can be read
+    again = kept(0, 1).about(batch)
+    assert len(loaded) == 4 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
+
+
+def test_answers_that_were_damaged_are_written_anew(tmp_path):
+    """A shard that lost a line would give each later prompt the answer of the one after it."""
+    from datasets import Dataset
+
+    from lib import teacher_answers
+    from lib.generator import Answer
+    from lib.sampling import Sampling
+
+    asked = []
+
+    class Echo:
+        def generate(self, prompts, sampling):
+            asked.append(len(prompts))
+            return [[Answer(f"to {p[0]['content']}", [1], True)] for p in prompts]
+
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": str(i)}], "completion": []} for i in range(70)])
+
+    def written():
+        found = teacher_answers.written(rows, str(tmp_path), "me", Echo, Sampling(), (0, 1), lambda: None)
+        assert [r["completion"][0]["content"] for r in found] == [f"to {i}" for i in range(70)]
+
+    written()
+    written()
+    assert asked == [64, 6]
+    (shard,) = tmp_path.glob("*/00000000/answers.jsonl")
+    shard.write_text("".join(shard.read_text().splitlines(keepends=True)[1:]))
+    written()
+    assert asked == [64, 6, 64]
 
 
 def test_a_vocabulary_that_is_padded_further_changes_nothing(tiny_model):

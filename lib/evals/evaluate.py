@@ -155,7 +155,13 @@ def _training_times(runs: list[RunInfo]) -> list[Timing]:
         if not seconds:
             continue
         train = seconds.get("train") or 0.0
-        rate = p.get("tokens_per_second") or (p["tokens"] / train if p.get("tokens") and train else None)
+        rate = (
+            p.get("tokens_per_second")
+            if "tokens_per_second" in p
+            else p["tokens"] / train
+            if p.get("tokens") and train
+            else None
+        )
         detail = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
         total = seconds.get("total") or sum(seconds.values())
         found.append(Timing(r.name, total, p.get("steps"), p.get("tokens"), rate, p.get("peak_memory_bytes"), detail))
@@ -187,7 +193,7 @@ def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> lis
 
 
 def _environment(planned: Plan) -> dict:
-    from lib.launch import git_state
+    from lib.provenance import git_state
 
     told = ("source", "format", "kind", "rows", "heldout_rows", "sha256")
     data = {name: {k: getattr(check, k) for k in told} for name, check in planned.checks.items()}

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import time
 
+from lib import manifest
 from lib.config import Job
 from lib.logs import say
 from lib.prune.importance import linears, seen
@@ -19,13 +20,18 @@ def pruned(job: Job, args) -> str:
     from lib.worker import barrier, share
 
     run = Run(job.run)
-    if share()[0] == 0 and not run.fs.exists(run.at("pruned.json")):
-        _make(job, args, run)
+    if share()[0] == 0:
+        there = run.fs.exists(run.at("pruned.json"))
+        if there and (why := manifest.damage(run, "pruned")):
+            say(f"pruned/ is made again: {why}")
+        if not there or why:
+            _make(job, args, run)
     barrier()
     if not run.remote:
         return run.at("pruned")
     folder = cache("pruned", hashlib.sha256(f"{run.path} {run.read_text('pruned.json')}".encode()).hexdigest()[:16])
-    if not folder.exists():
+    if manifest.damage(Run(str(folder.parent)), folder.name):
+        shutil.rmtree(folder, ignore_errors=True)
         run.get("pruned", folder)
     return str(folder)
 
@@ -61,6 +67,7 @@ def _make(job: Job, args, run: Run) -> None:
         "influence": looked.influence if looked else None,
         "seconds": time.time() - began,
     }
+    manifest.seal(folder)
     run.put(folder, "pruned")
     run.write_json("pruned.json", said)
     shutil.rmtree(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 
@@ -32,7 +31,7 @@ def compare(run: Run, job: Job) -> bool:
         }
     finally:
         ray.shutdown()
-    done = json.loads(run.read_text("pruned.json"))
+    done = run.read_json("pruned.json", "Delete it and reports/, and --resume the run: it is worked out again.")
     sizes = {n: measure.weights(models.snapshot(b)) for n, b in both.items()}
     found = report.Compressed(
         run.path, "prune", job.model.base, ("base", "prune"), _how(run, done), "vllm" if vllm else "transformers",

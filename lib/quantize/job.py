@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, data, limits, logs, quantized, ranges, vllm_generator
+from lib import cli, data, integrity, limits, logs, quantized, ranges, vllm_generator
 from lib.cli import UsageError
 from lib.config import Data
 from lib.evals.job import EvalJob, unfiled
@@ -150,15 +150,21 @@ def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> 
         before = replace(job.evaluation(), runs={"before": spec.base})
         problems += [p for p in [_problem(evals.plan, before)] if p]
     done = run.is_run() and run.finished()
+    if resume and done and (why := integrity.damage(run)):
+        done = False
+        notes.append(f"{why}; it is made again")
     if run.is_run() and not resume:
         state = "is finished" if done else f"stopped ({run.provenance().get('status', 'before it began')})"
         there = f"{run.path} already holds a run, which {state}. Go on with --resume {shlex.quote(job.run)}, or name another --run."
         notes.append(there) if dry_run else problems.append(f"run: {there}")
-    elif run.is_run() and run.job() | {"eval": None} != stored(job) | {"eval": None}:
-        changed = [k for k, v in stored(job).items() if run.job().get(k) != v]
+    elif run.is_run() and (changed := [k for k, v in stored(job).items() if k != "run" and run.job().get(k) != v]):
         problems.append(
             f"--resume: {run.path} was started with another configuration ({', '.join(changed)}). Resume without --config, "
             "or name another --run."
+        )
+    elif run.is_run() and spec and (was := run.provenance().get("parent_sha256", spec.identity)) != spec.identity:
+        problems.append(
+            f"model.base: its weights are not those that the run was started with ({was}, now {spec.identity})."
         )
     elif not run.is_run() and run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")

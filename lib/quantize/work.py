@@ -7,7 +7,7 @@ import time
 
 import yaml
 
-from lib import checkpoint, launch, models
+from lib import checkpoint, models, provenance
 from lib.apart import apart
 from lib.compression.measure import weights
 from lib.quantize import gptq
@@ -26,11 +26,11 @@ def produce(planned: Plan) -> None:
     kind = FORMATS[METHODS[j.method].format]
     packages = ("torch", "ray", "transformers", "safetensors", *kind.distributions())
     data = planned.check.summary()
-    begun = launch.origin("quantize", kept, j.model.base, planned.spec.identity, data, packages)
+    begun = provenance.origin("quantize", kept, j.model.base, planned.spec.identity, data, packages)
     run.write_json("provenance.json", begun)
     made = apart(run, make, j)
     made["seconds"]["total"] = time.time() - began
-    launch.record(run, {"status": "finished", "failure": None, **made})
+    provenance.record(run, {"status": "finished", "failure": None, **made})
 
 
 def make(job: QuantizeJob) -> dict:
@@ -56,7 +56,7 @@ def make(job: QuantizeJob) -> dict:
         "method": job.method,
         "bytes": sizes,
         "template_sha256": template,
-        "model_sha256": publish(run, folder),
+        **publish(run, folder),
         "hardware": torch.cuda.get_device_name() if gpu else "cpu × 1",
         "peak_memory_bytes": torch.cuda.max_memory_allocated()
         if gpu

@@ -16,7 +16,7 @@ from lib.evals.job import EvalJob
 from lib.evals.report import Report
 from lib.evals.summary import CLOCK
 from lib.run import Run
-from tests.conftest import PATIENCE, REPO
+from tests.conftest import PATIENCE, REPO, sign
 
 pytestmark = pytest.mark.slow
 
@@ -188,6 +188,7 @@ def test_diff_of_two_runs(report, job, capsys):
 def test_a_model_that_does_not_load_is_named(job, make_run, local_ray, tmp_path):
     broken = make_run("broken")
     (Run(broken).fs).rm(Run(broken).at("model/model.safetensors"))
+    sign(Run(broken))  # else it would be refused before that
     with pytest.raises(RuntimeError, match=r"broken: .*(safetensors|no file)"):
         evaluate(
             replace(job, run=str(tmp_path / "x"), runs={"broken": broken}, reward=None, tasks=["demo"]),

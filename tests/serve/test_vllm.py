@@ -24,6 +24,7 @@ from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 from serve import engines
 from serve.serving import parse, plan
+from tests.conftest import sign
 from tests.serve.conftest import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -63,7 +64,8 @@ def lora(base: str, where: Path, seed: int, r: int = 8) -> Run:
     model.merge_and_unload().save_pretrained(run.at("model"))
     AutoTokenizer.from_pretrained(base).save_pretrained(run.at("model"))
     run.write_json("job.yaml", {"run": run.path, "stage": "sft", "model": {"base": base, "adapter": "lora"}})
-    run.write_json("provenance.json", {"status": "finished", "model_sha256": where.name})
+    run.write_json("provenance.json", {"status": "finished"})
+    sign(run)
     return run
 
 

@@ -1,0 +1,77 @@
+"""What provenance.json holds: where a run came from, each attempt at it, and how it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from lib.failure import StopTraining
+from lib.run import Run
+
+PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
+
+
+def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packages: tuple[str, ...] = PACKAGES) -> dict:
+    """What is known at a run's first moment. job: what is in job.yaml; parent, identity: as lib.models.locate returned them."""
+    return {
+        "status": "running",
+        "stage": stage,
+        "parent": parent,
+        "parent_sha256": identity,
+        "data": data,
+        "packages": {p: version(p) for p in packages},
+        "git": git_state(),
+        "config_sha256": hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest(),
+        "command": " ".join(["python", f"jobs/{stage}.py", *sys.argv[1:]]),
+    }
+
+
+def git_state() -> str | None:
+    """Commit of the code, with +dirty when files differ from it; None outside a repository."""
+    root = Path(__file__).parent.parent
+    ask = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
+    if not shutil.which("git") or (head := ask("rev-parse", "HEAD")).returncode:
+        return None
+    return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
+
+
+def record(run: Run, fields: dict) -> None:
+    """Adds to provenance.json."""
+    run.write_json("provenance.json", run.provenance() | fields)
+
+
+def pin(run: Run, key: str, identity: str, what: str) -> None:
+    """Keeps what `key` turned out to be once workers looked. Raises StopTraining where the run was started with another."""
+    pinned = run.provenance().get("identities", {})
+    if pinned.setdefault(key, identity) != identity:
+        raise StopTraining(
+            f"{key}: {what} not what the run was started with ({pinned[key][:16]}, now {identity[:16]})."
+        )
+    record(run, {"identities": pinned})
+
+
+def attempted(run: Run, began: float) -> list[dict]:
+    """The run's attempts with one that began at `began` (Unix time) added: {"began", "seconds", "ended"}. One before it that left no
+    word of its end was killed, after its last line in metrics.jsonl."""
+    attempts = run.provenance().get("attempts", [])
+    if attempts and "ended" not in attempts[-1]:
+        last = max((row.get("time", 0.0) for row in run.metrics()[-1:]), default=0.0)
+        attempts[-1] |= {"ended": "killed", "seconds": max(0.0, last - attempts[-1]["began"])}
+    return [*attempts, {"began": began}]
+
+
+def ended(run: Run, status: str, **fields) -> None:
+    """Records how the attempt under way ended: finished, failed or interrupted. Does nothing before there is a run."""
+    if not run.is_run():
+        return
+    attempts = run.provenance().get("attempts", [])
+    if attempts and "ended" not in attempts[-1]:
+        attempts[-1] |= {"ended": status, "seconds": time.time() - attempts[-1]["began"]}
+        fields |= {"attempts": attempts}
+    record(run, {"status": status, "failure": None} | fields)
