@@ -1,6 +1,6 @@
 """What TRL, transformers and PEFT would refuse on a worker, refused on the driver: a process of its own builds what a worker will.
 
-    python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […]}
+    python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […], "whole": true}
 
 It builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights (torch's
 meta device), on a CPU. It starts once the keys are read, imports while the plan is made, and is asked last; a request that is
@@ -96,9 +96,11 @@ class Preflight:
             return
         if self.process.returncode:
             planned.notes.append(left + (err.strip().splitlines() or ["nothing was printed"])[-1])
-        elif problems := json.loads(out.splitlines()[-1])["problems"]:
-            raise UsageError("\n".join(problems))
-        else:
+            return
+        found = json.loads(out.splitlines()[-1])
+        if found["problems"]:
+            raise UsageError("\n".join(found["problems"]))
+        if found["whole"]:
             with suppress(OSError):  # a cache that can't be written costs the next job these seconds
                 self.known.parent.mkdir(parents=True, exist_ok=True)
                 self.known.write_text(of)
@@ -187,4 +189,6 @@ if __name__ == "__main__":
     for module in ("lib.worker", "trl.trainer.sft_config", "peft"):  # while the plan is made
         importlib.import_module(module)
     asked = json.loads(sys.stdin.read())
-    print(json.dumps({"problems": check(Job.from_dict(asked["job"]), sys.argv[1], asked["gpu"])}))
+    job = Job.from_dict(asked["job"])
+    whole = structure.folder(job.model.base) is not None  # else the base was not there to look into
+    print(json.dumps({"problems": check(job, sys.argv[1], asked["gpu"]), "whole": whole}))

@@ -136,7 +136,9 @@ def test_a_finished_run_is_not_asked_about(tiny_model):
     assert asked.process.returncode == -9
 
 
-def test_settings_that_were_right_once_are_not_tried_again(tiny_model):
+@pytest.mark.slow
+def test_settings_that_were_right_once_are_not_tried_again(tiny_model, monkeypatch):
+    monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
     planned = plan(tiny_model)
     planned.job = replace(planned.job, model=Model(tiny_model))
     planned.identities["model.base"] = "these weights"
@@ -150,6 +152,18 @@ def test_settings_that_were_right_once_are_not_tried_again(tiny_model):
             asked.ask(planned)
             assert asked.process
     assert not planned.notes
+
+
+@pytest.mark.slow
+def test_a_base_that_is_not_here_yet_is_looked_into_once_it_is(tiny_model, tmp_path, monkeypatch):
+    """As the first job of a machine finds a base that its workers will unpack or fetch."""
+    monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
+    planned = plan(str(tmp_path / "base"))  # whose attention kernel there isn't
+    with preflight.Preflight(SFT, planned.job) as asked:
+        asked.ask(planned)
+    shutil.copytree(tiny_model, tmp_path / "base")
+    with preflight.Preflight(SFT, planned.job) as asked, pytest.raises(ValueError, match="there is no bogus"):
+        asked.ask(planned)
 
 
 @pytest.mark.slow
