@@ -136,7 +136,8 @@ def test_a_finished_run_is_not_asked_about(tiny_model):
     assert asked.process.returncode == -9
 
 
-def test_settings_that_were_right_once_are_not_tried_again(tiny_model):
+def test_settings_that_were_right_once_are_not_tried_again(tiny_model, monkeypatch):
+    monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
     planned = plan(tiny_model)
     planned.job = replace(planned.job, model=Model(tiny_model))
     planned.identities["model.base"] = "these weights"
