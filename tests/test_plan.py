@@ -41,7 +41,7 @@ WRONG = [
     (["--train.report_to", "tensorbord"], ["train.report_to", "tensorboard"]),
     (["--train.trust_remote_code", "true"], ["train.trust_remote_code"]),
     (["--train.hub_token", "hf_x"], ["train.hub_token", "HF_TOKEN"]),
-    *[(["--train.save_total_limit", n], ["train.save_total_limit: must be 1 or more"]) for n in ("-1", "0", "-7")],
+    *[(["--train.save_total_limit", n], ["train.save_total_limit: must be at least 1"]) for n in ("-1", "0", "-7")],
     (["--train.train_sampling_strategy", "group_by_length"], ["train.train_sampling_strategy", "random"]),
     (["--train.train_sampling_strategy", "batch_rebalance"], ["train.train_sampling_strategy", "resume"]),
     (["--train.save_only_model", "true"], ["train.save_only_model"]),

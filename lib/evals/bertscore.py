@@ -45,7 +45,7 @@ def measure(context: Context) -> list[Scores]:
     asked = examples(job.task_data, job.limit)
     scorer = _scorer(job.bert_encoder)
     found = []
-    for run, how, got in search.cells(context, [e.prompt for e in asked]):
+    for run, how, got in search.cells(context, "bertscore", [e.prompt for e in asked]):
         texts = [a.text for a in got.answers]
         said = [i for i, t in enumerate(texts) if t.strip()]
         parts = scorer.score([texts[i] for i in said], [asked[i].reference for i in said]) if said else ([], [], [])

