@@ -6,7 +6,7 @@ Imports nothing heavy: a mistake is refused in a second. Jobs that train have `t
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lib import cli, config_file
@@ -14,7 +14,7 @@ from lib.cli import UsageError
 
 
 class Typed:
-    """The keys of `cls`, for jobs/<stage>.py. sections: {field: its dataclass}; open: keys whose entries the user names;
+    """The keys of `cls`, for jobs/<stage>.py; fields that are dataclasses are sections of keys. open: keys whose entries the user names;
     lists: keys that take several words; resume: whether there is --resume RUN, which reads the run's own configuration."""
 
     def __init__(
@@ -22,16 +22,17 @@ class Typed:
         stage: str,
         cls: type,
         usage: str,
-        sections: dict[str, type],
         open: tuple[str, ...] = (),
         lists: tuple[str, ...] = (),
         resume: bool = False,
     ):
-        self.stage, self.cls, self.usage, self.sections = stage, cls, usage, sections
+        self.stage, self.cls, self.usage = stage, cls, usage
+        kinds = config_file.types_of(cls)
+        self.sections = sections = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
         self.open, self.lists, self.resume = open, lists, resume
         inner = {f"{s}.{f.name}" for s, kind in sections.items() for f in fields(kind)}
         self.known = {f.name for f in fields(cls)} | inner
-        self.kinds = {key: kind for key, kind in config_file.types_of(cls).items() if key not in sections}
+        self.kinds = {key: kind for key, kind in kinds.items() if key not in sections}
         for name, kind in sections.items():
             self.kinds |= config_file.types_of(kind, f"{name}.")
         self.options = {"config", "dry-run", "help", "schema"} | ({"resume"} if resume else set())

@@ -138,6 +138,18 @@ def test_evaluation_reads_by_the_same_rules(tmp_path):
         eval_cli.parse(["--config", str(path)])
 
 
+def test_every_dataclass_of_an_evaluation_is_a_section_of_keys(tmp_path):
+    job = eval_cli.parse(["--lm_eval.num_fewshot", "5", "--judge.at_once", "2"])[0]
+    assert (job.lm_eval.num_fewshot, job.judge.at_once) == (5, 2)
+    (tmp_path / "e.yaml").write_text("lm_eval: {num_fewshot: 3}\n")
+    assert eval_cli.parse(["--config", str(tmp_path / "e.yaml")])[0].lm_eval.num_fewshot == 3
+    (tmp_path / "e.yaml").write_text("lm_eval: 3\n")
+    with pytest.raises(cli.UsageError, match="lm_eval is a section of keys, but holds 3"):
+        eval_cli.parse(["--config", str(tmp_path / "e.yaml")])
+    with pytest.raises(cli.UsageError, match=r"--lm_eval.num_fewshto is not a key.*--lm_eval.num_fewshot"):
+        eval_cli.parse(["--lm_eval.num_fewshto", "5"])
+
+
 def test_what_types_take():
     assert config_file.takes(int | None, type(None)) and not config_file.takes(int, type(None))
     assert config_file.takes(typing.Literal["no", "yes"], str) and config_file.takes(typing.Any, int)

@@ -26,7 +26,7 @@ TRAINED = {
 STAGES = [*TRAINED, "eval", "quantize"]
 
 COUNT = 150
-SECTIONS = ("data", "judge", "model", "model.lora")
+SECTIONS = ("model.lora",)
 
 NUMBERS = [math.nan, math.inf, -1, -0.5, 1.5, 0, 10**30, "ten", "1:30", [1], {"a": 1}, True]
 WRONG = {
@@ -44,11 +44,12 @@ FREE = {
     "run", "bert_encoder", "judge.model", "judge.key_env", "train.run_name", "train.project", "train.hub_model_id",
     "train.hub_revision", "train.trackio_space_id", "train.trackio_bucket_id", "train.length_column_name",
     "model.lora.megatron_core",
+    "lm_eval.system_instruction",
     "data.source",  # may be a dataset on the hub, which the workers load
 }  # fmt: skip
 """Keys that any text is right for."""
 ZERO = {
-    "data.heldout_fraction", "accuracy_floor", "samples", "seed", "usd_per_hour", "judge.usd_per_million_in",
+    "lm_eval.num_fewshot", "data.heldout_fraction", "accuracy_floor", "samples", "seed", "usd_per_hour", "judge.usd_per_million_in",
     "judge.usd_per_million_out", "scale.max_failures", "model.lora.lora_dropout", "train.seed", "train.data_seed",
     "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.answer_temperature",
     "train.center_rewards_coefficient", "train.dataloader_num_workers", "train.eval_delay", "train.f_alpha_divergence_coef",

@@ -5,17 +5,13 @@ from __future__ import annotations
 import sys
 
 from lib.cli import UsageError
-from lib.config import Data
-from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
 from lib.run import Run
 from lib.typed import Typed
 
 USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs NAME … | --runs.NAME RUN] [--KEY VALUE …] [--dry-run]"
-KEYS = Typed(
-    "eval", EvalJob, USAGE, {"data": Data, "judge": Judge}, ("runs", "task_data", "data.columns"), ("tasks", "decoding")
-)
+KEYS = Typed("eval", EvalJob, USAGE, ("runs", "task_data", "data.columns"), ("tasks", "decoding"))
 
 
 def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:

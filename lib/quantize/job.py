@@ -72,9 +72,7 @@ class QuantizeJob:
 
 
 USAGE = "python jobs/quantize.py --config configs/quantize.yaml [--KEY VALUE …] [--dry-run | --resume RUN]"
-KEYS = Typed(
-    "quantize", QuantizeJob, USAGE, {"model": Source, "data": Data}, ("task_data", "data.columns"), ("tasks",), True
-)
+KEYS = Typed("quantize", QuantizeJob, USAGE, ("task_data", "data.columns"), ("tasks",), True)
 
 
 def parse(argv: list[str] | None = None) -> tuple[QuantizeJob, bool, str | None]:
