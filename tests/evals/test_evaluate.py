@@ -242,7 +242,7 @@ def test_scores_that_are_ratios_are_shown_and_compared(job, local_ray, tmp_path,
 
 def test_arena_rates_every_run(job, local_ray, tmp_path):
     report = evaluate(replace(job, run=str(tmp_path / "a"), tasks=["arena"]), say=lambda line: None)
-    found = {(m.run, m.judge): m for m in report.metrics}
+    found = {(m.run, m.judge): m for m in report.metrics if m.metric == "rating"}
     assert set(found) == {(run, judge) for run in job.runs for judge in ("rule", "reward")}
     assert found["base", "reward"].value == 1000 and found["base", "reward"].low is None
     sft = found["sft", "reward"]
