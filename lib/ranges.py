@@ -93,7 +93,16 @@ def values(tree: dict, prefix: str = "") -> list[str]:
     out = []
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and key in ("model", "model.lora", "data", "train", "scale", "eval", "judge", "lm_eval"):
+        if isinstance(value, dict) and key in (
+            "model",
+            "model.lora",
+            "data",
+            "train",
+            "scale",
+            "eval",
+            "judge",
+            "lm_eval",
+        ):
             out += values(value, f"{key}.")
         elif isinstance(value, str) and not value.strip() and (key == "run" or key.startswith(("model.", "data."))):
             out.append(f"{key}: is empty. Leave the key out, or give it a value.")

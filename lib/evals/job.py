@@ -88,7 +88,9 @@ class EvalJob:
         """Tokens of the longest answer to `task`."""
         if task in ("win_rate", "arena", "kl") and self.data.source == "demo":
             task = "demo"  # whose prompts these are: the same answers serve
-        return self.max_new_tokens or length.LONGEST.get(task, 256)
+        if self.max_new_tokens:
+            return self.max_new_tokens
+        return min(length.LONGEST.get(task, 256), length.room(tuple(self.runs.values())) or 10**6)
 
     def decodings(self, task: str = "") -> list[Decoding]:
         """As `task` is answered by each. Raises ValueError that names `decoding`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def problems(longest: dict[str, int], bases: dict[str, str]) -> list[str]:
                     f"max_new_tokens: {tokens} for {task} leaves no room for the question: runs.{name} ({base}) reads {window} tokens. Lower it."
                 )
     return out
+
+
+@functools.cache
+def room(bases: tuple[str, ...]) -> int | None:
+    """Half of the smallest window among the runs and folders on this disk, which default lengths stay within; None: not known."""
+    windows = [w for base in bases if "://" not in base and (w := _window(base))]
+    return min(windows) // 2 if windows else None
 
 
 def _window(base: str) -> int | None:
