@@ -32,7 +32,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         options = [*given, f"--train.max_steps={steps}", "--run", run.path]
         job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options)
         while len(run.metrics()) < 2:
-            assert job.poll() is None and time.time() < began + 240, job.stdout.read()
+            assert job.poll() is None and time.time() < began + PATIENCE, job.stdout.read()
             time.sleep(0.1)
         took("job logs", began)
         # From here on one of the two workers costs $4 an hour, as somebody raised its bid.
