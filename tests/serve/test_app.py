@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import PATIENCE, REPO
 from tests.serve.conftest import replicas, serving
 
 pytestmark = pytest.mark.slow
