@@ -13,7 +13,7 @@ RANGES = {
     "train.learning_rate": "(0, inf)",
     "train.adam_beta1": "[0, 1)",
     "train.adam_beta2": "[0, 1)",
-    "train.max_steps": "[-1, 1e9]",
+    "train.max_steps": "[-1, 1e10]",
     "train.num_train_epochs": "[0, 1e6]",
     "train.logging_steps": "(0, inf)",
     "train.save_steps": "(0, inf)",

@@ -55,7 +55,7 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("sft", ["--train.seed=-1"], "train.seed: must be at least 0"),
         ("sft", ["--train.seed", "4294967296"], "train.seed: must be at least 0 and at most 4294967295"),
         ("sft", ["--train.max_steps", "1" + 30 * "0"], "train.max_steps: must be a number of less than 20 digits"),
-        ("sft", ["--train.max_steps", "10000000000"], "train.max_steps: must be at least -1 and at most 1e9"),
+        ("sft", ["--train.max_steps", "100000000000"], "train.max_steps: must be at least -1 and at most 1e10"),
         ("sft", ["--train.loss_type", "bogus"], "train.loss_type: there is no bogus. Known: nll, dft."),
         ("sft", ["--train.packing_strategy", "bdf"], "train.packing_strategy: there is no bdf. Known: bfd, bfd_split, wrapped. Nearest: bfd"),
         ("sft", ["--train.truncation_mode", "keep_strat"], "Nearest: keep_start"),
