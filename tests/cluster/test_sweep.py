@@ -5,6 +5,7 @@ import json
 import os
 import time
 
+import fsspec
 import pytest
 
 from cluster import markets, status, sweep
@@ -76,6 +77,7 @@ def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeyp
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # an earlier test's client has credentials
     id = rent("c", kept=True)
     Ledger("c").note("store", "place", address="s3://bucket/ledgers")
     with pytest.raises(Exception, match="credentials"):
