@@ -277,6 +277,7 @@ def test_shipped_configurations_are_right(stage, cls, rows, good, tmp_path):
     assert planned.check.heldout_rows == yaml.safe_load(config.read_text())["data"]["heldout_limit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [["--run", "s3://runs/x"], ["--resume", "s3://runs/x"]])
 def test_a_store_that_cannot_be_reached(good, where):
     env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}

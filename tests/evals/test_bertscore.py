@@ -57,6 +57,7 @@ def by_hand(encoder: str, answer: str, reference: str) -> tuple[float, float, fl
     return p, r, 2 * p * r / (p + r)
 
 
+@pytest.mark.slow
 def test_it_is_the_papers_formula(job, encoder, local_ray):
     report = evaluate(job, say=lambda line: None)
     rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]

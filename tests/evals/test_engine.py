@@ -26,6 +26,7 @@ def started(tiny_model, runs, local_ray):
         yield engine
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded(started, tiny_model, monkeypatch):
     """Shards of 3, cut from prompts of other lengths than their order: the answers of one process without any queue."""
     monkeypatch.setattr(engine_module, "SHARD", 3)
@@ -90,6 +91,7 @@ def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatc
     ) == files
 
 
+@pytest.mark.slow
 def test_what_waits_fails_when_the_engine_closes(started):
     waiting = [started.generate(m, PROMPTS, Sampling(max_new_tokens=n)) for m in ("base", "sft") for n in range(1, 30)]
     time.sleep(0.1)

@@ -190,6 +190,7 @@ def test_a_task_file_that_cannot_be_used(job, tmp_path, text):
         plan(replace(job, tasks=[f"lm_eval:{tmp_path / 't.yaml'}"]))
 
 
+@pytest.mark.slow
 def test_functions_of_a_users_task_file_run_where_that_is_allowed(job, files, local_ray, tmp_path):
     import yaml
 
