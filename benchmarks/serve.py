@@ -110,9 +110,7 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
             "http_options": {"host": "127.0.0.1", "port": port},
             "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
         }))  # fmt: skip
-        # By this Python, whatever the script's first line names.
-        script = Path(sys.executable).with_name("serve")
-        return [sys.executable, str(script), "run", "--address", "local", str(config)], env
+        return [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", str(config)], env
     where = models.path(models.locate(options.run)[0])
     argv = ["--model", where, "--served-model-name", "it", "--dtype", options.dtype, "--host", "127.0.0.1"]
     argv += ["--port", str(port)] + ([] if gpu else ["--enforce-eager"])
