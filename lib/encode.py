@@ -51,9 +51,7 @@ class Encoder:
     def split(self, prompt: list[dict], completion: list[dict], tools: list | str | None = None) -> tuple[list, list]:
         """(prompt ids, completion ids). As in TRL's DPOTrainer, the completion starts where the two renderings part."""
         opened, whole = self.render(prompt, True, tools), self.render(prompt + completion, False, tools)
-        at = next(
-            (i for i, (a, b) in enumerate(zip(opened, whole, strict=False)) if a != b), min(len(opened), len(whole))
-        )
+        at = common(opened, whole)
         return whole[:at], whole[at:]
 
     def plain(self, text: str) -> list[int]:
@@ -91,3 +89,8 @@ def ends(model_dir: str, config, tokenizer, revision: str | None = None) -> set[
         found = None
     found = GenerationConfig.from_model_config(config).eos_token_id if found is None else found
     return {i for i in [*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id] if i is not None}
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

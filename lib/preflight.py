@@ -124,9 +124,7 @@ def _arguments(job: Job, config: str, gpu: bool):
     from lib.worker import arguments
 
     train = {k: v for k, v in job.train.items() if not (gpu and k in ON_GPU)}
-    if config.startswith(
-        "lib."
-    ):  # TRL's own fields are built; ours have checks of their own, and modules that take seconds
+    if config.startswith("lib."):  # TRL's own fields are built; ours have checks of their own, and import for seconds
         config = "trl.trainer.sft_config:SFTConfig"
         train = {k: v for k, v in train.items() if k in fields.read(config)}
     one = {"workers": 1, "min_workers": None, "strategy": "ddp", "offload": False, "device": "cpu", "precision": "fp32"}

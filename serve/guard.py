@@ -63,7 +63,7 @@ class Guard:
             await late.response(scope, receive, send)
         except Refusal as e:
             await e.response(scope, receive, send)
-        except Exception:
+        except Exception:  # whatever the engine raised: of a living one it is raised again, a dead one is a 503
             if begun or await self.keeper.alive():
                 raise
             await self._down().response(scope, receive, send)

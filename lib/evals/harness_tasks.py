@@ -158,8 +158,8 @@ def _config(name: str, path: Path) -> dict:
         pass
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-    _composed(name, path)
+    tree = _composed(name, path)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        return Loader("").construct_document(tree)
     except yaml.YAMLError as e:
         raise ValueError(f"tasks: {name}: {path}: {' '.join(str(e).split())}") from None

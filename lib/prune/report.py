@@ -27,7 +27,8 @@ def compare(run: Run, job: Job) -> bool:
     try:
         both = {"base": job.model.base, "prune": run.path}
         needs = {
-            n: apart(run, measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens or 64) for n, b in both.items()
+            n: apart(run, measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens or 64)
+            for n, b in both.items()
         }
     finally:
         ray.shutdown()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lib.data.marks import learnt
 from lib.data.rows import Message
+from lib.encode import common
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def sequences(
         found = []
         for _, text in pairs:
             asked, whole = next(ids), next(ids)
-            start = 0 if settings.scores else _common(asked, whole)
+            start = 0 if settings.scores else common(asked, whole)
             found.append(Sequence(text, whole, asked, start))
         yield made, found
 
@@ -126,7 +127,3 @@ def _render(tokenizer, messages: list[Message], tools: list | None, answering: b
 
 def _ids(tokenizer, texts: list[str], **how) -> list[list[int]]:
     return tokenizer(texts, **how)["input_ids"] if texts else []
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
