@@ -39,6 +39,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split(), "--scale.workers", "2"]
     whole, told, log = Run(tmp_path / "whole"), Run(tmp_path / "told"), tmp_path / "log"
+    python = sys.executable  # of the driver, whose command line Ray shows as the entrypoint
     monkeypatch.setattr(sys, "executable", warm.python())  # for the workers of this Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
@@ -50,7 +51,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         assert not notice.busy(gcs)
         with log.open("w") as f:
             process = subprocess.Popen(
-                [warm.python(), "jobs/sft.py", *argv, "--run", told.path], cwd=REPO, env=env, stdout=f, stderr=f
+                [python, "jobs/sft.py", *argv, "--run", told.path], cwd=REPO, env=env, stdout=f, stderr=f
             )
         wait_until(lambda: len(told.metrics()) > 5, process, log)
         (job,) = notice.jobs(gcs)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -30,13 +31,17 @@ def signature(env: dict[str, str]) -> dict[str, str]:
 @cache
 def python() -> str:
     """Path of the program. Its server is started with it, and ends with this process."""
+    return start(os.environ)
+
+
+def start(env: Mapping[str, str]) -> str:
+    """The same for programs that have that environment."""
     folder, here = Path(tempfile.mkdtemp(prefix="warm-")), Path(__file__).parent
     program = folder / "python"
     program.write_text(f"#!{sys.executable} -IS\n" + (here / "client.py").read_text())
     program.chmod(0o755)
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "tests.warm.server", str(folder)]
-    server = subprocess.Popen(command, cwd=here.parent.parent, env=env, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=here.parent.parent, env=dict(env), stderr=subprocess.DEVNULL)
 
     def end() -> None:
         server.terminate()

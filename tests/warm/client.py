@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 
-folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+folder = os.path.dirname(os.path.realpath(sys.argv[0]))
 words = sys.argv[1:]
 server = socket.socket(socket.AF_UNIX)
 while True:
