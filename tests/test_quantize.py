@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from lib.run import Run
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 from serve import serving
+from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job, sign
 
 NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "w4a16": 0.196, "bnb_int8": 0.016, "nf4": 0.17}
@@ -271,7 +271,7 @@ def test_a_job_that_is_killed_goes_on(runs, tmp_path):
     words = ["--model.base", runs["sft"], "--method", "nf4", "--engine", "transformers", "--run", run.path]
     words += ["--tasks", "demo", "perplexity", "--limit", "8", "--max_new_tokens", "6"]
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    process = subprocess.Popen([sys.executable, "jobs/quantize.py", *words], cwd=REPO, env=env, start_new_session=True)
+    process = subprocess.Popen([warm.python(), "jobs/quantize.py", *words], cwd=REPO, env=env, start_new_session=True)
     give_up = time.time() + PATIENCE
     while not run.provenance() and time.time() < give_up:
         time.sleep(0.05)

@@ -1,22 +1,22 @@
 """Teachers: kept and served say what the whole one says, of its likeliest tokens; a shard that lost its end, a replica that is
 killed and a job that is killed change nothing; answers by the teacher and by the student."""
 
+import contextlib
 import json
 import math
 import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from lib import distillation, teacher
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO, free_port, run_job
 
 ARGS = ["--data.limit", "32", "--data.heldout_limit", "8", "--train.max_steps", "4", "--train.logging_steps", "1", "--train.max_length", "512", "--scale.global_batch", "4", "--scale.micro_batch", "2", "--train.save_steps", "2", "--train.report_to", "none", "--scale.precision", "fp32"]  # fmt: skip
@@ -173,7 +173,7 @@ def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path)
     more = ["--train.on_policy", "0.5", "--train.answer_tokens", "8", "--train.hard_weight", "0"]
     whole = distil(tmp_path / "whole", runs["sft"], runs["base"], *more)
     assert whole.returncode == 0, whole.stderr[-2000:]
-    process = subprocess.Popen([sys.executable, "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", runs["base"], *ARGS, *more], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen([warm.python(), "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", runs["base"], *ARGS, *more], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     killed = Run(str(tmp_path / "killed"))
     while process.poll() is None and not killed.fs.exists(killed.at("checkpoints/checkpoint-2/DONE.json")):
         time.sleep(0.02)
@@ -243,9 +243,13 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
 
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
     env["RAY_AUTH_MODE"] = "disabled"  # else whether a token is wanted hangs on what the machine's owner did before
-    bin_, port = Path(sys.executable).parent, free_port()
+    python, port = warm.python(), free_port()
     here = tempfile.mkdtemp(prefix="t", dir="/tmp")  # short: Ray's sockets are in it
-    ray = lambda *a, **k: subprocess.run([bin_ / "ray", *a], cwd=REPO, env=env, check=True, capture_output=True, **k)  # noqa: E731
+
+    def ray(*words, **options):
+        command = [python, "-m", "ray.scripts.scripts", *words]
+        subprocess.run(command, cwd=REPO, env=env, check=True, capture_output=True, **options)
+
     head = ["start", "--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={here}"]  # fmt: skip
     before = {p.pid for p in psutil.process_iter()}
     address = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
@@ -259,7 +263,7 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         config.write_text(yaml.safe_dump({"http_options": {"port": free_port()}, "applications": [app]}))
         log = (tmp_path / "serve.log").open("w")
         server = subprocess.Popen(
-            [bin_ / "serve", "run", str(config)], cwd=REPO, env=env | address, stdout=log, stderr=log
+            [python, "-m", "ray.serve.scripts", "run", str(config)], cwd=REPO, env=env | address, stdout=log, stderr=log
         )
         more = ["--train.top_k", "1023", "--train.max_steps", "12"]
 
@@ -268,11 +272,11 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
             return [p for p in found if p.pid not in before and "ServeReplica:t" in (p.info["cmdline"] or [""])[0]]
 
         give_up = time.time() + PATIENCE
-        while "RUNNING" not in subprocess.run([sys.executable, "-c", STATUS], env=env | address, capture_output=True, text=True).stdout:  # fmt: skip
+        while "RUNNING" not in subprocess.run([python, "-c", STATUS], env=env | address, capture_output=True, text=True).stdout:  # fmt: skip
             assert server.poll() is None and time.time() < give_up, (tmp_path / "serve.log").read_text()[-3000:]
         quiet = distil(tmp_path / "quiet", runs["sft"], "serve:t", *more, env=address)
         assert quiet.returncode == 0, quiet.stderr[-2000:]
-        process = subprocess.Popen([sys.executable, "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", "serve:t", *ARGS, *more], cwd=REPO, env=env | address, stdout=log, stderr=log)  # fmt: skip
+        process = subprocess.Popen([warm.python(), "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", "serve:t", *ARGS, *more], cwd=REPO, env=env | address, stdout=log, stderr=log)  # fmt: skip
         while process.poll() is None and len(losses(tmp_path / "killed")) < 2:
             time.sleep(0.02)
         replicas()[0].kill()
@@ -291,7 +295,8 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         ]
         mine += [c for p in mine for c in p.children(recursive=True)]
         for p in mine:
-            p.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
+                p.kill()
         psutil.wait_procs(mine, 30)
         shutil.rmtree(here, ignore_errors=True)
 
