@@ -2,9 +2,9 @@
 
 Efron 1982; Hall 1988, "Theoretical comparison of bootstrap confidence intervals", Annals of Statistics 16:927: its errors
 are of order 1/n, as BCa's are, but it also allows for the uncertainty of the variance, which BCa doesn't: at n = 30 BCa's
-interval holds the truth in 84 to 94% of cases. The standard error is the jackknife's, of each
-resample anew. No end is nearer than Student's t puts it: where a few long documents decide, resamples of ratios see too
-little of the tails, and 2 points of coverage are lost without that.
+interval holds the truth in 84 to 94% of cases. The standard error is the jackknife's, of each resample anew. No end is nearer
+than Student's t puts it: where a few long documents decide, resamples of ratios see too little of the tails, and 2 points of
+coverage are lost without that.
 
     python -m tests.evals.coverage     prints how often the intervals hold the truth; the table is in docs/intervals.md
 """
@@ -43,10 +43,10 @@ def interval(sides, confidence: float, seed: int) -> tuple[float, float] | str:
     if np.abs(ends).max() > 1e6:
         return f"{NO_INTERVAL}too many resamples of the {n} values are of a single one"
     least = student.ppf((1 + confidence) / 2, n - 1)
-    low, high = value - max(float(ends[0]), least) * error, value - min(float(ends[1]), -least) * error
+    low, high = float(value - max(ends[0], least) * error), float(value - min(ends[1], -least) * error)
     if len(sides) > 1:
         return low, high
-    return max(low, float(rates_N.min())), min(high, float(rates_N.max()))  # where the mean of such values can be
+    return max(low, float(rates_N.min())), min(high, float(rates_N.max()))  # no mean is beyond its values
 
 
 def _signed(sides):

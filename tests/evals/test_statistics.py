@@ -175,14 +175,13 @@ def test_holm_is_the_published_correction():
 
 
 def test_what_can_be_detected_is_detected_four_times_in_five():
-    rng = np.random.default_rng(6)
-    one = [1.0] * 100
-    e = statistics.paired_difference((rng.normal(0, 1, 100), one), (rng.normal(0, 1, 100), one))
-    shift, seen = statistics.detectable(e), 0
-    for _ in range(400):
-        d = rng.normal(shift, 2**0.5, 100)
-        seen += abs(d.mean()) > 1.96 * d.std(ddof=1) / 10
-    assert 0.72 < seen / 400 < 0.88
+    """Over 20 samples, since the spread of one of 100 is off by 7% and what it detects by as much."""
+    rng, one, seen = np.random.default_rng(6), [1.0] * 100, []
+    for _ in range(20):
+        e = statistics.paired_difference((rng.normal(0, 1, 100), one), (rng.normal(0, 1, 100), one))
+        d = rng.normal(statistics.detectable(e), 2**0.5, (200, 100))
+        seen.append(np.mean(abs(d.mean(1)) > 1.96 * d.std(1, ddof=1) / 10))
+    assert 0.75 < np.mean(seen) < 0.86
 
 
 @pytest.mark.slow
