@@ -88,19 +88,14 @@ def sign_flips(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed:
 
     (a_top, a_bottom), (b_top, b_bottom) = ([np.asarray(x, float) for x in side] for side in (a, b))
     shares_N = b_top / b_bottom.sum() - a_top / a_bottom.sum()  # they add up to the difference
-    shares_N = shares_N[
-        shares_N != 0
-    ]  # what is 0 changes no sum; the fewer are left, the sooner all patterns are tried
+    shares_N = shares_N[shares_N != 0]  # a 0 changes no sum, and of few that are left all patterns can be tried
     n = len(shares_N)
     total, as_far = shares_N.sum(), abs(shares_N.sum()) - 1e-12 * np.abs(shares_N).sum()  # but for rounding
     if n <= 13:  # 8,192 patterns: all of them
         flipped_PN = np.arange(2**n)[:, None] >> np.arange(n) & 1
         return float((np.abs(total - 2 * (flipped_PN @ shares_N)) >= as_far).mean())
-    rng, beyond, rows = (
-        np.random.default_rng(seed),
-        1,
-        max(1, 2_000_000 // n),
-    )  # the pattern that was seen is one of them
+    rng, rows = np.random.default_rng(seed), max(1, 2_000_000 // n)
+    beyond = 1  # the pattern that was seen is one of them
     for start in range(0, FLIPS, rows):
         patterns, bytes_each = min(rows, FLIPS - start), -(-n // 8)
         bits = np.frombuffer(rng.bytes(patterns * bytes_each), np.uint8).reshape(patterns, bytes_each)

@@ -31,6 +31,16 @@ def test_paired_shares_and_wins_with_ties(n):
         assert verdict > 0.04 or n * differ < 10  # where fewer than ten differ, few tables are as rare as 5%
 
 
+def test_a_few_hundred_draws_of_the_rest():
+    """200 draws each: a standard error of 1.5 points at 95%. Taken for single answers, those to a question would be held in
+    49% to 67% of cases."""
+    rng = np.random.default_rng(0)
+    draw, truth = coverage.numbers(rng)["exponential"]
+    held = [coverage.mean(draw, truth, 20, 200)[0], coverage.paired_ratio(rng, 20, 200)[0]]
+    held += [coverage.clustered(rng, 20, 5, 0.3, 0.9, 200)[0], coverage.clustered_pairs(rng, 20, 5, 0.3, 0.9, 200)[0]]
+    assert min(held) > 0.90 and 0.93 < np.mean(held) < 0.98, held
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 30])
 def test_means_and_ratios(n):
@@ -46,9 +56,9 @@ def test_means_and_ratios(n):
 @pytest.mark.slow
 @pytest.mark.parametrize("alike", [0.0, 0.3, 0.9])
 def test_several_answers_to_a_question(alike):
-    """5 answers to each of 20 questions, 300 draws: a standard error of 1.3 points. Taken for 100 single
-    answers, 49 to 67% of their intervals hold the truth at a correlation of 0.9."""
+    """5 answers to each of 20 questions, 300 draws: 0.90 is 4 standard errors below 95%. Taken for 100 single answers, 49 to 67%
+    of their intervals hold the truth at a correlation of 0.9."""
     rng, draws = np.random.default_rng(0), 300
     for p in (0.05, 0.3, 0.9):
-        assert coverage.clustered(rng, 20, 5, p, alike, draws)[0] > 0.915
-        assert coverage.clustered_pairs(rng, 20, 5, p, alike, draws)[0] > 0.925
+        assert coverage.clustered(rng, 20, 5, p, alike, draws)[0] > 0.90
+        assert coverage.clustered_pairs(rng, 20, 5, p, alike, draws)[0] > 0.90
