@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from lib.evals.statistics import Estimate, wilson
+from lib.evals.statistics import Estimate, proportion
 from lib.run import Run
 
 CHOICES = ("left", "right", "tie", "skip", "undo")
@@ -119,7 +119,7 @@ class Box:
         for (_, ballot), v in self.votes.items():
             if v in value:
                 by_ballot.setdefault(ballot, []).append(value[v])
-        return wilson([sum(v) / len(v) for v in by_ballot.values()]) if by_ballot else None
+        return proportion([sum(v) / len(v) for v in by_ballot.values()]) if by_ballot else None
 
     def agreement(self) -> tuple[float, int] | None:
         """(Fleiss' kappa, ballots) over the ballots that as many raters judged as the most judged one, two at least."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from lib.evals import panels
 from lib.evals.panels import colours
 from lib.evals.report import Comparison, Overlap, Report, RunInfo, Sample
+from lib.evals.studentised import NO_INTERVAL
 from lib.evals.summary import label, number, show, signed, size
 from lib.run import Run
 
@@ -61,7 +62,7 @@ def html(report: Report) -> str:
         losses=drawn(panels.losses(report)), more=drawn(more), told=told, untold=untold,
         differing=differing, alike=alike, heat=panels.heat_map(report), colour=colours(report),
         facts=facts(report), overlaps=overlap_lines(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
-        changed=changed,
+        changed=changed, without=without(report),
     )  # fmt: skip
 
 
@@ -106,6 +107,13 @@ def facts(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
+def without(report: Report) -> list[str]:
+    """Why there is no interval where the examples can't give one: "KL from sft of dpo has no interval: …"."""
+    rows = [(f"{label(m)} of {m.run}", m) for m in report.metrics]
+    rows += [(f"{label(c)}, {c.a} → {c.b},", c) for c in report.comparisons]
+    return [f"{what.strip()} has {x.method}." for what, x in rows if x.method.startswith(NO_INTERVAL)]
+
+
 def changed(run: RunInfo, report: Report) -> set[str]:
     """Settings that differ between runs of the report: what a reader looks for first."""
     others = [r for r in report.runs if r.settings and r is not run]
@@ -134,6 +142,7 @@ def markdown(report: Report) -> str:
         cells = [show(row["metrics"][x]) if x in row["metrics"] else "" for x in names]
         cells = [f"**{c}**" if x == row["best"] else c for x, c in zip(names, cells, strict=True)]
         out.append(f"| {row['label']} | " + " | ".join(cells) + f" | {row['n']} |")
+    out += [line for reason in without(report) for line in ("", reason)]
     if report.comparisons:
         out += [
             "",
@@ -229,7 +238,7 @@ def terminal(report: Report, where: str) -> None:
     style = {True: "green", False: "red", None: "yellow"}
     for v in report.verdicts:
         console.print(Text(f"{MARKS[v.holds]} ", style[v.holds]) + Text(f"{v.claim}: {v.evidence}"))
-    for w in report.warnings:
+    for w in report.warnings + without(report):
         console.print(Text(f"! {w}", "yellow"))
     console.print(
         Text(f"\nReport: {where}/report.html (report.md, report.json and every answer in examples.jsonl beside it)")

@@ -47,7 +47,7 @@ class Comparison:
     n: int
     method: str
     p: float | None = None
-    """That they are alike: exact McNemar for right-or-wrong scores, else sign flips."""
+    """That they are alike: McNemar's mid-p for right-or-wrong scores, else sign flips."""
     better: str = "higher"
     kind: str = "mean"
     unit: str = ""

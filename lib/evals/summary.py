@@ -52,19 +52,15 @@ def metric(scores: Scores, seed: int) -> Metric:
 
 
 def _estimate(scores: Scores, seed: int) -> Estimate:
-    if scores.groups:
-        e = statistics.bootstrap_ratio(*_together(scores), seed)
-        if e.low is None:  # all alike: as many values as there are groups
-            e = statistics.wilson([e.value] * e.n) if scores.kind == "proportion" else e
-        return replace(e, n=len(scores.tops), method=f"{e.method} over {e.n} groups")
     if scores.kind == "proportion":
-        return statistics.wilson(scores.tops)
+        return statistics.proportion(scores.tops, scores.groups)
+    e = statistics.bootstrap_ratio(*_together(scores), seed)
+    if scores.groups:
+        e = replace(e, n=len(scores.tops), method=e.method if e.low is None else f"{e.method} over {e.n} groups")
     if scores.kind == "perplexity":  # exp is monotone, so it maps the interval of nats per token too
-        e = statistics.bootstrap_ratio(scores.tops, scores.bottoms or [1.0] * len(scores.tops), seed)
-        return Estimate(
-            *(None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high)), e.n, e.method
-        )
-    return statistics.bootstrap_ratio(scores.tops, scores.bottoms or [1.0] * len(scores.tops), seed)
+        ends = (None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high))
+        return Estimate(*ends, e.n, e.method)
+    return e
 
 
 def _together(scores: Scores) -> tuple[list[float], list[float]]:
@@ -90,7 +86,10 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
             continue
         log = a.kind == "perplexity"
         sides = _together(a), _together(b)
-        e = replace(statistics.paired_difference(*sides, seed), n=len(a.tops))
+        if a.kind == b.kind == "proportion":
+            e = statistics.paired_proportions(a.tops, b.tops, a.groups)
+        else:
+            e = replace(statistics.paired_difference(*sides, seed), n=len(a.tops))
         binary = a.kind == "proportion" and not a.groups and set(a.tops) | set(b.tops) <= {0.0, 1.0}
         found.append(
             Comparison(
@@ -159,11 +158,12 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
     estimates = [Estimate(m.value, m.low, m.high, m.n, m.method) for m in (a, b)]
     sign = 1 if a.better == "higher" else -1
     holds = None
-    if c.low is not None and c.high is not None and not c.low <= 0 <= c.high and c.p_holm < 0.05:
+    excludes = c.low is None or c.high is None or not c.low <= 0 <= c.high  # where there is none, p alone decides
+    if excludes and c.p_holm < 0.05:
         holds = c.difference * sign > 0
     if holds is not None and statistics.apart(*estimates):
         how = "intervals apart"
-    elif holds is not None:
+    elif holds is not None and None not in (a.low, b.low, c.low):
         how = f"paired difference {signed(c)}, though the intervals overlap"
     else:
         how = f"paired difference {signed(c)}"

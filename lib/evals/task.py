@@ -49,7 +49,7 @@ class Scores:
     """One number per example. The value is their mean, or sum(tops) / sum(bottoms) where there are bottoms."""
     bottoms: list[float] | None = None
     kind: str = "mean"
-    """proportion (numbers in [0, 1]: Wilson), mean (bootstrap), perplexity (exp of the ratio)."""
+    """proportion (numbers in [0, 1]: score interval), mean (studentised bootstrap), perplexity (exp of the ratio)."""
     better: str = "higher"
     """higher, lower, or "" where neither is better."""
     unit: str = ""

@@ -63,7 +63,7 @@ def test_the_wrappers_of_a_prompt_count_together():
         "jailbreak", "compliance", "sft", [f"{i}" for i in range(20)], tops, kind="proportion", groups=groups
     )
     m = summary.metric(scores, 0)
-    assert (m.value, m.n, m.low, m.high) == (0.5, 20, 0.0, 1.0) and m.method == "bootstrap over 2 groups"
+    assert (m.value, m.n, m.method) == (0.5, 20, "Wilson over 2 groups") and m.low < 0.01 and m.high > 0.99
     scores.tops = [0.0] * 20  # all refused: the interval of two zeros
     m = summary.metric(scores, 0)
     assert m.value == m.low == 0 and m.high == pytest.approx(0.658, abs=0.001) and m.method == "Wilson over 2 groups"

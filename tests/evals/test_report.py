@@ -1,5 +1,6 @@
 """A hand-written report through JSON and the renderers."""
 
+import html
 import json
 import re
 
@@ -44,6 +45,20 @@ def test_the_page_asks_for_nothing_else(page):
     """No element or style that loads: only anchors within the page, and the empty data: icon."""
     assert set(re.findall(r'(?:href|src)="([^"#]*)', page)) <= {"", "data:,"}
     assert not re.search(r"@import|url\((?!#)|<script|<img|<iframe|<link(?! rel=\"icon\")", page)
+
+
+def test_why_there_is_no_interval_is_said(report, capsys):
+    """In the page, the text and the terminal, for scores and differences; a value of the whole run has no such line."""
+    few = Report.from_json(report.to_json())
+    reason = "no interval: 3 of 200 values differ from the most common one, 5 are needed"
+    for x in (next(m for m in few.metrics if m.metric == "kl"), few.comparisons[0]):
+        x.low = x.high = None
+        x.method = reason
+    lines = [f"KL from sft of dpo has {reason}.", f"demo: exact, base → sft, has {reason}."]
+    assert render.without(few) == lines and render.without(report) == []
+    render.terminal(few, "here")
+    for text in (html.unescape(render.html(few)), render.markdown(few), " ".join(capsys.readouterr().out.split())):
+        assert all(line in text for line in lines)
 
 
 def test_the_page_holds_what_was_measured(report, page):

@@ -34,6 +34,19 @@ def test_no_difference_is_a_result():
     assert v.evidence.endswith("p = 1.000 (Holm); 200 examples show differences of 20 points and more")
 
 
+def test_three_more_right_of_200_are_not_told_apart():
+    """Of three resamples in a hundred none has any of the three: a bootstrap's interval would begin above 0."""
+    (c,) = summary.comparisons([right("a", 0), right("b", 3)], 0)
+    assert c.low < 0 < c.high and c.method == "paired, Tango" and c.p == 0.125
+
+
+def test_without_an_interval_p_alone_decides():
+    """Every difference the same: nothing to resample, but no chance either."""
+    a, b = (Scores("t", "slots", run, IDS, [x] * 200, headline=True) for run, x in (("a", 0.25), ("b", 0.5)))
+    (v,) = judged(["a", "b"], [a, b])
+    assert v.holds is True and v.evidence.startswith("0.25 → 0.5, n=200: paired difference +0.25, p < 0.001")
+
+
 def test_worse_is_said():
     (v,) = judged(["a", "b"], [right("a", 150), right("b", 90)])
     assert (v.claim, v.holds) == ("b is below a on demo, exact", False)
@@ -84,10 +97,10 @@ def test_kl_against_its_ceiling(nats, holds):
 
 def test_perplexity_is_exp_of_nats_per_token():
     s = Scores(
-        "perplexity", "perplexity", "a", IDS[:3], [2.0, 4.0, 9.0], [1.0, 2.0, 2.0], kind="perplexity", better="lower"
+        "perplexity", "perplexity", "a", IDS[:30], [2.0, 4.0, 9.0] * 10, [1.0, 2.0, 2.0] * 10, "perplexity", "lower"
     )
     m = summary.metric(s, 0)
-    assert m.value == pytest.approx(math.exp(3)) and m.low < m.value < m.high and m.n == 3
+    assert m.value == pytest.approx(math.exp(3)) and m.low < m.value < m.high and m.n == 30
 
 
 def test_lower_perplexity_is_better():
