@@ -17,6 +17,7 @@ from lib import (
     finite,
     hardware,
     head,
+    heldout,
     integrity,
     logs,
     lora,
@@ -148,6 +149,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
     batch, examples = job.scale.global_batch, len(trainer.train_dataset)
     repeated = epochs.fill(trainer, batch)
+    heldout.Heldout(trainer)
     per_epoch = (examples + repeated) // batch
     if repeated and rank == 0 and not 0 < args.max_steps < per_epoch:
         doing = f"repeats {repeated:,} from its start" if repeated > 0 else f"leaves out {-repeated:,}"

@@ -1,6 +1,7 @@
 """A step has the same rows on 1, 2 and 4 workers, also the last one of an epoch, for any number of rows."""
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
@@ -63,9 +64,12 @@ def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, tmp_path):
-    """64 rows by 24: the third step of an epoch has 16 and 8 that come again.."""
+    """64 rows by 24: the third step of an epoch has 16 and 8 that come again. Of 5 held-out rows, by 4, one is left for both workers."""
     runs = [Run(tmp_path / name) for name in ("one", "two")]
-    words = ["--model.base", tiny_model, "--data.source", chats_file, "--data.heldout_fraction", "0"]
+    heldout = tmp_path / "heldout.jsonl"
+    rows = Path(chats_file).read_text().replace("what is the", "where is the").splitlines()
+    heldout.write_text("\n".join(rows[:5]))
+    words = ["--model.base", tiny_model, "--data.source", chats_file, "--data.heldout", str(heldout)]
     words += ["--train.num_train_epochs", "2", "--train.logging_steps", "1", "--train.learning_rate", "1e-3"]
     words += ["--scale.global_batch", "24", "--scale.micro_batch", "4", "--scale.precision", "fp32"]
     for run, workers in zip(runs, "12", strict=True):
@@ -78,6 +82,8 @@ def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, c
     )
     assert len(losses[0]) == 6 and tokens[0] == tokens[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    held_out = [[r["eval_loss"] for r in run.metrics() if "eval_loss" in r] for run in runs]
+    assert len(held_out[0]) == 1 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
     one, two = (run.provenance() for run in runs)
     assert one["repeated_rows"] == two["repeated_rows"] == 16 and one["tokens"] == two["tokens"]
     assert (
