@@ -22,6 +22,7 @@ from lib import (
     logs,
     lora,
     manifest,
+    merging,
     models,
     notice,
     prefixes,
@@ -135,6 +136,8 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         trainer = build(job, args)
         if job.model.qat != "none":
             qat.prepare(trainer.model, job.model.qat)
+        if job.model.adapter != "none":  # the driver may not have had the base to look into
+            merging.check(trainer.model)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
     if len(trainer.train_dataset) == 0:
