@@ -216,6 +216,7 @@ def export(trainer, model: Model, folder: Path) -> None:
     the one that was trained.
     """
     import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
     main, adapted = trainer.args.process_index == 0, model.adapter != "none"
     target = folder / ("adapter" if adapted else "model")
@@ -224,6 +225,8 @@ def export(trainer, model: Model, folder: Path) -> None:
     trainer.save_model(str(target))
     if main:
         _plain(target)
+    if adapted and is_deepspeed_zero3_enabled():
+        unset_hf_deepspeed_config()  # with which from_pretrained would share what it loads out to the other ranks
     if main and adapted:
         from peft import PeftModel
 

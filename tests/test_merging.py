@@ -17,8 +17,10 @@ Q = {"r": 4, "target_modules": ["q_proj"]}
 EMBED = {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}
 
 
-def exported(stage: str, base: str, source: str, folder: Path, lora: dict, quantization: str = "none"):
-    """(trainer after a long step, folder with model/ and adapter/)"""
+def exported(
+    stage: str, base: str, source: str, folder: Path, lora: dict, quantization: str = "none", before=lambda: None
+):
+    """(trainer after a long step, folder with model/ and adapter/). before: called between the two."""
     train = {"max_length": 100, "max_steps": 1, "learning_rate": 0.05, "save_strategy": "no"}
     scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
     model = Model(base, adapter="lora", lora=lora, quantization=quantization)
@@ -29,6 +31,7 @@ def exported(stage: str, base: str, source: str, folder: Path, lora: dict, quant
     merging.check(trainer.model)
     worker.save_work(trainer, "ddp")
     trainer.train()
+    before()
     models.export(trainer, model, folder / "export")
     return trainer, folder / "export"
 
@@ -76,6 +79,19 @@ def test_a_quantised_base_is_merged_unquantised(tiny_model, chats_file, tmp_path
     beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(folder / "adapter"))
     said = merging.answers(AutoModelForCausalLM.from_pretrained(folder / "model"), ids)
     assert torch.allclose(merging.answers(beside, ids), said, atol=1e-4)
+
+
+def test_the_base_is_loaded_whole_where_zero3_trained(tiny_model, chats_file, tmp_path):
+    """Only the first rank loads it, and while transformers has DeepSpeed's configuration every rank would have to."""
+    pytest.importorskip("deepspeed")
+    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    kept = []  # transformers holds a weak reference
+    zero3 = {"zero_optimization": {"stage": 3}, "train_batch_size": 4}
+    _, folder = exported(
+        "sft", tiny_model, chats_file, tmp_path, Q, before=lambda: kept.append(HfDeepSpeedConfig(zero3))
+    )
+    assert (folder / "model" / "model.safetensors").is_file() and not is_deepspeed_zero3_enabled()
 
 
 def test_a_model_that_is_not_what_was_trained_is_not_published(tiny_model, tmp_path):
