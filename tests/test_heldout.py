@@ -117,20 +117,27 @@ def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path
 
 
 LOSSES = [
-    {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
-    {"loss_type": "sft"},
-    {"loss_type": "ipo"},
-    {"loss_type": "sigmoid_norm"},
-    {"loss_type": "sigmoid", "use_weighting": True},
+    ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}),
+    ("dpo", {"loss_type": ["sft"]}),
+    ("dpo", {"loss_type": ["ipo"]}),
+    ("reward", {"center_rewards_coefficient": 0.1}),
+    ("sft", {}),
+    ("sft", {"loss_type": "dft"}),
+    ("sft", {"label_smoothing_factor": 0.1}),
+    ("distill", {"hard_weight": 0.3}),
 ]
 
 
-@pytest.mark.parametrize("train", LOSSES, ids=str)
-def test_a_step_of_dpo_is_the_same_however_it_is_cut(train, tiny_model, rows, tmp_path):
+@pytest.mark.parametrize(("stage", "train"), LOSSES, ids=str)
+def test_a_step_is_the_same_however_it_is_cut(stage, train, tiny_model, rows, tmp_path):
     """Plain gradient descent, so that a weight shows its gradient: Adam would scale it."""
     weights, logged = [], []
+    source, teacher = rows["pairs" if stage in ("dpo", "reward") else "chats"], {"teacher": tiny_model}
     for micro in (7, 1):
-        trainer = trained("dpo", tiny_model, rows["pairs"], tmp_path, micro, optim="sgd", learning_rate=0.1, **train)
+        asked = {"optim": "sgd", "learning_rate": 0.1, "seed": 0} | train | (teacher if stage == "distill" else {})
+        trainer = trained(stage, tiny_model, source, tmp_path, micro, **asked)
+        if stage == "distill":  # else student and teacher are one
+            trainer.model.lm_head.weight.data.mul_(1.5)
         trainer.train()
         weights.append([p.detach().clone() for p in trainer.model.parameters()])
         logged.append(trainer.state.log_history[0])
