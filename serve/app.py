@@ -23,6 +23,9 @@ from serve.guard import Guard
 from serve.keeper import Keeper
 from serve.serving import IDLE_S, Plan, parse, plan
 
+ARRIVING = 1000
+"""Requests at a time that a replica hasn't read yet; the next get 503 from Ray Serve's proxy."""
+
 
 def app(args: dict[str, Any]) -> serve.Application:
     """The application for these arguments (serve/serving.py). Raises ClickException before anything is started."""
@@ -46,9 +49,9 @@ def app(args: dict[str, Any]) -> serve.Application:
     return Endpoint.options(
         **copies,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},
-        # Serve's own queue is longer than what a replica takes, so that the replica itself can say 429 and when to come again.
-        max_ongoing_requests=2 * (s.at_once + s.waiting),
-        max_queued_requests=2 * (s.at_once + s.waiting),
+        # More than a replica takes, so that the replica itself says 429 and when to come again; Serve would say 503.
+        max_ongoing_requests=ARRIVING + s.at_once + s.waiting,
+        max_queued_requests=ARRIVING,
         graceful_shutdown_timeout_s=s.timeout_s + 5,  # the guard ends each request at timeout_s
         health_check_period_s=2,  # so long it takes until a replica that died is replaced
     ).bind(planned)

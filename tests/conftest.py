@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lib.run import Run
+from tests import warm
 
 # Before torch is imported; threads that share a core wait for each other, spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -208,9 +209,9 @@ def s3_environment(address: str) -> dict[str, str]:
 
 
 def run_job(stage: str, *args, env: dict | None = None, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
-    """Runs jobs/<stage>.py as a user does; returns the CompletedProcess with text output."""
+    """Runs jobs/<stage>.py, in processes that needn't import the libraries; returns the CompletedProcess with text output."""
     clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, f"jobs/{stage}.py", *map(str, args)]
+    command = [warm.python(), f"jobs/{stage}.py", *map(str, args)]
     return subprocess.run(command, cwd=REPO, env=clean | (env or {}), capture_output=True, text=True, timeout=timeout)
 
 
@@ -290,7 +291,9 @@ def local_ray():
 
     with pytest.MonkeyPatch.context() as m:
         m.delenv("RAY_ADDRESS", raising=False)
-        connect()
+        with pytest.MonkeyPatch.context() as started_by:
+            started_by.setattr(sys, "executable", warm.python())  # its workers too
+            connect()
         yield
         ray.shutdown()
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 
 # Far more steps than the test takes: it stops the job once the group has grown back, however fast the machine is.
@@ -34,17 +35,18 @@ def wait_until(reached, process: subprocess.Popen, log) -> None:
 
 
 @pytest.mark.slow
-def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_path):
+def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split()]
     fixed, elastic, log = Run(tmp_path / "fixed"), Run(tmp_path / "elastic"), tmp_path / "log"
     env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}  # how long the lost one is waited for
+    monkeypatch.setattr(sys, "executable", warm.python())  # for the workers of this Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
         size = ["--train.max_steps", "5000", "--scale.workers", "2", "--scale.min_workers", "1"]
-        command = [sys.executable, "jobs/sft.py", *argv, *size, "--run", elastic.path]
+        command = [warm.python(), "jobs/sft.py", *argv, *size, "--run", elastic.path]
         with log.open("w") as f:
             process = subprocess.Popen(
                 command, cwd=REPO, env=os.environ | env | {"RAY_ADDRESS": cluster.address}, stdout=f, stderr=f

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from lib import checkpoint, integrity
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job, s3_environment
 
 SHORT = [
@@ -129,7 +130,7 @@ def test_sigterm_is_one_message_and_the_run_goes_on(sft, tmp_path):
     log = tmp_path / "log"
     with log.open("w") as f:
         process = subprocess.Popen(
-            [sys.executable, "jobs/sft.py", *argv, "--run", run.path], cwd=REPO, stdout=f, stderr=f,
+            [warm.python(), "jobs/sft.py", *argv, "--run", run.path], cwd=REPO, stdout=f, stderr=f,
             env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
         )  # fmt: skip
     while not run.fs.exists(run.at("checkpoints/checkpoint-2/DONE.json")):

@@ -11,6 +11,7 @@ import pytest
 
 from lib import checkpoint, notice
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 
 STEPS = 600  # more than a fast machine takes before it has been told twice
@@ -30,7 +31,7 @@ def wait_until(reached, process, log: Path, seconds: float = PATIENCE) -> None:
 
 
 @pytest.mark.slow
-def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model, chats_file, tmp_path):
+def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model, chats_file, tmp_path, monkeypatch):
     """Two ranks. First its node is drained: it saves and goes on. Then the money is out: it saves, stops and says how to go on."""
     from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
@@ -38,6 +39,8 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split(), "--scale.workers", "2"]
     whole, told, log = Run(tmp_path / "whole"), Run(tmp_path / "told"), tmp_path / "log"
+    python = sys.executable  # of the driver, whose command line Ray shows as the entrypoint
+    monkeypatch.setattr(sys, "executable", warm.python())  # for the workers of this Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
@@ -48,7 +51,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         assert not notice.busy(gcs)
         with log.open("w") as f:
             process = subprocess.Popen(
-                [sys.executable, "jobs/sft.py", *argv, "--run", told.path], cwd=REPO, env=env, stdout=f, stderr=f
+                [python, "jobs/sft.py", *argv, "--run", told.path], cwd=REPO, env=env, stdout=f, stderr=f
             )
         wait_until(lambda: len(told.metrics()) > 5, process, log)
         (job,) = notice.jobs(gcs)

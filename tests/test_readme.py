@@ -1,7 +1,8 @@
 """README is true: its commands, pasted in order into a fresh copy, work; and one that is changed to something wrong is seen.
 
 The copy differs from what a reader has in this: models and datasets of the hub are small ones under the same names (HUB), the
-quickstart's configs take fewer rows (FEWER), markets and s3 are simulators, and .venv is the one that runs the tests.
+quickstart's configs take fewer rows (FEWER), markets and s3 are simulators, .venv is the one that runs the tests, and after
+the quickstart `python` is a fork of a process that has imported the libraries (tests/warm).
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import warm
 from tests.cluster.conftest import simulator
 from tests.conftest import CHATML, REPO, s3_environment
 from tests.hub import Hub
@@ -107,7 +109,9 @@ def terminal(tmp_path_factory, s3_server):
     small_copy(folder / "shoestring")
     with simulator() as markets:
         env = environment(folder, **hub.env, **s3_environment(s3_server), OMP_NUM_THREADS="1")
-        yield Terminal(folder / "shoestring", env, markets.env)
+        # What `python` runs needn't import the libraries each time; `make quickstart` names the real one.
+        forked = f'python() {{ {warm.start(env)} "$@"; }}'
+        yield Terminal(folder / "shoestring", env, markets.env, [forked])
 
 
 def test_the_commands_work_in_order(terminal):

@@ -16,6 +16,7 @@ from lib.evals.job import EvalJob
 from lib.evals.report import Report
 from lib.evals.summary import CLOCK
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO, sign
 
 pytestmark = pytest.mark.slow
@@ -203,7 +204,7 @@ def test_on_a_file_of_pairs_as_a_user_does_it(runs, pairs_file, tmp_path):
     data = ["--data.source", pairs_file, "--data.heldout_fraction", "0.3"]
     rest = ["--reward", runs["reward"], "--limit", "5", "--max_new_tokens", "4", "--run", str(tmp_path / "e")]
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, "jobs/eval.py", *names, *tasks, *data, *rest]
+    command = [warm.python(), "jobs/eval.py", *names, *tasks, *data, *rest]
     done = subprocess.run(command, cwd=REPO, env=alone, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     report = Report.from_json(Run(str(tmp_path / "e")).read_text("reports/report.json"))

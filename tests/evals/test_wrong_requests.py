@@ -10,6 +10,7 @@ import yaml
 from lib.evals import cli, job, tasks
 from lib.evals.job import EvalJob
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 
 
@@ -193,7 +194,7 @@ def test_dry_run_starts_nothing(runs, tmp_path):
     config.write_text(
         yaml.safe_dump({"run": str(tmp_path / "out"), "runs": {"sft": runs["sft"]}, "tasks": ["demo", "perplexity"]})
     )
-    command = [sys.executable, "jobs/eval.py", "--config", str(config), "--dry-run"]
+    command = [warm.python(), "jobs/eval.py", "--config", str(config), "--dry-run"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "Dry run" in done.stdout and "demo, perplexity" in done.stdout
     assert not (tmp_path / "out").exists()

@@ -68,7 +68,7 @@ def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_
         start = time.monotonic() - began
         begun: list = []
         cut, refused = pool.submit(streamed, url, 30000, begun), pool.submit(whole, url, 30000)
-        wait_for(lambda: begun)
+        wait_for(lambda: len(begun) > 100)  # the other request has arrived too, however busy this machine is
         (replica,) = replicas(process)
         replica.kill()
         killed = time.monotonic()

@@ -1,0 +1,164 @@
+"""Forks processes that have imported what training needs (tests/warm/__init__.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from tests.warm import signature
+
+PATH = [p for p in sys.path[1:] if p not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+
+
+def read() -> None:
+    """Imports what a job's processes import."""
+    import accelerate  # noqa: F401
+    import aiohttp  # noqa: F401
+    import datasets  # noqa: F401
+    import google.protobuf  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import pyarrow  # noqa: F401
+    import pydantic  # noqa: F401
+    import requests  # noqa: F401
+    import torch  # noqa: F401
+    import transformers
+    import trl
+
+    for name in (
+        "Trainer",
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+        "AutoTokenizer",
+        "LlamaForCausalLM",
+    ):
+        getattr(transformers, name)
+    for name in ("SFTTrainer", "DPOTrainer", "RewardTrainer", "SFTConfig", "DPOConfig", "RewardConfig"):
+        getattr(trl, name)
+    assert "ray" not in sys.modules  # its core reads the environment when it is imported
+
+
+def serve(folder: Path, known: dict[str, str]) -> dict | None:
+    """Forks for every request. Returns the request in the fork, None in the server once it is told to end."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/socket")
+    listener.listen(128)
+    events = selectors.DefaultSelector()
+    events.register(listener, selectors.EVENT_READ)
+    children: dict[socket.socket, int] = {}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ended = False
+
+    def end(*_) -> None:
+        nonlocal ended
+        ended = True
+
+    signal.signal(signal.SIGTERM, end)
+    while not ended:
+        for key, _ in events.select(timeout=1):
+            if key.fileobj is listener:
+                client = listener.accept()[0]
+                head, fds, _, _ = socket.recv_fds(client, 8, 3)
+                asked = json.loads(_exactly(client, int.from_bytes(head, "big")))
+                if signature(asked["env"]) != known:
+                    client.sendall(json.dumps({"python": sys.executable}).encode() + b"\n")
+                    client.close()
+                elif child := os.fork():
+                    children[client] = child
+                    events.register(client, selectors.EVENT_READ)
+                    events.register(os.pidfd_open(child), selectors.EVENT_READ, client)
+                else:
+                    events.close()
+                    for s in (listener, client, *children):
+                        s.close()
+                    for target, fd in enumerate(fds):
+                        os.dup2(fd, target)
+                        os.close(fd)
+                    return asked
+                for fd in fds:
+                    os.close(fd)
+            elif key.data is None:  # a client
+                told = key.fileobj.recv(64)
+                for number in told or [signal.SIGKILL]:
+                    os.kill(children[key.fileobj], number)
+                if not told:
+                    events.unregister(key.fileobj)
+            else:  # a child ended
+                client, status = key.data, os.waitpid(children[key.data], 0)[1]
+                code = os.waitstatus_to_exitcode(status)
+                with contextlib.suppress(OSError, KeyError):
+                    events.unregister(client)
+                    client.sendall(json.dumps({"code": code} if code >= 0 else {"signal": -code}).encode() + b"\n")
+                events.unregister(key.fileobj)
+                os.close(key.fd)
+                del children[client]
+                client.close()
+    for child in children.values():
+        os.kill(child, signal.SIGKILL)
+    return None
+
+
+def _exactly(client: socket.socket, n: int) -> bytes:
+    got = b""
+    while len(got) < n:
+        got += client.recv(n - len(got))
+    return got
+
+
+def become(asked: dict, program: str) -> None:
+    """Runs what was asked as Python would."""
+    import datasets
+    import huggingface_hub
+
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    offline = asked["env"].get("HF_HUB_OFFLINE", "") in ("1", "true")
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
+    os.chdir(asked["cwd"])
+    os.umask(asked["umask"])
+    sys.executable, words = program, asked["words"]
+    while words[0] in ("-u", "-B"):
+        words = words[1:]
+    sys.stdout.reconfigure(line_buffering=os.isatty(1) or len(words) < len(asked["words"]))
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    match words:
+        case ["-m", module, *rest]:
+            sys.argv, sys.path = [module, *rest], [os.getcwd(), *paths, *PATH]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case ["-c", code, *rest]:
+            sys.argv, sys.path = ["-c", *rest], ["", *paths, *PATH]
+            _run(code, "<string>")
+        case [script, *rest]:
+            sys.argv, sys.path = [script, *rest], [os.path.dirname(os.path.abspath(script)), *paths, *PATH]
+            _run(Path(script).read_text(), script)
+
+
+def _run(code: str, file: str) -> None:
+    """In the module __main__ itself, by whose name pickle finds its functions."""
+    main = sys.modules["__main__"].__dict__
+    for name in [n for n in main if n not in ("__name__", "__builtins__")]:
+        del main[name]
+    main["__file__"] = file
+    exec(compile(code, file, "exec"), main)
+
+
+if __name__ == "__main__":
+    from tests.warm import server as this  # not __main__, which the fork's program becomes
+
+    known = signature(dict(os.environ))  # before the libraries add to it
+    this.read()
+    gc.freeze()
+    if asked := this.serve(Path(sys.argv[1]), known):
+        this.become(asked, f"{sys.argv[1]}/python")
