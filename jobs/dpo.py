@@ -12,12 +12,11 @@ from lib.launch import main
 
 
 def build(job, args):
-    from trl import DPOTrainer
-
     from lib import data, models
+    from lib.dpo import WholeStepDPOTrainer
 
     rows = data.load(job.data, ("preference",))
-    return DPOTrainer(
+    return WholeStepDPOTrainer(
         args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **models.for_trainer(job.model, args)
     )
 

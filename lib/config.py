@@ -23,7 +23,8 @@ class Model:
     attn_implementation: str | None = None
     """Attention kernel by transformers' name: eager, sdpa, flash_attention_2 … None: sdpa on a GPU, eager on a CPU, where it is faster."""
     adapter: Literal["none", "lora"] = "none"
-    """none trains every weight; lora trains low-rank adapters (Hu et al. 2021) and merges them into model/ at the end."""
+    """none trains every weight; lora trains low-rank adapters (Hu et al. 2021) and merges them into model/ at the end. Where one is on
+    embeddings that are also the output layer, model/ gets an output layer of its own."""
     lora: dict[str, Any] = field(default_factory=dict)
     """Fields of peft.LoraConfig, by their own names; only with adapter: lora."""
     quantization: Literal["none", "8bit", "4bit"] = "none"

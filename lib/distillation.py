@@ -112,11 +112,15 @@ class DistillTrainer(SFTTrainer):
         if self.teacher:
             soft_N, outside = soft_loss(self.teacher.about(inputs), student_NV[:, : self.tokens], a)
         n = max(1, len(hard_N))  # none where every text of the batch is one token
-        said = {"hard_loss": hard_N.sum().item() / n, "soft_loss": soft_N.sum().item() / n}
+        said = {"hard_loss": hard_N.sum(), "soft_loss": soft_N.sum()}
         if outside is not None:
-            said["teacher_outside"] = outside
-        for name, value in said.items():
-            self._metrics["train" if model.training else "eval"][name].append(value)
+            said["teacher_outside"] = torch.as_tensor(outside * n, device=hard_N.device)
+        sums = torch.stack(
+            [*(v.detach().double() for v in said.values()), torch.tensor(n, device=hard_N.device).double()]
+        )
+        *sums, of = self.accelerator.reduce(sums, "sum").tolist()  # of all workers
+        for name, value in zip(said, sums, strict=True):
+            self._metrics["train" if model.training else "eval"][name].append(value / of)
         hard = 0.0 if own else a.hard_weight  # its own tokens are no example to a student
         # A batch weighs what its labelled tokens in the data do.
         loss = (hard * hard_N + (1 - hard) * soft_N).sum() / n * count

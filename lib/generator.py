@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lib.batching import windows
 from lib.encode import Encoder, ends
 from lib.sampling import Sampling
+from lib.window import positions, refuse
 
 Messages = list[dict]
 Ids = tuple[int, ...]
@@ -45,20 +46,22 @@ class Score:
 
 
 class Generator(ABC):
-    """The model in folder `model_dir`. encoder: its own; window: tokens of a whole text that are read at a time; ends: ids
-    that end an answer."""
+    """The model in folder `model_dir`. encoder: its own; positions: those that it has, None without a limit; window: tokens of a
+    whole text that are read at a time; ends: ids that end an answer."""
 
     def __init__(self, model_dir: str, trained_template: str | None, window: int):
         from transformers import AutoConfig
 
         self.encoder = Encoder(model_dir, trained_template)
         config = AutoConfig.from_pretrained(model_dir)
-        self.window = min(window, getattr(config.get_text_config(), "max_position_embeddings", None) or window)
+        self.positions = positions(config)
+        self.window = min(window, self.positions or window)
         self.ends = ends(model_dir, config, self.encoder.tokenizer)
 
     @abstractmethod
     def generate(self, prompts: Sequence[Messages | str | Ids | Begun], sampling: Sampling) -> list[list[Answer]]:
-        """`sampling.n` answers to each prompt (messages, a plain text or token ids to go on with, or a begun answer), in the order given."""
+        """`sampling.n` answers to each prompt (messages, a plain text or token ids to go on with, or a begun answer), in the order given.
+        An answer ends, unfinished, where the model's positions do. Raises ValueError where a prompt leaves no room for any."""
 
     @abstractmethod
     def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -70,7 +73,7 @@ class Generator(ABC):
     ) -> list[Score]:
         """Log-probability of each completion after its prompt: messages (rendered by the chat template) or an Answer
         (its very tokens) after messages, plain text after plain text, a whole text where the prompt is None, or token ids
-        after token ids (tuples; their bytes are not counted)."""
+        after token ids (tuples; their bytes are not counted). Raises ValueError where one is longer than the model's positions."""
         tools = tools or [None] * len(prompts)
         pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
         owner, size = [], []
@@ -93,6 +96,9 @@ class Generator(ABC):
                 size.append(len(self.encoder.text(cut[0][1]).encode()))
             pieces += cut
             owner += [i] * len(cut)
+        # The last token is predicted, and not read.
+        lengths = [len(context) + len(scored) - 1 for context, scored in pieces]
+        refuse("rows to score", lengths, self.positions, "Leave those rows out of the data.")
         logprobs, counts, greedy = [0.0] * len(prompts), [0] * len(prompts), [True] * len(prompts)
         for i, (_, scored), (value, likeliest) in zip(owner, pieces, self.logprobs(pieces), strict=True):
             logprobs[i] += value
@@ -109,6 +115,16 @@ class Generator(ABC):
         if isinstance(prompt, Begun):
             return self.encoder.render(prompt.messages, answering=True) + list(prompt.tokens)
         return self.encoder.render(prompt, answering=True)
+
+    def room(self, prompts: Sequence[list[int]], wanted: int) -> list[int]:
+        """How many tokens the answer to each prompt (its ids) can have, at most `wanted`. Raises ValueError where that is none."""
+        if self.positions is None:
+            return [wanted] * len(prompts)
+        lengths = [len(ids) + 1 for ids in prompts]
+        refuse(
+            "prompts, each with a token of its answer,", lengths, self.positions, "Leave those rows out of the data."
+        )
+        return [min(wanted, self.positions - len(ids)) for ids in prompts]
 
     def answer(self, begun: tuple[int, ...], written: list[int]) -> Answer:
         tokens = (*begun, *written)

@@ -43,9 +43,10 @@ class Lessons:
 
     def distributions(self, trainer) -> Teacher | None:
         """The teacher; None where only tokens are learnt."""
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         from lib.distillation import vocabulary
+        from lib.window import positions
         from lib.worker import barrier, share
 
         a, device = self.args, self.args.device
@@ -57,8 +58,10 @@ class Lessons:
             if share()[0] == 0:
                 provenance.pin(Run(self.job.run), "train.teacher", known["identity"], "its weights are")
             self._same_tokens(known["vocabulary"], known["base"])
+            self._fits(trainer, known["positions"])
             return served
         self._same_tokens(vocabulary(AutoTokenizer.from_pretrained(self.where)), a.teacher)
+        self._fits(trainer, positions(AutoConfig.from_pretrained(self.where)))
 
         def load() -> Whole:
             from transformers import AutoModelForCausalLM
@@ -78,6 +81,24 @@ class Lessons:
             self.folder, rows, f"{self.identity} {self.dtype}", a.top_k, a.soft_temperature, load, trainer.data_collator,
             device, share(), self.job.scale.micro_batch, barrier,
         )  # fmt: skip
+
+    def _fits(self, trainer, most: int | None) -> None:
+        """Raises ValueError where the teacher has fewer positions than a row has tokens, or than the student may write."""
+        from lib.window import positions, refuse
+
+        a, parts = self.args, [p for p in (trainer.train_dataset, trainer.eval_dataset) if p is not None]
+        lengths = [len(ids) for part in parts for ids in part["input_ids"]]
+        refuse("rows, for train.teacher,", lengths, most, f"Set train.max_length: {most}.")
+        if a.on_policy:
+            least = min((n for n in (most, positions(trainer.model.config)) if n is not None), default=None)
+            written = [
+                next((i for i, x in enumerate(labels) if x != -100), 0) + a.answer_tokens
+                for part in parts
+                for labels in part["labels"]
+            ]
+            refuse(
+                "prompts with train.answer_tokens", written, least, "Lower train.answer_tokens, or train.max_length."
+            )
 
     def _same_tokens(self, vocabulary: str, teacher: str) -> None:
         from lib.distillation import vocabulary as of

@@ -177,6 +177,11 @@ def _train(job: Job, gpu: bool) -> list[str]:
         )
     if t.get("packing") and t.get("max_length", 1024) is None:
         out.append("train.packing: fills rows of train.max_length tokens. Say how many.")
+    if t.get("average_tokens_across_devices") is False:
+        out.append(
+            "train.average_tokens_across_devices: false would weigh a token by how many others its worker has, so that the loss would "
+            "change with scale.workers. Leave it out."
+        )
     out += _losses(job)
     trackers = t.get("report_to") or "none"
     for name in [trackers] if isinstance(trackers, str) else trackers:
@@ -185,8 +190,8 @@ def _train(job: Job, gpu: bool) -> list[str]:
 
 
 def _losses(job: Job) -> list[str]:
-    """Losses that there aren't, or that TRL's trainers don't combine."""
-    t, out = job.train, []
+    """Losses that there aren't, that TRL's trainers don't combine, or that would change with scale."""
+    t, s, out = job.train, job.scale, []
     named = t.get("loss_type")
     kinds = [named] if isinstance(named, str) else named or []
     known = LOSSES.get(job.stage, ("nll",))
@@ -205,6 +210,15 @@ def _losses(job: Job) -> list[str]:
         out.append(f"train.f_divergence_type: {', '.join(bad)} of train.loss_type has reverse_kl only.")
     if t.get("use_weighting") and (bad := sorted(set(kinds) & {"aot", "aot_unpaired"})):
         out.append(f"train.use_weighting: {', '.join(bad)} of train.loss_type sorts rows, which have no weights then.")
+    if t.get("use_weighting") and "sft" in kinds:
+        out.append(
+            "train.use_weighting: sft of train.loss_type is a mean over tokens, and pairs are weighted. Leave one of them out."
+        )
+    if (sorting := sorted(set(kinds) & {"aot", "aot_unpaired"})) and (s.workers > 1 or s.micro_batch < s.global_batch):
+        out.append(
+            f"train.loss_type: {', '.join(sorting)} sorts the pairs on one device at a time, so that another scale.micro_batch would be "
+            f"another loss. Set scale.workers: 1 and scale.micro_batch: {s.global_batch}, or take another loss."
+        )
     if "exo_pair" in kinds and not t.get("label_smoothing"):
         out.append("train.label_smoothing: exo_pair of train.loss_type needs one above 0, such as 1e-3.")
     return out

@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from lib import integrity
+from lib import integrity, merging
 from lib.config import Model
 from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
@@ -212,27 +212,41 @@ def export(trainer, model: Model, folder: Path) -> None:
 
     Every rank must call it: sharded weights are gathered. The adapter is merged into the unquantised base, as in QLoRA's
     own practice, since NF4 weights can't be added to. Weights that all trained
-    are written as the base stores its own, or in the format of model.qat.
+    are written as the base stores its own, or in the format of model.qat. Raises StopTraining where the merged model isn't
+    the one that was trained.
     """
-    main = trainer.args.process_index == 0
-    target = folder / ("adapter" if model.adapter != "none" else "model")
+    import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+
+    main, adapted = trainer.args.process_index == 0, model.adapter != "none"
+    target = folder / ("adapter" if adapted else "model")
+    ids = merging.probe(trainer) if adapted else None
+    trained = merging.answers(trainer.model_wrapped, ids) if adapted else None
     trainer.save_model(str(target))
     if main:
         _plain(target)
-    if main and model.adapter != "none":
+    if adapted and is_deepspeed_zero3_enabled():
+        unset_hf_deepspeed_config()  # with which from_pretrained would share what it loads out to the other ranks
+    if main and adapted:
         from peft import PeftModel
 
-        trained = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-        config = trained.config
+        made = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+        config, quantized = made.config, model.quantization != "none"
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        weights = "float32" if model.dtype == "auto" and model.quantization != "none" else config.dtype
-        base = type(trained).from_pretrained(path(model.base), config=config, dtype=weights, revision=model.revision)
-        merged = PeftModel.from_pretrained(base, str(target)).merge_and_unload()
-        merged.save_pretrained(str(folder / "model"))
+        weights = "float32" if model.dtype == "auto" and quantized else config.dtype
+
+        def base():
+            return type(made).from_pretrained(path(model.base), config=config, dtype=weights, revision=model.revision)
+
+        if quantized:  # the adapter learnt on rounded weights, and is held against what it is on the unrounded ones
+            trained = merging.answers(PeftModel.from_pretrained(base(), str(target)), ids)
+        merging.merge(base(), target, folder / "model")
+        exact = weights in ("float32", torch.float32) and not (trainer.args.bf16 or trainer.args.fp16)
+        merging.hold(trained, folder / "model", type(made), ids, exact or quantized)
     if main:
         trainer.processing_class.save_pretrained(str(folder / "model"))
-    if main and model.adapter == "none":
+    if main and not adapted:
         _shrink(model, folder / "model")
 
 

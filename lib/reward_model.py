@@ -36,12 +36,18 @@ class RewardModel:
             self.model.config.get_text_config().pad_token_id = self.encoder.pad
 
     def reward(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """Reward of the last message of each conversation, as TRL's RewardTrainer renders it."""
+        """Reward of the last message of each conversation, as TRL's RewardTrainer renders it. Raises ValueError where one is longer
+        than the model's positions."""
         import torch
 
         from lib.batching import batches
+        from lib.window import positions, refuse
 
         ids = [self.encoder.render(c, answering=False) for c in conversations]
+        most = positions(self.model.config)
+        refuse(
+            "conversations", [len(r) for r in ids], most, "Leave those rows out of the data, or lower max_new_tokens."
+        )
         rewards = [0.0] * len(ids)
         with torch.inference_mode():
             for batch in batches(range(len(ids)), [len(r) for r in ids], self.batch_rows, self.batch_tokens):

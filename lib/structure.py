@@ -7,6 +7,7 @@ import warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from lib import merging
 from lib.config import Job
 from lib.errors import nearest
 from lib.run import Run
@@ -168,7 +169,8 @@ def _adapted(model, stage: str, given: dict) -> None:
 
     lora = adapter(stage, given)
     lora.init_lora_weights = False  # some ways need the weights
-    get_peft_model(model, lora, low_cpu_mem_usage=True)
+    adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
+    merging.check(adapted)
     if stage != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ValueError(
             "TRL's trainers read the output layer's own weights: an adapter of target_modules there would not train."

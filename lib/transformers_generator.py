@@ -12,6 +12,7 @@ against 1), and 12 of 32 greedy answers turned at a near-tie: there only the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from lib import speculative
@@ -69,24 +70,30 @@ class TransformersGenerator(Generator):
         begun = [p.tokens if isinstance(p, Begun) else () for p in prompts]
         ids = [self.ids(p) for p in prompts]
         weak = [amateur.ids(p) for p in prompts] if amateur else ids
-        rows = [(i, k) for i in range(len(ids)) for k in range(sampling.n)]
+        room = self.room(ids, sampling.max_new_tokens)
+        if other:  # it reads the same answers
+            room = list(map(min, room, other.room(weak, sampling.max_new_tokens)))
         found: dict[tuple[int, int], list[int]] = {}
         with torch.inference_mode():
-            most = max(1, self.batch_rows // sampling.beams)
-            for batch in batches(rows, [len(ids[i]) + sampling.max_new_tokens for i, _ in rows], most, None):
-                if sampling.beams > 1:
-                    written = self._beam([ids[i] for i, _ in batch], sampling)
-                else:
+            for longest in sorted(set(room), reverse=True):
+                rows = [(i, k) for i in range(len(ids)) if room[i] == longest for k in range(sampling.n)]
+                here = replace(sampling, max_new_tokens=longest)
+                most = max(1, self.batch_rows // sampling.beams)
+                for batch in batches(rows, [len(ids[i]) + longest for i, _ in rows], most, None):
+                    asked = [(ids[i], weak[i]) for i, _ in batch]
                     dice = [generator(sampling, ids[i], k, self.device) for i, k in batch]
-                    rows = [ids[i] for i, _ in batch]
-                    if drafter:
-                        read = Cached(self.model, rows, self.encoder.pad, self.device)
-                        ended = partial(self._ended, stop=sampling.stop)
-                        written = speculative.decode(read, drafter, rows, sampling, dice, ended)
-                    else:
-                        written = self._decode([(ids[i], weak[i]) for i, _ in batch], sampling, dice, amateur)
-                found |= dict(zip(batch, written, strict=True))
+                    found |= dict(zip(batch, self._write(asked, here, dice, amateur, drafter), strict=True))
         return [[self.answer(begun[i], found[i, k]) for k in range(sampling.n)] for i in range(len(ids))]
+
+    def _write(self, asked: list[tuple[list[int], list[int]]], sampling: Sampling, dice: list, amateur, drafter):
+        """Tokens of the answers to one batch; arguments as in _decode."""
+        prompts = [ids for ids, _ in asked]
+        if sampling.beams > 1:
+            return self._beam(prompts, sampling)
+        if not drafter:
+            return self._decode(asked, sampling, dice, amateur)
+        read = Cached(self.model, prompts, self.encoder.pad, self.device)
+        return speculative.decode(read, drafter, prompts, sampling, dice, partial(self._ended, stop=sampling.stop))
 
     def drafter(self) -> Draft:
         """This model as one that guesses for a larger one with the same tokens."""

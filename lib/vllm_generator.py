@@ -64,14 +64,14 @@ class VllmGenerator(Generator):
         from vllm import SamplingParams
 
         ids, parameters = [], []
-        for prompt in prompts:
-            read = self.ids(prompt)
+        asked = [self.ids(prompt) for prompt in prompts]
+        for read, room in zip(asked, self.room(asked, sampling.max_new_tokens), strict=True):
             for draw in range(sampling.n):
                 ids.append(read)
                 parameters.append(
                     SamplingParams(
                         temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p,
-                        repetition_penalty=sampling.repetition_penalty, max_tokens=sampling.max_new_tokens,
+                        repetition_penalty=sampling.repetition_penalty, max_tokens=room,
                         seed=seed(sampling, read, draw), stop=list(sampling.stop), include_stop_str_in_output=True,
                         stop_token_ids=sorted(self.ends),
                     )

@@ -17,10 +17,12 @@ from lib import (
     finite,
     hardware,
     head,
+    heldout,
     integrity,
     logs,
     lora,
     manifest,
+    merging,
     models,
     notice,
     prefixes,
@@ -134,6 +136,8 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         trainer = build(job, args)
         if job.model.qat != "none":
             qat.prepare(trainer.model, job.model.qat)
+        if job.model.adapter != "none":  # the driver may not have had the base to look into
+            merging.check(trainer.model)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
     if len(trainer.train_dataset) == 0:
@@ -148,6 +152,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
     batch, examples = job.scale.global_batch, len(trainer.train_dataset)
     repeated = epochs.fill(trainer, batch)
+    heldout.Heldout(trainer)
     per_epoch = (examples + repeated) // batch
     if repeated and rank == 0 and not 0 < args.max_steps < per_epoch:
         doing = f"repeats {repeated:,} from its start" if repeated > 0 else f"leaves out {-repeated:,}"

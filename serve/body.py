@@ -34,23 +34,35 @@ def _refuse(constant: str):
 
 
 def _check(asked: dict) -> None:
-    """Raises ValueError for nesting, numbers and texts that JSON allows and engines don't."""
-    level: list = [asked]
-    for _ in range(DEPTH):
+    """Raises ValueError for nesting, numbers and texts that JSON allows and engines don't, naming the field."""
+    for key, value in asked.items():
+        if not _encodes(key):
+            raise ValueError("The body has a field with half of a surrogate pair in its name, which is no character.")
+        _field(key, value)
+
+
+def _field(key: str, value) -> None:
+    level: list = [value]
+    for _ in range(DEPTH - 1):  # the body itself is the first
         below: list = []
-        for value in level:
-            if isinstance(value, dict):
-                below += [*value, *value.values()]
-            elif isinstance(value, list):
-                below += value
-            elif isinstance(value, str):
-                try:
-                    value.encode()
-                except UnicodeEncodeError:
-                    raise ValueError("The body has half of a surrogate pair, which is no character.") from None
-            elif isinstance(value, int | float) and not -(2**63) <= value < 2**63:
-                raise ValueError("The body has a number beyond 64 bits.")
+        for inside in level:
+            if isinstance(inside, dict):
+                below += [*inside, *inside.values()]
+            elif isinstance(inside, list):
+                below += inside
+            elif isinstance(inside, str) and not _encodes(inside):
+                raise ValueError(f"{key}: has half of a surrogate pair, which is no character.")
+            elif isinstance(inside, int | float) and not -(2**63) <= inside < 2**63:
+                raise ValueError(f"{key}: has a number beyond 64 bits.")
         if not below:
             return
         level = below
     raise ValueError(_TOO_DEEP)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

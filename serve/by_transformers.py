@@ -12,7 +12,6 @@ import asyncio
 import secrets
 import threading
 from functools import partial
-from typing import Any
 
 import jinja2
 import torch
@@ -22,12 +21,13 @@ from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIEL
 from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, _StreamError
+from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, Modality, _StreamError
 
 from lib import attention, linear
 from lib.sampling import Sampling
 from serve import fields
 from serve.batch import Batch, Row
+from serve.stop_texts import Stopped
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/health")
 """Its other routes would load models, or unload ours."""
@@ -48,13 +48,19 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
     linear.install(model)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
     state = State(Writer(model, processor, min(window or longest, longest), most))
+    reads = {
+        "template": str(processor.chat_template or ""),
+        "only_text": manager.get_model_modality(model, processor) == Modality.LLM,
+    }
 
     class Named:
         def _resolve_model(self, body):
             return name, *super()._resolve_model(body)[1:]  # else replies would say the folder
 
-    chat = type("Chat", (Mended, Named, ChatCompletionHandler), {"needs": "messages"})(manager, state)
-    completion = type("Completion", (Mended, Named, CompletionHandler), {"needs": "prompt"})(manager, state)
+    chat = type("Chat", (Mended, Named, ChatCompletionHandler), {"needs": "messages", "reads": reads})(manager, state)
+    completion = type("Completion", (Mended, Named, CompletionHandler), {"needs": "prompt", "reads": reads})(
+        manager, state
+    )
     app = build_server(manager, chat, response_handler=None, transcription_handler=None, completion_handler=completion, generation_state=state)  # fmt: skip
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in ROUTES]
     app.add_exception_handler(HTTPException, _refused)
@@ -68,20 +74,33 @@ async def _refused(request, e: HTTPException) -> JSONResponse:
 
 
 class Mended:
-    """What both handlers do with a request before they answer it. needs: the field that says what is to be answered."""
+    """What both handlers do with a request before they answer it. needs: the field that says what is to be answered; reads: what
+    serve/fields.py is told of the model."""
 
     needs: str
+    reads: dict
 
     async def handle_request(self, body: dict, request_id: str):
         body = {k: v for k, v in body.items() if v is not None}
         try:
-            fields.check(body, self.needs, self.generation_state.writer.vocabulary)
+            fields.check(body, self.needs, self.generation_state.writer.vocabulary, **self.reads)
         except ValueError as e:
             raise HTTPException(400, str(e)) from None
         try:
             return await super().handle_request(body, request_id)
         except jinja2.TemplateError as e:
             raise HTTPException(400, f"messages: the model's chat template refuses them: {e}") from None
+
+    @staticmethod
+    def get_processor_inputs_from_messages(messages: list[dict], modality) -> list[dict]:
+        """With what transformers leaves out: what a message says beside its tool calls, its reasoning and its name."""
+        read = ChatCompletionHandler.get_processor_inputs_from_messages
+        made = read(messages, modality)
+        for message, given in zip(made, messages, strict=True):
+            if given.get("tool_calls") and given.get("content"):
+                message |= read([{k: given[k] for k in ("role", "content")}], modality)[0]
+            message |= {k: given[k] for k in ("reasoning_content", "name") if given.get(k) is not None}
+        return made
 
     def _build_generation_config(self, body: dict, defaults, use_cb: bool = False):
         config = super()._build_generation_config(body | {"seed": None}, defaults, use_cb)
@@ -245,39 +264,6 @@ class Waiting:
             raise Abandoned
 
     def end(self) -> None: ...
-
-
-class Stopped:
-    """A queue's texts up to the first stop text, which may begin in one and end in a later one. None ends them."""
-
-    def __init__(self, queue: asyncio.Queue | None, texts: list[str]):
-        self.queue, self.texts = queue, texts
-        self.held, self.over = "", False
-
-    async def get(self) -> Any:
-        return self._next(await self.queue.get())
-
-    def get_nowait(self) -> Any:
-        return self._next(self.queue.get_nowait())
-
-    def _next(self, item):
-        if item is None and self.held:
-            self.queue.put_nowait(None)
-            return self.cut("", True)
-        return self.cut(item, False) if type(item) is str else item  # reasoning is a str of its own kind
-
-    def cut(self, text: str, last: bool) -> str:
-        """What of `text` can be said by now. last: nothing comes after it."""
-        text, self.held = self.held + text, ""
-        if self.over:
-            return ""
-        if at := [text.index(x) for x in self.texts if x in text]:
-            self.over = True
-            return text[: min(at)]
-        begun = (n for n in range(len(text), 0, -1) if any(x.startswith(text[-n:]) for x in self.texts))
-        count = 0 if last else next(begun, 0)
-        self.held = text[len(text) - count :]
-        return text[: len(text) - count]
 
 
 def stops(config) -> list[str]:

@@ -38,7 +38,7 @@ class Engine:
 
 
 def called(planned: Plan) -> str:
-    return planned.serving.name or planned.serving.run.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
+    return planned.serving.called
 
 
 def speculative(draft: Draft) -> dict[str, Any]:

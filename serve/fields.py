@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 
-def check(asked: dict[str, Any], needs: str, vocabulary: int) -> None:
-    """Raises ValueError naming the first field that is wrong, or missing: `needs`. vocabulary: number of tokens."""
+def check(asked: dict[str, Any], needs: str, vocabulary: int, template: str = "", only_text: bool = True) -> None:
+    """Raises ValueError naming the first field that is wrong, or missing: `needs`. vocabulary: number of tokens; template: the
+    model's chat template; only_text: whether it reads nothing else."""
     if needs not in asked:
         raise ValueError(f"{needs}: must be {RULES[needs][1]}.")
     for key, (good, says) in RULES.items():
@@ -17,7 +19,7 @@ def check(asked: dict[str, Any], needs: str, vocabulary: int) -> None:
         if not int(token) < vocabulary:
             raise ValueError(f"logit_bias: must be of tokens below {vocabulary}, is of {token}.")
     if "messages" in asked:
-        _messages(asked["messages"])
+        _messages(asked["messages"], template, only_text)
     if (more := asked.get("generation_config")) is not None:
         _generation_config(more)
 
@@ -43,6 +45,17 @@ def _bias(x) -> bool:
     return isinstance(x, dict) and all(k.isascii() and k.isdigit() and number(-100, 100)(v) for k, v in x.items())
 
 
+def _named(tools) -> bool:
+    return _objects(tools) and all(isinstance(f := t.get("function"), dict) and text(f.get("name")) for t in tools)
+
+
+def _template_kwargs(x) -> bool:
+    from transformers import PreTrainedTokenizerBase
+
+    taken = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"documents"}
+    return isinstance(x, dict) and not taken & x.keys()
+
+
 def _objects(x) -> bool:
     return isinstance(x, list) and all(isinstance(each, dict) for each in x)
 
@@ -52,30 +65,48 @@ RULES = {
     "temperature": (number(0, 2), "a number from 0 to 2"),
     "top_p": (number(0, 1, above=True), "a number above 0, and 1 at most"),
     "max_tokens": (whole(1), "a whole number of 1 or more"),
-    "seed": (whole(-(2**63)), "a whole number"),
+    "seed": (lambda x: type(x) is int and -(2**63) <= x < 2**63, "a whole number of 64 bits"),
+    "n": (whole(1), "a whole number of 1 or more"),
+    "best_of": (whole(1), "a whole number of 1 or more"),
+    "logprobs": (lambda x: x is False, "false: the transformers engine gives none"),
+    "top_logprobs": (lambda x: type(x) is int and x == 0, "0: the transformers engine gives none"),
     "stop": (_stop, "a text, or a list of texts, none of them empty"),
     "logit_bias": (_bias, "an object of tokens' numbers and numbers from -100 to 100"),
-    "tools": (_objects, "a list of objects"),
-    "chat_template_kwargs": (lambda x: isinstance(x, dict), "an object"),
+    "tools": (_named, "a list of objects, each with a function that has a name"),
+    "chat_template_kwargs": (_template_kwargs, "an object without the arguments that the server sets itself"),
     "suffix": (text, "a text"),
     "prompt": (lambda x: text(x) and x != "", "a text that isn't empty"),
     "messages": (
-        lambda x: _objects(x) and len(x) > 0 and all(text(m.get("role")) for m in x),
+        lambda x: _objects(x) and len(x) > 0 and all(text(m.get("role")) and m["role"] for m in x),
         "a list of objects with a role",
     ),
 }
 """{field: (whether a value is good, what it must be)}; null is as if it weren't there."""
 
 
-def _messages(messages: list[dict]) -> None:
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+TEXTS = ("text", "input_text", "output_text")
+
+
+def _messages(messages: list[dict], template: str, only_text: bool) -> None:
     for i, m in enumerate(messages):
-        content = m.get("content")
+        content, role = m.get("content"), m["role"]
+        if role not in ROLES and not any(quoted in template for quoted in (f"'{role}'", f'"{role}"')):
+            raise ValueError(
+                f"messages: the role of number {i} is {role!r}, of which the model's chat template says nothing. Known: {', '.join(ROLES)}."
+            )
+        if content is None and not (role == "assistant" and m.get("tool_calls")):
+            raise ValueError(f"messages: number {i} has no content.")
         if content is not None and not text(content):
-            if not _objects(content) or not all(text(part.get("type")) for part in content):
+            if not content or not _objects(content) or not all(text(part.get("type")) for part in content):
                 raise ValueError(
                     f"messages: the content of number {i} must be a text, or a list of objects with a type."
                 )
-            if not all(text(part.get("text")) for part in content if part["type"] == "text"):
+            if other := [part["type"] for part in content if part["type"] not in TEXTS and only_text]:
+                raise ValueError(
+                    f"messages: a part of number {i} is of type {other[0]}, and this model reads text only."
+                )
+            if not all(text(part.get("text")) for part in content if part["type"] in TEXTS):
                 raise ValueError(f"messages: a part of number {i} is of type text and has none.")
         if "tool_calls" in m:
             _tool_calls(i, m["tool_calls"])
@@ -102,6 +133,8 @@ def _generation_config(said) -> None:
         raise ValueError(
             f"generation_config: must be an object of transformers' GenerationConfig as text: {e}"
         ) from None
+    if config.stop_strings is not None and not _stop(config.stop_strings):
+        raise ValueError(f"generation_config: stop_strings must be {RULES['stop'][1]}.")
     if (config.num_beams or 1) > 1:
         raise ValueError(
             "generation_config: beams can't be stopped when their client goes away, and so aren't searched here."

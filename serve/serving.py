@@ -17,6 +17,7 @@ from lib import quantized, vllm_generator
 from lib.evals import spec
 from lib.run import absolute
 from serve import draft, embedding
+from serve.adapters import Shelf
 from serve.adapters import folder as adapter_folder
 from serve.draft import Draft
 
@@ -73,6 +74,11 @@ class Serving:
     """Environment variable that holds the bearer token clients must send. Where it isn't set, only this machine is answered."""
     port: int = 8000
     """Port of this machine where `serve run` listens. On a cluster that runs already, its own port counts (http_options)."""
+
+    @property
+    def called(self) -> str:
+        """What clients call the run."""
+        return self.name or self.run.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
 
     @property
     def waiting(self) -> int:
@@ -133,12 +139,26 @@ def parse(args: dict[str, Any]) -> Serving:
         raise ValueError(f"adapters: {adapters!r} has no name for clients. Say adapters.NAME=RUN.")
     adapters = dict(adapters)
     for key in [k for k in given if k.startswith("adapters.")]:
-        adapters[key.partition(".")[2]] = given.pop(key)
+        name = key.partition(".")[2]
+        if name in adapters:
+            raise ValueError(
+                f"{key}: is there twice, for {adapters[name]} and {given[key]}. Give each a name of its own."
+            )
+        adapters[name] = given.pop(key)
     found = read(Serving, given | {"adapters": adapters}, "serve.app")
     at_least(
         found, replicas=1, at_once=1, queue=0, timeout_s=0.001, idle_s=0.001, max_body_mb=0.001, max_model_len=1,
         draft_tokens=0, port=1,
     )  # fmt: skip
+    if not found.called.strip():
+        raise ValueError("name: there is none that clients could call the run. Say name=…")
+    for name in found.adapters:
+        if not name.strip():
+            raise ValueError("adapters: one has no name for clients. Say adapters.NAME=RUN.")
+        if name == found.called:
+            raise ValueError(
+                f"adapters.{name}: is what clients call the run itself. Give the adapter another name, or the run: name=…"
+            )
     if found.port > 65535:
         raise ValueError(f"port: must be from 1 to 65535, is {found.port}.")
     if found.draft_tokens and not found.draft:
@@ -202,6 +222,12 @@ def plan(serving: Serving) -> Plan:
             adapters[name] = adapter_folder(f"adapters.{name}", address, base)
         except ValueError as e:
             problems.append(str(e))
+    for name, there in Shelf(runs, base).names().items() if runs and base and not problems else ():
+        if name == serving.called or adapters.get(name, there) != there:
+            taken = "the run itself" if name == serving.called else serving.adapters[name]
+            problems.append(
+                f"adapters_from: {runs}/{name} has the name by which clients call {taken}. Give that another: name=… or adapters.NAME=…"
+            )
     if problems:
         raise ValueError("\n".join(problems))
     token = os.environ.get(serving.token_env)

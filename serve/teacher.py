@@ -59,6 +59,7 @@ class Teacher:
         from lib import models
         from lib.distillation import vocabulary
         from lib.teacher import width
+        from lib.window import positions
 
         torch.set_num_threads(threads)
         where = models.path(base)
@@ -67,6 +68,7 @@ class Teacher:
         tokenizer = AutoTokenizer.from_pretrained(where)
         self.tokens = width(tokenizer)
         self.known = {"base": base, "identity": f"{identity} {dtype}", "vocabulary": vocabulary(tokenizer)}
+        self.known["positions"] = positions(self.model.config)
         self.turn = asyncio.Lock()  # two forward passes at once would share the cores and both be late
 
     def who(self) -> dict:

@@ -1,6 +1,7 @@
 """A step has the same rows on 1, 2 and 4 workers, also the last one of an epoch, for any number of rows."""
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
@@ -61,11 +62,40 @@ def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
     assert [len(b["input_ids"]) for b in trainer.get_train_dataloader()] == [4] * 18
 
 
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(order, tiny_model, chats_file, tmp_path):
+    """10 rows by 4 are 3 steps an epoch; the checkpoint is of step 4."""
+    import jobs.sft
+    from lib import worker
+    from lib.config import Data, Job, Model, Scale
+
+    train = {"num_train_epochs": 2, "save_steps": 4, "train_sampling_strategy": order, "max_length": 64}
+    scale = Scale(global_batch=4, micro_batch=2, precision="fp32")
+    job = Job("unused", "sft", Model(tiny_model), Data(chats_file, heldout_fraction=0, limit=10), train, scale)
+    taken = []
+    for resume in (None, str(tmp_path / "checkpoint-4")):
+        args, _ = worker.arguments(job, "trl.trainer.sft_config:SFTConfig", 1, str(tmp_path))
+        trainer = jobs.sft.build(job, args)
+        epochs.fill(trainer, 4)
+        rows, loss = [], trainer.compute_loss
+        trainer.compute_loss = lambda model, inputs, *a, rows=rows, loss=loss, **k: (
+            rows.extend(map(tuple, inputs["input_ids"].tolist())) or loss(model, inputs, *a, **k)
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        taken.append(rows)
+    whole, left = taken
+    assert len(whole) == 24 and len(set(whole[:12])) == len(set(whole[12:])) == 10
+    assert left == whole[16:]
+
+
 @pytest.mark.slow
 def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, tmp_path):
-    """64 rows by 24: the third step of an epoch has 16 and 8 that come again.."""
+    """64 rows by 24: the third step of an epoch has 16 and 8 that come again. Of 5 held-out rows, by 4, one is left for both workers."""
     runs = [Run(tmp_path / name) for name in ("one", "two")]
-    words = ["--model.base", tiny_model, "--data.source", chats_file, "--data.heldout_fraction", "0"]
+    heldout = tmp_path / "heldout.jsonl"
+    rows = Path(chats_file).read_text().replace("what is the", "where is the").splitlines()
+    heldout.write_text("\n".join(rows[:5]))
+    words = ["--model.base", tiny_model, "--data.source", chats_file, "--data.heldout", str(heldout)]
     words += ["--train.num_train_epochs", "2", "--train.logging_steps", "1", "--train.learning_rate", "1e-3"]
     words += ["--scale.global_batch", "24", "--scale.micro_batch", "4", "--scale.precision", "fp32"]
     for run, workers in zip(runs, "12", strict=True):
@@ -78,6 +108,8 @@ def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, c
     )
     assert len(losses[0]) == 6 and tokens[0] == tokens[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    held_out = [[r["eval_loss"] for r in run.metrics() if "eval_loss" in r] for run in runs]
+    assert len(held_out[0]) == 1 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
     one, two = (run.provenance() for run in runs)
     assert one["repeated_rows"] == two["repeated_rows"] == 16 and one["tokens"] == two["tokens"]
     assert (

@@ -90,6 +90,10 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("dpo", ["--train.loss_type", "[exo_pair]"], "train.label_smoothing: exo_pair"),
         ("dpo", ["--train.loss_type", "[aot]", "--train.f_divergence_type", "forward_kl"], "train.f_divergence_type: aot"),
         ("dpo", ["--train.loss_type", "[aot]", "--train.use_weighting", "true"], "train.use_weighting: aot"),
+        ("dpo", ["--train.loss_type", "[sigmoid, sft]", "--train.use_weighting", "true"], "train.use_weighting: sft of train.loss_type"),
+        ("dpo", ["--train.loss_type", "[aot]"], "train.loss_type: aot sorts the pairs on one device at a time"),
+        ("dpo", ["--train.loss_type", "[sigmoid, aot_unpaired]", "--scale.micro_batch", "32", "--scale.workers", "2"], "Set scale.workers: 1 and scale.micro_batch: 32"),
+        ("sft", ["--train.average_tokens_across_devices", "false"], "train.average_tokens_across_devices: false would weigh"),
         ("dpo", ["--train.f_divergence_type", "kl"], "train.f_divergence_type: there is no kl. Known: reverse_kl"),
     ],
 )  # fmt: skip

@@ -54,6 +54,18 @@ def test_a_folder_has_the_runs_that_finished(runs, tiny_model, tmp_path):
     assert shelf.find("second") == second.at("adapter") and list(shelf.names()) == ["first", "second"]
 
 
+def test_a_folder_whose_run_has_a_taken_name_is_refused(runs, tiny_model, tmp_path, monkeypatch):
+    """Clients could ask for one of the two only."""
+    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    root = tmp_path / "runs"
+    plain, other = lora(runs["sft"], root / "plain"), lora(runs["sft"], tmp_path / "other")
+    asked = {"run": tiny_model, "adapters_from": str(root)}
+    assert plan(parse(asked | {"adapters.plain": plain.path})).adapters == {"plain": plain.at("adapter")}
+    for more, taken in (({"name": "plain"}, "the run itself"), ({"adapters.plain": other.path}, other.path)):
+        with pytest.raises(ValueError, match=f"^adapters_from: .*plain has the name by which clients call {taken}"):
+            plan(parse(asked | more))
+
+
 def test_room_for_the_highest_rank(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 24}}))
     assert rank(str(tmp_path)) == 24 and room([24]) == 32 and room([4]) == 8 and room([16, 512]) == 512

@@ -132,6 +132,35 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
         (HELLO | {"messages": [{"role": "user", "content": [5]}]}, "messages: "),
         (HELLO | {"messages": [{"role": "user", "content": "x", "tool_calls": 5}]}, "messages: "),
         (HELLO | {"tools": 5}, "tools: must be"),
+        (HELLO | {"tools": [{}]}, "tools: must be a list of objects, each with a function that has a name"),
+        (HELLO | {"n": 0}, "n: must be a whole number of 1 or more"),
+        (HELLO | {"n": "2"}, "n: must be"),
+        (HELLO | {"logprobs": 0}, "logprobs: must be false"),
+        (HELLO | {"top_logprobs": 3}, "top_logprobs: must be 0"),
+        (HELLO | {"seed": 2**63}, "seed: must be a whole number of 64 bits"),
+        (HELLO | {"max_tokens": -1}, "max_tokens: must be"),
+        (HELLO | {"stop": [5]}, "stop: must be"),
+        (HELLO | {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs: must be"),
+        (HELLO | {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs: must be"),
+        (HELLO | {"generation_config": '{"stop_strings": [5]}'}, "generation_config: stop_strings must be"),
+        (HELLO | {"messages": None}, "messages: must be"),
+        (HELLO | {"messages": [{"role": "", "content": "x"}]}, "messages: must be"),
+        (HELLO | {"messages": [{"role": "wizard", "content": "x"}]}, "messages: the role of number 0 is 'wizard'"),
+        (HELLO | {"messages": [{"role": "user"}]}, "messages: number 0 has no content"),
+        (HELLO | {"messages": [{"role": "assistant"}]}, "messages: number 0 has no content"),
+        (HELLO | {"messages": [{"role": "user", "content": []}]}, "messages: the content of number 0"),
+        *[
+            (
+                HELLO | {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]},
+                f"is of type {part['type']}, and",
+            )
+            for part in (
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+                {"type": "video_url", "video_url": {"url": "http://127.0.0.1/x"}},
+                {"type": "bogus"},
+            )
+        ],
     ]:
         (reply,) = ask(app, body)
         assert reply.status_code == 400 and says in reply.json()["error"]["message"], reply.text
@@ -143,6 +172,35 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
     (reply,) = ask(application(str(strict), "strict", "float32", "cpu", None), HELLO | {"model": str(strict)})
     assert reply.status_code == 400
     assert reply.json()["error"]["message"] == "messages: the model's chat template refuses them: roles must alternate"
+
+
+def test_a_stop_that_is_no_text_at_all_and_parts_of_text_are_answered(app):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "what is red?"}]}]
+    plain, empty, cut = ask(
+        app, *(HELLO | {"temperature": 0} | more for more in ({}, {"stop": []}, {"messages": parts}))
+    )
+    assert text(plain) == text(empty) == text(cut)
+
+
+def test_what_a_message_says_beside_its_tool_calls_is_read(app, tiny_model, tmp_path):
+    """So is its reasoning, and its name, where the template writes them."""
+    folder = shutil.copytree(tiny_model, tmp_path / "whole")
+    write = "{% for m in messages %}{{ m.role }}{{ m.name }}{{ m.reasoning_content }}{{ m.content }}{% if m.role == 'ipython' %}!{% endif %}\n{% endfor %}"
+    Path(folder, "chat_template.jinja").write_text(write)
+    served = application(str(folder), "whole", "float32", "cpu", None)
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said = {"role": "assistant", "tool_calls": [call]}
+    sizes = []
+    for more in ({}, {"content": "Let me look at the lamp."}, {"reasoning_content": "the lamp"}, {"name": "lamp"}):
+        messages = [
+            *HELLO["messages"],
+            said | more,
+            {"role": "ipython", "content": "red"},
+        ]  # a role of the template's own
+        (reply,) = ask(served, HELLO | {"model": str(folder), "messages": messages})
+        assert reply.status_code == 200, reply.text
+        sizes.append(reply.json()["usage"]["prompt_tokens"])
+    assert all(size > sizes[0] for size in sizes[1:])
 
 
 def test_what_nobody_waits_for_is_not_written(app):

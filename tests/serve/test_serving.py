@@ -26,6 +26,18 @@ def test_words_of_the_command_line():
         ({"run": "x", "port": 70000}, "port: must be from 1 to 65535, is 70000"),
         ({"run": "x", "timeout_s": "nan"}, "timeout_s: must be at least 0.001, is nan"),
         ({"run": "x", "adapters": "runs/sft"}, "adapters: 'runs/sft' has no name"),
+        ({"run": "runs/plain", "adapters.plain": "runs/sft"}, "adapters.plain: is what clients call the run itself"),
+        (
+            {"run": "runs/x/", "name": "plain", "adapters": {"plain": "runs/sft"}},
+            "adapters.plain: is what clients call",
+        ),
+        (
+            {"run": "x", "adapters": {"a": "runs/sft"}, "adapters.a": "runs/dpo"},
+            "adapters.a: is there twice, for runs/sft and",
+        ),
+        ({"run": "x", "adapters.": "runs/sft"}, "adapters: one has no name for clients"),
+        ({"run": "x", "adapters": {" ": "runs/sft"}}, "adapters: one has no name for clients"),
+        ({"run": "x", "name": " "}, "name: there is none"),
         ({"run": "x", "draft_tokens": 3}, "draft_tokens: nothing drafts"),
         ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
         ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),

@@ -1,0 +1,132 @@
+"""The held-out loss: nats of all held-out rows ÷ the tokens (SFT, distillation) or pairs (DPO, reward) that they are of.
+
+transformers takes the mean of the batches' means, a smaller last batch weighing as much as a full one, and repeats rows until all
+workers have as many: the same model had another held-out loss at another batch size. Here each row counts once and each batch
+weighs what it holds, so that neither scale.micro_batch nor the number of workers changes the number.
+
+TRL's other metrics (token accuracy, entropy, rewards, margins), in training too, are means of its micro-batches' means; they are
+weighed alike.
+"""
+
+from __future__ import annotations
+
+from lib.teacher import labelled
+
+
+class Shards:
+    """Batches of row numbers, this worker's share: whole rounds of `workers` rows are shared out, and what is left (fewer rows than
+    workers) every worker computes, since sharded weights need as many passes of all. `own`: how many batches are shares."""
+
+    def __init__(self, rows: int, batch: int, worker: int, workers: int):
+        shared = rows - rows % workers
+        parts = range(worker, shared, workers), range(shared, rows)
+        cut = [[list(part[at : at + batch]) for at in range(0, len(part), batch)] for part in parts]
+        self.batches, self.own = cut[0] + cut[1], len(cut[0])
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def counts(inputs: dict) -> dict[str, int]:
+    """What a batch as TRL's collators make it holds: {"tokens": …} of chat and text rows, {"pairs": …} of preferences, and for DPO
+    also their "tokens", "chosen" and "rejected" ones. Tokens: those with a label that are predicted."""
+    if "labels" in inputs:
+        return {"tokens": int(labelled(inputs).sum())}
+    pairs = len(inputs["input_ids"]) // 2
+    if "completion_mask" not in inputs:
+        return {"pairs": pairs}
+    chosen, rejected = (int(half.sum()) for half in inputs["completion_mask"][:, 1:].split(pairs))
+    return {"pairs": pairs, "tokens": chosen + rejected, "chosen": chosen, "rejected": rejected}
+
+
+def unit(metric: str, held: dict[str, int]) -> str:
+    """Which of counts() a metric of TRL's is a mean over."""
+    if "pairs" not in held:
+        return "tokens"
+    by_token = {
+        "entropy": "tokens",
+        "mean_token_accuracy": "chosen",
+        "logits/chosen": "chosen",
+        "logits/rejected": "rejected",
+    }
+    return by_token.get(metric, "pairs")
+
+
+EXTREME = {"min_reward": min, "max_reward": max}
+"""Metrics of TRL's RewardTrainer that are of the farthest row, and not means."""
+
+
+class Heldout:
+    """Put into a trainer's evaluate() and log(). TRL's trainers keep what they log in `_metrics` (tests/test_heldout.py)."""
+
+    def __init__(self, trainer):
+        self.trainer, self.shards = trainer, None
+        self.sums: dict[tuple[str, str], tuple[float, float]] = {}
+        """{(train or eval, metric): (sum, weight) since it was last logged}"""
+        self.batch, self.nats, self.of = 0, 0.0, 0
+        self._loader, self._loss, self._loop = (
+            trainer.get_eval_dataloader,
+            trainer.compute_loss,
+            trainer.evaluation_loop,
+        )
+        trainer.get_eval_dataloader, trainer.compute_loss = self.loader, self.loss
+        trainer.evaluation_loop = self.loop
+
+    def loader(self, eval_dataset=None):
+        from accelerate.data_loader import DataLoaderShard
+
+        found, args = self._loader(eval_dataset), self.trainer.args
+        self.shards = Shards(len(found.dataset), args.eval_batch_size, args.process_index, args.world_size)
+        return DataLoaderShard(
+            found.dataset,
+            device=args.device,
+            batch_sampler=self.shards,
+            collate_fn=found.collate_fn,
+            num_workers=found.num_workers,
+            pin_memory=found.pin_memory,
+        )
+
+    def loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        self.batch, self.nats, self.of = 0, 0.0, 0
+        found = self._loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        nats, of = self._all([self.nats, self.of])
+        if of:
+            found.metrics[f"{metric_key_prefix}_loss"] = nats / of
+        return found
+
+    def loss(self, model, inputs, *args, **kwargs):
+        mode = "train" if self.trainer.model.training else "eval"
+        held, metrics = counts(inputs), self.trainer._metrics[mode]
+        if mode == "eval":
+            again = self.shards is not None and self.batch >= self.shards.own and self.trainer.args.process_index > 0
+            held, self.batch = {k: 0 for k in held} if again else held, self.batch + 1
+        before = {name: len(values) for name, values in metrics.items()}
+        out = self._loss(model, inputs, *args, **kwargs)
+        if mode == "eval":
+            n = held["pairs" if "pairs" in held else "tokens"]
+            mean = float((out[0] if isinstance(out, tuple) else out).detach())
+            self.nats, self.of = self.nats + (mean * n if n else 0.0), self.of + n
+        of_all = dict(zip(held, self._all(list(held.values())), strict=True))
+        for name, values in metrics.items():
+            if len(values) > before.get(name, 0):
+                self._weigh(mode, name, values, of_all[unit(name, held)], before.get(name, 0) > 0)
+        return out
+
+    def _weigh(self, mode: str, name: str, values: list[float], weight: float, more: bool) -> None:
+        """Leaves one value, which TRL takes the mean of. more: whether the list had one before."""
+        if name in EXTREME:
+            values[:] = [EXTREME[name](values)]
+            return
+        total, weights = self.sums[mode, name] if more else (0.0, 0.0)
+        self.sums[mode, name] = total, weights = total + values[-1] * weight, weights + weight
+        values[:] = [total / weights if weights else values[-1]]
+
+    def _all(self, numbers: list[float]) -> list[float]:
+        """Their sums over the workers."""
+        import torch
+
+        mine = torch.tensor(numbers, dtype=torch.float64, device=self.trainer.args.device)
+        return self.trainer.accelerator.reduce(mine, "sum").tolist()

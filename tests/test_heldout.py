@@ -1,0 +1,147 @@
+"""The held-out loss and TRL's metrics: the same at any size of micro-batch and on any number of workers, and what they claim to be."""
+
+import importlib
+import json
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from lib import heldout, worker
+from lib.config import Data, Job, Model, Scale
+
+CONFIGS = {
+    "sft": "trl.trainer.sft_config:SFTConfig",
+    "reward": "trl.trainer.reward_config:RewardConfig",
+    "dpo": "trl.trainer.dpo_config:DPOConfig",
+    "distill": "lib.distillation:DistillConfig",
+}
+
+
+WORDS = ["red", "small river stone", "the lamp is red. " * 10, "salt", "the door", "bread and salt " * 5, "blue"]
+"""Answers of 7 rows: no size of micro-batch but 1 and 7 divides them."""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """{kind: (file to train on, file of held-out rows)}; the same answers to other prompts."""
+    folder, found = tmp_path_factory.mktemp("heldout"), {}
+    for kind in ("chats", "pairs"):
+        found[kind] = tuple(str(folder / f"{kind}-{asked}.jsonl") for asked in ("what", "where"))
+        for asked, file in zip(("what", "where"), found[kind], strict=True):
+            made = []
+            for i, (good, bad) in enumerate(zip(WORDS, WORDS[3:] + WORDS[:3], strict=True)):
+                said = [{"role": "user", "content": f"{asked} is lamp {i}?"}, {"role": "assistant", "content": good}]
+                pair = {"prompt": f"{asked} is lamp {i}?", "chosen": good, "rejected": bad}
+                made.append(pair if kind == "pairs" else {"messages": said})
+            Path(file).write_text("".join(json.dumps(r) + "\n" for r in made))
+    return found
+
+
+def trained(stage: str, model: str, files: tuple[str, str], folder, micro: int, **train):
+    """The stage's trainer, as a worker has it."""
+    train = {
+        "max_length": 200,
+        "learning_rate": 1e-2,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    } | train
+    scale = Scale(global_batch=7, micro_batch=micro, precision="fp32")
+    job = Job("unused", stage, Model(model), Data(files[0], heldout=files[1]), train, scale)
+    args, _ = worker.arguments(job, CONFIGS[stage], 1, str(folder))
+    trainer = importlib.import_module(f"jobs.{stage}").build(job, args)
+    heldout.Heldout(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize(("workers", "n"), [(1, 7), (2, 7), (2, 8), (4, 7), (4, 3), (3, 0)])
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_each_row_is_in_one_share_and_all_workers_have_as_many_passes(workers, n, batch):
+    shards = [heldout.Shards(n, batch, w, workers) for w in range(workers)]
+    counted = [b for w, s in enumerate(shards) for k, b in enumerate(s) if k < s.own or w == 0]
+    assert sorted(chain(*counted)) == list(range(n))
+    assert len({len(s) for s in shards}) == 1 and all(len(b) <= batch for s in shards for b in s)
+
+
+@pytest.mark.parametrize("stage", ["sft", "distill"])
+def test_a_held_out_loss_is_nats_by_tokens(stage, tiny_model, rows, tmp_path):
+    import torch
+
+    teacher = {"teacher": tiny_model, "hard_weight": 1.0} if stage == "distill" else {}
+    found = {}
+    for micro in (1, 2, 4, 7):
+        trainer = trained(stage, tiny_model, rows["chats"], tmp_path, micro, **teacher)
+        found[micro] = trainer.evaluate()
+    model, nats, tokens = trainer.model.eval(), 0.0, 0
+    for row in trainer.eval_dataset:
+        batch = trainer.data_collator([row])
+        with torch.no_grad():
+            logp = model(batch["input_ids"]).logits[0, :-1].log_softmax(-1)
+        labels = batch["labels"][0, 1:]
+        at = labels != -100
+        nats -= logp[at].gather(1, labels[at][:, None]).sum().item()
+        tokens += at.sum().item()
+    for metrics in found.values():
+        assert metrics["eval_loss"] == pytest.approx(nats / tokens, rel=1e-6)
+        for key in ("eval_mean_token_accuracy", "eval_entropy", "eval_hard_loss"):
+            if key in found[7]:
+                assert metrics[key] == pytest.approx(found[7][key], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "train"),
+    [
+        ("reward", {}),
+        ("reward", {"center_rewards_coefficient": 0.1}),
+        ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
+        ("dpo", {"loss_type": "ipo"}),
+    ],
+)
+def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path):
+    """One batch of all pairs is TRL's own number."""
+    found = []
+    for micro in (7, 4, 2, 1):
+        trainer = trained(stage, tiny_model, rows["pairs"], tmp_path, micro, **train)
+        model = trainer.model
+        if stage == "reward":
+            model.score.weight.data.copy_(model.model.embed_tokens.weight[5:6])
+        else:
+            model.lm_head.weight.data.mul_(1.5)  # else policy and reference are one
+        found.append(trainer.evaluate())
+    numbers = {k: v for k, v in found[0].items() if "per_second" not in k and "time" not in k}
+    assert {"eval_loss"} < numbers.keys()
+    for metrics in found[1:]:
+        for key, value in numbers.items():
+            assert metrics[key] == pytest.approx(value, rel=2e-5, abs=1e-7), key
+
+
+LOSSES = [
+    ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}),
+    ("dpo", {"loss_type": ["sft"]}),
+    ("dpo", {"loss_type": ["ipo"]}),
+    ("reward", {"center_rewards_coefficient": 0.1}),
+    ("sft", {}),
+    ("sft", {"loss_type": "dft"}),
+    ("sft", {"label_smoothing_factor": 0.1}),
+    ("distill", {"hard_weight": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("stage", "train"), LOSSES, ids=str)
+def test_a_step_is_the_same_however_it_is_cut(stage, train, tiny_model, rows, tmp_path):
+    """Plain gradient descent, so that a weight shows its gradient: Adam would scale it."""
+    weights, logged = [], []
+    source, teacher = rows["pairs" if stage in ("dpo", "reward") else "chats"], {"teacher": tiny_model}
+    for micro in (7, 1):
+        asked = {"optim": "sgd", "learning_rate": 0.1, "seed": 0} | train | (teacher if stage == "distill" else {})
+        trainer = trained(stage, tiny_model, source, tmp_path, micro, **asked)
+        if stage == "distill":  # else student and teacher are one
+            trainer.model.lm_head.weight.data.mul_(1.5)
+        trainer.train()
+        weights.append([p.detach().clone() for p in trainer.model.parameters()])
+        logged.append(trainer.state.log_history[0])
+    assert max((a - b).abs().max().item() for a, b in zip(*weights, strict=True)) < 1e-6
+    one, cut = logged
+    for key in one.keys() - {"train_runtime", "train_tokens_per_second"}:
+        assert cut[key] == pytest.approx(one[key], rel=2e-5, abs=1e-7), key

@@ -1,0 +1,93 @@
+"""A model of 64 positions: nothing reads past them in silence."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lib import worker
+from lib.config import Data, Job, Model, Scale
+from lib.reward_model import RewardModel
+from lib.sampling import Sampling
+from lib.transformers_generator import TransformersGenerator
+
+LONG = "the red lamp is near the small door. "
+"""9 words and more tokens."""
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_model, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("narrow") / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    return str(folder)
+
+
+def plain(generator, tokens: int) -> tuple[int, ...]:
+    """A prompt of so many tokens."""
+    return tuple(generator.encoder.bare(LONG * 20)[:tokens])
+
+
+@pytest.mark.parametrize("how", [{}, {"draft": "lookup"}, {"beams": 2}, {"temperature": 1.0, "seed": 3}], ids=str)
+def test_an_answer_ends_unfinished_where_the_positions_do(how, narrow, tiny_model):
+    """The prompts before and after it are answered as a wider model answers them."""
+    wide, model = TransformersGenerator(tiny_model), TransformersGenerator(narrow)
+    for generator in (wide, model):
+        generator.ends = {-1}  # so that none ends by itself
+    prompts = [plain(model, n) for n in (10, 50, 63)]
+    expected = [a[0].tokens for a in wide.generate(prompts, Sampling(max_new_tokens=20, **how))]
+    answers = [a[0] for a in model.generate(prompts, Sampling(max_new_tokens=20, **how))]
+    assert [len(a.tokens) for a in answers] == [20, 14, 1] and not any(a.finished for a in answers)
+    if "beams" not in how:  # whose best answer of 14 tokens is no beginning of the best of 20
+        assert [a.tokens for a in answers] == [e[: len(a.tokens)] for a, e in zip(answers, expected, strict=True)]
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(narrow):
+    model = TransformersGenerator(narrow)
+    with pytest.raises(
+        ValueError, match=r"^2 of 3 prompts, .* have more tokens than the model has positions \(91 for 64\)"
+    ):
+        model.generate([plain(model, n) for n in (10, 64, 90)], Sampling(max_new_tokens=4))
+
+
+def test_rows_longer_than_the_positions_are_not_scored(narrow):
+    """64 are read, and a 65th is predicted. A text is read in windows, and may have any length."""
+    model = TransformersGenerator(narrow)
+    whole = plain(model, 66)
+    fits = model.score([whole[:40], None], [whole[40:65], LONG * 20])
+    assert fits[0].tokens == 25 and fits[1].tokens > 150
+    with pytest.raises(
+        ValueError, match=r"^1 of 2 rows to score have more tokens .* \(65 for 64\)\. Leave those rows out"
+    ):
+        model.score([whole[:40], whole[:40]], [whole[40:65], whole[40:]])
+
+
+def test_conversations_longer_than_the_positions_get_no_reward(narrow, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    AutoModelForSequenceClassification.from_pretrained(narrow, num_labels=1).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(Path(narrow, name), tmp_path)
+    model = RewardModel(str(tmp_path))
+    short = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "red."}]
+    assert len(model.reward([short])) == 1
+    with pytest.raises(ValueError, match=r"^1 of 2 conversations have more tokens"):
+        model.reward([short, [short[0], {"role": "assistant", "content": LONG * 9}]])
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({}, r"rows, for train.teacher, have more tokens .* Set train.max_length: 64"),
+        ({"max_length": 60, "on_policy": 0.5}, "prompts with train.answer_tokens have more tokens"),
+    ],
+)
+def test_a_teacher_or_student_with_fewer_positions_than_a_row(train, says, narrow, tiny_model, chats_file, tmp_path):
+    train = {"teacher": narrow, "max_length": 400, "save_strategy": "no"} | train
+    job = Job("unused", "distill", Model(tiny_model), Data(chats_file, limit=8), train, Scale(precision="fp32"))
+    args, _ = worker.arguments(job, "lib.distillation:DistillConfig", 1, str(tmp_path))
+    with pytest.raises(ValueError, match=says):
+        importlib.import_module("jobs.distill").build(job, args)
