@@ -60,7 +60,7 @@ def test_no_answer_at_all_is_counted_and_then_the_end(api, panel, monkeypatch):
     some = panel(api(lambda p: (503, {}) if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0] and some.endpoint.spent()["failed"] == 2
-    gone = panel(api(lambda p: (503, {})).judge())
+    gone = panel(replace(api(lambda p: (503, {})).judge(), model="another"))  # of this one no reply is kept
     with pytest.raises(Unreachable, match=r"8 questions in a row got no answer.*HTTP 503"):
         gone.compare(pairs * 3)
 
