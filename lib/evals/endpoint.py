@@ -17,6 +17,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -51,6 +52,11 @@ class Judge:
     usd_per_million_out: float = 0.0
     """Price of a million tokens written."""
 
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -71,8 +77,8 @@ class Unreachable(RuntimeError):
     """The endpoint can't be used at all: nothing listens, the key or the model is wrong."""
 
 
-def problems(judge: Judge) -> list[str]:
-    """What the settings alone show, each beginning with its key."""
+def problems(judge: Judge, runs: Collection[str] = ()) -> list[str]:
+    """What the settings alone show, each beginning with its key. runs: names of those it judges."""
     if not judge.url:
         return []
     parts, out = urlsplit(judge.url), []
@@ -82,6 +88,10 @@ def problems(judge: Judge) -> list[str]:
         out.append("judge.url: holds a secret or a query. Put the key into the environment variable of judge.key_env.")
     if not judge.model:
         out.append("judge.model: say which model of judge.url is to judge.")
+    if judge.name in runs:  # its figures would stand in the run's column
+        out.append(f"runs.{judge.name}: the report calls the judge {judge.name} too. Give the run another name.")
+    if judge.name in ("reward", "rule"):
+        out.append(f"judge.model: {judge.name} is what a reward run or rule is called. Serve it under another name.")
     if parts.hostname not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(judge.key_env):
         out.append(f"judge.key_env: the environment variable {judge.key_env}, which should hold the key, is not set.")
     for key in ("max_tokens", "timeout_s", "at_once"):

@@ -14,6 +14,7 @@ from lib.evals import answers, contamination, estimate, gate, harness_tasks, jud
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
 from lib.evals.engine import TASK, Engine
+from lib.evals.formatting import duration
 from lib.evals.job import EvalJob, Plan, plan
 from lib.evals.judge import Panel
 from lib.evals.ledger import Ledger
@@ -171,7 +172,7 @@ def _training_times(runs: list[RunInfo]) -> list[Timing]:
             if p.get("tokens") and train
             else None
         )
-        detail = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
+        detail = ", ".join(f"{k} {duration(v)}" for k, v in seconds.items() if k != "total")
         total = seconds.get("total") or sum(seconds.values())
         found.append(Timing(r.name, total, p.get("steps"), p.get("tokens"), rate, p.get("peak_memory_bytes"), detail))
     return found

@@ -62,3 +62,11 @@ def signed(c: Comparison) -> str:
         digits = 1 if c.high - c.low < FINE else 0
         ends = f" [{one(c.low, digits)} to {one(c.high, digits)}]"
     return f"{one(c.difference, 1)}{ends}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """0.04 s, 3.1 s, 42 s, 3 min 05 s: two digits at least, so that short work can be told apart."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.1g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{round(seconds)} s" if seconds < 99.5 else f"{minutes} min {rest:02d} s"

@@ -64,7 +64,7 @@ class Panel:
 
     @property
     def name(self) -> str:
-        return self.judge.model.rstrip("/").rsplit("/", 1)[-1]
+        return self.judge.name
 
     def compare(self, conversations: list[tuple[list[dict], list[dict]]], references: list | None = None) -> list[Pair]:
         """The judge's view of each (first run's, second run's) conversation with the same user turns, up to two.

@@ -32,7 +32,7 @@ def scores(report: Report) -> list[dict]:
         if m.metric == "win_rate":
             many = len({r[1].run for r in rows}) > 1
             rows = [(f"{r[1].run} {r[0]}" if many else r[0], *r[1:]) for r in rows]
-            title = f"{'win rate' if many else m.run + ' wins'} over {m.versus}"
+            title = f"{'' if m.task == 'win_rate' else m.task + ': '}{'win rate' if many else m.run + ' wins'} over {m.versus}"
         elif m.metric == "preference_accuracy":
             bar, what = report.settings.get("accuracy_floor"), "the floor, "
         elif m.metric == "kl":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib.evals import panels
-from lib.evals.formatting import number, show, signed, size
+from lib.evals.formatting import duration, number, show, signed, size
 from lib.evals.panels import colours
 from lib.evals.report import Comparison, Overlap, Report, RunInfo, Sample, Verdict
 from lib.evals.summary import label
@@ -141,10 +141,6 @@ def changed(run: RunInfo, report: Report) -> set[str]:
     return {k for k, v in run.settings.items() if any(o.settings.get(k) != v for o in others)}
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds // 60)} min {seconds % 60:02.0f} s"
-
-
 def markdown(report: Report) -> str:
     """The same, as text that reads well in a terminal or a pull request."""
     names = columns(report)
@@ -190,7 +186,7 @@ def markdown(report: Report) -> str:
     for f in report.failures:
         out += [
             "",
-            f"## What went wrong: {f.task}, {f.run} ({f.decoding})",
+            f"## What went wrong: {f.task}, {f.run}{f' ({f.decoding})' if f.decoding else ''}",
             "",
             f"{f.total} answers have the worst {f.metric}.",
         ]

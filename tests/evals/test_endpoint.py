@@ -98,6 +98,8 @@ def test_a_refused_key_stops_at_once(api, panel):
         ({"url": "localhost:8000"}, r"judge.url: 'localhost:8000' is no http"),
         ({"url": "https://u:p@x.org/v1"}, r"judge.url: holds a secret"),
         ({"model": ""}, r"judge.model: say which"),
+        ({"model": "some/where/sft"}, r"runs.sft: the report calls the judge sft too"),
+        ({"model": "runs/reward"}, r"judge.model: reward is what a reward run"),
         ({"url": "https://api.example.com/v1", "key_env": "NO_SUCH_KEY"}, r"judge.key_env: .*NO_SUCH_KEY"),
         ({"at_once": 0}, r"judge.at_once: must be above 0"),
         ({"prompts": "nowhere.jsonl"}, r"judge.prompts: there is no file"),

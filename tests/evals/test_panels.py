@@ -45,6 +45,19 @@ def test_at_a_glance_has_no_row_or_column_without_a_number(report):
     assert table.count("<th>") == 1 + 3 and [r.count("--s:") for r in table.split("<tr>")[2:]] == [2, 2]
 
 
+def test_win_rates_of_two_tasks_have_titles_of_their_own(report):
+    shared = {
+        "metric": "win_rate",
+        "decoding": "",
+        "headline": True,
+        "versus": "sft",
+        "judge": "referee",
+        "chance": 0.5,
+    }
+    report.metrics = [metric(task, "dpo", 0.5, **shared) for task in ("win_rate", "mt_bench")]
+    assert [p["title"] for p in panels.scores(report)] == ["dpo wins over sft", "mt_bench: dpo wins over sft"]
+
+
 def test_frontiers_need_two_points_and_know_the_price(report):
     assert panels.frontiers(report) == []
     report.settings["usd_per_hour"] = 0.36

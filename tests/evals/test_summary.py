@@ -140,3 +140,11 @@ def test_a_half_percent_is_shown(right, n, shown):
 def test_of_a_narrow_interval_the_ends_have_a_decimal():
     m = Metric("t", "m", "r", 0.42449, 0.41749, 0.43151, 20_000, "Wilson", kind="proportion")
     assert formatting.show(m) == "42.4% [41.7–43.2]"
+
+
+def test_durations():
+    """Short ones differ; 119.6 s are two minutes, not one and sixty seconds."""
+    assert [formatting.duration(s) for s in (0.043, 0.3, 3.14, 42.2, 99.9, 119.6, 185)] == [
+        "0.04 s", "0.3 s", "3.1 s", "42 s", "1 min 40 s", "2 min 00 s", "3 min 05 s",
+    ]  # fmt: skip
+    assert formatting.duration(0) == "0 s"
