@@ -1,7 +1,13 @@
 """A model behind an OpenAI-compatible API, asked many things at once: retried, cached by content, and counted.
 
 What was answered once is kept in <run>/verdicts/, one file per question, so an evaluation that goes on pays for nothing
-twice. The key comes from the environment and goes into one header; it is written nowhere.
+twice, and a finished one can be run again with no endpoint there. A file is named by the question and the model: its name,
+and its weights where the name is a folder or run on this disk. The address doesn't count, so the same model on another
+port finds its replies; each file holds the address that it came from, and the report says where one came from another.
+A question that the API refuses (HTTP 400, 413, 422: too long, a content filter) or doesn't answer is kept as such; it is
+asked again whenever the endpoint is there, since a server may have been given a longer window.
+
+The API key comes from the environment and goes into one header; it is written nowhere.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -45,6 +52,11 @@ class Judge:
     usd_per_million_out: float = 0.0
     """Price of a million tokens written."""
 
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -55,14 +67,18 @@ class Reply:
     cached: bool = False
     seconds: float = 0.0
     error: str = ""
+    refused: bool = False
+    """Answered, but with HTTP 400, 413 or 422: the API doesn't take this question."""
+    url: str = ""
+    """The address that answered."""
 
 
 class Unreachable(RuntimeError):
     """The endpoint can't be used at all: nothing listens, the key or the model is wrong."""
 
 
-def problems(judge: Judge) -> list[str]:
-    """What the settings alone show, each beginning with its key."""
+def problems(judge: Judge, runs: Collection[str] = ()) -> list[str]:
+    """What the settings alone show, each beginning with its key. runs: names of those it judges."""
     if not judge.url:
         return []
     parts, out = urlsplit(judge.url), []
@@ -72,6 +88,10 @@ def problems(judge: Judge) -> list[str]:
         out.append("judge.url: holds a secret or a query. Put the key into the environment variable of judge.key_env.")
     if not judge.model:
         out.append("judge.model: say which model of judge.url is to judge.")
+    if judge.name in runs:  # its figures would stand in the run's column
+        out.append(f"runs.{judge.name}: the report calls the judge {judge.name} too. Give the run another name.")
+    if judge.name in ("reward", "rule"):
+        out.append(f"judge.model: {judge.name} is what a reward run or rule is called. Serve it under another name.")
     if parts.hostname not in ("127.0.0.1", "localhost", "::1") and not os.environ.get(judge.key_env):
         out.append(f"judge.key_env: the environment variable {judge.key_env}, which should hold the key, is not set.")
     for key in ("max_tokens", "timeout_s", "at_once"):
@@ -87,7 +107,10 @@ class Endpoint:
         import httpx
 
         self.judge, self.run, self.lock, self.silent = judge, run, threading.Lock(), 0
-        self.kept = set(run.files("verdicts")) if run.fs.exists(run.at("verdicts")) else set()
+        self.model = _identity(judge.model)
+        there = run.files("verdicts") if run.fs.exists(run.at("verdicts")) else []
+        self.kept = {name for name in there if name.startswith(_mark(self.model))}
+        self.absent: Unreachable | None = None
         self.pool = ThreadPoolExecutor(judge.at_once)
         self.asked: dict[str, Future] = {}
         self.stop, self.gone = threading.Event(), None
@@ -100,7 +123,16 @@ class Endpoint:
         )
 
     def check(self) -> None:
-        """Raises Unreachable where nothing answers, the key is refused, or the model isn't among those it lists."""
+        """Raises Unreachable where nothing answers, the key is refused, or the model isn't among those it lists; where
+        replies of this model are kept, not before a question that none of them answers."""
+        try:
+            self._check()
+        except Unreachable as e:
+            if not self.kept:
+                raise
+            self.absent = e
+
+    def _check(self) -> None:
         import httpx
 
         from lib.cli import nearest
@@ -144,9 +176,14 @@ class Endpoint:
         self.stop.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
+    def replies(self) -> list[Reply]:
+        """Of every question asked, each once."""
+        return [f.result() for f in self.asked.values()]
+
     def spent(self) -> dict:
-        """{replies, cached, failed, seconds, tokens_in, tokens_out, usd}: all but the first two of what was not cached."""
-        replies = [f.result() for f in self.asked.values()]
+        """{seconds, replies, cached, refused, failed, tokens_in, tokens_out, usd}: seconds, failed, tokens and usd are of what
+        was not cached; refused are questions the API didn't take, failed those that got no answer at all."""
+        replies = self.replies()
         new = [r for r in replies if not r.cached]
         tokens = {k: sum(getattr(r, k) for r in new) for k in ("tokens_in", "tokens_out")}
         usd = (
@@ -154,28 +191,63 @@ class Endpoint:
         )
         seconds = sum(r.seconds for r in new)
         count = {"seconds": seconds, "replies": len(replies), "cached": len(replies) - len(new)}
-        return {**count, "failed": sum(r.text is None for r in new), **tokens, "usd": usd / 1e6}
+        lost = {
+            "refused": sum(r.refused for r in replies),
+            "failed": sum(r.text is None and not r.refused for r in new),
+        }
+        return {**count, **lost, **tokens, "usd": usd / 1e6}
+
+    def warnings(self) -> list[str]:
+        """What a reader of the scores has to know about the replies, a line each."""
+        replies, out = self.replies(), []
+        refused = [r for r in replies if r.refused]
+        failed = [r for r in replies if r.text is None and not r.refused]
+        for lost, how in ((refused, "were refused by its API"), (failed, "got no answer")):
+            if lost:
+                share = f"{len(lost)} of {len(replies)} questions to the judge {self.judge.model}"
+                out.append(f"{share} {how} and are left out of its scores. The first: {lost[0].error}")
+        moved = [r.url for r in replies if r.cached and r.url != self.judge.url]
+        if moved:
+            out.append(
+                f"{len(moved)} of {len(replies)} replies of the judge {self.judge.model} were kept from {moved[0]}, not from "
+                f"{self.judge.url}. If another model has that name now, set another run."
+            )
+        if self.absent:
+            out.append(f"All {len(replies)} replies of the judge {self.judge.model} are kept ones. {self.absent}")
+        return out
 
     def _one(self, messages: list[dict]) -> Reply:
         j = self.judge
         body = {"model": j.model, "messages": messages, "temperature": 0, "max_tokens": j.max_tokens}
-        name = hashlib.sha256(json.dumps([j.url, body]).encode()).hexdigest()[:32] + ".json"
-        if name in self.kept:
-            try:
-                return replace(Reply(**json.loads(self.run.read_text(f"verdicts/{name}"))), cached=True)
-            except (ValueError, TypeError):  # a damaged file; it is asked again
-                pass
+        name = f"{_mark(self.model)}{_hash(body)}.json"
+        kept = self._kept(name)
+        if kept and (kept.text is not None or self.absent):
+            with self.lock:
+                self.silent = 0  # as when it was asked: what failed among answers then fails among them again
+            return kept
+        if self.absent:
+            raise self.absent
         began = time.time()
-        reply = replace(self._post(body), seconds=time.time() - began)
+        reply = replace(self._post(body), seconds=time.time() - began, url=j.url)
+        answered = reply.text is not None or reply.refused
         with self.lock:
-            self.silent = 0 if reply.text is not None else self.silent + 1
-            if self.silent >= IN_A_ROW:
+            self.silent = 0 if answered else self.silent + 1
+            if self.silent >= IN_A_ROW and not (kept and kept.refused):
                 raise Unreachable(f"judge: {IN_A_ROW} questions in a row got no answer. The last: {reply.error}")
-        if reply.text is not None:
-            kept = {"text": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
-            self.run.write_text(f"verdicts/{name}", json.dumps(kept))
-            self.kept.add(name)
+        if kept and not answered:
+            return kept
+        fields = ("text", "tokens_in", "tokens_out", "refused", "error", "url")
+        self.run.write_text(f"verdicts/{name}", json.dumps({k: getattr(reply, k) for k in fields}))
+        self.kept.add(name)
         return reply
+
+    def _kept(self, name: str) -> Reply | None:
+        if name not in self.kept:
+            return None
+        try:
+            return replace(Reply(**json.loads(self.run.read_text(f"verdicts/{name}"))), cached=True)
+        except (ValueError, TypeError):  # a damaged file; it is asked again
+            return None
 
     def _post(self, body: dict) -> Reply:
         """Tries again after a time-out, 429 and 5xx, waiting as Retry-After says or longer each time."""
@@ -199,7 +271,7 @@ class Endpoint:
                 after = found.headers.get("retry-after", "")
                 return f"HTTP {found.status_code}: {found.text[:200]}", float(after) if after.isdigit() else 0.0
             if found.status_code in (400, 413, 422):  # this question: too long, or a content filter
-                return Reply(None, error=f"HTTP {found.status_code}: {found.text[:200]}")
+                return Reply(None, error=f"HTTP {found.status_code}: {found.text[:200]}", refused=True)
             if found.status_code >= 400:
                 raise Unreachable(f"judge: {self.judge.url} answers HTTP {found.status_code}: {found.text[:300]}")
             try:
@@ -221,3 +293,19 @@ class Endpoint:
             return retry(once)
         except RetryError as e:
             return Reply(None, error=e.last_attempt.result()[0])
+
+
+def _identity(model: str) -> str:
+    """The model's name, and the identity of its weights where the name is a folder or run on this disk."""
+    from lib import models
+
+    return f"{model} {models.locate_for('judge.model', model)[1]}" if os.path.isdir(model) else model
+
+
+def _hash(asked) -> str:
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+
+def _mark(model: str) -> str:
+    """What names of a model's files begin with."""
+    return f"{_hash(model)[:8]}-"

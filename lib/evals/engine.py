@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,10 @@ TEXT = 16_000
 """Characters of one shard of rows to score, about."""
 
 
+TASK: ContextVar[str] = ContextVar("task", default="")
+"""The task whose thread this is, so that the report's times can tell for which task a model worked."""
+
+
 @dataclass
 class Request:
     model: str
@@ -37,6 +42,13 @@ class Request:
     seconds: float = 0.0
     """Work time summed over processes, model loading left out."""
     tokens: int = 0
+    tasks: list[str] = field(default_factory=list)
+    """Those that asked for it: the same request of two tasks is answered once."""
+
+    def note(self) -> None:
+        """Notes the task that asks now."""
+        if (task := TASK.get()) and task not in self.tasks:
+            self.tasks.append(task)
 
 
 class Engine:
@@ -106,7 +118,7 @@ class Engine:
         return request.seconds, request.tokens
 
     def timings(self) -> list[dict]:
-        """What each request took: model, what, rows, seconds of work, tokens."""
+        """What each request took: model, what, rows, seconds of work, tokens, the tasks that asked for it."""
         return [{k: v for k, v in vars(r).items() if k not in ("future", "results")} for r in self.asked.values()]
 
     def _ask(self, model: str, method: str, what: str, columns: list[list], rest: tuple) -> Future:
@@ -118,10 +130,12 @@ class Engine:
         n = len(columns[0])
         with self.changed:
             if key in self.asked:
+                self.asked[key].note()
                 return self.asked[key].future
             if self.closed:
                 raise RuntimeError(f"{model}: not asked for {what}, since something else failed")
             request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
+            request.note()
             # By the length of the prompt, so that rows with the same prompt stay together and it is read once.
             order = sorted(
                 range(n), key=lambda i: (len(p := str(columns[0][i])), p, sum(len(str(c[i])) for c in columns))

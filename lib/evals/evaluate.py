@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from lib import vllm_generator
-from lib.evals import answers, contamination, estimate, gate, judge, length, summary, tasks
+from lib.evals import answers, contamination, estimate, gate, harness_tasks, judge, length, summary, tasks
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
-from lib.evals.engine import Engine
+from lib.evals.engine import TASK, Engine
+from lib.evals.formatting import duration
 from lib.evals.job import EvalJob, Plan, plan
 from lib.evals.judge import Panel
 from lib.evals.ledger import Ledger
@@ -53,7 +54,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
         rule = tasks.RULES["demo"] if job.data.source == "demo" else None
         context = Context(job, engine, planned.scorer, rule, panel)
         with ThreadPoolExecutor(len(job.tasks)) as pool:
-            futures = [pool.submit(tasks.get(name, job.task_data, job.lm_eval), context) for name in job.tasks]
+            futures = [pool.submit(_measure, name, context) for name in job.tasks]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
@@ -97,11 +98,20 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     report.overlaps = contamination.overlaps(
         {s.name: s.base for s in planned.specs if not s.reward}, {t: _examples(context, t) for t in context.recorded}
     )
+    if panel:
+        report.environment["judge"] = {"model": job.judge.model, "url": job.judge.url} | panel.endpoint.spent()
+        report.warnings += panel.endpoint.warnings()
     report.warnings += _contaminated(report)
     report.verdicts += gate.judge(job.gate, report)
     say("writing the report …")
     write(report, Run(job.run), answers.lines(context))
     return report
+
+
+def _measure(name: str, context: Context) -> list:
+    # Of this thread: what it asks the engine for is noted as the task's.
+    TASK.set(harness_tasks.called(name) if name.startswith(harness_tasks.PREFIX) else name)
+    return tasks.get(name, context.job.task_data, context.job.lm_eval)(context)
 
 
 def _panel(job: EvalJob) -> Panel | None:
@@ -162,24 +172,26 @@ def _training_times(runs: list[RunInfo]) -> list[Timing]:
             if p.get("tokens") and train
             else None
         )
-        detail = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
+        detail = ", ".join(f"{k} {duration(v)}" for k, v in seconds.items() if k != "total")
         total = seconds.get("total") or sum(seconds.values())
         found.append(Timing(r.name, total, p.get("steps"), p.get("tokens"), rate, p.get("peak_memory_bytes"), detail))
     return found
 
 
 def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> list[Timing]:
-    """One row per kind of work of each model (seconds summed over processes), and the whole."""
-    rows = [
-        Timing(
-            f"evaluate: {w['model']}, {w['total']} {w['what']}", w["seconds"], None, w["tokens"] or None,
-            w["tokens"] / w["seconds"] if w["tokens"] and w["seconds"] else None,
-        )
-        for w in work
-    ]  # fmt: skip
+    """One row per kind of work of each model for each task (seconds summed over processes), and the whole."""
+    kinds: dict[tuple, list[dict]] = {}
+    for w in work:
+        kinds.setdefault((w["model"], ", ".join(w["tasks"]), w["what"]), []).append(w)
+    rows = []
+    for (model, named, what), parts in kinds.items():
+        total, seconds, tokens = (sum(w[k] for w in parts) for k in ("total", "seconds", "tokens"))
+        rate = tokens / seconds if tokens and seconds else None
+        name = f"evaluate: {model}{f' on {named}' if named else ''}, {total} {what}"
+        rows.append(Timing(name, seconds, None, tokens or None, rate))
     if panel and panel.endpoint.asked:
         s = panel.endpoint.spent()
-        told = f"{s['cached']} from before, {s['failed']} without an answer, {s['tokens_in']:,} tokens read, ${s['usd']:.2f}"
+        told = f"{s['cached']} from before, {s['refused']} refused, {s['failed']} without an answer, {s['tokens_in']:,} tokens read, ${s['usd']:.2f}"
         rows.append(
             Timing(
                 f"judge: {panel.name}, {s['replies']} verdicts",

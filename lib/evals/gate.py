@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lib.evals.formatting import number, show
 from lib.evals.report import Metric, Report, Verdict
-from lib.evals.summary import number, show
 
 
 @dataclass

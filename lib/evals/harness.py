@@ -50,7 +50,7 @@ def measure(name: str, context: Context) -> list[Scores]:
             # As lm-eval's own tables and papers report: by length where the task has both.
             head = next((c for c in columns if c.metric.startswith("acc_norm")), columns[0] if columns else None)
             for c in columns:
-                c.headline = c is head
+                c.headline, c.chance = c is head, _chance(loaded[task], c.metric, samples)
             found += columns
             cut = {f"{t}-{doc}": float(was) for (t, doc), was in model.cut.items() if t == task}
             if cut:
@@ -61,6 +61,17 @@ def measure(name: str, context: Context) -> list[Scores]:
     if whole:
         context.engine.say(f"{name}: {', '.join(sorted(whole))} not shown: no interval from single documents")
     return found
+
+
+def _chance(loaded, metric: str, samples: list[dict]) -> float | None:
+    """What guessing among a document's choices would get on average; None for metrics that are no share of right choices."""
+    if loaded.OUTPUT_TYPE != "multiple_choice" or not metric.startswith(("acc", "exact_match")):
+        return None
+    each = []
+    for s in {s["doc_id"]: s for s in samples}.values():
+        right = s["target"] if isinstance(s["target"], list) else [s["target"]]
+        each.append(len(set(right)) / len(loaded.doc_to_choice(s["doc"])))
+    return sum(each) / len(each)
 
 
 def _version(version, settings: LmEval) -> str:

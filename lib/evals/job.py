@@ -216,7 +216,7 @@ def plan(job: EvalJob) -> Plan:
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
     problems += needs(job) + ranges.values(asdict(job)) + limits.room("workers", job.workers)
-    problems += endpoint.problems(job.judge)
+    problems += endpoint.problems(job.judge, job.runs)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
         attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)

@@ -64,7 +64,7 @@ class Panel:
 
     @property
     def name(self) -> str:
-        return self.judge.model.rstrip("/").rsplit("/", 1)[-1]
+        return self.judge.name
 
     def compare(self, conversations: list[tuple[list[dict], list[dict]]], references: list | None = None) -> list[Pair]:
         """The judge's view of each (first run's, second run's) conversation with the same user turns, up to two.
@@ -115,7 +115,7 @@ class Panel:
         return [
             Scores(
                 "judge", name, self.name, [f"{i}" for i, _ in rows], [float(v) for _, v in rows],
-                kind="proportion", better=better.get(name, ""), judge=self.name,
+                kind="proportion", better=better.get(name, ""), judge=self.name, chance=0.5 if name == "first_won" else None,
             )
             for name, rows in columns.items()
             if rows
@@ -137,9 +137,16 @@ class Panel:
         return [{"role": "system", "content": prompt.system}, {"role": "user", "content": user}]
 
     def _ask(self, asked: list[list[dict]], read, form: str) -> list[str | None]:
-        texts = [r.text for r in self.endpoint.ask(asked)]
+        replies = self.endpoint.ask(asked)
+        texts = [r.text for r in replies]
         bad = [t for t in texts if read(t) is None]
+        refused = [r for r in replies if r.text is None]
         if texts and len(bad) > (1 - READABLE) * len(texts):
+            if 2 * len(refused) > len(bad):
+                raise Unreadable(
+                    f"judge.model: {self.name} did not answer {len(refused)} of {len(texts)} questions. The first: "
+                    f"{refused[0].error}. Take a judge with a longer window, or a lower max_new_tokens or judge.max_tokens."
+                )
             first = next((t for t in bad if t), "")
             raise Unreadable(
                 f"judge.model: {len(bad)} of {len(texts)} verdicts of {self.name} can't be read: they should hold {form}. "

@@ -6,6 +6,7 @@ import functools
 import json
 from pathlib import Path
 
+from lib.evals.formatting import percent
 from lib.evals.report import Metric
 from lib.evals.task import Scores
 from lib.generator import Answer
@@ -43,7 +44,7 @@ def scores(task: str, run: str, ids: list[str], answers: list[Answer], **more) -
 def warnings(metrics: list[Metric]) -> list[str]:
     """A line for every cell in which too many answers were cut off."""
     return [
-        f"{m.value:.0%} of {m.run}'s {m.n} answers to {m.task}{_by(m)} were cut off at their longest: scores may be too low for that reason. "
+        f"{percent(m.value)} of {m.run}'s {m.n} answers to {m.task}{_by(m)} were cut off at their longest: scores may be too low for that reason. "
         "Raise max_new_tokens."
         for m in metrics
         if m.metric == METRIC and m.value > TOO_MANY

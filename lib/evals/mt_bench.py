@@ -67,7 +67,11 @@ def measure(context: Context) -> list[Scores]:
     if len(job.runs) > 1:
         for run in context.challengers:
             pairs = panel.compare(list(zip(talks[run], talks[context.reference], strict=True)), references)
-            read = _read(examples, [p.share for p in pairs]) | {"kind": "proportion", "versus": context.reference}
+            read = _read(examples, [p.share for p in pairs]) | {
+                "kind": "proportion",
+                "versus": context.reference,
+                "chance": 0.5,
+            }
             found.append(Scores(metric="win_rate", run=run, headline=True, **read, **common))
     return found
 

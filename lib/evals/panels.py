@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lib.evals import plots
+from lib.evals.formatting import number, percent, show
 from lib.evals.report import Metric, Report
-from lib.evals.summary import label, number, show
+from lib.evals.summary import label
 
 
 def colours(report: Report) -> dict[str, int]:
@@ -27,18 +28,26 @@ def scores(report: Report) -> list[dict]:
     for panel in found.values():
         m, bar, rows = panel["m"], None, panel["rows"]
         title = label(m)
+        bar, what = m.chance, "chance, "
         if m.metric == "win_rate":
-            bar, many = 0.5, len({r[1].run for r in rows}) > 1
+            many = len({r[1].run for r in rows}) > 1
             rows = [(f"{r[1].run} {r[0]}" if many else r[0], *r[1:]) for r in rows]
-            title = f"{'win rate' if many else m.run + ' wins'} over {m.versus}"
+            title = f"{'' if m.task == 'win_rate' else m.task + ': '}{'win rate' if many else m.run + ' wins'} over {m.versus}"
         elif m.metric == "preference_accuracy":
-            bar = report.settings.get("accuracy_floor")
+            bar, what = report.settings.get("accuracy_floor"), "the floor, "
         elif m.metric == "kl":
-            bar = report.settings.get("kl_ceiling")
+            bar, what = report.settings.get("kl_ceiling"), ""
         words = {"higher": ", higher is better", "lower": ", lower is better"}.get(m.better, "")
-        words += "" if bar is None else f"; dashed: {bar:.0%}" if m.kind == "proportion" else f"; dashed: {bar:g}"
+        if bar is not None:
+            words += f"; dashed: {what}{percent(bar) if m.kind == 'proportion' else f'{bar:g}'}"
+            words += f"; {chance(m)}" if m.chance not in (None, bar) else ""
         out.append({"title": title, "note": f"n={m.n}{words}", "svg": plots.intervals(rows, bar)})
     return out
+
+
+def chance(m: Metric) -> str:
+    """ "chance 25%", or "" where what guessing would get is not known."""
+    return "" if m.chance is None else f"chance {percent(m.chance)}"
 
 
 def losses(report: Report) -> list[dict]:
@@ -58,11 +67,13 @@ def losses(report: Report) -> list[dict]:
 def heat_map(report: Report) -> list[dict]:
     """Rows {label, cells: {run: (text, strength from 0 to 1)}} of the headline metrics, where two runs or more have one.
 
-    Strength is the value itself for a proportion, else its place between the worst and the best of the row.
+    Strength is the value itself for a proportion, else its place between the worst and the best of the row. Only the models
+    that were evaluated: a reward run and a judge, which have none of these scores, get neither row nor column.
     """
+    models = {r.name for r in report.runs if r.stage != "reward"}
     rows: dict[tuple, dict[str, Metric]] = {}
     for m in report.metrics:
-        if m.headline and not m.versus and m.better:
+        if m.headline and not m.versus and m.better and m.run in models:
             rows.setdefault((m.task, m.metric, m.decoding, m.judge), {})[m.run] = m
     out = []
     for cells in rows.values():
@@ -73,7 +84,7 @@ def heat_map(report: Report) -> list[dict]:
         better = (lambda x: x) if first.better == "higher" else (lambda x: 1 - x)
         if len(cells) > 1:
             strengths = {run: (show(m), round(better(place(m.value)), 3)) for run, m in cells.items()}
-            out.append({"label": label(first), "cells": strengths})
+            out.append({"label": label(first), "chance": chance(first), "cells": strengths})
     return out if len(out) > 1 else []
 
 

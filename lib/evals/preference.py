@@ -34,7 +34,7 @@ def accuracy(context: Context) -> list[Scores]:
 
 
 def _right(context: Context, pairs: list[dict], ids: list[str], right: list[float], by: str) -> list[Scores]:
-    common = {"task": "preference_accuracy", "run": by, "kind": "proportion"}
+    common = {"task": "preference_accuracy", "run": by, "kind": "proportion", "chance": 0.5}
     found = [Scores(metric="preference_accuracy", ids=ids, tops=right, headline=True, **common)]
     if context.job.data_for("preference_accuracy").source == "demo":
         found += [
@@ -68,7 +68,7 @@ def win_rate(context: Context) -> list[Scores]:
         rows = [(at, w[i][-1]) for at, w in enumerate(wins) if not math.isnan(w[i][-1])]
         shares = [share for _, share in rows]
         common = {"task": "win_rate", "run": run, "ids": [ids[at] for at, _ in rows], "versus": context.reference}
-        common |= {"judge": judge, "decoding": decoding, "kind": "proportion"}
+        common |= {"judge": judge, "decoding": decoding, "kind": "proportion", "chance": 0.5}
         found.append(Scores(metric="win_rate", tops=shares, headline=True, **common))
         if context.panel and judge == context.panel.name:
             longer = [len(answers[i][at]) - len(answers[-1][at]) for at, _ in rows]

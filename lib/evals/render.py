@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib.evals import panels
+from lib.evals.formatting import duration, number, show, signed, size
 from lib.evals.panels import colours
-from lib.evals.report import Comparison, Overlap, Report, RunInfo, Sample
+from lib.evals.report import Comparison, Overlap, Report, RunInfo, Sample, Verdict
 from lib.evals.studentised import NO_INTERVAL
-from lib.evals.summary import label, number, show, signed, size
+from lib.evals.summary import label
 from lib.run import Run
 
 MARKS = {True: "✔", False: "✘", None: "–"}
@@ -23,13 +24,20 @@ def write(report: Report, run: Run, examples: str) -> None:
 
 
 def table(report: Report) -> list[dict]:
-    """Rows of the scores table: {label, metrics: {run: Metric}, n, best: run | None, better, main}; main: what a task is
-    about, not what else was counted."""
+    """Rows of the scores table: {label, chance: "chance 25%" or "", metrics: {run: Metric}, n, best: run | None, better, main};
+    main: what a task is about, or what shows how far its judge can be trusted, not what else was counted."""
     rows: dict[tuple, dict] = {}
     for m in report.metrics:
         row = rows.setdefault(
             (m.task, m.metric, m.decoding, m.versus, m.judge),
-            {"label": label(m), "metrics": {}, "n": m.n, "better": m.better, "main": m.headline or m.task == m.metric},
+            {
+                "label": label(m),
+                "chance": panels.chance(m),
+                "metrics": {},
+                "n": m.n,
+                "better": m.better,
+                "main": m.headline or m.task in (m.metric, "judge"),
+            },
         )
         row["metrics"][m.run] = m
     for row in rows.values():
@@ -62,7 +70,7 @@ def html(report: Report) -> str:
         losses=drawn(panels.losses(report)), more=drawn(more), told=told, untold=untold,
         differing=differing, alike=alike, heat=panels.heat_map(report), colour=colours(report),
         facts=facts(report), overlaps=overlap_lines(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
-        changed=changed, without=without(report),
+        changed=changed, badge=badge, mark=mark, without=without(report),
     )  # fmt: skip
 
 
@@ -70,11 +78,29 @@ FEW = 9
 """So many verdicts or comparisons are all shown; of more, those that found nothing fold away."""
 
 
+def mark(v: Verdict) -> str:
+    """✔, ✘ or –; ! where there is a caution, whatever the numbers say."""
+    return "!" if v.cautions else MARKS[v.holds]
+
+
+def badge(v: Verdict) -> str:
+    """The verdict in a word; "worse" only where one of two runs is."""
+    if v.cautions:
+        return "caution"
+    if v.holds is None:
+        return "can’t tell"
+    return {(True, True): "better", (True, False): "worse", (False, True): "holds"}.get((v.compares, v.holds), "missed")
+
+
 def _few(found: list, telling) -> tuple[list, list]:
     """(what is shown, what folds away)."""
     if len(found) <= FEW:
         return found, []
     return [x for x in found if telling(x)], [x for x in found if not telling(x)]
+
+
+def _named(row: dict) -> str:
+    return f"{row['label']} ({row['chance']})" if row["chance"] else row["label"]
 
 
 def columns(report: Report) -> list[str]:
@@ -97,6 +123,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
         )
         for k, d in e.get("data", {}).items()
     ]
+    if j := e.get("judge"):
+        counts = f"{j['replies']} replies ({j['cached']} kept), {j['refused']} refused, {j['failed']} without an answer"
+        rows.append(("judge", f"{j['model']} at {j['url']}: {counts}"))
     for r in report.runs:
         p = r.provenance
         parts = [r.path, f"parent {r.parent}" if r.parent else "", f"git {p['git']}" if p.get("git") else ""]
@@ -120,10 +149,6 @@ def changed(run: RunInfo, report: Report) -> set[str]:
     return {k for k, v in run.settings.items() if any(o.settings.get(k) != v for o in others)}
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds // 60)} min {seconds % 60:02.0f} s"
-
-
 def markdown(report: Report) -> str:
     """The same, as text that reads well in a terminal or a pull request."""
     names = columns(report)
@@ -134,14 +159,17 @@ def markdown(report: Report) -> str:
         "",
     ]
     if report.verdicts:
-        out += ["## What holds", "", *(f"- {MARKS[v.holds]} **{v.claim}**: {v.evidence}" for v in report.verdicts), ""]
+        out += ["## What holds", ""]
+        for v in report.verdicts:
+            out += [f"- {mark(v)} **{v.claim}**: {v.evidence}", *(f"  - caution: {c}" for c in v.cautions)]
+        out.append("")
     out += [f"> {w}" for w in report.warnings] + ([""] if report.warnings else [])
     out += ["## Scores", "", "95% intervals in brackets.", ""]
     out += ["| | " + " | ".join(names) + " | n |", "|---|" + "---:|" * (len(names) + 1)]
     for row in table(report):
         cells = [show(row["metrics"][x]) if x in row["metrics"] else "" for x in names]
         cells = [f"**{c}**" if x == row["best"] else c for x, c in zip(names, cells, strict=True)]
-        out.append(f"| {row['label']} | " + " | ".join(cells) + f" | {row['n']} |")
+        out.append(f"| {_named(row)} | " + " | ".join(cells) + f" | {row['n']} |")
     out += [line for reason in without(report) for line in ("", reason)]
     if report.comparisons:
         out += [
@@ -167,7 +195,7 @@ def markdown(report: Report) -> str:
     for f in report.failures:
         out += [
             "",
-            f"## What went wrong: {f.task}, {f.run} ({f.decoding})",
+            f"## What went wrong: {f.task}, {f.run}{f' ({f.decoding})' if f.decoding else ''}",
             "",
             f"{f.total} answers have the worst {f.metric}.",
         ]
@@ -233,11 +261,14 @@ def terminal(report: Report, where: str) -> None:
             Text(show(row["metrics"][x]) if x in row["metrics"] else "", "bold" if x == row["best"] else "")
             for x in names
         ]
-        grid.add_row(row["label"], *cells, str(row["n"]))
+        grid.add_row(_named(row), *cells, str(row["n"]))
     console.print(grid)
     style = {True: "green", False: "red", None: "yellow"}
     for v in report.verdicts:
-        console.print(Text(f"{MARKS[v.holds]} ", style[v.holds]) + Text(f"{v.claim}: {v.evidence}"))
+        look = "yellow" if v.cautions else style[v.holds]
+        console.print(Text(f"{mark(v)} ", look) + Text(f"{v.claim}: {v.evidence}"))
+        for c in v.cautions:
+            console.print(Text(f"  ! {c}", "yellow"))
     for w in report.warnings + without(report):
         console.print(Text(f"! {w}", "yellow"))
     console.print(

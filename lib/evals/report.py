@@ -31,6 +31,8 @@ class Metric:
     headline: bool = False
     version: str = ""
     decoding: str = ""
+    chance: float | None = None
+    """What guessing would get, where that is known: 1 in so many choices, or 1/2 of two answers."""
 
 
 @dataclass
@@ -69,6 +71,10 @@ class Verdict:
     """The number to read first: "3% → 71%"."""
     evidence: str
     n: int
+    compares: bool = False
+    """Whether it says which of two runs is better; else whether a bar is reached."""
+    cautions: list[str] = field(default_factory=list)
+    """Why not to rely on it, whatever its interval: what its judge showed of itself (lib/evals/cautions.py)."""
 
 
 @dataclass

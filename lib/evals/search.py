@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 
 from lib.evals.context import Context
@@ -34,7 +35,7 @@ def cells(context: Context, task: str, prompts: list[list[dict]]) -> Iterator[tu
     wanted = [(run, how) for how in context.job.decodings(task) for run in context.job.runs]
     # Each waits for the engine. No `with`: where one fails, the caller closes the engine, which ends the others.
     pool = ThreadPoolExecutor(len(wanted))
-    asked = [pool.submit(find, context, run, prompts, how) for run, how in wanted]
+    asked = [pool.submit(copy_context().run, find, context, run, prompts, how) for run, how in wanted]
     pool.shutdown(wait=False)
     for (run, how), future in zip(wanted, asked, strict=True):
         yield run, how, future.result()

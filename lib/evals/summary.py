@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 from itertools import combinations, pairwise
 
-from lib.evals import statistics
+from lib.evals import cautions, statistics
+from lib.evals.formatting import percent, show, signed, size, value
 from lib.evals.length import METRIC
 from lib.evals.report import Comparison, Metric, Verdict
 from lib.evals.statistics import Estimate
@@ -23,7 +24,7 @@ LABELS = {
     "called_refusal": "answers taken for refusals",
     "missed": "refusals taken for answers",
     "kl": "KL from the reference",
-    "preference_accuracy": "reward model: pairs right",
+    "preference_accuracy": "preference pairs right",
     "bits_per_byte": "bits per byte",
     "length": "length in tokens",
     "cut_off": "answers cut off at their longest",
@@ -45,7 +46,20 @@ CLOCK = ("seconds_per_answer", "tokens_per_second", "usd_per_1000")
 def metric(scores: Scores, seed: int) -> Metric:
     """The value of `scores` with its 95% interval."""
     e = scores.estimate or _estimate(scores, seed)
-    kept = ("task", "metric", "run", "better", "kind", "unit", "versus", "judge", "headline", "version", "decoding")
+    kept = (
+        "task",
+        "metric",
+        "run",
+        "better",
+        "kind",
+        "unit",
+        "versus",
+        "judge",
+        "headline",
+        "version",
+        "decoding",
+        "chance",
+    )
     return Metric(
         value=e.value, low=e.low, high=e.high, n=e.n, method=e.method, **{k: getattr(scores, k) for k in kept}
     )
@@ -133,13 +147,16 @@ def verdicts(
             if (c.a, c.b) == (a, b) and len(both) == 2:
                 found.append(_above(*sorted(both, key=lambda m: m.run != a), c))
     for m in metrics:
+        of_two, judge = False, m.judge
         if m.metric == "preference_accuracy":
-            claim = f"{m.run} tells preferred from rejected answers more than {floor:.0%} of the time"
+            judge = m.run
+            claim = f"{m.run} tells preferred from rejected answers more than {percent(floor)} of the time"
             holds, what = _beyond(m, floor), "right on held-out pairs"
         elif m.metric == "win_rate":
-            judge = {"rule": "the stated rule", "reward": "the reward model"}.get(m.judge, m.judge)
+            of_two = True
+            by = {"rule": "the stated rule", "reward": "the reward model"}.get(m.judge, m.judge)
             where = "" if m.task == "win_rate" else f" on {m.task}"
-            claim, holds = f"{m.run} is preferred over {m.versus} by {judge}{where}", _beyond(m, 0.5)
+            claim, holds = f"{m.run} is preferred over {m.versus} by {by}{where}", _beyond(m, 0.5)
             half = "the interval includes 50%" if holds is None else "the interval excludes 50%"
             what = f"wins on held-out prompts, ties counted half: {half}"
         elif m.metric == "kl":
@@ -148,8 +165,9 @@ def verdicts(
             holds, what = None if outside is None else not outside, f"mean KL({m.run}‖{m.versus}) per answer"
         else:
             continue
-        figure = f"{_value(m)} nats" if m.metric == "kl" else _value(m)
-        found.append(Verdict(claim, holds, figure, f"{show(m)}, n={m.n}: {what}", m.n))
+        figure = f"{value(m)} nats" if m.metric == "kl" else value(m)
+        evidence = f"{show(m)}, n={m.n}: {what}{cautions.agreement(judge, metrics)}"
+        found.append(Verdict(claim, holds, figure, evidence, m.n, of_two, cautions.cautions(judge, metrics)))
     return found
 
 
@@ -177,7 +195,7 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
     if holds is not None:
         claim = f"{b.run} is {'above' if holds == (sign > 0) else 'below'} {a.run} on {what}"
     evidence = f"{show(a)} → {show(b)}, n={c.n}: {how}{p}"
-    return Verdict(claim, holds, f"{_value(a)} → {_value(b)}", evidence, c.n)
+    return Verdict(claim, holds, f"{value(a)} → {value(b)}", evidence, c.n, compares=True)
 
 
 def _beyond(m: Metric, bar: float) -> bool | None:
@@ -200,37 +218,3 @@ def label(m: Metric | Comparison) -> str:
         return name
     by = f", judge: {m.judge}" if m.judge and m.task not in ("judge", "refusal_labels") else ""
     return f"{m.task}: {name}" + (f" ({m.decoding})" if m.decoding not in ("", "greedy") else "") + by
-
-
-def show(m: Metric) -> str:
-    """71% [65–77], or 4.21 [4.02–4.40]."""
-    if m.low is None:
-        return _value(m)
-    ends = (f"{100 * x:.0f}" if m.kind == "proportion" else number(x) for x in (m.low, m.high))
-    return f"{_value(m)} [{'–'.join(ends)}]"
-
-
-def _value(m: Metric) -> str:
-    return f"{100 * m.value:.0f}%" if m.kind == "proportion" else number(m.value)
-
-
-def number(x: float) -> str:
-    """Three significant digits, plain up to a million."""
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
-
-
-def size(c: Comparison) -> str:
-    """The smallest difference the examples would show, with its unit."""
-    return f"{100 * c.detectable:.0f} points" if c.kind == "proportion" else f"{number(c.detectable)} {c.unit}".strip()
-
-
-def signed(c: Comparison) -> str:
-    """A difference with its interval: "+68 [+61 to +74] points"."""
-
-    def one(x: float) -> str:
-        size = f"{abs(100 * x):.0f}" if c.kind == "proportion" else number(abs(x))
-        return f"{'+' if x > 0 else '−' if x < 0 else ''}{size}"
-
-    unit = " points" if c.kind == "proportion" else f" {c.unit}" if c.unit else ""
-    ends = "" if c.low is None else f" [{one(c.low)} to {one(c.high)}]"
-    return f"{one(c.difference)}{ends}{unit}"

@@ -64,3 +64,5 @@ class Scores:
     """Value and interval, where they are not a ratio of sums over the examples; tops is then empty."""
     groups: list[str] | None = None
     """The group of each example, where several share one."""
+    chance: float | None = None
+    """What guessing would get."""

@@ -40,10 +40,26 @@ def report() -> Report:
         ]
     scores += [
         Scores(
-            "preference_accuracy", "preference_accuracy", "reward", ids, draw(0.88), kind="proportion", headline=True
+            "preference_accuracy",
+            "preference_accuracy",
+            "reward",
+            ids,
+            draw(0.88),
+            kind="proportion",
+            headline=True,
+            chance=0.5,
         ),
         Scores(
-            "win_rate", "win_rate", "dpo", ids, draw(0.68), kind="proportion", versus="sft", judge="rule", headline=True
+            "win_rate",
+            "win_rate",
+            "dpo",
+            ids,
+            draw(0.68),
+            kind="proportion",
+            versus="sft",
+            judge="rule",
+            headline=True,
+            chance=0.5,
         ),
         Scores(
             "win_rate",
@@ -55,6 +71,7 @@ def report() -> Report:
             versus="sft",
             judge="reward",
             headline=True,
+            chance=0.5,
         ),
         Scores("kl", "kl", "dpo", ids, [rng.gauss(2.1, 2.5) for _ in ids], better="lower", versus="sft", headline=True),
     ]
@@ -84,7 +101,7 @@ def report() -> Report:
         samples_note="1 of 200 held-out prompts, drawn by seed 0 and not picked; answers are greedy.",
         timings=[
             Timing("sft", 212.0, 200, 310000, 1650.0, 3 << 30, "start 14 s, load 9 s, train 180 s, export 9 s"),
-            Timing("evaluate: base, 200 answers (greedy)", 31.0, None, 12000, 390.0),
+            Timing("evaluate: base on demo, 200 answers (greedy)", 31.0, None, 12000, 390.0),
             Timing("evaluate: all, start to end", 140.0),
         ],
         commands=["python jobs/sft.py --config configs/sft.yaml", "python jobs/eval.py --config configs/eval.yaml"],

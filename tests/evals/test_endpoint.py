@@ -60,7 +60,7 @@ def test_no_answer_at_all_is_counted_and_then_the_end(api, panel, monkeypatch):
     some = panel(api(lambda p: (503, {}) if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0] and some.endpoint.spent()["failed"] == 2
-    gone = panel(api(lambda p: (503, {})).judge())
+    gone = panel(replace(api(lambda p: (503, {})).judge(), model="another"))  # of this one no reply is kept
     with pytest.raises(Unreachable, match=r"8 questions in a row got no answer.*HTTP 503"):
         gone.compare(pairs * 3)
 
@@ -98,6 +98,8 @@ def test_a_refused_key_stops_at_once(api, panel):
         ({"url": "localhost:8000"}, r"judge.url: 'localhost:8000' is no http"),
         ({"url": "https://u:p@x.org/v1"}, r"judge.url: holds a secret"),
         ({"model": ""}, r"judge.model: say which"),
+        ({"model": "some/where/sft"}, r"runs.sft: the report calls the judge sft too"),
+        ({"model": "runs/reward"}, r"judge.model: reward is what a reward run"),
         ({"url": "https://api.example.com/v1", "key_env": "NO_SUCH_KEY"}, r"judge.key_env: .*NO_SUCH_KEY"),
         ({"at_once": 0}, r"judge.at_once: must be above 0"),
         ({"prompts": "nowhere.jsonl"}, r"judge.prompts: there is no file"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.evals import tasks
+from lib.evals import harness, tasks
 from lib.evals.evaluate import evaluate
 from lib.evals.gate import Rule
 from lib.evals.harness_tasks import LmEval
@@ -145,6 +145,11 @@ def test_each_documents_scores_are_lm_evals_own(job, files, tiny_model, starting
                 assert m.n == 12
     assert len(ours) == 2 * (2 + 1 + 2 + 2 + 1) + 2 and ("toy_answer", "cut_off", "plain") in ours
     assert ours["toy_whole", "bits_per_byte", "plain"].better == "lower"
+    chances = {k[:2]: m.chance for k, m in ours.items()}
+    assert chances.pop(("toy_choice", "acc")) == chances.pop(("toy_choice", "acc_norm")) == pytest.approx(1 / 3)
+    assert set(chances.values()) == {None}  # nobody can guess a word
+    worked = [t.what for t in report.timings if t.what.startswith("evaluate: plain")]
+    assert len(set(worked)) == len(worked) == 5 and "evaluate: plain on toy_choice, 36 log-probabilities" in worked
     assert ours["toy_choice", "acc_norm", "plain"].headline and not ours["toy_choice", "acc", "plain"].headline
 
 
@@ -202,3 +207,15 @@ def test_functions_of_a_users_task_file_run_where_that_is_allowed(job, files, lo
     evaluate(allowed, say=lambda line: None)
     rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]
     assert [r["asked"][:10] for r in rows] == ["about the "] * 2
+
+
+def test_chance_is_one_in_as_many_choices_as_each_document_has():
+    """Documents of 2 and 4 choices, and one of 4 with two right answers; once per filter; a probability has none."""
+    from types import SimpleNamespace
+
+    task = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_choice=lambda doc: doc)
+    samples = [{"doc_id": i, "doc": ["x"] * n, "target": t} for i, (n, t) in enumerate([(2, 0), (4, 3), (4, [0, 2])])]
+    assert harness._chance(task, "acc_norm", samples * 2) == pytest.approx((1 / 2 + 1 / 4 + 2 / 4) / 3)
+    assert harness._chance(task, "brier_score", samples) is None
+    task.OUTPUT_TYPE = "generate_until"
+    assert harness._chance(task, "exact_match", samples) is None

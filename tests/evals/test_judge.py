@@ -39,8 +39,9 @@ def test_nonsense(api, panel):
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0]
     assert sum(next(s for s in some.honesty() if s.metric == "readable").tops) == 3
-    with pytest.raises(Unreadable, match=r"8 of 8 verdicts of referee can't be read.*\[\[A\]\].*I like turtles"):
-        panel(api(lambda p: "I like turtles").judge()).compare(pairs)
+    mad = replace(api(lambda p: "I like turtles").judge(), model="turtle")  # another model, of which no reply is kept
+    with pytest.raises(Unreadable, match=r"8 of 8 verdicts of turtle can't be read.*\[\[A\]\].*I like turtles"):
+        panel(mad).compare(pairs)
 
 
 @pytest.mark.parametrize(

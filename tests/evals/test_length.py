@@ -14,8 +14,8 @@ def test_answers_that_were_cut_off_are_counted_and_warned_of():
     many = length.scores("demo", "dpo", ["a", "b", "c"], answers[1:4], decoding="t=1")
     metrics = [summary.metric(s, 0) for s in (few, many)]
     assert length.warnings(metrics) == [
-        "6% of sft's 32 answers to demo were cut off at their longest: scores may be too low for that reason. Raise max_new_tokens.",
-        "33% of dpo's 3 answers to demo (t=1) were cut off at their longest: scores may be too low for that reason. Raise max_new_tokens.",
+        "6.3% of sft's 32 answers to demo were cut off at their longest: scores may be too low for that reason. Raise max_new_tokens.",
+        "33.3% of dpo's 3 answers to demo (t=1) were cut off at their longest: scores may be too low for that reason. Raise max_new_tokens.",
     ]
     assert length.warnings([summary.metric(length.scores("demo", "sft", ["a"], answers[-1:]), 0)]) == []
     assert summary.comparisons([few, length.scores("demo", "dpo", few.ids, answers, decoding="greedy")], 0) == []

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lib.evals import diversity, panels, plots, statistics
+from lib.evals import diversity, panels, plots, render, statistics
 from lib.evals.report import Metric
 from tests.evals import handwritten
 
@@ -30,6 +30,32 @@ def test_heat_map_is_the_value_of_a_proportion_and_the_place_of_a_number(report)
     first, second = panels.heat_map(report)
     assert {run: s for run, (_, s) in first["cells"].items()} == {"base": 0.1, "sft": 0.6}
     assert {run: s for run, (_, s) in second["cells"].items()} == {"base": 0.0, "sft": 0.8, "dpo": 1.0}
+
+
+def test_at_a_glance_has_no_row_or_column_without_a_number(report):
+    """The first row is of two runs, another of the reward run and a judge, which have no other score."""
+    report.metrics = [metric("a", r, v, headline=True) for r, v in (("base", 0.1), ("sft", 0.6))]
+    report.metrics += [metric("b", r, v, headline=True) for r, v in (("sft", 0.1), ("dpo", 0.6))]
+    report.metrics += [
+        metric("preference_accuracy", r, 0.7, "preference_accuracy", headline=True) for r in ("reward", "referee")
+    ]
+    assert [list(row["cells"]) for row in panels.heat_map(report)] == [["base", "sft"], ["sft", "dpo"]]
+    page = render.html(report)
+    table = page[page.index('<table class="heat') : page.index("The deeper, the better")]
+    assert table.count("<th>") == 1 + 3 and [r.count("--s:") for r in table.split("<tr>")[2:]] == [2, 2]
+
+
+def test_win_rates_of_two_tasks_have_titles_of_their_own(report):
+    shared = {
+        "metric": "win_rate",
+        "decoding": "",
+        "headline": True,
+        "versus": "sft",
+        "judge": "referee",
+        "chance": 0.5,
+    }
+    report.metrics = [metric(task, "dpo", 0.5, **shared) for task in ("win_rate", "mt_bench")]
+    assert [p["title"] for p in panels.scores(report)] == ["dpo wins over sft", "mt_bench: dpo wins over sft"]
 
 
 def test_frontiers_need_two_points_and_know_the_price(report):

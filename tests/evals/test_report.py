@@ -8,7 +8,8 @@ import pytest
 from jsonschema import validate
 
 from lib.evals import panels, render
-from lib.evals.report import Report, flatten, schema
+from lib.evals.report import Report, Verdict, flatten, schema
+from lib.evals.task import Scores
 from lib.run import Run
 from tests.evals import handwritten
 
@@ -103,7 +104,7 @@ def test_the_best_of_a_row_is_marked(report):
 def test_markdown(report):
     text = render.markdown(report)
     assert "| | base | sft | reward | dpo | n |" in text
-    assert re.search(r"- ✔ \*\*sft is above base on demo, exact\*\*: \d+% \[\d–\d+\] → \d+%", text)
+    assert re.search(r"- ✔ \*\*sft is above base on demo, exact\*\*: [\d.]+% \[\d–\d+\] → [\d.]+%", text)
     assert handwritten.LINE in text and "python jobs/eval.py --config configs/eval.yaml" in text
 
 
@@ -133,3 +134,37 @@ def test_write_puts_everything_in_reports(report, tmp_path):
 
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_badges_say_worse_only_of_a_run_that_is_worse():
+    of = lambda holds, compares: render.badge(Verdict("", holds, "", "", 9, compares))  # noqa: E731
+    assert [of(True, True), of(False, True), of(None, True)] == ["better", "worse", "can’t tell"]
+    assert [of(True, False), of(False, False)] == ["holds", "missed"]
+
+
+def test_a_floor_or_ceiling_that_is_missed_is_not_worse():
+    from lib.evals import summary
+
+    ids = [f"{i}" for i in range(200)]
+    scores = [
+        Scores("preference_accuracy", "preference_accuracy", "reward", ids, [1.0, 0.0] * 100, kind="proportion"),
+        Scores("kl", "kl", "dpo", ids, [9.0, 8.0] * 100, better="lower", versus="sft"),
+        Scores("win_rate", "win_rate", "dpo", ids, [0.0] * 200, kind="proportion", versus="sft", judge="rule"),
+    ]
+    found = summary.verdicts(["sft", "dpo"], [summary.metric(s, 0) for s in scores], [], 0.65, 5.0)
+    assert [render.badge(v) for v in found] == ["missed", "missed", "worse"]
+
+
+def test_chance_stands_beside_scores(report, page):
+    rows = {r["label"]: r["chance"] for r in render.table(report)}
+    assert rows["win rate over sft, judge: rule"] == "chance 50%" and rows["perplexity"] == ""
+    assert '<span class="ends">chance 50%</span>' in page and "dashed: chance, 50%" in page
+    assert "(chance 50%)" in render.markdown(report)
+
+
+def test_a_judge_is_not_called_a_reward_model(report):
+    judged = Report.from_json(report.to_json())
+    judged.metrics = [m for m in judged.metrics if m.metric == "preference_accuracy"]
+    judged.metrics[0].run = "referee"
+    (row,) = render.table(judged)
+    assert row["label"] == "preference pairs right"

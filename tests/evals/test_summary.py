@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lib.evals import summary
+from lib.evals import formatting, summary
 from lib.evals.report import Metric
 from lib.evals.task import Scores
 
@@ -134,7 +134,30 @@ def test_lower_perplexity_is_better():
 
 def test_shown_numbers():
     m = Metric("t", "m", "r", 0.714, 0.65, 0.772, 200, "Wilson", kind="proportion")
-    assert summary.show(m) == "71% [65–77]"
-    assert summary.show(Metric("t", "m", "r", 4.2137, 4.02, 4.4, 200, "bootstrap")) == "4.21 [4.02–4.4]"
-    assert summary.show(Metric("t", "m", "r", 1.0, None, None, 20, "bootstrap")) == "1"
-    assert [summary.number(x) for x in (0, 0.00042, 12345.6, 0.5)] == ["0", "4.2e-04", "12,346", "0.5"]
+    assert formatting.show(m) == "71.4% [65–77]"
+    assert formatting.show(Metric("t", "m", "r", 4.2137, 4.02, 4.4, 200, "bootstrap")) == "4.21 [4.02–4.4]"
+    assert formatting.show(Metric("t", "m", "r", 1.0, None, None, 20, "bootstrap")) == "1"
+    assert [formatting.number(x) for x in (0, 0.00042, 12345.6, 0.5)] == ["0", "4.2e-04", "12,346", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "shown"),
+    [(17, 40, "42.5% [29–58]"), (1, 8, "12.5% [2–47]"), (57, 200, "28.5% [23–35]"), (3, 3, "100% [44–100]")],
+)
+def test_a_half_percent_is_shown(right, n, shown):
+    """17 of 40 are 42.5%; the interval is as wide as it is, so its ends stay whole."""
+    s = Scores("t", "m", "r", IDS[:n], [1.0] * right + [0.0] * (n - right), kind="proportion")
+    assert formatting.show(summary.metric(s, 0)) == shown
+
+
+def test_of_a_narrow_interval_the_ends_have_a_decimal():
+    m = Metric("t", "m", "r", 0.42449, 0.41749, 0.43151, 20_000, "Wilson", kind="proportion")
+    assert formatting.show(m) == "42.4% [41.7–43.2]"
+
+
+def test_durations():
+    """Short ones differ; 119.6 s are two minutes, not one and sixty seconds."""
+    assert [formatting.duration(s) for s in (0.043, 0.3, 3.14, 42.2, 99.9, 119.6, 185)] == [
+        "0.04 s", "0.3 s", "3.1 s", "42 s", "1 min 40 s", "2 min 00 s", "3 min 05 s",
+    ]  # fmt: skip
+    assert formatting.duration(0) == "0 s"
