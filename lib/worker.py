@@ -77,10 +77,8 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
     args = getattr(importlib.import_module(module), name)(
         **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
     )
-    args.keep_checkpoints, args.save_total_limit = (
-        args.save_total_limit,
-        None,
-    )  # lib/checkpoint.py deletes, knowing what's whole
+    # lib/checkpoint.py deletes, knowing what's whole.
+    args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
     return args, precision
 
 

@@ -1,18 +1,11 @@
 """A model behind an OpenAI-compatible API, asked many things at once: retried, cached by content, and counted.
 
-What was answered once is kept in <run>/verdicts/, one file per question, so an evaluation that goes on pays for nothing
-twice, and a finished one can be run again with no endpoint there. A file is named by the question and the model: its name,
-and its weights where the name is a folder or run on this disk. The address doesn't count, so the same model on another
-port finds its replies; each file holds the address that it came from, and the report says where one came from another.
-A question that the API refuses (HTTP 400, 413, 422: too long, a content filter) or doesn't answer is kept as such; it is
-asked again whenever the endpoint is there, since a server may have been given a longer window.
-
-The API key comes from the environment and goes into one header; it is written nowhere.
+What was answered once is kept in the run (lib/evals/replies.py). The API key comes from the environment and goes into one
+header; it is written nowhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -22,6 +15,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+from lib.evals.replies import Replies, Reply
 from lib.run import Run
 
 TRIES = 4
@@ -58,21 +52,6 @@ class Judge:
         return self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
-@dataclass(frozen=True)
-class Reply:
-    text: str | None
-    """None where none came."""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cached: bool = False
-    seconds: float = 0.0
-    error: str = ""
-    refused: bool = False
-    """Answered, but with HTTP 400, 413 or 422: the API doesn't take this question."""
-    url: str = ""
-    """The address that answered."""
-
-
 class Unreachable(RuntimeError):
     """The endpoint can't be used at all: nothing listens, the key or the model is wrong."""
 
@@ -106,10 +85,8 @@ class Endpoint:
     def __init__(self, judge: Judge, run: Run):
         import httpx
 
-        self.judge, self.run, self.lock, self.silent = judge, run, threading.Lock(), 0
-        self.model = _identity(judge.model)
-        there = run.files("verdicts") if run.fs.exists(run.at("verdicts")) else []
-        self.kept = {name for name in there if name.startswith(_mark(self.model))}
+        self.judge, self.lock, self.silent = judge, threading.Lock(), 0
+        self.kept = Replies(run, judge.model)
         self.absent: Unreachable | None = None
         self.pool = ThreadPoolExecutor(judge.at_once)
         self.asked: dict[str, Future] = {}
@@ -219,8 +196,7 @@ class Endpoint:
     def _one(self, messages: list[dict]) -> Reply:
         j = self.judge
         body = {"model": j.model, "messages": messages, "temperature": 0, "max_tokens": j.max_tokens}
-        name = f"{_mark(self.model)}{_hash(body)}.json"
-        kept = self._kept(name)
+        kept = self.kept.get(body)
         if kept and (kept.text is not None or self.absent):
             with self.lock:
                 self.silent = 0  # as when it was asked: what failed among answers then fails among them again
@@ -236,18 +212,8 @@ class Endpoint:
                 raise Unreachable(f"judge: {IN_A_ROW} questions in a row got no answer. The last: {reply.error}")
         if kept and not answered:
             return kept
-        fields = ("text", "tokens_in", "tokens_out", "refused", "error", "url")
-        self.run.write_text(f"verdicts/{name}", json.dumps({k: getattr(reply, k) for k in fields}))
-        self.kept.add(name)
+        self.kept.put(body, reply)
         return reply
-
-    def _kept(self, name: str) -> Reply | None:
-        if name not in self.kept:
-            return None
-        try:
-            return replace(Reply(**json.loads(self.run.read_text(f"verdicts/{name}"))), cached=True)
-        except (ValueError, TypeError):  # a damaged file; it is asked again
-            return None
 
     def _post(self, body: dict) -> Reply:
         """Tries again after a time-out, 429 and 5xx, waiting as Retry-After says or longer each time."""
@@ -293,19 +259,3 @@ class Endpoint:
             return retry(once)
         except RetryError as e:
             return Reply(None, error=e.last_attempt.result()[0])
-
-
-def _identity(model: str) -> str:
-    """The model's name, and the identity of its weights where the name is a folder or run on this disk."""
-    from lib import models
-
-    return f"{model} {models.locate_for('judge.model', model)[1]}" if os.path.isdir(model) else model
-
-
-def _hash(asked) -> str:
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
-
-
-def _mark(model: str) -> str:
-    """What names of a model's files begin with."""
-    return f"{_hash(model)[:8]}-"
