@@ -69,6 +69,7 @@ class Ledger:
         self._clear()
         self._written: dict[str, float] = {}
         """When this process last wrote a poll of a market."""
+        self._unpriced: set[str] = set()
         self._journal = Journal(self.path)
         self._copies: Copies | None = None
         self.refresh()
@@ -161,8 +162,8 @@ class Ledger:
 
         whole: False where these are only some, and it isn't the cluster's head that asked.
         """
-        mine = {r.id: r for r in rentals if cluster_of(r.label) == self.cluster}
         with self._locked():
+            mine = {r.id: self._priced(r) for r in rentals if cluster_of(r.label) == self.cluster}
             new = []
             for r in mine.values():
                 e = self._find(r)
@@ -250,6 +251,24 @@ class Ledger:
         self._by_nonce: dict[str, Entry] = {}
         self._polled: dict[str, float] = {}
         self._notes: dict[str, dict[str, list[dict]]] = {}
+
+    def _priced(self, r: Rental) -> Rental:
+        """With the price that it had, or was rented for, where the market says none; for one that nobody here rented that is
+        nothing, and the log says so."""
+        if r.usd_per_hour is not None:
+            return r
+        e = self._find(r)
+        known = (
+            e.rental.usd_per_hour
+            if e and e.rental
+            else max(0.0, e.offered_usd_per_hour - r.disk_usd_per_hour)
+            if e
+            else 0.0
+        )
+        if not known and r.id not in self._unpriced:
+            self._unpriced.add(r.id)
+            log.warning("%s doesn't say what %s costs, and it isn't known here: it counts as free.", r.market, r.id)
+        return replace(r, usd_per_hour=known)
 
     def _find(self, r: Rental) -> Entry | None:
         nonce = re.search(r";n=([0-9a-f]{12})", r.label)

@@ -106,8 +106,8 @@ class Rental:
     why: str
     """The market's own words for the state."""
     spot: bool
-    usd_per_hour: float
-    """While it runs, without its disk."""
+    usd_per_hour: float | None
+    """While it runs, without its disk. None: the market doesn't say; the ledger then goes on with what it was rented for."""
     disk_usd_per_hour: float
     """As long as it exists."""
     created: float

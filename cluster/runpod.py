@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import time
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel
@@ -51,6 +52,8 @@ class RunPod(Market):
     def __init__(self, key: str, url: str | None = None, pace: float = 1.0):
         """pace: nothing to do here; RunPod says Retry-After where it was asked too often."""
         self.client = Client(self.name, url or URL, key)
+        self._first: dict[str, float] = {}
+        """When each pod was first listed: for one that doesn't say when it began."""
 
     def offers(self, want: Want) -> list[Offer]:
         """One request for spot; on demand one for each cloud. There is no spot without GPU, and only GPUs on demand
@@ -101,7 +104,7 @@ class RunPod(Market):
 
     def list(self) -> list[Rental]:
         pods = self.client.call("list", "GET", "/v2/pods", replies.Pods).pods
-        return [_rental(p) for p in pods if p.status != "TERMINATED"]
+        return [_rental(p, self._first.setdefault(p.id, time.time())) for p in pods if p.status != "TERMINATED"]
 
     def destroy(self, id: str) -> None:
         self.client.call("destroy", "DELETE", f"/v2/pods/{id}", replies.Done, gone=True)
@@ -239,25 +242,23 @@ def _compute(kind: str, offer: Offer) -> dict:
     return {"gpu": {"id": kind, "count": offer.count, **({"minCudaVersion": str(offer.cuda)} if offer.cuda else {})}}
 
 
-def _rental(pod: replies.Pod) -> Rental:
-    states = {
-        "PROVISIONING": "starting",
-        "STARTING": "starting",
-        "RUNNING": "running",
-        "EXITED": "lost",
-        "ERROR": "lost",
-    }
+STATES = {"PROVISIONING": "starting", "STARTING": "starting", "RUNNING": "running", "EXITED": "lost", "ERROR": "lost"}
+"""Another status counts as running: Ray's own health check knows better whether the node lives."""
+
+
+def _rental(pod: replies.Pod, first: float) -> Rental:
     bid = pod.env.get(BID)
+    cost = pod.cost or (float(bid) if bid else pod.cost)
     return Rental(
         market=RunPod.name,
         id=pod.id,
         label=pod.name,
-        state=states[pod.status],
-        why=pod.status,
+        state=STATES.get(pod.status, "running"),
+        why=pod.status or "no status",
         spot=bid is not None,
-        usd_per_hour=pod.cost or float(bid or 0),
-        disk_usd_per_hour=0.0 if pod.status == "EXITED" else DISK_USD_PER_GB_HOUR * pod.disk,
-        created=pod.createdAt.timestamp(),
+        usd_per_hour=None if pod.disk is None else cost,
+        disk_usd_per_hour=0.0 if pod.status == "EXITED" else DISK_USD_PER_GB_HOUR * (pod.disk or 0),
+        created=pod.createdAt.timestamp() if pod.createdAt else first,
         started=pod.startedAt and pod.startedAt.timestamp(),
         gpu=pod.gpu.id if pod.gpu else "",
         count=pod.gpu.count if pod.gpu else 0,

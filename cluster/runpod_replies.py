@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_validator, model_validator
 
+from cluster import rows
 from cluster.market import LABEL
 
 Data = TypeVar("Data", bound=BaseModel)
@@ -43,6 +44,11 @@ class GpuType(BaseModel):
 class GpuTypes(BaseModel):
     gpus: list[GpuType]
 
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def readable(cls, found: list) -> list:
+        return rows.readable(GpuType, found, "runpod, offers")
+
 
 class Cores(BaseModel):
     min: int
@@ -64,6 +70,11 @@ class CpuType(BaseModel):
 class CpuTypes(BaseModel):
     cpus: list[CpuType]
 
+    @field_validator("cpus", mode="before")
+    @classmethod
+    def readable(cls, found: list) -> list:
+        return rows.readable(CpuType, found, "runpod, offers without GPU")
+
 
 class Lowest(BaseModel):
     minimumBidPrice: float | None
@@ -80,6 +91,11 @@ class SpotType(BaseModel):
 
 class SpotTypes(BaseModel):
     gpuTypes: list[SpotType]
+
+    @field_validator("gpuTypes", mode="before")
+    @classmethod
+    def readable(cls, found: list) -> list:
+        return rows.readable(SpotType, found, "runpod, spot offers")
 
 
 class Id(BaseModel):
@@ -119,17 +135,24 @@ class Network(BaseModel):
 
 
 class Pod(BaseModel):
+    """Only what a pod of ours is known and ended by is needed; null is as if it weren't there."""
+
     id: str
     name: str
-    status: Literal["PROVISIONING", "STARTING", "RUNNING", "EXITED", "ERROR", "TERMINATED"]
-    cost: float
-    disk: int
-    env: dict[str, str]
-    createdAt: datetime
-    startedAt: datetime | None
-    ssh: Ssh
-    globalNetworking: Network
+    status: str = ""
+    cost: float | None = None
+    disk: int | None = None
+    env: dict[str, str] = {}
+    createdAt: datetime | None = None
+    startedAt: datetime | None = None
+    ssh: Ssh = Ssh(direct=None)
+    globalNetworking: Network = Network(enabled=False)
     gpu: Gpu | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_absent(cls, row: object) -> object:
+        return {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else row
 
 
 class Pods(BaseModel):
@@ -137,9 +160,10 @@ class Pods(BaseModel):
 
     @field_validator("pods", mode="before")
     @classmethod
-    def ours(cls, rows: list) -> list:
+    def ours(cls, found: list) -> list:
         """Nothing that an account's other pods hold can keep us from seeing, and ending, our own."""
-        return [row for row in rows if "name" not in row or str(row["name"]).startswith(LABEL)]
+        own = [row for row in found if isinstance(row, dict) and str(row.get("name")).startswith(LABEL)]
+        return rows.ours(Pod, own, "runpod, list")
 
 
 class Done(BaseModel):

@@ -116,8 +116,8 @@ def show(by_cluster: dict[str, list[Rental]], verdicts: dict[str, tuple[str, str
 
 
 def rate(r: Rental) -> float:
-    """Dollars per hour that it costs now."""
-    return r.disk_usd_per_hour + (r.usd_per_hour if r.state != "lost" else 0.0)
+    """Dollars per hour that it costs now, as far as the market says."""
+    return r.disk_usd_per_hour + ((r.usd_per_hour or 0.0) if r.state != "lost" else 0.0)
 
 
 def _agreed(question: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from cluster import gpus
+from cluster import gpus, rows
 from cluster.client import Client
 from cluster.market import LABEL, Market, Offer, Order, Rental, Want
 
@@ -74,6 +74,11 @@ class _Ask(_Reply):
 class _Asks(_Reply):
     offers: list[_Ask]
 
+    @field_validator("offers", mode="before")
+    @classmethod
+    def readable(cls, found: list) -> list:
+        return rows.readable(_Ask, found, "vast, offers")
+
 
 class _Created(_Reply):
     new_contract: str
@@ -85,21 +90,21 @@ class _Port(_Reply):
 
 class _Instance(_Reply):
     id: str
-    label: str | None
-    actual_status: str | None
-    intended_status: str | None
+    label: str
+    actual_status: str | None = None
+    intended_status: str | None = None
     cur_state: str | None = None
     status_msg: str | None = None
-    is_bid: bool
-    dph_total: float
+    is_bid: bool = False
+    dph_total: float | None = None
     storage_cost: float = 0.0
     storage_total_cost: float | None = None
     disk_space: float = 0.0
-    start_date: float | None
+    start_date: float | None = None
     uptime_mins: float | None = None
-    machine_id: str
-    gpu_name: str | None
-    num_gpus: int
+    machine_id: str = ""
+    gpu_name: str | None = None
+    num_gpus: int = 0
     public_ipaddr: str | None = None
     local_ipaddrs: str | None = None
     ports: dict[str, list[_Port] | None] | list[int] | None = None
@@ -111,9 +116,10 @@ class _Instances(_Reply):
 
     @field_validator("instances", mode="before")
     @classmethod
-    def ours(cls, rows: list) -> list:
+    def ours(cls, found: list) -> list:
         """Nothing that an account's other instances hold can keep us from seeing, and ending, our own."""
-        return [row for row in rows if "label" not in row or str(row["label"]).startswith(LABEL)]
+        own = [row for row in found if isinstance(row, dict) and str(row.get("label")).startswith(LABEL)]
+        return rows.ours(_Instance, own, "vast, list")
 
 
 class _Done(_Reply):
@@ -264,11 +270,11 @@ def _rental(i: _Instance, created: float, started: float | None) -> Rental:
     return Rental(
         market=Vast.name,
         id=i.id,
-        label=i.label or "",
+        label=i.label,
         state=_state(i),
         why=f"{why}, {' '.join(i.status_msg.split())[:200]}" if i.status_msg else why,
         spot=i.is_bid,
-        usd_per_hour=i.dph_total - disk,
+        usd_per_hour=None if i.dph_total is None else i.dph_total - disk,
         disk_usd_per_hour=disk,
         created=created,
         started=started,

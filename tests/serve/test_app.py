@@ -110,8 +110,8 @@ def test_a_port_that_is_taken(runs, url):
 def test_a_client_that_goes_away(url):
     gone, asked = 0, {"model": "sft", "messages": HELLO, "max_tokens": 500}
     while gone < 8:  # more than are answered and wait: places become free only as the server sees that clients left
-        try:
-            assert httpx.post(f"{url}/chat/completions", json=asked, timeout=0.05).status_code == 429
+        try:  # 200: the answer happened to be short
+            assert httpx.post(f"{url}/chat/completions", json=asked, timeout=0.05).status_code in (200, 429)
         except httpx.ReadTimeout:
             gone += 1
     assert ask(url, retries=20) == 200

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,14 +17,15 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-IMPORTED = ("HF_", "TRANSFORMERS_", "HOME", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "TORCH", "PYTHONHASHSEED")
-"""Beginnings of the names of variables that libraries read when they are imported."""
-LATER = ("HF_HUB_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-"""Among them, what the fork sets, or what only says how much is printed."""
+IMPORTED = (
+    "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_", "HOME", "OMP_", "MKL_", "ONEDNN_",
+    "ATEN_", "PYTHONHASHSEED",
+)  # fmt: skip
+"""Beginnings of the names of variables that libraries read when they are imported, and tests set. HF_HUB_OFFLINE is set in the fork."""
 
 
 def signature(env: dict[str, str]) -> dict[str, str]:
-    return {k: v for k, v in env.items() if k.startswith(IMPORTED) and k not in LATER}
+    return {k: v for k, v in env.items() if k.startswith(IMPORTED)}
 
 
 @cache
@@ -46,7 +46,6 @@ def start(env: Mapping[str, str]) -> str:
     def end() -> None:
         server.terminate()
         server.wait()
-        shutil.rmtree(folder)
 
     atexit.register(end)
     return str(program)

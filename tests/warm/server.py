@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -55,20 +56,22 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
     events.register(listener, selectors.EVENT_READ)
     children: dict[socket.socket, int] = {}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ended = False
+    ended, parent = False, os.getppid()
 
     def end(*_) -> None:
         nonlocal ended
         ended = True
 
     signal.signal(signal.SIGTERM, end)
-    while not ended:
+    while not ended and os.getppid() == parent:  # else whoever started it is gone
         for key, _ in events.select(timeout=1):
             if key.fileobj is listener:
                 client = listener.accept()[0]
                 head, fds, _, _ = socket.recv_fds(client, 8, 3)
-                asked = json.loads(_exactly(client, int.from_bytes(head, "big")))
-                if signature(asked["env"]) != known:
+                asked = _asked(client, int.from_bytes(head, "big"))
+                if asked is None:  # it was killed
+                    client.close()
+                elif signature(asked["env"]) != known:
                     client.sendall(json.dumps({"python": sys.executable}).encode() + b"\n")
                     client.close()
                 elif child := os.fork():
@@ -85,13 +88,15 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                     return asked
                 for fd in fds:
                     os.close(fd)
-            elif key.data is None:  # a client
+            elif (
+                key.data is None and key.fileobj in children
+            ):  # a client, whose program hasn't ended in this very round
                 told = key.fileobj.recv(64)
                 for number in told or [signal.SIGKILL]:
                     os.kill(children[key.fileobj], number)
                 if not told:
                     events.unregister(key.fileobj)
-            else:  # a child ended
+            elif key.data in children:  # its child ended
                 client, status = key.data, os.waitpid(children[key.data], 0)[1]
                 code = os.waitstatus_to_exitcode(status)
                 with contextlib.suppress(OSError, KeyError):
@@ -103,14 +108,18 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                 client.close()
     for child in children.values():
         os.kill(child, signal.SIGKILL)
+    shutil.rmtree(folder)
     return None
 
 
-def _exactly(client: socket.socket, n: int) -> bytes:
+def _asked(client: socket.socket, size: int) -> dict | None:
+    """The request that a client sends; None where it ends before."""
     got = b""
-    while len(got) < n:
-        got += client.recv(n - len(got))
-    return got
+    while len(got) < size:
+        if not (more := client.recv(size - len(got))):
+            return None
+        got += more
+    return json.loads(got) if got else None
 
 
 def become(asked: dict, program: str) -> None:

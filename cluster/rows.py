@@ -1,0 +1,67 @@
+"""The rows of a market's reply, read one by one: an odd one must not hide the others, and one of ours must stay endable."""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+log = logging.getLogger(__name__)
+Row = TypeVar("Row", bound=BaseModel)
+_told: set[str] = set()
+
+
+def readable(model: type[Row], rows: list, what: str) -> list[Row]:
+    """Strangers' rows as `model`. Those that can't be read are left out, and the log says how many and why.
+
+    what: of what they are rows, for the log. Raises ValueError where none of them can be read: then the API has changed, and
+    an empty list would say that the market has nothing.
+    """
+    good, odd = [], []
+    for row in rows:
+        try:
+            good.append(model.model_validate(row))
+        except ValidationError as e:
+            odd.append((row, e))
+    if odd:
+        why = f"{_named(odd[0][0])}: {_first(odd[0][1])}"
+        if not good:
+            raise ValueError(f"none of {len(rows)} rows can be read; the first, {why}")
+        _tell(f"{what}: {len(odd)} of {len(rows)} rows left out, since they can't be read. The first is {why}")
+    return good
+
+
+def ours(model: type[Row], rows: list, what: str) -> list[Row]:
+    """Our own rows as `model`: a field that can't be read counts as absent, and the log says so. Left out are only rows without
+    what the model can't do without, since nothing could be done with them."""
+    found = []
+    for row in rows:
+        try:
+            found.append(model.model_validate(row))
+        except ValidationError as e:
+            odd = {str(each["loc"][0]) for each in e.errors() if each["loc"]}
+            rest = {k: v for k, v in row.items() if k not in odd} if isinstance(row, dict) else row
+            said = f"{what}: {_named(row)} can't be read in full ({_first(e)})"
+            try:
+                found.append(model.model_validate(rest))
+                _tell(f"{said}; what can't be read counts as absent")
+            except ValidationError:
+                _tell(f"{said}, and is left out")
+    return found
+
+
+def _named(row) -> str:
+    return f"row {row['id']}" if isinstance(row, dict) and row.get("id") is not None else f"a row {str(row)[:60]!r}"
+
+
+def _first(e: ValidationError) -> str:
+    first = e.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the row'}: {first['msg']}"
+
+
+def _tell(text: str) -> None:
+    """Once: lists are asked for every few seconds."""
+    if text not in _told:
+        _told.add(text)
+        log.warning(text)
