@@ -107,7 +107,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)
     if template and not Path(template).is_file():
         problems.append(f"model.chat_template: there is no file {template}.")
-    seen = sample.Sample()
+    seen = sample.Sample(base)
     checked = attempt(data.check, job.data, rows, True, seen.keep)
     gpu = attempt(_device, job)
     problems += limits.problems(job, bool(gpu)) + (limits.heldout(job, checked) if checked else [])

@@ -36,7 +36,9 @@ def answer(asked: dict) -> dict:
 
 if __name__ == "__main__":
     sys.modules["torch"] = None  # not found, says importlib; transformers then does without
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - they take longest, and the driver reads the rows meanwhile
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # it warns of long rows, which are counted
-    print(json.dumps(answer(json.load(sys.stdin))))
+    if request := sys.stdin.read():
+        print(json.dumps(answer(json.loads(request))))

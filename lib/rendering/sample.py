@@ -24,9 +24,11 @@ PATIENCE = 30
 
 
 class Sample:
-    """Rows spread evenly over all that are read, at most ROWS of them."""
+    """Rows spread evenly over all that are read, at most ROWS of them; the process that will render them imports meanwhile."""
 
-    def __init__(self):
+    def __init__(self, base: str | None = None):
+        """base: of the job, located."""
+        self.process = _start() if base and not _absent(base) and "transformers" not in sys.modules else None
         self.rows: list[tuple[str, str, dict]] = []  # (side, place, row)
         self.kind, self.read, self.every, self.size = "", 0, 1, 0
 
@@ -100,7 +102,8 @@ def look(
                 "kind": sample.kind,
                 "rows": sample.rows,
                 "show": show,
-            }
+            },
+            sample.process,
         )
     except _NotAtHand as why:
         return None, [], [f"how the model will see the rows is checked when the workers start: {why}"]
@@ -116,25 +119,37 @@ class _NotAtHand(Exception):
     """Why this machine can't render."""
 
 
-def _rendered(request: dict) -> dict:
-    """The reply of lib/rendering/__main__.py: a process of its own, or this one where it has transformers already."""
-    base = request["model"]["base"]
+def _absent(base: str) -> str | None:
+    """Why this machine can't render for it."""
     if base.startswith("s3://"):
-        raise _NotAtHand(f"{base} is not on this machine")
+        return f"{base} is not on this machine"
     if base.startswith("package:") and not packaged.unpacked(base.removeprefix("package:")):
-        raise _NotAtHand(f"{base} is not unpacked yet")
-    if "transformers" in sys.modules:
+        return f"{base} is not unpacked yet"
+    return None
+
+
+def _start() -> subprocess.Popen:
+    """lib/rendering/__main__.py, which ends by itself where it is asked nothing."""
+    command, root = [sys.executable, "-m", "lib.rendering"], Path(__file__).parents[2]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _rendered(request: dict, process: subprocess.Popen | None) -> dict:
+    """The reply of lib/rendering/__main__.py: of `process`, or of this one where it has transformers already."""
+    if why := _absent(request["model"]["base"]):
+        raise _NotAtHand(why)
+    if not process and "transformers" in sys.modules:
         from lib.rendering.__main__ import answer
 
         return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))  # as the process would read and write it
-    command, root = [sys.executable, "-m", "lib.rendering"], Path(__file__).parents[2]
+    process = process or _start()
     try:
-        done = subprocess.run(
-            command, input=json.dumps(request), cwd=root, capture_output=True, text=True, timeout=PATIENCE
-        )
+        out, err = process.communicate(json.dumps(request), timeout=PATIENCE)
     except subprocess.TimeoutExpired:
+        process.kill()
         raise _NotAtHand(f"the tokenizer was not loaded within {PATIENCE} s") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+    if process.returncode:
+        last = (err.strip().splitlines() or ["nothing was printed"])[-1]
         raise _NotAtHand(f"rendering failed here ({last})")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(out.splitlines()[-1])
