@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from cluster.market import LABEL
 
 log = logging.getLogger(__name__)
 Row = TypeVar("Row", bound=BaseModel)
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Of dollars, seconds, gigabytes."""
 _told: set[str] = set()
 
 
@@ -18,6 +22,7 @@ def readable(model: type[Row], rows: list, what: str) -> list[Row]:
     what: of what they are rows, for the log. Raises ValueError where none of them can be read: then the API has changed, and
     an empty list would say that the market has nothing.
     """
+    _listed(rows)
     good, odd = [], []
     for row in rows:
         try:
@@ -32,23 +37,32 @@ def readable(model: type[Row], rows: list, what: str) -> list[Row]:
     return good
 
 
-def ours(model: type[Row], rows: list, what: str) -> list[Row]:
-    """Our own rows as `model`: a field that can't be read counts as absent, and the log says so. Left out are only rows without
-    what the model can't do without, since nothing could be done with them."""
+def ours(model: type[Row], rows: list, key: str, what: str) -> list[Row]:
+    """Of all rows of an account those of ours, by the label in `key`, as `model`: a field that can't be read counts as absent,
+    and the log says so. What other rows hold is no matter.
+
+    Raises ValueError where it can't be told which are ours, or one has nothing by which it could be ended: a rental that is
+    left out counts as gone, though it costs.
+    """
+    _listed(rows)
+    if rows and not any(isinstance(row, dict) and key in row for row in rows):
+        raise ValueError(f"no row has a {key}")
     found = []
     for row in rows:
+        if not isinstance(row, dict) or (key in row and not str(row[key]).startswith(LABEL)):
+            continue
         try:
             found.append(model.model_validate(row))
         except ValidationError as e:
             odd = {str(each["loc"][0]) for each in e.errors() if each["loc"]}
-            rest = {k: v for k, v in row.items() if k not in odd} if isinstance(row, dict) else row
-            said = f"{what}: {_named(row)} can't be read in full ({_first(e)})"
-            try:
-                found.append(model.model_validate(rest))
-                _tell(f"{said}; what can't be read counts as absent")
-            except ValidationError:
-                _tell(f"{said}, and is left out")
+            found.append(model.model_validate({k: v for k, v in row.items() if k not in odd}))
+            _tell(f"{what}: {_named(row)} can't be read in full ({_first(e)}); what can't be read counts as absent")
     return found
+
+
+def _listed(rows) -> None:
+    if not isinstance(rows, list):
+        raise ValueError(f"must be a list, is {type(rows).__name__}")
 
 
 def _named(row) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -248,7 +249,7 @@ STATES = {"PROVISIONING": "starting", "STARTING": "starting", "RUNNING": "runnin
 
 def _rental(pod: replies.Pod, first: float) -> Rental:
     bid = pod.env.get(BID)
-    cost = pod.cost or (float(bid) if bid else pod.cost)
+    cost = pod.cost or (float(bid) if bid and re.fullmatch(r"[0-9.e-]+", bid) else pod.cost)
     return Rental(
         market=RunPod.name,
         id=pod.id,

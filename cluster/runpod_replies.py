@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, field_validator, model_validator
 
 from cluster import rows
-from cluster.market import LABEL
+from cluster.rows import Amount
 
 Data = TypeVar("Data", bound=BaseModel)
 Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
@@ -134,17 +134,20 @@ class Network(BaseModel):
     ip: str | None = None
 
 
+Moment = Annotated[datetime, AfterValidator(lambda at: at if at.year > 1970 else None)]
+
+
 class Pod(BaseModel):
     """Only what a pod of ours is known and ended by is needed; null is as if it weren't there."""
 
     id: str
     name: str
     status: str = ""
-    cost: float | None = None
+    cost: Amount | None = None
     disk: int | None = None
     env: dict[str, str] = {}
-    createdAt: datetime | None = None
-    startedAt: datetime | None = None
+    createdAt: Moment | None = None
+    startedAt: Moment | None = None
     ssh: Ssh = Ssh(direct=None)
     globalNetworking: Network = Network(enabled=False)
     gpu: Gpu | None = None
@@ -162,8 +165,7 @@ class Pods(BaseModel):
     @classmethod
     def ours(cls, found: list) -> list:
         """Nothing that an account's other pods hold can keep us from seeing, and ending, our own."""
-        own = [row for row in found if isinstance(row, dict) and str(row.get("name")).startswith(LABEL)]
-        return rows.ours(Pod, own, "runpod, list")
+        return rows.ours(Pod, found, "name", "runpod, list")
 
 
 class Done(BaseModel):

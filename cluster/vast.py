@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from cluster import gpus, rows
 from cluster.client import Client
-from cluster.market import LABEL, Market, Offer, Order, Rental, Want
+from cluster.market import Market, Offer, Order, Rental, Want
+from cluster.rows import Amount
 
 URL = "https://console.vast.ai"
 PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": (1, 3.15), "label": (1, 1.05)}
@@ -56,14 +57,14 @@ class _Ask(_Reply):
     machine_id: str
     gpu_name: str | None
     num_gpus: int
-    gpu_ram: float
-    min_bid: float
-    dph_total: float
-    storage_cost: float
-    storage_total_cost: float | None = None
-    inet_up_cost: float = 0.0
-    inet_down_cost: float = 0.0
-    reliability: float
+    gpu_ram: Amount
+    min_bid: Amount
+    dph_total: Amount
+    storage_cost: Amount
+    storage_total_cost: Amount | None = None
+    inet_up_cost: Amount = 0.0
+    inet_down_cost: Amount = 0.0
+    reliability: Amount
     cpu_cores_effective: float = 0.0
     cpu_ram: float = 0.0
     geolocation: str | None = None
@@ -96,12 +97,12 @@ class _Instance(_Reply):
     cur_state: str | None = None
     status_msg: str | None = None
     is_bid: bool = False
-    dph_total: float | None = None
-    storage_cost: float = 0.0
-    storage_total_cost: float | None = None
-    disk_space: float = 0.0
-    start_date: float | None = None
-    uptime_mins: float | None = None
+    dph_total: Amount | None = None
+    storage_cost: Amount = 0.0
+    storage_total_cost: Amount | None = None
+    disk_space: Amount = 0.0
+    start_date: Amount | None = None
+    uptime_mins: Amount | None = None
     machine_id: str = ""
     gpu_name: str | None = None
     num_gpus: int = 0
@@ -118,8 +119,7 @@ class _Instances(_Reply):
     @classmethod
     def ours(cls, found: list) -> list:
         """Nothing that an account's other instances hold can keep us from seeing, and ending, our own."""
-        own = [row for row in found if isinstance(row, dict) and str(row.get("label")).startswith(LABEL)]
-        return rows.ours(_Instance, own, "vast, list")
+        return rows.ours(_Instance, found, "label", "vast, list")
 
 
 class _Done(_Reply):

@@ -68,7 +68,7 @@ def test_where_no_row_can_be_read_the_market_is_not_empty():
     assert answering(Vast("k"), {"offers": []}).offers(Want(count=1)) == []
 
 
-@pytest.mark.parametrize("odd", [None, "strange", {"a": 1}, [1]])
+@pytest.mark.parametrize("odd", [None, "strange", {"a": 1}, [1], -1, float("inf")])
 @pytest.mark.parametrize("field", sorted(INSTANCE.keys() - {"id", "label"}))
 def test_our_instance_is_seen_and_ended_whatever_its_fields(field, odd):
     strangers = {"id": None, "label": None, "ports": 7}
@@ -81,7 +81,9 @@ def test_our_instance_is_seen_and_ended_whatever_its_fields(field, odd):
     assert market.calls[-1] == ("DELETE", "/api/v0/instances/5/")
 
 
-@pytest.mark.parametrize("odd", [None, "HIBERNATING", {"a": 1}, [1]])
+@pytest.mark.parametrize(
+    "odd", [None, "HIBERNATING", "0001-01-01T00:00:00", {"a": 1}, {BID: "abc"}, [1], -1, float("nan")]
+)
 @pytest.mark.parametrize("field", sorted(POD.keys() - {"id", "name"}))
 def test_our_pod_is_seen_and_ended_whatever_its_fields(field, odd):
     market = answering(RunPod("k"), {"pods": [{"id": None, "name": None}, POD | {field: odd}]})
@@ -89,6 +91,21 @@ def test_our_pod_is_seen_and_ended_whatever_its_fields(field, odd):
     assert (rental.id, rental.label) == ("p5", "shoestring/t;k=w") and market.list() == [rental]
     market.destroy(rental.id)
     assert market.calls[-1] == ("DELETE", "/v2/pods/p5")
+
+
+@pytest.mark.parametrize(
+    "listed", [None, {"5": {}}, "x", [{"id": 5}], [{"id": 5}, "x"], [{"label": "shoestring/t", "name": "shoestring/t"}]]
+)
+def test_a_listing_that_has_changed_is_no_empty_one(listed):
+    """Nor one of which it can't be told what is ours, or how to end it: what is left out counts as gone."""
+    for market, field in ((Vast("k"), "instances"), (RunPod("k"), "pods")):
+        with pytest.raises(MarketError):
+            answering(market, {field: listed}).list()
+    for field in ("offers", "gpus"):
+        with pytest.raises(MarketError, match="must be a list"):
+            answering(Vast("k") if field == "offers" else RunPod("k"), {field: None}).offers(
+                Want(count=1, spot=field == "offers")
+            )
 
 
 def test_an_unknown_status_is_no_loss():
