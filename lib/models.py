@@ -242,8 +242,9 @@ def export(trainer, model: Model, folder: Path) -> None:
         if quantized:  # the adapter learnt on rounded weights, and is held against what it is on the unrounded ones
             trained = merging.answers(PeftModel.from_pretrained(base(), str(target)), ids)
         merging.merge(base(), target, folder / "model")
-        exact = weights in ("float32", torch.float32) and not (trainer.args.bf16 or trainer.args.fp16)
-        merging.hold(trained, folder / "model", type(made), ids, exact or quantized)
+        rounded = not quantized and (trainer.args.bf16 or trainer.args.fp16)
+        exact = weights in ("float32", torch.float32) and not rounded
+        merging.hold(trained, folder / "model", type(made), ids, exact)
     if main:
         trainer.processing_class.save_pretrained(str(folder / "model"))
     if main and not adapted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from typing import Any
 
 
@@ -86,19 +87,24 @@ RULES = {
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TEXTS = ("text", "input_text", "output_text")
+INSTEAD = ("tool_calls", "function_call", "refusal", "reasoning_content")
+"""What an assistant's message may hold without content."""
+ANY_ROLE = r"""\{\{[^}]*(\[['"]role['"]\]|\.role)"""
+"""In a chat template that writes whatever role it is given."""
 
 
 def _messages(messages: list[dict], template: str, only_text: bool) -> None:
     for i, m in enumerate(messages):
         content, role = m.get("content"), m["role"]
-        if role not in ROLES and not any(quoted in template for quoted in (f"'{role}'", f'"{role}"')):
+        named = re.search(ANY_ROLE, template) or any(quoted in template for quoted in (f"'{role}'", f'"{role}"'))
+        if role not in ROLES and not named:
             raise ValueError(
                 f"messages: the role of number {i} is {role!r}, of which the model's chat template says nothing. Known: {', '.join(ROLES)}."
             )
-        if content is None and not (role == "assistant" and m.get("tool_calls")):
+        if content is None and not (role == "assistant" and any(m.get(k) is not None for k in INSTEAD)):
             raise ValueError(f"messages: number {i} has no content.")
         if content is not None and not text(content):
-            if not content or not _objects(content) or not all(text(part.get("type")) for part in content):
+            if not _objects(content) or not all(text(part.get("type")) for part in content):
                 raise ValueError(
                     f"messages: the content of number {i} must be a text, or a list of objects with a type."
                 )
@@ -108,7 +114,7 @@ def _messages(messages: list[dict], template: str, only_text: bool) -> None:
                 )
             if not all(text(part.get("text")) for part in content if part["type"] in TEXTS):
                 raise ValueError(f"messages: a part of number {i} is of type text and has none.")
-        if "tool_calls" in m:
+        if m.get("tool_calls") is not None:
             _tool_calls(i, m["tool_calls"])
 
 

@@ -32,12 +32,12 @@ def percent(share: float, digits: int = 1) -> str:
 def _rounded(x: float, digits: int) -> str:
     # 9 digits first: 100 * 0.285 is 28.499999999999996
     exact = Decimal(f"{x:.9f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    return f"{exact:f}".removesuffix(".0")
+    return f"{exact or abs(exact):f}".removesuffix(".0")
 
 
 def number(x: float) -> str:
     """Three significant digits, plain up to a million."""
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
+    return f"{x:,.0f}" if abs(x) >= 999.5 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
 
 
 def size(c: Comparison) -> str:

@@ -50,7 +50,8 @@ def measure(name: str, context: Context) -> list[Scores]:
             # As lm-eval's own tables and papers report: by length where the task has both.
             head = next((c for c in columns if c.metric.startswith("acc_norm")), columns[0] if columns else None)
             for c in columns:
-                c.headline, c.chance = c is head, _chance(loaded[task], c.metric, samples)
+                c.headline = c is head
+                c.chance = _chance(loaded[task], c.metric, samples) if set(c.tops) <= {0.0, 1.0} else None
             found += columns
             cut = {f"{t}-{doc}": float(was) for (t, doc), was in model.cut.items() if t == task}
             if cut:
@@ -71,7 +72,7 @@ def _chance(loaded, metric: str, samples: list[dict]) -> float | None:
     for s in {s["doc_id"]: s for s in samples}.values():
         right = s["target"] if isinstance(s["target"], list) else [s["target"]]
         each.append(len(set(right)) / len(loaded.doc_to_choice(s["doc"])))
-    return sum(each) / len(each)
+    return sum(each) / len(each) if each else None
 
 
 def _version(version, settings: LmEval) -> str:

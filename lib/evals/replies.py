@@ -63,10 +63,13 @@ class Replies:
 
 
 def _identity(model: str) -> str:
-    """The model's name, and the identity of its weights where the name is a folder or run on this disk."""
+    """The model's name, and the identity of its weights where the name is a run or model folder on this disk."""
     from lib import models
 
-    return f"{model} {models.locate_for('judge.model', model)[1]}" if os.path.isdir(model) else model
+    try:
+        return f"{model} {models.locate_for('judge.model', model)[1]}" if os.path.isdir(model) else model
+    except ValueError:  # a folder that happens to have that name
+        return model
 
 
 def _hash(asked) -> str:

@@ -87,6 +87,7 @@ def sign_flips(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed:
     import numpy as np
 
     (a_top, a_bottom), (b_top, b_bottom) = ([np.asarray(x, float) for x in side] for side in (a, b))
+    _some(a_top), _some(b_top)
     shares_N = b_top / b_bottom.sum() - a_top / a_bottom.sum()  # they add up to the difference
     shares_N = shares_N[shares_N != 0]  # a 0 changes no sum, and of few that are left all patterns can be tried
     n = len(shares_N)
@@ -228,7 +229,9 @@ def _bootstrap(sides, method: str, seed: int) -> Estimate:
     from lib.evals import studentised
 
     _alike(*(x for side in sides for x in side))
-    n, arrays = _some(sides[0][0]), [tuple(np.asarray(x, float) for x in side) for side in sides]
+    for x in (x for side in sides for x in side):
+        n = _some(x)
+    arrays = [tuple(np.asarray(x, float) for x in side) for side in sides]
     ratios = [top.sum() / bottom.sum() for top, bottom in arrays]
     value = float(ratios[-1] - (ratios[0] if len(ratios) > 1 else 0.0))
     ends = studentised.interval(arrays, CONFIDENCE, seed)
@@ -243,6 +246,12 @@ def _alike(*values: Sequence) -> None:
 
 
 def _some(values: Sequence) -> int:
+    import numpy as np
+
     if not len(values):
         raise ValueError("there are no examples to take a mean of")
+    if len(odd := np.flatnonzero(~np.isfinite(np.asarray(values, float)))):
+        raise ValueError(
+            f"{len(odd)} of {len(values)} scores are no finite number, the first that of example {odd[0] + 1}"
+        )
     return len(values)

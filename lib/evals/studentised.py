@@ -27,7 +27,11 @@ def interval(sides, confidence: float, seed: int) -> tuple[float, float] | str:
     import numpy as np
     from scipy.stats import t as student
 
+    counted = np.any([bottom != 0 for _, bottom in sides], axis=0)  # an example of no tokens says nothing
+    sides = [(top[counted], bottom[counted]) for top, bottom in sides]
     n = len(sides[0][0])
+    if not n:
+        return f"{NO_INTERVAL}every example counts 0"
     rates_N = sum(sign * top / np.where(bottom, bottom, 1) for sign, (top, bottom) in _signed(sides))
     scale = max(float(np.abs(rates_N).max()), 1e-300)
     common = int(np.unique(np.round(rates_N / scale, 9), return_counts=True)[1].max())
@@ -40,7 +44,7 @@ def interval(sides, confidence: float, seed: int) -> tuple[float, float] | str:
         values, errors = _value_and_error(sides, drawn)
         t_R.append((values - value) / np.maximum(errors, 1e-9 * error))
     ends = np.quantile(np.concatenate(t_R), [(1 + confidence) / 2, (1 - confidence) / 2])
-    if np.abs(ends).max() > 1e6:
+    if not np.abs(ends).max() <= 1e6:  # NaN, where a resample has nothing to divide by
         return f"{NO_INTERVAL}too many resamples of the {n} values are of a single one"
     least = student.ppf((1 + confidence) / 2, n - 1)
     low, high = float(value - max(ends[0], least) * error), float(value - min(ends[1], -least) * error)

@@ -44,8 +44,11 @@ CLOCK = ("seconds_per_answer", "tokens_per_second", "usd_per_1000")
 
 
 def metric(scores: Scores, seed: int) -> Metric:
-    """The value of `scores` with its 95% interval."""
-    e = scores.estimate or _estimate(scores, seed)
+    """The value of `scores` with its 95% interval. Raises ValueError where a score is no finite number."""
+    try:
+        e = scores.estimate or _estimate(scores, seed)
+    except ValueError as why:
+        raise ValueError(f"{scores.task}, {scores.metric} of {scores.run}: {why}") from None
     kept = (
         "task",
         "metric",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ class Sample:
     def __init__(self, base: str | None = None):
         """base: of the job, located."""
         self.process = _start() if base and not _absent(base) and "transformers" not in sys.modules else None
+        weakref.finalize(self, _end, self.process)  # where the job is refused before it is asked
         self.rows: list[tuple[str, str, dict]] = []  # (side, place, row)
         self.kind, self.read, self.every, self.size = "", 0, 1, 0
 
@@ -135,6 +137,12 @@ def _start() -> subprocess.Popen:
     return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+def _end(process: subprocess.Popen | None) -> None:
+    if process and process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
 def _rendered(request: dict, process: subprocess.Popen | None) -> dict:
     """The reply of lib/rendering/__main__.py: of `process`, or of this one where it has transformers already."""
     if why := _absent(request["model"]["base"]):
@@ -147,7 +155,7 @@ def _rendered(request: dict, process: subprocess.Popen | None) -> dict:
     try:
         out, err = process.communicate(json.dumps(request), timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        process.kill()
+        _end(process)
         raise _NotAtHand(f"the tokenizer was not loaded within {PATIENCE} s") from None
     if process.returncode:
         last = (err.strip().splitlines() or ["nothing was printed"])[-1]

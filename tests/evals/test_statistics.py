@@ -225,3 +225,25 @@ def test_length_control_takes_out_what_length_alone_explains():
         held += e.low <= 0.6 <= e.high
     assert held >= 180
     assert 0.5 < statistics.length_controlled([1.0] * 5, [0.0] * 5).value < 1
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_no_number_gives_no_verdict(odd):
+    fine, bad, ones = [1.0, 2.0, 3.0, 4.0], [1.0, odd, 3.0, 4.0], [1.0] * 4
+    for made in (
+        lambda: statistics.proportion([0.0, odd]),
+        lambda: statistics.bootstrap_mean(bad),
+        lambda: statistics.paired_difference((fine, ones), (bad, ones)),
+        lambda: statistics.sign_flips((fine, ones), (bad, ones)),
+    ):
+        with pytest.raises(ValueError, match="scores are no finite number, the first that of example 2"):
+            made()
+
+
+def test_documents_without_a_token_say_nothing():
+    """45 of 51 that count 0: the interval is that of the other six, or none, and never NaN."""
+    tops, bottoms = [*range(1, 7), *[0] * 45], [*[2.0] * 6, *[0.0] * 45]
+    found, alone = statistics.bootstrap_ratio(tops, bottoms), statistics.bootstrap_ratio(tops[:6], bottoms[:6])
+    assert (found.value, found.low, found.high) == (alone.value, alone.low, alone.high) and found.low == found.low
+    one = statistics.bootstrap_ratio([1.0, *[0.0] * 5], [2.0, *[0.0] * 5])
+    assert one.low is None and one.method.startswith("no interval")

@@ -10,20 +10,27 @@ import time
 folder = os.path.dirname(os.path.realpath(sys.argv[0]))
 words = sys.argv[1:]
 server = socket.socket(socket.AF_UNIX)
+refused = 0
 while True:
     try:
         server.connect(f"{folder}/socket")
         break
-    except OSError:  # not listening yet
+    except (FileNotFoundError, ConnectionRefusedError) as e:  # not listening yet, or never again
+        refused += isinstance(e, ConnectionRefusedError)
+        if refused > 100 or not os.path.isdir(folder):
+            sys.exit("the server of tests/warm has ended")
         time.sleep(0.05)
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the request is sent
+for number in SIGNALS:
     signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
 asked = json.dumps({"words": words, "env": dict(os.environ), "cwd": os.getcwd(), "umask": os.umask(0o022)}).encode()
 socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(asked)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 answer = json.loads(server.makefile().readline() or '{"signal": 9}')
 if "python" in answer:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.execv(answer["python"], [answer["python"], *words])
 if "signal" in answer:

@@ -67,12 +67,12 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
         for key, _ in events.select(timeout=1):
             if key.fileobj is listener:
                 client = listener.accept()[0]
-                head, fds, _, _ = socket.recv_fds(client, 8, 3)
-                asked = _asked(client, int.from_bytes(head, "big"))
-                if asked is None:  # it was killed
+                asked, fds = _asked(client)
+                if asked is None:
                     client.close()
                 elif signature(asked["env"]) != known:
-                    client.sendall(json.dumps({"python": sys.executable}).encode() + b"\n")
+                    with contextlib.suppress(OSError):  # it was killed meanwhile
+                        client.sendall(json.dumps({"python": sys.executable}).encode() + b"\n")
                     client.close()
                 elif child := os.fork():
                     children[client] = child
@@ -112,14 +112,17 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
     return None
 
 
-def _asked(client: socket.socket, size: int) -> dict | None:
-    """The request that a client sends; None where it ends before."""
-    got = b""
-    while len(got) < size:
-        if not (more := client.recv(size - len(got))):
-            return None
-        got += more
-    return json.loads(got) if got else None
+def _asked(client: socket.socket) -> tuple[dict | None, list[int]]:
+    """The request of a client and its standard streams; None where the client ended before it was all there."""
+    fds: list[int] = []
+    try:
+        head, fds, _, _ = socket.recv_fds(client, 8, 3)
+        size, got = int.from_bytes(head, "big"), b""
+        while len(head) == 8 and len(got) < size and (more := client.recv(size - len(got))):
+            got += more
+        return json.loads(got), fds
+    except (OSError, ValueError):
+        return None, fds
 
 
 def become(asked: dict, program: str) -> None:
