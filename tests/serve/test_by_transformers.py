@@ -145,10 +145,8 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
         (HELLO | {"generation_config": '{"stop_strings": [5]}'}, "generation_config: stop_strings must be"),
         (HELLO | {"messages": None}, "messages: must be"),
         (HELLO | {"messages": [{"role": "", "content": "x"}]}, "messages: must be"),
-        (HELLO | {"messages": [{"role": "wizard", "content": "x"}]}, "messages: the role of number 0 is 'wizard'"),
         (HELLO | {"messages": [{"role": "user"}]}, "messages: number 0 has no content"),
         (HELLO | {"messages": [{"role": "assistant"}]}, "messages: number 0 has no content"),
-        (HELLO | {"messages": [{"role": "user", "content": []}]}, "messages: the content of number 0"),
         *[
             (
                 HELLO | {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]},
