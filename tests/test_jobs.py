@@ -316,7 +316,7 @@ def test_job_submission(sft, pairs_file, tmp_path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert run.finished() and run.provenance()["steps"] == 6
     finally:  # `ray stop` would stop every Ray of this machine
-        mine = [head, *psutil.Process(head.pid).children(recursive=True)]
+        mine = [head, *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
         for p in mine:
             p.kill()
         head.wait()
