@@ -48,7 +48,7 @@ def test_a_strangers_odd_offer_is_left_out_and_counted(field, odd, caplog):
     row = ASK | {"id": hash((field, str(odd))), field: odd}
     if odd == "absent":
         del row[field]
-    found = answering(Vast("k"), {"offers": [row, ASK]}).offers(Want(count=1))
+    found = answering(Vast("k", pace=1000), {"offers": [row, ASK]}).offers(Want(count=1))
     assert [o.id for o in found] == ["7"]
     assert (
         f"vast, offers: 1 of 2 rows left out, since they can't be read. The first is row {row['id']}: {field}"
@@ -64,15 +64,15 @@ def test_an_odd_kind_of_gpu(caplog):
 
 def test_where_no_row_can_be_read_the_market_is_not_empty():
     with pytest.raises(MarketError, match=r"offers.*none of 2 rows can be read; the first, row 7: min_bid"):
-        answering(Vast("k"), {"offers": [ASK | {"min_bid": None}] * 2}).offers(Want(count=1))
-    assert answering(Vast("k"), {"offers": []}).offers(Want(count=1)) == []
+        answering(Vast("k", pace=1000), {"offers": [ASK | {"min_bid": None}] * 2}).offers(Want(count=1))
+    assert answering(Vast("k", pace=1000), {"offers": []}).offers(Want(count=1)) == []
 
 
 @pytest.mark.parametrize("odd", [None, "strange", {"a": 1}, [1], -1, float("inf")])
 @pytest.mark.parametrize("field", sorted(INSTANCE.keys() - {"id", "label"}))
 def test_our_instance_is_seen_and_ended_whatever_its_fields(field, odd):
     strangers = {"id": None, "label": None, "ports": 7}
-    market = answering(Vast("k"), {"instances": [strangers, INSTANCE | {field: odd}, "what"]})
+    market = answering(Vast("k", pace=1000), {"instances": [strangers, INSTANCE | {field: odd}, "what"]})
     [rental] = market.list()
     assert (rental.id, rental.label) == ("5", "shoestring/t;k=w")
     [again] = market.list()
@@ -98,12 +98,12 @@ def test_our_pod_is_seen_and_ended_whatever_its_fields(field, odd):
 )
 def test_a_listing_that_has_changed_is_no_empty_one(listed):
     """Nor one of which it can't be told what is ours, or how to end it: what is left out counts as gone."""
-    for market, field in ((Vast("k"), "instances"), (RunPod("k"), "pods")):
+    for market, field in ((Vast("k", pace=1000), "instances"), (RunPod("k"), "pods")):
         with pytest.raises(MarketError):
             answering(market, {field: listed}).list()
     for field in ("offers", "gpus"):
         with pytest.raises(MarketError, match="must be a list"):
-            answering(Vast("k") if field == "offers" else RunPod("k"), {field: None}).offers(
+            answering(Vast("k", pace=1000) if field == "offers" else RunPod("k"), {field: None}).offers(
                 Want(count=1, spot=field == "offers")
             )
 
@@ -112,7 +112,7 @@ def test_an_unknown_status_is_no_loss():
     """Ray's own health check knows whether the node lives; taking it for lost would end a machine that works."""
     [pod] = answering(RunPod("k"), {"pods": [POD | {"status": "HIBERNATING"}]}).list()
     assert (pod.state, pod.why) == ("running", "HIBERNATING")
-    [instance] = answering(Vast("k"), {"instances": [INSTANCE | {"actual_status": "dreaming"}]}).list()
+    [instance] = answering(Vast("k", pace=1000), {"instances": [INSTANCE | {"actual_status": "dreaming"}]}).list()
     assert (instance.state, instance.why) == ("running", "dreaming")
 
 
@@ -120,13 +120,13 @@ def test_a_price_that_the_market_does_not_say_is_the_one_it_was_rented_for(tmp_p
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
     ledger, now = Ledger("t"), time.time()
     offer = Offer("vast", "7", "70", "RTX 4090", 1, 24.0, True, 0.2, 0.02)
-    market = answering(Vast("k"), {"new_contract": 5})
+    market = answering(Vast("k", pace=1000), {"new_contract": 5})
     ledger.rent(market, offer, Order("shoestring/t;k=w", "image", 20, 0.5, "ssh-ed25519 AAAA me"))
     row = INSTANCE | {"dph_total": None, "start_date": now - 7200, "uptime_mins": 120}
-    ledger.observe("vast", answering(Vast("k"), {"instances": [row]}).list(), now + 1)
+    ledger.observe("vast", answering(Vast("k", pace=1000), {"instances": [row]}).list(), now + 1)
     assert ledger.rate() == pytest.approx(0.52)
     unknown = INSTANCE | {"id": 6, "dph_total": None}
-    ledger.observe("vast", answering(Vast("k"), {"instances": [row, unknown]}).list(), now + 2)
+    ledger.observe("vast", answering(Vast("k", pace=1000), {"instances": [row, unknown]}).list(), now + 2)
     assert "vast doesn't say what 6 costs, and it isn't known here: it counts as free" in caplog.text
     spot = answering(RunPod("k"), {"pods": [POD | {"cost": None, "env": {BID: "0.25"}}]}).list()
     assert spot[0].usd_per_hour == 0.25
