@@ -69,7 +69,7 @@ def html(report: Report) -> str:
         r=report, rows=table(report), columns=columns(report), panels=drawn(panels.scores(report)),
         losses=drawn(panels.losses(report)), more=drawn(more), told=told, untold=untold,
         differing=differing, alike=alike, heat=panels.heat_map(report), colour=colours(report),
-        facts=facts(report), overlaps=overlap_lines(report), marks=MARKS, show=show, number=number, duration=duration, signed=signed, label=label,
+        facts=facts(report), overlaps=overlap_lines(report), show=show, number=number, duration=duration, signed=signed, label=label,
         changed=changed, badge=badge, mark=mark, without=without(report),
     )  # fmt: skip
 

@@ -1,10 +1,9 @@
 """The studentised bootstrap (bootstrap-t): intervals for means and ratios of sums of numbers with no known bounds.
 
 Efron 1982; Hall 1988, "Theoretical comparison of bootstrap confidence intervals", Annals of Statistics 16:927: its errors
-are of order 1/n, as BCa's are, but it also allows for the uncertainty of the variance, which BCa doesn't: at n = 30 BCa's
-interval holds the truth in 84 to 94% of cases. The standard error is the jackknife's, of each resample anew. No end is nearer
-than Student's t puts it: where a few long documents decide, resamples of ratios see too little of the tails, and 2 points of
-coverage are lost without that.
+are of order 1/n, as BCa's are, but it also allows for the uncertainty of the variance, which BCa doesn't. The standard error is
+the jackknife's, of each resample anew. No end is nearer than Student's t puts it: where a few long documents decide,
+resamples of ratios see too little of the tails.
 
     python -m tests.evals.coverage     prints how often the intervals hold the truth; the table is in docs/intervals.md
 """

@@ -41,7 +41,7 @@ class Paired:
         self.low, self.high = tango(self.up, self.down, n, Z)
         fewer, both = np.minimum(self.up, self.down), self.up + self.down
         self.exact = np.minimum(1, 2 * binom.cdf(fewer, both, 0.5))
-        self.mid = 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
+        self.mid = statistics.mid_p(self.up, self.down)
 
     def chance(self, up: float, down: float) -> np.ndarray:
         """Of each table; up, down: chance that an example is such a one."""

@@ -49,29 +49,20 @@ def report() -> Report:
             headline=True,
             chance=0.5,
         ),
-        Scores(
-            "win_rate",
-            "win_rate",
-            "dpo",
-            ids,
-            draw(0.68),
-            kind="proportion",
-            versus="sft",
-            judge="rule",
-            headline=True,
-            chance=0.5,
-        ),
-        Scores(
-            "win_rate",
-            "win_rate",
-            "dpo",
-            ids,
-            draw(0.75),
-            kind="proportion",
-            versus="sft",
-            judge="reward",
-            headline=True,
-            chance=0.5,
+        *(
+            Scores(
+                "win_rate",
+                "win_rate",
+                "dpo",
+                ids,
+                draw(share),
+                kind="proportion",
+                versus="sft",
+                judge=judge,
+                headline=True,
+                chance=0.5,
+            )
+            for judge, share in (("rule", 0.68), ("reward", 0.75))
         ),
         Scores("kl", "kl", "dpo", ids, [rng.gauss(2.1, 2.5) for _ in ids], better="lower", versus="sft", headline=True),
     ]
