@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -49,10 +50,14 @@ def spots(state: dict) -> list[str]:
     return [r["id"] for r in state["rentals"] if r["state"] == "running" and r["spot"]]
 
 
-def alive(laptop: Laptop) -> int:
-    """Ray nodes that the head knows."""
-    said = laptop.run(sys.executable, "-c", "import ray; ray.init(address='auto', logging_level='ERROR'); print('ALIVE', sum(n['Alive'] for n in ray.nodes()))")  # fmt: skip
-    return int(re.search(r"ALIVE (\d+)", said.stdout)[1])
+def wait_for_nodes(laptop: Laptop, count: int) -> None:
+    """Until the head knows so many Ray nodes that live. One process asks, since each takes seconds to import Ray."""
+    code = (
+        "import ray, time; ray.init(address='auto', logging_level='ERROR')\n"
+        f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.2)"
+    )
+    said = laptop.run(sys.executable, "-c", code)
+    assert said.returncode == 0, said.stderr
 
 
 def cluster(market: str, **changes) -> dict:
@@ -107,26 +112,27 @@ class Submitted:
 
     def __init__(self, laptop: Laptop, *command: str | Path):
         self.laptop = laptop
-        said = self._ray("submit", "--no-wait", *command)
+        said = laptop.run("ray", "job", "submit", "--address", DASHBOARD, "--no-wait", *command)
         assert said.returncode == 0, said.stdout + said.stderr
         self.id = re.search(r"raysubmit_\w+", said.stdout)[0]
 
-    def _ray(self, *command) -> subprocess.CompletedProcess:
-        return self.laptop.run("ray", "job", command[0], "--address", DASHBOARD, *command[1:])
+    def _ask(self, what: str = "") -> dict:
+        """By Ray's REST API for jobs; {} where nobody answers. `ray job status` would take seconds of a core for each time."""
+        said = self.laptop.run("curl", "-sf", "-m", "20", f"{DASHBOARD}/api/jobs/{self.id}{what}")
+        return json.loads(said.stdout) if said.returncode == 0 else {}
 
-    def status(self) -> str:
-        said = self._ray("status", self.id).stdout
-        return next((s for s in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if s in said.upper()), said)
+    def status(self) -> str | None:
+        return self._ask().get("status")
 
     def logs(self) -> str:
-        return self._ray("logs", self.id).stdout
+        return self._ask("/logs").get("logs", "")
 
     def wait(self, seconds: float) -> str:
         """Its logs, when it has succeeded."""
         give_up = time.time() + seconds
-        while (status := self.status()) in ("PENDING", "RUNNING") or "rror" in status:
+        while (status := self.status()) in ("PENDING", "RUNNING", None):
             assert time.time() < give_up, self.logs()
-            time.sleep(1)
+            time.sleep(0.5)
         logs = self.logs()
         assert status == "SUCCEEDED", logs
         return logs

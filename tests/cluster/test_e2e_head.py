@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.cluster import e2e
-from tests.cluster.e2e import NAP, Submitted, alive, cluster, spots, took
+from tests.cluster.e2e import NAP, Submitted, cluster, spots, took
 from tests.conftest import PATIENCE
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
@@ -51,9 +51,7 @@ def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxe
     (shared / "nap.py").write_text(NAP)
     job = Submitted(laptop, "--", "python", shared / "nap.py", 20)
     boxes.wait(lambda state: len(spots(state)) == 2)
-    give_up = time.time() + PATIENCE
-    while alive(laptop) < 3:
-        assert time.time() < give_up
+    e2e.wait_for_nodes(laptop, 3)
     fault = time.time()
     victim = spots(boxes.state())[0]
     boxes.control("dark", id=victim)
