@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib import vllm_generator
+from lib import hardware, node_types, vllm_generator, waiting
 from lib.evals import ledger
 from lib.evals.ledger import Ledger
 from lib.evals.spec import Spec
@@ -67,14 +67,16 @@ class Engine:
         import ray
 
         self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        room = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.count = min(workers or room, room)
-        self.gpu = gpus > 0
+        self.gpu = hardware.gpus() > 0
+        what = "GPU" if self.gpu else "CPU"
+        # Without `workers` as many as there is room for now: a node is rented for more only where they are asked for.
+        up = max(1, int(ray.cluster_resources().get(what, 0)))
+        self.count = min(workers or up, max(up, int(node_types.most(what))))
         self.queue: list[tuple[Request, str, list[int], tuple, str]] = []
         self.asked: dict[str, Request] = {}
         self.holds: dict[int, str | None] = {}
         self.loading = 0.0
+        self.waiting = waiting.of_cluster(self.count, {"CPU": 1, "GPU": int(self.gpu)})
         self.changed, self.closed = threading.Condition(), False
         self.threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(self.count)]
 
@@ -162,8 +164,6 @@ class Engine:
         """What decides a result besides what is asked: the weights, and what they are run with."""
         from importlib.metadata import version
 
-        from lib import hardware
-
         device, runs = "gpu" if self.gpu else "cpu", f"transformers {version('transformers')} torch {version('torch')}"
         dtype = (
             spec.dtype if self.gpu else hardware.dtype(spec.dtype, device)
@@ -210,7 +210,10 @@ class Engine:
                 ray.kill(actor)  # vLLM gives memory back with its process
                 actor = None
             try:
-                actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1, log, me)
+                if not actor:
+                    actor = ray.remote(**options)(Worker).remote(self.specs, 1, log, me)
+                    with self.waiting:
+                        ray.get(actor.__ray_ready__.remote())
                 results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
                 if self.kept:
                     self.kept.put(shard, request.model, request.what, results, seconds)

@@ -56,20 +56,6 @@ def test_a_missing_key_is_named(home, capsys):
     assert stopped.value.code == 2 and "there is no head_node_type" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"max_workers": "four"}, "max_workers: 'four' is not of type 'integer'"),
-        ({"provider": None}, "provider: None is not of type 'object'"),
-        ({"available_node_types": {"head": None}}, "available_node_types.head: None is not of type 'object'"),
-        ({"budget": {"total_usd": 1}}, "the YAML: .*'budget' was unexpected"),
-    ],
-)
-def test_what_ray_does_not_take_is_named(home, change, message):
-    with pytest.raises(ValueError, match=message):
-        head.read(written(home, cluster("vast") | change))
-
-
 def test_rentals_that_could_not_be_ended_are_said(home, monkeypatch, capsys):
     monkeypatch.setenv("VAST_URL", "http://127.0.0.1:1")
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)

@@ -1,0 +1,77 @@
+"""lib/device.py: the device of a job, by what its cluster can have, and a GPU that can't be used."""
+
+import pytest
+import torch
+
+from lib import device
+from lib.config import Scale
+from lib.failure import explain
+from lib.node_types import NodeType
+
+HEAD = NodeType("head", {"CPU": 0}, 1)
+BOX = NodeType("box", {"CPU": 4}, 2)
+GPU = NodeType("gpu", {"CPU": 8, "GPU": 1}, 4)
+UP = NodeType("10.0.0.1", {"CPU": 4, "memory": 1e9}, 1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "types", "published", "gpu", "why"),
+    [
+        ({}, [HEAD, GPU], True, True, "GPU, which nodes of gpu have; on CPUs instead: --scale.device cpu"),
+        ({}, [HEAD, BOX, GPU], True, True, "nodes of gpu have"),
+        ({"device": "cpu"}, [HEAD, BOX, GPU], True, False, "CPU, as scale.device says"),
+        (
+            {},
+            [HEAD, BOX],
+            True,
+            False,
+            "no node of this cluster has a GPU: head {CPU: 0, GPU: 0}, box {CPU: 4, GPU: 0}",
+        ),
+        ({}, [UP], False, False, "to wait for a GPU: --scale.device gpu"),
+        ({"device": "gpu"}, [UP], False, True, "GPU, as scale.device says"),
+        (
+            {"workers": 40, "global_batch": 40, "micro_batch": 1},
+            [UP],
+            False,
+            False,
+            "no node that is up",
+        ),  # it may grow
+        ({"workers": 4, "global_batch": 4, "micro_batch": 1}, [HEAD, GPU], True, True, "GPU"),
+    ],
+)
+def test_auto_is_settled_by_what_the_cluster_can_have(scale, types, published, gpu, why):
+    settled = device._on(Scale(**scale), types, published)
+    assert settled.gpu is gpu and why in settled.why
+
+
+@pytest.mark.parametrize(
+    ("scale", "types", "message"),
+    [
+        ({"device": "gpu"}, [HEAD, BOX], r"scale\.device: gpu, but no node of this cluster has one: head .*resources: {GPU: 1}"),
+        ({"workers": 5}, [HEAD, GPU], r"scale\.workers: 5 are needed, and this cluster has room for 4.*4 × gpu .*max_workers"),
+        ({"workers": 9, "min_workers": 5}, [HEAD, GPU], r"scale\.min_workers: 5 are needed"),
+        ({"cpus_per_worker": 9}, [HEAD, GPU], r"scale\.cpus_per_worker: no node .* has 9 CPU cores beside a GPU: gpu .*Use 8, or train on CPUs"),
+        ({"cpus_per_worker": 5}, [HEAD, BOX], r"scale\.cpus_per_worker: no node .* has 5 CPU cores: .*Use 4\."),
+    ],
+)  # fmt: skip
+def test_workers_that_fit_nowhere_are_refused(scale, types, message):
+    with pytest.raises(ValueError, match=message):
+        device._on(Scale(**scale), types, True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that can be used")
+def test_why_a_gpu_cannot_be_used():
+    why = device.unusable()
+    for words in ("was given a GPU that torch", torch.__version__, "CUDA", "--scale.device cpu"):
+        assert words in why
+    assert explain(device.StopTraining(why)) == why and "\n" not in why
+
+
+def test_the_driver_by_its_kernel_module(tmp_path, monkeypatch):
+    file = tmp_path / "version"
+    monkeypatch.setattr(device, "Path", lambda name: file)
+    assert device.driver() is None
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC …")
+    assert device.driver() == "535.183.01"
+    file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs)")
+    assert device.driver() == "580.95.05"
