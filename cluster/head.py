@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -43,7 +44,12 @@ def main(argv: list[str]) -> int:
             )
         tools.check(*tools.TO_BE_THE_HEAD)
         config = read(args.config)
-        folder = Folder(config["cluster_name"])
+        try:
+            folder = Folder(config["cluster_name"])
+        except OSError as e:
+            raise ValueError(
+                f"{e.filename}: {e.strerror}. SHOESTRING_STATE names another folder for ledgers and SSH keys."
+            ) from None
     try:
         return stop(config, folder) if args.stop else lead(config, folder, args.config)
     except MarketError as e:
@@ -52,6 +58,8 @@ def main(argv: list[str]) -> int:
         print(f"Look, and end them: python -m cluster sweep {name}", file=sys.stderr)
     except RuntimeError as e:
         print(f"python -m cluster head: {e}", file=sys.stderr)
+    except subprocess.CalledProcessError as e:  # whose own words are above
+        print(f"python -m cluster head: {e.cmd[0]} failed with exit code {e.returncode}", file=sys.stderr)
     return 1
 
 
@@ -63,6 +71,7 @@ def read(path: str) -> dict:
 
     config = {"cluster_synced_files": []} | read_yaml(path)
     shape.check(config)
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # what it fills in is nobody's mistake
     if config["provider"].get("network") == "flat":
         raise ValueError("provider.network: flat is for a rented head; this machine reaches its workers by mesh.")
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
@@ -152,11 +161,9 @@ def _check_keys(config: dict) -> None:
         try:
             markets.find(name).list()
         except Refused as e:
-            raise RuntimeError(
-                f"{name} refuses to list its rentals: {e}. Is the key in {markets.key_file(name)} right?"
-            ) from None
+            raise RuntimeError(f"{e} (the key is in {markets.key_file(name)}.)") from None
         except MarketError as e:
-            print(f"{name} does not answer now, and is asked again when a worker is wanted: {e}", file=sys.stderr)
+            print(f"{e}. It is asked again when a worker is wanted.", file=sys.stderr)
 
 
 def _interrupt(number, frame):
@@ -207,8 +214,13 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         if "Ray runtime started" in (folder.path / "head.log").read_text():
             return ray
         time.sleep(0.2)
+    what = f"did not start in {START_S:.0f} s" if ray.poll() is None else f"ended with exit code {ray.returncode}"
     ray.terminate()
-    raise RuntimeError(f"Ray's head did not start: {(folder.path / 'head.log').read_text()[-2000:]}")
+    last = [line.strip() for line in (folder.path / "head.log").read_text().splitlines() if line.strip()][-1:]
+    raise RuntimeError(
+        f"Ray's head {what}. The last it printed: {''.join(last) or 'nothing'}\nAll of it: {folder.path}/head.log, and "
+        "/tmp/ray/session_latest/logs"
+    )
 
 
 def stop(config: dict, folder: Folder) -> int:
