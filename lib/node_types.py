@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-PUBLISHED_S = 20.0
+PUBLISHED_S = 30.0
 """A head that has just started publishes its node types by then."""
+
+silent: set[str] = set()
+"""Clusters that were given that time in vain."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,27 @@ def known(address: str) -> tuple[list[NodeType], bool]:
 
     Nodes that are up and of no such type count too. A cluster that an autoscaler leads is given PUBLISHED_S for it.
     """
-    from ray._raylet import GcsClient
+    from ray._raylet import RAY_NODE_GROUP_KEY, GcsClient  # the label by which an autoscaler tells a node's type
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     gcs, give_up = GcsClient(address=address), time.monotonic() + PUBLISHED_S
     while True:
         types, status = published(gcs), get_cluster_status(address)
         up = [*status.active_nodes, *status.idle_nodes]
-        led = any(node.ray_node_type_name for node in up)
-        if types is not None or not led or time.monotonic() > give_up:
+        led = any(RAY_NODE_GROUP_KEY in node.labels for node in up)
+        if types is not None or not led or address in silent:
             break
+        if time.monotonic() > give_up:
+            silent.add(address)
         time.sleep(0.5)
-    names = {t.name for t in types or []}
-    others = [
-        NodeType(node.ray_node_type_name or node.ip_address, node.total_resources(), 1)
-        for node in up
-        if node.ray_node_type_name not in names
-    ]
-    return [t for t in types or [] if t.most] + others, types is not None
+    found, others = {t.name: t for t in types or [] if t.most}, []
+    for node in up:
+        has, name = node.total_resources(), node.labels.get(RAY_NODE_GROUP_KEY)
+        if name in found:  # what Ray found on the machine, where the configuration doesn't say
+            found[name] = replace(found[name], resources=has | found[name].resources)
+        else:
+            others.append(NodeType(name or node.ip_address, has, 1))
+    return [*found.values(), *others], types is not None
 
 
 def address() -> str | None:
@@ -99,9 +105,5 @@ def address() -> str | None:
 
 
 def most(resource: str) -> float:
-    """How much of it ("GPU") the cluster that this process has joined has or can have."""
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        return sum(t.most * t.resources.get(resource, 0) for t in known(address())[0])
-    return ray.cluster_resources().get(resource, 0)  # a Ray of our own has what it has
+    """How much of it ("GPU") the cluster that this process has joined, or will by RAY_ADDRESS, has or can have."""
+    return sum(t.most * t.resources.get(resource, 0) for t in known(address())[0])

@@ -77,7 +77,7 @@ def of_cluster(workers: int | tuple[int, int], each: dict[str, float]) -> Abstra
 def _reason(gcs) -> str | None:
     from lib import notice
 
-    return notice.reason(gcs)
+    return getattr(notice, "reason", lambda gcs: None)(gcs)
 
 
 def state(status, each: dict[str, float], why: str | None, long: bool) -> str | None:
