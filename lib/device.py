@@ -126,7 +126,7 @@ def unusable() -> str | None:
         need = f"It is built for CUDA {cuda}, which needs driver {DRIVERS.get(int(cuda.split('.')[0]), '?')} or later, and {have}"
     return (
         f"a worker on {where} was given a GPU that torch {version} can't use: {said}. {need}. Rent hosts with a newer driver "
-        f"(min_cuda in the ladder of the cluster's YAML), or work on CPUs: --scale.device cpu."
+        f"(min_cuda in the ladder of the cluster's YAML), or work on CPUs: --scale.device cpu (--device cpu of an evaluation)."
     )
 
 

@@ -19,6 +19,7 @@ from lib.evals import ledger
 from lib.evals.ledger import Ledger
 from lib.evals.spec import Spec
 from lib.evals.worker import Worker
+from lib.failure import StopTraining
 
 SHARD = 64
 """Answers (or rows to score) of one shard at most: what a process does between two looks at the queue."""
@@ -54,7 +55,7 @@ class Request:
 class Engine:
     """Use as a context manager; Ray must be connected. `say` gets a line whenever something is done.
 
-    kept: where results of finished shards are found and put; None keeps nothing.
+    kept: where results of finished shards are found and put; None keeps nothing. device: auto, or cpu.
     """
 
     def __init__(
@@ -63,11 +64,12 @@ class Engine:
         workers: int | None = None,
         say: Callable[[str], None] = print,
         kept: Ledger | None = None,
+        device: str = "auto",
     ):
         import ray
 
         self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
-        self.gpu = hardware.gpus() > 0
+        self.gpu = device != "cpu" and hardware.gpus() > 0
         what = "GPU" if self.gpu else "CPU"
         # Without `workers` as many as there is room for now: a node is rented for more only where they are asked for.
         up = max(1, int(ray.cluster_resources().get(what, 0)))
@@ -278,4 +280,6 @@ def _cause(error: Exception) -> Exception:
             f"the process that held the model was lost twice or ran out of memory. Evidence: {first[:300]} "
             "Remedy: fewer processes at a time (workers: 1), a smaller limit, or a machine with more memory."
         )
+    if isinstance(cause, StopTraining):
+        return RuntimeError(str(cause))
     return RuntimeError(f"{type(cause).__name__}: {cause}")
