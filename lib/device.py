@@ -117,17 +117,15 @@ def unusable() -> str | None:
         said = "it sees none"
     except (RuntimeError, AssertionError) as e:
         said = str(e).strip().splitlines()[0].split(". ")[0].rstrip(".")
-    where, version, cuda = platform.node(), torch.__version__, torch.version.cuda
+    where, cuda, on_cpus = platform.node(), torch.version.cuda, "--scale.device cpu (--device cpu of an evaluation)"
     if cuda is None:
-        need = "This build of torch is one without CUDA: install another on the nodes"
+        need = "This build of torch has no CUDA: install one that has on the nodes"
     else:
-        found = driver()
+        oldest, found = DRIVERS.get(int(cuda.split(".")[0]), "of its time"), driver()
         have = f"the driver of {where} is {found}" if found else f"{where} has no NVIDIA driver"
-        need = f"It is built for CUDA {cuda}, which needs driver {DRIVERS.get(int(cuda.split('.')[0]), '?')} or later, and {have}"
-    return (
-        f"a worker on {where} was given a GPU that torch {version} can't use: {said}. {need}. Rent hosts with a newer driver "
-        f"(min_cuda in the ladder of the cluster's YAML), or work on CPUs: --scale.device cpu (--device cpu of an evaluation)."
-    )
+        need = f"It is built for CUDA {cuda}, which needs driver {oldest} or later, and {have}"
+        need += ". Rent hosts with a newer one (min_cuda in the ladder of the cluster's YAML)"
+    return f"a worker on {where} was given a GPU that torch {torch.__version__} can't use: {said}. {need}, or work on CPUs: {on_cpus}."
 
 
 def driver() -> str | None:

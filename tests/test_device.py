@@ -144,8 +144,6 @@ def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
             do("publish")
             said = planned.communicate(timeout=PATIENCE)[0]
             assert "GPU, which nodes of gpu have; on CPUs instead: --scale.device cpu" in said, said
-            three = job("--scale.workers", "3", "--run", str(tmp_path / "three"))
-            assert "this cluster has room for 2" in three.communicate(timeout=PATIENCE)[0] and three.returncode == 2
 
             run, began = Run(str(tmp_path / "gpu")), time.time()
             waits = job("--run", run.path)
