@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -52,7 +53,7 @@ class Waiting:
         from ray.autoscaler.v2.sdk import get_cluster_status
         from ray.exceptions import RpcError
 
-        gcs, began, told, at = GcsClient(address=self.address), time.monotonic(), "", 0.0
+        gcs, began, told, at = GcsClient(address=self.address), time.monotonic(), None, 0.0
         while not over.wait(EVERY_S):
             try:
                 now, why = get_cluster_status(self.address), _reason(gcs)
@@ -60,11 +61,12 @@ class Waiting:
                 continue
             waited = time.monotonic() - began
             text = state(now, self.each, why, waited > QUIET_S)
-            if not text or over.is_set() or (text == told and (why or time.monotonic() - at < AGAIN_S)):
+            news = text and (re.sub(r"\d", "", text), bool(why))  # the dollars spent are other ones every time
+            if not text or over.is_set() or (news == told and (why or time.monotonic() - at < AGAIN_S)):
                 continue
             after = f" (after {waited / 60:.0f} min)" if waited > 60 else ""
             say(f"Waiting for {self.workers}{after}: {text}")
-            told, at = text, time.monotonic()
+            told, at = news, time.monotonic()
 
 
 def of_cluster(workers: int | tuple[int, int], each: dict[str, float]) -> AbstractContextManager:
@@ -89,8 +91,6 @@ def state(status, each: dict[str, float], why: str | None, long: bool) -> str | 
     asked = [*demands.placement_group_demand, *demands.ray_task_actor_demand, *demands.cluster_constraint_demand]
     if not any(_holds(wanted.bundle, each) for demand in asked for wanted in demand.bundles_by_count):
         return None
-    if why:
-        return why
     up = Counter(
         n.ray_node_type_name for n in [*status.active_nodes, *status.idle_nodes] if _holds(n.total_resources(), each)
     )
@@ -102,12 +102,20 @@ def state(status, each: dict[str, float], why: str | None, long: bool) -> str | 
         (Counter(n.ray_node_type_name for n in status.pending_nodes), "rented and booting"),
         (asking, "being rented"),
     )
+    if why:  # of what is being rented, it is tried again
+        there = _listed(stages[:2])
+        what = f"{there}; no more can be rented:" if there else "nothing can be rented:"
+        return "\n  ".join([what, *why.splitlines()]) if "\n" in why else f"{what} {why}"
     if not any(counts for counts, _ in stages[1:]):
         return (
             "no node is free, and none is being rented. `ray status` shows what the nodes are used for"
             if long
             else None
         )
+    return _listed(stages)
+
+
+def _listed(stages: tuple[tuple[Counter, str], ...]) -> str:
     return "; ".join(f"{n} × {name} {what}" for counts, what in stages for name, n in sorted(counts.items()))
 
 

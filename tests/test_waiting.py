@@ -41,7 +41,8 @@ def status(demand: dict | None = EACH, launches: int = 0, pending: int = 0, up: 
         (status(launches=2), None, False, "2 × gpu being rented"),
         (status(launches=1, pending=1), None, False, "1 × gpu rented and booting; 1 × gpu being rented"),
         (status(pending=1, up=1), None, True, "1 × gpu up; 1 × gpu rented and booting"),
-        (status(launches=2), "$10 of 10 are spent. Raise budget.total_usd", False, "$10 of 10 are spent. Raise budget.total_usd"),
+        (status(launches=2), "gpu: $10 are spent", False, "nothing can be rented: gpu: $10 are spent"),
+        (status(pending=1), "gpu: a\nbox: b", True, "1 × gpu rented and booting; no more can be rented:\n  gpu: a\n  box: b"),
         (status(), None, False, None),  # the autoscaler hasn't looked yet
         (status(), None, True, "no node is free, and none is being rented. `ray status` shows what the nodes are used for"),
         (status(demand=None, launches=1), "too dear", True, None),  # nobody waits
@@ -54,7 +55,7 @@ def test_what_is_said(now, why, long, says):
 
 def test_an_actor_that_waits_counts_as_well():
     demands = ResourceDemandSummary(ray_task_actor_demand=[RayTaskActorDemand([ResourceRequestByCount(EACH, 1)])])
-    assert state(ClusterStatus(resource_demands=demands), EACH, "too dear", False) == "too dear"
+    assert state(ClusterStatus(resource_demands=demands), EACH, "too dear", False) == "nothing can be rented: too dear"
 
 
 def test_how_workers_are_worded():
