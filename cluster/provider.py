@@ -104,10 +104,10 @@ class Provider(NodeProvider):
             orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed) if not tags.taken_up(r.label)}
             self._asked = time.monotonic()
         for id in self.nodes.take_in(listed, orphans, began):
-            self._give_up(id, "no market lists it any more", exists=False)
+            self.give_up(id, "no market lists it any more", exists=False)
         for id, node in self.nodes.all().items():
             if why := self._fault(node):
-                self._give_up(id, why)
+                self.give_up(id, why)
         for id in {*self.nodes.undead(listed, began - AGAIN_S), *orphans}:
             self._destroy_later(id)
 
@@ -257,7 +257,7 @@ class Provider(NodeProvider):
 
     # ---- what is lost
 
-    def _give_up(self, node_id: str, why: str, exists: bool = True) -> None:
+    def give_up(self, node_id: str, why: str, exists: bool = True) -> None:
         """From now on it is no node of ours; what has to be done about it happens meanwhile."""
         node = self.nodes.end(node_id)
         if node is None:

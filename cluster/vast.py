@@ -292,9 +292,14 @@ def _disk(usd_per_gb_month: float, total: float | None, gb: float) -> float:
 
 
 def _onstart(order: Order) -> str:
-    """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts."""
+    """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts.
+
+    Vast's images put every login into tmux, where a command hangs or never runs, unless ~/.no_auto_tmux is there
+    (https://github.com/vast-ai/base-image, README): it is before our key is, so none of our logins comes too early.
+    """
     key = quote(order.public_key.strip())
-    script = f"""mkdir -p ~/.ssh && chmod 700 ~/.ssh && touch ~/.ssh/authorized_keys && chmod 600 ~/.ssh/authorized_keys
+    script = f"""touch ~/.no_auto_tmux
+mkdir -p ~/.ssh && chmod 700 ~/.ssh && touch ~/.ssh/authorized_keys && chmod 600 ~/.ssh/authorized_keys
 grep -qxF {key} ~/.ssh/authorized_keys || echo {key} >> ~/.ssh/authorized_keys
 {order.start}
 """

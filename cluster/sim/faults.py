@@ -12,6 +12,7 @@ machines  {"machines": [{"id", "market", "gpu", "count", "gpu_memory_gb", "usd_p
                         adds or replaces; {"only": true} also withdraws all others from the market
 next      {"market", "fault", "count"?}      what goes wrong with the next `count` (1) rentals of the market:
             stuck (loading for ever)  noboot (never runs)  nosshd (runs without sshd)  taken (just before the create)
+            driver (older than the market says: CUDA 12.2)
             ok (nothing: to let some through first)
 api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
             429  500  502  503  timeout (no answer)  json (cut off)  shape (not the documented object)
@@ -43,7 +44,7 @@ from cluster.sim.world import World
 
 log = logging.getLogger("cluster.sim")
 
-BOOT_FAULTS = ("stuck", "noboot", "nosshd", "taken", "ok")
+BOOT_FAULTS = ("stuck", "noboot", "nosshd", "taken", "driver", "ok")
 API_FAULTS = ("429", "500", "502", "503", "timeout", "json", "shape", "lost")
 
 
