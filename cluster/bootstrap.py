@@ -35,6 +35,11 @@ ON_THE_HEAD = {
 """Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""
 
 VENV = "/opt/venv"
+INSTALL_GB = 3.1
+"""What install() downloads where the image has nothing: 171 wheels for x86-64 and Python 3.11, 2.7 GB of them torch and CUDA
+(`uv lock` of pyproject.toml's requirements notes each one's size)."""
+IMAGE_GB = 0.6
+"""Of the image of cluster/*.yaml, compressed, by what its users report; a market's hosts may have it already."""
 STOP = "if grep -qsxE 'raylet|gcs_server|ray::.*|ray-dashboard.*' /proc/[0-9]*/comm; then ray stop; fi"
 """What a head that is gone has left, or a start that failed: a gcs_server alone holds the port of the next. Asking `ray stop` in
 vain takes seconds."""
