@@ -96,7 +96,7 @@ class TestOnABox:
     def test_a_driver_that_is_too_old_is_said_before_ray_joins_and_the_machine_remembered(self, provider, sim):  # noqa: F811
         sim.control("next", market="vast", fault="driver")
         p = provider(network="flat")
-        p.create_node({"ladder": [RUNG]}, WORKER, 1)
+        p.create_node({"ladder": [RUNG]}, HEAD, 1)
         sim.wait(lambda s: s["rentals"] and s["rentals"][0]["state"] == "running")
         [id] = p.non_terminated_nodes({})
         machine = p.nodes.get(id).rental.machine
