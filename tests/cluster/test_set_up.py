@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -114,47 +115,42 @@ class TestOnABox:
 
 @pytest.fixture
 def wheels():
-    """(folder, environment) by which pip and uv find there, without a network, all that a node needs: what this machine's pip
-    would install, in uv's cache."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    ).stdout
+    """(folders, environment) by which pip and uv find there, without a network, all that a node needs: what this machine's pip
+    would install, in uv's own cache, where it stays for the next time."""
+    python = [sys.executable, "-m", "pip"]
+    listed = subprocess.run([*python, "config", "list"], capture_output=True, text=True, check=True).stdout
     pip = {
-        name.split(".")[-1]: value.strip("'")
-        for name, _, value in (line.partition("=") for line in listed.splitlines())
+        name.split(".")[-1]: value.strip("'") for name, _, value in (row.partition("=") for row in listed.splitlines())
     }
     with tempfile.TemporaryDirectory(prefix="wheels-", dir="/tmp") as folder:
-        links = f"{folder}/wheels {pip.get('find-links', '')}"
-        env = {"UV_CACHE_DIR": f"{folder}/cache", "UV_FIND_LINKS": links.replace(" ", ","), "UV_NO_CONFIG": "1"}
-        env |= {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_LINK_MODE": "copy"}  # as pip chooses; across file systems
-        for name, theirs in (
-            ("index-url", "UV_DEFAULT_INDEX"),
-            ("extra-index-url", "UV_INDEX"),
-            ("constraint", "UV_CONSTRAINT"),
-        ):
-            if name in pip:
-                env[theirs] = pip[name]
+        subprocess.run([*python, "download", "-q", "--no-deps", "-d", f"{folder}/wheels", "uv"], check=True)
+        wheels = ["--no-index", "--find-links", f"{folder}/wheels"]
+        subprocess.run([*python, "install", "-q", *wheels, "--target", f"{folder}/uv", "uv"], check=True)
+        uv = [f"{folder}/uv/bin/uv", "-q"]
+        cache = subprocess.run([uv[0], "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+        env = {"UV_CACHE_DIR": cache, "UV_NO_CONFIG": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}  # as pip chooses
+        theirs = {
+            "index-url": "DEFAULT_INDEX",
+            "extra-index-url": "INDEX",
+            "constraint": "CONSTRAINT",
+            "find-links": "FIND_LINKS",
+        }
+        env |= {f"UV_{theirs[name]}": value for name, value in pip.items() if name in theirs}
         if not list(Path(pip.get("find-links", "/nowhere")).glob("torch-*")):
             env["UV_TORCH_BACKEND"] = "cpu"  # and not 3 GB of CUDA
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", f"{folder}/wheels", "uv"], check=True
-        )
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", f"{folder}/uv", "uv"], check=True
-        )
-        uv = [f"{folder}/uv/bin/uv", "-q"]
         subprocess.run([*uv, "venv", "--python", sys.executable, f"{folder}/venv"], env=os.environ | env, check=True)
-        install = [*uv, "pip", "install", "-p", f"{folder}/venv", "--link-mode", "hardlink", *bootstrap.packages()]
+        install = [*uv, "pip", "install", "-p", f"{folder}/venv", *bootstrap.packages()]
         subprocess.run(install, env=os.environ | env, check=True)
-        yield folder, env | {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{folder}/wheels"}
+        there = {"UV_OFFLINE": "1", "UV_LINK_MODE": "copy", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{folder}/wheels"}
+        yield [folder, cache], env | there
 
 
 class TestOnABareBox:
     pytestmark = BOXES
 
     def test_it_is_set_up_although_the_first_time_was_killed(self, wheels, key):  # noqa: F811
-        folder, env = wheels
-        with simulator(**REAL, image="bare", share=folder) as sim:
+        folders, env = wheels
+        with simulator(**REAL, image="bare", share=folders) as sim:
             rent(sim, key, 100000, env=env)
             [box] = running(sim, 1)
             assert "No module named" in ssh(sim, box, key, "python3 -c 'import ray' 2>&1").stdout
@@ -182,11 +178,9 @@ class TestOnABareBox:
             done = ssh(sim, box, key, login(bootstrap.install()))
             assert done.returncode == 0, done.stdout + done.stderr
             print(f"\ninstalled from the cache: {time.time() - began:.1f} s", flush=True)
-            imports = (
-                "import platform, ray, torch, transformers, trl; print(ray.__version__, platform.python_version())"
-            )
-            done = ssh(sim, box, key, login(f'python -c "{imports}"'))
-            assert done.stdout.split()[-2:] == [ray_version(), platform.python_version()], done.stdout + done.stderr
+            imports = "import importlib.metadata as m, platform, ray, torch; print(m.version('trl'), platform.python_version())"
+            done = ssh(sim, box, key, login(f"python -c {shlex.quote(imports)}"))
+            assert done.stdout.split()[-2:] == [version("trl"), platform.python_version()], done.stdout + done.stderr
 
             ssh(sim, box, key, f"rm -r {bootstrap.VENV}.uv")  # so that it can't do anything
             done = ssh(sim, box, key, login(bootstrap.install()))
@@ -212,9 +206,3 @@ class TestOnABareBox:
         doomed = [pid for pid in pids if any(word in Path(f"/proc/{pid}/cmdline").read_bytes() for word in words)]
         assert doomed
         subprocess.run(["kill", "-9", *doomed], check=True)
-
-
-def ray_version() -> str:
-    import ray
-
-    return ray.__version__
