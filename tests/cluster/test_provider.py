@@ -1,6 +1,7 @@
 """cluster/provider.py over the simulated markets' real HTTP, without boxes: what Ray is told, and what is rented."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from ray.autoscaler import tags as ray
@@ -50,6 +51,7 @@ def provider(sim, tmp_path, monkeypatch):
         monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
         monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
     monkeypatch.setattr(module, "STALE_S", 0.0)
+    monkeypatch.setattr(module, "WAIT_S", 0.05)
 
     def make(**settings):
         return Provider(complete(cluster(**settings))["provider"], "c1")
@@ -106,7 +108,7 @@ def test_a_rental_that_never_runs_is_given_up_and_its_machine_avoided(provider, 
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)
     [stuck] = sim.state()["rentals"]
-    monkeypatch.setattr(module, "STARTING_S", 0.0)
+    p.settings = replace(p.settings, boot_minutes=1e-9)
     assert p.non_terminated_nodes({}) == []
     sim.wait(lambda s: s["rentals"] == [])
     p.create_node({"ladder": LADDER}, WORKER, 1)
@@ -118,7 +120,7 @@ def test_a_rental_without_ssh_is_given_up(provider, sim, monkeypatch):
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)
     running(sim, p)
-    monkeypatch.setattr(module, "SSH_S", 0.0)
+    p.settings = replace(p.settings, login_minutes=1e-9)
     assert p.non_terminated_nodes({}) == []
     sim.wait(lambda s: s["rentals"] == [])
     assert "no login" in p.memory.path.read_text()
