@@ -75,7 +75,7 @@ def fetch_from(ledger: Ledger, node: str, address: tuple[str, int]) -> None:
     can't be reached, Damaged."""
     folder = Folder(ledger.cluster)
     command = (
-        f"cd ~/.shoestring/{ledger.cluster} && printf '{MARK.decode().strip()}\\n' && "
+        f"cd ~/.shoestring/{ledger.cluster} && echo '{MARK.decode().strip()}' && "
         "tar -cf - $(ls -d ledger.jsonl others boots 2> /dev/null)"
     )
     shell = folder.ssh(node, address, BatchMode="yes", ConnectTimeout=str(LOGIN_S))
