@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     except Damaged as e:
         print(f"python -m cluster {argv[0]}: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

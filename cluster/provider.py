@@ -20,7 +20,7 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import boots, bootstrap, ladder, lost, markets, mesh, tags, watchdog, whole
+from cluster import boots, bootstrap, ladder, lost, markets, mesh, shape, tags, tools, watchdog, whole
 from cluster.boots import BOOTS
 from cluster.failures import MARKETS, Failures
 from cluster.folder import Folder
@@ -81,8 +81,16 @@ class Provider(NodeProvider):
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict) -> dict:
-        """The first that Ray calls with a YAML, and where it wants to see these."""
-        return {"cluster_synced_files": []} | cluster_config
+        """The first that Ray calls with a YAML, before it checks that by its schema. What is raised here Ray prints as a warning and
+        goes on, so that a mistake ends the command itself."""
+        config = {"cluster_synced_files": []} | cluster_config
+        try:
+            tools.check(*tools.TO_RENT_A_HEAD)
+            shape.check(config)
+        except ValueError as e:
+            click.echo("\n  ".join(["The cluster can't be led from here:", *str(e).splitlines()]), err=True)
+            raise SystemExit(2) from None
+        return config
 
     @staticmethod
     def bootstrap_config(cluster_config: dict) -> dict:
