@@ -41,6 +41,8 @@ class Entry:
     spot: bool = False
     offered_usd_per_hour: float = 0.0
     """Disk included; what it counts for until the market lists it."""
+    download_usd_per_gb: float = 0.0
+    """What its host charges for traffic, as offered. Not part of usd(): markets don't list the traffic in a documented unit."""
     asked: float = 0.0
     """Unix time of the intent, or when it was first listed."""
     answered: float | None = None

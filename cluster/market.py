@@ -171,3 +171,7 @@ class Market(ABC):
 
     @abstractmethod
     def label(self, id: str, label: str) -> None: ...
+
+    def logs(self, id: str) -> str:
+        """What the rental's container and its host printed last; "" where the market keeps nothing. A few requests."""
+        return ""
