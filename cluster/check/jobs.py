@@ -63,7 +63,10 @@ class Jobs:
 
     def ended(self, id: str) -> str | None:
         """How; None: it hasn't."""
-        status = self._client().get_job_status(id).value
+        try:
+            status = self._client().get_job_status(id).value
+        except (OSError, RuntimeError):  # a busy head answers the next time; one that ended, the caller sees
+            return None
         return status if status in ENDED else None
 
     def said(self, id: str) -> str:

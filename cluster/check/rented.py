@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -29,8 +30,8 @@ REPO = Path(__file__).parents[2]
 DISK_GB = 40.0
 KINDS = 3
 """Rungs of the ladder: the cheapest kinds of machines, as the cheapest may be taken."""
-MINUTES = 20.0
-"""A check lasts no longer, wherever it hangs: what is shown as its highest price."""
+MINUTES = 45.0
+"""A check lasts no longer, wherever it hangs, but for the end of everything."""
 END_S = 180.0
 """The head has destroyed everything by then, or can't."""
 LOG = Path("/tmp/ray/session_latest/logs/monitor.log")
@@ -60,6 +61,8 @@ class Cluster:
     asked: Asked
     markets: dict[str, Market] = field(default_factory=dict)
     head: subprocess.Popen | None = None
+    until: float = math.inf
+    """time.monotonic() when it has lasted for MINUTES."""
 
     def __post_init__(self):
         self.folder = Folder(self.name)
@@ -136,6 +139,7 @@ class Cluster:
     def lead(self, progress: Callable[[str], None]) -> None:
         """`python -m cluster head`, as a user would; ends with this process, and with it what it rented."""
         self.write()
+        self.until = time.monotonic() + MINUTES * 60
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -177,6 +181,8 @@ class Cluster:
                 raise Failed(f"the head ended: {_last((self.folder.path / 'head.said').read_text(), 2)}")
             if lost := self.lost():
                 raise Failed(lost)
+            if time.monotonic() > self.until:
+                raise Failed(f"the check has lasted for {MINUTES:g} minutes: {waiting()}")
             if time.monotonic() > give_up:
                 raise Failed(f"not within {seconds:g} s: {waiting()}")
             progress(waiting())

@@ -88,7 +88,7 @@ class Check:
         boxes, hourly = self.asked.workers, self.asked.workers * self.usd_per_hour
         return (
             f"Rent {'two such boxes' if boxes > 1 else 'such a box'} at ${hourly:.3f}/h: about ${hourly / 20:.3f} for three minutes, "
-            f"${hourly * MINUTES / 60:.2f} for {MINUTES:.0f}, never more than ${self.asked.budget_usd:g}?"
+            f"${hourly * MINUTES / 60:.2f} for the {MINUTES:.0f} after which it ends by itself, never more than ${self.asked.budget_usd:g}?"
         )
 
     def leads(self) -> str:

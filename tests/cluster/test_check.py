@@ -107,7 +107,11 @@ def test_the_cheapest_box_is_offered_at_its_price_and_a_no_rents_nothing(home, s
     assert cheapest["gpu"].removeprefix("NVIDIA ") in offer.detail and cheapest["market"] in offer.detail
     price = made.usd_per_hour
     assert cheapest["min_bid"] < price < cheapest["min_bid"] * 1.1 + 0.02
-    assert f"${price:.3f}/h" in asked[0] and f"${price / 3:.2f} for 20" in asked[0] and "never more than $1" in asked[0]
+    assert (
+        f"${price:.3f}/h" in asked[0]
+        and f"${price * 0.75:.2f} for the 45" in asked[0]
+        and "never more than $1" in asked[0]
+    )
     assert sim.bill()["rentals"] == [] and not made.pipeline.passed
 
 
