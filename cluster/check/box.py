@@ -110,7 +110,10 @@ class Box:
     def driver(self, needed: float | None) -> str:
         """needed: the CUDA that the driver has to support."""
         said = self.run("nvidia-smi", 60)
-        driver, cuda = re.search(r"Driver Version: *([\d.]+)", said), re.search(r"CUDA Version: *([\d.]+)", said)
+        driver, cuda = (
+            re.search(r"Driver Version: *([\d.]+)", said),
+            re.search(r"CUDA (?:\w+ )?Version: *([\d.]+)", said),
+        )
         if not (driver and cuda):
             raise Failed("nvidia-smi tells no driver: is the GPU passed through to the container?")
         text = f"driver {driver[1]}, CUDA {cuda[1]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,10 +46,11 @@ class Jobs:
             raise Failed(f"the tiny model could not be made: {said.strip().splitlines()[-1]}")
         options = {
             "run": f"{self.place}/run" if self.place else "/tmp/shoestring/check/run", "model.base": "model", "model.adapter": "lora",
-            "model.lora": json.dumps({"r": 4, "target_modules": ["q_proj", "v_proj"]}), "train.max_steps": STEPS,
+            "model.lora.r": 4, "model.lora.target_modules": '["q_proj", "v_proj"]', "train.max_steps": STEPS,
             "train.logging_steps": 5, "scale.device": self.asked.device, "scale.global_batch": 4, "scale.micro_batch": 4,
         }  # fmt: skip
-        return self._submit("python jobs/sft.py " + " ".join(f"--{k} '{v}'" for k, v in options.items()), on_a_box=True)
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        return self._submit(shlex.join(["python", "jobs/sft.py", *words]), on_a_box=True)
 
     def exchange(self) -> str:
         return self._submit(f"python exchange.py {self.asked.device}")
