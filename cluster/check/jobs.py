@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -46,8 +47,9 @@ class Jobs:
             raise Failed(f"the tiny model could not be made: {said.strip().splitlines()[-1]}")
         options = {
             "run": f"{self.place}/run" if self.place else "/tmp/shoestring/check/run", "model.base": "model", "model.adapter": "lora",
-            "model.lora.r": 4, "model.lora.target_modules": '["q_proj", "v_proj"]', "train.max_steps": STEPS,
-            "train.logging_steps": 5, "scale.device": self.asked.device, "scale.global_batch": 4, "scale.micro_batch": 4,
+            "model.lora.r": 8, "model.lora.target_modules": "all-linear", "data.limit": 200, "data.heldout_limit": 4,
+            "train.max_steps": STEPS, "train.logging_steps": 5, "train.learning_rate": 0.02, "train.lr_scheduler_type": "constant",
+            "scale.device": self.asked.device, "scale.global_batch": 4, "scale.micro_batch": 4,
         }  # fmt: skip
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         return self._submit(shlex.join(["python", "jobs/sft.py", *words]), on_a_box=True)
@@ -56,7 +58,8 @@ class Jobs:
         return self._submit(f"python exchange.py {self.asked.device}")
 
     def _submit(self, entrypoint: str, on_a_box: bool = False) -> str:
-        environment = {"HF_HUB_OFFLINE": "1"} | (store_environment() if self.place else {})
+        # The model is in what is uploaded, where relative paths don't lead otherwise (lib/run.py).
+        environment = {"HF_HUB_OFFLINE": "1", "SHOESTRING_HOME": "."} | (store_environment() if self.place else {})
         return self._client().submit_job(
             entrypoint=entrypoint,
             runtime_env={"working_dir": str(self.code), "env_vars": environment},
@@ -81,6 +84,8 @@ class Jobs:
         loss = re.search(r"loss\s+([\d.]+) → ([\d.]+)", self.said(id))
         if not loss:
             raise Failed("it ended well and tells no loss: its log is not that of a training job")
+        if not float(loss[2]) < float(loss[1]):
+            raise Failed(f"its loss doesn't fall: {loss[1]} → {loss[2]}")
         return f"{STEPS} steps on the {self.asked.device.upper()}, loss {loss[1]} → {loss[2]}"
 
     def exchanged(self, id: str) -> str:
@@ -91,12 +96,15 @@ class Jobs:
 
     def why(self, id: str) -> str:
         """The last of what the job printed, or what Ray says of it."""
-        lines = [line.strip() for line in self.said(id).splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in self.said(id).splitlines() if line.strip() and "Running entrypoint" not in line
+        ]
         return " ".join(lines[-3:]) or self._client().get_job_info(id).message or "it printed nothing"
 
     def _client(self):
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.WARNING)  # what it uploads
         return JobSubmissionClient(DASHBOARD)
 
 
