@@ -45,6 +45,7 @@ DESTROYED = STEPS[-1]
 def main(argv: list[str]) -> int:
     from cluster.check.rented import Cluster, asked_markets
     from cluster.check.steps import Check
+    from cluster.head import ENDS
     from lib.cli import refusing
 
     args = _parser().parse_args(argv)
@@ -56,15 +57,16 @@ def main(argv: list[str]) -> int:
     with refusing("python -m cluster check"):
         cluster = Cluster(f"check-{time.strftime('%y%m%d-%H%M%S')}", _asked(args, found))
     check = Check(cluster, lambda question: args.yes or _agreed(question))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    for number in ENDS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     agreed = False
     try:
         agreed = check.run()
     except KeyboardInterrupt:
         print("\nInterrupted: what was rented is destroyed.", file=sys.stderr, flush=True)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what is being ended now, is ended
+        for number in ENDS:  # what is being ended now, is ended
             signal.signal(number, signal.SIG_IGN)
         check.end()
         path = Path(args.report or cluster.folder.path / "check.json")

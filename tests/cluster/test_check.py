@@ -2,6 +2,8 @@
 
 import getpass
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -214,6 +216,39 @@ def test_what_could_not_be_destroyed_is_said_with_the_command_that_ends_it(renti
     result = made.pipeline.results[-1]
     assert result.outcome == "failed" and "End it: python -m cluster sweep check-test" in result.detail
     assert f"vast-{made.entry.id}" in result.detail and "500" in result.detail
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(home, sim, monkeypatch, capsys, number):
+    """In this process, so without Ray: the box is rented here as its autoscaler would."""
+    sim.control("next", market="vast", fault="stuck")
+
+    def leads(made):
+        made.cluster.write()
+        config = rented._with_head_here(made.cluster.config)
+        node = config["available_node_types"]["box"]["node_config"]
+        provider = provider_module.Provider(rented.bootstrap.complete(config)["provider"], made.cluster.name)
+        provider.create_node(node, WORKER, 1)
+        return ""
+
+    def interrupted(made):
+        assert len(sim.state()["rentals"]) == 1
+        os.kill(os.getpid(), number)
+        made._wait(lambda: None, 30, lambda: "the signal")
+
+    monkeypatch.setattr(Check, "leads", leads)
+    monkeypatch.setattr(Check, "rented", Check._rented)
+    monkeypatch.setattr(Check, "boot", interrupted)
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert check.main(["--market", "vast", "--yes", "--report", str(home / "check.json")]) == 1
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    told = {s["step"]: s for s in json.loads((home / "check.json").read_text())["steps"]}
+    assert (told["boot"]["outcome"], told["boot"]["detail"]) == ("failed", "it was interrupted")
+    assert told["SSH login"]["outcome"] == "not reached" and told[check.DESTROYED]["outcome"] == "passed"
+    assert sim.state()["rentals"] == [] and "what was rented is destroyed" in capsys.readouterr().err
 
 
 # ---- the box's own steps, run on this machine
