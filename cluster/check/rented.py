@@ -77,7 +77,7 @@ class Cluster:
                 "max_usd_per_hour": self.asked.max_usd_per_hour, "image": image_of(market),
             }
             for market in self.asked.markets
-            for spot in (True, False)
+            for spot in ((True, False) if ladder.has_spot(market) else (False,))
         ]  # fmt: skip
         self.config = {
             "cluster_name": self.name,
