@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -238,7 +237,7 @@ def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_f
     done = run_job("reward", *argv, "--run", whole.path, env=env)
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(
-        [sys.executable, "jobs/reward.py", *argv, "--run", cut.path],
+        [warm.python(), "jobs/reward.py", *argv, "--run", cut.path],
         cwd=REPO,
         env=os.environ | env,
         stdout=subprocess.DEVNULL,
@@ -247,9 +246,7 @@ def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_f
     while not any(r["step"] >= 3 for r in cut.metrics()):
         assert process.poll() is None
         time.sleep(0.1)
-    for p in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        if p.is_running():
-            p.send_signal(signal.SIGKILL)
+    warm.kill(psutil.Process(process.pid))
     process.wait()
     assert not cut.finished()
     done = run_job("reward", "--resume", cut.path, env=env)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
@@ -13,6 +12,7 @@ import yaml
 from jobs import pipeline
 from lib.cli import UsageError
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 
 STEP = {"stage": "sft", "config": "configs/sft.yaml"}
@@ -96,11 +96,6 @@ def test_a_steps_name_follows_its_latest_run(tmp_path):
         pipeline.latest(folder, "dpo")
 
 
-def tree(process: subprocess.Popen) -> list[psutil.Process]:
-    p = psutil.Process(process.pid)
-    return [p, *p.children(recursive=True)]
-
-
 def until_step(folder, name: str, step: int, process: subprocess.Popen) -> None:
     deadline = time.time() + PATIENCE
     while not any(r["step"] >= step for d in folder.glob(f"{name}-*") for r in Run(d).metrics()):
@@ -124,14 +119,14 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     steps["dpo"]["set"] = {"model.base": "{sft}"}
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump({"folder": str(runs), "steps": steps}, sort_keys=False))
-    command = [sys.executable, "jobs/pipeline.py", "--config", str(path)]
+    command = [warm.python(), "jobs/pipeline.py", "--config", str(path)]
 
     def start():
         return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     process = start()
     until_step(runs, "sft", 5, process)
-    started = tree(process)
+    started = warm.tree(psutil.Process(process.pid))
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Interrupted" in out, out
@@ -139,8 +134,7 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
 
     process = start()
     until_step(runs, "dpo", 5, process)
-    for p in tree(process):
-        os.kill(p.pid, signal.SIGKILL)
+    warm.kill(psutil.Process(process.pid))
     out, _ = process.communicate()
     assert "sft (going on)" in out
 

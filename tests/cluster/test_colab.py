@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 
 NOTEBOOK = REPO / "cluster" / "colab.ipynb"
@@ -26,7 +27,8 @@ def test_top_to_bottom(tiny_model, tmp_path, monkeypatch):
     book.cells = [c for c in book.cells if c not in colab]
     for name in ("VAST_API_KEY", "RUNPOD_API_KEY", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    python = [str(Path(p).parent) for p in (warm.python(), sys.executable)]
+    monkeypatch.setenv("PATH", os.pathsep.join([*python, os.environ["PATH"]]))
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("SHOESTRING_HOME", str(tmp_path))
     monkeypatch.setenv("BASE", tiny_model)

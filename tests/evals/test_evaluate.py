@@ -1,6 +1,5 @@
 """jobs/eval.py from end to end on tiny models: every task, every file of the report."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -145,7 +144,7 @@ def test_killed_twice_and_finished_by_another_number_of_processes(job, report, t
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
     def start(workers: int) -> subprocess.Popen:
-        command = [sys.executable, "jobs/eval.py", *options, "--workers", str(workers)]
+        command = [warm.python(), "jobs/eval.py", *options, "--workers", str(workers)]
         return subprocess.Popen(
             command, cwd=REPO, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -156,9 +155,7 @@ def test_killed_twice_and_finished_by_another_number_of_processes(job, report, t
         while len(run.files("ledger") if run.fs.exists(run.at("ledger")) else []) < shards:
             assert process.poll() is None and time.time() < give_up, process.communicate()[0]
             time.sleep(0.02)
-        for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
+        warm.kill(psutil.Process(process.pid))
         process.wait()
         assert not run.fs.exists(run.at("reports/report.json"))
     kept = {name: os.stat(run.at(f"ledger/{name}")).st_mtime_ns for name in run.files("ledger")}

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from lib.evals.job import EvalJob, plan
 from lib.evals.judge import Unreadable
 from lib.evals.report import Report
 from lib.run import Run
+from tests import warm
 from tests.conftest import free_port, run_job, wait_for_port
 from tests.evals.api import better, talk
 
@@ -147,7 +147,7 @@ def test_a_really_served_model_judges(runs, pairs_file, tiny_model, tmp_path):
     served = _says("[[A]]", tiny_model, tmp_path / "referee")
     port = free_port()
     command = [
-        sys.executable,
+        warm.python(),
         "-m",
         "transformers.cli.transformers",
         "serve",

@@ -13,6 +13,7 @@ import pytest
 
 from serve.engines import Engine
 from serve.keeper import Keeper
+from tests import warm
 from tests.conftest import REPO, free_port
 
 
@@ -21,7 +22,8 @@ def serving(folder, args: dict):
     """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
+    python = warm.python() if args["engine"] == "transformers" else sys.executable
+    command = [python, "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
     command += [f"{key}={value}" for key, value in (args | {"port": port}).items()]
     with (folder / "log").open("w") as log:
         p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -40,11 +42,11 @@ def serving(folder, args: dict):
             pytest.fail((folder / "log").read_text()[-3000:])
         yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
     finally:
-        mine = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
+        mine = warm.tree(psutil.Process(p.pid)) if p.poll() is None else []
         p.terminate()  # not SIGINT, which is ignored below a shell's background job
         with suppress(subprocess.TimeoutExpired):
             p.wait(30)
-        for left in [*mine, *([psutil.Process(p.pid)] if p.poll() is None else [])]:
+        for left in mine:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
 
@@ -52,7 +54,7 @@ def serving(folder, args: dict):
 def replicas(process) -> list:
     """Processes of the model's copies."""
     found = []
-    for child in process.children(recursive=True):
+    for child in warm.tree(process):
         with suppress(psutil.NoSuchProcess):  # it has just ended
             found += [child] if "ServeReplica" in " ".join(child.cmdline()[:1]) else []
     return found

@@ -4,7 +4,6 @@ import collections
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 from tests.serve.conftest import replicas, serving
 
@@ -91,7 +91,7 @@ def test_bodies_that_no_engine_is_given(url):
 def test_a_port_that_is_taken(runs, url):
     port = httpx.URL(url).port
     command = [
-        sys.executable,
+        warm.python(),
         "-m",
         "ray.serve.scripts",
         "run",

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
@@ -22,6 +21,7 @@ from serve.chat import Side
 from serve.engines import Engine
 from serve.guard import Guard
 from serve.serving import Plan, parse
+from tests import warm
 from tests.conftest import REPO, free_port, wait_for_port
 from tests.serve.conftest import keeping, listening, well
 from tests.serve.tab import tab
@@ -197,7 +197,7 @@ def test_a_served_run(url):
 @contextmanager
 def _server(*options: str):
     port = free_port()
-    command = [sys.executable, "-m", "serve.chat", "--port", str(port), *options]
+    command = [warm.python(), "-m", "serve.chat", "--port", str(port), *options]
     process = subprocess.Popen(
         command, cwd=REPO, stdout=subprocess.PIPE, text=True, env=os.environ | {"SHOESTRING_TOKEN": SECRET}
     )

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from lib.run import Run
 from serve import vote
 from serve.votes import Box, ballots, fleiss_kappa
+from tests import warm
 from tests.conftest import REPO, free_port, run_job, wait_for_port
 from tests.serve.tab import tab
 
@@ -172,7 +172,7 @@ def test_by_keyboard_in_a_browser_and_the_votes_train_a_reward_model(evaluated, 
 @contextmanager
 def _server(run: Run):
     port = free_port()
-    command = [sys.executable, "-m", "serve.vote", "--run", run.path, "--pair", *PAIR, "--port", str(port)]
+    command = [warm.python(), "-m", "serve.vote", "--run", run.path, "--pair", *PAIR, "--port", str(port)]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
     try:
         wait_for_port(port, process)

@@ -9,6 +9,7 @@ environment has another value for something that libraries read when they are im
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 IMPORTED = (
     "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_", "HOME", "OMP_", "MKL_", "ONEDNN_",
@@ -28,6 +31,9 @@ def signature(env: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in env.items() if k.startswith(IMPORTED)}
 
 
+_folders: list[Path] = []
+
+
 @cache
 def python() -> str:
     """Path of the program. Its server is started with it, and ends with this process."""
@@ -36,7 +42,9 @@ def python() -> str:
 
 def start(env: Mapping[str, str]) -> str:
     """The same for programs that have that environment."""
-    folder, here = Path(tempfile.mkdtemp(prefix="warm-")), Path(__file__).parent
+    here = Path(__file__).parent
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    _folders.append(folder)
     program = folder / "python"
     program.write_text(f"#!{sys.executable} -IS\n" + (here / "client.py").read_text())
     program.chmod(0o755)
@@ -49,3 +57,22 @@ def start(env: Mapping[str, str]) -> str:
 
     atexit.register(end)
     return str(program)
+
+
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """The process and all below it. What a program of ours asked for is a child of the server, and counts as below the program."""
+    found, todo = [], [process]
+    while todo:
+        p = todo.pop()
+        found.append(p)
+        forked = [f for folder in _folders for f in (folder / "forks").glob(str(p.pid))]
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it has just ended
+            todo += [*p.children(), *(psutil.Process(int(f.read_text())) for f in forked)]
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    """kill -9 of it and all below it, at once."""
+    for p in tree(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            p.kill()

@@ -11,6 +11,7 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
     listener.listen(128)
     events = selectors.DefaultSelector()
     events.register(listener, selectors.EVENT_READ)
+    (folder / "forks").mkdir()
     children: dict[socket.socket, int] = {}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ended, parent = False, os.getppid()
@@ -76,6 +78,7 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                     client.close()
                 elif child := os.fork():
                     children[client] = child
+                    (folder / "forks" / str(_pid(client))).write_text(str(child))
                     events.register(client, selectors.EVENT_READ)
                     events.register(os.pidfd_open(child), selectors.EVENT_READ, client)
                 else:
@@ -98,6 +101,7 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                     events.unregister(key.fileobj)
             elif key.data in children:  # its child ended
                 client, status = key.data, os.waitpid(children[key.data], 0)[1]
+                (folder / "forks" / str(_pid(client))).unlink()
                 code = os.waitstatus_to_exitcode(status)
                 with contextlib.suppress(OSError, KeyError):
                     events.unregister(client)
@@ -110,6 +114,11 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
         os.kill(child, signal.SIGKILL)
     shutil.rmtree(folder)
     return None
+
+
+def _pid(client: socket.socket) -> int:
+    """Of the program that asked."""
+    return struct.unpack("iii", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 
 def _asked(client: socket.socket) -> tuple[dict | None, list[int]]:
