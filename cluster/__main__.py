@@ -13,6 +13,7 @@ COMMANDS = {
     "head": "this machine becomes the head and scales out",
     "status": "what runs, and the network to it",
     "cost": "what it cost: by job, stage and node",
+    "ssh": "a shell or a command on a box",
     "sweep": "what was left behind, and ending it",
 }
 """Each is `main(argv) -> exit code` of the module of its name."""
@@ -35,6 +36,9 @@ def main(argv: list[str]) -> int:
     except Damaged as e:
         print(f"python -m cluster {argv[0]}: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ class Settings:
     budget: Budget = field(default_factory=Budget)
     unattended_minutes: float = 10.0
     """A worker that no head has reached for so long destroys itself."""
+    boot_minutes: float = 25.0
+    """A rental that doesn't run by then is given up: its image doesn't load. Slow hosts take 10 to 20."""
+    login_minutes: float = 3.0
+    """So is one that runs, and can't be logged in to by then."""
     here: bool = False
     """The head is the machine that this runs on, and not rented (`python -m cluster head`)."""
     slots: int = 0
@@ -96,9 +100,10 @@ class Settings:
             raise ValueError("provider.markets: name at least one, such as [vast, runpod].")
         if given.get("network", "mesh") not in get_args(Network):
             raise ValueError(f"provider.network must be mesh or flat, but is {given['network']!r}.")
-        minutes = given.get("unattended_minutes", 10.0)
-        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-            raise ValueError(f"provider.unattended_minutes must be a number above 0, but is {minutes!r}.")
+        for key in ("unattended_minutes", "boot_minutes", "login_minutes"):
+            minutes = given.get(key, 1.0)
+            if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+                raise ValueError(f"provider.{key} must be a number above 0, but is {minutes!r}.")
         driver.needed(given.get("torch"))
         return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget", {}))})
 

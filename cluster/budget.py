@@ -1,4 +1,4 @@
-"""The caps of a cluster: `budget: {total_usd, per_hour_usd}` in the provider section of its YAML.
+"""The caps of a cluster: `budget: {total_usd, per_hour_usd, max_hours}` in the provider section of its YAML.
 
 Soft: nothing more is rented. Hard: the jobs are told (lib/notice.py), save and stop; then every worker is destroyed, then the
 head. `enforce` is called at every poll; each call does what is due, and the ledger's notes say how far it is, so that it goes
@@ -25,10 +25,13 @@ class Budget:
     """Of the cluster's whole life, over all its heads. None: no cap."""
     per_hour_usd: float | None = None
     """Of all its rentals at one time. None: no cap."""
+    max_hours: float | None = None
+    """Of the cluster's whole life, from its first rental on; the same happens then as at total_usd. None: no cap."""
     store: str | None = None
-    """A folder or s3://bucket/path where the ledger is kept too: without it, what a rented head spent is forgotten with it."""
+    """A folder or s3://bucket/path where the ledger is kept too: without it, what a rented head spent since its ledger was last
+    fetched is forgotten where it ends by itself."""
     save_minutes: float = 5.0
-    """What jobs get to save their work and everything to be destroyed, once the money is out. It is kept back from total_usd."""
+    """What jobs get to save their work and everything to be destroyed, once the money or the time is out. It is kept back."""
     useful_minutes: float = 15.0
     """Nothing is rented that could be paid for less long than this."""
 
@@ -45,7 +48,7 @@ class Budget:
                 raise ValueError(f"provider.budget.{key} is not a key of a budget.{nearest(key, known)}")
             if key == "store" and isinstance(value, str | None):
                 continue
-            if value is None and key.endswith("_usd"):
+            if value is None and (key.endswith("_usd") or key == "max_hours"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"provider.budget.{key} must be a number above 0, but is {value!r}.")
@@ -54,10 +57,13 @@ class Budget:
     def refuses(self, ledger: Ledger, usd_per_hour: float, now: float) -> str | None:
         """Why nothing may be rented at this price (machine and disk), or None."""
         rate, spent = ledger.rate() + usd_per_hour, ledger.spent(now)
-        if self._cap(ledger):
-            return f"budget.total_usd of {self.total_usd:g} was reached, and everything ended. Raise it to go on"
+        if cap := self._cap(ledger):
+            return ended(cap)
         if self.per_hour_usd is not None and rate > self.per_hour_usd + 1e-9:
             return f"${rate:.3f} an hour with it, and budget.per_hour_usd is {self.per_hour_usd:g}"
+        left_s = self._left_s(ledger, now)
+        if left_s is not None and left_s <= (self.save_minutes + self.useful_minutes) * 60:
+            return f"of budget.max_hours {self.max_hours:g} only {max(0.0, left_s) / 60:.0f} minutes are left"
         if self.total_usd is not None:
             left = self.total_usd - spent - rate * (self.save_minutes + self.useful_minutes) / 60
             if left <= 0:
@@ -68,24 +74,41 @@ class Budget:
         return None
 
     def pays_for_s(self, ledger: Ledger, usd_per_hour: float, now: float) -> float | None:
-        """How long total_usd, as it is now, would pay for this alone. None: for ever. Where a market ends rentals by itself
-        (RunPod its spot pods) this is the time, so that one which nobody and no watchdog ends can't cost more."""
-        if self.total_usd is None or usd_per_hour <= 0:
-            return None
-        return min(max(0.0, self.total_usd - ledger.spent(now)) / usd_per_hour * 3600, LONG_S)
+        """How long total_usd, as it is now, would pay for this alone, and no longer than max_hours. None: for ever. Where a market
+        ends rentals by itself this is the time, so that one which nobody and no watchdog ends can't cost more."""
+        times = [LONG_S]
+        if self.total_usd is not None and usd_per_hour > 0:
+            times.append(max(0.0, self.total_usd - ledger.spent(now)) / usd_per_hour * 3600)
+        if self.max_hours is not None:
+            left_s = self._left_s(ledger, now)
+            times.append(self.max_hours * 3600 if left_s is None else max(0.0, left_s))
+        return min(times) if len(times) > 1 else None
 
     def check(self, ledger: Ledger, now: float) -> Literal["ok", "soft", "hard"]:
-        """hard: what is left pays for no more than save_minutes. soft: nothing may be rented, whatever its price."""
-        if self.total_usd is not None and (
-            self._cap(ledger) or ledger.spent(now) + ledger.rate() * self.save_minutes / 60 >= self.total_usd
-        ):
+        """hard: what is left is for no more than save_minutes. soft: nothing may be rented, whatever its price."""
+        if self._cap(ledger) or self._reached(ledger, now):
             return "hard"
         return "soft" if self.refuses(ledger, 0.0, now) else "ok"
 
+    def _left_s(self, ledger: Ledger, now: float) -> float | None:
+        """Of max_hours. None: there is no such cap, or nothing was ever rented."""
+        began = ledger.began()
+        return None if self.max_hours is None or began is None else began + self.max_hours * 3600 - now
+
+    def _reached(self, ledger: Ledger, now: float) -> Literal["total_usd", "max_hours"] | None:
+        """Which cap leaves only what saving takes."""
+        if self.total_usd is not None and ledger.spent(now) + ledger.rate() * self.save_minutes / 60 >= self.total_usd:
+            return "total_usd"
+        left_s = self._left_s(ledger, now)
+        return "max_hours" if left_s is not None and left_s <= self.save_minutes * 60 else None
+
     def _cap(self, ledger: Ledger) -> dict | None:
-        """What was decided when the money was out, unless total_usd was raised since."""
+        """What was decided when the money or the time was out, unless that cap was raised since."""
         cap = ledger.notes("budget").get("cap")
-        return cap if cap and self.total_usd is not None and self.total_usd <= cap["total_usd"] else None
+        if cap is None:
+            return None
+        now = getattr(self, key := cap.get("reached", "total_usd"))
+        return cap if now is not None and now <= cap[key] else None
 
     def enforce(
         self,
@@ -111,20 +134,18 @@ class Budget:
         if cap is None:
             # What the jobs are told and the time that they have are fixed now, whoever goes on with it.
             cap = {
+                "reached": self._reached(ledger, now),
                 "spent_usd": ledger.spent(now),
                 "usd_per_hour": ledger.rate(),
                 "total_usd": self.total_usd,
+                "max_hours": self.max_hours,
                 "deadline": now + self.save_minutes * 60 * 0.8,  # the rest is for destroying
                 "saved": False,
             }
             ledger.note("budget", "cap", **cap)
         if not cap["saved"]:
             if now < cap["deadline"]:
-                tell(
-                    f"budget.total_usd: ${cap['spent_usd']:.2f} of ${cap['total_usd']:.2f} are spent, and the rest pays for saving.",
-                    cap["deadline"],
-                    cap["usd_per_hour"],
-                )
+                tell(_told(cap), cap["deadline"], cap["usd_per_hour"])
                 if busy():
                     return "saving"
             ledger.note("budget", "cap", **{k: v for k, v in cap.items() if k != "at"} | {"saved": True})
@@ -147,3 +168,17 @@ class Budget:
                 ledger.leave(e)
                 markets[e.market].destroy(e.id)
         return "destroying"
+
+
+def _told(cap: dict) -> str:
+    if cap.get("reached") == "max_hours":
+        return f"budget.max_hours: {cap['max_hours']:g} hours are over but for what saving takes."
+    return (
+        f"budget.total_usd: ${cap['spent_usd']:.2f} of ${cap['total_usd']:.2f} are spent, and the rest pays for saving."
+    )
+
+
+def ended(cap: dict) -> str:
+    """What a cap that was reached means for who wants to rent."""
+    key = cap.get("reached", "total_usd")
+    return f"budget.{key} of {cap[key]:g} was reached, and everything ended. Raise it to go on"

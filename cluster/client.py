@@ -5,10 +5,14 @@ The key goes into one header and nowhere else: not into an address, a message, a
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -22,8 +26,9 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from cluster.market import MarketError, Refused, Taken, Unsure
+from cluster.market import MarketError, Refused, Taken, Unreachable, Unsure
 
+log = logging.getLogger(__name__)
 Reply = TypeVar("Reply", bound=BaseModel)
 
 TRIES = 5
@@ -32,6 +37,11 @@ LONGEST_CALL_S = 60.0
 """No try begins later than that."""
 LONGEST_WAIT_S = 60.0
 """A longer Retry-After isn't waited for; whoever asked decides."""
+TOLD_S = 5.0
+"""A longer wait for a market's rate limit is told."""
+NO_KEY = ("auth_error", "invalid user key", "session expired")
+"""What Vast says of a key that it doesn't know, in lower case, with 401, 403 or 404: its documentation has the first two
+statuses (api-reference/openapi/yaml), its own command line also expects 404 (vast-cli, vastai/cli/main.py)."""
 
 sleep = time.sleep  # tests put a clock of their own here
 clock = time.monotonic
@@ -45,11 +55,16 @@ class _Again(Exception):
         self.error, self.after_s = error, after_s
 
 
-class Pace:
-    """At most `calls` in any `seconds`, over all threads, in the order in which they came."""
+def key_file(market: str) -> Path:
+    """Where the account's key is when the environment has none."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "shoestring" / f"{market}_api_key"
 
-    def __init__(self, calls: int, seconds: float):
-        self.seconds, self.lock = seconds, threading.Lock()
+
+class Pace:
+    """At most `calls` in any `seconds`, over all threads, in the order in which they came. what: of what, for the log."""
+
+    def __init__(self, calls: int, seconds: float, what: str = ""):
+        self.calls, self.seconds, self.what, self.lock = calls, seconds, what, threading.Lock()
         self.last: deque[float] = deque(maxlen=calls)
 
     def wait(self) -> None:
@@ -57,6 +72,9 @@ class Pace:
             now = clock()
             turn = max(now, self.last[0] + self.seconds) if len(self.last) == self.last.maxlen else now
             self.last.append(turn)
+        if turn - now >= TOLD_S:
+            limit = f"{self.calls} call{'s' * (self.calls > 1)} in {self.seconds:.0f} s"
+            log.warning(f"{self.what}: waiting {turn - now:.0f} s, since it allows {limit}.")
         if turn > now:
             sleep(turn - now)
 
@@ -71,7 +89,7 @@ class Client:
         self, market: str, url: str, key: str, pace: dict[str, tuple[int, float]] | None = None, timeout_s: float = 20.0
     ):
         self.market, self._key = market, key
-        self.pace = {kind: Pace(*limit) for kind, limit in (pace or {}).items()}
+        self.pace = {kind: Pace(*limit, what=f"{market}, {kind}") for kind, limit in (pace or {}).items()}
         self.http = httpx.Client(
             base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}", "User-Agent": "shoestring"},
@@ -91,22 +109,24 @@ class Client:
         json: dict | None = None,
         params: dict | None = None,
         creates: bool = False,
-        gone: bool = False,
+        gone: Callable[[int, dict], bool] = lambda status, body: False,
         taken: Callable[[int, str], bool] = lambda status, text: False,
     ) -> Reply:
-        """The reply to `method` `path`, parsed as `reply`. `kind` paces it and names it in messages; `gone`: 404 is a
-        success too, parsed as {}.
+        """The reply to `method` `path`, parsed as `reply`. `kind` paces it and names it in messages.
 
-        Waited for and asked again: 429 (as long as Retry-After says), 5xx, time-outs, broken connections and cut-off
-        replies. Of a call that `creates` something, only what certainly did nothing: 429, and a connection that never came about; after
-        anything else it may have worked, and Unsure is raised.
-        Raises Taken where taken(status, text) says so, Refused for any other 4xx, else MarketError.
+        gone(status, JSON body or {}): this failure is the market's own word for "there is no such rental", so a success, parsed
+        as {}. A 404 alone is not: a key that isn't known, a path that was retired and a gateway answer it too.
+        Waited for and asked again, which the log says each time: 429 (as long as Retry-After says), 5xx, time-outs, broken
+        connections and cut-off replies. Of a call that `creates` something, only what certainly did nothing: 429, and a connection
+        that never came about; after anything else it may have worked, and Unsure is raised.
+        Raises Taken where taken(status, text) says so, Refused for any other 4xx, Unreachable, else MarketError.
         """
         retrying = Retrying(
             retry=retry_if_exception_type(_Again),
             wait=_wait,
             stop=stop_after_attempt(TRIES) | stop_after_delay(LONGEST_CALL_S),
             sleep=lambda s: sleep(s),
+            before_sleep=_tell,
             reraise=True,
         )
         try:
@@ -120,7 +140,7 @@ class Client:
         try:
             answer = self.http.request(method, path, json=json, params=params)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as e:
-            raise _Again(MarketError(self._says(kind, f"{self.http.base_url} can't be reached: {_name(e)}"))) from None
+            raise _Again(Unreachable(self._says(kind, f"{self.http.base_url} can't be reached: {_name(e)}"))) from None
         except httpx.RequestError as e:
             self._uncertain(kind, creates, f"no answer: {_name(e)}")
         status, body = answer.status_code, _object(answer)
@@ -132,13 +152,19 @@ class Client:
             raise _Again(error, wait) if wait is None or wait <= LONGEST_WAIT_S else error
         if status >= 500:
             self._uncertain(kind, creates, f"HTTP {status}: {text}")
-        if gone and status == 404:
+        if failed and (status == 401 or any(said in text.lower() for said in NO_KEY)):
+            where = f"{self.market.upper()}_API_KEY, or where that isn't set {key_file(self.market)}"
+            raise Refused(self._says(kind, f"the API key is refused (HTTP {status}: {text}). Check {where}"))
+        if failed and gone(status, body):
             return reply()
         if failed and taken(status, text):
             raise Taken(self._says(kind, f"HTTP {status}: {text}"))
         if failed:
-            hint = ". Is the API key right, and allowed to do this?" if status in (401, 403) else ""
-            raise Refused(self._says(kind, f"HTTP {status}: {text}{hint}"))
+            hint = {
+                403: ". Is the API key allowed to do this?",
+                410: f". It seems that {self.market} has retired this call",
+            }
+            raise Refused(self._says(kind, f"HTTP {status}: {text}{hint.get(status, '')}"))
         if status >= 300:
             raise MarketError(self._says(kind, f"HTTP {status}, where an answer was expected"))
         try:
@@ -170,9 +196,21 @@ def _object(answer: httpx.Response) -> dict:
 
 
 def _detail(body: dict, answer: httpx.Response) -> str:
-    """The error in the API's own words: Vast's error and msg, RunPod's title, detail and errors, or the body's beginning."""
-    said = [body.get(k) for k in ("error", "title", "msg", "detail")] + list(body.get("errors") or [])
+    """The error in the API's own words: Vast's error and msg, RunPod's title, detail and errors, a page's title, or the body's
+    beginning."""
+    said = [body.get(k) for k in ("error", "title", "msg", "message", "detail")]
+    said += body["errors"] if isinstance(body.get("errors"), list) else []
+    page = re.search(r"<title>(.*?)</title>", answer.text, re.IGNORECASE | re.DOTALL)
+    if page:
+        return f"a web page, {' '.join(page[1].split())[:200]!r}"
     return ": ".join(str(s) for s in said if s)[:400] or " ".join(answer.text.split())[:200]
+
+
+def _tell(state: RetryCallState) -> None:
+    """Before a wait: else a minute would pass in silence. In `ray up` and our commands the log is stderr."""
+    log.warning(
+        f"{state.outcome.exception()}. Asked again in {state.next_action.sleep:.0f} s, try {state.attempt_number + 1} of {TRIES}."
+    )
 
 
 def _wait(state: RetryCallState) -> float:

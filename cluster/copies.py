@@ -1,34 +1,105 @@
-"""Copies of a ledger in a store, one of each machine that writes it, so that what was spent outlives a rented head."""
+"""One ledger of many machines: what each of them wrote, in a file of its own, which only ever grows.
+
+The union of these files is the cluster's ledger, whoever reads it: lines are taken once, whatever copies they come in, so that
+two machines with the same files know the same to the cent. A laptop sends all that it has to the head that it rents (join.py),
+and fetches the head's (whole.py); a store, where there is one, has the copies of machines that can't be reached any more.
+"""
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
+import os
 import secrets
+import time
+from itertools import accumulate
 from pathlib import Path
 
+from cluster.journal import parsed
 from lib.run import Run
 
 log = logging.getLogger(__name__)
 
 
-class Copies:
-    """store: a folder or s3://bucket/path; folder: this machine's of the cluster, which remembers the copy's name."""
+def union(machines: list[list[dict]]) -> list[dict]:
+    """The lines of all, each once, in the order in which they happened as far as clocks tell. The lines of one machine stay in
+    their order, also where its clock went back."""
+    ordered = []
+    for lines in machines:
+        times = accumulate((line["at"] for line in lines), max)
+        ordered.append([(at, line) for at, line in zip(times, lines, strict=True)])
+    found = {}
+    for _, line in heapq.merge(*ordered, key=lambda pair: pair[0]):
+        found.setdefault(json.dumps(line, sort_keys=True), line)
+    return list(found.values())
 
-    def __init__(self, store: str, cluster: str, folder: Path):
-        self.place, self.mine = Run(f"{store.rstrip('/')}/{cluster}"), folder / "copy"
+
+class Others:
+    """What other machines wrote, as far as it is here: others/MACHINE.jsonl of the cluster's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder / "others", folder / "copy"
+        self._read: tuple | None = ()
+        """What read() found: names, sizes."""
+
+    def me(self) -> str:
+        """This machine's name, made up at its first use."""
+        if not self.name.exists():
+            self.name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.name.write_text(secrets.token_hex(6))
+        return self.name.read_text()
+
+    def changed(self) -> bool:
+        """Since it was read."""
+        return self._there() != self._read
+
+    def read(self) -> list[list[dict]]:
+        """The lines of each. Raises Damaged."""
+        self._read = self._there()
+        paths = [self.folder / name for name, _ in self._read]
+        return [parsed(path.read_bytes(), path) for path in paths]
+
+    def files(self) -> dict[str, bytes]:
+        return {Path(name).stem: (self.folder / name).read_bytes() for name, _ in self._there()}
+
+    def take(self, machine: str, lines: bytes) -> None:
+        """Replaces what was known of it, unless that was more, as a copy of a copy may be older."""
+        path = self.folder / f"{machine}.jsonl"
+        if machine == self.me():
+            return
+        if not path.exists() or len(lines) > path.stat().st_size:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_suffix(".part")
+            part.write_bytes(lines)
+            os.replace(part, path)
+        now = time.time()
+        os.utime(path, (now, now))
+
+    def taken(self, machine: str) -> float | None:
+        path = self.folder / f"{machine}.jsonl"
+        return path.stat().st_mtime if path.exists() else None
+
+    def _there(self) -> tuple[tuple[str, int], ...]:
+        return tuple(sorted((p.name, p.stat().st_size) for p in self.folder.glob("*.jsonl")))
+
+
+class Copies:
+    """The same in a store: a folder or s3://bucket/path."""
+
+    def __init__(self, store: str, cluster: str, others: Others):
+        self.place, self.here = Run(f"{store.rstrip('/')}/{cluster}"), others
         self.sent: int | None = None
 
-    def others(self, needed: bool) -> list[dict]:
+    def others(self, needed: bool) -> list[list[dict]]:
         """What other machines wrote, as the lines of their ledgers. needed: raises where the store can't be read; else they are
         left out, since whoever only looks, or sweeps, may have no credentials for it."""
         found = []
-        mine = self.mine.read_text() if self.mine.exists() else ""
         try:
             fs = self.place.fs
             for path in fs.glob(f"{self.place.path}/*.jsonl"):
-                if Path(path).stem != mine:
-                    found += [json.loads(line) for line in fs.cat_file(path).decode().splitlines()]
+                if Path(path).stem != self.here.me():
+                    found.append(parsed(fs.cat_file(path), path))
         except Exception as e:  # whatever the store's client raises
             if needed:
                 raise
@@ -41,7 +112,5 @@ class Copies:
         text = text[: text.rfind("\n") + 1]  # without a line that is being written
         if len(text) == self.sent:
             return
-        if not self.mine.exists():
-            self.mine.write_text(secrets.token_hex(6))
-        self.place.write_text(f"{self.mine.read_text()}.jsonl", text)
+        self.place.write_text(f"{self.here.me()}.jsonl", text)
         self.sent = len(text)

@@ -2,7 +2,7 @@
 
     python -m cluster cost [CLUSTER] [--json]
 
-From the ledger on this machine (the head's, or that of the laptop that leads). A node's money goes in equal parts to the jobs
+From the ledger on this machine, and that of a rented head, which is fetched. A node's money goes in equal parts to the jobs
 that used it at the time; a training job uses the nodes that its workers are on, any other job, and all jobs the head, every
 node. Wasted are: starting (before a rental first ran), idle (no job used it), and lost (what a training job's nodes cost
 between its last checkpoint and the loss of one of them: it is done again).
@@ -17,9 +17,13 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
+from cluster import whole
 from cluster.entry import Entry
 from cluster.ledger import Ledger, clusters
 from lib.cli import nearest
+
+SETUP_GB = 4.0
+"""What a box downloads before its first job: image, Python packages."""
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Costs:
     usd: float
     usd_per_hour: float
     """Now."""
+    asked: float
+    """Unix time of that."""
     uncertain_usd: float
     """The part of it that may not have been charged: rentals that ended while nobody asked."""
     nodes: list[NodeCost]
@@ -62,6 +68,11 @@ class Costs:
     stages: dict[str, float] = field(default_factory=dict)
     wasted: float = 0.0
     """Share of usd."""
+    traffic_usd: float = 0.0
+    """Not part of usd: about what hosts charge for the download of image and packages (SETUP_GB), at the prices that they
+    offered. No market lists traffic in a unit that it documents."""
+    incomplete: list[str] = field(default_factory=list)
+    """What is missing of the ledger here, and why."""
 
 
 @dataclass
@@ -126,7 +137,8 @@ def costs(ledger: Ledger, now: float) -> Costs:
     total = sum(n.usd for n in nodes)
     wasted = sum(n.starting_usd + n.idle_usd for n in nodes) + sum(lost)
     uncertain = sum(e.uncertain_usd() for e in entries)
-    made = Costs(ledger.cluster, total, ledger.rate(), uncertain, nodes, rows, wasted=wasted / total if total else 0.0)
+    made = Costs(ledger.cluster, total, ledger.rate(), now, uncertain, nodes, rows, wasted=wasted / total if total else 0.0)
+    made.traffic_usd = SETUP_GB * sum(e.download_usd_per_gb for e in entries if e.id)
     for row in rows:
         made.stages[row.stage or "other"] = made.stages.get(row.stage or "other", 0.0) + row.usd
     return made
@@ -174,7 +186,11 @@ def main(argv: list[str]) -> int:
         print(f"There is no ledger of {args.cluster} on this machine.{nearest(args.cluster, known)}", file=sys.stderr)
         return 2
     now = time.time()
-    all_of_them = [costs(Ledger(name), now) for name in ([args.cluster] if args.cluster else known)]
+    all_of_them = []
+    for name in [args.cluster] if args.cluster else known:
+        incomplete = [said for copy in whole.fetch(name) if (said := copy.says(now))]
+        all_of_them.append(costs(Ledger(name), time.time()))
+        all_of_them[-1].incomplete = incomplete
     if args.json:
         print(json.dumps([asdict(c) for c in all_of_them], indent=1))
         return 0
@@ -188,6 +204,12 @@ def main(argv: list[str]) -> int:
 def show(c: Costs) -> None:
     uncertain = f", up to ${c.uncertain_usd:.2f} of it perhaps not charged" if c.uncertain_usd >= 0.005 else ""
     print(f"{c.cluster}: ${c.usd:.2f}, {c.wasted:.0%} of it wasted{uncertain}; now ${c.usd_per_hour:.3f} an hour")
+    for said in c.incomplete:
+        print(f"  {said}")
+    if c.traffic_usd >= 0.005:
+        print(
+            f"  not counted: traffic; the set-up of these nodes ({SETUP_GB:g} GB each) was about ${c.traffic_usd:.2f} more"
+        )
     dollars = lambda usd: f"{usd:.4f}" if usd else ""  # noqa: E731
     table(
         [("node", ""), ("", ""), ("hours", "r"), ("$", "r"), ("starting", "r"), ("idle", "r")],

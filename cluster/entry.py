@@ -41,6 +41,8 @@ class Entry:
     spot: bool = False
     offered_usd_per_hour: float = 0.0
     """Disk included; what it counts for until the market lists it."""
+    download_usd_per_gb: float = 0.0
+    """What its host charges for traffic, as offered. Not part of usd(): markets don't list the traffic in a documented unit."""
     asked: float = 0.0
     """Unix time of the intent, or when it was first listed."""
     answered: float | None = None
@@ -78,7 +80,7 @@ class Entry:
             return 0.0
         if self.rental is None:
             return self.offered_usd_per_hour
-        price = self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.state != "lost" else 0.0)
+        price = self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.charged else 0.0)
         # RunPod lists a pod that doesn't run yet at $0; its place below the cap isn't free.
         return max(price, self.offered_usd_per_hour) if self.rental.state == "starting" else price
 
@@ -115,7 +117,7 @@ class Entry:
             self.up, self.lost = self.up or at, None
         elif r.state == "lost":
             self.lost = self.lost or at
-        runs = r.started is not None and r.state != "lost"
+        runs = r.started is not None and r.charged
         self._charge("disk", r.created, r.disk_usd_per_hour, before)
         self._charge("machine", r.started, r.usd_per_hour if runs else None, before)
 

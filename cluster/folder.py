@@ -55,3 +55,10 @@ class Folder:
             "ForwardX11": "no",
             "LogLevel": "ERROR",
         }
+
+    def ssh(self, rental: str, address: tuple[str, int], **options: str) -> list[str]:
+        """The command that logs in to that rental; words after it are run there. address: (host, port) of its sshd."""
+        words = [
+            word for key, value in (self.ssh_options(rental) | options).items() for word in ("-o", f"{key}={value}")
+        ]
+        return ["ssh", *words, "-p", str(address[1]), f"root@{address[0]}"]

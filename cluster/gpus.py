@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lib.errors import nearest
+
 TFLOPS = {
     "B200": 2250.0,
     "H200": 989.4,
@@ -47,13 +49,28 @@ sparsity. From NVIDIA's data sheets of B200, H200, H100, A100, A40, A30, A10, L4
 Ada, V100, T4, and its whitepapers on GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50, RTX PRO 6000). What training
 gets of it is a half at best, so it ranks GPUs; hours are planned with measured numbers."""
 
+OTHERS = frozenset(
+    """
+A2|A10G|A16|A100X|A800 PCIE|A800 SXM4|B300|GB200|GH200 SXM|H200 NVL|H20|H800|L20|MI300X|MI325X|Tesla P4|Tesla P40|Tesla P100|
+GTX 1050|GTX 1050 Ti|GTX 1060|GTX 1070|GTX 1070 Ti|GTX 1080|GTX 1080 Ti|GTX 1650|GTX 1650 S|GTX 1650 Ti|GTX 1660|GTX 1660 S|
+GTX 1660 Ti|RTX 2060|RTX 2060S|RTX 2070|RTX 2070S|RTX 2080|RTX 2080S|RTX 2080 Ti|RTX 3050|RTX 3060|RTX 3060 laptop|RTX 3060 Ti|
+RTX 3070|RTX 3070 laptop|RTX 3070 Ti|RTX 4060|RTX 4060 laptop|RTX 4060 Ti|RTX 4070 laptop|RTX 4080 laptop|RTX 4090D|RTX 5060|
+RTX 5060 Ti|Titan RTX|Titan V|Titan X|Titan Xp|Quadro P4000|Quadro P5000|Quadro P6000|Quadro GP100|Quadro GV100|Q RTX 4000|
+Q RTX 5000|Q RTX 6000|Q RTX 8000|RTX A2000|RTX A4500|RTX 2000Ada|RTX 4000Ada|RTX 4500Ada|RTX 5000Ada|RTX 5880Ada|
+RTX PRO 2000|RTX PRO 4000|RTX PRO 4500|RTX PRO 5000|RTX PRO 6000|RTX PRO 6000 Max-Q
+""".replace("\n", "").split("|")
+)
+"""More names that exist (vast-cli, vastai/data/query.py, and RunPod's catalog), whose speed isn't looked up here."""
+
 FORMS = {"sxm", "pcie", "nvl", "hbm2", "hbm3"}
 """Words that tell forms of one GPU apart."""
 
 
 def words(name: str) -> frozenset[str]:
-    """{"a100", "sxm"} for each of "A100 SXM4", "A100-SXM4-80GB" and "NVIDIA A100 SXM 80GB"."""
-    name = re.sub(r"\b\d+ ?gb\b|\bnvidia\b|\bgeforce\b|\btesla\b", " ", name.lower().replace("-", " "))
+    """{"a100", "sxm"} for each of "A100 SXM4", "A100_SXM4", "A100-SXM4-80GB" and "NVIDIA A100 SXM 80GB"."""
+    name = re.sub(
+        r"\b\d+ ?gb\b|\bnvidia\b|\bgeforce\b|\btesla\b", " ", name.lower().replace("-", " ").replace("_", " ")
+    )
     name = re.sub(r"\bsxm\d", "sxm", name.replace("super", "s"))
     return frozenset(re.sub(r"(?<=\d)(?=[a-z])", " ", name).split())
 
@@ -67,3 +84,11 @@ def speed(name: str) -> float | None:
     """Dense bfloat16 TFLOPS of one, or None where TFLOPS doesn't have it."""
     same = [v for k, v in TFLOPS.items() if words(k) == words(name)]
     return same[0] if same else next((v for k, v in TFLOPS.items() if fits(k, name)), None)
+
+
+def mistaken(name: str) -> str:
+    """ " Nearest: …." where `name` is no GPU that is known here and looks like one misspelt; "" where it is known, or may be new."""
+    known = TFLOPS.keys() | OTHERS
+    if any(fits(name, k) or words(k) == words(name) for k in known):
+        return ""
+    return nearest(name.replace("_", " "), known)

@@ -10,16 +10,18 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from cluster import bootstrap, markets, mesh
+from cluster import bootstrap, markets, mesh, shape, tools
 from cluster.folder import Folder
-from cluster.market import MarketError
+from cluster.market import MarketError, Refused
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,8 +38,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--stop", action="store_true", help="end the head that runs, and every rental of the cluster")
     args = parser.parse_args(argv)
     with refusing("python -m cluster head"):
+        if sys.platform != "linux":
+            raise ValueError(
+                "the head dials its workers by a network that only Linux has. Rent the head instead: ray up"
+            )
+        tools.check(*tools.TO_BE_THE_HEAD)
         config = read(args.config)
-        folder = Folder(config["cluster_name"])
+        try:
+            folder = Folder(config["cluster_name"])
+        except OSError as e:
+            raise ValueError(
+                f"{e.filename}: {e.strerror}. SHOESTRING_STATE names another folder for ledgers and SSH keys."
+            ) from None
     try:
         return stop(config, folder) if args.stop else lead(config, folder, args.config)
     except MarketError as e:
@@ -46,43 +58,32 @@ def main(argv: list[str]) -> int:
         print(f"Look, and end them: python -m cluster sweep {name}", file=sys.stderr)
     except RuntimeError as e:
         print(f"python -m cluster head: {e}", file=sys.stderr)
+    except subprocess.CalledProcessError as e:  # whose own words are above
+        print(f"python -m cluster head: {e.cmd[0]} failed with exit code {e.returncode}", file=sys.stderr)
     return 1
 
 
 def read(path: str) -> dict:
     """The YAML, completed for a head that is this machine. Raises ValueError."""
-    from ray.autoscaler._private.util import prepare_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     from lib.cli import read_yaml
 
     config = {"cluster_synced_files": []} | read_yaml(path)
-    for key in ("cluster_name", "provider", "available_node_types", "head_node_type", "max_workers"):
-        if key not in config:
-            raise ValueError(f"{path}: there is no {key}.")
-    _check_shape(config)
+    shape.check(config)
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # what it fills in is nobody's mistake
     if config["provider"].get("network") == "flat":
         raise ValueError("provider.network: flat is for a rented head; this machine reaches its workers by mesh.")
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         config.setdefault(key, [])
     config["provider"]["here"] = True
     config = bootstrap.complete(prepare_config(config))
-    _check_shape(config)
+    validate_config(config)
     for name in config["provider"]["markets"]:
         _keep_key(name)
     for name in markets.MARKETS:  # also those of markets that this cluster doesn't use
         os.environ.pop(f"{name.upper()}_API_KEY", None)
     return config
-
-
-def _check_shape(config: dict) -> None:
-    """By Ray's own schema. Raises ValueError that names the key."""
-    from jsonschema import ValidationError
-    from ray.autoscaler._private.util import validate_config
-
-    try:
-        validate_config(config)
-    except ValidationError as e:
-        raise ValueError(f"{'.'.join(map(str, e.absolute_path)) or 'the YAML'}: {e.message}") from None
 
 
 def _keep_key(name: str) -> None:
@@ -102,8 +103,14 @@ def lead(config: dict, folder: Folder, path: str) -> int:
     """Returns when it was stopped."""
     with _lock(folder) as mine:
         if not mine:
-            print(f"{config['cluster_name']} has a head here already: {DASHBOARD}", file=sys.stderr)
+            print(
+                f"{config['cluster_name']} has a head here already: {DASHBOARD}\n"
+                f"Use that, or end it first: python -m cluster head --config {path} --stop",
+                file=sys.stderr,
+            )
             return 2
+        _check_ports()
+        _check_keys(config)
         for number in ENDS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _interrupt)
@@ -129,6 +136,34 @@ def lead(config: dict, folder: Folder, path: str) -> int:
                 ray.terminate()
                 ray.wait()
             _end_rentals(config)
+
+
+def _check_ports() -> None:
+    """Raises RuntimeError where another program listens where Ray's head would."""
+    for address, port, what in (
+        (mesh.ip(mesh.HEAD), mesh.GCS_PORT, "Ray's head"),
+        ("127.0.0.1", 8265, "its dashboard"),
+    ):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind((address, port))
+            except OSError:
+                raise RuntimeError(
+                    f"port {port}, which {what} needs, is taken on this machine: by another cluster's head (end it with its --stop), "
+                    f"a Ray (ray stop), or another program (ss -ltnp 'sport = {port}' shows which)."
+                ) from None
+
+
+def _check_keys(config: dict) -> None:
+    """Asks each market once, so that a key it refuses is said now and not by a job later. Raises RuntimeError."""
+    for name in config["provider"]["markets"]:
+        try:
+            markets.find(name).list()
+        except Refused as e:
+            raise RuntimeError(f"{e} (the key is in {markets.key_file(name)}.)") from None
+        except MarketError as e:
+            print(f"{e}. It is asked again when a worker is wanted.", file=sys.stderr)
 
 
 def _interrupt(number, frame):
@@ -179,8 +214,13 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         if "Ray runtime started" in (folder.path / "head.log").read_text():
             return ray
         time.sleep(0.2)
+    what = f"did not start in {START_S:.0f} s" if ray.poll() is None else f"ended with exit code {ray.returncode}"
     ray.terminate()
-    raise RuntimeError(f"Ray's head did not start: {(folder.path / 'head.log').read_text()[-2000:]}")
+    last = [line.strip() for line in (folder.path / "head.log").read_text().splitlines() if line.strip()][-1:]
+    raise RuntimeError(
+        f"Ray's head {what}. The last it printed: {''.join(last) or 'nothing'}\nAll of it: {folder.path}/head.log, and "
+        "/tmp/ray/session_latest/logs"
+    )
 
 
 def stop(config: dict, folder: Folder) -> int:

@@ -48,6 +48,10 @@ def head(provider: Provider, runner: Runner) -> None:
         path = provider.folder.path / name
         if path.exists():
             runner.write(path.read_bytes(), f"~/.shoestring/{provider.cluster_name}/{name}", 0o600)
+    for machine, lines in provider.ledger.files().items():
+        if machine != runner.node_id:
+            runner.write(lines, f"~/.shoestring/{provider.cluster_name}/others/{machine}.jsonl", 0o600)
+    runner.write(runner.node_id.encode(), f"~/.shoestring/{provider.cluster_name}/copy", 0o600)
     for name in provider.markets:
         runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
     for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):

@@ -48,7 +48,7 @@ class Journal:
     def events(self) -> list[dict]:
         """All lines so far, for who holds it."""
         self._held.seek(0)
-        return self._parsed(self._held.read())
+        return parsed(self._held.read(), self.path)
 
     def _read(self) -> list[dict]:
         """What was added. A last line without its end was never acknowledged, and is cut off."""
@@ -56,15 +56,17 @@ class Journal:
         whole, end, torn = self._held.read().rpartition(b"\n")
         if torn:
             self._held.truncate(self._offset + len(whole) + len(end))
-        events = self._parsed(whole)
+        events = parsed(whole, self.path)
         self._offset += len(whole) + len(end)
         return events
 
-    def _parsed(self, text: bytes) -> list[dict]:
-        events = []
-        for line in text.splitlines():
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                raise Damaged(f"{self.path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
-        return events
+
+def parsed(text: bytes, path: Path) -> list[dict]:
+    """path: where they are, for the message. Raises Damaged."""
+    events = []
+    for line in text.splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise Damaged(f"{path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
+    return events

@@ -40,3 +40,6 @@ class Kept(Market):
 
     def label(self, id: str, label: str) -> None:
         self.market.label(id, label)
+
+    def logs(self, id: str) -> str:
+        return self.market.logs(id)

@@ -3,20 +3,22 @@
     ladder:                                                             # in node_config of cluster/*.yaml
     - {market: vast, gpus: [RTX 4090], max_usd_per_hour: 0.40}           # spot, a tenth over the lowest bid that wins
     - {market: vast, gpus: [A100], max_usd_per_hour: 0.90, bid: 1.3}
-    - {market: runpod, gpus: [RTX 4090], spot: false, max_usd_per_hour: 0.60}
+    - {market: runpod, gpus: [RTX 4090], max_usd_per_hour: 0.60}         # RunPod has no spot
 
-Within a rung, offers are tried from the cheapest work to the dearest: (bid + disk + traffic) ÷ speed ÷ reliability.
+Within a rung, offers are tried from the cheapest work to the dearest: (bid + disk + traffic) ÷ speed ÷ reliability. Those that may
+have no public address (RunPod's Community cloud) come after all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from cluster import gpus
-from cluster.market import Market, MarketError, Offer, Order, Refused, Taken, Unsure, Want
+from cluster.market import Market, MarketError, Offer, Order, Refused, Taken, Unreachable, Unsure, Want
 from cluster.memory import Memory
 from lib.cli import nearest
 
@@ -25,6 +27,16 @@ UNKNOWN = "unexpected_keyword_argument"
 
 AT_MOST = 8
 """Offers tried in one rung: by then the list is old, and Vast lets one be asked for every 4.5 s."""
+
+
+def _names(given: object) -> object:
+    """RTX 4090, "RTX 4090|A100" or RTX_4090 (as Vast's command line has it) as a list of names."""
+    given = given.split("|") if isinstance(given, str) else given
+    each = lambda n: n.replace("_", " ").strip() if isinstance(n, str) else n  # noqa: E731
+    return [each(n) for n in given] if isinstance(given, list | tuple) else given
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,13 @@ class Rung:
     market: str
     max_usd_per_hour: float
     """For the whole machine, its disk included."""
-    gpus: tuple[str, ...] = ()
-    """Any of these (RTX 4090; A100 means all its forms); empty: any."""
+    gpus: Names = ()
+    """Any of these (RTX 4090; A100 means all its forms); empty: any. One that is too new to be known here needs its speed in
+    `tflops`: a name that isn't known and looks misspelt is refused."""
     count: int = 1
     """GPUs in the machine; 0: a machine without."""
-    spot: bool = True
-    """False: on demand."""
+    spot: bool | None = None
+    """False: on demand. None: spot where the market has it, which RunPod has no more; from `parse` on it is one of the two."""
     bid: float = 1.1
     """Spot: our bid, as a multiple of the lowest that would win now. Higher is outbid later; it is never above the cap."""
     bid_usd_per_hour: float | None = None
@@ -51,9 +64,16 @@ class Rung:
     cpus: int = 0
     """Virtual cores of the machine, at least."""
     min_cuda: float | None = None
+    """That the driver supports, at least: 13.0."""
     min_reliability: float | None = None
     """0 to 1, as the market rates it. RunPod rates none."""
-    regions: tuple[str, ...] = ()
+    min_download_mbps: float | None = 200.0
+    """Mb/s from the internet: a machine loads some 10 GB before it works, for which 200 take 7 minutes. RunPod tells none."""
+    verified: bool = True
+    """False: also hosts that Vast hasn't verified."""
+    datacenter: bool = False
+    """Only machines in data centres: Vast's certified ones, RunPod's Secure cloud."""
+    regions: Names = ()
     """Two-letter countries; empty: anywhere."""
     network: str | None = None
     """Only machines of this flat network: a cluster_id of Vast, or global on RunPod."""
@@ -61,9 +81,19 @@ class Rung:
     """Another image than the node's own, as RunPod's need a start script that Vast's don't."""
     upload_gb_per_hour: float = 0.0
     """Expected traffic out of the machine: what Vast's hosts charge for it counts as price."""
-    download_gb_per_hour: float = 0.0
+    download_gb_per_hour: float = 2.5
+    """Into it; 2.5 are the 10 GB that it loads before it works, over 4 hours."""
     tflops: dict[str, float] = field(default_factory=dict)
     """GPU → TFLOPS measured on your own job, instead of the published figure (gpus.py)."""
+
+    def __post_init__(self):
+        if self.spot is None:
+            object.__setattr__(self, "spot", has_spot(self.market))
+
+    @property
+    def kind(self) -> str:
+        """What goes through the same of the market's calls, and so can be down while its other kinds are not."""
+        return f"{self.market} {'spot' if self.spot else 'on demand'}{'' if self.count else ', no GPU'}"
 
     def want(self, disk_gb: float) -> Want:
         """No price in it: what was too dear belongs into the message."""
@@ -76,6 +106,9 @@ class Rung:
             disk_gb=disk_gb,
             min_cuda=self.min_cuda,
             min_reliability=self.min_reliability,
+            min_download_mbps=self.min_download_mbps,
+            verified=self.verified,
+            datacenter=self.datacenter,
             regions=self.regions,
             network=self.network,
         )
@@ -94,6 +127,12 @@ class Rung:
     def __str__(self) -> str:
         what = " or ".join(self.gpus) or ("any GPU" if self.count else "no GPU")
         return f"{self.market} {'spot' if self.spot else 'on demand'}, {self.count} × {what}"
+
+
+def has_spot(market: str) -> bool:
+    from cluster.markets import MARKETS
+
+    return market not in MARKETS or MARKETS[market].has_spot
 
 
 class NothingLeft(MarketError):
@@ -134,6 +173,15 @@ def _check(i: int, rung: Rung) -> None:
     for key in ("max_usd_per_hour", "bid_usd_per_hour"):
         if (value := getattr(rung, key)) is not None and value <= 0:
             raise ValueError(f"ladder[{i}].{key}: must be above 0, is {value}")
+    if rung.spot and not has_spot(rung.market):
+        raise ValueError(
+            f"ladder[{i}].spot: {rung.market} rents nothing by bid (any more). Remove it: on demand is its default"
+        )
+    for name in rung.gpus:
+        if not any(gpus.fits(known, name) for known in rung.tflops) and (hint := gpus.mistaken(name)):
+            raise ValueError(
+                f"ladder[{i}].gpus: {name} isn't a known GPU.{hint} If it is a new one, say how fast: tflops: {{{name}: 100}}"
+            )
     if rung.bid < 1:
         raise ValueError(f"ladder[{i}].bid: is a multiple of the lowest winning bid, so at least 1, but is {rung.bid}")
     if rung.count < 0:
@@ -172,11 +220,11 @@ def usd_per_eflop(rung: Rung, offer: Offer) -> float | None:
 
 
 def ranked(rung: Rung, offers: Sequence[Offer]) -> list[Offer]:
-    """Those within the cap, the cheapest work first; GPUs of unknown speed last, by price."""
+    """Those within the cap: surely reachable ones first, then the cheapest work; GPUs of unknown speed last, by price."""
 
-    def key(offer: Offer) -> tuple[bool, float]:
+    def key(offer: Offer) -> tuple[bool, bool, float]:
         work = usd_per_eflop(rung, offer)
-        return (work is None, effective(rung, offer) if work is None else work)
+        return (not offer.public_ip, work is None, effective(rung, offer) if work is None else work)
 
     return sorted((o for o in offers if rung.price(o) is not None), key=key)
 
@@ -190,28 +238,30 @@ def climb(
 ) -> tuple[Offer, str]:
     """Rents the first offer that can be had and returns it with the rental's id.
 
-    order: its bid and image are set by the rung. rent: what creates it and returns the id, such as Ledger.rent. A market that doesn't answer is left alone for a while. Raises NothingLeft; and Unsure as soon as a create got no
-    answer: renting on would be renting twice.
+    order: its bid and image are set by the rung. rent: what creates it and returns the id, such as Ledger.rent. Where a market
+    fails, rungs of that kind (Rung.kind) are left alone for a while, all of its rungs only where nobody answers at all: what one
+    call says is no word about another. Raises NothingLeft; and Unsure as soon as a create got no answer: renting on would be
+    renting twice.
     """
     why = []
     for i, rung in enumerate(rungs):
         try:
             return _rent(rung, markets[rung.market], order, memory, rent)
         except Unsure as e:
-            memory.down(rung.market, str(e))
+            memory.down(rung.kind, str(e))
             raise
         except NothingLeft as e:
             why.append(f"rung {i + 1}, {rung}: {e}")
         except Refused as e:
             why.append(f"rung {i + 1}, {rung}: refused: {e}")
         except MarketError as e:
-            memory.down(rung.market, str(e))
+            memory.down(rung.market if isinstance(e, Unreachable) else rung.kind, str(e))
             why.append(f"rung {i + 1}, {rung}: no answer: {e}")
     raise NothingLeft("Nothing to rent.\n" + "\n".join(f"  {w}" for w in why))
 
 
 def _rent(rung: Rung, market: Market, order: Order, memory: Memory, rent) -> tuple[Offer, str]:
-    down = memory.is_down(rung.market)
+    down = memory.is_down(rung.market) or memory.is_down(rung.kind)
     if down:
         raise NothingLeft(f"not asked again yet, {down}")
     offers = market.offers(rung.want(order.disk_gb))

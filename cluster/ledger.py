@@ -14,7 +14,7 @@ on the disk before the next step is taken:
     note       what others keep here: the budget's phase, jobs
 
 So a create whose answer never came, or whose process died, is found again by the nonce in `Market.list`. The ledger is what
-these lines add up to; several processes may write it. Costs are the market's own prices over the market's own times. Where
+these lines add up to, here and on the cluster's other machines (copies.py); several processes may write it. Costs are the market's own prices over the market's own times. Where
 only the time between two polls is known, all of it is charged: `spent` errs towards too much.
 """
 
@@ -30,9 +30,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cluster.copies import Copies
+from cluster.accounts import Accounts
+from cluster.copies import Copies, Others, union
 from cluster.entry import Entry
-from cluster.journal import Journal
+from cluster.journal import Damaged, Journal, parsed
 from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,16 @@ class Ledger:
         """store: where copies are kept that outlive this machine, of all machines that write this cluster's ledger; None: as
         it was the last time, as far as it can be read."""
         self.cluster, self.path = cluster, root() / cluster / "ledger.jsonl"
-        self._clear()
+        self._accounts = Accounts()
         self._written: dict[str, float] = {}
         """When this process last wrote a poll of a market."""
         self._unpriced: set[str] = set()
         self._journal = Journal(self.path)
+        self._others = Others(self.path.parent)
         self._copies: Copies | None = None
+        self._stored: list[list[dict]] = []
+        self._mine: set[str] = set()
+        """Nonces of what was asked for from this machine."""
         self.refresh()
         self._join(store)
 
@@ -79,14 +84,14 @@ class Ledger:
 
     def refresh(self) -> None:
         """Reads what other processes added."""
-        if self.path.exists():
+        if self.path.exists() or self._others.changed():
             with self._locked():
                 pass
 
     def entries(self) -> list[Entry]:
         """All rentals there ever were, oldest first."""
         self.refresh()
-        return list(self._entries)
+        return list(self._accounts.entries)
 
     def living(self) -> list[Entry]:
         """Those that may still cost something, among them creates whose outcome isn't known yet (id None)."""
@@ -94,11 +99,15 @@ class Ledger:
 
     def entry(self, market: str, id: str) -> Entry | None:
         self.refresh()
-        return self._by_id.get((market, id))
+        return self._accounts.by_id.get((market, id))
 
     def spent(self, now: float, since: float = 0.0) -> float:
         """Dollars between two Unix times."""
         return sum(e.usd(now, since) for e in self.entries())
+
+    def began(self) -> float | None:
+        """Unix time of the first rental. None: there was none."""
+        return min((e.asked for e in self.entries() if e.id is not None), default=None)
 
     def rate(self) -> float:
         """Dollars per hour of all that lives, once it is up."""
@@ -107,7 +116,7 @@ class Ledger:
     def polled(self) -> float:
         """When a market was last asked for this cluster: its head was alive then."""
         self.refresh()
-        return max(self._polled.values(), default=0.0)
+        return max(self._accounts.polled.values(), default=0.0)
 
     def notes(self, kind: str) -> dict[str, dict]:
         """{key: last note of it} of one kind."""
@@ -116,7 +125,7 @@ class Ledger:
     def history(self, kind: str) -> dict[str, list[dict]]:
         """{key: all notes of it, oldest first}"""
         self.refresh()
-        return dict(self._notes.get(kind, {}))
+        return dict(self._accounts.notes.get(kind, {}))
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
@@ -138,6 +147,7 @@ class Ledger:
         order = replace(order, label=f"{order.label};n={nonce}")
         price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
         what = {"gpu": offer.gpu, "count": offer.count, "spot": offer.spot, "unattended_s": unattended_s}
+        what["download_usd_per_gb"] = offer.download_usd_per_gb
         with self._locked():
             if why := refuses(price):
                 raise Taken(why)
@@ -166,10 +176,10 @@ class Ledger:
             mine = {r.id: self._priced(r) for r in rentals if cluster_of(r.label) == self.cluster}
             new = []
             for r in mine.values():
-                e = self._find(r)
+                e = self._accounts.find(r)
                 if e is None or e.rental != r or e.ended is not None:
                     new.append({"event": "seen", "at": at, "before": e and e.seen, "rental": asdict(r)})
-            for e in self._entries if whole else []:
+            for e in self._accounts.entries if whole else []:
                 if e.market != market or e.ended is not None or e.id in mine:
                     continue
                 if e.id is not None and at > (e.answered or e.asked):
@@ -185,14 +195,26 @@ class Ledger:
                 new.append(poll)
                 self._written[market] = at
             self._append(new)
-            self._apply(poll)
+            self._accounts.apply(poll)
 
-    def orphans(self, rentals: list[Rental]) -> list[Rental]:
-        """Those of this cluster that exist although their `create` never returned: nobody waits for them. To be destroyed."""
+    def orphans(self, rentals: list[Rental], everyones: bool = False) -> list[Rental]:
+        """Those of this cluster that exist although their `create` never returned: nobody waits for them. To be destroyed.
+
+        everyones: also those that other machines asked for, which only the head can judge: a copy of its ledger may have ended
+        before the answer that came.
+        """
         self.refresh()
-        found = [(r, self._find(r)) for r in rentals if cluster_of(r.label) == self.cluster]
+        found = [(r, self._accounts.find(r)) for r in rentals if cluster_of(r.label) == self.cluster]
         late = time.time() - UNANSWERED_S
-        return [r for r, e in found if e and e.nonce and e.answered is None and (e.failed or e.asked < late)]
+        return [
+            r
+            for r, e in found
+            if e
+            and e.nonce
+            and e.answered is None
+            and (e.failed or e.asked < late)
+            and (everyones or e.nonce in self._mine)
+        ]
 
     def leave(self, e: Entry) -> None:
         """Before the rental that this runs on is destroyed: it counts as ended, here and in the store."""
@@ -211,53 +233,89 @@ class Ledger:
         """Keeps something else beside the rentals; the last one of a key counts."""
         self._write(event="note", kind=kind, key=key, fields=fields)
 
+    # -- what other machines wrote ---------------------------------------------------------------------------------
+
+    @property
+    def machine(self) -> str:
+        """The name of this machine among those that write the cluster's ledger; of a rented head, its node id."""
+        return self._others.me()
+
+    @property
+    def stored(self) -> bool:
+        """Whether copies outlive the machines."""
+        return self._copies is not None
+
+    def files(self) -> dict[str, bytes]:
+        """All that is known here: {machine: what it wrote}."""
+        mine = self.path.read_bytes() if self.path.exists() else b""
+        return self._others.files() | {self.machine: mine[: mine.rfind(b"\n") + 1]}
+
+    def take(self, machine: str, lines: bytes) -> None:
+        """What another machine wrote, all of it so far. Raises Damaged where it is no ledger: the machine may be a stranger's."""
+        whole = lines[: lines.rfind(b"\n") + 1]  # without one that is being written
+        try:
+            seen = Accounts()
+            for event in parsed(whole, Path(machine)):
+                seen.apply(event)
+        except (KeyError, TypeError, ValueError) as e:
+            raise Damaged(f"What {machine} sent is no ledger: {type(e).__name__}: {e}") from None
+        self._others.take(machine, whole)
+        self.refresh()
+
+    def taken(self, machine: str) -> float | None:
+        """Unix time when its lines came. None: never."""
+        return self._others.taken(machine)
+
     def _join(self, store: str | None) -> None:
-        """Begins again with what other machines wrote, in the order in which it happened."""
+        """Begins again with what is in the store."""
         known = self.notes("store").get("place", {}).get("address")
         if store and store != known:
             self.note("store", "place", address=store)
         if not (store or known):
             return
-        self._copies = Copies(store or known, self.cluster, self.path.parent)
+        self._copies = Copies(store or known, self.cluster, self._others)
+        self._stored = self._copies.others(needed=store is not None)
         with self._locked():
-            self._clear()
-            for event in sorted(
-                self._journal.events() + self._copies.others(needed=store is not None), key=lambda event: event["at"]
-            ):
-                self._apply(event)
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Begins again with what every machine wrote."""
+        mine = self._journal.events()
+        self._accounts = Accounts()
+        self._mine = {e["nonce"] for e in mine if e["event"] == "intent"}
+        for event in union([mine, *self._others.read(), *self._stored]):
+            self._accounts.apply(event)
 
     @contextmanager
     def _locked(self):
         """Around what reads or writes: nobody else does, and what others wrote is taken in."""
         with self._journal.locked() as new:
-            for event in new:
-                self._apply(event)
+            if self._others.changed():
+                self._rebuild()
+            else:
+                self._take_in(new)
             yield
+
+    def _take_in(self, mine: list[dict]) -> None:
+        for event in mine:
+            self._accounts.apply(event)
+            if event["event"] == "intent":
+                self._mine.add(event["nonce"])
 
     def _append(self, events: list[dict]) -> None:
         self._journal.append(events)
-        for event in events:
-            self._apply(event)
+        self._take_in(events)
 
     def _write(self, **event) -> None:
         with self._locked():
             self._append([{"at": time.time(), **event}])
-
-    # -- what the lines add up to ----------------------------------------------------------------------------------
-
-    def _clear(self) -> None:
-        self._entries: list[Entry] = []
-        self._by_id: dict[tuple[str, str], Entry] = {}
-        self._by_nonce: dict[str, Entry] = {}
-        self._polled: dict[str, float] = {}
-        self._notes: dict[str, dict[str, list[dict]]] = {}
 
     def _priced(self, r: Rental) -> Rental:
         """With the price that it had, or was rented for, where the market says none; for one that nobody here rented that is
         nothing, and the log says so."""
         if r.usd_per_hour is not None:
             return r
-        e = self._find(r)
+        e = self._accounts.find(r)
         known = (
             e.rental.usd_per_hour
             if e and e.rental
@@ -269,51 +327,3 @@ class Ledger:
             self._unpriced.add(r.id)
             log.warning("%s doesn't say what %s costs, and it isn't known here: it counts as free.", r.market, r.id)
         return replace(r, usd_per_hour=known)
-
-    def _find(self, r: Rental) -> Entry | None:
-        nonce = re.search(r";n=([0-9a-f]{12})", r.label)
-        return self._by_id.get((r.market, r.id)) or (self._by_nonce.get(nonce[1]) if nonce else None)
-
-    def _apply(self, event: dict) -> None:
-        at = event["at"]
-        match event["event"]:
-            case "intent":
-                e = Entry(event["market"], nonce=event["nonce"], label=event["label"], asked=at)
-                e.gpu, e.count, e.spot = event["gpu"], event["count"], event["spot"]
-                e.offered_usd_per_hour, e.unattended_s = event["usd_per_hour"], event["unattended_s"]
-                self._entries.append(e)
-                self._by_nonce[e.nonce] = e
-            case "rented":
-                e = self._by_nonce[event["nonce"]]
-                if e.id is None:  # else it was listed before the market's answer came
-                    e.id, e.ended = event["id"], None
-                e.answered, e.failed = at, False
-                self._by_id[e.market, e.id] = e
-            case "refused":
-                e = self._by_nonce[event["nonce"]]
-                e.ended, e.why = at, event["why"]
-            case "unanswered":
-                self._by_nonce[event["nonce"]].failed = True
-            case "seen":
-                rental = event["rental"]
-                r = Rental(**rental | {"ssh": tuple(rental["ssh"]) if rental["ssh"] else None})
-                e = self._find(r)
-                if e is None:
-                    e = Entry(r.market, asked=r.created)
-                    self._entries.append(e)
-                e.seen_until(event["before"])
-                e.see(r, at)
-                self._by_id[r.market, r.id] = e
-            case "gone" | "destroyed":
-                e = self._by_id.get((event["market"], event["id"]))
-                if e and e.ended is None:
-                    e.seen_until(event.get("before"))
-                    e.end(at, event["event"])
-            case "poll":
-                self._polled[event["market"]] = max(at, self._polled.get(event["market"], 0.0))
-                for e in self._entries:
-                    if e.market == event["market"] and e.ended is None and e.rental is not None:
-                        e.seen_until(at)
-            case "note":
-                of_kind = self._notes.setdefault(event["kind"], {})
-                of_kind.setdefault(event["key"], []).append({"at": at, **event["fields"]})

@@ -14,6 +14,10 @@ class MarketError(RuntimeError):
     """The market didn't do what it was asked. Never turned into an empty answer: Ray would take every node for lost."""
 
 
+class Unreachable(MarketError):
+    """Nobody answers at the market's address: not one call of it can work, as where a single one fails."""
+
+
 class Taken(MarketError):
     """The offer is no longer there, or not at this price. The next one may be."""
 
@@ -43,8 +47,15 @@ class Want:
     """For the whole machine, disk included."""
     disk_gb: float = 20.0
     min_cuda: float | None = None
+    """That the host's driver supports, at least; no matter where there is no GPU."""
     min_reliability: float | None = None
     """0 to 1, as the market rates it."""
+    min_download_mbps: float | None = None
+    """Mb/s from the internet, as Vast measured it. RunPod tells none."""
+    verified: bool = True
+    """Only hosts that Vast has verified. RunPod knows no others."""
+    datacenter: bool = False
+    """Only machines in data centres: Vast's certified ones, RunPod's Secure cloud."""
     regions: tuple[str, ...] = ()
     network: str | None = None
     """Only machines of this flat network."""
@@ -56,7 +67,8 @@ class Offer:
     id: str
     """What `create` takes."""
     machine: str
-    """The physical host, by which bad ones are remembered; "" where the market doesn't say."""
+    """By which what went bad is remembered: on Vast the physical host; RunPod doesn't say which that is, so CLOUD/GPU/DATA CENTRE,
+    the last "" where it isn't known. Rental.machine says the same of a rental."""
     gpu: str
     count: int
     gpu_memory_gb: float
@@ -75,6 +87,10 @@ class Offer:
     cuda: float | None = None
     network: str | None = None
     """Machines with the same one reach each other directly."""
+    datacenter: bool = False
+    """In a data centre: certified by Vast, or RunPod's Secure cloud."""
+    public_ip: bool = True
+    """False: it may turn out to have none, so that nobody can log in to it (RunPod's Community cloud)."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +137,21 @@ class Rental:
     """Where its sshd can be reached from outside, once it runs."""
     private_ip: str | None = None
     """On the flat network."""
+    still_charged: bool = False
+    """Lost, and usd_per_hour is charged all the same: an instance that Vast froze."""
+
+    @property
+    def charged(self) -> bool:
+        """Whether usd_per_hour is charged now, or will be as soon as it runs."""
+        return self.state != "lost" or self.still_charged
 
 
 class Market(ABC):
     """Every method is one HTTP request (of a long list, one a page), retried where that can help; MarketError where it failed."""
 
     name: str
+    has_spot: bool = True
+    """Whether it rents to the highest bidder, cheaper and until outbid."""
 
     @abstractmethod
     def offers(self, want: Want) -> list[Offer]:
@@ -146,3 +171,7 @@ class Market(ABC):
 
     @abstractmethod
     def label(self, id: str, label: str) -> None: ...
+
+    def logs(self, id: str) -> str:
+        """What the rental's container and its host printed last; "" where the market keeps nothing. A few requests."""
+        return ""

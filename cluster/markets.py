@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.client import key_file
 from cluster.market import Market
 from cluster.runpod import RunPod
 from cluster.vast import Vast
@@ -54,10 +54,6 @@ def _word(key: str, where: str) -> str:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ValueError(f"{where} holds no API key: one is a single word of ASCII.")
     return key
-
-
-def key_file(name: str) -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "shoestring" / f"{name}_api_key"
 
 
 def _check_url(name: str, url: str) -> None:

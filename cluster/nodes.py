@@ -6,6 +6,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from ray.autoscaler import tags as ray
+
 from cluster import mesh, tags
 from cluster.market import Rental
 
@@ -22,6 +24,22 @@ class Node:
     reached: bool = False
     """This process has logged in to it."""
     tunnel: mesh.Tunnel | None = None
+    offered: str = ""
+    """The machine, as its offer named it: some markets' lists of rentals don't."""
+
+    @property
+    def place(self) -> str:
+        """By which a bad one is remembered."""
+        return self.offered or self.rental.machine
+
+    @property
+    def type(self) -> str:
+        """Of available_node_types."""
+        return self.tags.get(ray.TAG_RAY_USER_NODE_TYPE, "")
+
+    @property
+    def is_head(self) -> bool:
+        return self.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
 
 
 class Nodes:

@@ -16,7 +16,6 @@ from dataclasses import asdict
 
 from cluster import gpus, ladder, markets
 from cluster.market import MarketError, Offer
-from lib.cli import nearest
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +28,10 @@ def main(argv: list[str]) -> int:
         except ValueError as e:
             left_out[name] = str(e)
             continue
-        rungs += [(_rung(args, name, spot), market) for spot in args.spot]
+        kinds = [spot for spot in args.spot if market.has_spot or not spot]
+        if not kinds:
+            left_out[name] = f"{name} rents nothing by bid. Its offers: --on-demand"
+        rungs += [(_rung(args, name, spot), market) for spot in kinds]
     rows: list[tuple[ladder.Rung, Offer]] = []
     for rung, market in rungs:
         try:
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> int:
     if not rows and asked:
         print(f"{' and '.join(sorted(asked))} {'has' if len(asked) == 1 else 'have'} no such machine.", file=sys.stderr)
         for name in args.gpu:
-            if gpus.speed(name) is None and (hint := nearest(name, gpus.TFLOPS)):
+            if hint := gpus.mistaken(name):
                 print(f"--gpu: is {name} a GPU?{hint}", file=sys.stderr)
     return 0 if rows else 1 if asked else 2
 
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpus", type=int, default=0, metavar="N", help="virtual cores, at least")
     add("--disk", type=float, default=20.0, metavar="GB", help="disk that is priced in (default: 20)")
     add("--cuda", type=float, metavar="VERSION", help="that the host's driver supports, at least, such as 12.8")
+    add("--download", type=float, default=200.0, metavar="MBPS", help="Mb/s from the internet, at least; RunPod tells none (default: 200)")  # fmt: skip
+    add("--unverified", action="store_true", help="also hosts that Vast hasn't verified")
+    add("--datacenter", action="store_true", help="only Vast's certified data centres and RunPod's Secure cloud")
     add("--reliability", type=float, metavar="0-1", help="as Vast rates it, at least; RunPod rates none")
     add("--region", action="append", default=[], metavar="CC", help="two-letter country; may be repeated")
     add("--market", action="append", choices=list(markets.MARKETS), help="default: all")
@@ -102,6 +107,9 @@ def _rung(args: argparse.Namespace, market: str, spot: bool) -> ladder.Rung:
         cpus=args.cpus,
         min_cuda=args.cuda,
         min_reliability=args.reliability,
+        min_download_mbps=args.download,
+        verified=not args.unverified,
+        datacenter=args.datacenter,
         regions=tuple(args.region),
     )
 
@@ -129,7 +137,7 @@ def _print(rows: list[tuple[ladder.Rung, Offer]], limit: int) -> None:
             f"{ladder.effective(rung, o):.3f}",
             "?" if work is None or not o.count else f"{work:.2f}",
             f"{o.reliability:.3f}" if o.reliability < 1 else "",
-            o.region,
+            o.region if o.public_ip else f"{o.region} (Community)",
         )
     if rows:
         Console(width=None if sys.stdout.isatty() else 160).print(table)

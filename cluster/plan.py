@@ -57,7 +57,7 @@ def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
     if check := said.get("check"):
         check(request.job, fields.filled(said["config"], request.job.train))
     os.environ.setdefault("RAY_ADDRESS", "auto")  # it is checked for a cluster, and not for the cores of this machine
-    planned = plan.make(request, said["rows"], said.get("models", ()))
+    planned = plan.make(request, said["rows"], said.get("models", ()), ask=False)
     return Work(
         planned.job, said["config"], said["rows"], planned.check.rows if planned.check.complete else None
     ), planned

@@ -21,8 +21,11 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, ladder, lost, markets, mesh, reminder, tags, watchdog
+from cluster import boots, bootstrap, ladder, lost, markets, mesh, reminder, shape, tags, tools, watchdog, whole
+from cluster.boots import BOOTS
+from cluster.failures import MARKETS, Failures
 from cluster.folder import Folder
+from cluster.journal import Damaged
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.market import MarketError, Order, Refused, Rental
@@ -36,14 +39,12 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
 
 HERE = "here"
 """The node id of a head that is not rented."""
-STARTING_S = 600.0
-"""A rental that doesn't run by then is given up: its image doesn't load."""
-SSH_S = 180.0
-"""So is one that runs, and can't be logged in to by then."""
 STALE_S = 10.0
 """The markets are asked again when what they said is older."""
 AGAIN_S = 60.0
 """So is a rental that is listed still, this long after it was destroyed."""
+WAIT_S = 2.0
+"""So is a head that boots, by `ray up`."""
 END_TRIES, END_AGAIN_S = 5, 2.0
 """How often, and after how long, what could not be ended is tried again."""
 HEADS_MORE = 3
@@ -64,6 +65,8 @@ class Provider(NodeProvider):
         self.nodes = Nodes(cluster_name)
         self._asking = threading.Lock()
         self._asked = 0.0
+        self._fetched: set[str] = set()
+        """Heads whose ledger was fetched, or could not be, before they end."""
         self._later = ThreadPoolExecutor(max_workers=4, thread_name_prefix="shoestring")
         self._here = {
             ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD,
@@ -75,13 +78,22 @@ class Provider(NodeProvider):
         """Where Ray's GCS is, in the autoscaler's process."""
         self._reminds: set[str] = set()
         """Heads that this process sets up: what becomes of them is said when it ends."""
+        self.failures = Failures(self.ledger, self._leads)
         if self._leads:
             Steward(self.ledger, self.settings.budget, self.markets, self._leads).start()
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict) -> dict:
-        """The first that Ray calls with a YAML, and where it wants to see these."""
-        return {"cluster_synced_files": []} | cluster_config
+        """The first that Ray calls with a YAML, before it checks that by its schema. What is raised here Ray prints as a warning and
+        goes on, so that a mistake ends the command itself."""
+        config = {"cluster_synced_files": []} | cluster_config
+        try:
+            tools.check(*tools.TO_RENT_A_HEAD)
+            shape.check(config)
+        except ValueError as e:
+            click.echo("\n  ".join(["The cluster can't be led from here:", *str(e).splitlines()]), err=True)
+            raise SystemExit(2) from None
+        return config
 
     @staticmethod
     def bootstrap_config(cluster_config: dict) -> dict:
@@ -103,8 +115,17 @@ class Provider(NodeProvider):
         """Asks every market what is rented and gives up what is lost. Raises MarketError."""
         with self._asking:
             began = time.monotonic()
-            listed = [rental for market in self.markets.values() for rental in market.list()]
-            orphans = {f"{r.market}-{r.id}" for r in self.ledger.orphans(listed) if not tags.taken_up(r.label)}
+            try:
+                listed = [rental for market in self.markets.values() for rental in market.list()]
+            except MarketError as e:
+                self.failures.cannot(MARKETS, str(e))
+                raise
+            self.failures.can(MARKETS)
+            orphans = {
+                f"{r.market}-{r.id}"
+                for r in self.ledger.orphans(listed, everyones=self._leads is not None)
+                if not tags.taken_up(r.label)
+            }
             self._asked = time.monotonic()
         for id in self.nodes.take_in(listed, orphans, began):
             self.give_up(id, "no market lists it any more", exists=False)
@@ -119,13 +140,17 @@ class Provider(NodeProvider):
         rental, now = node.rental, time.monotonic()
         if rental.state == "lost":
             return rental.why or "lost"
-        if rental.state == "starting" and time.time() - rental.created > STARTING_S:
-            return f"it has not started in {STARTING_S:.0f} s ({rental.why})"
+        if rental.state == "starting" and time.time() - rental.created > self.settings.boot_minutes * 60:
+            return f"it has not started in boot_minutes, {self.settings.boot_minutes:g} ({rental.why})"
         if rental.state == "running":
             node.running = node.running or now
             worker = node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER
-            if (node.made or (self._leads and worker)) and not node.reached and now - node.running > SSH_S:
-                return f"no login in {SSH_S:.0f} s"
+            if (
+                (node.made or (self._leads and worker))
+                and not node.reached
+                and now - node.running > self.settings.login_minutes * 60
+            ):
+                return f"no login in login_minutes, {self.settings.login_minutes:g}"
         return None
 
     def _node(self, node_id: str) -> Node | None:
@@ -181,6 +206,7 @@ class Provider(NodeProvider):
                 return
             node.tags = node.tags | tags_
             label, rental = tags.encode(self.cluster_name, node.tags), node.rental
+        self._note_boot(node_id, node, tags_)
         # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
         if node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
             if node_id not in self._reminds:
@@ -192,16 +218,50 @@ class Provider(NodeProvider):
         if node := self.nodes.get(node_id):
             reminder.say(reminder.still_bills(node.rental, node.tags, self.cluster_name))
 
+    def _note_boot(self, node_id: str, node: Node, tags_: dict[str, str]) -> None:
+        """How far it is, in the ledger, where `status` finds it."""
+        state = tags_.get(ray.TAG_RAY_NODE_STATUS)
+        if not state:
+            return
+        self.ledger.note(BOOTS, node_id, state=state)
+        if state == ray.STATUS_UP_TO_DATE:
+            self.failures.worked(node.type)
+            if node.is_head:
+                self.ledger.note(whole.LED, node_id)
+
     def create_node(self, node_config: dict, tags_: dict[str, str], count: int) -> None:
         head = tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
+        node_type = tags_.get(ray.TAG_RAY_USER_NODE_TYPE, "")
         for _ in range(count):
             slot = mesh.HEAD if head else self.nodes.reserve(self.settings.slots)
             try:
-                self._rent(node_config, {**tags_, tags.SLOT: str(slot)})
+                self.failures.check(node_type)
+                node_id = self._rent(node_config, {**tags_, tags.SLOT: str(slot)})
+            except MarketError as e:
+                self.failures.cannot(node_type, str(e))
+                raise
             finally:
                 self.nodes.release(slot)
+            self.failures.can(node_type)
+            if head and not self._leads:
+                self._wait(node_id)
 
-    def _rent(self, node_config: dict, tags_: dict[str, str]) -> None:
+    def _wait(self, node_id: str) -> None:
+        """Until it runs: `ray up` itself waits for no longer than 15 minutes, and shows nothing. Raises ClickException."""
+        said = ""
+        while not self.is_running(node_id):
+            node = self.nodes.get(node_id)
+            if node is None:
+                raise click.ClickException(f"The head {node_id} did not boot, and was ended. Type ray up again.")
+            if node.rental.why != said:
+                said = node.rental.why
+                click.echo(
+                    f"{node_id}: {said}, {time.time() - node.rental.created:.0f} s (boot_minutes: {self.settings.boot_minutes:g})"
+                )
+            time.sleep(WAIT_S)
+
+    def _rent(self, node_config: dict, tags_: dict[str, str]) -> str:
+        """Its node id."""
         order = Order(
             label=tags.encode(self.cluster_name, tags_),
             image=node_config.get("image") or self.settings.image,
@@ -217,8 +277,9 @@ class Provider(NodeProvider):
             market, id, order.label, "starting", "just rented", offer.spot, offer.usd_per_hour, offer.disk_usd_per_hour,
             time.time(), None, offer.machine, offer.gpu, offer.count,
         )  # fmt: skip
-        self.nodes.add(f"{market}-{id}", Node(rental, tags_, made=time.monotonic()))
+        self.nodes.add(f"{market}-{id}", Node(rental, tags_, made=time.monotonic(), offered=offer.machine))
         log.info("Rented %s-%s: %s × %s at $%.3f/h.", market, id, offer.count, offer.gpu, offer.usd_per_hour)
+        return f"{market}-{id}"
 
     def _watchdog(self, tags_: dict[str, str]) -> str:
         """Shell commands that end the rental when its head is gone; a head when nothing on it leads the cluster any more."""
@@ -231,10 +292,34 @@ class Provider(NodeProvider):
         if node_id == HERE:
             return
         node = self.nodes.get(node_id)
+        if node and node.is_head:
+            self._fetch_ledger(node_id, node)
         if node and node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UPDATE_FAILED:
-            self.memory.bad(node.rental.market, node.rental.machine, "its set-up failed")
+            self._failed(node_id, node, "its set-up failed")
+            self._keep_log(node_id, node, "its set-up failed")
         self._destroy(node_id)
         self.nodes.end(node_id)
+
+    def terminate_nodes(self, node_ids: list[str]) -> None:
+        """`ray down`: all of them, the head first; and before anything ends, what its ledger knows of them is here."""
+        for node_id in sorted(node_ids, key=lambda id: not ((node := self.nodes.get(id)) and node.is_head)):
+            self.terminate_node(node_id)
+
+    def _fetch_ledger(self, node_id: str, node: Node) -> None:
+        if self._leads or node_id not in self.ledger.notes(whole.LED) or node_id in self._fetched:
+            return
+        self._fetched.add(node_id)
+        try:
+            if node.rental.ssh is None:
+                raise OSError("there is no way to log in")
+            whole.fetch_from(self.ledger, node_id, node.rental.ssh)
+            self.ledger.note(whole.LED, node_id, fetched=True)
+        except (OSError, Damaged) as e:
+            at = self.ledger.taken(node_id)
+            log.warning(
+                "The ledger of the head %s could not be fetched (%s): of what it rented and ended, costs are known %s.",
+                node_id, e, f"as of {(time.time() - at) / 60:.0f} minutes ago" if at else "only as far as this machine saw them",
+            )  # fmt: skip
 
     def end(self) -> int:
         """Destroys all that the cluster rents, the head and what is lost too; how many there were. What fails hinders nothing
@@ -273,12 +358,33 @@ class Provider(NodeProvider):
         if node is None:
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
-        if node.rental.state != "lost" and exists:
-            self.memory.bad(node.rental.market, node.rental.machine, why)
+        booted = node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UP_TO_DATE
+        if not booted and node.made:
+            self._failed(node_id, node, why)
+        elif node.rental.state != "lost" and exists:
+            self.memory.bad(node.rental.market, node.place, why)
         if exists:
-            self._destroy_later(node_id)
+            self._run_later(f"destroying {node_id}", self._end, node_id, None if booted else node, why)
         if self._leads:
             self._run_later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
+
+    def _failed(self, node_id: str, node: Node, why: str) -> None:
+        """It was rented here, and never worked."""
+        if node.rental.state != "lost":
+            self.memory.bad(node.rental.market, node.place, why)
+        self.failures.failed(node.type, f"{node_id}: {why}")
+
+    def _end(self, node_id: str, failed: Node | None, why: str) -> None:
+        """failed: whose boot failed. What it printed goes with it, so it is kept first."""
+        try:
+            if failed:
+                self._keep_log(node_id, failed, why)
+        finally:
+            self._destroy(node_id)
+
+    def _keep_log(self, node_id: str, node: Node, why: str) -> None:
+        path = boots.keep(self.folder, self.markets[node.rental.market], node.rental, why)
+        log.warning("%s: what it printed is in %s.", node_id, path)
 
     def _destroy(self, node_id: str) -> None:
         market, id = node_id.split("-", 1)

@@ -1,16 +1,15 @@
-"""What RunPod's API answers, as much of it as runpod.py reads: REST v2's shapes (its OpenAPI description) and GraphQL's."""
+"""What RunPod's API answers, as much of it as runpod.py reads: the shapes of REST v2's OpenAPI description."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, field_validator, model_validator
 
 from cluster import rows
 from cluster.rows import Amount
 
-Data = TypeVar("Data", bound=BaseModel)
 Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
 
 
@@ -76,43 +75,8 @@ class CpuTypes(BaseModel):
         return rows.readable(CpuType, found, "runpod, offers without GPU")
 
 
-class Lowest(BaseModel):
-    minimumBidPrice: float | None
-    stockStatus: str | None = None
-
-
-class SpotType(BaseModel):
-    id: str
-    displayName: str
-    memoryInGb: float
-    maxGpuCount: int | None = None
-    lowestPrice: Lowest | None
-
-
-class SpotTypes(BaseModel):
-    gpuTypes: list[SpotType]
-
-    @field_validator("gpuTypes", mode="before")
-    @classmethod
-    def readable(cls, found: list) -> list:
-        return rows.readable(SpotType, found, "runpod, spot offers")
-
-
 class Id(BaseModel):
     id: str
-
-
-class Rented(BaseModel):
-    podRentInterruptable: Id | None
-
-
-class Message(BaseModel):
-    message: str
-
-
-class Answer(BaseModel, Generic[Data]):
-    errors: list[Message] = []
-    data: Data | None = None
 
 
 class Endpoint(BaseModel):
@@ -127,6 +91,10 @@ class Ssh(BaseModel):
 class Gpu(BaseModel):
     id: str
     count: int = 1
+
+
+class Cpu(BaseModel):
+    id: str
 
 
 class Network(BaseModel):
@@ -151,6 +119,9 @@ class Pod(BaseModel):
     ssh: Ssh = Ssh(direct=None)
     globalNetworking: Network = Network(enabled=False)
     gpu: Gpu | None = None
+    cpu: Cpu | None = None
+    cloud: str = ""
+    dataCenterId: str = ""
 
     @model_validator(mode="before")
     @classmethod

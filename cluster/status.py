@@ -2,8 +2,9 @@
 
     python -m cluster status [--json]
 
-Rentals of all clusters as the markets list them; the link to those that this machine can log in to, measured now; the ledger of
-each cluster; and what Ray says, where its head is this machine or RAY_ADDRESS (host:port) names it.
+Rentals of all clusters as the markets list them, and how far each is (renting, loading, login, installing, Ray joined); the link
+to those that this machine can log in to, measured now; the ledger of each cluster, fetched from a rented head; why nothing can be
+rented; and what Ray says, where its head is this machine or RAY_ADDRESS (host:port) names it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from cluster import mesh
+from cluster import budget, failures, mesh, whole
 from cluster.cost import table
 from cluster.ledger import Ledger, cluster_of, clusters, root
 from cluster.link import Link, measure
 from cluster.market import Rental
 from cluster.markets import MARKETS
+from cluster.progress import Progress, progress, renting
 from cluster.sweep import everything, rate
+from lib import notice
 
 
 @dataclass
@@ -37,6 +40,12 @@ class Led:
     """How long ago its markets were asked."""
     cap: dict | None
     """What was decided when its money was out."""
+    renting: list[Progress]
+    """What was asked for, and has no answer yet."""
+    cannot_rent: dict[str, str]
+    """Node type → why nothing of it can be rented, as its head last said."""
+    incomplete: list[str]
+    """What is missing of its ledger here, and why."""
 
 
 @dataclass
@@ -44,6 +53,8 @@ class RayNodes:
     address: str
     nodes: list[dict]
     """name, ip, status, total and available resources"""
+    cannot_rent: str | None
+    """Why jobs that wait get no nodes."""
 
 
 def main(argv: list[str]) -> int:
@@ -58,20 +69,24 @@ def main(argv: list[str]) -> int:
         print(f"Left out: {why}", file=sys.stderr)
     now = time.time()
     with ThreadPoolExecutor(8) as pool:
+        incomplete = pool.map(whole.fetch, clusters())
         links = list(pool.map(link, found))
-    led = [_led(name, now) for name in clusters()]
+        led = [_led(name, now, copies) for name, copies in zip(clusters(), incomplete, strict=True)]
+    ledgers = {name: Ledger(name) for name in clusters()}
+    steps = [progress(r, ledgers.get(cluster_of(r.label))) for r in found]
     ray = _ray(os.environ.get("RAY_ADDRESS") or f"{mesh.ip(mesh.HEAD)}:{mesh.GCS_PORT}")
     if args.json:
         rentals = [
-            asdict(r) | {"link": asdict(x) if isinstance(x, Link) else x} for r, x in zip(found, links, strict=True)
+            asdict(r) | {"link": asdict(x) if isinstance(x, Link) else x, "progress": asdict(step)}
+            for r, x, step in zip(found, links, steps, strict=True)
         ]
         shown = {"rentals": rentals, "clusters": [asdict(c) for c in led], "ray": asdict(ray) if ray else None}
         print(json.dumps(shown | {"left_out": [*without_key, *failed]}, indent=1))
     else:
         if not found:
-            whole = not failed and len(without_key) < len(MARKETS)
-            print("Nothing is rented." if whole else "What is rented isn't known: not every market could be asked.")
-        _show(found, links, led, ray, now)
+            complete = not failed and len(without_key) < len(MARKETS)
+            print("Nothing is rented." if complete else "What is rented isn't known: not every market could be asked.")
+        _show(found, links, steps, led, ray, now)
     return 2 if len(without_key) == len(MARKETS) else 1 if failed else 0
 
 
@@ -82,21 +97,20 @@ def link(r: Rental) -> Link | str:
         return ""
     from cluster.folder import Folder
 
-    options = Folder(cluster_of(r.label)).ssh_options(f"{r.market}-{r.id}") | {
-        "BatchMode": "yes",
-        "ConnectTimeout": "8",
-    }
-    host, port = r.ssh
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    node = f"{r.market}-{r.id}"
     try:
-        return measure(["ssh", *words, "-p", str(port), f"root@{host}"])
+        return measure(Folder(cluster_of(r.label)).ssh(node, r.ssh, BatchMode="yes", ConnectTimeout="8"))
     except OSError as e:
         return str(e)
 
 
-def _led(cluster: str, now: float) -> Led:
+def _led(cluster: str, now: float, copies: list[whole.Copy]) -> Led:
     ledger = Ledger(cluster)
-    return Led(cluster, ledger.spent(now), ledger.rate(), now - ledger.polled(), ledger.notes("budget").get("cap"))
+    cannot = {name: note["why"] for name, note in ledger.notes(failures.NOTES).items() if note["why"]}
+    return Led(
+        cluster, ledger.spent(now), ledger.rate(), now - ledger.polled(), ledger.notes("budget").get("cap"), renting(ledger),
+        cannot, [said for copy in copies if (said := copy.says(now))],
+    )  # fmt: skip
 
 
 def _ray(address: str) -> RayNodes | None:
@@ -111,8 +125,9 @@ def _ray(address: str) -> RayNodes | None:
     from ray.core.generated.autoscaler_pb2 import NodeStatus
     from ray.exceptions import RayError
 
+    gcs = GcsClient(address=address)
     try:
-        state = get_cluster_resource_state(GcsClient(address=address))
+        state, cannot = get_cluster_resource_state(gcs), notice.reason(gcs)
     except RayError:  # it answers no more, as a head that is just ending
         return None
     return RayNodes(address, [
@@ -121,14 +136,21 @@ def _ray(address: str) -> RayNodes | None:
             "total": dict(n.total_resources), "available": dict(n.available_resources),
         }
         for n in state.node_states if n.status != NodeStatus.DEAD
-    ])  # fmt: skip
+    ], cannot)  # fmt: skip
 
 
-def _show(found: list[Rental], links: list[Link | str], led: list[Led], ray: RayNodes | None, now: float) -> None:
-    columns = [("cluster", ""), ("rental", ""), ("GPU", ""), ("", ""), ("state", ""), ("age", "r"), ("$/h", "r")]
+def _show(
+    found: list[Rental],
+    links: list[Link | str],
+    steps: list[Progress],
+    led: list[Led],
+    ray: RayNodes | None,
+    now: float,
+) -> None:
+    columns = [("cluster", ""), ("rental", ""), ("GPU", ""), ("", ""), ("", ""), ("age", "r"), ("$/h", "r")]
     columns += [("round trip", "r"), ("MB/s up", "r"), ("down", "r"), ("", "")]
     rows = []
-    for r, x in zip(found, links, strict=True):
+    for r, x, step in zip(found, links, steps, strict=True):
         measured = (
             (f"{x.round_trip_ms:.1f} ms", f"{x.up_mb_s:.1f}", f"{x.down_mb_s:.1f}")
             if isinstance(x, Link)
@@ -137,17 +159,25 @@ def _show(found: list[Rental], links: list[Link | str], led: list[Led], ray: Ray
         why = x if isinstance(x, str) and x else r.why
         gpu = f"{r.count} × {r.gpu}" if r.count else "none"
         rows.append((
-            cluster_of(r.label), f"{r.market}-{r.id}", gpu, "spot" if r.spot else "on demand", r.state,
+            cluster_of(r.label), f"{r.market}-{r.id}", gpu, "spot" if r.spot else "on demand", step.says(now),
             f"{(now - r.created) / 3600:.1f} h", f"{rate(r):.3f}", *measured, why,
         ))  # fmt: skip
     table(columns, rows)
     for c in led:
         asked = f"asked its markets {c.asked_s:.0f} s ago" if c.asked_s < 3600 else "isn't led from here"
         print(f"{c.cluster}: ${c.usd:.2f} spent, ${c.usd_per_hour:.3f} an hour, {asked}")
+        for said in c.incomplete:
+            print(f"  {said}")
+        for step in c.renting:
+            print(f"  {step.says(now)}")
         if c.cap:
-            print(f"  its budget of ${c.cap['total_usd']:.2f} is spent: raise budget.total_usd to go on")
+            print(f"  {budget.ended(c.cap)}")
+        for name, why in c.cannot_rent.items():
+            print(f"  nothing can be rented for {name}: {why}")
     if ray:
         print(f"Ray at {ray.address}:")
+        if ray.cannot_rent:
+            print(f"Jobs that wait get no nodes. {ray.cannot_rent}")
         used = lambda n: ", ".join(  # noqa: E731
             f"{n['total'][k] - n['available'].get(k, 0):g} of {n['total'][k]:g} {k}" for k in ("CPU", "GPU") if k in n["total"]
         )  # fmt: skip

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
+
 from cluster import lost, tags
 from cluster.budget import Budget
 from cluster.entry import Entry
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.watchdog import HEARTBEAT
-from lib import notice
+from lib import node_types, notice
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +30,26 @@ def gcs_address() -> str | None:
     return next((a.split("=", 1)[1] for a in sys.argv if a.startswith("--gcs-address=")), None)
 
 
+def autoscaling_config() -> dict:
+    """The cluster's YAML as Ray's autoscaler, in whose process this is, has it."""
+    [path] = [a.split("=", 1)[1] for a in sys.argv if a.startswith("--autoscaling-config=")]
+    return yaml.safe_load(Path(path).expanduser().read_text())
+
+
 class Steward(threading.Thread):
     """Ends with its process. address: of Ray's GCS."""
 
     def __init__(self, ledger: Ledger, budget: Budget, markets: Mapping[str, Kept], address: str):
         super().__init__(daemon=True, name="steward")
         self.ledger, self.budget, self.markets, self.address = ledger, budget, markets, address
-        self.state = "ok"
+        self.state, self.published = "ok", False
 
     def run(self) -> None:
         while True:
             try:
+                if not self.published:  # jobs settle their device by it
+                    node_types.publish(self._gcs(), autoscaling_config())
+                    self.published = True
                 self.turn(time.time())
             except Exception:  # whatever it is, the budget has to be kept to the next time
                 log.exception("The steward tries again in %.0f s.", EVERY_S)

@@ -52,20 +52,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("cluster", nargs="*", help="sweep these, led or not")
     parser.add_argument("--yes", action="store_true", help="don't ask")
     args = parser.parse_args(argv)
-    found, without_key, failed = everything()
-    for why in [*without_key, *failed]:
+    found, without_key, failed = by_market()
+    for why in [*without_key.values(), *failed.values()]:
         print(f"Left out: {why}", file=sys.stderr)
     if len(without_key) == len(markets.MARKETS):
         return 2
     by_cluster: dict[str, list[Rental]] = defaultdict(list)
     for rental in found:
         by_cluster[cluster_of(rental.label)].append(rental)
+    asked = sorted(set(markets.MARKETS) - {*without_key, *failed})
+    lists = f"{' and '.join(asked)} list{'s' * (len(asked) == 1)} no" if asked else "No market could be asked for a"
+    unknown_there = f" What runs at {' and '.join(sorted(failed))} isn't known: try again." if failed else ""
     for name in args.cluster:
         if name not in by_cluster:
-            print(f"No market lists a rental of {name}.{nearest(name, by_cluster)}", file=sys.stderr)
-            return 2
+            print(f"{lists} rental of {name}.{unknown_there or nearest(name, by_cluster)}", file=sys.stderr)
+            return 1 if failed else 2
     if not found:
-        print("No market lists a rental of ours.")
+        print(f"{lists} rental of ours.{unknown_there}")
         return 1 if failed else 0
     now, doomed, unknown = time.time(), [], []
     verdicts = {name: verdict(name, rentals, now) for name, rentals in sorted(by_cluster.items())}
@@ -78,7 +81,7 @@ def main(argv: list[str]) -> int:
     if unknown:
         print(f"If nobody leads {'it' if len(unknown) == 1 else 'them'}: python -m cluster sweep {' '.join(unknown)}")
     if not doomed:
-        print("Nothing is left behind." if not unknown else "Nothing else is left behind.")
+        print(f"Nothing {'else ' * bool(unknown)}is left behind{' there' * bool(failed)}.{unknown_there}")
         return 1 if failed or unknown else 0
     count, usd = sum(len(by_cluster[n]) for n in doomed), sum(rate(r) for n in doomed for r in by_cluster[n])
     if not args.yes and not _agreed(
@@ -92,14 +95,20 @@ def main(argv: list[str]) -> int:
 
 def everything() -> tuple[list[Rental], list[str], list[str]]:
     """(every rental with our label; which markets have no key here; why others could not be asked)"""
-    found, without_key, failed = [], [], []
+    found, without_key, failed = by_market()
+    return found, [*without_key.values()], [*failed.values()]
+
+
+def by_market() -> tuple[list[Rental], dict[str, str], dict[str, str]]:
+    """(every rental with our label; {market that has no key here: what to do}; {market that could not be asked: why})"""
+    found, without_key, failed = [], {}, {}
     for name in markets.MARKETS:
         try:
             found += markets.find(name).list()
         except ValueError as e:
-            without_key.append(str(e))
+            without_key[name] = str(e)
         except MarketError as e:
-            failed.append(str(e))
+            failed[name] = str(e)
     return found, without_key, failed
 
 
@@ -117,7 +126,7 @@ def show(by_cluster: dict[str, list[Rental]], verdicts: dict[str, tuple[str, str
 
 def rate(r: Rental) -> float:
     """Dollars per hour that it costs now, as far as the market says."""
-    return r.disk_usd_per_hour + ((r.usd_per_hour or 0.0) if r.state != "lost" else 0.0)
+    return r.disk_usd_per_hour + ((r.usd_per_hour or 0.0) if r.charged else 0.0)
 
 
 def _agreed(question: str) -> bool:

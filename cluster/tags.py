@@ -2,11 +2,15 @@
 
     shoestring/NAME;k=w;m=3;r=2b1f…;s=u;t=gpu
 
-Markets keep at most 256 characters. Hashes take 52 each, so names are short and keys and states one letter. What can be
-derived is left out: the node's name.
+Vast asks for less than 128 characters (vast.py). So names are short, keys and states one letter, and of each of Ray's hashes, of
+52 letters, only the beginning is kept. What can be derived is left out (the node's name), and what nobody asks for (a worker's
+launch hash: the autoscaler remembers it).
 """
 
 from __future__ import annotations
+
+import re
+import uuid
 
 from ray.autoscaler import tags as ray
 
@@ -42,9 +46,25 @@ VALUES = {
 LONG = {short: key for key, short in KEYS.items()}
 LONG_VALUES = {key: {short: value for value, short in values.items()} for key, values in VALUES.items()}
 
-LONGEST = 256
+LONGEST = 127
 NAME = 24
 """Characters that a cluster's name, and a node type's, may have, so that every label fits."""
+HASHES, HASH = ("l", "c", "f"), 9
+"""Keys whose values are hashes, and the letters that are kept of one: 45 bits."""
+
+
+class Hash(str):
+    """The beginning of one of Ray's hashes: equal to every hash that begins so, and whether they are equal is all that Ray asks."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and (
+            other.startswith(str(self)) if len(other) > len(self) else str(self) == other
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # two that it equals may differ
 
 
 def check_name(what: str, name: str) -> None:
@@ -58,6 +78,11 @@ def check_name(what: str, name: str) -> None:
 def encode(cluster: str, tags: dict[str, str]) -> str:
     """The label of a node of `cluster`."""
     short = {KEYS[key]: value for key, value in tags.items() if key != ray.TAG_RAY_NODE_NAME}
+    short |= {key: str(short[key])[:HASH] for key in HASHES if key in short}
+    if tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER:
+        short.pop("l", None)
+    if "r" in short:
+        short["r"] = short["r"].replace("-", "")
     pairs = [f"{key}={VALUES.get(key, {}).get(value, value)}" for key, value in sorted(short.items())]
     label = ";".join([LABEL + cluster, *pairs])
     assert len(label) <= LONGEST, f"a label of {len(label)} characters: {label}"
@@ -72,6 +97,10 @@ def decode(label: str) -> tuple[str, dict[str, str]]:
         short, _, value = part.partition("=")
         if short in LONG:
             tags[LONG[short]] = LONG_VALUES.get(short, {}).get(value, value)
+            if short in HASHES:
+                tags[LONG[short]] = Hash(value)
+            elif short == "r" and re.fullmatch("[0-9a-f]{32}", value):
+                tags[LONG[short]] = str(uuid.UUID(value))
     kind = tags.get(ray.TAG_RAY_NODE_KIND)
     return cluster, tags | ({ray.TAG_RAY_NODE_NAME: f"ray-{cluster}-{kind}"} if kind else {})
 

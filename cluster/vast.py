@@ -1,7 +1,7 @@
 """Vast.ai: a market of strangers' machines, rented by bid (interruptible) or on demand.
 
 An offer is one machine, so it can be taken by somebody else between `offers` and `create`. Outbid means stopped, not gone:
-its disk is billed until it is destroyed. https://docs.vast.ai/api-reference
+its disk is billed until it is destroyed. https://docs.vast.ai/api-reference, whose source is github.com/vast-ai/docs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from cluster import gpus, rows
 from cluster.client import Client
-from cluster.market import Market, Offer, Order, Rental, Want
+from cluster.market import Market, Offer, Order, Refused, Rental, Want
 from cluster.rows import Amount
 
 URL = "https://console.vast.ai"
@@ -29,16 +29,21 @@ FRESH_S = 20.0
 """A search this old serves again, less what was tried of it: else ten nodes that are started at once wait minutes for theirs."""
 PAGE = 25
 """Instances in one reply, at most."""
-LONGEST_ONSTART = 16384
-"""Characters that Vast keeps of a start script."""
-LONGEST_LABEL = 256
+LONGEST_ONSTART = 4048
+"""Characters that Vast keeps of a start script, it says in its API description (api-reference/openapi.yaml, "Key Quirks")."""
+LONGEST_LABEL = 127
+"""It takes 256 with an order and 1,024 later, but asks for less than 128 (openapi/yaml/create_instance, label_instance)."""
 HOURS_PER_MONTH = 730.0
 """By which storage_cost, $/GB/month, becomes $/GB/h."""
 
-STARTING = {None, "created", "loading", "scheduling", "rebooting"}
+STARTING = {None, "created", "loading", "scheduling", "rebooting", "restarting"}
 LOST = {"stopped", "frozen", "exited", "offline"}
 """actual_status; running is running, and so is unknown: the host's heartbeat is late, and Ray's own health check knows
 better whether the node lives."""
+CHARGED = {"frozen"}
+"""Lost, and yet "GPU charges apply": its memory is kept (cli/reference/show-instance)."""
+AS_BEFORE = {"rebooting", "restarting"}
+""""Billed by previous state" (guides/serverless/worker-states)."""
 
 
 class _Reply(BaseModel):
@@ -69,6 +74,7 @@ class _Ask(_Reply):
     cpu_ram: float = 0.0
     geolocation: str | None = None
     cuda_max_good: float | None = None
+    hosting_type: int | None = None
     cluster_id: str | None = None
 
 
@@ -151,7 +157,6 @@ class Vast(Market):
             "order": [[price, "asc"]],
             "limit": 64,
             "allocated_storage": want.disk_gb,
-            "verified": {"eq": True},
             "external": {"eq": False},
             "rentable": {"eq": True},
             "rented": {"eq": False},
@@ -165,8 +170,11 @@ class Vast(Market):
         for field, op, value in (
             ("gpu_ram", "gte", want.gpu_memory_gb and want.gpu_memory_gb * 1000),  # MB; a 24 GB card has 24,564
             ("cpu_cores_effective", "gte", want.cpus or None),
-            ("cuda_max_good", "gte", want.min_cuda),
+            ("cuda_max_good", "gte", want.min_cuda if want.count else None),
             ("reliability", "gte", want.min_reliability),
+            ("inet_down", "gte", want.min_download_mbps),
+            ("verified", "eq", want.verified or None),
+            ("datacenter", "eq", want.datacenter or None),
             ("geolocation", "in", list(want.regions) or None),
             ("cluster_id", "eq", want.network),
         ):
@@ -180,7 +188,7 @@ class Vast(Market):
         return sorted((o for o in found if o not in dear), key=lambda o: o.usd_per_hour + o.disk_usd_per_hour)
 
     def create(self, offer: Offer, order: Order) -> str:
-        assert len(order.label) <= LONGEST_LABEL, order.label
+        assert len(order.label) <= LONGEST_LABEL, order.label  # tags.py sees to it
         body = {
             "image": order.image,
             "disk": order.disk_gb,
@@ -209,7 +217,7 @@ class Vast(Market):
         return [_rental(i, *self._times[i.id]) for i in found]
 
     def destroy(self, id: str) -> None:
-        self.client.call("destroy", "DELETE", f"/api/v0/instances/{id}/", _Done, json={}, gone=True)
+        self.client.call("destroy", "DELETE", f"/api/v0/instances/{id}/", _Done, json={}, gone=_gone)
 
     def label(self, id: str, label: str) -> None:
         assert len(label) <= LONGEST_LABEL, label
@@ -217,7 +225,14 @@ class Vast(Market):
 
 
 def _taken(status: int, text: str) -> bool:
-    return status in (404, 410) or any(s in text for s in ("no_such_ask", "invalid_price", "not available"))
+    return any(s in text for s in ("no_such_ask", "invalid_price", "not available"))
+
+
+def _gone(status: int, body: dict) -> bool:
+    """{"error": "not_found", "msg": "Instance not found"} or {"error": "no_such_instance", "msg": "Instance 7 not found."}
+    (openapi/yaml/destroy_instance, manage_instance)."""
+    said = f"{body.get('error')} {body.get('msg')}".lower()
+    return status == 404 and ("no_such_instance" in said or ("instance" in said and "not found" in said))
 
 
 def _offer(ask: _Ask, want: Want) -> Offer:
@@ -240,6 +255,7 @@ def _offer(ask: _Ask, want: Want) -> Offer:
         region=ask.geolocation or "",
         cuda=ask.cuda_max_good,
         network=ask.cluster_id,
+        datacenter=ask.hosting_type == 1,  # as vast-cli has it
     )
 
 
@@ -256,11 +272,16 @@ def _times(i: _Instance, known: tuple[float, float | None] | None) -> tuple[floa
     """(created, started), the same in every list. Without uptime_mins, started is created: that errs towards too much."""
     now = time.time()
     created = i.start_date or (known[0] if known else now)  # none yet: its contract begins now
-    if _state(i) != "running":
+    before = known[1] if known else None
+    told = i.uptime_mins is not None or before is not None
+    billed = _state(i) == "running" or i.actual_status in CHARGED
+    if not billed and not (i.actual_status in AS_BEFORE and i.intended_status != "stopped" and told):
         return created, None
-    started = created if i.uptime_mins is None else now - i.uptime_mins * 60
-    same = known and known[1] is not None and abs(known[1] - started) < 90  # it wasn't started again in between
-    return created, known[1] if same else started
+    if i.uptime_mins is None:
+        return created, created if before is None else before
+    started = now - i.uptime_mins * 60
+    same = before is not None and abs(before - started) < 90  # it wasn't started again in between
+    return created, before if same else started
 
 
 def _rental(i: _Instance, created: float, started: float | None) -> Rental:
@@ -283,6 +304,7 @@ def _rental(i: _Instance, created: float, started: float | None) -> Rental:
         count=i.num_gpus,
         ssh=(i.public_ipaddr.strip(), mapped[0].HostPort) if mapped and i.public_ipaddr else None,
         private_ip=next(iter((i.local_ipaddrs or "").split()), None),
+        still_charged=i.actual_status in CHARGED,
     )
 
 
@@ -294,8 +316,9 @@ def _disk(usd_per_gb_month: float, total: float | None, gb: float) -> float:
 def _onstart(order: Order) -> str:
     """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts.
 
-    Vast's images put every login into tmux, where a command hangs or never runs, unless ~/.no_auto_tmux is there
-    (https://github.com/vast-ai/base-image, README): it is before our key is, so none of our logins comes too early.
+    Vast's images put every login into tmux, where Ray's commands would hang, unless ~/.no_auto_tmux is there
+    (https://github.com/vast-ai/base-image, README; SkyPilot does the same): it is before our key is, so no login comes too early.
+    Raises Refused where it is too long even when packed.
     """
     key = quote(order.public_key.strip())
     script = f"""touch ~/.no_auto_tmux
@@ -306,7 +329,8 @@ grep -qxF {key} ~/.ssh/authorized_keys || echo {key} >> ~/.ssh/authorized_keys
     if len(script) > LONGEST_ONSTART:
         packed = base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
         script = f"echo {packed} | base64 -d | gunzip | bash\n"
-        assert len(script) <= LONGEST_ONSTART, (
-            f"the start script is too long for Vast by {len(script) - LONGEST_ONSTART}"
-        )
+        if len(script) > LONGEST_ONSTART:
+            raise Refused(
+                f"vast, create: the start script has {len(script)} characters packed; {LONGEST_ONSTART} are kept"
+            )
     return script

@@ -11,35 +11,41 @@ mkdir -p "$(dirname "$beat")"
 touch "$beat" "$beat.seen"
 say() { echo "$(date -u +%FT%TZ) $*"; }
 
-# request METHOD URL KEY [JSON]: succeeds where the market did it, or no longer knows this machine. The key is in no command line.
+# request METHOD URL KEY: succeeds where the market did it, or says itself that there is no such rental; a 404 alone may be a key
+# that it doesn't know. The key is in no command line.
 request() {
     if command -v curl > /dev/null; then
-        code=$(printf 'header = "Authorization: Bearer %s"\n' "$3" | curl -K - -s -m 30 -o /dev/null -w '%{http_code}' \
-            -X "$1" ${4:+-H 'Content-Type: application/json' -d "$4"} "$2")
+        answer=$(printf 'header = "Authorization: Bearer %s"\n' "$3" | curl -K - -s -m 30 -w '%{http_code}' -X "$1" "$2")
     else
-        code=$(KEY=$3 python3 - "$1" "$2" "${4:-}" << 'END'
+        answer=$(KEY=$3 python3 - "$1" "$2" << 'END'
 import os, sys, urllib.error, urllib.request
-method, url, body = sys.argv[1:]
-headers = {"Authorization": "Bearer " + os.environ["KEY"], "Content-Type": "application/json", "User-Agent": "shoestring"}
+method, url = sys.argv[1:]
+headers = {"Authorization": "Bearer " + os.environ["KEY"], "User-Agent": "shoestring"}
 try:
-    print(urllib.request.urlopen(urllib.request.Request(url, body.encode() or None, headers, method=method), timeout=30).status)
+    answer = urllib.request.urlopen(urllib.request.Request(url, None, headers, method=method), timeout=30)
 except urllib.error.HTTPError as e:
-    print(e.code)
+    answer = e
+print(answer.read().decode(errors="replace") + str(answer.status))
 END
         )
     fi
+    body=${answer%???} code=${answer#"${answer%???}"}
     say "$1 $2: ${code:-no answer}"
-    case $code in 2* | 404) return 0 ;; *) return 1 ;; esac
+    case $code$body in
+        2*) return 0 ;;
+        404{*no_such_instance* | 404{*nstance*ot\ found*) return 0 ;;
+        404{*od\ not\ found* | 404{*esource\ not\ found* | 404{*od\ does\ not\ exist*) return 0 ;;
+        *) return 1 ;;
+    esac
 }
 
 end() {
     if [ -n "${CONTAINER_ID:-}" ]; then
         request DELETE "${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/" "${CONTAINER_API_KEY:-}"
     elif [ -n "${RUNPOD_POD_ID:-}" ]; then
-        api=${RUNPOD_URL:-https://api.runpod.io}
-        request DELETE "$api/v2/pods/$RUNPOD_POD_ID" "${RUNPOD_API_KEY:-}" ||
-            request POST "$api/graphql" "${RUNPOD_API_KEY:-}" \
-                "{\"query\": \"mutation { podTerminate(input: {podId: \\\"$RUNPOD_POD_ID\\\"}) }\"}"
+        # runpodctl is in every pod, with the pod's key (docs.runpod.io/runpodctl/overview)
+        request DELETE "${RUNPOD_URL:-https://api.runpod.io}/v2/pods/$RUNPOD_POD_ID" "${RUNPOD_API_KEY:-}" ||
+            { command -v runpodctl > /dev/null && timeout 60 runpodctl pod delete "$RUNPOD_POD_ID"; }
     else
         say "no market known here: everything is stopped"
         kill -s KILL -1

@@ -7,6 +7,7 @@ Models work as Ray actors, one per GPU or CPU core (lib/evals/engine.py). What c
     python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.sft runs/quickstart/sft --tasks demo perplexity
 """
 
+import os
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     from lib.cli import refusing
     from lib.evals import cli, job
 
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # as lib/launch.py
     termination.as_interrupt()
     with refusing("jobs/eval.py"):
         request, dry_run = cli.parse(argv)

@@ -78,7 +78,7 @@ class Scale:
     offload: bool = False
     """Keep the sharded state in host memory: optimizer for zero1/zero2, also weights for zero3 and fsdp."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto takes GPUs where the cluster has them."""
+    """auto: GPUs where this machine has them, or the cluster has or can rent them."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type of the arithmetic. auto: bf16 where the hardware has it, fp16 on older GPUs such as the T4, else fp32."""
     global_batch: int = 32

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 
 from lib.config import Job
+from lib.device import of_worker
 from lib.distillation import DistillConfig
 from lib.run import Run
 
@@ -72,7 +73,7 @@ def measure(target: str, draft: str, job: Job, count: int) -> dict:
     from lib.transformers_generator import TransformersGenerator
 
     torch.set_num_threads(job.scale.cpus_per_worker)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = of_worker()
     tokens = job.train.get("answer_tokens", DraftConfig.answer_tokens)
     prompts = data.prompts(data.load(job.data, ("chat",), training=False).heldout, count)
     folders = [models.path(target), models.path(draft)]

@@ -35,6 +35,12 @@ KNOWN: list[tuple[str, bool, str, str]] = [
         "model.adapter: lora, model.quantization: 4bit, or scale.strategy: zero3 with more workers.",
     ),
     (
+        r"no kernel image is available",
+        False,
+        "The installed torch has no code for this kind of GPU.",
+        "Rent another kind (gpus in the ladder of the cluster's YAML), or train on CPUs: scale.device: cpu.",
+    ),
+    (
         r"can't allocate memory|Cannot allocate memory|MemoryError|OutOfMemoryError|memory monitor|due to the node running low on memory",
         True,
         "The machine ran out of memory and a worker was ended.",
@@ -54,6 +60,12 @@ KNOWN: list[tuple[str, bool, str, str]] = [
         True,
         "A worker was lost: its process or node ended (killed, preempted or out of memory).",
         "Go on from the last checkpoint with --resume; raise scale.max_failures to let Ray do so more often.",
+    ),
+    (
+        r"Insufficient cluster resources",
+        False,
+        "The cluster can't have so many workers at one time.",
+        "Lower scale.workers or scale.cpus_per_worker, or raise max_workers in the cluster's YAML.",
     ),
     (
         r"WorkerGroupStartupTimeout|insufficient resources|cannot be scheduled",

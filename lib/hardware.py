@@ -15,10 +15,13 @@ def local_gpus() -> int:
 
 
 def gpus() -> float:
-    """GPUs of the cluster this process has joined; of this machine where it has joined none, as `serve run` does only later."""
+    """GPUs that the cluster of this process has or can have; of this machine where there is none, as `serve run` starts Ray later."""
     import ray
 
-    return ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else local_gpus()
+    from lib import node_types
+
+    joined = ray.is_initialized() or (os.environ.get("RAY_ADDRESS") and node_types.address())
+    return node_types.most("GPU") if joined else local_gpus()
 
 
 def local_cpus() -> int:

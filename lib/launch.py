@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from lib import cli, fields, logs, plan, provenance, ray_start, resume, termination
+from lib import cli, device, fields, logs, plan, provenance, ray_start, resume, termination
 from lib.preflight import Preflight
 from lib.run import Run
 
@@ -143,6 +143,7 @@ RAY_ENV = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's controller does it
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",  # "Resized to 0 CPUs." every 3 s while nothing can be rented: lib/waiting.py tells why
     "RAY_worker_niceness": "0",  # Ray's 15 leaves its workers a thirtieth of a core beside any other process
     # What Ray's own actors print at every start and a user can do nothing about.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|multiple active Ray instances",
@@ -175,7 +176,6 @@ def connect(ahead: str = "ray") -> None:
 
 
 def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
-    import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
@@ -184,7 +184,7 @@ def _trainer(planned: plan.Plan, build, config: str, rows: tuple[str, ...]):
     from lib.worker import train_loop
 
     job, s, on_cluster = planned.job, planned.job.scale, bool(os.environ.get("RAY_ADDRESS"))
-    gpu = planned.gpu or (s.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    gpu = (planned.device or device.settle(s)).gpu
 
     run = Run(job.run)
     elastic = (s.min_workers, s.workers) if s.min_workers and s.min_workers < s.workers else s.workers

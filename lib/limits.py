@@ -53,11 +53,11 @@ def revision(given: str | None, base: str) -> list[str]:
     return [f"model.revision: {given} would be a commit on a hub, and {base} is none of its models. Leave it out."]
 
 
-def room(key: str, workers: int | None) -> list[str]:
+def room(key: str, workers: int | None, device: str = "auto") -> list[str]:
     """Whether so many models fit beside one another; on a cluster (RAY_ADDRESS) that shows after connecting."""
     if not workers or os.environ.get("RAY_ADDRESS"):
         return []
-    gpus = hardware.local_gpus()
+    gpus = hardware.local_gpus() if device != "cpu" else 0
     have, what = (gpus, "GPUs") if gpus else (hardware.local_cpus(), "CPU cores")
     if workers <= have:
         return []

@@ -1,6 +1,7 @@
-"""What a cluster tells its training jobs (save and stop, the money is out; save, a node goes away), and what they tell it.
+"""What a cluster tells its training jobs (save and stop, the money is out; save, a node goes away; why nothing can be rented), and
+what they tell it.
 
-Both are entries of Ray's internal KV, so neither side needs an address or a process of its own. All ranks have to save at the
+All are entries of Ray's internal KV, so neither side needs an address or a process of its own. All ranks have to save at the
 same step: every EVERY_S or so they meet at a step that they agreed on the last time, and take rank 0's word. In between, a step
 costs the comparison of two integers. A job on a Ray of its own has none of this.
 """
@@ -19,6 +20,9 @@ from lib.run import Run
 NAMESPACE = b"shoestring"
 STOP = b"stop"
 JOB = b"job/"
+RENT = b"cannot_rent"
+OLD_S = 120.0
+"""Why nothing can be rented is published again as long as it is so; what is older than this counts no more."""
 EVERY_S = 2.0
 MOST_STEPS = 1000
 """Between two meetings, however fast steps are."""
@@ -57,6 +61,19 @@ class JobState:
 def tell(gcs, stop: Stop) -> None:
     """Tells every training job of the cluster, also those that start before the deadline."""
     gcs.internal_kv_put(STOP, json.dumps(asdict(stop)).encode(), True, NAMESPACE)
+
+
+def cannot_rent(gcs, text: str | None) -> None:
+    """Why nothing can be rented now, for who waits for it. None: it can."""
+    told = json.dumps({"text": text, "at": time.time()}).encode()
+    gcs.internal_kv_put(RENT, told, True, NAMESPACE)
+
+
+def reason(gcs) -> str | None:
+    """Why nothing can be rented now, as lines "node type: why". None: nobody says so. gcs: a GcsClient."""
+    told = gcs.internal_kv_get(RENT, NAMESPACE)
+    said = json.loads(told) if told else {"text": None}
+    return said["text"] if said["text"] and said["at"] > time.time() - OLD_S else None
 
 
 def jobs(gcs) -> list[dict]:

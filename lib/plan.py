@@ -7,9 +7,10 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import checkpoint, data, hardware, integrity, limits, logs, models, quantized, resume, strategy
+from lib import checkpoint, data, device, integrity, limits, logs, models, quantized, resume, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
+from lib.device import Device
 from lib.rendering import sample
 from lib.run import Run, absolute
 
@@ -22,7 +23,8 @@ class Plan:
     """{model.base and the keys of train that name models: identity of the weights (lib/models.py locate)}"""
     check: object
     """lib.data Check: format, rows, held-out rows, content hash."""
-    gpu: bool
+    device: Device | None
+    """None: settled once the cluster is joined."""
     finished: bool
     notes: list[str]
     template: str | None
@@ -54,6 +56,7 @@ class Plan:
         trains += "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
         trains += "" if j.model.qat == "none" else f", rounded as {j.model.qat} while they train"
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
+        on = ("GPU" if self.device.gpu else "CPU") if self.device else "on what the cluster has"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
             ("base", f"{j.model.base}  ({self.identities['model.base']})"),
@@ -62,15 +65,17 @@ class Plan:
             *([("model sees", self.rendered.line())] if self.rendered else []),
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),
-            ("scale", f"{s.strategy} on {where}, {'GPU' if self.gpu else 'CPU'}, precision {s.precision}"),
+            ("scale", f"{s.strategy} on {where}, {on}, precision {s.precision}"),
+            *([("device", self.device.why)] if self.device and self.device.why else []),
             logs.line(Run(j.run)),
             *[("note", n) for n in self.notes],
             *(self.rendered.shown if self.rendered else []),
         ]
 
 
-def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -> Plan:
-    """Checks a request; rows, named: as main() of lib/launch.py has them. Raises UsageError listing every problem found."""
+def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = (), ask: bool = True) -> Plan:
+    """Checks a request; rows, named: as main() of lib/launch.py has them; ask: whether a cluster is asked what it can have. Raises
+    UsageError listing every problem found."""
     job, problems, notes = request.job, [], []
     run = Run(job.run)
 
@@ -109,8 +114,8 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         problems.append(f"model.chat_template: there is no file {template}.")
     seen = sample.Sample(base)
     checked = attempt(data.check, job.data, rows, True, seen.keep)
-    gpu = attempt(_device, job)
-    problems += limits.problems(job, bool(gpu)) + (limits.heldout(job, checked) if checked else [])
+    on = attempt(device.settle, job.scale) if ask else None
+    problems += limits.problems(job, bool(on and on.gpu)) + (limits.heldout(job, checked) if checked else [])
     job = replace(
         job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data)
     )
@@ -138,23 +143,4 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = ()) -
         checked.rendered, notes = rendered and rendered.summary(), notes + more
     if problems:
         raise UsageError("\n".join(problems))
-    return Plan(job, identities, checked, bool(gpu), finished, notes, text, rendered)
-
-
-def _device(job: Job) -> bool:
-    """Whether the job trains on GPUs; on a cluster (RAY_ADDRESS) device: auto is settled after connecting."""
-    s = job.scale
-    if os.environ.get("RAY_ADDRESS"):
-        return s.device == "gpu"
-    gpus, cpus = hardware.local_gpus(), hardware.local_cpus()
-    if s.device == "gpu" and not gpus:
-        raise ValueError(
-            "scale.device: gpu, but this machine has none. Use device: auto, or submit to a cluster with GPUs."
-        )
-    use = gpus > 0 and s.device != "cpu"
-    have, what, each = (gpus, "GPUs", 1) if use else (cpus, "CPU cores", s.cpus_per_worker)
-    if s.workers * each > have:
-        raise ValueError(
-            f"scale.workers: {s.workers} × {each} {what} are needed, this machine has {have}. Use {max(have // each, 1)}, or submit to a cluster."
-        )
-    return use
+    return Plan(job, identities, checked, on, finished, notes, text, rendered)

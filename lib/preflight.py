@@ -82,7 +82,7 @@ class Preflight:
         if planned.finished:
             return
         job, left = planned.job, "what TRL, transformers and PEFT check is left to the workers: "
-        gpu = planned.gpu or (bool(os.environ.get("RAY_ADDRESS")) and job.scale.device != "cpu")
+        gpu = planned.device.gpu if planned.device else job.scale.device != "cpu"
         began, of = time.time(), f"{planned.identities['model.base']} {gpu}"
         if not self.process:
             if self.known.read_text() == of:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lib import hardware, models, quantized, vllm_generator
+from lib.device import of_worker
 from serve import adapters
 from serve.adapters import Shelf
 from serve.draft import Draft
@@ -57,9 +58,7 @@ def dtype(wanted: str, device: str, base: str) -> str:
 
 async def vllm(planned: Plan) -> Engine:
     """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = of_worker()
     vllm_generator.environment("WARNING", device)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -116,7 +115,7 @@ async def transformers(planned: Plan) -> Engine:
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = of_worker()
     kind = hardware.dtype(planned.serving.dtype, device)
     where, name, title = models.path(planned.base), called(planned), f"transformers {version('transformers')}"
 

@@ -57,13 +57,14 @@ class Teacher:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from lib import models
+        from lib.device import of_worker
         from lib.distillation import vocabulary
         from lib.teacher import width
         from lib.window import positions
 
         torch.set_num_threads(threads)
         where = models.path(base)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = of_worker()
         self.model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device)
         tokenizer = AutoTokenizer.from_pretrained(where)
         self.tokens = width(tokenizer)

@@ -19,9 +19,9 @@ from starlette.applications import Starlette
 
 from cluster.sim import catalogue, faults
 from cluster.sim.box import NamespaceBox, why_not
-from cluster.sim.graphql import GraphQL
 from cluster.sim.network import Network
 from cluster.sim.ports import NoBox
+from cluster.sim.runpod import RunPod
 from cluster.sim.vast import Vast
 from cluster.sim.world import World
 
@@ -34,7 +34,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--vast", type=int, default=8801, metavar="PORT", help="of Vast's API (8801); 0: any free one")
-    parser.add_argument("--runpod", type=int, default=8802, metavar="PORT", help="of RunPod's APIs (8802); 0: any")
+    parser.add_argument("--runpod", type=int, default=8802, metavar="PORT", help="of RunPod's API (8802); 0: any")
     parser.add_argument("--boxes", choices=("namespaces", "none"), default="namespaces",
                         help="none: instances are only said to run")  # fmt: skip
     parser.add_argument("--image", choices=("here", "bare"), default="here",
@@ -43,6 +43,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
                         help="isolated: boxes reach each other only by mapped ports; flat: by their own addresses")  # fmt: skip
     parser.add_argument("--boot", type=float, default=5.0, metavar="SECONDS", help="from the order to running")
     parser.add_argument("--faults", type=float, default=0.0, metavar="RATE", help="random faults per minute (0)")
+    parser.add_argument("--realistic", action="store_true",
+                        help="with what is always so at the real markets: hosts with an old driver, a slow line or no public "
+                        "address among the cheapest, boots of 0.5 to 3 times --boot, Vast's tmux at every login")  # fmt: skip
     parser.add_argument("--pace", type=float, default=1.0, metavar="N", help="rate limits N times as generous, for clients with SHOESTRING_PACE=N (1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of prices, machines and faults")
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "shoestring-sim", metavar="FOLDER",
@@ -78,7 +81,7 @@ def make_apps(
     world: World, faults_per_minute: float, seed: int, runpod_spec: Path | None = None
 ) -> tuple[dict[str, Starlette], faults.Controls]:
     """By market; both with the controls."""
-    apis = {"vast": Vast(world), "runpod": GraphQL(world, runpod_spec)}
+    apis = {"vast": Vast(world), "runpod": RunPod(world, runpod_spec)}
     controls = faults.Controls(world, apis, faults_per_minute, seed)
     return {market: Starlette(routes=api.routes + controls.routes) for market, api in apis.items()}, controls
 
@@ -91,7 +94,9 @@ async def serve(args: argparse.Namespace) -> None:
         state, shared = args.state.resolve(), [path.resolve(strict=True) for path in args.share]
         shutil.rmtree(state / "boxes", ignore_errors=True)
         make_box = lambda: NamespaceBox(network, state, shared, bare=args.image == "bare")  # noqa: E731
-    world = World(catalogue.machines(args.seed), make_box, args.boot, args.seed, args.pace, flat=args.network == "flat")
+    machines = catalogue.machines(args.seed) + (catalogue.bad_machines(args.seed) if args.realistic else [])
+    flat = args.network == "flat"
+    world = World(machines, make_box, args.boot, args.seed, args.pace, flat, args.realistic)
     apps, controls = make_apps(world, args.faults, args.seed, args.runpod_spec)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from cluster.sim.rental import Rental
 from cluster.sim.world import World
+
+RETIRED = {"404html": (404, True), "404json": (404, False), "410html": (410, True), "410json": (410, False)}
+"""How an endpoint that a vendor has retired answers: (status, a web page)."""
+PAGE = "<!DOCTYPE html>\n<html><head><title>{0}</title></head>\n<body><h1>{0}</h1>\n<hr>nginx</body></html>\n"
 
 
 class Strict(BaseModel):
@@ -47,7 +51,8 @@ class Call:
         """Of the path's id. Raises Refusal."""
         rental = world.rentals.get(self.request.path_params["id"])
         if not rental or not rental.alive or rental.machine.market != market:
-            raise Refusal(404, "no_such_instance", f"{self.request.path_params['id']} was not found")
+            said = {"vast": f"Instance {self.request.path_params['id']} not found.", "runpod": "pod not found"}
+            raise Refusal(404, "no_such_instance", said[market])
         if self.only not in (None, rental):
             raise Refusal(403, "forbidden", "this key is of another instance")
         return rental
@@ -66,6 +71,8 @@ class Api(ABC):
     """The endpoints of one market."""
 
     market: str
+    no_key = 401
+    """The status for a key that isn't known."""
     boxes_may: frozenset[str] = frozenset()
     """Endpoints that a box's own key opens."""
 
@@ -74,6 +81,8 @@ class Api(ABC):
         self.routes: list[Route] = []
         self.faults: dict[str, list[str]] = defaultdict(list)
         """By endpoint ("PUT /api/v0/asks/{id}/"), what goes wrong with its coming calls: see faults.API_FAULTS."""
+        self.retired: dict[str, str] = {}
+        """Endpoints that exist no more → how they say so: one of RETIRED."""
         self._times: dict[tuple[str, str], deque[float]] = defaultdict(deque)
 
     def add(
@@ -84,6 +93,7 @@ class Api(ABC):
 
         async def serve(request: Request) -> Response:
             fault = self.faults[endpoint].pop(0) if self.faults[endpoint] else ""
+            fault = self.retired.get(endpoint, fault)
             if fault not in ("", "lost"):
                 response = await self._broken(fault)
             else:
@@ -103,6 +113,14 @@ class Api(ABC):
             return JSONResponse({"unexpected": True})
         if fault == "429":
             return self.too_many(1.0)
+        if fault in ("429bare", "429wait"):
+            return PlainTextResponse("slow down", 429, {"Retry-After": "1"} if fault == "429wait" else {})
+        if fault == "html":
+            return HTMLResponse(PAGE.format("502 Bad Gateway"), 502)
+        if fault in RETIRED:
+            status, page = RETIRED[fault]
+            title = "This API has been retired" if status == 410 else "The requested resource was not found"
+            return HTMLResponse(PAGE.format(title), status) if page else JSONResponse({"message": title}, status)
         return PlainTextResponse("upstream error", int(fault))
 
     async def _serve(self, endpoint, handler, calls: int, seconds: float, request: Request) -> Response:
@@ -110,7 +128,7 @@ class Api(ABC):
             key = self.key(request)
             only = next((r for r in self.world.alive(self.market) if r.key == key), None)
             if key != self.world.keys[self.market] and not only:
-                return self.refuse(Refusal(401, "auth_error", "Invalid user key"))
+                return self.refuse(Refusal(self.no_key, "auth_error", "Invalid user key"))
             if wait := self._wait(endpoint, key, calls, seconds / self.world.pace):
                 return self.too_many(wait)
             if only and endpoint not in self.boxes_may:

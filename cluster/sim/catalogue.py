@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from cluster.sim.rental import Machine
 
@@ -73,4 +74,36 @@ def machines(seed: int) -> list[Machine]:
                     secure=secure,
                 )
             )
+    return made
+
+
+def bad_machines(seed: int) -> list[Machine]:
+    """Each the cheapest of its kind by far, and each with something that makes it useless."""
+    chance = random.Random(seed + 7)
+    made = []
+    for market, gpus in (("vast", ("RTX 4090", "RTX 3090", "RTX 3060")), ("runpod", ("NVIDIA GeForce RTX 4090",))):
+        for gpu in gpus:
+            _, _, memory, price, cuda, cpus, ram = next(
+                r for r in (VAST if market == "vast" else RUNPOD) if r[0] == gpu
+            )
+            one = Machine(
+                id=(150_000 if market == "vast" else 550_000) + len(made) * 10,
+                market=market,
+                gpu=gpu,
+                count=1,
+                gpu_memory_gb=memory,
+                usd_per_hour=round(price * 0.5, 4),
+                min_bid=round(price * 0.5 * chance.uniform(0.35, 0.6), 4),
+                cpus=cpus,
+                memory_gb=ram,
+                region="US-TX-3" if market == "runpod" else "Texas, US",
+                cuda=cuda,
+                secure=False,
+            )
+            faults = (
+                {"cuda": 12.2, "down_mbps": 40.0, "verified": False}
+                if market == "vast"
+                else {"cuda": 12.2, "public_ip": False}
+            )
+            made += [replace(one, id=one.id + i, **{name: value}) for i, (name, value) in enumerate(faults.items())]
     return made

@@ -1,22 +1,27 @@
 """POST /_sim/CONTROL with a JSON body; each answers {"ok": true}, or 400 with the reason. On both markets' ports, no key.
 
-outbid    {"id"}        somebody bids more: Vast stops it (disk billed on), RunPod EXITED
+outbid    {"id"}        somebody bids more: Vast stops it (disk billed on)
 exit      {"id"}        its container ends: Vast exited, RunPod EXITED
 vanish    {"id"}        no list knows it any more, nothing is billed; its host is not offered again
 dark      {"id"}        its host's network is cut; the API still says running, and bills
 light     {"id"}        ... is back
 offline   {"id"}        dark, and Vast's API says offline (RunPod's says RUNNING without `runtime`)
+freeze    {"id"}        Vast pauses it, and bills it in full
+restart   {"id"}        its container ends and is started, again and again; billed as before
+driver    {"machine", "cuda"}     its host has another driver from now on
 take      {"machine"}   somebody else rents it, if nobody has        release  {"machine"}   ... and leaves
 price     {"machine" | "gpu", "usd_per_hour"?, "min_bid"?}   per machine; running bids below min_bid are outbid
 machines  {"machines": [{"id", "market", "gpu", "count", "gpu_memory_gb", "usd_per_hour", "min_bid", ...}]}
                         adds or replaces; {"only": true} also withdraws all others from the market
 next      {"market", "fault", "count"?}      what goes wrong with the next `count` (1) rentals of the market:
-            stuck (loading for ever)  noboot (never runs)  nosshd (runs without sshd)  taken (just before the create)
-            driver (older than the market says: CUDA 12.2)
-            ok (nothing: to let some through first)
+            stuck (its image is pulled for ever)  slow (five times as long)  noboot (never runs)  nosshd (runs without sshd)
+            noip (runs without a public address)  taken (just before the create)
+            driver (older than the market says: CUDA 12.2)  ok (nothing: to let some through first)
 api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
-            429  500  502  503  timeout (no answer)  json (cut off)  shape (not the documented object)
-            lost (carried out, but answered 502)
+            429 (as the market's own)  429bare  429wait (without, with Retry-After)  500  502  503  html (502, a web page)
+            timeout (no answer)  json (cut off)  shape (not the documented object)  lost (carried out, but answered 502)
+            404html  404json  410html  410json (as if it had been retired)
+retire    {"market", "endpoint", "as"?}   from now on it answers so: one of the last four (410html); null: it is there again
 
 GET /_sim/state   {"rentals": those alive, "calls": {endpoint and status: n}, "faults": those injected at random}
 GET /_sim/bill    {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}
@@ -38,14 +43,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.sim.api import Api, Refusal, Strict, parse
+from cluster.sim.api import RETIRED, Api, Refusal, Strict, parse
 from cluster.sim.rental import Machine, Rental
 from cluster.sim.world import World
 
 log = logging.getLogger("cluster.sim")
 
-BOOT_FAULTS = ("stuck", "noboot", "nosshd", "taken", "driver", "ok")
-API_FAULTS = ("429", "500", "502", "503", "timeout", "json", "shape", "lost")
+BOOT_FAULTS = ("stuck", "slow", "noboot", "nosshd", "noip", "taken", "driver", "ok")
+API_FAULTS = ("429", "429bare", "429wait", "500", "502", "503", "html", "timeout", "json", "shape", "lost", *RETIRED)
 
 
 class OfRental(Strict):
@@ -81,14 +86,27 @@ class ApiFault(Strict):
     count: int = Field(default=1, ge=1)
 
 
+class Retire(Strict):
+    market: Literal["vast", "runpod"]
+    endpoint: str
+    how: Literal[(*RETIRED, None)] = Field(default="410html", alias="as")
+
+
+class Driver(Strict):
+    machine: int
+    cuda: float = Field(gt=0)
+
+
 class Controls:
     def __init__(self, world: World, apis: dict[str, Api], rate: float, seed: int):
         """rate: mean faults per minute that happen by themselves; 0: none."""
         self.world, self.apis, self.rate, self.chance = world, apis, rate, random.Random(seed + 1)
         self.done: list[dict] = []
-        models = {name: OfRental for name in ("outbid", "exit", "vanish", "dark", "light", "offline")}
+        models = {
+            name: OfRental for name in ("outbid", "exit", "vanish", "dark", "light", "offline", "freeze", "restart")
+        }
         models |= {"take": OfMachine, "release": OfMachine, "price": Price, "machines": Machines}
-        models |= {"next": Next, "api": ApiFault}
+        models |= {"next": Next, "api": ApiFault, "retire": Retire, "driver": Driver}
         shown = {
             "state": lambda: world.state() | {"faults": self.done},
             "bill": world.bill,
@@ -159,6 +177,21 @@ class Controls:
         if rental.state == "running":
             rental.state, rental.why = "offline", "the host is offline"
 
+    async def freeze(self, want: OfRental) -> None:
+        rental = self._rental(want.id)
+        if rental.state != "running" or rental.machine.market != "vast":
+            raise ValueError(f"{want.id} is no instance of Vast that runs")
+        await self.world.pause(rental, "frozen", "paused")
+
+    async def restart(self, want: OfRental) -> None:
+        rental = self._rental(want.id)
+        if rental.state != "running":
+            raise ValueError(f"{want.id} doesn't run")
+        await self.world.pause(rental, "restarting", "its container ended")
+
+    async def driver(self, want: Driver) -> None:
+        self._machine(want.machine).cuda = want.cuda
+
     async def take(self, want: OfMachine) -> None:
         self._machine(want.machine).taken = True
 
@@ -188,12 +221,21 @@ class Controls:
     async def next(self, want: Next) -> None:
         self.world.next_faults[want.market] += ["" if want.fault == "ok" else want.fault] * want.count
 
-    async def api(self, want: ApiFault) -> None:
+    def _api(self, want: ApiFault | Retire) -> Api:
         api = self.apis[want.market]
         known = {f"{next(iter(r.methods - {'HEAD'}))} {r.path}" for r in api.routes}
         if want.endpoint not in known:
             raise ValueError(f"endpoint: {want.endpoint} is none of {', '.join(sorted(known))}")
-        api.faults[want.endpoint] += [want.fault] * want.count
+        return api
+
+    async def api(self, want: ApiFault) -> None:
+        self._api(want).faults[want.endpoint] += [want.fault] * want.count
+
+    async def retire(self, want: Retire) -> None:
+        retired = self._api(want).retired
+        retired.pop(want.endpoint, None)
+        if want.how:
+            retired[want.endpoint] = want.how
 
     # ---- at random
 
@@ -212,19 +254,31 @@ class Controls:
 
     async def _fault(self) -> None:
         choice = self.chance.choice
-        name = choice(["outbid", "outbid", "exit", "vanish", "dark", "offline", "price", "next", "next", "api", "api"])
+        names = ["outbid", "outbid", "exit", "vanish", "dark", "offline", "freeze", "restart", "price", "driver"]
+        name = choice(names + 3 * ["next", "api"])
         market = choice(["vast", "runpod"])
-        rentals = [r for r in self.world.alive() if r.state == "running" and (r.order.spot or name != "outbid")]
+        rentals = [
+            r for r in self.world.alive()
+            if r.state == "running" and (r.order.spot or name != "outbid") and (r.machine.market == "vast" or name != "freeze")
+        ]  # fmt: skip
         if name == "price":
             machine = choice(list(self.world.machines.values()))
             moved = min(machine.min_bid * self.chance.uniform(0.8, 1.4), machine.usd_per_hour * 0.95)
             want: Strict = Price(machine=machine.id, min_bid=moved)
+        elif name == "driver":
+            gpus = [m for m in self.world.machines.values() if m.cuda]
+            want = Driver(machine=choice(gpus).id, cuda=choice([12.2, 12.4, 12.8, 13.0]))
         elif name == "next":
-            want = Next(market=market, fault=choice(BOOT_FAULTS[:-1]))
+            want = Next(
+                market=market,
+                fault=choice([f for f in BOOT_FAULTS if f != "ok" and (f != "noip" or market == "runpod")]),
+            )
         elif name == "api":
             route = choice(self.apis[market].routes)
             endpoint = f"{next(iter(route.methods - {'HEAD'}))} {route.path}"
-            want = ApiFault(market=market, endpoint=endpoint, fault=choice(API_FAULTS), count=self.chance.randint(1, 3))
+            # What lists or ends rentals isn't retired in passing: nothing could be ended meanwhile.
+            some = [f for f in API_FAULTS if f not in RETIRED or endpoint.startswith(("POST", "PUT"))]
+            want = ApiFault(market=market, endpoint=endpoint, fault=choice(some), count=self.chance.randint(1, 3))
         elif rentals:
             want = OfRental(id=choice(rentals).id)
         else:

@@ -24,7 +24,7 @@ class Machine:
     usd_per_hour: float
     """Of the whole machine, on demand. A CPU flavour's: of one vCPU."""
     min_bid: float
-    """The lowest bid per hour for the whole machine that wins now."""
+    """The lowest bid per hour for the whole machine that wins now; RunPod takes none."""
     disk_usd_per_gb_month: float = 0.1
     cpus: int = 8
     memory_gb: float = 32
@@ -37,7 +37,11 @@ class Machine:
     up_usd_per_gb: float = 0.0
     down_usd_per_gb: float = 0.0
     secure: bool = True
-    """RunPod's SECURE cloud; else COMMUNITY."""
+    """RunPod's SECURE cloud; else COMMUNITY. On Vast: in a certified data centre."""
+    verified: bool = True
+    """By Vast."""
+    public_ip: bool = True
+    """False: its containers run, and nobody reaches them (RunPod's COMMUNITY)."""
     taken: bool = False
     """Rented by somebody else."""
 
@@ -81,7 +85,9 @@ class Charge:
     end: float | None = None
 
 
-State = Literal["provisioning", "loading", "running", "stopped", "exited", "offline", "error", "destroyed", "vanished"]
+State = Literal[
+    "provisioning", "loading", "running", "frozen", "restarting", "stopped", "exited", "offline", "error", "destroyed", "vanished"
+]  # fmt: skip
 
 
 @dataclass
@@ -100,11 +106,11 @@ class Rental:
     """Of the running container."""
     first_started: float | None = None
     ended: float | None = None
-    ends_at: float | None = None
-    stops_at: float | None = None
     charges: list[Charge] = field(default_factory=list)
     booting: asyncio.Task | None = None
     dark: bool = False
+    public_ip: bool = True
+    """Its API shows the address at which its ports are mapped."""
 
     @property
     def name(self) -> str:

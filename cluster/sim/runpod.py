@@ -1,4 +1,4 @@
-"""RunPod's REST v2 as its OpenAPI description has it, over the simulated world. Spot is graphql.py's.
+"""RunPod's REST v2 as its OpenAPI description has it, over the simulated world. There is no spot.
 
 Bill: compute while RUNNING, at `cost`; container disk $0.10 per GB and month while RUNNING; persistent volume $0.10
 while RUNNING and $0.20 while not, until the pod is deleted (docs.runpod.io/pods/pricing). EXITED: not started again.
@@ -28,6 +28,8 @@ STATUS = {
     "provisioning": "PROVISIONING",
     "loading": "STARTING",
     "running": "RUNNING",
+    "frozen": "RUNNING",
+    "restarting": "STARTING",
     "offline": "RUNNING",
     "stopped": "EXITED",
     "exited": "EXITED",
@@ -42,9 +44,25 @@ ACTIONS = {
 }
 
 
+STRANGERS_POD = {
+    "id": "zz",
+    "name": None,
+    "status": "HIBERNATED",
+    "gpu": {"id": None},
+    "env": None,
+    "a_new_field": [{}],
+}
+"""Another pod of the account, which was not made by Shoestring."""
+NEW_GPU = {
+    "id": "NVIDIA Mystery", "name": None, "memory": None, "secure": True, "community": True, "price": None, "maxCount": {},
+    "availability": "SOON", "a_new_field": 1,
+}  # fmt: skip
+"""A row of the catalog that nobody can read."""
+
+
 class RunPod(Api):
     market = "runpod"
-    boxes_may = frozenset({"GET /v2/pods/{id}", "DELETE /v2/pods/{id}", "POST /v2/pods/{id}/action", "POST /graphql"})
+    boxes_may = frozenset({"GET /v2/pods/{id}", "DELETE /v2/pods/{id}", "POST /v2/pods/{id}/action"})
 
     def __init__(self, world: World, spec: Path | None):
         super().__init__(world)
@@ -88,9 +106,10 @@ class RunPod(Api):
         self.hold(schema, call.body)
         return want
 
-    def reply(self, schema: str, data: object, status: int = 200) -> Response:
+    def reply(self, schema: str, data: dict, status: int = 200, odd: dict | None = None) -> Response:
+        """odd: {list in data: a row more in it, which the description doesn't know}"""
         self.hold(schema, data)
-        return JSONResponse(data, status)
+        return JSONResponse(data | {name: [*data[name], row] for name, row in (odd or {}).items()}, status)
 
     def hold(self, schema: str, data: object) -> None:
         """What our extract accepts or answers is right by the description, if there is one."""
@@ -158,7 +177,8 @@ class RunPod(Api):
 
     def pod(self, r: Rental) -> dict:
         m, o, extra, status = r.machine, r.order, r.order.extra, STATUS[r.state]
-        ssh = r.box.mapped.get(22)
+        mapped = r.box.mapped if r.public_ip else {}
+        ssh = mapped.get(22)
         direct = ssh and {
             "host": r.box.public,
             "port": ssh.public,
@@ -168,8 +188,7 @@ class RunPod(Api):
         runtime = r.state == "running" and {
             "uptime": int(time.time() - (r.started or 0)),
             "ports": [
-                {"private": p, "public": port.public, "type": "tcp", "ip": r.box.public}
-                for p, port in r.box.mapped.items()
+                {"private": p, "public": port.public, "type": "tcp", "ip": r.box.public} for p, port in mapped.items()
             ],
         }
         network = {"enabled": o.flat}
@@ -180,7 +199,7 @@ class RunPod(Api):
             "args": o.start, "disk": int(o.disk_gb), "mounts": extra["mounts"], "ports": extra["ports"], "env": o.env,
             "registry": None, "cloud": extra["cloud"], "dataCenterId": m.region,
             "cudaVersion": m.cuda and str(m.cuda), "ssh": {"proxy": None, "direct": direct or None}, "template": None,
-            "cost": o.usd_per_hour if status == "RUNNING" else 0.0, "locked": False,
+            "cost": o.usd_per_hour if r.started else 0.0, "locked": False,
             "runtime": runtime or None, "createdAt": stamp(r.created), "startedAt": stamp(r.started),
             "globalNetworking": network,
         }  # fmt: skip
@@ -194,7 +213,8 @@ class RunPod(Api):
     async def list(self, call: Call) -> Response:
         if unknown := call.request.query_params.keys() - {"includeClusterPods"}:
             raise Refusal(400, "query", f"unknown: {', '.join(sorted(unknown))}")
-        return self.reply("ListPodsResponse", {"pods": [self.pod(r) for r in self.world.alive("runpod")]})
+        pods = [self.pod(r) for r in self.world.alive("runpod")]
+        return self.reply("ListPodsResponse", {"pods": pods}, odd={"pods": STRANGERS_POD})
 
     async def get(self, call: Call) -> Response:
         return self.reply("Pod", self.pod(call.rental(self.world, "runpod")))
@@ -243,7 +263,8 @@ class RunPod(Api):
         return await self.get_keys(call)
 
     async def gpus(self, call: Call) -> Response:
-        return self.reply("ListGpuTypesResponse", {"gpus": stock.gpu_types(self.world, self.catalog_query(call))})
+        types = stock.gpu_types(self.world, self.catalog_query(call))
+        return self.reply("ListGpuTypesResponse", {"gpus": types}, odd={"gpus": NEW_GPU})
 
     async def cpus(self, call: Call) -> Response:
         return self.reply("ListCpuTypesResponse", {"cpus": stock.cpu_types(self.world, self.catalog_query(call))})

@@ -1,4 +1,4 @@
-"""RunPod's catalog: which machines are free, as REST v2 and GraphQL tell it."""
+"""RunPod's catalog: which machines are free."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Bill: GPU from the moment the container runs until it stops, at the bid or the listed price; disk (`storage_cost` $ per GB
 and month) from creation to destruction, also while stopped. Outbid: stopped, and started again when the bid wins again.
+Frozen: billed in full. A key that isn't known: 404, the nastiest of the statuses that it is reported with.
 Sources: docs.vast.ai/api-reference (create-instance, show-instances-v1, search-offers, change-bid, rate-limits-and-errors).
 """
 
@@ -29,6 +30,13 @@ OPERATORS = {
     "in": lambda have, want: have in want,
     "notin": lambda have, want: have not in want,
 }
+ODD = 10**7
+"""Added to the id of an offer that nobody can read."""
+STRANGER = {
+    "id": 1, "label": None, "actual_status": "dreaming", "intended_status": None, "num_gpus": None, "gpu_name": None,
+    "machine_id": None, "ports": [], "dph_total": None, "start_date": None, "is_bid": None, "a_new_field": [{}],
+}  # fmt: skip
+"""Another instance of the account, which was not made by Shoestring."""
 PORT = re.compile(r"-p (\d+):(\d+)(/tcp)?")
 
 
@@ -37,9 +45,9 @@ class Create(Strict):
 
     image: str
     disk: float = Field(default=8.0, gt=0)
-    label: str | None = Field(default=None, max_length=256)
+    label: str | None = Field(default=None, max_length=127)
     env: dict[str, str] = Field(default_factory=dict)
-    onstart: str | None = Field(default=None, max_length=16384)
+    onstart: str | None = Field(default=None, max_length=4048)
     runtype: Literal["ssh", "ssh_proxy", "ssh_direct", "jupyter", "jupyter_proxy", "jupyter_direct", "args"] = "ssh"
     price: float | None = Field(default=None, ge=0.001, le=128)
     cancel_unavail: bool | None = None
@@ -47,7 +55,7 @@ class Create(Strict):
 
 
 class Change(Strict):
-    label: str | None = Field(default=None, max_length=256)
+    label: str | None = Field(default=None, max_length=127)
     state: Literal["running", "stopped"] | None = None
 
 
@@ -62,6 +70,7 @@ class SshKey(Strict):
 
 class Vast(Api):
     market = "vast"
+    no_key = 404
     boxes_may = frozenset(f"{method} /api/v0/instances/{{id}}/" for method in ("GET", "PUT", "DELETE"))
 
     def __init__(self, world: World):
@@ -97,8 +106,9 @@ class Vast(Api):
             "storage_total_cost": storage, "inet_up": m.up_mbps, "inet_down": m.down_mbps,
             "inet_up_cost": m.up_usd_per_gb, "inet_down_cost": m.down_usd_per_gb, "reliability": m.reliability,
             "reliability2": m.reliability, "cuda_max_good": m.cuda, "geolocation": m.region, "direct_port_count": 64,
-            "static_ip": True, "cluster_id": 1 if self.world.flat else None, "verification": "verified",
-            "verified": True, "external": False, "rentable": True, "rented": False, "duration": 30 * 86400.0,
+            "static_ip": True, "cluster_id": 1 if self.world.flat else None, "datacenter": m.secure,
+            "hosting_type": int(m.secure), "verification": "verified" if m.verified else "unverified",
+            "verified": m.verified, "gpu_arch_next": {"from": "a field that is new"}, "external": False, "rentable": True, "rented": False, "duration": 30 * 86400.0,
         }  # fmt: skip
 
     async def search(self, call: Call) -> Response:
@@ -120,9 +130,10 @@ class Vast(Api):
         for name, condition in query.items():
             if name not in known or not isinstance(condition, dict) or not condition.keys() <= OPERATORS.keys():
                 raise Refusal(400, "invalid_args", f"{name}: {condition} is no condition on a field of offers")
+            have = (lambda o: o["geolocation"][-2:]) if name == "geolocation" else lambda o, name=name: o[name]
             for operator, want in condition.items():
                 try:
-                    offers = [o for o in offers if o[name] is not None and OPERATORS[operator](o[name], want)]
+                    offers = [o for o in offers if have(o) is not None and OPERATORS[operator](have(o), want)]
                 except TypeError:
                     raise Refusal(400, "invalid_args", f"{name}: {want!r} cannot be compared") from None
         for pair in reversed(order if isinstance(order, list) else [None]):
@@ -136,7 +147,11 @@ class Vast(Api):
                 raise Refusal(400, "invalid_args", f"order: offers have no {pair[0]}")
             if pair[1] == "desc":
                 offers.reverse()
-        return JSONResponse({"success": True, "offers": offers[:limit]})
+        offers = offers[:limit]
+        if offers:  # hosts list what they like, and fields come and go
+            odd = dict.fromkeys(("reliability", "reliability2", "min_bid", "gpu_ram", "inet_down_cost", "geolocation"))
+            offers.append(offers[-1] | {"id": offers[-1]["id"] + ODD, "ask_contract_id": None, "host_id": "?"} | odd)
+        return JSONResponse({"success": True, "offers": offers})
 
     # ---- instances
 
@@ -191,7 +206,8 @@ class Vast(Api):
     def instance(self, r: Rental) -> dict:
         m, now = r.machine, time.time()
         status = {"provisioning": None, "error": "exited"}.get(r.state, r.state)
-        on = r.state in ("provisioning", "loading", "running", "offline")
+        on = r.state in ("provisioning", "loading", "running", "frozen", "restarting", "offline")
+        mapped = r.box.mapped if r.public_ip else {}
         return self.offer(m, r.order.spot, r.order.disk_gb) | {
             "id": int(r.id), "label": r.order.label or None, "actual_status": status, "intended_status": r.intended,
             "cur_state": "running" if on else "stopped", "next_state": "running" if on else "stopped",
@@ -201,10 +217,10 @@ class Vast(Api):
             "storage_total_cost": r.order.disk_usd_per_hour, "disk_space": r.order.disk_gb, "is_bid": r.order.spot,
             "start_date": r.created, "duration": now - r.created,
             "uptime_mins": (now - r.started) / 60 if r.started else None,
-            "public_ipaddr": r.box.public, "local_ipaddrs": r.box.address, "ssh_host": "ssh1.sim.invalid",
+            "public_ipaddr": r.box.public if r.public_ip else None, "local_ipaddrs": r.box.address, "ssh_host": "ssh1.sim.invalid",
             "ssh_port": 10000 + int(r.id) % 10000, "direct_port_start": -1, "direct_port_end": -1,
             "ports": {f"{p}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port.public)}]
-                      for p, port in r.box.mapped.items()} if r.box.mapped else None,
+                      for p, port in mapped.items()} if mapped else None,
         }  # fmt: skip
 
     async def list(self, call: Call) -> Response:
@@ -221,12 +237,14 @@ class Vast(Api):
         mine = sorted(self.world.alive("vast"), key=lambda r: int(r.id))
         rest = [r for r in mine if int(r.id) > after]
         page, more = rest[: int(limit)], rest[int(limit) :]
+        shown = [self.instance(r) for r in page]
+        shown = shown if more else [*shown, STRANGER][: int(limit)]  # it may hide behind the end of a page
         return JSONResponse(
             {
                 "success": True,
-                "instances": [self.instance(r) for r in page],
-                "instances_found": len(page),
-                "total_instances": len(mine),
+                "instances": shown,
+                "instances_found": len(shown),
+                "total_instances": len(mine) + 1,
                 "next_token": base64.b64encode(page[-1].id.encode()).decode() if more else None,
             }
         )

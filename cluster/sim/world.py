@@ -18,6 +18,8 @@ from cluster.sim.ports import Box
 from cluster.sim.rental import Machine, Order, Rental, State
 
 log = logging.getLogger("cluster.sim")
+SLOW = 5.0
+"""Times the boot of a slow host."""
 
 
 class Unavailable(Exception):
@@ -26,13 +28,22 @@ class Unavailable(Exception):
 
 class World:
     def __init__(
-        self, machines: list[Machine], make_box: Callable[[], Box], boot_s: float, seed: int, pace: float, flat: bool
+        self,
+        machines: list[Machine],
+        make_box: Callable[[], Box],
+        boot_s: float,
+        seed: int,
+        pace: float,
+        flat: bool,
+        realistic: bool = False,
     ):
+        """realistic: what is always so at the real markets, and not only when something goes wrong: boots take between half
+        of boot_s and three times that, and the boxes' logins have Vast's tmux (box.py)."""
         self.machines = {m.id: m for m in machines}
         self.rentals: dict[str, Rental] = {}
         """Every one there ever was."""
         self.make_box, self.boot_s, self.pace, self.flat = make_box, boot_s, pace, flat
-        self.chance = random.Random(seed)
+        self.realistic, self.chance = realistic, random.Random(seed)
         self.keys = {market: f"{market}-sim-{secrets.token_hex(12)}" for market in ("vast", "runpod")}
         self.urls: dict[str, str] = {}
         """Of the APIs, as boxes reach them."""
@@ -73,7 +84,7 @@ class World:
         if not stopped:
             if self.free(machine) < max(order.count, 1):
                 raise Unavailable("somebody else has it")
-            if order.spot and order.usd_per_hour < self.min_bid(machine, order.count):
+            if order.spot and order.usd_per_hour < machine.min_bid:
                 raise Unavailable("the bid is too low")
         ident = (
             str(self.chance.randrange(10**7, 10**8))
@@ -82,6 +93,7 @@ class World:
         )
         now = time.time()
         rental = Rental(ident, machine, order, f"{machine.market}-box-{secrets.token_hex(12)}", self.make_box(), now)
+        rental.public_ip = machine.public_ip and fault != "noip"
         self.rentals[ident] = rental
         rental.charge("disk", order.stopped_disk_usd_per_hour, now)
         price = order.usd_per_hour
@@ -92,20 +104,17 @@ class World:
             self.start(rental, fault)
         return rental
 
-    def min_bid(self, machine: Machine, count: int) -> float:
-        """For that many of its GPUs."""
-        return machine.min_bid * count / machine.count if machine.market == "runpod" else machine.min_bid
-
     def start(self, rental: Rental, fault: str = "") -> None:
         assert rental.alive and rental.booting is None
         rental.state, rental.why, rental.intended, rental.dark = "provisioning", "", "running", False
         rental.booting = asyncio.create_task(self._boot(rental, fault))
 
     async def _boot(self, rental: Rental, fault: str) -> None:
+        boot_s = self.boot_s * (SLOW if fault == "slow" else self.chance.uniform(0.5, 3.0) if self.realistic else 1.0)
         try:
-            await asyncio.sleep(self.boot_s * 0.3)
-            rental.state = "loading"
-            await asyncio.sleep(self.boot_s * 0.7)
+            await asyncio.sleep(boot_s * 0.3)
+            rental.state, rental.why = "loading", "pulling image" if self.realistic or fault == "slow" else ""
+            await asyncio.sleep(boot_s * 0.7)
             if fault == "stuck":
                 rental.why = "pulling image"
                 await asyncio.Event().wait()
@@ -159,10 +168,15 @@ class World:
             rental.booting = None
         await rental.box.kill()
 
+    async def pause(self, rental: Rental, state: State, why: str) -> None:
+        """Nobody reaches it, and it is billed as before."""
+        rental.state, rental.why = state, why
+        await rental.box.link(False)
+
     async def outbid(self, rental: Rental) -> None:
-        """Somebody else has the machine now. Vast: stopped until the bid wins again; RunPod: EXITED."""
+        """Somebody else has the machine now: it is stopped until its bid wins again."""
         rental.machine.taken = True
-        await self.halt(rental, "stopped" if rental.machine.market == "vast" else "exited", "outbid")
+        await self.halt(rental, "stopped", "outbid")
 
     def bid(self, rental: Rental, usd_per_hour: float) -> None:
         rental.order.usd_per_hour = usd_per_hour
@@ -170,18 +184,13 @@ class World:
             rental.charge("compute", usd_per_hour, time.time())
 
     async def tick(self) -> None:
-        """Ends what is due, outbids what is below the price, and starts again what waits for a bid that wins now."""
+        """Outbids what is below the price, and starts again what waits for a bid that wins now."""
         for rental in self.alive():
             if not rental.alive:  # ended while we waited for another
                 continue
             machine = rental.machine
-            low = rental.order.spot and rental.order.usd_per_hour < self.min_bid(machine, rental.order.count)
-            if rental.ends_at and time.time() >= rental.ends_at:
-                await self.end(rental, "destroyed", "terminateAfter")
-            elif rental.stops_at and time.time() >= rental.stops_at:
-                rental.stops_at = None
-                await self.halt(rental, "exited", "stopAfter")
-            elif low and rental.state in ("provisioning", "loading", "running"):
+            low = rental.order.spot and rental.order.usd_per_hour < machine.min_bid
+            if low and rental.state in ("provisioning", "loading", "running"):
                 await self.outbid(rental)
             elif (
                 machine.market == "vast" and rental.state == "stopped" and rental.intended == "running"

@@ -14,11 +14,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib import vllm_generator
+from lib import hardware, node_types, vllm_generator, waiting
 from lib.evals import ledger
 from lib.evals.ledger import Ledger
 from lib.evals.spec import Spec
 from lib.evals.worker import Worker
+from lib.failure import StopTraining
 
 SHARD = 64
 """Answers (or rows to score) of one shard at most: what a process does between two looks at the queue."""
@@ -54,7 +55,7 @@ class Request:
 class Engine:
     """Use as a context manager; Ray must be connected. `say` gets a line whenever something is done.
 
-    kept: where results of finished shards are found and put; None keeps nothing.
+    kept: where results of finished shards are found and put; None keeps nothing. device: auto, or cpu.
     """
 
     def __init__(
@@ -63,18 +64,21 @@ class Engine:
         workers: int | None = None,
         say: Callable[[str], None] = print,
         kept: Ledger | None = None,
+        device: str = "auto",
     ):
         import ray
 
         self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        room = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.count = min(workers or room, room)
-        self.gpu = gpus > 0
+        self.gpu = device != "cpu" and hardware.gpus() > 0
+        what = "GPU" if self.gpu else "CPU"
+        # Without `workers` as many as there is room for now: a node is rented for more only where they are asked for.
+        up = max(1, int(ray.cluster_resources().get(what, 0)))
+        self.count = min(workers or up, max(up, int(node_types.most(what))))
         self.queue: list[tuple[Request, str, list[int], tuple, str]] = []
         self.asked: dict[str, Request] = {}
         self.holds: dict[int, str | None] = {}
         self.loading = 0.0
+        self.waiting = waiting.of_cluster(self.count, {"CPU": 1, "GPU": int(self.gpu)})
         self.changed, self.closed = threading.Condition(), False
         self.threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(self.count)]
 
@@ -162,8 +166,6 @@ class Engine:
         """What decides a result besides what is asked: the weights, and what they are run with."""
         from importlib.metadata import version
 
-        from lib import hardware
-
         device, runs = "gpu" if self.gpu else "cpu", f"transformers {version('transformers')} torch {version('torch')}"
         dtype = (
             spec.dtype if self.gpu else hardware.dtype(spec.dtype, device)
@@ -210,7 +212,10 @@ class Engine:
                 ray.kill(actor)  # vLLM gives memory back with its process
                 actor = None
             try:
-                actor = actor or ray.remote(**options)(Worker).remote(self.specs, 1, log, me)
+                if not actor:
+                    actor = ray.remote(**options)(Worker).remote(self.specs, 1, log, me)
+                    with self.waiting:
+                        ray.get(actor.__ray_ready__.remote())
                 results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
                 if self.kept:
                     self.kept.put(shard, request.model, request.what, results, seconds)
@@ -275,4 +280,6 @@ def _cause(error: Exception) -> Exception:
             f"the process that held the model was lost twice or ran out of memory. Evidence: {first[:300]} "
             "Remedy: fewer processes at a time (workers: 1), a smaller limit, or a machine with more memory."
         )
+    if isinstance(cause, StopTraining):
+        return RuntimeError(str(cause))
     return RuntimeError(f"{type(cause).__name__}: {cause}")

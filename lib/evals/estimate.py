@@ -55,13 +55,13 @@ def remember(device: str, work: Iterable[dict], sizes: dict[str, int | None]) ->
         cache("rates.json").write_text(json.dumps(_kept() | {device: rate}))
 
 
-def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float) -> str:
+def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float, device: str = "auto") -> str:
     """In words: minutes and dollars for each of the models to write so many tokens; "" where they aren't known."""
     from lib.hardware import local_cpus, local_gpus
 
     if os.environ.get("RAY_ADDRESS"):  # what the cluster has isn't known before it is joined
         return ""
-    gpus = local_gpus()
+    gpus = local_gpus() if device != "cpu" else 0
     took = [seconds("gpu" if gpus else "cpu", tokens, parameters(base)) for base in bases]
     if None in took:
         return ""

@@ -50,7 +50,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     from lib.evals.render import write
 
     job, began = planned.job, time.time()
-    with Engine(planned.specs, job.workers, say, Ledger(Run(job.run))) as engine:
+    with Engine(planned.specs, job.workers, say, Ledger(Run(job.run)), job.device) as engine:
         rule = tasks.RULES["demo"] if job.data.source == "demo" else None
         context = Context(job, engine, planned.scorer, rule, panel)
         with ThreadPoolExecutor(len(job.tasks)) as pool:

@@ -67,6 +67,8 @@ class EvalJob:
     """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """What runs the models. auto: vLLM where it is installed, unless a decoding or a quantised run needs transformers."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: GPUs where this machine has them, or the cluster has or can rent them."""
     workers: int | None = None
     """Models at work at the same time. None: one per GPU, or one per CPU core where there is no GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -149,7 +151,7 @@ class Plan:
             most = f"{tokens * len(j.runs):,} tokens at most"
             out.append(("work", f"{cells} cells (run, task, decoding) of answers: {answers:,} answers, {most}"))
             bases = [s.base for s in self.specs if not s.reward]
-            time = estimate.line(bases, tokens, j.workers, j.usd_per_hour)
+            time = estimate.line(bases, tokens, j.workers, j.usd_per_hour, j.device)
             out += [("time", time)] if time else []
         if {"win_rate", "kl"} & set(j.tasks):
             out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
@@ -215,7 +217,7 @@ def plan(job: EvalJob) -> Plan:
         specs += [reward] if reward else []
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
-    problems += needs(job) + ranges.values(asdict(job)) + limits.room("workers", job.workers)
+    problems += needs(job) + ranges.values(asdict(job)) + limits.room("workers", job.workers, job.device)
     problems += endpoint.problems(job.judge, job.runs)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
@@ -257,6 +259,7 @@ def after(job: Job) -> EvalJob:
         data=job.data,
         limit=job.eval.limit,
         max_new_tokens=job.eval.max_new_tokens,
+        device="cpu" if job.scale.device == "cpu" else "auto",
     )
 
 

@@ -42,12 +42,13 @@ class Worker:
         from transformers.utils.logging import disable_progress_bar
 
         from lib import hardware, models
+        from lib.device import of_worker
         from lib.reward_model import RewardModel
         from lib.transformers_generator import TransformersGenerator
         from lib.vllm_generator import VllmGenerator
 
         disable_progress_bar()
         torch.set_num_threads(self.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = of_worker()
         kind = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator
         return kind(models.path(spec.base), hardware.dtype(spec.dtype, device), device, spec.trained_template)

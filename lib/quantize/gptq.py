@@ -18,15 +18,15 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
     """rows: token ids to calibrate on. Ray must be connected. Raises RayError where the environment can't be made."""
     import ray
 
-    from lib import logs
+    from lib import hardware, logs, waiting
     from lib.config import Scale
-    from lib.hardware import worker_env
 
-    gpu = int(ray.cluster_resources().get("GPU", 0) > 0)
-    env = {"pip": {"packages": PACKAGES}, "env_vars": worker_env(Scale(), bool(gpu))}
+    gpu = int(hardware.gpus() > 0)
+    env = {"pip": {"packages": PACKAGES}, "env_vars": hardware.worker_env(Scale(), bool(gpu))}
     env["config"] = {"setup_timeout_seconds": 1800}  # a copy of this environment, and a download
     task = ray.remote(num_cpus=1, num_gpus=gpu, max_calls=1, runtime_env=env)(_quantize)
-    ray.get(task.remote(str(source), str(target), dtype, rows, logs.current()))
+    with waiting.of_cluster(1, {"CPU": 1, "GPU": gpu}):
+        ray.get(task.remote(str(source), str(target), dtype, rows, logs.current()))
 
 
 def calibration(job, source: str) -> list[list[int]]:
@@ -42,8 +42,9 @@ def calibration(job, source: str) -> list[list[int]]:
 
 def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]], log: str | None) -> None:
     """In llm-compressor's environment. log: the file for what it prints."""
-    from lib import logs
+    from lib import device, logs
 
+    device.of_worker()  # stops here where the GPU can't be used
     if log:
         logs.keep(Path(log))
     import torch

@@ -147,14 +147,19 @@ def options(shared: Path, model: str, data: str) -> list[str]:
     return [f"--{key}={value}" for key, value in given.items()]
 
 
+def code(shared: Path) -> Path:
+    """What `--working-dir .` sends of a checkout."""
+    folder = shared / "code"
+    for package in ("jobs", "lib"):
+        shutil.copytree(REPO / package, folder / package, dirs_exist_ok=True)
+    return folder
+
+
 def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
     """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
     run = Run(tempfile.mkdtemp(prefix="run-", dir=shared) + "/run")  # other tests have a cluster of this name too
     began = time.time()
-    code = shared / "code"  # what `--working-dir .` sends of a checkout
-    for package in ("jobs", "lib"):
-        shutil.copytree(REPO / package, code / package, dirs_exist_ok=True)
-    job = Submitted(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, "--run", run.path)
+    job = Submitted(laptop, "--working-dir", code(shared), "--", "python", "jobs/sft.py", *options, "--run", run.path)
     sim.wait(lambda state: len(spots(state)) == 2)
     took("2 workers rented and running", began)
     while not checkpoint.steps(run) or checkpoint.damage(run, checkpoint.steps(run)[0]):

@@ -47,7 +47,8 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):
         alive = [r for r in both.world.rentals.values() if r.alive]
         match chance.choice(["rent", "rent", "rent", "fault", "destroy", "boot", "api", "die", "wait", "wait"]):
             case "rent" if len(alive) < 6:
-                market, spot = chance.choice(list(kept.values())), chance.random() < 0.7
+                market = chance.choice(list(kept.values()))
+                spot = market.name == "vast" and chance.random() < 0.7
                 order = Order(f"shoestring/t;k=w;m={i}", "image", 20, None, "ssh-ed25519 AAAA me")
                 try:
                     offers = market.offers(Want(count=1, spot=spot))
@@ -62,7 +63,7 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):
                     failed += 1
             case "fault" if alive:
                 rental = chance.choice(alive)
-                both.control(chance.choice(["outbid", "vanish", "exit", "offline"]), id=rental.id)
+                both.control(chance.choice(["outbid", "vanish", "exit", "offline", "freeze", "restart"]), id=rental.id)
             case "destroy" if alive:
                 rental = chance.choice(alive)
                 kept[rental.machine.market].destroy(rental.id)
@@ -100,7 +101,7 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):
     assert not ledger.living() and not [r for r in both.world.rentals.values() if r.alive]
     ours = {e.id: e for e in ledger.entries() if e.id}
     assert {r["id"] for r in bill["rentals"]} <= ours.keys()
-    assert len(bill["rentals"]) > 12 and failed and bill["total_usd"] > 2
+    assert len(bill["rentals"]) > 12 and failed and bill["total_usd"] > 1.5
     for r in bill["rentals"]:
         assert -1e-4 < ours[r["id"]].usd(now) - r["usd"] < 0.005, r  # what ended by itself did so between two polls
     assert ledger.spent(now) == pytest.approx(bill["total_usd"], abs=0.01)

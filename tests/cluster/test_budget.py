@@ -33,6 +33,7 @@ def test_keys_and_values_are_checked():
     with pytest.raises(ValueError, match=r"provider\.budget\.totl_usd is not a key of a budget\. Nearest: total_usd\."):
         Budget.read({"totl_usd": 20})
     assert Budget.read({"store": "s3://b/x"}).store == "s3://b/x"
+    assert Budget.read({"max_hours": 8}) == Budget(max_hours=8.0) and Budget.read({"max_hours": None}).max_hours is None
     for bad in ("20", 0, -1, True, float("nan")):
         with pytest.raises(ValueError, match=r"provider\.budget\.total_usd must be a number above 0"):
             Budget.read({"total_usd": bad})
@@ -238,3 +239,27 @@ def test_nothing_is_rented_beyond_the_budget(state):  # noqa: F811
     assert [e.id for e in Ledger("c").entries()] == ["1"] and len(kept.list()) == 1
     kept.destroy("1")
     assert not Ledger("c").living() and Ledger("c").polled()
+
+
+def test_hours_end_a_cluster_as_dollars_do(state):  # noqa: F811
+    """From its first rental on, also after that one ended; raising the cap lifts it."""
+    log: list = []
+    ledger, market = fleet()
+    budget, end = Budget(max_hours=8, save_minutes=6, useful_minutes=15), START + 8 * HOUR
+    ledger.observe("vast", [HEAD, replace(WORKER, id="1")], at=START + HOUR)  # 2 is gone
+    assert budget.check(ledger, end - 22 * 60) == "ok" and budget.check(ledger, end - 20 * 60) == "soft"
+    assert "of budget.max_hours 8 only 20 minutes are left" in budget.refuses(ledger, 0.1, end - 20 * 60)
+    assert budget.pays_for_s(ledger, 1.0, end - HOUR) == pytest.approx(HOUR)
+    assert Budget(max_hours=8).pays_for_s(Ledger("new"), 1.0, START) == 8 * HOUR
+    at = end - 5 * 60
+    market.rentals.pop("2")
+    assert enforce(ledger, market, at, log, budget=budget) == "saving"
+    assert log == [
+        ("tell", "budget.max_hours: 8 hours are over but for what saving takes.", at + 288, pytest.approx(1.2))
+    ]
+    assert enforce(ledger, market, at + 1, log, busy=False, budget=budget) == "destroying" and not market.rentals
+    ledger = Ledger("c")
+    assert (
+        budget.refuses(ledger, 0.1, at) == "budget.max_hours of 8 was reached, and everything ended. Raise it to go on"
+    )
+    assert Budget(max_hours=9).check(ledger, at) == "ok" and Budget().check(ledger, at) == "ok"

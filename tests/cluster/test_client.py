@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from cluster import client
 from cluster.client import Client
-from cluster.market import MarketError, Refused, Taken, Unsure
+from cluster.market import MarketError, Refused, Taken, Unreachable, Unsure
+from cluster.markets import MARKETS
 
 KEY = "very-secret-key-0123456789"
 
@@ -144,9 +145,9 @@ def test_a_create_that_times_out_may_have_worked(clock):
 def test_a_create_that_reached_nobody_is_asked_for_again(clock):
     with serving((200, {})) as (url, _):
         pass
-    with pytest.raises(MarketError, match="can't be reached: ConnectError") as caught:
+    with pytest.raises(Unreachable, match="can't be reached: ConnectError"):
         ask(url, "PUT", creates=True)
-    assert not isinstance(caught.value, Unsure) and len(clock.slept) == 4
+    assert len(clock.slept) == 4
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,18 @@ def test_a_create_that_reached_nobody_is_asked_for_again(clock):
         (
             (401, {"error": "auth_error", "msg": "Invalid user key"}),
             Refused,
-            "HTTP 401: auth_error: Invalid user key. Is the API",
+            r"the API key is refused \(HTTP 401: auth_error: Invalid user key\). Check VAST_API_KEY, or .*/shoestring/vast_api_key",
+        ),
+        (
+            (404, {"success": False, "error": "auth_error", "msg": "Invalid user key"}),
+            Refused,
+            r"the API key is refused \(HTTP 404: auth_error: Invalid user key\). Check VAST_API_KEY",
+        ),
+        ((403, {"title": "Forbidden", "detail": "no"}), Refused, "HTTP 403: Forbidden: no. Is the API key allowed"),
+        (
+            (410, "<html><head><title>Gone</title></head>"),
+            Refused,
+            "HTTP 410: a web page, 'Gone'. It seems that vast has retired",
         ),
         ((404, {"title": "Not Found", "status": 404, "detail": "no pod"}), Refused, "HTTP 404: Not Found: no pod"),
         ((422, {"detail": "bad", "errors": ["$: 'bogus' not allowed"]}), Refused, "HTTP 422: bad: .*bogus"),
@@ -173,12 +185,62 @@ def test_answers_that_ask_for_no_retry(clock, answer, error, says):
     assert type(caught.value) is error and len(got) == 1
 
 
-def test_what_is_gone_already_is_no_error(clock):
-    class Done(BaseModel):
-        pass
+class Done(BaseModel):
+    pass
 
-    with serving((404, "not found")) as (url, _):
-        assert Client("vast", url, KEY).call("destroy", "DELETE", "/x", Done, gone=True) == Done()
+
+@pytest.mark.parametrize(
+    ("market", "body"),
+    [
+        ("vast", {"success": False, "error": "not_found", "msg": "Instance not found"}),
+        ("vast", {"success": False, "error": "no_such_instance", "msg": "Instance 7 not found."}),
+        ("runpod", {"title": "Not Found", "status": 404, "detail": "pod not found"}),
+        ("runpod", {"title": "Not Found", "status": 404, "detail": "resource not found"}),
+        ("runpod", {"title": "Not Found", "status": 404, "detail": "The requested Pod does not exist."}),
+    ],
+)
+def test_what_the_market_says_is_gone_is_no_error(market, body):
+    with serving((404, body)) as (url, got):
+        MARKETS[market](KEY, url).destroy("7")
+    assert got[0][0] == "DELETE"
+
+
+@pytest.mark.parametrize("market", ["vast", "runpod"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, {"success": False, "error": "auth_error", "msg": "Invalid user key"}),
+        (404, {"success": False, "msg": "Session expired. Please log in again."}),
+        (404, "not found"),
+        (404, "<html><head><title>The requested resource was not found</title></head></html>"),
+        (404, {"message": "no Route matched with those values"}),
+        (404, {"detail": "Not Found"}),
+        (410, {"error": "endpoint_gone"}),
+        (200, {"success": False, "error": "auth_error"}),
+    ],
+)
+def test_another_failure_is_not_gone(market, answer):
+    """The ledger would end a rental that still bills."""
+    with serving(answer) as (url, _), pytest.raises(Refused):
+        MARKETS[market](KEY, url).destroy("7")
+
+
+def test_waits_are_told(clock, caplog):
+    with serving((503, "busy"), (429, "slow", {"Retry-After": "20"}), (200, {"price": 1})) as (url, _):
+        ask(url)
+    assert [r.message.split(" s, ")[0] for r in caplog.records if r.name == "cluster.client"] == [
+        f"vast, offers: HTTP 503: busy. Asked again in {clock.slept[0]:.0f}",
+        "vast, offers: HTTP 429, too many calls: slow. Asked again in 20",
+    ]
+    assert "try 3 of 5" in caplog.text
+    with serving((200, {"price": 1})) as (url, _):
+        api = Client("vast", url, KEY, {"create": (1, 4.5), "offers": (2, 63.0)})
+        for kind in ("create", "create", "offers", "offers", "offers"):
+            api.call(kind, "GET", "/x", Reply)
+    assert (
+        "vast, offers: waiting 63 s, since it allows 2 calls in 63 s." in caplog.text
+        and "create: waiting" not in caplog.text
+    )
 
 
 def test_the_key_is_in_no_message_repr_or_log(clock, caplog):

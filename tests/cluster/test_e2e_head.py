@@ -8,6 +8,7 @@ import time
 import pytest
 import yaml
 
+from lib.run import Run
 from tests.cluster import e2e
 from tests.cluster.e2e import NAP, Submitted, cluster, spots, took
 from tests.conftest import PATIENCE
@@ -20,7 +21,10 @@ def laptop(boxes, shared, tmp_path_factory):
     """With a head that runs."""
     box = boxes.laptop(tmp_path_factory.mktemp("laptop"), shared)
     config = shared / "cluster.yaml"
-    config.write_text(yaml.safe_dump(cluster("runpod")))
+    told = cluster("runpod")
+    ladder = told["available_node_types"]["box"]["node_config"]["ladder"]
+    told["available_node_types"]["gpu"] = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {"ladder": ladder}}
+    config.write_text(yaml.safe_dump(told))
     command = (sys.executable, "-m", "cluster", "head", "--config", config)
     began = time.time()
     head = box.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -41,9 +45,29 @@ def laptop(boxes, shared, tmp_path_factory):
     assert boxes.state()["rentals"] == []
 
 
+def test_a_fresh_cluster_rents_the_gpu_that_a_job_trains_on(laptop, boxes, shared, undisturbed):
+    """The boxes' GPUs are imaginary: Ray grants one, torch can't use it, and no CPU takes its place."""
+    options, _ = undisturbed
+    run = Run(str(shared / "imaginary"))
+    job = Submitted(
+        laptop, "--working-dir", e2e.code(shared), "--", "python", "jobs/sft.py", *options, "--run", run.path
+    )
+    boxes.wait(lambda state: len(spots(state)) == 2)
+    while (status := job.status()) in ("PENDING", "RUNNING", None):
+        time.sleep(0.5)
+    said = job.logs()
+    assert status == "FAILED" and "GPU, which nodes of gpu have" in said, said
+    assert re.search(
+        r"Waiting for 2 workers \(1 GPU and 1 CPU core each\): .*2 × gpu (being rented|rented and booting)", said
+    )
+    assert "was given a GPU that torch" in run.provenance()["failure"] and not run.metrics()
+    assert not re.search("Traceback|Resized to|StartupTimeout", said), said
+
+
 def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
-    assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, "e2e-runpod") == expected
+    given = [*options, "--scale.device=cpu"]
+    assert e2e.outbid_in_the_middle(laptop, boxes, shared, given, "e2e-runpod") == expected
     boxes.wait(lambda state: state["rentals"] == [])  # idle
 
 

@@ -1,11 +1,14 @@
-"""ray up on a simulated market: a rented head, a real job on spot boxes, an outbid, and nothing left after ray down."""
+"""ray up on a simulated market: a rented head, a real job on spot boxes, an outbid, one ledger, and nothing left after ray down."""
 
+import json
 import subprocess
+import sys
 import time
 
 import pytest
 import yaml
 
+from cluster.bootstrap import CODE
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, cluster, took
 from tests.conftest import PATIENCE
@@ -23,7 +26,7 @@ def laptop(boxes, shared, tmp_path):
 @pytest.mark.parametrize("market", ["vast", "runpod"])
 def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
-    config = shared / "cluster.yaml"
+    name, config = f"e2e-{market}", shared / "cluster.yaml"
     empty = {"setup_commands": [], "head_setup_commands": [], "worker_setup_commands": []}
     told = cluster(market) | empty
     rung = {"market": market, "count": 0, "spot": False, "max_usd_per_hour": 0.2}
@@ -40,8 +43,20 @@ def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, share
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
             assert time.time() < give_up
             time.sleep(0.5)
-        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, f"e2e-{market}") == expected
-        boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
+        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, name) == expected
+        state = boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
+        head = f"{market}-{state['rentals'][0]['id']}"
+        here = costs(laptop.run(sys.executable, "-m", "cluster", "cost", name, "--json"))
+        there = f"cd {CODE} && python3 -m cluster cost {name} --json"
+        there = costs(laptop.run(sys.executable, "-m", "cluster", "ssh", head, there))
+        assert here["incomplete"] == there["incomplete"] == []
+        seconds = there["asked"] - here["asked"]
+        assert there["usd"] - here["usd"] == pytest.approx(seconds * here["usd_per_hour"] / 3600, abs=1e-4)
+        assert [n["node"] for n in here["nodes"]] == [n["node"] for n in there["nodes"]] and len(here["nodes"]) == 4
+        (job,) = here["jobs"]
+        assert job["stage"] == "sft" and job["step"] == 60
+        shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout
+        assert "Ray joined" in shown and f"{name}: $" in shown and "can't be asked" not in shown, shown
     finally:
         if tunnel:
             tunnel.terminate()
@@ -50,3 +65,15 @@ def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, share
         took("ray down", began)
     assert down.returncode == 0, down.stdout + down.stderr
     assert boxes.state()["rentals"] == []
+    after = costs(laptop.run(sys.executable, "-m", "cluster", "cost", name, "--json"))
+    assert after["usd_per_hour"] == 0 and after["incomplete"] == [], down.stderr
+    billed = {f"{market}-{r['id']}": r["usd"] for r in boxes.bill()["rentals"]}
+    assert {n["node"] for n in after["nodes"]} <= billed.keys()
+    for node in after["nodes"]:  # what was outbid ended between two polls
+        assert -1e-4 < node["usd"] - billed[node["node"]] < 0.005, node
+    assert after["usd"] >= here["usd"]
+
+
+def costs(said: subprocess.CompletedProcess) -> dict:
+    assert said.returncode == 0, said.stdout + said.stderr
+    return json.loads(said.stdout)[0]

@@ -1,12 +1,13 @@
 """cluster/head.py: what is refused before anything starts, and where the key goes."""
 
 import os
+import socket
 import subprocess
 
 import pytest
 import yaml
 
-from cluster import head
+from cluster import head, mesh
 from cluster.folder import Folder
 from tests.cluster.e2e import cluster
 
@@ -57,17 +58,61 @@ def test_a_missing_key_is_named(home, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("provider", "message"),
     [
-        ({"max_workers": "four"}, "max_workers: 'four' is not of type 'integer'"),
-        ({"provider": None}, "provider: None is not of type 'object'"),
-        ({"available_node_types": {"head": None}}, "available_node_types.head: None is not of type 'object'"),
-        ({"budget": {"total_usd": 1}}, "the YAML: .*'budget' was unexpected"),
+        ({"markets": ["vats"]}, "provider.markets: there is no market vats. Nearest: vast."),
+        ({"budget": {"total": 10}}, "provider.budget.total is not a key of a budget. Nearest: total_usd"),
+        ({"budget": {"total_usd": "10"}}, "provider.budget.total_usd must be a number above 0, but is '10'."),
+        ({"unattended_minutes": "ten"}, "provider.unattended_minutes must be a number above 0, but is 'ten'."),
+        ({"netwrok": "mesh"}, "provider.netwrok is not a key of the cluster. Nearest: network"),
     ],
 )
-def test_what_ray_does_not_take_is_named(home, change, message):
-    with pytest.raises(ValueError, match=message):
-        head.read(written(home, cluster("vast") | change))
+def test_mistakes_end_it_with_2_and_a_sentence(home, provider, message, capsys):
+    config = cluster("vast")
+    config["provider"] |= provider
+    assert_refused(["--config", written(home, config)], message, capsys)
+
+
+def assert_refused(argv: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        head.main(argv)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and len(said.splitlines()) == 2, said
+
+
+def test_no_key_no_file_and_a_folder_that_cannot_be_written(home, monkeypatch, capsys):
+    argv = ["--config", written(home, cluster("vast"))]
+    (home / "a file").touch()
+    monkeypatch.setenv("SHOESTRING_STATE", str(home / "a file"))
+    assert_refused(argv, f"{home}/a file/e2e-vast: Not a directory. SHOESTRING_STATE names another folder", capsys)
+    (home / ".config/shoestring/vast_api_key").unlink()
+    assert_refused(argv, "vast: there is no API key. Set VAST_API_KEY, or write it into", capsys)
+    assert_refused(
+        ["--config", "cluster/vats.yaml"], "there is no file cluster/vats.yaml. Nearest: cluster/vast.yaml, ", capsys
+    )
+
+
+def test_a_second_head_and_a_port_that_is_taken(home, monkeypatch, capsys):
+    path = written(home, cluster("vast"))
+    with head._lock(Folder("e2e-vast")):
+        assert head.main(["--config", path]) == 2
+    assert (
+        "e2e-vast has a head here already" in (said := capsys.readouterr().err)
+        and f"head --config {path} --stop" in said
+    )
+    with socket.socket() as s:
+        s.bind(("127.77.0.1", 0))
+        s.listen()
+        monkeypatch.setattr(mesh, "GCS_PORT", s.getsockname()[1])
+        assert head.main(["--config", path]) == 1
+    said = capsys.readouterr()
+    assert f"port {mesh.GCS_PORT}, which Ray's head needs, is taken" in said.err and "ray stop" in said.err, said
+
+
+def test_a_key_that_the_market_refuses(home, sim, monkeypatch):
+    monkeypatch.setenv("VAST_URL", sim.vast_url)
+    with pytest.raises(RuntimeError, match=f"^vast, .*{home}/.config/shoestring/vast_api_key"):
+        head._check_keys(head.read(written(home, cluster("vast"))))
 
 
 def test_rentals_that_could_not_be_ended_are_said(home, monkeypatch, capsys):

@@ -45,6 +45,7 @@ def offer(id="1", gpu="RTX 4090", usd=0.30, **fields) -> Offer:
         ("RTX 6000Ada", "RTX 6000 Ada", True),
         ("RTX 4080S", "RTX 4080 SUPER", True),
         ("T4", "Tesla T4", True),
+        ("RTX_4090", "RTX 4090", True),
     ],
 )
 def test_names_of_gpus(wanted, name, fits):
@@ -98,6 +99,10 @@ def test_ranked():
         offer("good", usd=0.30),  # 0.31 / 165.2
     ]
     assert [o.id for o in ladder.ranked(rung, offers)] == ["good", "fast", "slow", "shaky", "unknown"]
+    hidden = [offer("cheap", usd=0.01, public_ip=False), offer("none", usd=2.0, public_ip=False)]
+    assert [o.id for o in ladder.ranked(rung, offers + hidden)] == ["good", "fast", "slow", "shaky", "unknown", "cheap"]
+    metered = [offer("metered", download_usd_per_gb=0.02), offer("free", usd=0.31)]  # 2.5 GB/h at $0.02 are $0.05/h
+    assert [o.id for o in ladder.ranked(rung, metered)] == ["free", "metered"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,16 @@ def test_ranked():
         ({"market": "vast", "max_usd_per_hour": 0}, "max_usd_per_hour: must be above 0"),
         ({"market": "vast", "max_usd_per_hour": 1, "bid": 0.9}, "bid: is a multiple of the lowest winning bid"),
         ({"market": "vast", "max_usd_per_hour": 1, "spot": False, "bid_usd_per_hour": 1}, "there is no bid on demand"),
-        ({"market": "vast", "max_usd_per_hour": 1, "gpus": "RTX 4090"}, r"gpus: .*tuple"),
+        ({"market": "vast", "max_usd_per_hour": 1, "gpus": 4090}, r"gpus: .*tuple"),
+        (
+            {"market": "vast", "max_usd_per_hour": 1, "gpus": ["A100", "RTX 4900"]},
+            r"ladder\[1\].gpus: RTX 4900 isn't a known GPU. Nearest: RTX 4090.* tflops: {RTX 4900: 100}",
+        ),
+        (
+            {"market": "runpod", "max_usd_per_hour": 1, "spot": True},
+            r"ladder\[1\].spot: runpod rents nothing by bid \(any more\). Remove it: on demand is its default",
+        ),
+        ({"market": "runpod", "max_usd_per_hour": 1, "bid_usd_per_hour": 0.3}, "there is no bid on demand"),
         ("vast", r"ladder\[1\]: must be keys and values"),
     ],
 )
@@ -122,6 +136,24 @@ def test_mistakes_in_a_ladder(row, says):
         ladder.parse([{"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 0.4}, row])
     with pytest.raises(ValueError, match="must be a list of rungs"):
         ladder.parse([])
+
+
+def test_what_a_rung_may_leave_out():
+    """Each market's own kind; one name for a list; a new GPU whose speed is given."""
+    spot, asked = ladder.parse(
+        [{"market": m, "max_usd_per_hour": 1, "gpus": "RTX_4090|A100"} for m in ("vast", "runpod")]
+    )
+    assert (spot.spot, asked.spot) == (True, False) and spot.gpus == asked.gpus == ("RTX 4090", "A100")
+    assert (
+        ladder.Rung("runpod", max_usd_per_hour=1).spot is False
+        and str(asked) == "runpod on demand, 1 × RTX 4090 or A100"
+    )
+    (new,) = ladder.parse([{"market": "vast", "max_usd_per_hour": 1, "gpus": "RTX 4900", "tflops": {"RTX 4900": 300}}])
+    assert new.gpus == ("RTX 4900",)
+    want = spot.want(20.0)
+    assert (want.min_download_mbps, want.verified, want.datacenter) == (200.0, True, False)
+    for name in ("RTX 3060", "NVIDIA H100 80GB HBM3", "Rubin R200", "B300"):
+        assert gpus.mistaken(name) == "", name
 
 
 def test_memory(tmp_path, monkeypatch):
@@ -227,7 +259,7 @@ def test_nothing_left_says_why(sim, markets, tmp_path):
         [
             {"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 0.05},
             {"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 1, "bid_usd_per_hour": 0.01},
-            {"market": "vast", "gpus": ["RTX 9999"], "max_usd_per_hour": 1},
+            {"market": "vast", "gpus": ["RTX 9999"], "max_usd_per_hour": 1, "tflops": {"RTX 9999": 1}},
             {"market": "vast", "gpus": ["RTX 3060"], "max_usd_per_hour": 1},
             {"market": "vast", "gpus": ["Tesla T4"], "max_usd_per_hour": 1},
             {"market": "runpod", "gpus": ["RTX 4090"], "max_usd_per_hour": 1},
@@ -252,19 +284,52 @@ def test_nothing_left_says_why(sim, markets, tmp_path):
     )
     assert lines[4].endswith(f"only bad machines are offered: {bad.machine}: its disk is full (0 min ago)")
     assert "none of 1 could be had, of 1 within the price; the last: vast, create: HTTP 404" in lines[5]
-    assert "rung 6, runpod spot, 1 × RTX 4090: refused: runpod, offers: HTTP 401" in lines[6] and len(lines) == 7
+    assert "rung 6, runpod on demand, 1 × RTX 4090: refused: runpod, offers: the API key is refused" in lines[6]
+    assert len(lines) == 7
 
 
-def test_a_market_that_is_down_is_left_alone_for_a_while(sim, markets, tmp_path, monkeypatch):
+def test_a_kind_that_is_down_is_left_alone_for_a_while_and_the_others_are_not(sim, markets, tmp_path, monkeypatch):
+    """On Vast the search for bids fails as long as it is tried; that of machines on demand works."""
     monkeypatch.setattr(client, "sleep", lambda s: None)
     kept = Memory(tmp_path / "m")
     sim.control("api", market="vast", endpoint=SEARCH, fault="503", count=client.TRIES)
     offer, _ = climb(RUNGS, markets, ORDER, kept)
-    assert offer.market == "runpod" and "HTTP 503" in kept.is_down("vast")
+    assert (offer.market, offer.spot) == ("vast", False) and "HTTP 503" in kept.is_down("vast spot")
+    assert kept.is_down("vast") is None
     before = sim.state()["calls"]
-    assert climb(RUNGS, markets, ORDER, kept)[0].market == "runpod"
+    assert climb(RUNGS[:1] + RUNGS[2:], markets, ORDER, kept)[0].market == "runpod"
     new = {k: n - before.get(k, 0) for k, n in sim.state()["calls"].items() if n != before.get(k, 0)}
     assert not any("/api/" in k for k in new) and new["POST /v2/pods 201"] == 1
+
+
+def test_a_market_that_nobody_reaches_is_left_alone_whole(sim, markets, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "sleep", lambda s: None)
+    kept = Memory(tmp_path / "m")
+    markets["vast"] = Vast("k", "http://127.0.0.1:9", pace=1000)
+    assert climb(RUNGS, markets, ORDER, kept)[0].market == "runpod"
+    assert "can't be reached" in kept.is_down("vast") and kept.is_down("vast on demand") is None
+    markets["vast"] = Vast(sim.env["VAST_API_KEY"], sim.vast_url, pace=200)
+
+
+@pytest.mark.parametrize("answer", ["410html", "410json", "404html", "404json"])
+def test_a_retired_endpoint_fails_its_rungs_alone(sim, markets, tmp_path, answer):
+    """RunPod's spot went like that: https://docs.runpod.io/pods/pricing has none since May 2026."""
+    kept, rungs = Memory(tmp_path / "m"), [RUNGS[2], replace(RUNGS[2], count=0, gpus=())]
+    for endpoint in ("POST /v2/pods", "GET /v2/catalog/gpus"):
+        sim.control("retire", market="runpod", endpoint=endpoint, **{"as": answer})
+    with pytest.raises(
+        NothingLeft, match=r"rung 1, runpod on demand.* refused: runpod, offers: HTTP 4(.|\n)*rung 2.* refused"
+    ):
+        climb(rungs, markets, ORDER, kept)
+    sim.control("retire", market="runpod", endpoint="POST /v2/pods", **{"as": None})
+    offer, _ = climb(rungs, markets, ORDER, kept)
+    assert (offer.market, offer.count) == ("runpod", 0)
+    sim.control("retire", market="vast", endpoint=CREATE, **{"as": answer})
+    sim.control("retire", market="runpod", endpoint="GET /v2/catalog/gpus", **{"as": None})
+    offer, _ = climb(RUNGS, markets, ORDER, kept)
+    assert (offer.market, offer.count) == ("runpod", 1)
+    sim.control("retire", market="vast", endpoint=CREATE, **{"as": None})
+    assert climb(RUNGS, markets, ORDER, kept)[0].market == "vast"  # as soon as it is there again
 
 
 def test_nothing_else_is_rented_while_a_create_is_open(sim, markets, tmp_path):
@@ -272,7 +337,7 @@ def test_nothing_else_is_rented_while_a_create_is_open(sim, markets, tmp_path):
     sim.control("api", market="vast", endpoint=CREATE, fault="500")
     with pytest.raises(Unsure, match="may have worked"):
         climb(RUNGS, markets, ORDER, kept)
-    assert markets["runpod"].list() == [] and "HTTP 500" in kept.is_down("vast")
+    assert markets["runpod"].list() == [] and "HTTP 500" in kept.is_down("vast spot")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="boxes are Linux namespaces and need root")
@@ -284,9 +349,9 @@ def test_the_orders_key_opens_the_machine_and_its_start_has_run(tmp_path):
     with simulator(boxes="namespaces", boot=0.2) as sim:
         vast = Vast(sim.env["VAST_API_KEY"], sim.vast_url, pace=200)
         markets = {"vast": vast, "runpod": RunPod(sim.env["RUNPOD_API_KEY"], sim.runpod_url)}
-        for rung in (RUNGS[0], RUNGS[2], replace(RUNGS[2], spot=True)):
+        for rung in (RUNGS[0], RUNGS[2]):
             climb([rung], markets, order, Memory(tmp_path / "m"))
-        sim.wait(lambda s: [r["state"] for r in s["rentals"]] == ["running"] * 3)
+        sim.wait(lambda s: [r["state"] for r in s["rentals"]] == ["running"] * 2)
         for host, port in [r.ssh for m in markets.values() for r in m.list()]:
             for _ in range(50):  # sshd and start run beside each other
                 said = subprocess.run([*ssh, "-p", str(port), f"root@{host}", "cat /tmp/started"], capture_output=True)

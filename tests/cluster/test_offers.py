@@ -49,7 +49,8 @@ def test_json_is_the_same_and_ordered(account, capsys):
     assert found["left_out"] == {} and work == sorted(work) and len(work) == 5
     for o in found["offers"]:
         assert o["spot"] and o["market"] == "vast" and o["count"] == 1
-        paid = (o["usd_per_hour"] * 1.1 + o["disk_usd_per_hour"]) / o["reliability"]
+        loaded = 2.5 * o["download_usd_per_gb"]  # what a machine loads before it works, per hour
+        paid = (o["usd_per_hour"] * 1.1 + o["disk_usd_per_hour"] + loaded) / o["reliability"]
         assert o["usd_per_hour_effective"] == pytest.approx(paid)
         assert o["usd_per_eflop"] == pytest.approx(paid / ({"RTX 4090": 165.2, "RTX 3090": 71.0}[o["gpu"]] * 0.0036))
 
@@ -77,8 +78,17 @@ def test_a_wrong_key(account, monkeypatch, capsys):
     monkeypatch.setenv("VAST_API_KEY", "wrong-0123456789")
     assert main(["offers", "--market", "vast"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "vast, offers: HTTP 401" in err and "wrong-0123456789" not in err
+    assert out == "" and "vast, offers: the API key is refused" in err and "wrong-0123456789" not in err
     assert main(["offers"]) == 0  # the other one has some
+
+
+def test_runpod_has_no_spot(account, capsys):
+    assert main(["offers", "--gpu", "RTX 4090", "--spot"]) == 0
+    out, err = capsys.readouterr()
+    assert "runpod" not in out and "Left out: runpod rents nothing by bid. Its offers: --on-demand" in err
+    assert main(["offers", "--market", "runpod", "--spot"]) == 2
+    assert main(["offers", "--gpu", "RTX_4090", "--market", "runpod", "--datacenter"]) == 0
+    assert "Community" not in capsys.readouterr().out
 
 
 def test_nothing_found(account, capsys):

@@ -130,7 +130,7 @@ def test_table(config, capsys):
 def test_mistakes_are_said_as_the_stage_says_them(config, wrong):
     command = [sys.executable, "-m", "cluster", "plan", config, *wrong]
     plan = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
-    job = run_job("dpo", "--config", config, "--dry-run", *wrong, env={"RAY_ADDRESS": "auto"})
+    job = run_job("dpo", "--config", config, "--dry-run", *wrong, env={"RAY_ADDRESS": "127.0.0.1:9"})
     assert plan.returncode == job.returncode == 2
     assert plan.stderr == job.stderr
 

@@ -1,16 +1,19 @@
 """cluster/provider.py over the simulated markets' real HTTP, without boxes: what Ray is told, and what is rented."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from ray.autoscaler import tags as ray
 
+from cluster import failures, tags
 from cluster import provider as module
-from cluster import tags
 from cluster.bootstrap import complete
 from cluster.client import TRIES
+from cluster.failures import IN_A_ROW
 from cluster.ledger import UNANSWERED_S, Ledger
 from cluster.market import MarketError
+from cluster.progress import Progress, progress
 from cluster.provider import END_TRIES, Provider
 
 LADDER = [
@@ -18,6 +21,7 @@ LADDER = [
     {"market": "vast", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.6},
     {"market": "runpod", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.8},
 ]
+ANY = [{"market": "vast", "max_usd_per_hour": 9.0}]
 WORKER = {
     ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_WORKER,
     ray.TAG_RAY_USER_NODE_TYPE: "gpu",
@@ -50,6 +54,7 @@ def provider(sim, tmp_path, monkeypatch):
         monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
         monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
     monkeypatch.setattr(module, "STALE_S", 0.0)
+    monkeypatch.setattr(module, "WAIT_S", 0.05)
 
     def make(**settings):
         return Provider(complete(cluster(**settings))["provider"], "c1")
@@ -106,7 +111,7 @@ def test_a_rental_that_never_runs_is_given_up_and_its_machine_avoided(provider, 
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)
     [stuck] = sim.state()["rentals"]
-    monkeypatch.setattr(module, "STARTING_S", 0.0)
+    p.settings = replace(p.settings, boot_minutes=1e-9)
     assert p.non_terminated_nodes({}) == []
     sim.wait(lambda s: s["rentals"] == [])
     p.create_node({"ladder": LADDER}, WORKER, 1)
@@ -118,7 +123,7 @@ def test_a_rental_without_ssh_is_given_up(provider, sim, monkeypatch):
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)
     running(sim, p)
-    monkeypatch.setattr(module, "SSH_S", 0.0)
+    p.settings = replace(p.settings, login_minutes=1e-9)
     assert p.non_terminated_nodes({}) == []
     sim.wait(lambda s: s["rentals"] == [])
     assert "no login" in p.memory.path.read_text()
@@ -218,6 +223,7 @@ def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monk
     [
         ({"provider": {"markets": ["vast"], "netwrok": "mesh"}}, r"provider\.netwrok is not a key.*Nearest: network"),
         ({"provider": {"markets": []}}, r"provider\.markets"),
+        ({"provider": {"markets": ["vast"], "boot_minutes": 0}}, r"provider\.boot_minutes must be a number above 0"),
         ({"provider": {"markets": ["vast"], "network": "vpn"}}, r"provider\.network"),
         ({"provider": {"markets": ["vast"], "image": "i"}}, r"ladder\[0\]\.market is runpod, and provider\.markets"),
         ({"provider": {"markets": ["vast"], "image": "i", "budget": None}}, r"provider\.budget is a section of keys"),
@@ -241,3 +247,105 @@ def test_here_is_a_head_that_is_not_rented(provider, sim):
     assert p.internal_ip("here") == "127.77.0.1" and p.is_running("here")
     p.terminate_node("here")
     assert p.end() == 0 and sim.bill()["rentals"] == []
+
+
+def login_fails(sim, p: Provider) -> str:
+    """One more is rented, and given up since it can't be logged in to. Its machine."""
+    p.create_node({"ladder": ANY}, WORKER, 1)
+    [id] = running(sim, p)
+    place = p.nodes.get(id).place
+    settings, p.settings = p.settings, replace(p.settings, login_minutes=1e-9)
+    assert p.non_terminated_nodes({}) == []
+    p.settings = settings
+    sim.wait(lambda s: s["rentals"] == [])
+    return place
+
+
+def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(provider, sim, monkeypatch):
+    p = provider()
+    machines = {login_fails(sim, p) for _ in range(IN_A_ROW)}
+    assert len(machines) == IN_A_ROW  # none twice
+    for _ in range(3):
+        with pytest.raises(
+            MarketError, match=r"5 boxes in a row failed, the last one vast-\d+: no login in login_minutes"
+        ):
+            p.create_node({"ladder": ANY}, WORKER, 1)
+    assert len(sim.bill()["rentals"]) == IN_A_ROW
+    assert "5 boxes in a row failed" in p.ledger.notes(failures.NOTES)["gpu"]["why"]
+    now = time.time() + failures.PAUSE_S + 1
+    monkeypatch.setattr("cluster.failures.time.time", lambda: now)
+    p.create_node({"ladder": ANY}, WORKER, 1)
+    [id] = running(sim, p)
+    assert p.ledger.notes(failures.NOTES)["gpu"]["why"] is None
+    p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE})
+    p.terminate_node(id)
+    login_fails(sim, p)
+    p.create_node({"ladder": ANY}, WORKER, 1)  # it begins at nought again
+
+
+def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim):
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [id] = running(sim, p)
+    machine = p.nodes.get(id).place
+    p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
+    p.terminate_node(id)
+    said = (p.folder.path / "boots" / f"{id}.log").read_text()
+    assert "its set-up failed" in said and f"machine {machine}" in said and "== vast says: running" in said
+    assert p.memory.is_bad("vast", machine)
+
+
+def test_what_the_market_does_not_say_of_a_rental_is_known_from_its_offer(provider, sim):
+    """RunPod's list names no place, and a bad one is remembered by it."""
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [id] = running(sim, p)
+    node = p.nodes.get(id)
+    node.offered, node.rental = "RTX 4090 in EU-SE-1", replace(node.rental, machine="")
+    p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
+    p.terminate_node(id)
+    assert p.memory.is_bad("vast", "RTX 4090 in EU-SE-1")
+
+
+def test_a_refused_key_is_noted_as_the_reason_and_goes_with_it(provider, sim):
+    p = provider()
+    sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=1)
+    with pytest.raises(MarketError):
+        p.non_terminated_nodes({})
+    assert "vast, list" in p.ledger.notes(failures.NOTES)[failures.MARKETS]["why"]
+    p.non_terminated_nodes({})
+    assert p.ledger.notes(failures.NOTES)[failures.MARKETS]["why"] is None
+
+
+def test_ray_down_says_that_the_heads_ledger_could_not_be_fetched_and_ends_it_all_the_same(provider, sim, caplog):
+    p = provider()
+    p.create_node({"ladder": LADDER[2:]}, WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}, 1)
+    [head] = running(sim, p)
+    p.set_node_tags(head, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE})
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    running(sim, p)
+    again = provider()
+    again.terminate_nodes(again.non_terminated_nodes({}))
+    assert f"The ledger of the head {head} could not be fetched" in caplog.text
+    assert sim.state()["rentals"] == [] and not again.ledger.living()
+
+
+def test_status_shows_how_far_a_boot_is(provider, sim):
+    sim.control("next", market="vast", fault="stuck")
+    p = provider()
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [id] = p.non_terminated_nodes({})
+    step = lambda: progress(p.nodes.get(id).rental, Ledger("c1")).step  # noqa: E731
+    assert step() == "loading"
+    p.terminate_node(id)
+    p.create_node({"ladder": LADDER}, WORKER, 1)
+    [id] = running(sim, p)
+    seen = [step()]
+    for status in (ray.STATUS_WAITING_FOR_SSH, ray.STATUS_SYNCING_FILES, ray.STATUS_SETTING_UP, ray.STATUS_UP_TO_DATE):
+        p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: status})
+        seen.append(step())
+    assert seen == ["login", "login", "installing", "installing", "Ray joined"]
+    sim.control("outbid", id=id.split("-")[1])
+    p.markets["vast"].list()
+    assert progress(p.ledger.entry("vast", id.split("-")[1]).rental, p.ledger).step == "lost"
+    assert Progress("installing", 100.0).says(225.0) == "installing 2:05"

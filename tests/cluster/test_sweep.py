@@ -60,7 +60,35 @@ def test_only_what_has_no_head_is_swept(rent, sim, monkeypatch, capsys):
     assert sweep.main(["led", "headed", "--yes"]) == 0
     assert sim.state()["rentals"] == []
     assert sweep.main([]) == 0
-    assert "No market lists a rental of ours." in capsys.readouterr().out
+    assert "runpod and vast list no rental of ours." in capsys.readouterr().out
+
+
+def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
+    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    for args in ([], ["c"]):
+        sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="html", count=5)
+        assert sweep.main(args) == 1
+        told = "".join(capsys.readouterr())
+        assert "Left out: vast, list: HTTP 502: a web page, '502 Bad Gateway'" in told
+        assert (
+            f"runpod lists no rental of {args[0] if args else 'ours'}. What runs at vast isn't known: try again."
+            in told
+        )
+    monkeypatch.setenv("VAST_API_KEY", "wrong")
+    monkeypatch.setenv("RUNPOD_API_KEY", "wrong")
+    assert sweep.main([]) == 1
+    told = "".join(capsys.readouterr())
+    assert told.count("the API key is refused") == 2
+    assert "No market could be asked for a rental of ours. What runs at runpod and vast isn't known" in told
+    monkeypatch.delenv("VAST_API_KEY")
+    monkeypatch.setenv("RUNPOD_API_KEY", sim.env["RUNPOD_API_KEY"])
+    monkeypatch.setenv("XDG_CONFIG_HOME", os.devnull)
+    assert sweep.main([]) == 0
+    assert "runpod lists no rental of ours.\n" in capsys.readouterr().out
+    rent("unknown", market="runpod")
+    monkeypatch.setenv("VAST_API_KEY", "wrong")
+    assert sweep.main([]) == 1
+    assert "Nothing else is left behind there. What runs at vast isn't known" in capsys.readouterr().out
 
 
 def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, capsys):

@@ -1,4 +1,6 @@
-"""cluster/tags.py: what Ray says of a node survives in 256 characters."""
+"""cluster/tags.py: what Ray says of a node survives in less than 128 characters."""
+
+import operator
 
 import pytest
 from ray.autoscaler import tags as ray
@@ -31,8 +33,25 @@ def full(kind: str, **more: str) -> dict[str, str]:
 )
 def test_the_longest_names_fit_and_come_back(all_tags):
     label = tags.encode("c" * tags.NAME, all_tags)
-    assert len(label) <= 256
-    assert tags.decode(label) == ("c" * tags.NAME, all_tags)
+    assert len(label) < 128
+    cluster, came = tags.decode(label)
+    if all_tags[ray.TAG_RAY_NODE_KIND] == "worker":  # its launch hash is the autoscaler's own business
+        del all_tags[ray.TAG_RAY_LAUNCH_CONFIG]
+    assert cluster == "c" * tags.NAME and came == all_tags
+    assert tags.encode(cluster, came) == label
+
+
+def test_a_hash_is_known_by_its_beginning():
+    """Ray relaunches a head whose launch hash it finds different: commands.py, _should_create_new_head."""
+    came = tags.decode(tags.encode("c", full("head")))[1][ray.TAG_RAY_LAUNCH_CONFIG]
+    other = "z" + HASH[1:]
+    for same in (operator.eq(HASH, came), operator.eq(came, HASH), operator.ne(other, came), operator.ne(came, other)):
+        assert same
+    for same in (operator.ne(HASH, came), operator.ne(came, HASH), operator.eq(other, came), came == "", came == None):  # noqa: E711
+        assert not same
+    assert (
+        came == tags.Hash(came) and tags.encode("c", {ray.TAG_RAY_LAUNCH_CONFIG: came}) == f"shoestring/c;l={HASH[:9]}"
+    )
 
 
 def test_a_label_is_written_like_this():

@@ -3,14 +3,17 @@
 import base64
 import gzip
 import json
+import random
 import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from cluster import client, vast
+from cluster import client, vast, watchdog
+from cluster.ledger import Ledger
 from cluster.market import MarketError, Order, Refused, Taken, Unsure, Want
 from cluster.vast import Vast
 from tests.cluster.conftest import simulator
@@ -62,11 +65,27 @@ def test_offers_are_filtered(market):
     assert {o.gpu for o in market.offers(Want(gpus=("A100",), count=2))} == {"A100 PCIE"}
     assert all(o.gpu_memory_gb >= 24 for o in market.offers(Want(gpu_memory_gb=24)))
     assert {o.count for o in market.offers(Want(count=0))} == {0}
-    assert all(o.cuda >= 13 for o in market.offers(Want(min_cuda=13.0)))
+    assert {o.cuda for o in market.offers(Want(min_cuda=13.0))} == {13.0}
+    assert market.offers(Want(count=0, min_cuda=13.0))  # where there is no GPU, its driver is no matter
+    certified = market.offers(Want(datacenter=True))
+    assert certified and all(o.datacenter for o in certified) and not all(o.datacenter for o in market.offers(Want()))
+    assert {o.region[-2:] for o in market.offers(Want(regions=("SE", "US")))} == {"SE", "US"}
     everything = market.offers(Want())
     some = market.offers(Want(max_usd_per_hour=0.2))
     assert some == [o for o in everything if o.usd_per_hour + o.disk_usd_per_hour <= 0.2] and some != everything
     assert market.offers(Want(gpus=("RTX 9999",))) == []
+
+
+def test_slow_and_unverified_hosts_are_left_out_unless_asked_for(sim, market):
+    first = next(m for m in sim.get("machines") if m["gpu"] == "RTX 3060") | {"gpu": "RTX 3070"}
+    slow, strange = (
+        first | {"id": 910_001, "down_mbps": 40},
+        first | {"id": 910_002, "verified": False, "down_mbps": 300},
+    )
+    sim.control("machines", machines=[slow, strange])
+    ids = lambda **wanted: {o.id for o in market.offers(Want(gpus=("RTX 3070",), **wanted))}  # noqa: E731
+    assert ids() == {"910001"} and ids(verified=False) == {"910001", "910002"}
+    assert ids(min_download_mbps=200.0) == set() and ids(min_download_mbps=200.0, verified=False) == {"910002"}
 
 
 def test_life_of_a_bid(sim, market):
@@ -152,7 +171,7 @@ def test_an_offer_that_is_gone_is_taken(sim, market):
 
 def test_a_wrong_key_is_refused_without_being_told(sim):
     key = "wrong-key-0123456789"
-    with pytest.raises(Refused, match=r"HTTP 401.*Is the API key right") as caught:
+    with pytest.raises(Refused, match=r"the API key is refused \(HTTP 404: auth_error.*Check VAST_API_KEY") as caught:
         Vast(key, sim.vast_url).offers(Want())
     assert key not in str(caught.value)
 
@@ -201,6 +220,7 @@ def instance(**fields) -> vast._Instance:
         ({"actual_status": "loading"}, "starting"),
         ({"actual_status": "created", "cur_state": "stopped"}, "starting"),
         ({"actual_status": "rebooting"}, "starting"),
+        ({"actual_status": "restarting"}, "starting"),
         ({"intended_status": "stopped"}, "lost"),
         ({"cur_state": "stopped"}, "lost"),
         *[({"actual_status": s}, "lost") for s in ("stopped", "frozen", "exited", "offline")],
@@ -223,6 +243,27 @@ def test_times():
     assert vast._times(instance(start_date=None, actual_status=None), (created, None)) == (created, None)
 
 
+def test_frozen_is_charged_in_full(tmp_path, monkeypatch, sim, market):
+    """Its container is paused, and "GPU charges apply": docs.vast.ai/cli/reference/show-instance."""
+    assert not vast._rental(instance(actual_status="stopped"), 100.0, None).charged
+    frozen = vast._rental(
+        instance(actual_status="frozen"), *vast._times(instance(actual_status="frozen"), (100.0, 160.0))
+    )
+    assert (frozen.state, frozen.started, frozen.charged) == ("lost", 160.0, True)
+    again = instance(actual_status="restarting")
+    assert vast._times(again, (100.0, 160.0)) == (100.0, 160.0) and vast._times(again, None) == (100.0, None)
+    monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
+    ledger, offer = Ledger("test"), market.offers(Want(gpus=("RTX 3090",)))[0]
+    id = market.create(offer, order(offer.usd_per_hour))
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    ledger.observe("vast", market.list(), time.time())
+    sim.control("freeze", id=id)
+    ledger.observe("vast", market.list(), time.time())
+    assert ledger.rate() == pytest.approx(offer.usd_per_hour + offer.disk_usd_per_hour * 30 / 20)
+    bill = {r["id"]: r["usd"] for r in sim.bill()["rentals"]}
+    assert ledger.spent(time.time()) == pytest.approx(bill[id], abs=offer.usd_per_hour / 3600)
+
+
 def test_onstart_lets_the_key_in_once_and_starts(tmp_path):
     script = vast._onstart(order(start="echo started >> ~/log"))
     for _ in range(2):
@@ -231,9 +272,30 @@ def test_onstart_lets_the_key_in_once_and_starts(tmp_path):
     assert (tmp_path / ".ssh/authorized_keys").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "log").read_text() == "started\nstarted\n"
 
+    assert (tmp_path / ".no_auto_tmux").exists()
+
+
+def test_the_real_start_fits(tmp_path):
+    """What a worker and a head get, with an RSA key of 4,096 bits; if it grows, it is packed long before it is refused."""
+    key = "ssh-rsa " + base64.b64encode(random.Random(0).randbytes(535)).decode() + " me@here"
+    for start in (watchdog.start(600), watchdog.start(600, ("10.0.0.1", 6379))):
+        for script in (
+            vast._onstart(order(start=start, public_key=key)),
+            vast._onstart(order(start=start + "#" * 2000)),
+        ):
+            assert len(script) <= 4048
+            subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        assert len(packed(order(start=start, public_key=key))) < 3300
+    with pytest.raises(Refused, match=r"the start script has \d+ characters packed; 4048 are kept"):
+        vast._onstart(order(start=random.Random(0).randbytes(4000).hex()))
+
+
+def packed(order) -> str:
+    return vast._onstart(replace(order, start=order.start + "\n" * 4048))
+
 
 def test_a_long_start_script_is_packed():
-    start = "\n".join(f"echo {i}" for i in range(3000))
+    start = "\n".join(f"echo {i}" for i in range(900))
     script = vast._onstart(order(start=start))
     assert len(script) <= vast.LONGEST_ONSTART
     packed = re.fullmatch(r"echo (\S+) \| base64 -d \| gunzip \| bash\n", script)[1]

@@ -18,15 +18,18 @@ from tests.conftest import PATIENCE
 
 @pytest.fixture
 def api():
-    """(address, requests received as (seconds since the start, method, path, key, body), statuses to answer in turn)"""
+    """(address, requests received as (seconds since the start, method, path, key, body), statuses to answer in turn, or (status, body))"""
     received, statuses, began = [], [], time.time()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             received.append((time.time() - began, self.command, self.path, self.headers["Authorization"], body))
-            self.send_response(statuses.pop(0) if statuses else 200)
+            status = statuses.pop(0) if statuses else 200
+            status, text = status if isinstance(status, tuple) else (status, "")
+            self.send_response(status)
             self.end_headers()
+            self.wfile.write(text.encode())
 
         do_DELETE = do_POST = answer
 
@@ -45,7 +48,7 @@ def start(tmp_path, api):
     """start("6", CONTAINER_ID="1") → the watchdog's process, its heartbeat in tmp_path"""
     running = []
 
-    def run(*arguments, shell="sh", **env):
+    def run(*arguments, shell="sh", pause="1", **env):
         base = {
             "PATH": os.environ["PATH"],
             "SHOESTRING_HEARTBEAT": str(tmp_path / "beat"),
@@ -54,7 +57,9 @@ def start(tmp_path, api):
         }
         # Five seconds are one, so that the test is short.
         script = tmp_path / "watchdog.sh"
-        script.write_text(watchdog.SCRIPT.read_text().replace("every=5", "every=1").replace("sleep 30", "sleep 1"))
+        script.write_text(
+            watchdog.SCRIPT.read_text().replace("every=5", "every=1").replace("sleep 30", f"sleep {pause}")
+        )
         with (tmp_path / "log").open("w") as log:
             running.append(subprocess.Popen([shell, script, *arguments], env=base | env, stdout=log, stderr=log))
         return running[-1]
@@ -99,14 +104,36 @@ def test_tries_again_until_it_worked_and_not_once_a_head_is_back(start, api, tmp
     assert len(api[1]) == count
 
 
-def test_ends_a_runpod_rental_by_either_api(start, api):
-    api[2].append(401)
-    start("1", RUNPOD_POD_ID="pod1", RUNPOD_API_KEY="k")
-    wait_until(lambda: len(api[1]) >= 2)
+def test_where_its_key_does_not_open_runpods_api_runpodctl_ends_it(start, api, tmp_path):
+    """It is in every pod, with the pod's own key: docs.runpod.io/runpodctl/overview."""
+    api[2].extend([(401, "")] * 99)
+    (tmp_path / "tools").mkdir()
+    ctl = tmp_path / "tools/runpodctl"
+    ctl.write_text(f"#!/bin/sh\necho $* > {tmp_path}/told\n")
+    ctl.chmod(0o755)
+    start("1", RUNPOD_POD_ID="pod1", RUNPOD_API_KEY="k", PATH=f"{tmp_path}/tools:{os.environ['PATH']}")
+    wait_until(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text())
+    assert (tmp_path / "told").read_text() == "pod delete pod1\n"
     assert api[1][0][1:4] == ("DELETE", "/v2/pods/pod1", "Bearer k")
-    assert api[1][1][1:] == (
-        "POST", "/graphql", "Bearer k", '{"query": "mutation { podTerminate(input: {podId: \\"pod1\\"}) }"}',
-    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "ends"),
+    [
+        ('{"success": false, "error": "auth_error", "msg": "Invalid user key"}', False),
+        ("<html>not found</html>", False),
+        ('{"success": false, "error": "no_such_instance", "msg": "Instance 77 not found."}', True),
+        ('{"success":false,"error":"not_found","msg":"Instance not found"}', True),
+        ('{"title": "Not Found", "status": 404, "detail": "pod not found"}', True),
+    ],
+)
+def test_a_404_is_the_end_only_where_the_market_says_so(start, api, tmp_path, body, ends):
+    """After the end it waits for it; else it tries again at once."""
+    api[2].extend([(404, body)] * 99)
+    start("1", CONTAINER_ID="77", CONTAINER_API_KEY="k", pause="600")
+    wait_until(lambda: len(api[1]) >= (1 if ends else 3))
+    time.sleep(2.5 if ends else 0)
+    assert (len(api[1]) == 1) == ends and "its-own" not in (tmp_path / "log").read_text()
 
 
 def test_without_curl(start, api, tmp_path):

@@ -1,0 +1,57 @@
+"""How far a rental is on its way to a node of Ray: renting, loading, login, installing, Ray joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray.autoscaler import tags as ray
+
+from cluster.boots import BOOTS
+from cluster.ledger import Ledger
+from cluster.market import Rental
+
+SET_UP = {
+    ray.STATUS_UNINITIALIZED: "login",
+    ray.STATUS_WAITING_FOR_SSH: "login",
+    ray.STATUS_SYNCING_FILES: "installing",
+    ray.STATUS_SETTING_UP: "installing",
+    ray.STATUS_UP_TO_DATE: "Ray joined",
+    ray.STATUS_UPDATE_FAILED: "set-up failed",
+}
+"""Ray's state of a node's set-up → ours."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: str
+    """renting, loading, login, installing, Ray joined; set-up failed; lost"""
+    since: float
+    """Unix time when it came so far."""
+
+    def says(self, now: float) -> str:
+        minutes, seconds = divmod(round(max(0.0, now - self.since)), 60)
+        going = self.step not in ("Ray joined", "lost")
+        return f"{self.step} {minutes}:{seconds:02d}" if going else self.step
+
+
+def progress(rental: Rental, ledger: Ledger | None) -> Progress:
+    """ledger: of the rental's cluster; None: this machine has none, and what comes after the boot isn't known here."""
+    e = ledger.entry(rental.market, rental.id) if ledger else None
+    if rental.state == "lost":
+        return Progress("lost", e.lost if e and e.lost else rental.created)
+    if rental.state == "starting":
+        return Progress("loading", rental.created)
+    notes = ledger.history(BOOTS).get(f"{rental.market}-{rental.id}", []) if ledger else []
+    if not ledger:
+        return Progress("running", rental.started or rental.created)
+    running = e.up if e and e.up else rental.started or rental.created
+    if not notes:
+        return Progress("login", running)
+    step = SET_UP.get(notes[-1]["state"], "installing")
+    first = next(n["at"] for i, n in enumerate(notes) if all(SET_UP.get(m["state"]) == step for m in notes[i:]))
+    return Progress(step, max(first, running) if step == "login" else first)
+
+
+def renting(ledger: Ledger) -> list[Progress]:
+    """What was asked for, and has no answer yet."""
+    return [Progress("renting", e.asked) for e in ledger.living() if e.id is None]

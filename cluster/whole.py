@@ -1,0 +1,107 @@
+"""The whole ledger of a cluster with a rented head: the head writes it, and this fetches it over SSH with the cluster's key."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tarfile
+from dataclasses import dataclass
+
+from cluster import tags
+from cluster.entry import Entry
+from cluster.folder import Folder
+from cluster.journal import Damaged
+from cluster.ledger import Ledger
+
+LOGIN_S, ALL_S = 8, 60.0
+MARK = b"---- shoestring ----\n"
+"""Before what is fetched: whatever a login prints comes first."""
+LED = "led"
+"""Kind of the notes {node id of a head: at} when Ray was up on it, and `fetched`: when it ended, and its ledger was here."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What is here of a rented head's ledger."""
+
+    head: str
+    """Its node id."""
+    at: float | None
+    """Unix time when it was fetched. None: never."""
+    problem: str = ""
+    """Why not now."""
+
+    def says(self, now: float) -> str:
+        """A line for who reads the costs; "" where they are complete."""
+        if not self.problem:
+            return ""
+        if self.at is None:
+            return f"the ledger of its head {self.head} was never fetched ({self.problem}): what the head rented is missing here"
+        return f"as of {(now - self.at) / 60:.0f} minutes ago: its head {self.head} can't be asked ({self.problem})"
+
+
+def head_of(ledger: Ledger) -> Entry | None:
+    """The rented head that leads, unless that is this machine."""
+    heads = [e for e in ledger.living() if e.id and tags.is_head(e.label) and e.node != ledger.machine]
+    return heads[-1] if heads else None
+
+
+def fetch(cluster: str) -> list[Copy]:
+    """Brings the ledger of the cluster's rented head here. What is known of that head, and of those that ended before their
+    ledger was here; [] where nothing is missing and nobody else writes it."""
+    ledger = Ledger(cluster)
+    notes = ledger.history(LED)
+    lost = [
+        Copy(e.node, ledger.taken(e.node), "it has ended")
+        for e in ledger.entries()
+        if e.node in notes and not e.living and not any("fetched" in n for n in notes[e.node])
+        and e.node != ledger.machine and not ledger.stored
+    ]  # fmt: skip
+    head = head_of(ledger)
+    if head is None:
+        return lost
+    try:
+        if head.rental is None or head.rental.ssh is None:
+            raise OSError("it isn't known yet where to log in")
+        fetch_from(ledger, head.node, head.rental.ssh)
+    except (OSError, Damaged) as e:
+        return [*lost, Copy(head.node, ledger.taken(head.node), str(e))]
+    return [*lost, Copy(head.node, ledger.taken(head.node))]
+
+
+def fetch_from(ledger: Ledger, node: str, address: tuple[str, int]) -> None:
+    """Takes in what the head has: its ledger, those that it was sent, and the logs of boots that failed. Raises OSError where it
+    can't be reached, Damaged."""
+    folder = Folder(ledger.cluster)
+    command = (
+        f"cd ~/.shoestring/{ledger.cluster} && echo '{MARK.decode().strip()}' && "
+        "tar -cf - $(ls -d ledger.jsonl others boots 2> /dev/null)"
+    )
+    shell = folder.ssh(node, address, BatchMode="yes", ConnectTimeout=str(LOGIN_S))
+    try:
+        done = subprocess.run([*shell, command], capture_output=True, timeout=ALL_S)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"no answer in {ALL_S:.0f} s") from None
+    _, marked, packed = done.stdout.partition(MARK)
+    if not marked:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(said[-1] if said else f"ssh ended with {done.returncode}")
+    try:
+        files = _unpacked(packed)
+    except tarfile.TarError as e:
+        raise OSError(f"what it sent is cut off: {e}") from None
+    for name, content in files.items():
+        if name == "ledger.jsonl":
+            ledger.take(node, content)
+        elif found := re.fullmatch(r"others/([\w-]+)\.jsonl", name):
+            ledger.take(found[1], content)
+        elif re.fullmatch(r"boots/[\w.-]+\.log", name) and not (folder.path / name).exists():
+            (folder.path / "boots").mkdir(exist_ok=True, mode=0o700)
+            (folder.path / name).write_bytes(content)
+
+
+def _unpacked(packed: bytes) -> dict[str, bytes]:
+    """The regular files of a tar archive; nothing is written, whatever their names are."""
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar.getmembers() if m.isreg()}
