@@ -27,7 +27,7 @@ RUNPOD = [
     ("NVIDIA GeForce RTX 3090", 2, 24, 0.46, 13.0, 8, 32),
     ("NVIDIA GeForce RTX 3090", 2, 24, 0.46, 12.4, 8, 32),
     ("NVIDIA GeForce RTX 4090", 4, 24, 0.69, 13.0, 16, 64),
-    ("NVIDIA GeForce RTX 4090", 2, 24, 0.69, 12.8, 16, 64),
+    ("NVIDIA GeForce RTX 4090", 2, 24, 0.69, 13.0, 16, 64),
     ("NVIDIA RTX A5000", 2, 24, 0.27, 13.0, 6, 32),
     ("NVIDIA RTX A4000", 2, 16, 0.25, 12.6, 6, 32),
     ("NVIDIA A40", 2, 48, 0.40, 13.0, 9, 50),

@@ -124,7 +124,7 @@ def test_vast_puts_a_login_into_tmux_and_nvidia_smi_tells_the_hosts_driver(sim, 
     for box in (old, new):
         home = Path(sim.output).parent / "state/boxes" / box["id"] / "home"
         (home / ".no_auto_tmux").touch()
-    read = "nvidia-smi -L; nvidia-smi | grep -o '[A-Za-z]* Version: *[0-9.]*'"
+    read = "nvidia-smi -L; nvidia-smi | grep -oE '(Driver|CUDA) Version: *[0-9.]*'"
     gpu = "GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-{:08x}-0000-4000-8000-000000000000)\n{}\n{}\n"
     told = gpu.format(100000, "Driver Version: 535.183.01", "CUDA Version: 12.2")
     assert ssh(sim, old, key, read).stdout == told
