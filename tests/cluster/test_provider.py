@@ -10,11 +10,12 @@ from cluster import failures, tags
 from cluster import provider as module
 from cluster.bootstrap import complete
 from cluster.client import TRIES
+from cluster.ending import TRIES as END_TRIES
 from cluster.failures import IN_A_ROW
 from cluster.ledger import UNANSWERED_S, Ledger
 from cluster.market import MarketError
 from cluster.progress import Progress, progress
-from cluster.provider import END_TRIES, Provider
+from cluster.provider import Provider
 
 LADDER = [
     {"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 0.5},
@@ -211,7 +212,7 @@ def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monk
     [id] = running(sim, p)
     sim.control("outbid", id=id.split("-")[1])
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=TRIES * END_TRIES)
-    monkeypatch.setattr("cluster.provider.END_AGAIN_S", 0.0)
+    monkeypatch.setattr("cluster.ending.AGAIN_S", 0.0)
     with pytest.raises(MarketError, match="HTTP 500"):
         p.end()
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=2)
@@ -291,6 +292,7 @@ def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim):
     p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
     p.terminate_node(id)
     said = (p.folder.path / "boots" / f"{id}.log").read_text()
+    assert "what the container printed" in said  # the market's own log, which is there at the second look
     assert "its set-up failed" in said and f"machine {machine}" in said and "== vast says: running" in said
     assert p.memory.is_bad("vast", machine)
 
@@ -326,7 +328,7 @@ def test_ray_down_says_that_the_heads_ledger_could_not_be_fetched_and_ends_it_al
     running(sim, p)
     again = provider()
     again.terminate_nodes(again.non_terminated_nodes({}))
-    assert f"The ledger of the head {head} could not be fetched" in caplog.text
+    assert f"The ledger of the head {head} can't be fetched" in caplog.text
     assert sim.state()["rentals"] == [] and not again.ledger.living()
 
 
