@@ -285,17 +285,19 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     p.create_node({"ladder": ANY}, WORKER, 1)  # it begins at nought again
 
 
-def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim):
+@pytest.mark.parametrize(("market", "rung"), [("vast", 0), ("runpod", 2)])
+def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, market, rung, monkeypatch):
+    monkeypatch.setattr("cluster.runpod.LOG_S", 0.3)
     p = provider()
-    p.create_node({"ladder": LADDER}, WORKER, 1)
+    p.create_node({"ladder": LADDER[rung:]}, WORKER, 1)
     [id] = running(sim, p)
     machine = p.nodes.get(id).place
     p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
     p.terminate_node(id)
     said = (p.folder.path / "boots" / f"{id}.log").read_text()
     assert "what the container printed" in said  # the market's own log, which is there at the second look
-    assert "its set-up failed" in said and f"machine {machine}" in said and "== vast says: running" in said
-    assert p.memory.is_bad("vast", machine)
+    assert "its set-up failed" in said and f"machine {machine}" in said and f"== {market} says: running" in said
+    assert p.memory.is_bad(market, machine)
 
 
 def test_what_the_market_does_not_say_of_a_rental_is_known_from_its_offer(provider, sim):
