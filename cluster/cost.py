@@ -137,7 +137,9 @@ def costs(ledger: Ledger, now: float) -> Costs:
     total = sum(n.usd for n in nodes)
     wasted = sum(n.starting_usd + n.idle_usd for n in nodes) + sum(lost)
     uncertain = sum(e.uncertain_usd() for e in entries)
-    made = Costs(ledger.cluster, total, ledger.rate(), now, uncertain, nodes, rows, wasted=wasted / total if total else 0.0)
+    made = Costs(
+        ledger.cluster, total, ledger.rate(), now, uncertain, nodes, rows, wasted=wasted / total if total else 0.0
+    )
     made.traffic_usd = SETUP_GB * sum(e.download_usd_per_gb for e in entries if e.id)
     for row in rows:
         made.stages[row.stage or "other"] = made.stages.get(row.stage or "other", 0.0) + row.usd

@@ -8,8 +8,9 @@ import time
 import fsspec
 import pytest
 
-from cluster import markets, status, sweep
+from cluster import markets, ssh, status, sweep
 from cluster.budget import Budget
+from cluster.folder import Folder
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.link import measure
@@ -143,3 +144,17 @@ def test_a_link_is_measured():
     assert 0 < link.round_trip_ms < 1000 and link.up_mb_s > 1 and link.down_mb_s > 1
     with pytest.raises(OSError, match="no such machine"):
         measure(["sh", "-c", slow + "echo no such machine >&2; exit 1"])
+
+
+def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys):
+    id = rent("c", kept=True)
+    node = f"vast-{id}"
+    assert ssh.main([node[:-1]]) == 2
+    assert f"No market lists a rental {node[:-1]} of ours. Nearest: {node}." in capsys.readouterr().err
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    assert ssh.main([node]) == 2
+    assert f"{node} is a box of c, whose key (" in capsys.readouterr().err
+    Folder("c")
+    assert ssh.main([node, "true"]) == 255  # a box of this simulator has no sshd
+    sim.control("offline", id=id)
+    assert ssh.main([node]) == 2 and f"{node} can't be logged in to: it is lost" in capsys.readouterr().err
