@@ -15,11 +15,10 @@ from cluster.check.pipeline import Failed, NotAskedFor, Pipeline
 from cluster.check.rented import MINUTES, Cluster, usd_per_hour
 from cluster.entry import Entry
 from cluster.market import MarketError
-from cluster.provider import SSH_S
 
 RENTED_S = 120.0
 """Offers may be taken again and again, and a market's limits be reached."""
-SET_UP_S, JOINED_S, TRAINED_S = 1200.0, 180.0, 300.0
+LOGIN_S, SET_UP_S, JOINED_S, TRAINED_S = 180.0, 1200.0, 180.0, 300.0
 
 
 class Check:
@@ -140,7 +139,7 @@ class Check:
                 return False
             return True
 
-        self._wait(works, SSH_S, lambda: said[0])
+        self._wait(works, LOGIN_S, lambda: said[0])
         return box
 
     def driver(self) -> str:

@@ -174,7 +174,7 @@ def test_every_offer_taken_is_named(make, sim, monkeypatch):
 
 
 def test_a_box_without_a_login_is_named(renting, sim, monkeypatch):
-    monkeypatch.setattr(steps, "SSH_S", 1.0)
+    monkeypatch.setattr(steps, "LOGIN_S", 1.0)
     made, _ = renting()
     assert made.pipeline.run("boot", made.boot)
     assert "refused" in failed(made, "SSH login", made.login)
