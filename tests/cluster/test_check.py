@@ -328,6 +328,7 @@ def test_the_report_has_no_key_address_host_or_user_name_in_it(home, monkeypatch
     key = markets.key("vast")
     told = (
         f"GET http://10.213.4.1:8801/x with {key}: ssh root@203.0.113.7 port 22: host box-7.example.org:2201, "
+        "root@ssh7.example.net: Permission denied; connect to host ssh8.example.net port 22; "
         f"[2001:db8::1]:22 refused; {getpass.getuser()}@{socket.gethostname()} in {Path.home()}/.shoestring/x; "
         "https://console.vast.ai/api/v0/ driver 580.65.06, CUDA 13.0, torch 2.13.0, 127.77.0.2"
     )
@@ -335,7 +336,7 @@ def test_the_report_has_no_key_address_host_or_user_name_in_it(home, monkeypatch
     pipeline.results[0] = Result("boot", "failed", told, 1.0, 0.1)
     text = json.dumps(report.made(pipeline, {"nested": [{"x": told}]}, 0.1, [key]), ensure_ascii=False)
     for gone in (
-        key, "10.213.4.1", "203.0.113.7", "2001:db8", "127.77.0.2", "example.org", socket.gethostname(), str(Path.home()),
+        key, "10.213.4.1", "203.0.113.7", "2001:db8", "127.77.0.2", "example.org", "example.net", socket.gethostname(), str(Path.home()),
         f"{getpass.getuser()}@",
     ):  # fmt: skip
         assert gone not in text, gone
