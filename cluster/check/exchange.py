@@ -13,6 +13,7 @@ import time
 
 NUMBERS = 4_000_000
 """float32; 16 MB."""
+LIMIT_S = 120.0
 
 
 class Rank:
@@ -58,7 +59,13 @@ def main(device: str) -> None:
     print("JOINED 2", flush=True)
     backend = "nccl" if device == "gpu" else "gloo"
     _, address, port = places[0]
-    seconds = max(ray.get([r.exchange.remote(i, address, port, backend) for i, r in enumerate(ranks)], timeout=120))
+    try:
+        sums = [r.exchange.remote(i, address, port, backend) for i, r in enumerate(ranks)]
+        seconds = max(ray.get(sums, timeout=LIMIT_S))
+    except ray.exceptions.GetTimeoutError:
+        sys.exit(
+            f"{backend} exchanged nothing within {LIMIT_S:g} s: it doesn't get from one box to the other over the mesh"
+        )
     print("EXCHANGED", json.dumps({"backend": backend, "mb": NUMBERS * 4 / 1e6, "seconds": seconds}), flush=True)
 
 

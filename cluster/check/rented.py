@@ -103,13 +103,13 @@ class Cluster:
     # ---- what there is
 
     def candidates(self) -> list[tuple[ladder.Rung, Offer]]:
-        """What the rungs could rent, the cheapest first. Raises MarketError."""
+        """What the rungs could rent, the cheapest first; last what may turn out to have no public address. Raises MarketError."""
         complete = bootstrap.complete(_with_head_here(self.config))
         rungs = ladder.parse(complete["available_node_types"]["box"]["node_config"]["ladder"])
         found = [
             (r, o) for r in rungs for o in self.markets[r.market].offers(r.want(DISK_GB)) if r.price(o) is not None
         ]
-        return sorted(found, key=lambda row: usd_per_hour(*row))
+        return sorted(found, key=lambda row: (not row[1].public_ip, usd_per_hour(*row)))
 
     def narrow(self, chosen: list[tuple[ladder.Rung, Offer]]) -> None:
         """The ladder is the kinds of the first of `chosen`, the cheapest first."""

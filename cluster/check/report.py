@@ -20,8 +20,11 @@ ADDRESS = re.compile(
     r"|(?<![\w:])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}(?![\w:])",  # IPv6
     re.IGNORECASE,
 )
-HOST = re.compile(r"(?<=://)[^/\s'\"]+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:[a-z]{2,})(?=:\d)", re.IGNORECASE)
-"""Of a URL, or one that is followed by a port."""
+HOST = re.compile(
+    r"(?<=://)[^/\s'\"]+|(?<=@)[\w.-]+|(?:(?<=host )|(?<=hostname ))[\w.-]+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}(?=:\d)",
+    re.IGNORECASE,
+)
+"""Of a URL, a login, ssh's complaints, or one that is followed by a port."""
 PUBLIC = ("console.vast.ai", "api.runpod.io", "pypi.org", "files.pythonhosted.org", "download.pytorch.org")
 """Hosts that say nothing about anybody."""
 
