@@ -9,6 +9,7 @@ would make Ray take every node for lost.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, ladder, lost, markets, mesh, shape, tags, tools, watchdog, whole
+from cluster import bootstrap, ladder, lost, markets, mesh, reminder, shape, tags, tools, watchdog, whole
 from cluster.boots import BOOTS
 from cluster.ending import Ending
 from cluster.failures import MARKETS, Failures
@@ -69,6 +70,8 @@ class Provider(NodeProvider):
         }
         self._leads = gcs_address()
         """Where Ray's GCS is, in the autoscaler's process."""
+        self._reminds: set[str] = set()
+        """Heads that this process sets up: what becomes of them is said when it ends."""
         self.failures = Failures(self.ledger, self._leads)
         self.ending = Ending(self.folder, self.ledger, self.markets, self.nodes, leads=self._leads is not None)
         if self._leads:
@@ -120,10 +123,10 @@ class Provider(NodeProvider):
             }
             self._asked = time.monotonic()
         for id in self.nodes.take_in(listed, orphans, began):
-            self._give_up(id, "no market lists it any more", exists=False)
+            self.give_up(id, "no market lists it any more", exists=False)
         for id, node in self.nodes.all().items():
             if why := self._fault(node):
-                self._give_up(id, why)
+                self.give_up(id, why)
         for id in {*self.nodes.undead(listed, began - AGAIN_S), *orphans}:
             self.ending.destroy_later(id)
 
@@ -201,7 +204,14 @@ class Provider(NodeProvider):
         self._note_boot(node_id, node, tags_)
         # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
         if node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
+            if node_id not in self._reminds:
+                self._reminds.add(node_id)
+                atexit.register(self._remind, node_id)  # however it ends: an error, Ctrl-C, a bug of Ray's
             self.markets[rental.market].label(rental.id, label)
+
+    def _remind(self, node_id: str) -> None:
+        if node := self.nodes.get(node_id):
+            reminder.say(reminder.still_bills(node.rental, node.tags, self.cluster_name))
 
     def _note_boot(self, node_id: str, node: Node, tags_: dict[str, str]) -> None:
         """How far it is, in the ledger, where `status` finds it."""
@@ -296,7 +306,7 @@ class Provider(NodeProvider):
 
     # ---- what is lost
 
-    def _give_up(self, node_id: str, why: str, exists: bool = True) -> None:
+    def give_up(self, node_id: str, why: str, exists: bool = True) -> None:
         """From now on it is no node of ours; what has to be done about it happens meanwhile."""
         node = self.nodes.end(node_id)
         if node is None:

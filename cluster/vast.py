@@ -336,7 +336,8 @@ def _disk(usd_per_gb_month: float, total: float | None, gb: float) -> float:
 def _onstart(order: Order) -> str:
     """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts.
 
-    Logins get no tmux, in which Ray's commands would hang: ~/.no_auto_tmux, as SkyPilot does (sky/provision/vast/utils.py).
+    Vast's images put every login into tmux, where Ray's commands would hang, unless ~/.no_auto_tmux is there
+    (https://github.com/vast-ai/base-image, README; SkyPilot does the same): it is before our key is, so no login comes too early.
     Raises Refused where it is too long even when packed.
     """
     key = quote(order.public_key.strip())
