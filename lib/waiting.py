@@ -87,40 +87,42 @@ def state(status, each: dict[str, float], why: str | None, long: bool) -> str | 
 
     why: what keeps the cluster from renting (lib/notice.py). long: whether it was waited for longer than an autoscaler takes.
     """
-    demands = status.resource_demands
-    asked = [*demands.placement_group_demand, *demands.ray_task_actor_demand, *demands.cluster_constraint_demand]
-    if not any(_holds(wanted.bundle, each) for demand in asked for wanted in demand.bundles_by_count):
+    demands, nodes = status.resource_demands, [*status.active_nodes, *status.idle_nodes]
+    pending = _asked([*demands.placement_group_demand, *demands.ray_task_actor_demand], each)
+    at_all = _asked(demands.cluster_constraint_demand, each)  # stays while they work
+    there = sum(_room(n.total_resources(), each) for n in nodes)
+    if not pending and at_all <= there:
         return None
-    up = Counter(
-        n.ray_node_type_name for n in [*status.active_nodes, *status.idle_nodes] if _holds(n.total_resources(), each)
-    )
+    up = Counter(n.ray_node_type_name for n in nodes if _room(n.total_resources(), each))
+    ids = {n.instance_id for n in nodes}  # one that has just joined is still among those that boot
+    booting = Counter(n.ray_node_type_name for n in status.pending_nodes if n.instance_id not in ids)
     asking = Counter()
     for launch in status.pending_launches:
         asking[launch.ray_node_type_name] += launch.count
-    stages = (
-        (up, "up"),
-        (Counter(n.ray_node_type_name for n in status.pending_nodes), "rented and booting"),
-        (asking, "being rented"),
-    )
-    if why:  # of what is being rented, it is tried again
-        there = _listed(stages[:2])
-        what = f"{there}; no more can be rented:" if there else "nothing can be rented:"
+    free = sum(_room(n.available_resources(), each) for n in nodes)
+    missing = max(pending - free, at_all - there) - booting.total()
+    found = [(up, "up"), (booting, "rented and booting")]
+    if why and missing > 0:  # what is being rented then is tried in vain
+        before = _listed(found)
+        what = f"{before}; no more can be rented:" if before else "nothing can be rented:"
         return "\n  ".join([what, *why.splitlines()]) if "\n" in why else f"{what} {why}"
-    if not any(counts for counts, _ in stages[1:]):
-        return (
-            "no node is free, and none is being rented. `ray status` shows what the nodes are used for"
-            if long
-            else None
-        )
-    return _listed(stages)
+    if booting or asking:
+        return _listed([*found, (asking, "being rented")])
+    none = "no node is free, and none is being rented. `ray status` shows what the nodes are used for"
+    return none if long and missing > 0 else None
 
 
-def _listed(stages: tuple[tuple[Counter, str], ...]) -> str:
+def _asked(demands, each: dict[str, float]) -> int:
+    """How many workers of `each` there are in them."""
+    return sum(d.count for demand in demands for d in demand.bundles_by_count if _room(d.bundle, each))
+
+
+def _listed(stages: list[tuple[Counter, str]]) -> str:
     return "; ".join(f"{n} × {name} {what}" for counts, what in stages for name, n in sorted(counts.items()))
 
 
-def _holds(resources: dict[str, float], each: dict[str, float]) -> bool:
-    return all(resources.get(what, 0) >= amount for what, amount in each.items())
+def _room(resources: dict[str, float], each: dict[str, float]) -> int:
+    return int(min(resources.get(what, 0) // amount for what, amount in each.items()))
 
 
 def worded(workers: int | tuple[int, int], each: dict[str, float]) -> str:

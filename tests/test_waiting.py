@@ -2,6 +2,7 @@
 
 import pytest
 from ray.autoscaler.v2.schema import (
+    ClusterConstraintDemand,
     ClusterStatus,
     LaunchRequest,
     NodeInfo,
@@ -18,20 +19,27 @@ from lib.waiting import state, worded
 EACH = {"CPU": 8, "GPU": 1}
 
 
-def node(kind: str, **resources: float) -> NodeInfo:
-    return NodeInfo(
-        "", kind, "i", "10.0.0.1", resource_usage=NodeUsage([ResourceUsage(k, v) for k, v in resources.items()], 0)
-    )
+def node(kind: str, id: str = "", used: float = 0, **resources: float) -> NodeInfo:
+    """used: the share of its resources that work has."""
+    usage = [ResourceUsage(k, v, v * used) for k, v in resources.items()]
+    return NodeInfo("", kind, id, "10.0.0.1", resource_usage=NodeUsage(usage, 0))
 
 
-def status(demand: dict | None = EACH, launches: int = 0, pending: int = 0, up: int = 0) -> ClusterStatus:
+def status(
+    demand: dict | None = EACH, launches: int = 0, pending: int = 0, up: int = 0, used: float = 0
+) -> ClusterStatus:
+    """Two workers wait for a node each. The first node that is up is also among the pending ones: it has just joined."""
     wanted = [PlacementGroupResourceDemand([ResourceRequestByCount(demand, 2)], "")] if demand else []
     launch = LaunchRequest("", "gpu", launches, LaunchRequest.Status.PENDING, 0)
+    joined = [node("gpu", f"vast-{i}", used, CPU=8, GPU=1) for i in range(up)]
     return ClusterStatus(
-        active_nodes=[node("head", CPU=0), *[node("gpu", CPU=8, GPU=1)] * up],
+        active_nodes=[node("head", "here", CPU=0), *joined],
         pending_launches=[launch] if launches else [],
-        pending_nodes=[node("gpu")] * pending,
-        resource_demands=ResourceDemandSummary(placement_group_demand=wanted),
+        pending_nodes=[*joined[:1], *[node("gpu", f"vast-{9 + i}") for i in range(pending)]],
+        resource_demands=ResourceDemandSummary(
+            placement_group_demand=wanted,
+            cluster_constraint_demand=[ClusterConstraintDemand([ResourceRequestByCount(EACH, 2)])],
+        ),
     )
 
 
@@ -45,12 +53,22 @@ def status(demand: dict | None = EACH, launches: int = 0, pending: int = 0, up: 
         (status(pending=1), "gpu: a\nbox: b", True, "1 × gpu rented and booting; no more can be rented:\n  gpu: a\n  box: b"),
         (status(), None, False, None),  # the autoscaler hasn't looked yet
         (status(), None, True, "no node is free, and none is being rented. `ray status` shows what the nodes are used for"),
-        (status(demand=None, launches=1), "too dear", True, None),  # nobody waits
-        (status(demand={"CPU": 1}, launches=1), None, True, None),  # another job does
+        (status(up=2), "gpu: an old reason", True, None),  # both nodes are there: the workers are being started
+        (status(pending=2), "gpu: an old reason", True, "2 × gpu rented and booting"),
+        (status(up=2, used=1), None, True, "no node is free, and none is being rented. `ray status` shows what the nodes are used for"),
+        (status(up=2, used=1), "too dear", True, "2 × gpu up; no more can be rented: too dear"),  # another job's
+        (status(demand=None, up=2, used=1), "too dear", True, None),  # they are at work
+        (status(demand=None, up=1, launches=1), None, True, "1 × gpu up; 1 × gpu being rented"),  # of a group that may shrink
     ],
 )  # fmt: skip
 def test_what_is_said(now, why, long, says):
     assert state(now, EACH, why, long) == says
+
+
+def test_another_jobs_workers_do_not_count():
+    other = RayTaskActorDemand([ResourceRequestByCount({"CPU": 1}, 3)])
+    demands = ResourceDemandSummary(ray_task_actor_demand=[other])
+    assert state(ClusterStatus(resource_demands=demands), EACH, "too dear", True) is None
 
 
 def test_an_actor_that_waits_counts_as_well():

@@ -128,6 +128,7 @@ async def serve(args: argparse.Namespace) -> None:
 def welcome(world: World, args: argparse.Namespace) -> str:
     exports = {f"{m.upper()}_URL": url for m, url in world.urls.items()}
     exports |= {f"{m.upper()}_API_KEY": key for m, key in world.keys.items()}
+    exports |= {"SHOESTRING_DOWNLOAD": f"{world.urls['vast']}/_sim/download"}
     exports |= {"SHOESTRING_PACE": f"{args.pace:g}"} if args.pace != 1 else {}
     lines = [f"export {k}={shlex.quote(v)}" for k, v in exports.items()]
     return "\n".join(
