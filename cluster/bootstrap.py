@@ -71,6 +71,10 @@ class Settings:
     """mesh: tunnels that the head dials. flat: nodes reach each other by their private addresses."""
     image: str = ""
     """Container image of all nodes, unless their node_config names one."""
+    registry: str = ""
+    """Where `image` is, if it is private: ghcr.io. The login is REGISTRY_API_KEY, USER:TOKEN, or in a file as markets' keys are."""
+    runpod_registry: str = ""
+    """RunPod keeps such a login itself: its id there (`runpodctl registry create`)."""
     torch: str | None = None
     """Another build of torch than PyPI's, such as cu129 for older drivers: https://download.pytorch.org/whl/cu129."""
     budget: Budget = field(default_factory=Budget)
@@ -105,6 +109,11 @@ class Settings:
             if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
                 raise ValueError(f"provider.{key} must be a number above 0, but is {minutes!r}.")
         driver.needed(given.get("torch"))
+        if given.get("registry") and "runpod" in names and not given.get("runpod_registry"):
+            raise ValueError(
+                "provider.registry: RunPod keeps logins of registries itself. `runpodctl registry create` makes one; "
+                "write its id into provider.runpod_registry."
+            )
         return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget", {}))})
 
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 ON_PYPI = {"torch==2.13.0": 13}
 """CUDA's major version that PyPI's wheel of torch for Linux brings. The torch here may be another build, whose metadata don't
-tell: `echo torch==2.13.0 | uv pip compile - --python-platform linux` lists nvidia-cudnn-cu13 (tests/cluster/test_driver.py)."""
+tell: `echo torch==2.13.0 | uv pip compile - --python-platform linux` lists nvidia-cudnn-cu13 (tests/cluster/test_set_up.py)."""
 
 OLDER = "cu129"
 """A build of the same torch for drivers from 525 on."""

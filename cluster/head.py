@@ -79,7 +79,7 @@ def read(path: str) -> dict:
     config["provider"]["here"] = True
     config = bootstrap.complete(prepare_config(config))
     validate_config(config)
-    for name in config["provider"]["markets"]:
+    for name in [*config["provider"]["markets"], *(["registry"] if config["provider"].get("registry") else [])]:
         _keep_key(name)
     for name in markets.MARKETS:  # also those of markets that this cluster doesn't use
         os.environ.pop(f"{name.upper()}_API_KEY", None)

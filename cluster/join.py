@@ -52,7 +52,7 @@ def head(provider: Provider, runner: Runner) -> None:
         if machine != runner.node_id:
             runner.write(lines, f"~/.shoestring/{provider.cluster_name}/others/{machine}.jsonl", 0o600)
     runner.write(runner.node_id.encode(), f"~/.shoestring/{provider.cluster_name}/copy", 0o600)
-    for name in provider.markets:
+    for name in [*provider.markets, *(["registry"] if provider.settings.registry else [])]:
         runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
     for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):
         runner.run_rsync_up(str(package), f"{bootstrap.CODE}/{package.name}")

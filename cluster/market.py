@@ -94,6 +94,18 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Registry:
+    """How a market pulls a private image."""
+
+    server: str
+    """ghcr.io"""
+    login: str = field(repr=False)
+    """USER:TOKEN; the market sees it, the rented machine doesn't have to."""
+    runpod: str = ""
+    """Id of the login that RunPod keeps (`runpodctl registry create`), instead of `login`."""
+
+
+@dataclass(frozen=True)
 class Order:
     """What is to run on an offer."""
 
@@ -110,6 +122,8 @@ class Order:
     """Shell commands run as root when the machine has booted, beside sshd."""
     ends_after_s: float | None = None
     """The market itself ends the rental then, where it can: neither of the two can."""
+    registry: Registry | None = None
+    """Of a private image."""
 
 
 @dataclass(frozen=True)

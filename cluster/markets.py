@@ -7,7 +7,7 @@ import os
 from urllib.parse import urlsplit
 
 from cluster.client import key_file
-from cluster.market import Market
+from cluster.market import Market, Registry
 from cluster.runpod import RunPod
 from cluster.vast import Vast
 from lib.cli import nearest
@@ -29,6 +29,16 @@ def find(name: str, url: str | None = None) -> Market:
     if url:
         _check_url(name, url)
     return MARKETS[name](key(name), url, float(os.environ.get("SHOESTRING_PACE", "1")) if url else 1.0)
+
+
+def registry(server: str, runpod: str) -> Registry | None:
+    """The login for private images at `server`; None: they are public. Raises ValueError."""
+    if not server:
+        return None
+    login = key("registry")
+    if not all(login.partition(":")):
+        raise ValueError("registry: REGISTRY_API_KEY, or its file, must be USER:TOKEN.")
+    return Registry(server, login, runpod)
 
 
 def key(name: str) -> str:

@@ -9,7 +9,6 @@ would make Ray take every node for lost.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
@@ -20,7 +19,7 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, ladder, lost, markets, mesh, reminder, shape, tags, tools, watchdog, whole
+from cluster import bootstrap, ladder, lost, markets, mesh, shape, tags, tools, watchdog, whole
 from cluster.boots import BOOTS
 from cluster.ending import Ending
 from cluster.failures import MARKETS, Failures
@@ -30,6 +29,7 @@ from cluster.ledger import Ledger
 from cluster.market import MarketError, Order, Rental
 from cluster.memory import Memory
 from cluster.nodes import Node, Nodes
+from cluster.reminder import Reminder
 from cluster.runner import Runner
 from cluster.steward import Steward, gcs_address
 
@@ -70,8 +70,7 @@ class Provider(NodeProvider):
         }
         self._leads = gcs_address()
         """Where Ray's GCS is, in the autoscaler's process."""
-        self._reminds: set[str] = set()
-        """Heads that this process sets up: what becomes of them is said when it ends."""
+        self._reminder = Reminder(self.nodes)
         self.failures = Failures(self.ledger, self._leads)
         self.ending = Ending(self.folder, self.ledger, self.markets, self.nodes, leads=self._leads is not None)
         if self._leads:
@@ -204,14 +203,8 @@ class Provider(NodeProvider):
         self._note_boot(node_id, node, tags_)
         # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
         if node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
-            if node_id not in self._reminds:
-                self._reminds.add(node_id)
-                atexit.register(self._remind, node_id)  # however it ends: an error, Ctrl-C, a bug of Ray's
+            self._reminder.watch(node_id)
             self.markets[rental.market].label(rental.id, label)
-
-    def _remind(self, node_id: str) -> None:
-        if node := self.nodes.get(node_id):
-            reminder.say(reminder.still_bills(node.rental, node.tags, self.cluster_name))
 
     def _note_boot(self, node_id: str, node: Node, tags_: dict[str, str]) -> None:
         """How far it is, in the ledger, where `status` finds it."""
@@ -239,6 +232,7 @@ class Provider(NodeProvider):
                 self.nodes.release(slot)
             self.failures.can(node_type)
             if head and not self._leads:
+                self._reminder.watch(node_id)
                 self._wait(node_id)
 
     def _wait(self, node_id: str) -> None:
@@ -264,6 +258,7 @@ class Provider(NodeProvider):
             bid_usd_per_hour=None,
             public_key=self.folder.public_key,
             start=self._watchdog(tags_),
+            registry=markets.registry(self.settings.registry, self.settings.runpod_registry),
         )
         rungs = ladder.parse(node_config["ladder"])
         offer, id = ladder.climb(rungs, self.markets, order, self.memory)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 
 import click
 from ray.autoscaler import tags as ray
 
-from cluster.market import Rental
+from cluster.nodes import Nodes
 
 
-def still_bills(rental: Rental, tags: dict[str, str], cluster: str) -> str | None:
-    """What to say of a head when the process that set it up ends; None: it leads."""
-    if tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UP_TO_DATE:
-        return None
-    usd = (rental.usd_per_hour or 0.0) + rental.disk_usd_per_hour
-    path = next((word for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))), "CLUSTER.yaml")
-    return (
-        f"\n{cluster} has no head that leads, but {rental.market}-{rental.id} is still rented for it and costs ${usd:.3f} an hour.\n"
-        f"  ray down {path}    ends it, and all else that {cluster} rents\n"
-        f"  ray up {path}      tries again with it; what is installed on it is kept"
-    )
+class Reminder:
+    """Of the heads that this process sets up."""
 
+    def __init__(self, nodes: Nodes):
+        self.nodes = nodes
+        self._heads: set[str] = set()
 
-def say(text: str | None) -> None:
-    if text:
-        click.echo(text, err=True)
+    def watch(self, node_id: str) -> None:
+        """However this process ends, by an error, Ctrl-C, or a bug of Ray's: if the head doesn't lead then, it is said."""
+        if node_id not in self._heads:
+            self._heads.add(node_id)
+            atexit.register(self.say, node_id)
+
+    def say(self, node_id: str) -> None:
+        node = self.nodes.get(node_id)
+        if node is None or node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UP_TO_DATE:
+            return
+        cluster, usd = self.nodes.cluster, (node.rental.usd_per_hour or 0.0) + node.rental.disk_usd_per_hour
+        path = next((word for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))), "CLUSTER.yaml")
+        click.echo(
+            f"\n{cluster} has no head that leads, but {node_id} is still rented for it and costs ${usd:.3f} an hour.\n"
+            f"  ray down {path}    ends it, and all else that {cluster} rents\n"
+            f"  ray up {path}      tries again with it; what is installed on it is kept",
+            err=True,
+        )

@@ -71,6 +71,7 @@ class RunPod(Market):
             **({"args": _args(order.start)} if order.start else {}),
             **({"dataCenterIds": [offer.region]} if offer.region else {}),
             **({"globalNetworking": True} if offer.network else {}),
+            **({"registry": order.registry.runpod} if order.registry and order.registry.runpod else {}),
         }
         # 400 is RunPod's only word for "none of these is free"; the next may be
         return self.client.call(

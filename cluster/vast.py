@@ -207,6 +207,9 @@ class Vast(Market):
         }
         if order.bid_usd_per_hour is not None:
             body["price"] = order.bid_usd_per_hour
+        if order.registry:  # arguments of `docker login`: https://docs.vast.ai/cli/reference/create-instance, --login
+            user, _, token = order.registry.login.partition(":")
+            body["image_login"] = f"-u {quote(user)} -p {quote(token)} {quote(order.registry.server)}"
         with self._search:
             self._found = {w: (at, [o for o in found if o.id != offer.id]) for w, (at, found) in self._found.items()}
         path = f"/api/v0/asks/{offer.id}/"

@@ -59,6 +59,7 @@ class Create(Strict):
     gpu: Gpu | None = None
     dataCenterIds: list[str] = Field(default_factory=list)
     globalNetworking: bool = False
+    registry: str | None = None
     mounts: Mounts = Field(default_factory=Mounts)
     startSsh: bool = False
 

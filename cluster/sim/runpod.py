@@ -169,7 +169,7 @@ class RunPod(Api):
         order = self.order(
             want.name, want.image, want.disk, mounts, want.env, want.ports, want.args, want.startSsh,
             count=count, usd_per_hour=price, spot=False, flat=want.globalNetworking,
-            extra={"cloud": want.cloud, "vcpus": want.cpu.vcpuCount if want.cpu else 0},
+            extra={"cloud": want.cloud, "vcpus": want.cpu.vcpuCount if want.cpu else 0, "login": want.registry},
         )  # fmt: skip
         try:
             rental = self.world.rent(machine, order)

@@ -53,6 +53,7 @@ class Create(Strict):
     runtype: Literal["ssh", "ssh_proxy", "ssh_direct", "jupyter", "jupyter_proxy", "jupyter_direct", "args"] = "ssh"
     price: float | None = Field(default=None, ge=0.001, le=128)
     cancel_unavail: bool | None = None
+    image_login: str | None = Field(default=None, pattern=r"^-u \S+ -p \S+ \S+$")
     client_id: Literal["me"] = "me"
 
 
@@ -204,7 +205,7 @@ class Vast(Api):
             keys=list(self.world.ssh_keys["vast"]),
             sshd=want.runtype != "args",
             flat=True,
-            extra={"runtype": want.runtype},
+            extra={"runtype": want.runtype, "login": want.image_login},
         )
         # A bid that doesn't win, or a machine just taken, leaves a stopped and billed instance unless that is cancelled.
         cancel = want.cancel_unavail if want.cancel_unavail is not None else not order.spot

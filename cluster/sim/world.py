@@ -18,6 +18,10 @@ from cluster.sim.ports import Box
 from cluster.sim.rental import Machine, Order, Rental, State
 
 log = logging.getLogger("cluster.sim")
+
+PRIVATE = "private.example/"
+"""Images that only these logins pull: as Vast takes them (arguments of docker login), and as RunPod does (an id)."""
+LOGINS = ("-u me -p secret private.example", "reg_private")
 SLOW = 5.0
 """Times the boot of a slow host."""
 
@@ -116,6 +120,9 @@ class World:
             await asyncio.sleep(boot_s * 0.7)
             if fault == "stuck":
                 rental.why = "pulling image"
+                await asyncio.Event().wait()
+            if rental.order.image.startswith(PRIVATE) and rental.order.extra["login"] not in LOGINS:
+                rental.why = f"Error response from daemon: pull access denied for {rental.order.image}"
                 await asyncio.Event().wait()
             if fault == "noboot":
                 rental.state, rental.why = "error", "container failed to start"

@@ -163,5 +163,5 @@ def test_traffic_is_estimated_and_not_counted(state, capsys, monkeypatch):  # no
     said = capsys.readouterr().out
     assert (
         "c: $0.40" in said
-        and "not counted: traffic; the set-up of these nodes (4 GB each) was about $0.08 more" in said
+        and "not counted: traffic; the set-up of these nodes (3.7 GB each) was about $0.07 more" in said
     )

@@ -3,6 +3,7 @@
 import atexit
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import click
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster import bootstrap
+from cluster import bootstrap, driver
 from cluster.sim.box import why_not
 from tests.cluster.conftest import simulator
 from tests.cluster.test_provider import WORKER, provider  # noqa: F401
@@ -113,7 +114,7 @@ class TestOnABox:
         sim.wait(lambda s: s["rentals"] == [])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wheels():
     """(folders, environment) by which pip and uv find there, without a network, all that a node needs: what this machine's pip
     would install, in uv's own cache, where it stays for the next time."""
@@ -147,6 +148,14 @@ def wheels():
 
 class TestOnABareBox:
     pytestmark = BOXES
+
+    def test_the_cuda_that_pypis_torch_needs(self, wheels):
+        """By its wheel's metadata, of which nothing but these is downloaded."""
+        [pinned] = driver.ON_PYPI
+        uv = [f"{wheels[0][0]}/uv/bin/uv", "--no-config", "pip", "compile", "-q", "-", "--no-annotate"]
+        platform_ = ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.11"]
+        said = subprocess.run([*uv, *platform_], input=pinned, capture_output=True, text=True, check=True).stdout
+        assert set(re.findall(r"nvidia-\w+-cu(\d+)", said)) == {f"{driver.needed():.0f}"}, said
 
     def test_it_is_set_up_although_the_first_time_was_killed(self, wheels, key):  # noqa: F811
         folders, env = wheels
