@@ -109,7 +109,7 @@ class Order:
     start: str = ""
     """Shell commands run as root when the machine has booted, beside sshd."""
     ends_after_s: float | None = None
-    """The market itself ends the rental then, where it can."""
+    """The market itself ends the rental then, where it can: neither of the two can."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--faults", type=float, default=0.0, metavar="RATE", help="random faults per minute (0)")
     parser.add_argument("--realistic", action="store_true",
                         help="with what is always so at the real markets: hosts with an old driver, a slow line or no public "
-                        "address among the cheapest, boots of 0.5 to 3 times --boot, Vast's tmux at every login")  # fmt: skip
+                        "address among the cheapest, boots of 0.5 to 3 times --boot")  # fmt: skip
     parser.add_argument("--pace", type=float, default=1.0, metavar="N", help="rate limits N times as generous, for clients with SHOESTRING_PACE=N (1)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of prices, machines and faults")
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "shoestring-sim", metavar="FOLDER",

@@ -37,8 +37,7 @@ class World:
         flat: bool,
         realistic: bool = False,
     ):
-        """realistic: what is always so at the real markets, and not only when something goes wrong: boots take between half
-        of boot_s and three times that, and the boxes' logins have Vast's tmux (box.py)."""
+        """realistic: boots take between half of boot_s and three times that."""
         self.machines = {m.id: m for m in machines}
         self.rentals: dict[str, Rental] = {}
         """Every one there ever was."""

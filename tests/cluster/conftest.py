@@ -69,7 +69,7 @@ def simulator(**options):
         command = [sys.executable, "-m", "cluster.sim"]
         for name, value in options.items():
             for one in value if isinstance(value, list) else [value]:
-                command += [f"--{name.replace('_', '-')}", str(one)]
+                command += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
         output = f"{folder}/output"
         with open(output, "w") as file:
             process = subprocess.Popen(command, cwd=REPO, stdout=file, stderr=subprocess.STDOUT)

@@ -47,7 +47,7 @@ def took(what: str, since: float) -> None:
 
 def spots(state: dict) -> list[str]:
     """Ids of the workers that run."""
-    return [r["id"] for r in state["rentals"] if r["state"] == "running" and r["spot"]]
+    return [r["id"] for r in state["rentals"] if r["state"] == "running" and r["count"]]
 
 
 def wait_for_nodes(laptop: Laptop, count: int) -> None:
@@ -168,7 +168,8 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
     took("first checkpoint", began)
     assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
     victim, fault = spots(sim.state())[0], time.time()
-    sim.control("outbid", id=victim)
+    spot = next(r["spot"] for r in sim.state()["rentals"] if r["id"] == victim)
+    sim.control("outbid" if spot else "exit", id=victim)  # RunPod has no spot: its pod just ends
     assert run.provenance()["status"] == "running"
     sim.wait(lambda state: all(r["id"] != victim for r in state["rentals"]))
     took("outbid → destroyed", fault)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cluster import markets, offers
+from cluster import ladder, markets, offers
 from cluster.__main__ import main
 from tests.cluster.conftest import simulator
 
@@ -53,6 +53,23 @@ def test_json_is_the_same_and_ordered(account, capsys):
         paid = (o["usd_per_hour"] * 1.1 + o["disk_usd_per_hour"] + loaded) / o["reliability"]
         assert o["usd_per_hour_effective"] == pytest.approx(paid)
         assert o["usd_per_eflop"] == pytest.approx(paid / ({"RTX 4090": 165.2, "RTX 3090": 71.0}[o["gpu"]] * 0.0036))
+
+
+def test_what_looks_cheapest_in_the_realistic_world_is_left_out(monkeypatch, capsys):
+    """A host with a slow line, one that isn't verified and one whose driver is old are half the price of the others; so is a pod
+    without a public address, which comes last in its rung."""
+    with simulator(realistic=True) as sim:
+        for name, value in sim.env.items():
+            monkeypatch.setenv(name, value)
+        asked = ["offers", "--gpu", "RTX 4090", "--on-demand", "--market", "vast", "--json"]
+        least = []
+        for more in ([], ["--unverified"], ["--cuda", "12.8"], ["--cuda", "12.8", "--download", "1"]):
+            assert main(asked + more) == 0
+            least.append([o["id"] for o in json.loads(capsys.readouterr().out)["offers"] if int(o["id"]) >= 150_000])
+        assert least == [["150000"], ["150000", "150002"], [], ["150001"]]
+        rungs = ladder.parse([{"market": "runpod", "gpus": "RTX 4090", "max_usd_per_hour": 1}])
+        ranked = ladder.ranked(rungs[0], markets.find("runpod").offers(rungs[0].want(20.0)))
+        assert ranked[-1].usd_per_hour < 0.5 < ranked[0].usd_per_hour and not ranked[-1].public_ip
 
 
 def test_a_machine_without_gpu(account, capsys):

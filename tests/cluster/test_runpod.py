@@ -149,7 +149,7 @@ def test_life_on_demand(sim, market):
 
 
 def test_the_hosts_cuda(sim, market):
-    newest = max(m["cuda"] for m in of(sim, "NVIDIA GeForce RTX 4090"))
+    newest = min(m["cuda"] for m in of(sim, "NVIDIA GeForce RTX 4090"))  # which all have; one of them not for long
     (one, *others) = market.offers(Want(gpus=("RTX 4090",), spot=False, min_cuda=newest))
     for m in of(sim, "NVIDIA GeForce RTX 4090"):
         if not m["secure"]:
@@ -157,7 +157,7 @@ def test_the_hosts_cuda(sim, market):
     assert others and [o.id for o in market.offers(Want(gpus=("RTX 4090",), spot=False, min_cuda=newest))] == [one.id]
     id = market.create(one, order())
     machine = next(r["machine"] for r in sim.state()["rentals"] if r["id"] == id)
-    assert next(m["cuda"] for m in sim.get("machines") if m["id"] == machine) == newest
+    assert next(m["cuda"] for m in sim.get("machines") if m["id"] == machine) >= newest
     with pytest.raises(Taken):
         market.create(replace(one, cuda=15.0), order())
     for m in of(sim, "NVIDIA GeForce RTX 4090"):

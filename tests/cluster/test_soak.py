@@ -31,19 +31,19 @@ API = {
         "GET /api/v1/instances/",
         "POST /api/v0/bundles/",
     ],
-    "runpod": ["POST /graphql", "GET /v2/pods", "DELETE /v2/pods/{id}"],
+    "runpod": ["POST /v2/pods", "GET /v2/catalog/gpus", "GET /v2/pods", "DELETE /v2/pods/{id}"],
 }
 
 
 def a_fault(dice: random.Random, boxes) -> str | None:
     """Makes one happen; what it was. None: there was nothing for it to happen to."""
     running = spots(boxes.state())
-    name = dice.choice(["outbid", "exit", "vanish", "offline", "dark", "api", "api", "taken"])
+    name = dice.choice(["outbid", "exit", "vanish", "offline", "freeze", "restart", "dark", "api", "api", "taken"])
     market = dice.choice(["vast", "runpod"])
     if name == "api":
         endpoint, fault = (
             dice.choice(API[market]),
-            dice.choice(["429", "500", "502", "timeout", "json", "shape", "lost"]),
+            dice.choice(["429", "429bare", "500", "502", "html", "timeout", "json", "shape", "lost"]),
         )
         boxes.control(
             "api", market=market, endpoint=endpoint, fault=fault, count=1 if fault == "timeout" else dice.randint(1, 3)
