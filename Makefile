@@ -8,7 +8,8 @@ ELSEWHERE := $(if $(findstring $(empty) $(empty),$(CURDIR)),$(HOME)/.cache/shoes
 VENV := $(ELSEWHERE).venv
 VLLM := $(ELSEWHERE).venv-vllm
 BIN := $(VENV)/bin
-TESTS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than cores, as end-to-end tests wait for markets and processes half of their time.
+TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test fast soak lint schema vllm packages clean
 
@@ -18,7 +19,7 @@ quickstart: $(VENV)/ready      ## environment, then base → SFT → reward mode
 test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm"
-	$(VLLM)/bin/python -m pytest -m vllm
+	$(VLLM)/bin/python -m pytest $(TESTS) -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"

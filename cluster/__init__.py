@@ -16,6 +16,7 @@
     plan.py      memory, hours and dollars before anything is rented        work.py  lengths.py   what is to be done
                  anatomy.py  footprint.py  bytes on a device                throughput.py  speed    waste.py  how often to save
                  candidates.py  where    judge.py  whether it fits
+    check/       the whole of it tried once on a real market: steps.py in order, box.py by SSH, jobs.py on Ray
     sim/         both markets on this machine, for nothing
 
 `python -m cluster COMMAND` is what a person types; `ray up cluster/vast.yaml` imports provider.py.

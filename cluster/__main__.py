@@ -10,6 +10,7 @@ from cluster.journal import Damaged
 COMMANDS = {
     "offers": "priced candidates of all markets",
     "plan": "memory, hours and dollars of a job, before anything is rented",
+    "check": "rents one box for minutes and proves that all of it works",
     "head": "this machine becomes the head and scales out",
     "status": "what runs, and the network to it",
     "cost": "what it cost: by job, stage and node",

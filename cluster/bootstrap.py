@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
-import sys
 from dataclasses import dataclass, field, fields
 from importlib.metadata import requires, version
+from pathlib import Path
 from typing import Literal, get_args
 
-from cluster import ladder, mesh, tags
+from cluster import driver, ladder, mesh, tags
 from cluster.budget import Budget
 
 CODE = "/opt/shoestring"
@@ -19,6 +20,8 @@ ON_EVERY_NODE = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
     "RAY_worker_niceness": "0",  # as lib/launch.py
+    # Nodes and drivers may have another 3.11.x than the head (ray/_private/utils.py, check_version_info: by default they may not).
+    "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
 }
 ON_THE_HEAD = {
     # Dead after 6 to 10 s without an answer (Ray's own: 30 s).
@@ -32,22 +35,27 @@ ON_THE_HEAD = {
 """Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""
 
 VENV = "/opt/venv"
-STOP = "if grep -qsx raylet /proc/[0-9]*/comm; then ray stop; fi"
-"""What a head that is gone has left; asking `ray stop` in vain takes seconds."""
+INSTALL_GB = 3.1
+"""What install() downloads where the image has nothing: 171 wheels for x86-64 and Python 3.11, 2.7 GB of them torch and CUDA
+(`uv lock` of pyproject.toml's requirements notes each one's size)."""
+IMAGE_GB = 0.6
+"""Of the image of cluster/*.yaml, compressed, by what its users report; a market's hosts may have it already."""
+STOP = "if grep -qsxE 'raylet|gcs_server|ray::.*|ray-dashboard.*' /proc/[0-9]*/comm; then ray stop; fi"
+"""What a head that is gone has left, or a start that failed: a gcs_server alone holds the port of the next. Asking `ray stop` in
+vain takes seconds."""
 
 
-def install() -> str:
-    """Shell: on a node whose image hasn't this Ray, this Python with all that this project requires."""
-    ray = version("ray")
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    packages = [r for r in requires("shoestring") if "extra ==" not in r and not r.startswith("ray[")]
-    packages.append(f"ray[train,tune,serve,default]=={ray}")
-    has = f"import importlib.metadata as m; exit(m.version('ray') != '{ray}')"
-    return (
-        f'command -v ray > /dev/null && python3 -c "{has}" || {{ PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q uv && '
-        f"uv venv -q --python {python} {VENV} && uv pip install -q -p {VENV} {shlex.join(packages)} && "
-        f"echo 'export PATH={VENV}/bin:$PATH' >> ~/.bashrc; }}"
-    )
+def packages() -> list[str]:
+    """What a node needs, as `pip install` takes it."""
+    others = [r for r in requires("shoestring") if "extra ==" not in r and not r.startswith("ray[")]
+    return [*others, f"ray[train,tune,serve,default]=={version('ray')}"]
+
+
+def install(torch: str | None = None) -> str:
+    """Shell: on a node whose image hasn't this Ray, this Python with all that this project requires. torch: a build (cu129)."""
+    script = Path(__file__).with_name("install.sh").read_text(encoding="utf-8")
+    arguments = [VENV, platform.python_version(), torch or "", *packages()]
+    return f"{shlex.join(['bash', '-c', script, 'install.sh', *arguments])} < /dev/null"
 
 
 Network = Literal["mesh", "flat"]
@@ -63,6 +71,8 @@ class Settings:
     """mesh: tunnels that the head dials. flat: nodes reach each other by their private addresses."""
     image: str = ""
     """Container image of all nodes, unless their node_config names one."""
+    torch: str | None = None
+    """Another build of torch than PyPI's, such as cu129 for older drivers: https://download.pytorch.org/whl/cu129."""
     budget: Budget = field(default_factory=Budget)
     unattended_minutes: float = 10.0
     """A worker that no head has reached for so long destroys itself."""
@@ -94,6 +104,7 @@ class Settings:
             minutes = given.get(key, 1.0)
             if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
                 raise ValueError(f"provider.{key} must be a number above 0, but is {minutes!r}.")
+        driver.needed(given.get("torch"))
         return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget", {}))})
 
 
@@ -107,6 +118,8 @@ def complete(config: dict) -> dict:
     for name, node in config["available_node_types"].items():
         tags.check_name("available_node_types", name)
         _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
+        if (node.get("resources") or {}).get("GPU") and node.get("node_config"):
+            _ask_for_driver(node["node_config"], settings)
     # RunPod gives each pod a key of its own by the account's name for it; the account's is in a file (join.py).
     own = " ".join(f"{name.upper()}_API_KEY" for name in settings.markets)
     head = (
@@ -127,7 +140,7 @@ def complete(config: dict) -> dict:
     for key, value in filled.items():
         config[key] = config.get(key) or value
     for key in ("head_setup_commands", "worker_setup_commands"):
-        config[key] = [install(), *(config.get(key) or [])]
+        config[key] = [install(settings.torch), *(config.get(key) or [])]
     config["setup_commands"] = []  # Ray has put them into both already, and would again on the head
     return config | {"provider": provider}
 
@@ -152,6 +165,13 @@ def _check_node(name: str, node: dict, settings: Settings, head: str) -> None:
             raise ValueError(f"{where}.ladder[{i}].market is {rung.market}, and provider.markets doesn't have it.")
         if not rung.image and not node.get("image") and not settings.image:
             raise ValueError(f"{where}: no image. Set provider.image.")
+
+
+def _ask_for_driver(node: dict, settings: Settings) -> None:
+    """Rungs whose GPUs jobs will use, and that don't say what driver these need, ask for what torch needs."""
+    rows = node.get("ladder") or []
+    asks = {"min_cuda": driver.needed(settings.torch)}
+    node["ladder"] = [row if not row.get("count", 1) or row.get("min_cuda") else row | asks for row in rows]
 
 
 _SAME = "$SHOESTRING_NODE"

@@ -25,6 +25,8 @@ class Candidate:
     usd_per_hour: float = 0.0
     """Of one machine, with its disk; for spot, our bid."""
     spot: bool = False
+    boot_usd: float = 0.0
+    """What its host charges for the traffic of one boot: image and packages."""
     session_s: float | None = None
     """The machine is taken away then, whatever happens. None: no such limit."""
 
@@ -51,8 +53,9 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
 
     The best is the cheapest work: cluster/ladder.py. max_price: $/h of a machine.
     """
-    from cluster import ladder, markets
+    from cluster import bootstrap, ladder, markets
 
+    boot_gb = bootstrap.IMAGE_GB + bootstrap.INSTALL_GB
     found: dict[tuple, tuple[float, Candidate]] = {}
     missing = []
     for name in markets.MARKETS:
@@ -65,7 +68,8 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
                         usd = rung.price(offer) + offer.disk_usd_per_hour
                         memory = round(offer.gpu_memory_gb * 0.98 * GIB)  # the driver keeps some
                         machines = -(-workers // count)
-                        one = Candidate(name, offer.gpu, count, memory, machines, usd, spot)
+                        boot = offer.download_usd_per_gb * boot_gb
+                        one = Candidate(name, offer.gpu, count, memory, machines, usd, spot, boot)
                         rank = ladder.usd_per_eflop(rung, offer) or math.inf
                         key = (name, offer.gpu, count, spot)
                         if key not in found or rank < found[key][0]:

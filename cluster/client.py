@@ -177,6 +177,25 @@ class Client:
                 self._uncertain(kind, creates, problem)
             raise MarketError(self._says(kind, problem)) from None
 
+    def stream(self, kind: str, path: str, seconds: float, params: dict | None = None) -> list[str]:
+        """The data of the server-sent events that GET `path` answers within that time: such a stream has no end. Raises
+        MarketError; tried once."""
+        found, give_up = [], clock() + seconds
+        try:
+            with self.http.stream("GET", path, params=params, timeout=seconds) as answer:
+                if answer.status_code != 200:
+                    raise MarketError(self._says(kind, f"HTTP {answer.status_code}"))
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        found.append(line.removeprefix("data:").strip())
+                    if clock() > give_up:
+                        break
+        except httpx.ReadTimeout:
+            pass  # that was all for now
+        except httpx.RequestError as e:
+            raise MarketError(self._says(kind, f"no answer: {_name(e)}")) from None
+        return found
+
     def _uncertain(self, kind: str, creates: bool, problem: str):
         if creates:
             raise Unsure(self._says(kind, f"{problem}. It may have worked: look for its label before asking again."))

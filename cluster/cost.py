@@ -17,13 +17,13 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-from cluster import whole
+from cluster import bootstrap, whole
 from cluster.entry import Entry
 from cluster.ledger import Ledger, clusters
 from lib.cli import nearest
 
-SETUP_GB = 4.0
-"""What a box downloads before its first job: image, Python packages."""
+SETUP_GB = bootstrap.IMAGE_GB + bootstrap.INSTALL_GB
+"""What a box downloads before its first job."""
 
 
 @dataclass
@@ -137,7 +137,9 @@ def costs(ledger: Ledger, now: float) -> Costs:
     total = sum(n.usd for n in nodes)
     wasted = sum(n.starting_usd + n.idle_usd for n in nodes) + sum(lost)
     uncertain = sum(e.uncertain_usd() for e in entries)
-    made = Costs(ledger.cluster, total, ledger.rate(), now, uncertain, nodes, rows, wasted=wasted / total if total else 0.0)
+    made = Costs(
+        ledger.cluster, total, ledger.rate(), now, uncertain, nodes, rows, wasted=wasted / total if total else 0.0
+    )
     made.traffic_usd = SETUP_GB * sum(e.download_usd_per_gb for e in entries if e.id)
     for row in rows:
         made.stages[row.stage or "other"] = made.stages.get(row.stage or "other", 0.0) + row.usd
@@ -208,7 +210,7 @@ def show(c: Costs) -> None:
         print(f"  {said}")
     if c.traffic_usd >= 0.005:
         print(
-            f"  not counted: traffic; the set-up of these nodes ({SETUP_GB:g} GB each) was about ${c.traffic_usd:.2f} more"
+            f"  not counted: traffic; the set-up of these nodes ({SETUP_GB:.1f} GB each) was about ${c.traffic_usd:.2f} more"
         )
     dollars = lambda usd: f"{usd:.4f}" if usd else ""  # noqa: E731
     table(

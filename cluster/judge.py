@@ -15,8 +15,9 @@ MTBF_H = 8.0
 """Hours between two preemptions of a spot machine: assumed, until you know better."""
 CALM_H = 720.0
 """Hours between two failures of a machine that nobody takes away: assumed, and used for nothing but how often to save."""
-START_S = 180.0
-"""From a machine that is there to the first step: our code, Ray, the weights. Assumed for machines that are rented."""
+START_S = 330.0
+"""From a machine that is there to the first step: packages (bootstrap.INSTALL_GB, 125 s at 200 Mb/s), our code, Ray, the weights.
+Assumed for machines that are rented."""
 GONE_S = 300.0
 """From a preemption to a new machine that answers; nothing is paid then. Assumed."""
 RAY_BYTES = 1 << 30
@@ -37,6 +38,7 @@ class Row:
     """How the hours were worked out; None: they couldn't be."""
     hours: float | None = None
     usd: float | None = None
+    """With what hosts charge for the traffic of its boots."""
     wasted: float | None = None
     """Share of the hours after the first start in which no new step is made: saving, restarting, work done again."""
     preemptions: float | None = None
@@ -44,6 +46,8 @@ class Row:
     sessions: int | None = None
     network: float = 0.0
     """Share of a step in which machines that are not in one box wait for each other's gradients."""
+    boots_usd: float = 0.0
+    """Of usd: for the traffic of boots, the first and one for each preemption."""
 
 
 def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours: float) -> Row:
@@ -73,9 +77,10 @@ def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours
     sessions = waste.sessions(total, interval, save, start, c.session_s) if c.session_s else None
     e = waste.expected(total, interval, save, start, GONE_S, mtbf if c.spot else math.inf)
     paid, spent = e.paid_seconds + start * (sessions or 1), e.seconds + start * (sessions or 1)
+    boots = c.boot_usd * (n + e.preemptions)
     return Row(
-        c, foot, problem, remedy, fast.how, spent / 3600, paid / 3600 * c.usd_per_hour * n, e.wasted, e.preemptions,
-        save_steps, sessions, exchange / step,
+        c, foot, problem, remedy, fast.how, spent / 3600, paid / 3600 * c.usd_per_hour * n + boots, e.wasted, e.preemptions,
+        save_steps, sessions, exchange / step, boots,
     )  # fmt: skip
 
 

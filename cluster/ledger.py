@@ -167,10 +167,10 @@ class Ledger:
         market.destroy(id)
         self._write(event="destroyed", market=market.name, id=id)
 
-    def observe(self, market: str, rentals: list[Rental], at: float, whole: bool = True) -> None:
+    def observe(self, market: str, rentals: list[Rental], at: float, whole: bool = True, leads: bool = True) -> None:
         """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called.
 
-        whole: False where these are only some, and it isn't the cluster's head that asked.
+        whole: False where these are only some. leads: False where it isn't the cluster's head that asked.
         """
         with self._locked():
             mine = {r.id: self._priced(r) for r in rentals if cluster_of(r.label) == self.cluster}
@@ -187,7 +187,7 @@ class Ledger:
                 late = e.asked + UNLISTED_S + (0.0 if e.failed else UNANSWERED_S)
                 if e.id is None and at > late and not any(e.nonce in r.label for r in mine.values()):
                     new.append({"event": "refused", "at": at, "nonce": e.nonce, "why": "no answer, and never listed"})
-            if not whole:
+            if not whole or not leads:
                 self._append(new)
                 return
             poll = {"event": "poll", "at": at, "market": market}

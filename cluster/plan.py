@@ -178,6 +178,8 @@ def _words(r: Row) -> str:
         )
     if r.sessions and r.sessions > 1:
         said.append(f"{r.sessions} sessions of {r.candidate.session_s / 3600:.0f} h, each going on with --resume")
+    if r.usd and r.boots_usd > 0.05 * r.usd:
+        said.append(f"${r.boots_usd:.2f} of it is its host's price of traffic, for image and packages at each boot")
     if r.network > 0.2:
         said.append(f"{r.network:.0%} of a step is the network, at an assumed 100 Mbit/s")
     return "; ".join(said)

@@ -9,25 +9,25 @@ would make Ray take every node for lost.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import boots, bootstrap, ladder, lost, markets, mesh, shape, tags, tools, watchdog, whole
+from cluster import bootstrap, ladder, lost, markets, mesh, reminder, shape, tags, tools, watchdog, whole
 from cluster.boots import BOOTS
+from cluster.ending import Ending
 from cluster.failures import MARKETS, Failures
 from cluster.folder import Folder
-from cluster.journal import Damaged
 from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import MarketError, Order, Refused, Rental
+from cluster.market import MarketError, Order, Rental
 from cluster.memory import Memory
 from cluster.nodes import Node, Nodes
 from cluster.runner import Runner
@@ -44,8 +44,6 @@ AGAIN_S = 60.0
 """So is a rental that is listed still, this long after it was destroyed."""
 WAIT_S = 2.0
 """So is a head that boots, by `ray up`."""
-END_TRIES, END_AGAIN_S = 5, 2.0
-"""How often, and after how long, what could not be ended is tried again."""
 HEADS_MORE = 3
 """A head has this many times its workers' time: it is set up only when it has run for a while, and holds the ledger."""
 
@@ -64,9 +62,6 @@ class Provider(NodeProvider):
         self.nodes = Nodes(cluster_name)
         self._asking = threading.Lock()
         self._asked = 0.0
-        self._fetched: set[str] = set()
-        """Heads whose ledger was fetched, or could not be, before they end."""
-        self._later = ThreadPoolExecutor(max_workers=4, thread_name_prefix="shoestring")
         self._here = {
             ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD,
             ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE,
@@ -75,7 +70,10 @@ class Provider(NodeProvider):
         }
         self._leads = gcs_address()
         """Where Ray's GCS is, in the autoscaler's process."""
+        self._reminds: set[str] = set()
+        """Heads that this process sets up: what becomes of them is said when it ends."""
         self.failures = Failures(self.ledger, self._leads)
+        self.ending = Ending(self.folder, self.ledger, self.markets, self.nodes, leads=self._leads is not None)
         if self._leads:
             Steward(self.ledger, self.settings.budget, self.markets, self._leads).start()
 
@@ -125,12 +123,12 @@ class Provider(NodeProvider):
             }
             self._asked = time.monotonic()
         for id in self.nodes.take_in(listed, orphans, began):
-            self._give_up(id, "no market lists it any more", exists=False)
+            self.give_up(id, "no market lists it any more", exists=False)
         for id, node in self.nodes.all().items():
             if why := self._fault(node):
-                self._give_up(id, why)
+                self.give_up(id, why)
         for id in {*self.nodes.undead(listed, began - AGAIN_S), *orphans}:
-            self._destroy_later(id)
+            self.ending.destroy_later(id)
 
     def _fault(self, node: Node) -> str | None:
         """Why this node is of no use, or None. Whether one can be logged in to is for those to say who set it up."""
@@ -206,7 +204,14 @@ class Provider(NodeProvider):
         self._note_boot(node_id, node, tags_)
         # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
         if node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
+            if node_id not in self._reminds:
+                self._reminds.add(node_id)
+                atexit.register(self._remind, node_id)  # however it ends: an error, Ctrl-C, a bug of Ray's
             self.markets[rental.market].label(rental.id, label)
+
+    def _remind(self, node_id: str) -> None:
+        if node := self.nodes.get(node_id):
+            reminder.say(reminder.still_bills(node.rental, node.tags, self.cluster_name))
 
     def _note_boot(self, node_id: str, node: Node, tags_: dict[str, str]) -> None:
         """How far it is, in the ledger, where `status` finds it."""
@@ -283,11 +288,11 @@ class Provider(NodeProvider):
             return
         node = self.nodes.get(node_id)
         if node and node.is_head:
-            self._fetch_ledger(node_id, node)
+            self.ending.fetch_ledger(node_id, node)
         if node and node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UPDATE_FAILED:
             self._failed(node_id, node, "its set-up failed")
-            self._keep_log(node_id, node, "its set-up failed")
-        self._destroy(node_id)
+            self.ending.keep_log(node_id, node, "its set-up failed")
+        self.ending.destroy(node_id)
         self.nodes.end(node_id)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
@@ -295,102 +300,33 @@ class Provider(NodeProvider):
         for node_id in sorted(node_ids, key=lambda id: not ((node := self.nodes.get(id)) and node.is_head)):
             self.terminate_node(node_id)
 
-    def _fetch_ledger(self, node_id: str, node: Node) -> None:
-        if self._leads or node_id not in self.ledger.notes(whole.LED) or node_id in self._fetched:
-            return
-        self._fetched.add(node_id)
-        try:
-            if node.rental.ssh is None:
-                raise OSError("there is no way to log in")
-            whole.fetch_from(self.ledger, node_id, node.rental.ssh)
-            self.ledger.note(whole.LED, node_id, fetched=True)
-        except (OSError, Damaged) as e:
-            at = self.ledger.taken(node_id)
-            log.warning(
-                "The ledger of the head %s could not be fetched (%s): of what it rented and ended, costs are known %s.",
-                node_id, e, f"as of {(time.time() - at) / 60:.0f} minutes ago" if at else "only as far as this machine saw them",
-            )  # fmt: skip
-
     def end(self) -> int:
-        """Destroys all that the cluster rents, the head and what is lost too; how many there were. What fails hinders nothing
-        else and is tried again. Raises MarketError where it still fails then."""
-        ended: set[str] = set()
-        for left in reversed(range(END_TRIES)):
-            failed, listed = None, []
-            for market in self.markets.values():
-                try:
-                    listed += market.list()
-                except MarketError as e:
-                    failed = e
-            mine = {f"{r.market}-{r.id}" for r in listed if tags.decode(r.label)[0] == self.cluster_name}
-            new = mine - ended
-            for id in new:
-                try:
-                    self._destroy(id)
-                except MarketError as e:
-                    failed = e
-                    continue
-                self.nodes.end(id)
-                ended.add(id)
-            if failed and (isinstance(failed, Refused) or not left):
-                raise failed
-            if failed:
-                time.sleep(END_AGAIN_S)
-            elif not new:  # a market may list one a little longer
-                break
-        return len(ended)
+        """Destroys all that the cluster rents, the head and what is lost too; how many there were. Raises MarketError."""
+        return self.ending.all()
 
     # ---- what is lost
 
-    def _give_up(self, node_id: str, why: str, exists: bool = True) -> None:
+    def give_up(self, node_id: str, why: str, exists: bool = True) -> None:
         """From now on it is no node of ours; what has to be done about it happens meanwhile."""
         node = self.nodes.end(node_id)
         if node is None:
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
-        booted = node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UP_TO_DATE
-        if not booted and node.made:
+        boots = node.made and node.tags.get(ray.TAG_RAY_NODE_STATUS) != ray.STATUS_UP_TO_DATE
+        if boots:
             self._failed(node_id, node, why)
         elif node.rental.state != "lost" and exists:
             self.memory.bad(node.rental.market, node.place, why)
         if exists:
-            self._run_later(f"destroying {node_id}", self._end, node_id, None if booted else node, why)
+            self.ending.destroy_later(node_id, node if boots else None, why)
         if self._leads:
-            self._run_later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
+            self.ending.later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
 
     def _failed(self, node_id: str, node: Node, why: str) -> None:
         """It was rented here, and never worked."""
         if node.rental.state != "lost":
             self.memory.bad(node.rental.market, node.place, why)
         self.failures.failed(node.type, f"{node_id}: {why}")
-
-    def _end(self, node_id: str, failed: Node | None, why: str) -> None:
-        """failed: whose boot failed. What it printed goes with it, so it is kept first."""
-        try:
-            if failed:
-                self._keep_log(node_id, failed, why)
-        finally:
-            self._destroy(node_id)
-
-    def _keep_log(self, node_id: str, node: Node, why: str) -> None:
-        path = boots.keep(self.folder, self.markets[node.rental.market], node.rental, why)
-        log.warning("%s: what it printed is in %s.", node_id, path)
-
-    def _destroy(self, node_id: str) -> None:
-        market, id = node_id.split("-", 1)
-        self.markets[market].destroy(id)
-
-    def _destroy_later(self, node_id: str) -> None:
-        """Where that fails it is tried again after AGAIN_S, as long as it is listed."""
-        self.nodes.end(node_id)
-        self._run_later(f"destroying {node_id}", self._destroy, node_id)
-
-    def _run_later(self, what: str, f, *args) -> None:
-        def report(done: Future) -> None:
-            if error := done.exception():
-                log.error("%s failed: %s", what, error)
-
-        self._later.submit(f, *args).add_done_callback(report)
 
     def _head_ip(self) -> str:
         if self.settings.network == "mesh":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 
+import click
 from ray.autoscaler._private.command_runner import SSHCommandRunner
 
-from cluster import join
+from cluster import driver, join
 from cluster.folder import Folder
 
 EXCLUDED = ("__pycache__", ".git", ".venv")
@@ -35,14 +37,30 @@ class Runner(SSHCommandRunner):
         return address[0]
 
     def run(self, cmd=None, *args, ssh_options_override_ssh_key="", **kwargs):
-        """As Ray's; the override is left out, since it would come without our options. `ray start` gets what it needs here."""
+        """As Ray's; the override is left out, since it would come without our options. `ray start` gets what it needs here, and
+        isn't run where the node's GPUs can't be used."""
         if cmd and "ray start" in cmd:
+            resources = (kwargs.get("environment_variables") or {}).get("RAY_OVERRIDE_RESOURCES") or {}
+            if resources.get("GPU"):
+                self.check_gpus(int(resources["GPU"]))
             exports = join.environment(self.provider, self.node_id)
             cmd = "".join(f"export {key}={shlex.quote(value)}; " for key, value in exports.items()) + cmd
         result = super().run(cmd, *args, **kwargs)
         if node := self.provider.nodes.get(self.node_id):
             node.reached = True
         return result
+
+    def check_gpus(self, count: int) -> None:
+        """Gives the node up, remembers its machine as bad and raises ClickException with the reason where torch can't use them."""
+        # A login shell, as Ray's: its PATH leads to the Python that Ray will run by. Its complaints of having no terminal are not ours.
+        said = self.send(
+            driver.PROBE.read_bytes(),
+            "bash --login -i -c 'python3 -' 2> ~/probe.log || { tail -5 ~/probe.log >&2; exit 1; }",
+        )
+        report = json.loads(said.strip().splitlines()[-1])
+        if why := driver.complaint(report, count, self.provider.settings.torch):
+            self.provider.give_up(self.node_id, why)
+            raise click.ClickException(f"{self.node_id} is given up: {why}.")
 
     def run_init(self, *, as_head: bool, file_mounts: dict, sync_run_yet: bool) -> None:
         """Ray calls it once in every set-up, before Ray starts on the node."""
@@ -70,14 +88,15 @@ class Runner(SSHCommandRunner):
             f"umask 077; mkdir -p $(dirname {new}) && cat > {new} && chmod {mode:o} {new} && mv {new} {_remote(target)}",
         )
 
-    def send(self, content: bytes, command: str) -> None:
-        """Runs `command` on the box with `content` on its standard input. Raises CalledProcessError."""
+    def send(self, content: bytes, command: str) -> bytes:
+        """Runs `command` on the box with `content` on its standard input; its standard output. Raises CalledProcessError."""
         target = self._get_ssh_target()
         ssh = ["ssh", "-T", *self.ssh_options.to_ssh_options_list(timeout=30), f"{self.ssh_user}@{target}", command]
         done = self.process_runner.run(ssh, input=content, capture_output=True)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, f"{said} ({self.node_id})")
+        return done.stdout
 
     def remote_shell_command_str(self) -> str:
         target = self._get_ssh_target()

@@ -8,6 +8,7 @@ so Secure comes first. https://docs.runpod.io/api-reference-v2
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import math
 import time
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 URL = "https://api.runpod.io"
 DISK_USD_PER_GB_HOUR = 0.10 / 730
 """Container disk, $0.10 per GB and month while the pod runs (https://docs.runpod.io/pods/pricing); no API tells it."""
+LOG_S = 3.0
 CPU = "CPU"
 """Begins the id of an offer without GPU, as SECURE and COMMUNITY begin the others."""
 LEVELS = ("NONE", "LOW", "MEDIUM", "HIGH")
@@ -90,6 +92,11 @@ class RunPod(Market):
 
     def label(self, id: str, label: str) -> None:
         self.client.call("label", "PATCH", f"/v2/pods/{id}", replies.Done, json={"name": label})
+
+    def logs(self, id: str) -> str:
+        """The last lines of its container and its host. RunPod streams them and then what comes; LOG_S are waited for more."""
+        rows = [json.loads(row) for row in self.client.stream("logs", f"/v2/pods/{id}/logs", LOG_S, {"tail": 200})]
+        return "\n".join(f"{row.get('ts', '')} {row.get('source', '')}: {row.get('line', '')}" for row in rows)
 
     def _gpus(self, want: Want) -> list[Offer]:
         found, failed = [], []

@@ -14,11 +14,12 @@ import time
 from shlex import quote
 from typing import Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from cluster import gpus, rows
 from cluster.client import Client
-from cluster.market import Market, Offer, Order, Refused, Rental, Want
+from cluster.market import Market, MarketError, Offer, Order, Refused, Rental, Want
 from cluster.rows import Amount
 
 URL = "https://console.vast.ai"
@@ -27,6 +28,8 @@ PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": 
 
 FRESH_S = 20.0
 """A search this old serves again, less what was tried of it: else ten nodes that are started at once wait minutes for theirs."""
+LOG_TRIES, LOG_AGAIN_S, LOG_S = 20, 0.3, 5.0
+"""How often a log is looked for, and how long one look may take."""
 PAGE = 25
 """Instances in one reply, at most."""
 LONGEST_ONSTART = 4048
@@ -128,6 +131,10 @@ class _Instances(_Reply):
         return rows.ours(_Instance, found, "label", "vast, list")
 
 
+class _Logs(_Reply):
+    result_url: str | None = None
+
+
 class _Done(_Reply):
     pass
 
@@ -223,6 +230,19 @@ class Vast(Market):
         assert len(label) <= LONGEST_LABEL, label
         self.client.call("label", "PUT", f"/api/v0/instances/{id}/", _Done, json={"label": label})
 
+    def logs(self, id: str) -> str:
+        """As `vastai logs`: the log is asked for, and is some seconds later at an address of S3, which no key opens."""
+        asked = self.client.call("logs", "PUT", f"/api/v0/instances/request_logs/{id}/", _Logs, json={"tail": "200"})
+        try:
+            for _ in range(LOG_TRIES if asked.result_url else 0):
+                found = httpx.get(asked.result_url, timeout=LOG_S)
+                if found.status_code == 200:
+                    return found.text
+                time.sleep(LOG_AGAIN_S)
+        except httpx.HTTPError as e:
+            raise MarketError(f"vast, logs: {type(e).__name__}: {e}") from None
+        return ""
+
 
 def _taken(status: int, text: str) -> bool:
     return any(s in text for s in ("no_such_ask", "invalid_price", "not available"))
@@ -316,7 +336,8 @@ def _disk(usd_per_gb_month: float, total: float | None, gb: float) -> float:
 def _onstart(order: Order) -> str:
     """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts.
 
-    Logins get no tmux, in which Ray's commands would hang: ~/.no_auto_tmux, as SkyPilot does (sky/provision/vast/utils.py).
+    Vast's images put every login into tmux, where Ray's commands would hang, unless ~/.no_auto_tmux is there
+    (https://github.com/vast-ai/base-image, README; SkyPilot does the same): it is before our key is, so no login comes too early.
     Raises Refused where it is too long even when packed.
     """
     key = quote(order.public_key.strip())

@@ -6,13 +6,15 @@ import io
 import re
 import subprocess
 import tarfile
+import time
 from dataclasses import dataclass
 
-from cluster import tags
+from cluster import markets, tags
 from cluster.entry import Entry
 from cluster.folder import Folder
 from cluster.journal import Damaged
 from cluster.ledger import Ledger
+from cluster.market import MarketError
 
 LOGIN_S, ALL_S = 8, 60.0
 MARK = b"---- shoestring ----\n"
@@ -50,24 +52,35 @@ def head_of(ledger: Ledger) -> Entry | None:
 def fetch(cluster: str) -> list[Copy]:
     """Brings the ledger of the cluster's rented head here. What is known of that head, and of those that ended before their
     ledger was here; [] where nothing is missing and nobody else writes it."""
-    ledger = Ledger(cluster)
+    ledger, found = Ledger(cluster), []
+    if head := head_of(ledger):
+        try:
+            if head.rental is None or head.rental.ssh is None:
+                raise OSError("it isn't known yet where to log in")
+            if not (ledger.path.parent / "key").exists():
+                raise OSError("this machine has no key of its cluster")
+            fetch_from(ledger, head.node, head.rental.ssh)
+            found = [Copy(head.node, ledger.taken(head.node))]
+        except (OSError, Damaged) as e:
+            if not _has_ended(ledger, head):
+                found = [Copy(head.node, ledger.taken(head.node), str(e))]
     notes = ledger.history(LED)
-    lost = [
-        Copy(e.node, ledger.taken(e.node), "it has ended")
-        for e in ledger.entries()
-        if e.node in notes and not e.living and not any("fetched" in n for n in notes[e.node])
-        and e.node != ledger.machine and not ledger.stored
-    ]  # fmt: skip
-    head = head_of(ledger)
-    if head is None:
-        return lost
+    for e in ledger.entries() if not ledger.stored else []:
+        fetched = any("fetched" in note for note in notes.get(e.node, []))
+        if e.node in notes and not e.living and not fetched and e.node != ledger.machine:
+            found.append(Copy(e.node, ledger.taken(e.node), "it has ended"))
+    return found
+
+
+def _has_ended(ledger: Ledger, head: Entry) -> bool:
+    """By its market, of which the ledger then knows what else it doesn't list any more. False where that can't be asked."""
+    at = time.time()
     try:
-        if head.rental is None or head.rental.ssh is None:
-            raise OSError("it isn't known yet where to log in")
-        fetch_from(ledger, head.node, head.rental.ssh)
-    except (OSError, Damaged) as e:
-        return [*lost, Copy(head.node, ledger.taken(head.node), str(e))]
-    return [*lost, Copy(head.node, ledger.taken(head.node))]
+        listed = markets.find(head.market).list()
+    except (MarketError, ValueError):
+        return False
+    ledger.observe(head.market, listed, at, leads=False)
+    return not any(r.id == head.id for r in listed)
 
 
 def fetch_from(ledger: Ledger, node: str, address: tuple[str, int]) -> None:

@@ -37,6 +37,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--runpod", type=int, default=8802, metavar="PORT", help="of RunPod's API (8802); 0: any")
     parser.add_argument("--boxes", choices=("namespaces", "none"), default="namespaces",
                         help="none: instances are only said to run")  # fmt: skip
+    parser.add_argument("--image", choices=("here", "bare"), default="here",
+                        help="of the boxes. here: Ray and this checkout are on them; bare: they aren't, as on a market's")  # fmt: skip
     parser.add_argument("--network", choices=("flat", "isolated"), default="isolated",
                         help="isolated: boxes reach each other only by mapped ports; flat: by their own addresses")  # fmt: skip
     parser.add_argument("--boot", type=float, default=5.0, metavar="SECONDS", help="from the order to running")
@@ -91,7 +93,7 @@ async def serve(args: argparse.Namespace) -> None:
         addresses.append(network.public)  # boxes reach the APIs there
         state, shared = args.state.resolve(), [path.resolve(strict=True) for path in args.share]
         shutil.rmtree(state / "boxes", ignore_errors=True)
-        make_box = lambda: NamespaceBox(network, state, shared)  # noqa: E731
+        make_box = lambda: NamespaceBox(network, state, shared, bare=args.image == "bare")  # noqa: E731
     machines = catalogue.machines(args.seed) + (catalogue.bad_machines(args.seed) if args.realistic else [])
     flat = args.network == "flat"
     world = World(machines, make_box, args.boot, args.seed, args.pace, flat, args.realistic)
@@ -126,6 +128,7 @@ async def serve(args: argparse.Namespace) -> None:
 def welcome(world: World, args: argparse.Namespace) -> str:
     exports = {f"{m.upper()}_URL": url for m, url in world.urls.items()}
     exports |= {f"{m.upper()}_API_KEY": key for m, key in world.keys.items()}
+    exports |= {"SHOESTRING_DOWNLOAD": f"{world.urls['vast']}/_sim/download"}
     exports |= {"SHOESTRING_PACE": f"{args.pace:g}"} if args.pace != 1 else {}
     lines = [f"export {k}={shlex.quote(v)}" for k, v in exports.items()]
     return "\n".join(

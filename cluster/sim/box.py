@@ -1,9 +1,11 @@
 """A box: what a market's container looks like from inside, made of Linux namespaces. Needs root, util-linux, iproute2, sshd.
 
 From inside: a host of its own (processes, address, host name, HOME, /tmp, /run, /dev/shm, SSH host key) whose image is this
-machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH). What
-survives a stop is on Vast the whole disk, on RunPod the persistent volume.
-The environment of the market's containers is set for the container's command and for logins.
+machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH). A bare
+box has neither that environment nor the checkout, as a market's container before its first set-up; the running Python is
+found last on its PATH, where a real box would download it. What survives a stop is on Vast the whole disk, on RunPod the
+persistent volume. The environment of the market's containers is set for the container's command and for logins.
+A box with GPUs has an nvidia-smi (smi.py), and no GPU. Vast's put logins into tmux.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from cluster.sim import smi
 from cluster.sim.network import Network, arun, run
 from cluster.sim.ports import Port
 from cluster.sim.rental import Rental
@@ -44,12 +47,24 @@ START = """#!/bin/bash
 mkdir -p /root/.ssh && chmod 700 /root/.ssh
 if [ -n "$PUBLIC_KEY" ]; then echo "$PUBLIC_KEY" >>/root/.ssh/authorized_keys; fi
 """
+TMUX = """if [[ -z $TMUX && -n $SSH_CONNECTION && ! -e ~/.no_auto_tmux ]]; then
+    tmux attach-session -t ssh_tmux || tmux new-session -s ssh_tmux
+    exit
+fi
+"""
+"""What Vast adds to /root/.bashrc: its base image's README says that `touch ~/.no_auto_tmux` turns it off; the session's name is
+seen on its machines; and whoever runs `ssh HOST COMMAND` with it there reports that tmux says something and COMMAND never runs."""
 
 
-def environment(world: World, rental: Rental, public: str, mapped: dict[int, Port]) -> dict[str, str]:
+def environment(world: World, rental: Rental, public: str, mapped: dict[int, Port], bare: bool) -> dict[str, str]:
     """What the market's own containers have, the order's env, and where the simulated APIs are (the real ones have DNS)."""
     m, order = rental.machine, rental.order
-    env = {"PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(REPO)}
+    env = {"HOME": "/root", "LANG": "C.UTF-8", "SHOESTRING_SIMULATED": "1"}
+    env |= (
+        {"PATH": f"{SYSTEM_PATH}:{sys.base_prefix}/bin"}
+        if bare
+        else {"PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "PYTHONPATH": str(REPO)}
+    )
     env |= {"VAST_URL": world.urls["vast"], "RUNPOD_URL": world.urls["runpod"]} | order.env
     if m.market == "vast":
         env |= {"CONTAINER_ID": rental.id, "CONTAINER_API_KEY": rental.key, "VAST_CONTAINERLABEL": f"C.{rental.id}"}
@@ -76,8 +91,8 @@ def why_not() -> str | None:
 
 
 class NamespaceBox:
-    def __init__(self, network: Network, state: Path, shared: list[Path]):
-        self._network, self._state, self._shared = network, state, shared
+    def __init__(self, network: Network, state: Path, shared: list[Path], bare: bool = False):
+        self._network, self._state, self._shared, self._bare = network, state, shared, bare
         self.address, self.public = "", network.public
         self.mapped: dict[int, Port] = {}
         self._folder: Path | None = None
@@ -97,7 +112,7 @@ class NamespaceBox:
             self.mapped[p] = await Port.open(self.public, (self.address, p), same=p >= 70000)
         command = await self._write(world, rental, sshd)
         volume = [f"{self._folder}/volume={order.volume}"] if order.volume else []
-        seen = [sys.prefix, sys.base_prefix, str(REPO)]
+        seen = [sys.base_prefix] if self._bare else [sys.prefix, sys.base_prefix, str(REPO)]
         name = f"{rental.machine.market}-{rental.id}"
         # setpriv: it dies with us, and the whole box with it, even if we are killed.
         self._process = await asyncio.create_subprocess_exec(
@@ -136,16 +151,22 @@ class NamespaceBox:
         etc, home = folder / "upper/etc", folder / "home"
         if not (etc / "ssh/box_host_key").exists():
             await arun("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(etc / "ssh/box_host_key"))
-            (home / ".bashrc").write_text(". /etc/box_environment\n")
+            hook = TMUX if rental.machine.market == "vast" else ""
+            (home / ".bashrc").write_text(f". /etc/box_environment\n{hook}")
             (home / ".profile").write_text(". ~/.bashrc\n")
             (home / ".ssh").chmod(0o700)
             if rental.machine.market == "vast":
                 (home / ".ssh/authorized_keys").write_text("".join(k + "\n" for k in order.keys))
-        env = environment(world, rental, self.public, self.mapped)
+        env = environment(world, rental, self.public, self.mapped, self._bare)
         (etc / "box_environment").write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in env.items()))
         name = f"{rental.machine.market}-{rental.id}"
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {name}\n")
         (etc / "ssh/sshd_config").write_text(SSHD)
+        if order.count:
+            program = folder / "upper/usr/bin/nvidia-smi"
+            program.parent.mkdir(parents=True, exist_ok=True)
+            program.write_text(smi.program(rental.machine, order))
+            program.chmod(0o755)
         start = folder / "upper/start.sh"
         serve = sshd and order.sshd
         start.write_text(START + ("exec /usr/sbin/sshd -D -e\n" if serve else "exec sleep infinity\n"))

@@ -15,7 +15,8 @@ machines  {"machines": [{"id", "market", "gpu", "count", "gpu_memory_gb", "usd_p
                         adds or replaces; {"only": true} also withdraws all others from the market
 next      {"market", "fault", "count"?}      what goes wrong with the next `count` (1) rentals of the market:
             stuck (its image is pulled for ever)  slow (five times as long)  noboot (never runs)  nosshd (runs without sshd)
-            noip (runs without a public address)  taken (just before the create)  ok (nothing: to let some through first)
+            noip (runs without a public address)  taken (just before the create)
+            driver (older than the market says: CUDA 12.2)  ok (nothing: to let some through first)
 api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
             429 (as the market's own)  429bare  429wait (without, with Retry-After)  500  502  503  html (502, a web page)
             timeout (no answer)  json (cut off)  shape (not the documented object)  lost (carried out, but answered 502)
@@ -48,7 +49,7 @@ from cluster.sim.world import World
 
 log = logging.getLogger("cluster.sim")
 
-BOOT_FAULTS = ("stuck", "slow", "noboot", "nosshd", "noip", "taken", "ok")
+BOOT_FAULTS = ("stuck", "slow", "noboot", "nosshd", "noip", "taken", "driver", "ok")
 API_FAULTS = ("429", "429bare", "429wait", "500", "502", "503", "html", "timeout", "json", "shape", "lost", *RETIRED)
 
 

@@ -7,13 +7,14 @@ With `--runpod-spec FILE` every body that pods.py accepts and every reply is als
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.sim import stock
 from cluster.sim.api import Api, Call, Refusal, Strict, parse
@@ -76,6 +77,7 @@ class RunPod(Api):
             ("PATCH", "/v2/pods/{id}", self.update),
             ("DELETE", "/v2/pods/{id}", self.delete),
             ("POST", "/v2/pods/{id}/action", self.action),
+            ("GET", "/v2/pods/{id}/logs", self.logs),
             ("GET", "/v2/catalog/gpus", self.gpus),
             ("GET", "/v2/catalog/cpus", self.cpus),
         ):
@@ -218,6 +220,17 @@ class RunPod(Api):
 
     async def get(self, call: Call) -> Response:
         return self.reply("Pod", self.pod(call.rental(self.world, "runpod")))
+
+    async def logs(self, call: Call) -> Response:
+        """Server-sent events: what was printed so far, then nothing for ever."""
+        rental = call.rental(self.world, "runpod")
+
+        async def events():
+            for source, line in (("system", f"{rental.state}: {rental.why}"), ("container", "what the container printed")):
+                yield f"id: {rental.created}\ndata: {json.dumps({'ts': str(rental.created), 'source': source, 'line': line})}\n\n"
+            await asyncio.sleep(3600)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     async def update(self, call: Call) -> Response:
         rental, want = call.rental(self.world, "runpod"), self.body(Update, "UpdatePodRequest", call)

@@ -14,7 +14,9 @@ import time
 from typing import Literal
 
 from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from cluster.sim.api import Api, Call, Refusal, Strict, parse
 from cluster.sim.rental import HOURS_PER_MONTH, Machine, Order, Rental
@@ -64,6 +66,11 @@ class Bid(Strict):
     price: float = Field(ge=0.001, le=32)
 
 
+class Logs(Strict):
+    tail: str | None = None
+    filter: str | None = None
+
+
 class SshKey(Strict):
     ssh_key: str
 
@@ -82,6 +89,12 @@ class Vast(Api):
         self.add("PUT", "/api/v0/instances/{id}/", self.change, 1, 1)
         self.add("DELETE", "/api/v0/instances/{id}/", self.destroy, 1, 3)
         self.add("PUT", "/api/v0/instances/bid_price/{id}/", self.bid, 1, 5.5)
+        self.add("PUT", "/api/v0/instances/request_logs/{id}/", self.request_logs, 1, 1)
+        self.routes.append(Route("/instance_logs/{id}.log", self.read_logs))
+        self.logs: dict[str, str] = {}
+        """Id → its log when it was asked for."""
+        self.early: set[str] = set()
+        """Ids whose log isn't there at the next look."""
         self.add("POST", "/api/v0/ssh/", self.add_key, 1, 1)
         self.add("GET", "/api/v0/ssh/", self.list_keys, 1, 1)
 
@@ -279,6 +292,24 @@ class Vast(Api):
             raise Refusal(400, "invalid_args", "the instance is on demand")
         self.world.bid(rental, want.price)
         return JSONResponse({"success": True})
+
+    async def request_logs(self, call: Call) -> Response:
+        rental, want = call.rental(self.world, "vast"), parse(Logs, call.body)
+        assert isinstance(want, Logs)
+        self.logs[rental.id] = f"{rental.state}: {rental.why}\nwhat the container printed\n"
+        self.early.add(rental.id)
+        url = f"{call.request.base_url}instance_logs/{rental.id}.log"
+        return JSONResponse({"success": True, "result_url": url, "msg": ""})
+
+    async def read_logs(self, request: Request) -> Response:
+        """In the place of S3: without a key, and not there at once."""
+        id = request.path_params["id"]
+        if "Authorization" in request.headers:
+            return PlainTextResponse("Only one auth mechanism allowed", 400)
+        if id not in self.logs or id in self.early:
+            self.early.discard(id)
+            return PlainTextResponse("NoSuchKey", 404)
+        return PlainTextResponse(self.logs[id])
 
     # ---- the account
 

@@ -120,6 +120,8 @@ class World:
             if fault == "noboot":
                 rental.state, rental.why = "error", "container failed to start"
                 return
+            if fault == "driver":
+                rental.order.extra["driver_cuda"] = 12.2
             boot = asyncio.create_task(rental.box.boot(self, rental, sshd=rental.order.sshd and fault != "nosshd"))
             try:
                 await asyncio.shield(boot)

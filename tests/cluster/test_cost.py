@@ -9,7 +9,7 @@ import pytest
 from cluster import cost
 from cluster.__main__ import main
 from cluster.ledger import Ledger
-from tests.cluster.test_ledger import RENTAL, state  # noqa: F401
+from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 
 T = 1_000_000.0
 H = 3600.0
@@ -150,4 +150,18 @@ def test_a_damaged_ledger_is_named(state, capsys):  # noqa: F811
     assert main(["cost"]) == 1
     assert (
         f"python -m cluster cost: {file} is damaged" in (said := capsys.readouterr().err) and "mend or remove" in said
+    )
+
+
+def test_traffic_is_estimated_and_not_counted(state, capsys, monkeypatch):  # noqa: F811
+    market, ledger = Shelf(), Ledger("c")
+    id = ledger.rent(market, replace(OFFER, download_usd_per_gb=0.02), ORDER)
+    asked = ledger.entry("vast", id).asked
+    monkeypatch.setattr(time, "time", lambda: asked + H)
+    ledger.observe("vast", [replace(market.rentals[id], created=asked, started=asked)], asked + H)
+    assert cost.main(["c"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "c: $0.40" in said
+        and "not counted: traffic; the set-up of these nodes (3.7 GB each) was about $0.07 more" in said
     )

@@ -52,7 +52,12 @@ def test_up_outbid_in_the_middle_the_same_bits_down(market, laptop, boxes, share
         assert here["incomplete"] == there["incomplete"] == []
         seconds = there["asked"] - here["asked"]
         assert there["usd"] - here["usd"] == pytest.approx(seconds * here["usd_per_hour"] / 3600, abs=1e-4)
-        assert [n["node"] for n in here["nodes"]] == [n["node"] for n in there["nodes"]] and len(here["nodes"]) == 4
+        assert [n["node"] for n in here["nodes"]] == [n["node"] for n in there["nodes"]] and len(here["nodes"]) >= 4
+        written = (laptop.home / ".shoestring" / name / "others" / f"{head}.jsonl").read_text().splitlines()
+        states = [(e["key"], e["fields"]["state"]) for e in map(json.loads, written) if e.get("kind") == "boot"]
+        assert (
+            len({node for node, state in states if state == "up-to-date"}) >= 3
+        )  # as `status` shows each worker's boot
         (job,) = here["jobs"]
         assert job["stage"] == "sft" and job["step"] == 60
         shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout

@@ -1,4 +1,4 @@
-"""cluster/lost.py: a node that went dark is dead for Ray as soon as it is told, not after the health checks."""
+"""What Ray is told at once: a node that went dark is dead (cluster/lost.py); why nothing can be rented (cluster/failures.py)."""
 
 import os
 import subprocess
@@ -15,6 +15,9 @@ from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import NodeStatus
 from cluster import lost
+from cluster.failures import Failures
+from cluster.ledger import Ledger
+from lib import notice
 
 never = {"health_check_initial_delay_ms": 3_600_000}  # so that only what it is told can end the node
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": never})
@@ -33,6 +36,18 @@ try:
     while len(alive()) > 1:
         assert time.monotonic() < give_up
     assert lost.tell(cluster.address, {"vast-1"}) == 0
+    gcs, failures = GcsClient(address=cluster.address), Failures(Ledger("c"), cluster.address)
+    assert notice.reason(gcs) is None
+    failures.cannot("gpu", "none is offered")
+    failures.cannot("big", "the key is refused")
+    assert notice.reason(gcs) == "gpu: none is offered\\nbig: the key is refused"
+    failures.can("gpu")
+    assert notice.reason(gcs) == "big: the key is refused"
+    at, notice.OLD_S = notice.OLD_S, 0.0  # nobody has said it for so long
+    assert notice.reason(gcs) is None
+    notice.OLD_S = at
+    failures.can("big")
+    assert notice.reason(gcs) is None
 finally:
     os.kill(raylet.process.pid, signal.SIGCONT)
     cluster.shutdown()
@@ -40,9 +55,10 @@ finally:
 
 
 @pytest.mark.slow
-def test_a_dark_node_is_dead_as_soon_as_ray_is_told():
+def test_a_dark_node_is_dead_as_soon_as_ray_is_told_and_jobs_know_why_nothing_is_rented(tmp_path):
     """In a process of its own, with the setting of `python -m cluster head`: Ray reads it once, and other tests' Rays want a token."""
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
+    env["SHOESTRING_STATE"] = str(tmp_path)
     command = [sys.executable, "-c", DARK, str(PATIENCE)]
     ended = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

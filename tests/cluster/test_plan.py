@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster import candidates, judge, markets, plan, throughput
+from cluster import bootstrap, candidates, judge, markets, plan, throughput
 from cluster.__main__ import main
 from lib.cli import read_yaml
 from lib.run import Run
@@ -79,7 +79,16 @@ def test_offers_of_the_markets(config, sim, monkeypatch, capsys):
         assert (c["preemptions"] > 1) == c["candidate"]["spot"], c
         assert 0 < c["wasted"] < 0.5
     spot = next(c for c in rented if c["candidate"]["spot"])
-    assert spot["usd"] < spot["hours"] * spot["candidate"]["usd_per_hour"]  # nothing is paid while there is no machine
+    while_up = spot["usd"] - spot["boots_usd"]
+    assert while_up < spot["hours"] * spot["candidate"]["usd_per_hour"]  # nothing is paid while there is no machine
+    for c in rented:  # every boot pulls its image and packages again, at the host's price of traffic
+        boots = c["candidate"]["machines"] + c["preemptions"]
+        assert c["boots_usd"] == pytest.approx(c["candidate"]["boot_usd"] * boots)
+    prices = [m["down_usd_per_gb"] for m in sim.get("machines") if m["market"] == "vast"]
+    gb = bootstrap.IMAGE_GB + bootstrap.INSTALL_GB
+    assert {round(c["candidate"]["boot_usd"] / gb, 4) for c in rented} <= {*prices, 0.0} and any(
+        c["boots_usd"] for c in rented
+    )
     assert sim.bill()["rentals"] == []
 
 

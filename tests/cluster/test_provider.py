@@ -4,17 +4,19 @@ import time
 from dataclasses import replace
 
 import pytest
+from click import ClickException
 from ray.autoscaler import tags as ray
 
 from cluster import failures, tags
 from cluster import provider as module
 from cluster.bootstrap import complete
 from cluster.client import TRIES
+from cluster.ending import TRIES as END_TRIES
 from cluster.failures import IN_A_ROW
 from cluster.ledger import UNANSWERED_S, Ledger
 from cluster.market import MarketError
 from cluster.progress import Progress, progress
-from cluster.provider import END_TRIES, Provider
+from cluster.provider import Provider
 
 LADDER = [
     {"market": "vast", "gpus": ["RTX 4090"], "max_usd_per_hour": 0.5},
@@ -211,7 +213,7 @@ def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monk
     [id] = running(sim, p)
     sim.control("outbid", id=id.split("-")[1])
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=TRIES * END_TRIES)
-    monkeypatch.setattr("cluster.provider.END_AGAIN_S", 0.0)
+    monkeypatch.setattr("cluster.ending.AGAIN_S", 0.0)
     with pytest.raises(MarketError, match="HTTP 500"):
         p.end()
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=2)
@@ -283,16 +285,19 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     p.create_node({"ladder": ANY}, WORKER, 1)  # it begins at nought again
 
 
-def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim):
+@pytest.mark.parametrize(("market", "rung"), [("vast", 0), ("runpod", 2)])
+def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, market, rung, monkeypatch):
+    monkeypatch.setattr("cluster.runpod.LOG_S", 0.3)
     p = provider()
-    p.create_node({"ladder": LADDER}, WORKER, 1)
+    p.create_node({"ladder": LADDER[rung:]}, WORKER, 1)
     [id] = running(sim, p)
     machine = p.nodes.get(id).place
     p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
     p.terminate_node(id)
     said = (p.folder.path / "boots" / f"{id}.log").read_text()
-    assert "its set-up failed" in said and f"machine {machine}" in said and "== vast says: running" in said
-    assert p.memory.is_bad("vast", machine)
+    assert "what the container printed" in said  # the market's own log, which is there at the second look
+    assert "its set-up failed" in said and f"machine {machine}" in said and f"== {market} says: running" in said
+    assert p.memory.is_bad(market, machine)
 
 
 def test_what_the_market_does_not_say_of_a_rental_is_known_from_its_offer(provider, sim):
@@ -326,7 +331,7 @@ def test_ray_down_says_that_the_heads_ledger_could_not_be_fetched_and_ends_it_al
     running(sim, p)
     again = provider()
     again.terminate_nodes(again.non_terminated_nodes({}))
-    assert f"The ledger of the head {head} could not be fetched" in caplog.text
+    assert f"The ledger of the head {head} can't be fetched" in caplog.text
     assert sim.state()["rentals"] == [] and not again.ledger.living()
 
 
@@ -349,3 +354,12 @@ def test_status_shows_how_far_a_boot_is(provider, sim):
     p.markets["vast"].list()
     assert progress(p.ledger.entry("vast", id.split("-")[1]).rental, p.ledger).step == "lost"
     assert Progress("installing", 100.0).says(225.0) == "installing 2:05"
+
+
+def test_ray_up_says_how_far_its_head_is_and_gives_up_one_that_never_boots(provider, sim, capsys):
+    sim.control("next", market="runpod", fault="stuck")
+    p = provider(boot_minutes=0.02)
+    with pytest.raises(ClickException, match=r"The head runpod-\w+ did not boot, and was ended\. Type ray up again"):
+        p.create_node({"ladder": LADDER[2:]}, WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}, 1)
+    assert "(boot_minutes: 0.02)" in capsys.readouterr().out
+    sim.wait(lambda s: s["rentals"] == [])

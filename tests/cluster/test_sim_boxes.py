@@ -42,7 +42,7 @@ def ssh(sim, rental: dict, key, command: str, patience: float = PATIENCE) -> sub
 
 def rent(sim, key, machine: int, **more) -> None:
     order = {"image": "x", "disk": 73, "label": "shoestring/t", "cancel_unavail": True, "runtype": "ssh_direct"}
-    order["onstart"] = f"echo '{key[1]}' >>~/.ssh/authorized_keys"
+    order["onstart"] = f"touch ~/.no_auto_tmux; echo '{key[1]}' >>~/.ssh/authorized_keys"
     answer = httpx.put(f"{sim.vast_url}/api/v0/asks/{machine}/", json=order | more, headers=auth(sim, "VAST"))
     assert answer.status_code == 200, answer.text
 
@@ -111,6 +111,25 @@ def test_isolated_boxes_meet_only_at_mapped_ports(sim, key):
     assert sim.state()["rentals"][1]["state"] == "running"
     sim.control("light", id=two["id"])
     assert ssh(sim, two, key, "true").returncode == 0
+
+
+@pytest.mark.parametrize("sim", [REAL], indirect=True)
+def test_vast_puts_a_login_into_tmux_and_nvidia_smi_tells_the_hosts_driver(sim, key):
+    onstart = f"echo '{key[1]}' >>~/.ssh/authorized_keys"
+    sim.control("next", market="vast", fault="driver")
+    for machine in (100000, 100001):
+        rent(sim, key, machine, onstart=onstart)
+    old, new = running(sim, 2)
+    assert ssh(sim, new, key, "echo here").stdout == ""  # `ssh HOST COMMAND` runs no command in tmux
+    for box in (old, new):
+        home = Path(sim.output).parent / "state/boxes" / box["id"] / "home"
+        (home / ".no_auto_tmux").touch()
+    read = "nvidia-smi -L; nvidia-smi | grep -oE '(Driver|CUDA) Version: *[0-9.]*'"
+    gpu = "GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-{:08x}-0000-4000-8000-000000000000)\n{}\n{}\n"
+    told = gpu.format(100000, "Driver Version: 535.183.01", "CUDA Version: 12.2")
+    assert ssh(sim, old, key, read).stdout == told
+    told = gpu.format(100001, "Driver Version: 560.35.05", "CUDA Version: 12.6")
+    assert ssh(sim, new, key, read).stdout == told
 
 
 @pytest.mark.parametrize("sim", [REAL | {"network": "flat"}], indirect=True)

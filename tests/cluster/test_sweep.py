@@ -8,8 +8,9 @@ import time
 import fsspec
 import pytest
 
-from cluster import markets, status, sweep
+from cluster import cost, markets, ssh, status, sweep, whole
 from cluster.budget import Budget
+from cluster.folder import Folder
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.link import measure
@@ -143,3 +144,33 @@ def test_a_link_is_measured():
     assert 0 < link.round_trip_ms < 1000 and link.up_mb_s > 1 and link.down_mb_s > 1
     with pytest.raises(OSError, match="no such machine"):
         measure(["sh", "-c", slow + "echo no such machine >&2; exit 1"])
+
+
+def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys):
+    id = rent("c", kept=True)
+    node = f"vast-{id}"
+    assert ssh.main([node[:-1]]) == 2
+    assert f"No market lists a rental {node[:-1]} of ours. Nearest: {node}." in capsys.readouterr().err
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    assert ssh.main([node]) == 2
+    assert f"{node} is a box of c, whose key (" in capsys.readouterr().err
+    Folder("c")
+    assert ssh.main([node, "true"]) == 255  # a box of this simulator has no sshd
+    sim.control("offline", id=id)
+    assert ssh.main([node]) == 2 and f"{node} can't be logged in to: it is lost" in capsys.readouterr().err
+
+
+def test_a_head_that_ended_by_itself_costs_no_more_and_is_said(rent, sim, capsys):
+    """Whatever this machine's ledger last knew of it: its market is asked where it can't be."""
+    id = rent("c", "k=h", kept=True)
+    Ledger("c").note(whole.LED, f"vast-{id}")
+    sim.wait(lambda s: s["rentals"][0]["state"] == "running")
+    assert cost.main(["c"]) == 0
+    said = capsys.readouterr().out
+    assert f"the ledger of its head vast-{id} was never fetched (" in said and "(it has ended)" not in said
+    asked = Ledger("c").polled()
+    sim.control("vanish", id=id)
+    assert cost.main(["c"]) == 0
+    said = capsys.readouterr().out
+    assert f"the ledger of its head vast-{id} was never fetched (it has ended)" in said and "now $0.000 an hour" in said
+    assert Ledger("c").polled() == asked  # it isn't led by who looks

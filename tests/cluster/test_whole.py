@@ -90,15 +90,20 @@ def dollars(seconds: float) -> float:
     return seconds * (0.36 + 0.036) / 3600
 
 
-def test_the_laptop_and_the_head_know_the_same_to_the_cent(on, head):
+def test_the_laptop_and_the_head_know_the_same_to_the_cent(on, head, tmp_path):
     paid = dollars(3590) + dollars(1000 - 40) + dollars(3600 - 50)
     on("head", 3600)
     assert Ledger("c").spent(T + 3600) == pytest.approx(paid)
+    boots = tmp_path / "head/.shoestring/c/boots"
+    boots.mkdir()
+    (boots / "vast-7.log").write_text("no driver")
+    (boots / "key").write_text("not a log")
     on("laptop", 3600)
     assert Ledger("c").spent(T + 3600) == pytest.approx(dollars(3590))  # the head alone
     (copy,) = whole.fetch("c")
     assert (copy.head, copy.problem, copy.says(T)) == ("vast-1", "", "")
     assert Ledger("c").spent(T + 3600) == pytest.approx(paid)
+    assert [p.name for p in (Folder("c").path / "boots").iterdir()] == ["vast-7.log"]
     on("head", 3600)
     assert whole.fetch("c") == []  # it is this machine
 

@@ -1,0 +1,157 @@
+"""What is asked of a rented box over SSH, as the head reaches it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+
+from cluster.check.pipeline import Failed
+from cluster.entry import Entry
+from cluster.folder import Folder
+from cluster.link import Link, measure
+
+MARKS = "/tmp/shoestring/check"
+"""A folder on the box: `go` lets the set-up begin (see HOLD), `ready` is there after it."""
+HOLD = f"for i in $(seq 600); do [ -e {MARKS}/go ] && break; sleep 0.5; done"
+"""The cluster's first command on a box: nothing is set up while its disk and its download are measured, for 5 minutes at most."""
+READY = f"mkdir -p {MARKS} && touch {MARKS}/ready"
+"""Its last."""
+
+LEAST_FREE_GB = 15.0
+"""What torch with CUDA's libraries, Ray and the package manager's cache need."""
+LEAST_DISK_MB_S = 20.0
+"""Below it, unpacking them takes longer than ten minutes."""
+LEAST_DOWNLOAD_MB_S = 5.0
+"""Below it, fetching them takes longer than ten minutes."""
+WRITTEN_MB = 256
+
+DISK = f"""
+set -e
+df -Pk "$HOME" | awk 'NR == 2 {{print $4}}'
+file="$HOME/.shoestring-check"; trap 'rm -f "$file"' EXIT
+began=$(date +%s%N); dd if=/dev/zero of="$file" bs=1M count={WRITTEN_MB} conv=fdatasync status=none; ended=$(date +%s%N)
+echo $(( (ended - began) / 1000 ))
+"""
+"""Prints the free kB, then the microseconds that writing WRITTEN_MB took."""
+
+DOWNLOAD = """
+import json, sys, time, urllib.request
+url, most, limit = sys.argv[1], 100_000_000, 10.0
+if not url:  # what every set-up fetches from the same place: the largest wheel of torch
+    with urllib.request.urlopen("https://pypi.org/pypi/torch/json", timeout=20) as answer:
+        url = max(json.load(answer)["urls"], key=lambda file: file["size"])["url"]
+count, began = 0, time.monotonic()
+with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "shoestring"}), timeout=20) as answer:
+    while count < most and time.monotonic() - began < limit and (part := answer.read(1 << 18)):
+        count += len(part)
+print(count, time.monotonic() - began)
+"""
+"""Python: prints the bytes and the seconds."""
+
+TORCH = """
+import json, time, torch
+x = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+y = x @ x
+off = (y[:8].float().cpu() - x[:8].float().cpu() @ x.float().cpu()).abs().max().item()
+torch.cuda.synchronize(); began = time.perf_counter()
+for _ in range(20): y = x @ x
+torch.cuda.synchronize()
+tflops = 20 * 2 * 4096**3 / (time.perf_counter() - began) / 1e12
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name(), "off": off, "tflops": tflops}))
+"""
+
+STORE = """
+import os, sys, json
+place, environment = json.loads(sys.stdin.readline())
+os.environ |= environment
+import fsspec
+fs, path = fsspec.core.url_to_fs(place)
+fs.pipe_file(path, b"shoestring")
+assert fs.cat_file(path) == b"shoestring", "it holds something else than was written"
+fs.rm_file(path)
+"""
+
+
+class Box:
+    """shell: a command that runs a shell command, given as its last word, on the box."""
+
+    def __init__(self, shell: list[str]):
+        self.shell = shell
+
+    @classmethod
+    def of(cls, folder: Folder, entry: Entry) -> Box:
+        """The rental must run."""
+        host, port = entry.rental.ssh
+        options = folder.ssh_options(entry.node) | {"BatchMode": "yes", "ConnectTimeout": "8"}
+        options |= {"ServerAliveInterval": "3", "ServerAliveCountMax": "3"}
+        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return cls(["ssh", *words, "-p", str(port), f"root@{host}"])
+
+    def run(self, command: str, seconds: float, said: str = "") -> str:
+        """What the command, given `said`, printed. Raises Failed with the last of its errors."""
+        try:
+            done = subprocess.run([*self.shell, command], input=said, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"no answer within {seconds:.0f} s") from None
+        if done.returncode:
+            lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if "job control" not in line]
+            raise Failed(lines[-1] if lines else f"exit code {done.returncode}")
+        return done.stdout
+
+    def python(self, script: str, seconds: float, *arguments: str, said: str = "") -> str:
+        """As Ray's commands run there (bash --login -i), where set-up has put its Python first."""
+        command = shlex.join(["python3", "-c", script, *arguments])
+        return self.run(shlex.join(["bash", "--login", "-i", "-c", command]), seconds, said)
+
+    # ---- what each step asks
+
+    def driver(self, needed: float | None) -> str:
+        """needed: the CUDA that the driver has to support."""
+        said = self.run("nvidia-smi", 60)
+        driver, cuda = (
+            re.search(r"Driver Version: *([\d.]+)", said),
+            re.search(r"CUDA (?:\w+ )?Version: *([\d.]+)", said),
+        )
+        if not (driver and cuda):
+            raise Failed("nvidia-smi tells no driver: is the GPU passed through to the container?")
+        text = f"driver {driver[1]}, CUDA {cuda[1]}"
+        if needed and float(cuda[1]) < needed:
+            raise Failed(f"{text}: the torch that will be installed needs CUDA {needed:g}")
+        return text + (f" (torch needs {needed:g})" if needed else "")
+
+    def disk(self) -> str:
+        free, microseconds = map(int, self.run(DISK, 120).split())
+        gb, mb_s = free * 1024 / 1e9, WRITTEN_MB * 1.048576 / (microseconds / 1e6)
+        if gb < LEAST_FREE_GB:
+            raise Failed(f"{gb:.1f} GB are free, and set-up needs {LEAST_FREE_GB:g}. Ask for more (disk_gb)")
+        if mb_s < LEAST_DISK_MB_S:
+            raise Failed(f"it writes {mb_s:.0f} MB/s, and set-up needs {LEAST_DISK_MB_S:g}")
+        return f"{gb:.0f} GB free, writes {mb_s:.0f} MB/s"
+
+    def link(self) -> Link:
+        try:
+            return measure(self.shell)
+        except OSError as e:
+            raise Failed(str(e)) from None
+
+    def download(self, url: str | None) -> str:
+        said = self.run(shlex.join(["python3", "-c", DOWNLOAD, url or ""]), 90).split()
+        mb_s = int(said[0]) / 1e6 / float(said[1])
+        if mb_s < LEAST_DOWNLOAD_MB_S:
+            raise Failed(f"{mb_s:.1f} MB/s, and set-up fetches gigabytes: {LEAST_DOWNLOAD_MB_S:g} are needed")
+        return f"{mb_s:.0f} MB/s"
+
+    def torch(self) -> str:
+        found = json.loads(self.python(TORCH, 180).strip().splitlines()[-1])
+        if not found["off"] < 1.0:  # sums of 4,096 products in float16, of the order of 64
+            raise Failed(f"its products are wrong by {found['off']:g} on {found['gpu']}")
+        return (
+            f"torch {found['torch']} (CUDA {found['cuda']}) on {found['gpu']}: {found['tflops']:.0f} TFLOPS in float16"
+        )
+
+    def store(self, place: str, environment: dict[str, str]) -> str:
+        """Credentials are in no command line."""
+        self.python(STORE, 120, said=json.dumps([place, environment]) + "\n")
+        return "written, read and removed"

@@ -1,0 +1,124 @@
+"""What the check runs in its cluster, by `ray job submit`: the LoRA SFT that the box is rented for, and the exchange of two boxes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.check.pipeline import Failed
+from cluster.check.rented import REPO, Asked
+from cluster.folder import Folder
+from cluster.head import DASHBOARD
+
+STEPS = 20
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Jobs:
+    """The code is what `--working-dir .` sends of a checkout, and the tiny model, which no hub has to have."""
+
+    def __init__(self, folder: Folder, asked: Asked):
+        self.asked, self.code = asked, folder.path / "code"
+        for package in ("jobs", "lib"):
+            shutil.copytree(REPO / package, self.code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).with_name("exchange.py"), self.code / "exchange.py")
+        # Beside the head's start; importing torch takes seconds.
+        command = [sys.executable, "-m", "cluster.check.tiny_model", str(self.code / "model")]
+        self._model = subprocess.Popen(
+            command, cwd=REPO, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self.place = f"{asked.store.rstrip('/')}/{folder.path.name}" if asked.store else None
+
+    def close(self) -> None:
+        if self._model.poll() is None:
+            self._model.kill()
+
+    def train(self) -> str:
+        """Submits the SFT; its id. It runs on the box from its first line on, since without a store it shares no folder with the head."""
+        _, said = self._model.communicate()
+        if self._model.returncode:
+            raise Failed(f"the tiny model could not be made: {said.strip().splitlines()[-1]}")
+        options = {
+            "run": f"{self.place}/run" if self.place else "/tmp/shoestring/check/run", "model.base": "model", "model.adapter": "lora",
+            "model.lora.r": 8, "model.lora.target_modules": "all-linear", "data.limit": 200, "data.heldout_limit": 4,
+            "train.max_steps": STEPS, "train.logging_steps": 5, "train.learning_rate": 0.02, "train.lr_scheduler_type": "constant",
+            "scale.device": self.asked.device, "scale.global_batch": 4, "scale.micro_batch": 4,
+        }  # fmt: skip
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        return self._submit(shlex.join(["python", "jobs/sft.py", *words]), on_a_box=True)
+
+    def exchange(self) -> str:
+        return self._submit(f"python exchange.py {self.asked.device}")
+
+    def _submit(self, entrypoint: str, on_a_box: bool = False) -> str:
+        # The model is in what is uploaded, where relative paths don't lead otherwise (lib/run.py).
+        environment = {"HF_HUB_OFFLINE": "1", "SHOESTRING_HOME": "."} | (store_environment() if self.place else {})
+        return self._client().submit_job(
+            entrypoint=entrypoint,
+            runtime_env={"working_dir": str(self.code), "env_vars": environment},
+            entrypoint_num_cpus=1 if on_a_box else None,  # the head has none
+        )
+
+    def ended(self, id: str) -> str | None:
+        """How; None: it hasn't."""
+        try:
+            status = self._client().get_job_status(id).value
+        except (OSError, RuntimeError):  # a busy head answers the next time; one that ended, the caller sees
+            return None
+        return status if status in ENDED else None
+
+    def said(self, id: str) -> str:
+        return self._client().get_job_logs(id) or ""
+
+    def trained(self, id: str) -> str:
+        """What the SFT that has ended found. Raises Failed."""
+        if self.ended(id) != "SUCCEEDED":
+            raise Failed(self.why(id))
+        loss = re.search(r"loss\s+([\d.]+) → ([\d.]+)", self.said(id))
+        if not loss:
+            raise Failed("it ended well and tells no loss: its log is not that of a training job")
+        if not float(loss[2]) < float(loss[1]):
+            raise Failed(f"its loss doesn't fall: {loss[1]} → {loss[2]}")
+        return f"{STEPS} steps on the {self.asked.device.upper()}, loss {loss[1]} → {loss[2]}"
+
+    def exchanged(self, id: str) -> str:
+        if self.ended(id) != "SUCCEEDED" or not (found := re.search(r"EXCHANGED (\{.*\})", self.said(id))):
+            raise Failed(self.why(id))
+        told = json.loads(found[1])
+        return f"{told['backend']}: {told['mb']:.0f} MB summed in {told['seconds']:.2f} s, {told['mb'] / told['seconds']:.0f} MB/s"
+
+    def why(self, id: str) -> str:
+        """The last of what the job printed, or what Ray says of it."""
+        lines = [
+            line.strip() for line in self.said(id).splitlines() if line.strip() and "Running entrypoint" not in line
+        ]
+        return " ".join(lines[-3:]) or self._client().get_job_info(id).message or "it printed nothing"
+
+    def _client(self):
+        from ray.job_submission import JobSubmissionClient
+
+        logging.getLogger("ray").setLevel(logging.WARNING)  # what it uploads
+        return JobSubmissionClient(DASHBOARD)
+
+
+def joined(ip: str) -> bool:
+    """Whether a node that is alive has this address in the mesh."""
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        return any(node.state == "ALIVE" and node.node_ip == ip for node in list_nodes(address=DASHBOARD))
+    except (ConnectionError, RayStateApiException):  # a busy head answers the next time
+        return False
+
+
+def store_environment() -> dict[str, str]:
+    """What the store's client reads: a bucket's credentials do reach the box."""
+    return {key: value for key, value in os.environ.items() if key.startswith("AWS_")}

@@ -1,0 +1,288 @@
+"""The check's own cluster: its configuration, this machine as its head, its rentals, and their end."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from cluster import bootstrap, ladder, markets
+from cluster.budget import Budget
+from cluster.check import box
+from cluster.check.pipeline import Failed
+from cluster.entry import Entry
+from cluster.folder import Folder
+from cluster.ledger import Ledger, cluster_of
+from cluster.market import Market, MarketError, Offer, Rental
+from cluster.memory import Memory
+from cluster.provider import Provider
+
+REPO = Path(__file__).parents[2]
+DISK_GB = 40.0
+KINDS = 3
+"""Rungs of the ladder: the cheapest kinds of machines, as the cheapest may be taken."""
+MINUTES = 45.0
+"""A check lasts no longer, wherever it hangs, but for the end of everything."""
+END_S = 180.0
+"""The head has destroyed everything by then, or can't."""
+LOG = Path("/tmp/ray/session_latest/logs/monitor.log")
+"""Of the autoscaler: why nothing is rented, why a set-up failed."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the check was asked for."""
+
+    markets: tuple[str, ...]
+    gpus: tuple[str, ...] = ()
+    max_usd_per_hour: float = 1.0
+    workers: int = 1
+    device: str = "gpu"
+    budget_usd: float = 1.0
+    boot_minutes: float = 10.0
+    store: str | None = None
+    download: str | None = None
+
+
+@dataclass
+class Cluster:
+    """A cluster for one check. Nothing is rented before `lead`."""
+
+    name: str
+    asked: Asked
+    markets: dict[str, Market] = field(default_factory=dict)
+    head: subprocess.Popen | None = None
+    until: float = math.inf
+    """time.monotonic() when it has lasted for MINUTES."""
+
+    def __post_init__(self):
+        self.folder = Folder(self.name)
+        self.ledger = Ledger(self.name)
+        self.config_path, self.said = self.folder.path / "cluster.yaml", self.folder.path / "head.said"
+        budget = {"total_usd": self.asked.budget_usd, "save_minutes": 1, "useful_minutes": 5}
+        self.budget = Budget.read(budget)
+        gpu = self.asked.device == "gpu"
+        rows = [
+            {
+                "market": market, "spot": spot, "count": int(gpu), "gpus": list(self.asked.gpus), "cpus": 0 if gpu else 2,
+                "max_usd_per_hour": self.asked.max_usd_per_hour, "image": image_of(market),
+            }
+            for market in self.asked.markets
+            for spot in ((True, False) if ladder.has_spot(market) else (False,))
+        ]  # fmt: skip
+        self.config = {
+            "cluster_name": self.name,
+            "max_workers": self.asked.workers,
+            "idle_timeout_minutes": MINUTES,
+            "provider": {
+                "type": "external", "module": "cluster.provider.Provider", "markets": list(self.asked.markets), "budget": budget,
+            },
+            "head_node_type": "head",
+            "available_node_types": {
+                "head": {"resources": {"CPU": 0}, "node_config": {}},
+                "box": {
+                    "resources": {"CPU": 2} | ({"GPU": 1} if gpu else {}),
+                    "min_workers": 0,
+                    "max_workers": self.asked.workers,
+                    "node_config": {"disk_gb": DISK_GB, "ladder": rows},
+                },
+            },
+            "initialization_commands": [box.HOLD],
+            "worker_setup_commands": [box.READY],
+        }  # fmt: skip
+
+    # ---- what there is
+
+    def candidates(self) -> list[tuple[ladder.Rung, Offer]]:
+        """What the rungs could rent, the cheapest first; last what may turn out to have no public address. Raises MarketError."""
+        complete = bootstrap.complete(_with_head_here(self.config))
+        rungs = ladder.parse(complete["available_node_types"]["box"]["node_config"]["ladder"])
+        found = [
+            (r, o) for r in rungs for o in self.markets[r.market].offers(r.want(DISK_GB)) if r.price(o) is not None
+        ]
+        return sorted(found, key=lambda row: (not row[1].public_ip, usd_per_hour(*row)))
+
+    def narrow(self, chosen: list[tuple[ladder.Rung, Offer]]) -> None:
+        """The ladder is the kinds of the first of `chosen`, the cheapest first."""
+        rows = {}
+        for rung, offer in chosen:
+            [row] = [
+                row
+                for row in self.config["available_node_types"]["box"]["node_config"]["ladder"]
+                if (row["market"], row["spot"]) == (rung.market, rung.spot)
+            ]
+            kind = (rung.market, rung.spot, offer.gpu)
+            cap = max(usd_per_hour(rung, offer), rows.get(kind, {}).get("max_usd_per_hour", 0.0))
+            if kind in rows or len(rows) < KINDS:
+                rows[kind] = row | {"gpus": [offer.gpu] if offer.gpu else [], "max_usd_per_hour": round(cap + 5e-5, 4)}
+        self.config["available_node_types"]["box"]["node_config"]["ladder"] = list(rows.values())
+
+    def needed_cuda(self) -> float | None:
+        """That drivers have to support."""
+        rows = bootstrap.complete(_with_head_here(self.config))["available_node_types"]["box"]["node_config"]["ladder"]
+        return rows[0].get("min_cuda")
+
+    # ---- this machine leads it
+
+    def write(self) -> None:
+        self.config_path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
+
+    def lead(self, progress: Callable[[str], None]) -> None:
+        """`python -m cluster head`, as a user would; ends with this process, and with it what it rented."""
+        self.write()
+        self.until = time.monotonic() + MINUTES * 60
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            # The job waits for its box for as long as that may boot and be set up; Ray's own limit is 15 minutes.
+            "RAY_JOB_START_TIMEOUT_SECONDS": str(int((self.asked.boot_minutes + 60) * 60)),
+        }
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            sys.executable,
+            "-m",
+            "cluster",
+            "head",
+            "--config",
+            str(self.config_path),
+        ]
+        with self.said.open("w") as file:
+            self.head = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True,  # a Ctrl-C is for us alone
+            )  # fmt: skip
+        while "The head is up" not in self.said.read_text():
+            if self.head.poll() is not None:
+                raise Failed(_last(self.said.read_text(), 3) or f"exit code {self.head.returncode}")
+            progress("Ray starts on this machine")
+            time.sleep(0.1)
+
+    def wait(
+        self, what: Callable[[], object], seconds: float, waiting: Callable[[], str], progress: Callable[[str], None]
+    ):
+        """The first value of what() that isn't None or False. Raises Failed where the time is over, the money is spent, or the head or a
+        box is lost; waiting() → what is waited for, in the market's or Ray's own words."""
+        give_up = time.monotonic() + seconds
+        while not (found := what()):
+            if cap := self.ledger.notes("budget").get("cap"):
+                raise Failed(f"the budget of ${cap['total_usd']:g} is reached (--budget)")
+            if self.head and self.head.poll() is not None:
+                raise Failed(f"the head ended: {_last((self.folder.path / 'head.said').read_text(), 2)}")
+            if lost := self.lost():
+                raise Failed(lost)
+            if time.monotonic() > self.until:
+                raise Failed(f"the check has lasted for {MINUTES:g} minutes: {waiting()}")
+            if time.monotonic() > give_up:
+                raise Failed(f"not within {seconds:g} s: {waiting()}")
+            progress(waiting())
+            time.sleep(0.3)
+        return found
+
+    # ---- its rentals
+
+    def rentals(self) -> list[Entry]:
+        """Oldest first, those that exist and have an id."""
+        return [e for e in self.ledger.living() if e.id is not None]
+
+    def lost(self) -> str | None:
+        """Why a box that was rented is one no more; None: none was lost."""
+        ended = [e for e in self.ledger.entries() if e.id is not None and not e.living]
+        if not ended:
+            return None
+        e = ended[0]
+        why = Memory(self.folder.path / "memory.json").is_bad(e.market, e.rental.machine if e.rental else "")
+        state = e.rental.why if e.rental and e.rental.state == "lost" else ""
+        return f"{e.node} is lost: {why or state or e.why}"
+
+    def refused(self) -> str:
+        """Why nothing is rented, as far as the autoscaler has said."""
+        tried = [e.why for e in self.ledger.entries() if e.id is None and e.ended is not None]
+        if tried:
+            return tried[-1]
+        text = LOG.read_text(errors="replace") if LOG.exists() else ""
+        _, found, after = text.rpartition("Nothing to rent.")
+        lines = [line.strip() for line in after.splitlines()[1:] if line.startswith("  rung ")]
+        return "; ".join(lines) if found else ""
+
+    def usd(self) -> float:
+        return self.ledger.spent(time.time())
+
+    # ---- their end
+
+    def end(self) -> str:
+        """Destroys all of it and asks the markets whether anything is left. Raises Failed, with the command that ends it."""
+        why = ""
+        if self.head:
+            if self.head.poll() is None:
+                self.head.send_signal(signal.SIGTERM)
+            try:
+                ended = self.head.wait(END_S)
+            except subprocess.TimeoutExpired:
+                self.head.kill()
+                ended = self.head.wait()
+            why = _last(self.said.read_text(), 2) if ended else ""
+        left, unknown = self._left()
+        if left or unknown:  # the head may have been killed
+            try:
+                Provider(bootstrap.complete(_with_head_here(self.config))["provider"], self.name).end()
+            except MarketError as e:
+                why = str(e)
+            left, unknown = self._left()
+        if left or unknown:
+            found = ", ".join(f"{r.market}-{r.id} ({r.state})" for r in left) or f"what is left isn't known: {unknown}"
+            raise Failed(f"{found}. {why}\nEnd it: python -m cluster sweep {self.name}")
+        count = sum(e.id is not None for e in self.ledger.entries())
+        return f"{count} rental{'s' * (count != 1)} ended, and {' and '.join(self.markets)} list{'s' * (len(self.markets) == 1)} none"
+
+    def _left(self) -> tuple[list[Rental], str]:
+        """(what the markets list of this cluster, why one could not be asked)"""
+        found, unknown = [], ""
+        for market in self.markets.values():
+            try:
+                found += [r for r in market.list() if cluster_of(r.label) == self.name]
+            except MarketError as e:
+                unknown = str(e)
+        return found, unknown
+
+
+def usd_per_hour(rung: ladder.Rung, offer: Offer) -> float:
+    """What we would pay, disk included."""
+    return rung.price(offer) + offer.disk_usd_per_hour
+
+
+def image_of(market: str) -> str:
+    """The one that cluster/<market>.yaml has."""
+    return yaml.safe_load((REPO / f"cluster/{market}.yaml").read_text(encoding="utf-8"))["provider"]["image"]
+
+
+def _with_head_here(config: dict) -> dict:
+    config = deepcopy(config)
+    config["provider"]["here"] = True
+    return config
+
+
+def _last(text: str, count: int) -> str:
+    return " ".join(line.strip() for line in text.strip().splitlines()[-count:])
+
+
+def asked_markets(names: list[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(markets to ask, {market: why it is left out}): those named, else all that there is a key of."""
+    found, left_out = [], {}
+    for name in names or markets.MARKETS:
+        try:
+            markets.key(name)
+            found.append(name)
+        except ValueError as e:
+            left_out[name] = str(e)
+    return tuple(found), left_out

@@ -1,0 +1,104 @@
+"""How rentals end: at once or beside other work, with what has to be known of them first, all of a cluster, and tried again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from cluster import boots, tags, whole
+from cluster.folder import Folder
+from cluster.journal import Damaged
+from cluster.kept import Kept
+from cluster.ledger import Ledger
+from cluster.market import MarketError, Refused
+from cluster.nodes import Node, Nodes
+
+log = logging.getLogger(__name__)
+
+TRIES, AGAIN_S = 5, 2.0
+"""How often, and after how long, what could not be ended is tried again."""
+
+
+class Ending:
+    """Thread-safe. leads: this process writes the cluster's ledger itself; in others a rented head does."""
+
+    def __init__(self, folder: Folder, ledger: Ledger, markets: Mapping[str, Kept], nodes: Nodes, leads: bool):
+        self.folder, self.ledger, self.markets, self.nodes, self.leads = folder, ledger, markets, nodes, leads
+        self._fetched: set[str] = set()
+        """Heads whose ledger was fetched, or could not be."""
+        self._later = ThreadPoolExecutor(max_workers=4, thread_name_prefix="shoestring")
+
+    def destroy(self, node_id: str) -> None:
+        market, id = node_id.split("-", 1)
+        self.markets[market].destroy(id)
+
+    def destroy_later(self, node_id: str, failed: Node | None = None, why: str = "") -> None:
+        """Where that fails the provider tries again, as long as it is listed. failed: its boot did, so what it printed is kept."""
+        self.nodes.end(node_id)
+        self.later(f"destroying {node_id}", self._end, node_id, failed, why)
+
+    def later(self, what: str, f, *args) -> None:
+        def report(done: Future) -> None:
+            if error := done.exception():
+                log.error("%s failed: %s", what, error)
+
+        self._later.submit(f, *args).add_done_callback(report)
+
+    def keep_log(self, node_id: str, node: Node, why: str) -> None:
+        path = boots.keep(self.folder, self.markets[node.rental.market], node.rental, why)
+        log.warning("%s: what it printed is in %s.", node_id, path)
+
+    def fetch_ledger(self, node_id: str, node: Node) -> None:
+        """Of a head that led, once, before anything of its cluster ends; where that fails, it says what isn't known now."""
+        if self.leads or node_id in self._fetched or node_id not in self.ledger.notes(whole.LED):
+            return
+        self._fetched.add(node_id)
+        try:
+            if node.rental.ssh is None:
+                raise OSError("there is no way to log in")
+            whole.fetch_from(self.ledger, node_id, node.rental.ssh)
+            self.ledger.note(whole.LED, node_id, fetched=True)
+        except (OSError, Damaged) as e:
+            at = self.ledger.taken(node_id)
+            known = f"as of {(time.time() - at) / 60:.0f} minutes ago" if at else "as far as this machine saw it"
+            log.warning(
+                "The ledger of the head %s can't be fetched (%s). What it rented is counted %s.", node_id, e, known
+            )
+
+    def all(self) -> int:
+        """Destroys all that the cluster rents, the head and what is lost too; how many there were. What fails hinders nothing
+        else and is tried again. Raises MarketError where it still fails then."""
+        ended: set[str] = set()
+        for left in reversed(range(TRIES)):
+            failed, listed = None, []
+            for market in self.markets.values():
+                try:
+                    listed += market.list()
+                except MarketError as e:
+                    failed = e
+            mine = {f"{r.market}-{r.id}" for r in listed if tags.decode(r.label)[0] == self.ledger.cluster}
+            new = mine - ended
+            for id in new:
+                try:
+                    self.destroy(id)
+                except MarketError as e:
+                    failed = e
+                    continue
+                self.nodes.end(id)
+                ended.add(id)
+            if failed and (isinstance(failed, Refused) or not left):
+                raise failed
+            if failed:
+                time.sleep(AGAIN_S)
+            elif not new:  # a market may list one a little longer
+                break
+        return len(ended)
+
+    def _end(self, node_id: str, failed: Node | None, why: str) -> None:
+        try:
+            if failed:
+                self.keep_log(node_id, failed, why)
+        finally:
+            self.destroy(node_id)
