@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 
-from lib import node_types
+from lib import node_types, notice
 from lib.logs import say
 
 EVERY_S = 3.0
@@ -56,7 +56,7 @@ class Waiting:
         gcs, began, told, at = GcsClient(address=self.address), time.monotonic(), None, 0.0
         while not over.wait(EVERY_S):
             try:
-                now, why = get_cluster_status(self.address), _reason(gcs)
+                now, why = get_cluster_status(self.address), notice.reason(gcs)
             except RpcError:  # a busy head answers the next time
                 continue
             waited = time.monotonic() - began
@@ -74,12 +74,6 @@ def of_cluster(workers: int | tuple[int, int], each: dict[str, float]) -> Abstra
     if not os.environ.get("RAY_ADDRESS"):
         return nullcontext()
     return Waiting(worded(workers, each), each, node_types.address())
-
-
-def _reason(gcs) -> str | None:
-    from lib import notice
-
-    return getattr(notice, "reason", lambda gcs: None)(gcs)
 
 
 def state(status, each: dict[str, float], why: str | None, long: bool) -> str | None:

@@ -24,6 +24,8 @@ def laptop(boxes, shared, tmp_path_factory):
     told = cluster("runpod")
     ladder = told["available_node_types"]["box"]["node_config"]["ladder"]
     told["available_node_types"]["gpu"] = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {"ladder": ladder}}
+    dear = [rung | {"max_usd_per_hour": 0.001} for rung in ladder]
+    told["available_node_types"]["big"] = {"resources": {"CPU": 4}, "node_config": {"ladder": dear}}
     config.write_text(yaml.safe_dump(told))
     command = (sys.executable, "-m", "cluster", "head", "--config", config)
     began = time.time()
@@ -62,6 +64,29 @@ def test_a_fresh_cluster_rents_the_gpu_that_a_job_trains_on(laptop, boxes, share
     )
     assert "was given a GPU that torch" in run.provenance()["failure"] and not run.metrics()
     assert not re.search("Traceback|Resized to|StartupTimeout", said), said
+
+
+def test_nothing_that_can_be_rented_is_said_once_with_the_reason(laptop, boxes, shared, undisturbed):
+    options, _ = undisturbed
+    wide = ["--scale.device=cpu", "--scale.cpus_per_worker=4", "--run", shared / "wide"]
+    job = Submitted(laptop, "--working-dir", e2e.code(shared), "--", "python", "jobs/sft.py", *options, *wide)
+    give_up, said = time.time() + PATIENCE, ""
+    while "nothing can be rented" not in said:
+        assert job.status() in ("PENDING", "RUNNING", None) and time.time() < give_up, said
+        time.sleep(1)
+        said = job.logs()
+    tries = lambda: int(laptop.run("grep", "-c", "max_usd_per_hour", "/tmp/ray/session_latest/logs/monitor.log").stdout)  # noqa: E731
+    several = tries() + 4
+    while tries() < several:
+        assert time.time() < give_up, said
+        time.sleep(1)
+    said = job.logs()
+    assert laptop.run("ray", "job", "stop", "--address", e2e.DASHBOARD, job.id).returncode == 0
+    where = (
+        r"Waiting for 2 workers \(4 CPU cores each\): nothing can be rented:\n +big: [^|]*max_usd_per_hour is 0\.001"
+    )
+    assert re.search(where, said), said
+    assert said.count("nothing can be rented") == 1 and "Resized to" not in said, said
 
 
 def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
