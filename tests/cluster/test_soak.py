@@ -38,7 +38,7 @@ API = {
 def a_fault(dice: random.Random, boxes) -> str | None:
     """Makes one happen; what it was. None: there was nothing for it to happen to."""
     running = spots(boxes.state())
-    name = dice.choice(["outbid", "exit", "vanish", "offline", "freeze", "restart", "dark", "api", "api", "taken"])
+    name = dice.choice(["outbid", "exit", "vanish", "offline", "freeze", "dark", "api", "api", "taken"])
     market = dice.choice(["vast", "runpod"])
     if name == "api":
         endpoint, fault = (

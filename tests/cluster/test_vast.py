@@ -169,6 +169,15 @@ def test_an_offer_that_is_gone_is_taken(sim, market):
     assert market.list() == []  # and no stopped instance whose disk is billed
 
 
+@pytest.mark.parametrize("fault", ["404html", "404json", "410html", "410json"])
+def test_a_retired_create_is_no_offer_that_is_taken(sim, market, fault):
+    """Eight others would be tried in vain."""
+    offer = market.offers(Want(gpus=("RTX 4090",)))[0]
+    sim.control("api", market="vast", endpoint=CREATE, fault=fault)
+    with pytest.raises(Refused, match=f"HTTP {fault[:3]}"):
+        market.create(offer, order(offer.usd_per_hour * 2))
+
+
 def test_a_wrong_key_is_refused_without_being_told(sim):
     key = "wrong-key-0123456789"
     with pytest.raises(Refused, match=r"the API key is refused \(HTTP 404: auth_error.*Check VAST_API_KEY") as caught:
