@@ -220,6 +220,10 @@ class Provider(NodeProvider):
     def create_node(self, node_config: dict, tags_: dict[str, str], count: int) -> None:
         head = tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
         node_type = tags_.get(ray.TAG_RAY_USER_NODE_TYPE, "")
+        if head and not self._leads:  # what earlier heads spent counts, and this one is told
+            for copy in whole.fetch(self.cluster_name):
+                if said := copy.says(time.time()):
+                    log.warning("%s: %s", self.cluster_name, said)
         for _ in range(count):
             slot = mesh.HEAD if head else self.nodes.reserve(self.settings.slots)
             try:

@@ -363,3 +363,15 @@ def test_ray_up_says_how_far_its_head_is_and_gives_up_one_that_never_boots(provi
         p.create_node({"ladder": LADDER[2:]}, WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}, 1)
     assert "(boot_minutes: 0.02)" in capsys.readouterr().out
     sim.wait(lambda s: s["rentals"] == [])
+
+
+def test_ray_up_says_what_an_earlier_head_spent_is_not_known(provider, sim, caplog):
+    """Its budget.total_usd is of the cluster's whole life."""
+    p, head = provider(), WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}
+    p.create_node({"ladder": LADDER[2:]}, head, 1)
+    [id] = running(sim, p)
+    p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE})
+    sim.control("vanish", id=id.split("-")[1])
+    assert "never fetched" not in caplog.text
+    provider().create_node({"ladder": LADDER[2:]}, head, 1)
+    assert f"c1: the ledger of its head {id} was never fetched (it has ended)" in caplog.text
