@@ -131,7 +131,7 @@ def test_a_wrong_key_is_named(home, sim, monkeypatch):
 
 
 def test_no_offer_under_the_price_is_named(home):
-    made = Check(Cluster("check-test", Asked(("vast",), max_usd_per_hour=0.001)), lambda question: True)
+    made = Check(Cluster("check-test", Asked(("vast",), max_usd_per_hour=0.001)), lambda question: False)
     made.run()
     assert outcomes(made) == {"key accepted": "passed", "offer found": "failed"}
     assert "0 offers of a GPU at up to $0.001/h" in made.pipeline.results[1].detail
@@ -139,7 +139,7 @@ def test_no_offer_under_the_price_is_named(home):
 
 
 def test_a_budget_that_is_too_small_is_named_before_anything_is_rented(home, sim):
-    made = Check(Cluster("check-test", Asked(("vast",), budget_usd=0.0001)), lambda question: True)
+    made = Check(Cluster("check-test", Asked(("vast",), budget_usd=0.0001)), lambda question: False)
     made.run()
     assert outcomes(made) == {"key accepted": "passed", "offer found": "failed"}
     assert made.pipeline.results[1].detail.startswith("--budget is too small")
@@ -179,6 +179,8 @@ def test_a_box_without_a_login_is_named(renting, sim, monkeypatch):
 
 @pytest.mark.parametrize("step", ["set-up", "Ray joined over the mesh"])
 def test_a_set_up_that_fails_is_named(renting, monkeypatch, step):
+    monkeypatch.setattr(steps, "SET_UP_S", 10.0)
+    monkeypatch.setattr(steps, "JOINED_S", 10.0)
     made, provider = renting()
     assert made.pipeline.run("boot", made.boot)
     made.box = HERE
