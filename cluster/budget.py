@@ -15,9 +15,6 @@ from cluster.entry import Entry
 from cluster.ledger import Ledger
 from cluster.market import Market, MarketError
 
-LONG_S = 365 * 86400.0
-"""No market is asked to end anything later."""
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -72,17 +69,6 @@ class Budget:
                     f"is gone in {max(0.0, self.total_usd - spent) / rate * 60 if rate else 0:.0f} minutes"
                 )
         return None
-
-    def pays_for_s(self, ledger: Ledger, usd_per_hour: float, now: float) -> float | None:
-        """How long total_usd, as it is now, would pay for this alone, and no longer than max_hours. None: for ever. Where a market
-        ends rentals by itself this is the time, so that one which nobody and no watchdog ends can't cost more."""
-        times = [LONG_S]
-        if self.total_usd is not None and usd_per_hour > 0:
-            times.append(max(0.0, self.total_usd - ledger.spent(now)) / usd_per_hour * 3600)
-        if self.max_hours is not None:
-            left_s = self._left_s(ledger, now)
-            times.append(self.max_hours * 3600 if left_s is None else max(0.0, left_s))
-        return min(times) if len(times) > 1 else None
 
     def check(self, ledger: Ledger, now: float) -> Literal["ok", "soft", "hard"]:
         """hard: what is left is for no more than save_minutes. soft: nothing may be rented, whatever its price."""

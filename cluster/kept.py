@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from cluster import tags
 from cluster.budget import Budget
@@ -24,8 +23,6 @@ class Kept(Market):
     def create(self, offer: Offer, order: Order) -> str:
         """Raises Taken also where the budget has no room for it: a cheaper one may fit."""
         refuses = lambda usd: self.budget.refuses(self.ledger, usd, time.time())  # noqa: E731
-        price = (order.bid_usd_per_hour or offer.usd_per_hour) + offer.disk_usd_per_hour
-        order = replace(order, ends_after_s=self.budget.pays_for_s(self.ledger, price, time.time()))
         alone = None if tags.is_head(order.label) else self.unattended_s  # a head is in nobody's care
         return self.ledger.rent(self.market, offer, order, alone, refuses)
 

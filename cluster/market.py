@@ -120,8 +120,6 @@ class Order:
     """No secrets: the machine is a stranger's."""
     start: str = ""
     """Shell commands run as root when the machine has booted, beside sshd."""
-    ends_after_s: float | None = None
-    """The market itself ends the rental then, where it can: neither of the two can."""
     registry: Registry | None = None
     """Of a private image."""
 

@@ -63,17 +63,6 @@ def test_total_keeps_back_what_saving_takes():
     assert budget.refuses(ledger, 1.0, START + (10 - 3.2 * 21 / 60) / 2.2 * HOUR + 1)
 
 
-def test_the_market_ends_what_nobody_ends_when_the_money_would_be_out(monkeypatch):
-    ledger, market = fleet()
-    asked = []
-    market.create = lambda offer, order: asked.append(order.ends_after_s) or "7"
-    monkeypatch.setattr("cluster.kept.time.time", lambda: START + HOUR)  # $2.2 are spent
-    price = OFFER.usd_per_hour + OFFER.disk_usd_per_hour
-    for total in (10.0, None, 1e9):
-        Kept(market, ledger, Budget(total_usd=total)).create(OFFER, replace(ORDER, bid_usd_per_hour=None))
-    assert asked == [pytest.approx((10 - 2.2) / price * HOUR, rel=1e-3), None, 365 * 24 * HOUR]
-
-
 def enforce(ledger, market, now, log, busy=True, budget=Budget(total_usd=10.0)):  # noqa: B008
     return budget.enforce(
         ledger,
@@ -249,8 +238,6 @@ def test_hours_end_a_cluster_as_dollars_do(state):  # noqa: F811
     ledger.observe("vast", [HEAD, replace(WORKER, id="1")], at=START + HOUR)  # 2 is gone
     assert budget.check(ledger, end - 22 * 60) == "ok" and budget.check(ledger, end - 20 * 60) == "soft"
     assert "of budget.max_hours 8 only 20 minutes are left" in budget.refuses(ledger, 0.1, end - 20 * 60)
-    assert budget.pays_for_s(ledger, 1.0, end - HOUR) == pytest.approx(HOUR)
-    assert Budget(max_hours=8).pays_for_s(Ledger("new"), 1.0, START) == 8 * HOUR
     at = end - 5 * 60
     market.rentals.pop("2")
     assert enforce(ledger, market, at, log, budget=budget) == "saving"
