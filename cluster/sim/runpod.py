@@ -226,7 +226,10 @@ class RunPod(Api):
         rental = call.rental(self.world, "runpod")
 
         async def events():
-            for source, line in (("system", f"{rental.state}: {rental.why}"), ("container", "what the container printed")):
+            for source, line in (
+                ("system", f"{rental.state}: {rental.why}"),
+                ("container", "what the container printed"),
+            ):
                 yield f"id: {rental.created}\ndata: {json.dumps({'ts': str(rental.created), 'source': source, 'line': line})}\n\n"
             await asyncio.sleep(3600)
 
