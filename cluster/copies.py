@@ -2,7 +2,7 @@
 
 The union of these files is the cluster's ledger, whoever reads it: lines are taken once, whatever copies they come in, so that
 two machines with the same files know the same to the cent. A laptop sends all that it has to the head that it rents (join.py),
-and fetches the head's (whole.py); a store, where there is one, has the copies of machines that can't be reached any more.
+and fetches the head's (head_ledger.py); a store, where there is one, has the copies of machines that can't be reached any more.
 """
 
 from __future__ import annotations

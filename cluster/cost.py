@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-from cluster import bootstrap, whole
+from cluster import bootstrap, head_ledger
 from cluster.entry import Entry
 from cluster.ledger import Ledger, clusters
 from lib.cli import nearest
@@ -190,7 +190,7 @@ def main(argv: list[str]) -> int:
     now = time.time()
     all_of_them = []
     for name in [args.cluster] if args.cluster else known:
-        incomplete = [said for copy in whole.fetch(name) if (said := copy.says(now))]
+        incomplete = [said for copy in head_ledger.fetch(name) if (said := copy.says(now))]
         all_of_them.append(costs(Ledger(name), time.time()))
         all_of_them[-1].incomplete = incomplete
     if args.json:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from cluster import boots, tags, whole
+from cluster import boots, head_ledger, tags
 from cluster.folder import Folder
 from cluster.journal import Damaged
 from cluster.kept import Kept
@@ -52,14 +52,14 @@ class Ending:
 
     def fetch_ledger(self, node_id: str, node: Node) -> None:
         """Of a head that led, once, before anything of its cluster ends; where that fails, it says what isn't known now."""
-        if self.leads or node_id in self._fetched or node_id not in self.ledger.notes(whole.LED):
+        if self.leads or node_id in self._fetched or node_id not in self.ledger.notes(head_ledger.LED):
             return
         self._fetched.add(node_id)
         try:
             if node.rental.ssh is None:
                 raise OSError("there is no way to log in")
-            whole.fetch_from(self.ledger, node_id, node.rental.ssh)
-            self.ledger.note(whole.LED, node_id, fetched=True)
+            head_ledger.fetch_from(self.ledger, node_id, node.rental.ssh)
+            self.ledger.note(head_ledger.LED, node_id, fetched=True)
         except (OSError, Damaged) as e:
             at = self.ledger.taken(node_id)
             known = f"as of {(time.time() - at) / 60:.0f} minutes ago" if at else "as far as this machine saw it"

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import bootstrap, markets, mesh, shape, tools
+from cluster import bootstrap, config_schema, markets, mesh, programs
 from cluster.folder import Folder
 from cluster.market import MarketError, Refused
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(
                 "the head dials its workers by a network that only Linux has. Rent the head instead: ray up"
             )
-        tools.check(*tools.TO_BE_THE_HEAD)
+        programs.check(*programs.TO_BE_THE_HEAD)
         config = read(args.config)
         try:
             folder = Folder(config["cluster_name"])
@@ -70,7 +70,7 @@ def read(path: str) -> dict:
     from lib.cli import read_yaml
 
     config = {"cluster_synced_files": []} | read_yaml(path)
-    shape.check(config)
+    config_schema.check(config)
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # what it fills in is nobody's mistake
     if config["provider"].get("network") == "flat":
         raise ValueError("provider.network: flat is for a rented head; this machine reaches its workers by mesh.")

@@ -74,7 +74,13 @@ def ray_options(k: int) -> list[str]:
 
 def environment(k: int, shim: str) -> dict[str, str]:
     """What processes of node k need; shim: path of portpin.so there."""
-    return {"LD_PRELOAD": shim, "MESH_IP": ip(k), "MESH_PORTS": f"{base(k) + PINNED[0]}-{base(k) + PINNED[-1]}"}
+    pinned = f"{base(k) + PINNED[0]}-{base(k) + PINNED[-1]}"
+    return {
+        "LD_PRELOAD": shim,
+        "MESH_IP": ip(k),
+        "MESH_PORTS": pinned,
+        "NCCL_SOCKET_IFNAME": "lo",
+    }  # NCCL leaves it out by itself
 
 
 def files() -> dict[str, Path]:
@@ -88,7 +94,7 @@ def build_shim(folder: Path) -> str:
     source = files()["portpin.c"]
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         new = target.with_suffix(".new")
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(new), str(source)], check=True)
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(new), str(source), "-ldl"], check=True)
         new.replace(target)
     return str(target)
 

@@ -30,5 +30,5 @@ END
 chmod 700 enter
 if [ portpin.c -nt portpin.so ]; then
     command -v cc > /dev/null || { apt-get -q update && apt-get -qy install gcc libc6-dev; }
-    cc -O2 -shared -fPIC -o portpin.so portpin.c
+    cc -O2 -shared -fPIC -o portpin.so portpin.c -ldl
 fi

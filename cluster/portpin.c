@@ -1,9 +1,13 @@
 /* LD_PRELOAD on every node of the mesh: what gloo and torch leave to chance has to be what the tunnels carry.
 
    A socket that asks for any port (0) gets one of MESH_PORTS ("20360-20399"); gethostname says MESH_IP, whose address gloo
-   then advertises. IPv4 and IPv6 TCP; 127.0.0.1 is left alone, nobody else is meant to reach it. */
+   then advertises; and it is the loopback interface's address, which NCCL (NCCL_SOCKET_IFNAME=lo) listens at and advertises. IPv4 and IPv6 TCP; 127.0.0.1 is left alone, nobody else is meant to reach it. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,5 +61,16 @@ int gethostname(char *name, size_t size) {
         return -1;
     }
     strcpy(name, ip);
+    return 0;
+}
+
+int getifaddrs(struct ifaddrs **list) {
+    int (*real)(struct ifaddrs **) = (int (*)(struct ifaddrs **))dlsym(RTLD_NEXT, "getifaddrs");
+    const char *ip = getenv("MESH_IP");
+    int failed = real(list);
+    if (failed || !ip) return failed;
+    for (struct ifaddrs *e = *list; e; e = e->ifa_next)
+        if (e->ifa_addr && e->ifa_addr->sa_family == AF_INET && (e->ifa_flags & IFF_LOOPBACK))
+            inet_pton(AF_INET, ip, &((struct sockaddr_in *)e->ifa_addr)->sin_addr);
     return 0;
 }

@@ -19,7 +19,7 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, ladder, lost, markets, mesh, shape, tags, tools, watchdog, whole
+from cluster import bootstrap, config_schema, head_ledger, ladder, lost, markets, mesh, programs, tags, watchdog
 from cluster.boots import BOOTS
 from cluster.ending import Ending
 from cluster.failures import MARKETS, Failures
@@ -82,8 +82,8 @@ class Provider(NodeProvider):
         goes on, so that a mistake ends the command itself."""
         config = {"cluster_synced_files": []} | cluster_config
         try:
-            tools.check(*tools.TO_RENT_A_HEAD)
-            shape.check(config)
+            programs.check(*programs.TO_RENT_A_HEAD)
+            config_schema.check(config)
         except ValueError as e:
             click.echo("\n  ".join(["The cluster can't be led from here:", *str(e).splitlines()]), err=True)
             raise SystemExit(2) from None
@@ -215,13 +215,13 @@ class Provider(NodeProvider):
         if state == ray.STATUS_UP_TO_DATE:
             self.failures.worked(node.type)
             if node.is_head:
-                self.ledger.note(whole.LED, node_id)
+                self.ledger.note(head_ledger.LED, node_id)
 
     def create_node(self, node_config: dict, tags_: dict[str, str], count: int) -> None:
         head = tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
         node_type = tags_.get(ray.TAG_RAY_USER_NODE_TYPE, "")
         if head and not self._leads:  # what earlier heads spent counts, and this one is told
-            for copy in whole.fetch(self.cluster_name):
+            for copy in head_ledger.fetch(self.cluster_name):
                 if said := copy.says(time.time()):
                     log.warning("%s: %s", self.cluster_name, said)
         for _ in range(count):

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from cluster import budget, failures, mesh, whole
+from cluster import budget, failures, head_ledger, mesh
 from cluster.cost import table
 from cluster.ledger import Ledger, cluster_of, clusters, root
 from cluster.link import Link, measure
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         print(f"Left out: {why}", file=sys.stderr)
     now = time.time()
     with ThreadPoolExecutor(8) as pool:
-        incomplete = pool.map(whole.fetch, clusters())
+        incomplete = pool.map(head_ledger.fetch, clusters())
         links = list(pool.map(link, found))
         led = [_led(name, now, copies) for name, copies in zip(clusters(), incomplete, strict=True)]
     ledgers = {name: Ledger(name) for name in clusters()}
@@ -104,7 +104,7 @@ def link(r: Rental) -> Link | str:
         return str(e)
 
 
-def _led(cluster: str, now: float, copies: list[whole.Copy]) -> Led:
+def _led(cluster: str, now: float, copies: list[head_ledger.Copy]) -> Led:
     ledger = Ledger(cluster)
     cannot = {name: note["why"] for name, note in ledger.notes(failures.NOTES).items() if note["why"]}
     return Led(

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from typing import Literal
 
-from cluster import markets, tags, whole
+from cluster import head_ledger, markets, tags
 from cluster.budget import Budget
 from cluster.cost import table
 from cluster.kept import Kept
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         print("Nothing was destroyed.")
         return 1
     for name in doomed:  # what a rented head spent is in its ledger, which goes with it
-        for copy in whole.fetch(name):
+        for copy in head_ledger.fetch(name):
             if said := copy.says(now):
                 print(f"{name}: {said}", file=sys.stderr)
     left = [r for name in doomed for r in by_cluster[name] if not _destroy(name, r)]

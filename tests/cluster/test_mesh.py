@@ -39,7 +39,9 @@ for address in ["127.77.0.3", "127.77.0.3", "0.0.0.0", "127.0.0.1"]:
     s = socket.socket(); s.bind((address, 0)); s.listen(); found.append(s)
 fixed = socket.socket(); fixed.bind(("127.77.0.3", 0)); datagram = socket.socket(type=socket.SOCK_DGRAM)
 datagram.bind(("127.77.0.3", 0))
-print(socket.gethostname(), *[s.getsockname()[1] for s in [*found, datagram]])
+import psutil
+loopback = [a.address for a in psutil.net_if_addrs()["lo"] if a.family == socket.AF_INET]  # by getifaddrs, as NCCL asks
+print(socket.gethostname(), *loopback, *[s.getsockname()[1] for s in [*found, datagram]])
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -48,9 +50,9 @@ print(socket.gethostname(), *[s.getsockname()[1] for s in [*found, datagram]])
         text=True,
         check=True,
     )
-    name, *ports = done.stdout.split()
+    name, loopback, *ports = done.stdout.split()
     pinned = {str(mesh.base(3) + i) for i in mesh.PINNED}
-    assert name == "127.77.0.3" and len(set(ports)) == 5
+    assert name == loopback == "127.77.0.3" and len(set(ports)) == 5
     assert set(ports[:3]) <= pinned and not pinned & set(ports[3:])
 
 

@@ -8,7 +8,7 @@ import time
 import fsspec
 import pytest
 
-from cluster import cost, markets, ssh, status, sweep, whole
+from cluster import cost, head_ledger, markets, ssh, status, sweep
 from cluster.budget import Budget
 from cluster.folder import Folder
 from cluster.kept import Kept
@@ -163,7 +163,7 @@ def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys)
 def test_a_head_that_ended_by_itself_costs_no_more_and_is_said(rent, sim, capsys):
     """Whatever this machine's ledger last knew of it: its market is asked where it can't be."""
     id = rent("c", "k=h", kept=True)
-    Ledger("c").note(whole.LED, f"vast-{id}")
+    Ledger("c").note(head_ledger.LED, f"vast-{id}")
     sim.wait(lambda s: s["rentals"][0]["state"] == "running")
     assert cost.main(["c"]) == 0
     said = capsys.readouterr().out

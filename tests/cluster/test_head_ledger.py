@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import cost, whole
+from cluster import cost, head_ledger
 from cluster.folder import Folder
 from cluster.journal import Damaged
 from cluster.ledger import UNANSWERED_S, Ledger
@@ -47,7 +47,7 @@ def head(on, tmp_path):
     id = ledger.rent(market, OFFER, HEAD)
     listed(market, id, 10, ssh=("127.0.0.1", port))
     ledger.observe("vast", market.list(), T + 20)
-    ledger.note(whole.LED, "vast-1")
+    ledger.note(head_ledger.LED, "vast-1")
     home = tmp_path / "head"
     there = home / ".shoestring/c"
     (there / "others").mkdir(parents=True)
@@ -100,19 +100,19 @@ def test_the_laptop_and_the_head_know_the_same_to_the_cent(on, head, tmp_path):
     (boots / "key").write_text("not a log")
     on("laptop", 3600)
     assert Ledger("c").spent(T + 3600) == pytest.approx(dollars(3590))  # the head alone
-    (copy,) = whole.fetch("c")
+    (copy,) = head_ledger.fetch("c")
     assert (copy.head, copy.problem, copy.says(T)) == ("vast-1", "", "")
     assert Ledger("c").spent(T + 3600) == pytest.approx(paid)
     assert [p.name for p in (Folder("c").path / "boots").iterdir()] == ["vast-7.log"]
     on("head", 3600)
-    assert whole.fetch("c") == []  # it is this machine
+    assert head_ledger.fetch("c") == []  # it is this machine
 
 
 def test_a_ledger_that_is_open_takes_in_what_was_fetched(on, head):
     on("laptop", 3600)
     ledger = Ledger("c")
     assert len(ledger.entries()) == 1
-    whole.fetch("c")
+    head_ledger.fetch("c")
     assert [e.id for e in ledger.living()] == ["1", "3"] and len(ledger.entries()) == 3
 
 
@@ -123,7 +123,7 @@ def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, hea
     sshd.terminate()
     sshd.wait()
     at = Ledger("c").taken("vast-1")
-    (copy,) = whole.fetch("c")
+    (copy,) = head_ledger.fetch("c")
     assert copy.at == at and "Connection refused" in copy.problem
     assert copy.says(at + 720).startswith("as of 12 minutes ago: its head vast-1 can't be asked (")
     assert cost.main(["c"]) == 0
@@ -134,7 +134,7 @@ def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, hea
 def test_a_head_that_ended_before_its_ledger_was_fetched_is_said(on, head):
     on("laptop", 3600)
     Ledger("c").observe("vast", [], T + 3600)  # it destroyed itself
-    (copy,) = whole.fetch("c")
+    (copy,) = head_ledger.fetch("c")
     assert copy.says(T).startswith("the ledger of its head vast-1 was never fetched (it has ended)")
 
 
@@ -142,7 +142,7 @@ def test_what_is_no_ledger_is_refused_and_the_own_one_stays(on, head, tmp_path):
     on("laptop", 3600)
     for lines in (b"{half\n", b'{"at": 1, "event": "rented"}\n', b"[]\n"):
         (tmp_path / "head/.shoestring/c/ledger.jsonl").write_bytes(lines)
-        (copy,) = whole.fetch("c")
+        (copy,) = head_ledger.fetch("c")
         assert "What vast-1 sent is no ledger" in copy.problem
         with pytest.raises(Damaged):
             Ledger("c").take("vast-1", lines)
@@ -157,7 +157,7 @@ def test_a_copy_that_ends_before_an_answer_makes_no_orphan_here(on, head, tmp_pa
     rented = max(i for i, line in enumerate(lines) if b'"rented"' in line)
     file.write_bytes(b"".join(lines[:rented]))
     on("laptop", 60 + UNANSWERED_S)
-    whole.fetch("c")
+    head_ledger.fetch("c")
     assert Ledger("c").orphans(market.list()) == []
     assert [r.id for r in Ledger("c").orphans(market.list(), everyones=True)] == ["3"]
 
@@ -167,13 +167,13 @@ def test_a_box_whose_clock_is_late_is_one_rental(on, head):
     market, _, _ = head
     on("laptop", 3600)
     Ledger("c").observe("vast", market.list(), T + 25)
-    whole.fetch("c")
+    head_ledger.fetch("c")
     assert len(Ledger("c").entries()) == 3
 
 
 def test_the_same_lines_again_change_nothing(on, head):
     on("laptop", 3600)
-    whole.fetch("c")
+    head_ledger.fetch("c")
     ledger = Ledger("c")
     before = ledger.spent(T + 3600)
     for machine, lines in ledger.files().items():

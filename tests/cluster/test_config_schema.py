@@ -1,4 +1,4 @@
-"""cluster/shape.py: mistakes in a cluster's YAML, by `python -m cluster head` and by `ray up`."""
+"""cluster/config_schema.py: mistakes in a cluster's YAML, by `python -m cluster head` and by `ray up`."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from cluster import shape
+from cluster import config_schema
 from cluster.head import main
 from tests.cluster.e2e import cluster
 from tests.conftest import PATIENCE, REPO
@@ -41,7 +41,7 @@ TYPES = cluster("vast")["available_node_types"]
 )  # fmt: skip
 def test_each_mistake_by_its_key(change, message):
     with pytest.raises(ValueError) as refused:
-        shape.check(cluster("vast") | change)
+        config_schema.check(cluster("vast") | change)
     assert str(refused.value).startswith(message)
 
 
@@ -49,7 +49,7 @@ def test_all_of_them_at_once():
     config = cluster("vast") | {"idle_timout_minutes": 5, "max_workers": "four"}
     del config["cluster_name"]
     with pytest.raises(ValueError) as refused:
-        shape.check(config)
+        config_schema.check(config)
     assert [line.split()[:2] for line in str(refused.value).splitlines()] == [
         ["there", "is"],
         ["idle_timout_minutes", "is"],
