@@ -137,6 +137,16 @@ class Terminal:
         """Without a machine to rent it is stopped instead, which reads the same file and asks the same markets."""
         self.run(f"{text} --stop")
 
+    def asked(self, command: Command, text: str) -> None:
+        """Up to its question, to which nobody says yes."""
+        if "Nothing was rented." not in (said := self.run(f"{text} < /dev/null || true")):
+            raise Wrong(said[-1500:])
+
+    def elsewhere(self, command: Command, text: str) -> None:
+        """On a box that isn't there."""
+        if "No market lists a rental" not in (said := self.run(f"{text} 2>&1 || true")):
+            raise Wrong(said[-1500:])
+
     def submitted(self, command: Command, text: str) -> None:
         """The options by Ray's own parser, and the job by its dry run, as on a cluster."""
         outer, _, inner = text.partition(" -- ")
@@ -176,6 +186,8 @@ RULES = [
     (r"(RAY_ADDRESS=\S+ )?python jobs/", Terminal.planned),
     (r"python -m serve\.(vote|chat) ", Terminal.page),
     (r"python -m cluster head ", Terminal.head),
+    (r"python -m cluster check$", Terminal.asked),
+    (r"python -m cluster ssh ", Terminal.elsewhere),
     (r"python -m cluster (offers|plan|status|cost|sweep)\b", Terminal.really),
     (r"(RAY_AUTH_MODE=token )?ray job submit ", Terminal.submitted),
     (r"ray (start|stop|up|down|dashboard)\b", Terminal.parse),

@@ -142,6 +142,8 @@ MISTAKES = [
     ("configs/serve/pair.yaml", "configs/serve/pears.yaml"),
     ("export VAST_API_KEY=…", "export VAST_KEY=…"),
     ("python -m cluster cost", "python -m cluster costs"),
+    ("python -m cluster check ", "python -m cluster chek "),
+    ("python -m cluster ssh vast-12345", "python -m cluster shh vast-12345"),
     ("--train.beta 0.05 --dry-run", "--train.betta 0.05 --dry-run"),
     ("make test", "./make test"),
 ]

@@ -26,6 +26,7 @@ retire    {"market", "endpoint", "as"?}   from now on it answers so: one of the 
 GET /_sim/state   {"rentals": those alive, "calls": {endpoint and status: n}, "faults": those injected at random}
 GET /_sim/bill    {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}
 GET /_sim/machines   [{id, market, gpu, …, taken, free: GPUs of it that can be rented now}]
+GET /_sim/download   32 MB, for measuring a box's download where it reaches nothing else
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class Controls:
             "machines": lambda: [dataclasses.asdict(m) | {"free": world.free(m)} for m in world.machines.values()],
         }
         self.routes = [Route(f"/_sim/{name}", self._show(data)) for name, data in shown.items()]
+        self.routes.append(Route("/_sim/download", lambda request: Response(bytes(32_000_000))))
         for name, model in models.items():
             self.routes.append(Route(f"/_sim/{name}", self._control(name, model), methods=["POST"]))
 
