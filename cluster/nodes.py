@@ -23,6 +23,8 @@ class Node:
     """time.monotonic() when it was first seen running."""
     reached: bool = False
     """This process has logged in to it."""
+    ending: bool = False
+    """This process is destroying it: that no market lists it any more is no news."""
     tunnel: mesh.Tunnel | None = None
     offered: str = ""
     """The machine, as its offer named it: some markets' lists of rentals don't."""

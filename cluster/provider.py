@@ -291,6 +291,8 @@ class Provider(NodeProvider):
         if node and node.tags.get(ray.TAG_RAY_NODE_STATUS) == ray.STATUS_UPDATE_FAILED:
             self._failed(node_id, node, "its set-up failed")
             self.ending.keep_log(node_id, node, "its set-up failed")
+        if node:
+            node.ending = True
         self.ending.destroy(node_id)
         self.nodes.end(node_id)
 
@@ -308,11 +310,12 @@ class Provider(NodeProvider):
     def give_up(self, node_id: str, why: str, exists: bool = True) -> None:
         """From now on it is no node of ours; what has to be done about it happens meanwhile."""
         node = self.nodes.end(node_id)
-        if node is None:
+        if node is None or (node.ending and not exists):
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
         boots = node.made and node.tags.get(ray.TAG_RAY_NODE_STATUS) != ray.STATUS_UP_TO_DATE
-        if boots:
+        taken = node.rental.spot and (node.rental.state == "lost" or not exists)  # by who bid more: nothing failed
+        if boots and not taken:
             self._failed(node_id, node, why)
         elif node.rental.state != "lost" and exists:
             self.memory.bad(node.rental.market, node.place, why)

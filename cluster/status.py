@@ -125,10 +125,10 @@ def _ray(address: str) -> RayNodes | None:
     from ray.core.generated.autoscaler_pb2 import NodeStatus
     from ray.exceptions import RayError
 
-    gcs = GcsClient(address=address)
     try:
+        gcs = GcsClient(address=address)
         state, cannot = get_cluster_resource_state(gcs), notice.reason(gcs)
-    except RayError:  # it answers no more, as a head that is just ending
+    except RayError:  # another program, or a head that is just ending
         return None
     return RayNodes(address, [
         {

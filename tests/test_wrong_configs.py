@@ -153,7 +153,7 @@ def plan_it(stage: str, path: str) -> Job | None:
         found = module.lessons.check if "." in check else module.check
         found(request.job, fields.filled(config, request.job.train))
     planned = plan.make(request, rows, named)
-    if problems := preflight.check(planned.job, config, planned.gpu):
+    if problems := preflight.check(planned.job, config, planned.device.gpu):
         raise ValueError("\n".join(problems))
     return planned.job
 

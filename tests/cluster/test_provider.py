@@ -285,6 +285,17 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     p.create_node({"ladder": ANY}, WORKER, 1)  # it begins at nought again
 
 
+def test_who_is_outbid_before_it_worked_has_not_failed(provider, sim):
+    p = provider()
+    for _ in range(IN_A_ROW + 1):
+        p.create_node({"ladder": ANY}, WORKER, 1)
+        [id] = running(sim, p)
+        assert p.nodes.get(id).rental.spot
+        sim.control("outbid", id=id.split("-")[1])
+        while p.non_terminated_nodes({}):
+            pass
+
+
 @pytest.mark.parametrize(("market", "rung"), [("vast", 0), ("runpod", 2)])
 def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, market, rung, monkeypatch):
     monkeypatch.setattr("cluster.runpod.LOG_S", 0.3)
