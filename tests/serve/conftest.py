@@ -22,7 +22,7 @@ def serving(folder, args: dict):
     """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    python = warm.python() if args["engine"] == "transformers" else sys.executable
+    python = warm.python() if args.get("engine") == "transformers" else sys.executable
     command = [python, "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
     command += [f"{key}={value}" for key, value in (args | {"port": port}).items()]
     with (folder / "log").open("w") as log:
