@@ -19,7 +19,7 @@ quickstart: $(VENV)/ready      ## environment, then base → SFT → reward mode
 test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm"
-	$(VLLM)/bin/python -m pytest $(TESTS) -m vllm
+	$(VLLM)/bin/python -m pytest -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
