@@ -2,7 +2,7 @@
 
     market.py    Offer, Order, Rental and the calls of a Market               vast.py  runpod.py     one client each
     client.py    HTTP: pacing, retries, typed replies                         markets.py             names → clients, keys
-                 rows.py  a market's rows, odd ones too    runpod_replies.py  the shapes of RunPod's
+                 rows.py  a market's rows, odd ones too    vast_replies.py  runpod_replies.py  their shapes
     ladder.py    which offer next: spot, another spot, on demand, another market
                  memory.py  what went bad or is down    gpus.py  names and listed speed    offers.py  candidates of all markets
     provider.py  Ray's NodeProvider over all of them       nodes.py  what it knows of each rental     tags.py  in a rental's label

@@ -40,6 +40,8 @@ INSTALL_GB = 3.1
 (`uv lock` of pyproject.toml's requirements notes each one's size)."""
 IMAGE_GB = 0.6
 """Of the image of cluster/*.yaml, compressed, by what its users report; a market's hosts may have it already."""
+SETUP_GB = IMAGE_GB + INSTALL_GB
+"""What a box downloads before its first job."""
 STOP = "if grep -qsxE 'raylet|gcs_server|ray::.*|ray-dashboard.*' /proc/[0-9]*/comm; then ray stop; fi"
 """What a head that is gone has left, or a start that failed: a gcs_server alone holds the port of the next. Asking `ray stop` in
 vain takes seconds."""

@@ -55,7 +55,6 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
     """
     from cluster import bootstrap, ladder, markets
 
-    boot_gb = bootstrap.IMAGE_GB + bootstrap.INSTALL_GB
     found: dict[tuple, tuple[float, Candidate]] = {}
     missing = []
     for name in markets.MARKETS:
@@ -68,7 +67,7 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
                         usd = rung.price(offer) + offer.disk_usd_per_hour
                         memory = round(offer.gpu_memory_gb * 0.98 * GIB)  # the driver keeps some
                         machines = -(-workers // count)
-                        boot = offer.download_usd_per_gb * boot_gb
+                        boot = offer.download_usd_per_gb * bootstrap.SETUP_GB
                         one = Candidate(name, offer.gpu, count, memory, machines, usd, spot, boot)
                         rank = ladder.usd_per_eflop(rung, offer) or math.inf
                         key = (name, offer.gpu, count, spot)

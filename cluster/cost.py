@@ -17,13 +17,11 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-from cluster import bootstrap, head_ledger
+from cluster import head_ledger
+from cluster.bootstrap import SETUP_GB
 from cluster.entry import Entry
 from cluster.ledger import Ledger, clusters
 from lib.cli import nearest
-
-SETUP_GB = bootstrap.IMAGE_GB + bootstrap.INSTALL_GB
-"""What a box downloads before its first job."""
 
 
 @dataclass

@@ -170,6 +170,16 @@ def _interrupt(number, frame):
     raise KeyboardInterrupt
 
 
+def dependent(module: str, *words: str) -> list[str]:
+    """The command that runs a module of Python, and is ended as this process ends, however that does."""
+    return ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", module, *words]
+
+
+def python_path() -> str:
+    """PYTHONPATH for it, with this project first."""
+    return os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def _start(config: dict, folder: Folder) -> subprocess.Popen:
     """Ray's head on this machine, ended with this process. Raises RuntimeError."""
     written = folder.path / "head.yaml"
@@ -182,9 +192,7 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         **mesh.environment(mesh.HEAD, mesh.build_shim(folder.path)),
         # A job's `python` is this one, also where its environment wasn't activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": python_path(),
         # Where a job has run before, Ray keeps a token in ~/.ray/auth_token and would ask for it here; no rented worker has it.
         "RAY_AUTH_MODE": "disabled",
         "RAY_CLOUD_INSTANCE_ID": "here",
@@ -192,17 +200,7 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         "RAY_OVERRIDE_RESOURCES": json.dumps(config["available_node_types"][head].get("resources") or {}),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
-    command = [
-        "setpriv",
-        "--pdeathsig",
-        "TERM",
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-    ]
+    command = dependent("ray.scripts.scripts", "start", "--head", "--block")
     command += [f"--port={mesh.GCS_PORT}", *mesh.ray_options(mesh.HEAD), "--disable-usage-stats"]
     with (folder.path / "head.log").open("w") as said:
         ray = subprocess.Popen(

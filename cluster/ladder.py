@@ -68,7 +68,7 @@ class Rung:
     min_reliability: float | None = None
     """0 to 1, as the market rates it. RunPod rates none."""
     min_download_mbps: float | None = 200.0
-    """Mb/s from the internet: a machine loads some 10 GB before it works, for which 200 take 7 minutes. RunPod tells none."""
+    """Mb/s from the internet: image and packages (bootstrap.SETUP_GB), a model and data are assumed to be 10 GB, for which 200 take 7 minutes. RunPod tells none."""
     verified: bool = True
     """False: also hosts that Vast hasn't verified."""
     datacenter: bool = False
@@ -82,7 +82,7 @@ class Rung:
     upload_gb_per_hour: float = 0.0
     """Expected traffic out of the machine: what Vast's hosts charge for it counts as price."""
     download_gb_per_hour: float = 2.5
-    """Into it; 2.5 are the 10 GB that it loads before it works, over 4 hours."""
+    """Into it; 2.5 are those 10 GB over 4 hours."""
     tflops: dict[str, float] = field(default_factory=dict)
     """GPU → TFLOPS measured on your own job, instead of the published figure (gpus.py)."""
 

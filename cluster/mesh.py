@@ -75,12 +75,8 @@ def ray_options(k: int) -> list[str]:
 def environment(k: int, shim: str) -> dict[str, str]:
     """What processes of node k need; shim: path of portpin.so there."""
     pinned = f"{base(k) + PINNED[0]}-{base(k) + PINNED[-1]}"
-    return {
-        "LD_PRELOAD": shim,
-        "MESH_IP": ip(k),
-        "MESH_PORTS": pinned,
-        "NCCL_SOCKET_IFNAME": "lo",
-    }  # NCCL leaves it out by itself
+    # By itself NCCL leaves the loopback interface out.
+    return {"LD_PRELOAD": shim, "MESH_IP": ip(k), "MESH_PORTS": pinned, "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def files() -> dict[str, Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ray.autoscaler import tags as ray
 
 from cluster import mesh, tags
+from cluster.bootstrap import Settings
 from cluster.market import Rental
 
 
@@ -42,6 +43,21 @@ class Node:
     @property
     def is_head(self) -> bool:
         return self.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
+
+    def fault(self, settings: Settings, leads: bool) -> str | None:
+        """Why it is of no use, or None. Whether it can be logged in to is for those to say who set it up: this process rented it, or
+        leads (the autoscaler's)."""
+        rental, now = self.rental, time.monotonic()
+        if rental.state == "lost":
+            return rental.why or "lost"
+        if rental.state == "starting" and time.time() - rental.created > settings.boot_minutes * 60:
+            return f"it has not started in boot_minutes, {settings.boot_minutes:g} ({rental.why})"
+        if rental.state == "running":
+            self.running = self.running or now
+            ours = self.made or (leads and self.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER)
+            if ours and not self.reached and now - self.running > settings.login_minutes * 60:
+                return f"no login in login_minutes, {settings.login_minutes:g}"
+        return None
 
 
 class Nodes:

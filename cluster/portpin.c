@@ -1,7 +1,8 @@
 /* LD_PRELOAD on every node of the mesh: what gloo and torch leave to chance has to be what the tunnels carry.
 
    A socket that asks for any port (0) gets one of MESH_PORTS ("20360-20399"); gethostname says MESH_IP, whose address gloo
-   then advertises; and it is the loopback interface's address, which NCCL (NCCL_SOCKET_IFNAME=lo) listens at and advertises. IPv4 and IPv6 TCP; 127.0.0.1 is left alone, nobody else is meant to reach it. */
+   then advertises, and it is the loopback interface's address, which NCCL (NCCL_SOCKET_IFNAME=lo) advertises. IPv4 and IPv6 TCP;
+   127.0.0.1 is left alone, nobody else is meant to reach it. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>

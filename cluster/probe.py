@@ -9,25 +9,35 @@ import os
 import re
 import subprocess
 
-report = {"simulated": "SHOESTRING_SIMULATED" in os.environ}
-try:
-    head = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=120)
-    driver = re.search(r"Driver Version: *([\d.]+)", head.stdout)
-    cuda = re.search(r"CUDA (?:\w+ )?Version: *(\d+\.\d+)", head.stdout)
-    if driver and cuda:
+
+def driver(said: str) -> dict:
+    """{"driver", "cuda"} in what nvidia-smi prints; {} where it tells none."""
+    found = re.search(r"Driver Version: *([\d.]+)", said), re.search(r"CUDA (?:\w+ )?Version: *(\d+\.\d+)", said)
+    return {"driver": found[0][1], "cuda": float(found[1][1])} if all(found) else {}
+
+
+def report() -> dict:
+    found = {"simulated": "SHOESTRING_SIMULATED" in os.environ}
+    try:
+        head = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=120)
+        if not (told := driver(head.stdout)):
+            return found | {
+                "smi_error": (head.stdout + head.stderr).strip()[-300:] or f"it ended with {head.returncode}"
+            }
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=120).stdout
-        report |= {"driver": driver[1], "cuda": float(cuda[1]), "gpus": len(re.findall(r"^GPU \d+:", listed, re.M))}
-    else:
-        report["smi_error"] = (head.stdout + head.stderr).strip()[-300:] or f"it ended with {head.returncode}"
-except (OSError, subprocess.TimeoutExpired) as e:
-    report["smi_error"] = str(e)
-if "smi_error" not in report:
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return found | {"smi_error": str(e)}
+    found |= told | {"gpus": len(re.findall(r"^GPU \d+:", listed, re.M))}
     import torch
 
-    report |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "torch_error": None}
+    found |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "torch_error": None}
     try:
-        for i in range(report["gpus"]):  # also where this torch has no kernels for so old a GPU
+        for i in range(found["gpus"]):  # also where this torch has no kernels for so old a GPU
             torch.ones(1, device=f"cuda:{i}").add_(1).item()
     except (RuntimeError, AssertionError) as e:  # AssertionError: a torch without CUDA
-        report["torch_error"] = str(e).strip().splitlines()[0]
-print(json.dumps(report))
+        found["torch_error"] = str(e).strip().splitlines()[0]
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(report()))

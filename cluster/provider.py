@@ -124,28 +124,10 @@ class Provider(NodeProvider):
         for id in self.nodes.take_in(listed, orphans, began):
             self.give_up(id, "no market lists it any more", exists=False)
         for id, node in self.nodes.all().items():
-            if why := self._fault(node):
+            if why := node.fault(self.settings, leads=self._leads is not None):
                 self.give_up(id, why)
         for id in {*self.nodes.undead(listed, began - AGAIN_S), *orphans}:
             self.ending.destroy_later(id)
-
-    def _fault(self, node: Node) -> str | None:
-        """Why this node is of no use, or None. Whether one can be logged in to is for those to say who set it up."""
-        rental, now = node.rental, time.monotonic()
-        if rental.state == "lost":
-            return rental.why or "lost"
-        if rental.state == "starting" and time.time() - rental.created > self.settings.boot_minutes * 60:
-            return f"it has not started in boot_minutes, {self.settings.boot_minutes:g} ({rental.why})"
-        if rental.state == "running":
-            node.running = node.running or now
-            worker = node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER
-            if (
-                (node.made or (self._leads and worker))
-                and not node.reached
-                and now - node.running > self.settings.login_minutes * 60
-            ):
-                return f"no login in login_minutes, {self.settings.login_minutes:g}"
-        return None
 
     def _node(self, node_id: str) -> Node | None:
         """None: gone. Raises MarketError."""
@@ -202,7 +184,7 @@ class Provider(NodeProvider):
             label, rental = tags.encode(self.cluster_name, node.tags), node.rental
         self._note_boot(node_id, node, tags_)
         # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
-        if node.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD:
+        if node.is_head:
             self._reminder.watch(node_id)
             self.markets[rental.market].label(rental.id, label)
 

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         print(f"Nothing {'else ' * bool(unknown)}is left behind{' there' * bool(failed)}.{unknown_there}")
         return 1 if failed or unknown else 0
     count, usd = sum(len(by_cluster[n]) for n in doomed), sum(rate(r) for n in doomed for r in by_cluster[n])
-    if not args.yes and not _agreed(
+    if not args.yes and not confirmed(
         f"Destroy {count} rental{'s' * (count > 1)} of {', '.join(doomed)} (${usd:.3f} an hour)?"
     ):
         print("Nothing was destroyed.")
@@ -133,7 +133,7 @@ def rate(r: Rental) -> float:
     return r.disk_usd_per_hour + ((r.usd_per_hour or 0.0) if r.charged else 0.0)
 
 
-def _agreed(question: str) -> bool:
+def confirmed(question: str) -> bool:
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

@@ -15,12 +15,11 @@ from shlex import quote
 from typing import Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from cluster import gpus, rows
+from cluster import gpus
+from cluster import vast_replies as replies
 from cluster.client import Client
 from cluster.market import Market, MarketError, Offer, Order, Refused, Rental, Want
-from cluster.rows import Amount
 
 URL = "https://console.vast.ai"
 PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": (1, 3.15), "label": (1, 1.05)}
@@ -47,96 +46,6 @@ CHARGED = {"frozen"}
 """Lost, and yet "GPU charges apply": its memory is kept (cli/reference/show-instance)."""
 AS_BEFORE = {"rebooting", "restarting"}
 """"Billed by previous state" (guides/serverless/worker-states)."""
-
-
-class _Reply(BaseModel):
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def null_is_absent(cls, row: object) -> object:
-        """Where a field may be left out: Vast's description doesn't say which may be null."""
-        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {k: v for k, v in row.items() if v is not None or k not in optional} if isinstance(row, dict) else row
-
-
-class _Ask(_Reply):
-    id: str
-    machine_id: str
-    gpu_name: str | None
-    num_gpus: int
-    gpu_ram: Amount
-    min_bid: Amount
-    dph_total: Amount
-    storage_cost: Amount
-    storage_total_cost: Amount | None = None
-    inet_up_cost: Amount = 0.0
-    inet_down_cost: Amount = 0.0
-    reliability: Amount
-    cpu_cores_effective: float = 0.0
-    cpu_ram: float = 0.0
-    geolocation: str | None = None
-    cuda_max_good: float | None = None
-    hosting_type: int | None = None
-    cluster_id: str | None = None
-
-
-class _Asks(_Reply):
-    offers: list[_Ask]
-
-    @field_validator("offers", mode="before")
-    @classmethod
-    def readable(cls, found: list) -> list:
-        return rows.readable(_Ask, found, "vast, offers")
-
-
-class _Created(_Reply):
-    new_contract: str
-
-
-class _Port(_Reply):
-    HostPort: int
-
-
-class _Instance(_Reply):
-    id: str
-    label: str
-    actual_status: str | None = None
-    intended_status: str | None = None
-    cur_state: str | None = None
-    status_msg: str | None = None
-    is_bid: bool = False
-    dph_total: Amount | None = None
-    storage_cost: Amount = 0.0
-    storage_total_cost: Amount | None = None
-    disk_space: Amount = 0.0
-    start_date: Amount | None = None
-    uptime_mins: Amount | None = None
-    machine_id: str = ""
-    gpu_name: str | None = None
-    num_gpus: int = 0
-    public_ipaddr: str | None = None
-    local_ipaddrs: str | None = None
-    ports: dict[str, list[_Port] | None] | list[int] | None = None
-
-
-class _Instances(_Reply):
-    instances: list[_Instance]
-    next_token: str | None = None
-
-    @field_validator("instances", mode="before")
-    @classmethod
-    def ours(cls, found: list) -> list:
-        """Nothing that an account's other instances hold can keep us from seeing, and ending, our own."""
-        return rows.ours(_Instance, found, "label", "vast, list")
-
-
-class _Logs(_Reply):
-    result_url: str | None = None
-
-
-class _Done(_Reply):
-    pass
 
 
 class Vast(Market):
@@ -188,7 +97,8 @@ class Vast(Market):
             if value is not None:
                 query[field] = {op: value}
         found = [
-            _offer(a, want) for a in self.client.call("offers", "POST", "/api/v0/bundles/", _Asks, json=query).offers
+            _offer(a, want)
+            for a in self.client.call("offers", "POST", "/api/v0/bundles/", replies.Asks, json=query).offers
         ]
         cap = want.max_usd_per_hour
         dear = [] if cap is None else [o for o in found if o.usd_per_hour + o.disk_usd_per_hour > cap]
@@ -213,12 +123,14 @@ class Vast(Market):
         with self._search:
             self._found = {w: (at, [o for o in found if o.id != offer.id]) for w, (at, found) in self._found.items()}
         path = f"/api/v0/asks/{offer.id}/"
-        return self.client.call("create", "PUT", path, _Created, json=body, creates=True, taken=_taken).new_contract
+        return self.client.call(
+            "create", "PUT", path, replies.Created, json=body, creates=True, taken=_taken
+        ).new_contract
 
     def list(self) -> list[Rental]:
         found, params = [], {"limit": PAGE}
         while True:
-            page = self.client.call("list", "GET", "/api/v1/instances/", _Instances, params=params)
+            page = self.client.call("list", "GET", "/api/v1/instances/", replies.Instances, params=params)
             found += page.instances
             if not page.next_token:
                 break
@@ -227,15 +139,17 @@ class Vast(Market):
         return [_rental(i, *self._times[i.id]) for i in found]
 
     def destroy(self, id: str) -> None:
-        self.client.call("destroy", "DELETE", f"/api/v0/instances/{id}/", _Done, json={}, gone=_gone)
+        self.client.call("destroy", "DELETE", f"/api/v0/instances/{id}/", replies.Done, json={}, gone=_gone)
 
     def label(self, id: str, label: str) -> None:
         assert len(label) <= LONGEST_LABEL, label
-        self.client.call("label", "PUT", f"/api/v0/instances/{id}/", _Done, json={"label": label})
+        self.client.call("label", "PUT", f"/api/v0/instances/{id}/", replies.Done, json={"label": label})
 
     def logs(self, id: str) -> str:
         """As `vastai logs`: the log is asked for, and is some seconds later at an address of S3, which no key opens."""
-        asked = self.client.call("logs", "PUT", f"/api/v0/instances/request_logs/{id}/", _Logs, json={"tail": "200"})
+        asked = self.client.call(
+            "logs", "PUT", f"/api/v0/instances/request_logs/{id}/", replies.Logs, json={"tail": "200"}
+        )
         try:
             for _ in range(LOG_TRIES if asked.result_url else 0):
                 found = httpx.get(asked.result_url, timeout=LOG_S)
@@ -258,7 +172,7 @@ def _gone(status: int, body: dict) -> bool:
     return status == 404 and ("no_such_instance" in said or ("instance" in said and "not found" in said))
 
 
-def _offer(ask: _Ask, want: Want) -> Offer:
+def _offer(ask: replies.Ask, want: Want) -> Offer:
     disk = _disk(ask.storage_cost, ask.storage_total_cost, want.disk_gb)
     return Offer(
         market=Vast.name,
@@ -282,7 +196,7 @@ def _offer(ask: _Ask, want: Want) -> Offer:
     )
 
 
-def _state(i: _Instance) -> Literal["starting", "running", "lost"]:
+def _state(i: replies.Instance) -> Literal["starting", "running", "lost"]:
     """Outbid: Vast would like it to run (intended_status) and starts it again once its bid wins; we don't wait for that."""
     if i.intended_status == "stopped" or i.actual_status in LOST:
         return "lost"
@@ -291,7 +205,7 @@ def _state(i: _Instance) -> Literal["starting", "running", "lost"]:
     return "lost" if i.cur_state == "stopped" else "running"
 
 
-def _times(i: _Instance, known: tuple[float, float | None] | None) -> tuple[float, float | None]:
+def _times(i: replies.Instance, known: tuple[float, float | None] | None) -> tuple[float, float | None]:
     """(created, started), the same in every list. Without uptime_mins, started is created: that errs towards too much."""
     now = time.time()
     created = i.start_date or (known[0] if known else now)  # none yet: its contract begins now
@@ -307,7 +221,7 @@ def _times(i: _Instance, known: tuple[float, float | None] | None) -> tuple[floa
     return created, before if same else started
 
 
-def _rental(i: _Instance, created: float, started: float | None) -> Rental:
+def _rental(i: replies.Instance, created: float, started: float | None) -> Rental:
     disk = _disk(i.storage_cost, i.storage_total_cost, i.disk_space)
     mapped = (i.ports.get("22/tcp") if isinstance(i.ports, dict) else None) or []
     why = i.actual_status or "being provisioned"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -138,16 +139,14 @@ def chats_file(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="session")
-def s3_server():
-    """Address of a real S3 server (moto) on loopback, in a process of its own, with an empty bucket `runs`."""
+@contextmanager
+def s3_serving(host: str):
+    """Address of a real S3 server (moto) on that address of this machine, in a process of its own, with an empty bucket `runs`."""
     import boto3
 
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{host}:{(port := free_port())}"
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     key = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     for _ in range(300):
         try:
@@ -159,6 +158,12 @@ def s3_server():
     yield address
     server.kill()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    with s3_serving("127.0.0.1") as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Does it work for real, with your keys, on today's markets? One box for about two minutes, for cents.
+"""Does it work for real, with your keys, on today's markets? One box for a few minutes, for cents.
 
     python -m cluster check [--market runpod] [--gpu "RTX 4090|RTX 3090"] [--max-price 0.40] [--workers 2] [--store s3://BUCKET/PATH]
 
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
     from cluster.check.rented import Cluster, asked_markets
     from cluster.check.steps import Check
     from cluster.head import ENDS
+    from cluster.sweep import confirmed
     from lib.cli import refusing
 
     args = _parser().parse_args(argv)
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         return 2
     with refusing("python -m cluster check"):
         cluster = Cluster(f"check-{time.strftime('%y%m%d-%H%M%S')}", _asked(args, found))
-    check = Check(cluster, lambda question: args.yes or _agreed(question))
+    check = Check(cluster, lambda question: args.yes or confirmed(question))
     for number in ENDS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
@@ -78,14 +79,6 @@ def main(argv: list[str]) -> int:
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt
-
-
-def _agreed(question: str) -> bool:
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        print()
-        return False
 
 
 def _asked(args: argparse.Namespace, found: tuple[str, ...]):

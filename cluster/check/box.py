@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 
+from cluster import probe
 from cluster.check.pipeline import Failed
 from cluster.entry import Entry
 from cluster.folder import Folder
@@ -83,11 +83,8 @@ class Box:
     @classmethod
     def of(cls, folder: Folder, entry: Entry) -> Box:
         """The rental must run."""
-        host, port = entry.rental.ssh
-        options = folder.ssh_options(entry.node) | {"BatchMode": "yes", "ConnectTimeout": "8"}
-        options |= {"ServerAliveInterval": "3", "ServerAliveCountMax": "3"}
-        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        return cls(["ssh", *words, "-p", str(port), f"root@{host}"])
+        alive = {"ServerAliveInterval": "3", "ServerAliveCountMax": "3"}
+        return cls(folder.ssh(entry.node, entry.rental.ssh, BatchMode="yes", ConnectTimeout="8", **alive))
 
     def run(self, command: str, seconds: float, said: str = "") -> str:
         """What the command, given `said`, printed. Raises Failed with the last of its errors."""
@@ -109,15 +106,11 @@ class Box:
 
     def driver(self, needed: float | None) -> str:
         """needed: the CUDA that the driver has to support."""
-        said = self.run("nvidia-smi", 60)
-        driver, cuda = (
-            re.search(r"Driver Version: *([\d.]+)", said),
-            re.search(r"CUDA (?:\w+ )?Version: *([\d.]+)", said),
-        )
-        if not (driver and cuda):
+        found = probe.driver(self.run("nvidia-smi", 60))
+        if not found:
             raise Failed("nvidia-smi tells no driver: is the GPU passed through to the container?")
-        text = f"driver {driver[1]}, CUDA {cuda[1]}"
-        if needed and float(cuda[1]) < needed:
+        text = f"driver {found['driver']}, CUDA {found['cuda']:.1f}"
+        if needed and found["cuda"] < needed:
             raise Failed(f"{text}: the torch that will be installed needs CUDA {needed:g}")
         return text + (f" (torch needs {needed:g})" if needed else "")
 

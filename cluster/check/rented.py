@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from cluster import bootstrap, ladder, markets
+from cluster import bootstrap, failures, head, ladder, markets
 from cluster.budget import Budget
 from cluster.check import box
 from cluster.check.pipeline import Failed
@@ -34,8 +33,6 @@ MINUTES = 45.0
 """A check lasts no longer, wherever it hangs, but for the end of everything."""
 END_S = 180.0
 """The head has destroyed everything by then, or can't."""
-LOG = Path("/tmp/ray/session_latest/logs/monitor.log")
-"""Of the autoscaler: why nothing is rented, why a set-up failed."""
 
 
 @dataclass(frozen=True)
@@ -142,21 +139,11 @@ class Cluster:
         self.until = time.monotonic() + MINUTES * 60
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": head.python_path(),
             # The job waits for its box for as long as that may boot and be set up; Ray's own limit is 15 minutes.
             "RAY_JOB_START_TIMEOUT_SECONDS": str(int((self.asked.boot_minutes + 60) * 60)),
         }
-        command = [
-            "setpriv",
-            "--pdeathsig",
-            "TERM",
-            sys.executable,
-            "-m",
-            "cluster",
-            "head",
-            "--config",
-            str(self.config_path),
-        ]
+        command = head.dependent("cluster", "head", "--config", str(self.config_path))
         with self.said.open("w") as file:
             self.head = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
@@ -210,10 +197,8 @@ class Cluster:
         tried = [e.why for e in self.ledger.entries() if e.id is None and e.ended is not None]
         if tried:
             return tried[-1]
-        text = LOG.read_text(errors="replace") if LOG.exists() else ""
-        _, found, after = text.rpartition("Nothing to rent.")
-        lines = [line.strip() for line in after.splitlines()[1:] if line.startswith("  rung ")]
-        return "; ".join(lines) if found else ""
+        why = self.ledger.notes(failures.NOTES).get("box", {}).get("why") or ""
+        return "; ".join(line.strip() for line in why.splitlines())
 
     def usd(self) -> float:
         return self.ledger.spent(time.time())

@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cluster.bootstrap import complete
 from cluster.sim.box import why_not
 from tests.cluster.laptop import Laptop
+from tests.cluster.nodes import cluster
 from tests.conftest import PATIENCE, REPO, run_job
 
 pytest.register_assert_rewrite("tests.cluster.e2e")
@@ -155,3 +157,22 @@ def clock(monkeypatch):
         now[0] += seconds
 
     return forward
+
+
+@pytest.fixture
+def provider(sim, tmp_path, monkeypatch):
+    """make() → a Provider of the same cluster, as another process would have it."""
+    monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
+    monkeypatch.setenv("SHOESTRING_PACE", "1000")
+    for name in ("VAST", "RUNPOD"):
+        monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
+        monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
+    monkeypatch.setattr("cluster.provider.STALE_S", 0.0)
+    monkeypatch.setattr("cluster.provider.WAIT_S", 0.05)
+
+    def make(**settings):
+        from cluster.provider import Provider
+
+        return Provider(complete(cluster(**settings))["provider"], "c1")
+
+    return make

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,14 +15,11 @@ from ray.autoscaler import tags as ray
 from cluster import check, markets
 from cluster import provider as provider_module
 from cluster.check import rented, report, steps
-from cluster.check.box import Box
-from cluster.check.pipeline import Failed, Pipeline, Result
+from cluster.check.pipeline import Pipeline, Result
 from cluster.check.rented import Asked, Cluster
 from cluster.check.steps import Check
-from tests.cluster.test_provider import WORKER
-
-HERE = Box(["bash", "-c"])
-"""This machine instead of one behind SSH."""
+from tests.cluster.nodes import WORKER
+from tests.cluster.test_check_box import HERE
 
 
 @pytest.fixture
@@ -248,79 +243,6 @@ def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(ho
     assert (told["boot"]["outcome"], told["boot"]["detail"]) == ("failed", "it was interrupted")
     assert told["SSH login"]["outcome"] == "not reached" and told[check.DESTROYED]["outcome"] == "passed"
     assert sim.state()["rentals"] == [] and "what was rented is destroyed" in capsys.readouterr().err
-
-
-# ---- the box's own steps, run on this machine
-
-
-def program(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "needed", "passes"),
-    [("13.0", 13.0, True), ("12.8", 13.0, False), ("12.8", 12.0, True), ("13.1", None, True)],
-)
-def test_a_driver_that_is_too_old_is_named(tmp_path, monkeypatch, cuda, needed, passes):
-    program(tmp_path, "nvidia-smi", f"echo '| NVIDIA-SMI 570.86   Driver Version: 570.86.15   CUDA Version: {cuda}  |'")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    if passes:
-        assert f"driver 570.86.15, CUDA {cuda}" in HERE.driver(needed)
-    else:
-        with pytest.raises(
-            Failed, match=r"driver 570.86.15, CUDA 12.8: the torch that will be installed needs CUDA 13"
-        ):
-            HERE.driver(needed)
-
-
-def test_a_box_without_a_driver_is_named(tmp_path, monkeypatch):
-    program(tmp_path, "nvidia-smi", "echo no devices were found >&2; exit 6")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(Failed, match="no devices were found"):
-        HERE.driver(13.0)
-
-
-def test_a_disk_that_is_too_small_or_too_slow_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("cluster.check.box.LEAST_FREE_GB", 1e6)
-    with pytest.raises(Failed, match=r"GB are free, and set-up needs 1e\+06"):
-        HERE.disk()
-    monkeypatch.setattr("cluster.check.box.LEAST_FREE_GB", 0.0)
-    monkeypatch.setattr("cluster.check.box.LEAST_DISK_MB_S", 1e6)
-    with pytest.raises(Failed, match="it writes"):
-        HERE.disk()
-    monkeypatch.setattr("cluster.check.box.LEAST_DISK_MB_S", 0.0)
-    assert "GB free, writes" in HERE.disk()
-    assert not (tmp_path / ".shoestring-check").exists()
-
-
-def test_a_disk_that_is_full_is_named(tmp_path):
-    if subprocess.run(["unshare", "--mount", "true"]).returncode:
-        pytest.skip("no mount namespaces here")
-    mount = f'mount -t tmpfs -o size=8m none {tmp_path} && export HOME={tmp_path} && eval "$0"'
-    with pytest.raises(Failed, match="No space left on device"):
-        Box(["unshare", "--mount", "bash", "-c", mount]).disk()
-
-
-def test_a_slow_download_or_none_is_named(sim, monkeypatch):
-    assert HERE.download(f"{sim.vast_url}/_sim/download").endswith("MB/s")
-    monkeypatch.setattr("cluster.check.box.LEAST_DOWNLOAD_MB_S", 1e6)
-    with pytest.raises(Failed, match="and set-up fetches gigabytes"):
-        HERE.download(f"{sim.vast_url}/_sim/download")
-    with pytest.raises(Failed, match="404"):
-        HERE.download(f"{sim.vast_url}/none")
-
-
-def test_a_torch_without_a_gpu_is_named(tmp_path, monkeypatch):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".bash_profile").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
-    with pytest.raises(Failed, match=r"CUDA|NVIDIA"):
-        HERE.torch()
 
 
 # ---- the report

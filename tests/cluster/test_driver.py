@@ -11,7 +11,7 @@ import pytest
 from cluster import bootstrap, driver
 from cluster.sim import catalogue, smi
 from cluster.sim.rental import Order
-from tests.cluster.test_provider import cluster
+from tests.cluster.nodes import cluster
 
 GOOD = {
     "simulated": False, "driver": "580.65.06", "cuda": 13.0, "gpus": 1, "torch": "2.13.0", "torch_cuda": "13.0", "torch_error": None,

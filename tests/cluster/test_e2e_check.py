@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 
-import boto3
 import pytest
 
 from cluster import check
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, took
-from tests.conftest import PATIENCE, free_port, s3_environment
+from tests.conftest import PATIENCE, s3_environment, s3_serving
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 COMMAND = (sys.executable, "-m", "cluster", "check", "--market", "vast", "--device", "cpu", "--yes")
@@ -23,29 +22,9 @@ COMMAND = (sys.executable, "-m", "cluster", "check", "--market", "vast", "--devi
 def bucket(apart):
     """s3://runs, on the only address that a laptop and the boxes reach."""
     laptop, _, _ = apart
-    host = re.search(r"//([\d.]+):", laptop.env["VAST_URL"])[1]
-    address = f"http://{host}:{(port := free_port())}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)], stderr=subprocess.DEVNULL
-    )
-    environment = s3_environment(address)
-    key = {
-        "aws_access_key_id": environment["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
-        "region_name": environment["AWS_DEFAULT_REGION"],
-    }
-    client, give_up = boto3.client("s3", endpoint_url=address, **key), time.time() + PATIENCE
-    while True:
-        try:
-            client.create_bucket(Bucket="runs")
-            break
-        except Exception:  # not listening yet
-            assert server.poll() is None and time.time() < give_up
-            time.sleep(0.1)
-    laptop.env |= environment
-    yield client
-    server.kill()
-    server.wait()
+    with s3_serving(re.search(r"//([\d.]+):", laptop.env["VAST_URL"])[1]) as address:
+        laptop.env |= s3_environment(address)
+        yield address
 
 
 def told(path) -> dict[str, dict]:

@@ -3,14 +3,14 @@
 import pytest
 
 from cluster.bootstrap import complete
-from tests.cluster.test_provider import WORKER, cluster, provider  # noqa: F401
+from tests.cluster.nodes import WORKER, cluster
 
 VAST = {"market": "vast", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.6}
 RUNPOD = {"market": "runpod", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.8}
 PRIVATE = {"image": "private.example/mine:1", "registry": "private.example", "runpod_registry": "reg_private"}
 
 
-def test_a_private_image_is_pulled_by_both_markets(provider, sim, monkeypatch, tmp_path):  # noqa: F811
+def test_a_private_image_is_pulled_by_both_markets(provider, sim, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "shoestring").mkdir()
     login = tmp_path / "shoestring/registry_api_key"

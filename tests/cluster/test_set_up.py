@@ -19,7 +19,7 @@ from ray.autoscaler import tags as ray
 from cluster import bootstrap, driver
 from cluster.sim.box import why_not
 from tests.cluster.conftest import simulator
-from tests.cluster.test_provider import WORKER, provider  # noqa: F401
+from tests.cluster.nodes import WORKER
 from tests.cluster.test_sim_boxes import REAL, key, rent, running, ssh  # noqa: F401
 from tests.conftest import PATIENCE
 
@@ -28,7 +28,7 @@ RUNG = {"market": "vast", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour
 HEAD = WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}
 
 
-def test_a_ray_up_that_fails_says_what_still_bills(provider, sim, monkeypatch, capsys):  # noqa: F811
+def test_a_ray_up_that_fails_says_what_still_bills(provider, sim, monkeypatch, capsys):
     at_exit = []
     monkeypatch.setattr(atexit, "register", lambda f, *args: at_exit.append((f, args)))
     monkeypatch.setattr(sys, "argv", ["ray", "up", "-y", "cluster/mine.yaml"])
@@ -53,7 +53,7 @@ def test_a_ray_up_that_fails_says_what_still_bills(provider, sim, monkeypatch, c
 class Starts:
     """`ray start` on a box, as Ray's updater types it there."""
 
-    def __init__(self, provider, id: str):  # noqa: F811
+    def __init__(self, provider, id: str):
         self.runner = provider.get_command_runner("", id, {"ssh_user": "root"}, "c1", subprocess, False)
 
     def run(self, command: str) -> str:
@@ -71,7 +71,7 @@ class Starts:
 class TestOnABox:
     pytestmark = BOXES
 
-    def test_ray_starts_also_where_a_start_has_failed_before(self, provider, sim):  # noqa: F811
+    def test_ray_starts_also_where_a_start_has_failed_before(self, provider, sim):
         p = provider(network="flat")
         p.create_node({"ladder": [RUNG]}, HEAD, 1)
         sim.wait(lambda s: s["rentals"] and s["rentals"][0]["state"] == "running")
@@ -95,7 +95,7 @@ class TestOnABox:
         except (click.ClickException, subprocess.CalledProcessError) as e:  # its sshd isn't up yet
             return str(e)
 
-    def test_a_driver_that_is_too_old_is_said_before_ray_joins_and_the_machine_remembered(self, provider, sim):  # noqa: F811
+    def test_a_driver_that_is_too_old_is_said_before_ray_joins_and_the_machine_remembered(self, provider, sim):
         sim.control("next", market="vast", fault="driver")
         p = provider(network="flat")
         p.create_node({"ladder": [RUNG]}, HEAD, 1)

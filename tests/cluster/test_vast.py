@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import client, vast, watchdog
+from cluster import client, vast, vast_replies, watchdog
 from cluster.ledger import Ledger
 from cluster.market import MarketError, Order, Refused, Taken, Unsure, Want
 from cluster.vast import Vast
@@ -144,11 +144,11 @@ def test_what_other_instances_hold_hides_none_of_ours():
     ours = {"id": 2, "label": "shoestring/c;k=w", "actual_status": None, "intended_status": "running", "is_bid": True}
     ours |= {"dph_total": 0.3, "start_date": None, "machine_id": 7, "gpu_name": "RTX 4090", "num_gpus": 1}
     page = {"instances": [odd, ours | {"storage_cost": None, "disk_space": None}], "next_token": None}
-    [found] = vast._Instances.model_validate_json(json.dumps(page)).instances
+    [found] = vast_replies.Instances.model_validate_json(json.dumps(page)).instances
     assert found.id == "2" and found.disk_space == 0
     del ours["id"]  # it could not be ended, and left out it would count as gone
     with pytest.raises(ValueError, match="id"):
-        vast._Instances.model_validate_json(json.dumps({"instances": [ours]}))
+        vast_replies.Instances.model_validate_json(json.dumps({"instances": [ours]}))
 
 
 def test_all_pages_are_listed(sim, market):
@@ -209,8 +209,8 @@ def test_a_malformed_order_is_refused(market):
         market.create(offer, order(offer.usd_per_hour, disk_gb=-1.0))
 
 
-def instance(**fields) -> vast._Instance:
-    return vast._Instance(
+def instance(**fields) -> vast_replies.Instance:
+    return vast_replies.Instance(
         **{
             "id": 7, "label": "shoestring/a", "actual_status": "running", "intended_status": "running",
             "cur_state": "running", "is_bid": True, "dph_total": 0.25, "storage_total_cost": 0.05, "start_date": 100.0,
