@@ -1,7 +1,7 @@
 """What Serve's HTTP proxy says where no replica could answer: 503 and when to come again, as an OpenAI error object.
 
-Left to itself it answers 500 "Internal Server Error" where a replica died with the request, and 404 while the application is
-starting or ending.
+Left to itself it answers 500 "Internal Server Error" where a replica died with the request, closes the connection after the
+headers where the replica died before the body, and answers 404 while the application is starting or ending.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ def middlewares() -> list[Middleware]:
 
 
 class Unanswered:
-    """ASGI. Replaces what the proxy says for itself, in plain text; what replicas say, in JSON or as a stream, passes."""
+    """ASGI. Replaces what the proxy says for itself, in plain text; what replicas say, in JSON or as a stream, passes.
+
+    Headers wait for the first piece of their body: they come in messages of their own, and a replica may die in between.
+    """
 
     def __init__(self, app):
         self.app = app
@@ -26,15 +29,17 @@ class Unanswered:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or "/v1/" not in scope["path"]:
             return await self.app(scope, receive, send)
-        begun = replaced = False
+        start, replaced, begun = None, False, False
 
         async def sending(message):
-            nonlocal begun, replaced
+            nonlocal start, replaced, begun
             if message["type"] == "http.response.start":
                 plain = dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"text/plain")
-                replaced = plain and message["status"] in (404, 500, 503)
-            if not replaced:
-                begun = True
+                start, replaced = message, plain and message["status"] in (404, 500, 503)
+            elif not replaced:
+                if not begun:
+                    begun = True
+                    await send(start)
                 await send(message)
 
         try:
