@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from lib import checkpoint
 from lib.cli import nearest
 from lib.run import Run, absolute
@@ -38,15 +40,13 @@ def start(stage: str, run: Run, config: str, extra: list[str], resume: bool = Fa
 
 def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: float) -> None:
     """Kills when `step` has been logged, after `wait` more seconds. Raises RuntimeError if the job ended before that."""
-    import psutil
-
     damages = kind in ("truncate", "flip")  # which takes a checkpoint that is there
     while not any(r["step"] >= step for r in run.metrics() if "loss" in r) or (damages and not checkpoint.steps(run)):
         if process.poll() is not None:
             raise RuntimeError(f"the job ended before step {step} was logged; its output is in {run.path}.log")
         time.sleep(0.05)
     time.sleep(wait)
-    below = psutil.Process(process.pid).children(recursive=True)
+    below = started_by(process)
     if kind == "worker":
         workers = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
         random.choice(workers).kill()
@@ -60,6 +60,11 @@ def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: flo
     psutil.wait_procs(below, timeout=60)  # the raylets notice that their driver is gone
     if damages:
         damage(run, kind)
+
+
+def started_by(process: subprocess.Popen) -> list[psutil.Process]:
+    """All processes below it, Ray's too."""
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 def damage(run: Run, kind: str) -> None:

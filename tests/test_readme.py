@@ -1,8 +1,8 @@
 """README is true: its commands, pasted in order into a fresh copy, work; and one that is changed to something wrong is seen.
 
 The copy differs from what a reader has in this: models and datasets of the hub are small ones under the same names (HUB), the
-quickstart's configs take fewer rows (FEWER), markets and s3 are simulators, .venv is the one that runs the tests, and after
-the quickstart `python` is a fork of a process that has imported the libraries (tests/warm).
+quickstart's configs take fewer rows (FEWER), markets and s3 are simulators, and .venv is the one that runs the tests; its
+`python` is a fork of a process that has imported the libraries (tests/warm).
 """
 
 import json
@@ -88,11 +88,17 @@ def small_copy(folder: Path) -> None:
         for key, value in changes.items():
             config[key] = config[key] | value if isinstance(value, dict) else value
         file.write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / ".venv").mkdir()
-    for entry in Path(sys.prefix).iterdir():
-        if entry.name != "ready":
-            (folder / ".venv" / entry.name).symlink_to(entry)
-    (folder / ".venv/ready").touch()  # newer than what make would install it for
+
+
+def small_environment(folder: Path, python: str) -> None:
+    """.venv, with that program as its python."""
+    (folder / "bin").mkdir(parents=True)
+    for entry in [*Path(sys.prefix).iterdir(), *Path(sys.prefix, "bin").iterdir()]:
+        if entry.name not in ("ready", "bin", "python", "activate"):
+            (folder / entry.relative_to(sys.prefix)).symlink_to(entry)
+    (folder / "bin/python").symlink_to(python)
+    (folder / "bin/activate").write_text(Path(sys.prefix, "bin/activate").read_text().replace(sys.prefix, str(folder)))
+    (folder / "ready").touch()  # newer than what make would install it for
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +115,8 @@ def terminal(tmp_path_factory, s3_server):
     small_copy(folder / "shoestring")
     with simulator() as markets:
         env = environment(folder, **hub.env, **s3_environment(s3_server), OMP_NUM_THREADS="1")
-        # What `python` runs needn't import the libraries each time; `make quickstart` names the real one.
-        forked = f'python() {{ {warm.start(env)} "$@"; }}'
-        yield Terminal(folder / "shoestring", env, markets.env, [forked])
+        small_environment(folder / "shoestring/.venv", warm.start(env))
+        yield Terminal(folder / "shoestring", env, markets.env)
 
 
 def test_the_commands_work_in_order(terminal):
