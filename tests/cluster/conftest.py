@@ -106,7 +106,7 @@ def shared():
 @pytest.fixture(scope="session")
 def boxes(shared):
     """A simulator with real boxes that share no network."""
-    with simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=shared) as started:
+    with simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=shared, realistic=True) as started:
         yield started
 
 
@@ -115,7 +115,7 @@ def apart(tmp_path):
     """(laptop, boxes, shared folder), the test's own: the simulator's bill is that of this test's cluster alone."""
     with (
         tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder,
-        simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=folder) as boxes,
+        simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=folder, realistic=True) as boxes,
     ):
         made = boxes.laptop(tmp_path / "laptop", Path(folder))
         yield made, boxes, Path(folder)

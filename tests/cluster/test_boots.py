@@ -28,6 +28,18 @@ def login_fails(sim, p: Provider) -> str:
     return place
 
 
+def test_a_slow_host_has_25_minutes_to_boot(provider, sim):
+    """Vast's slow hosts take 10 to 30."""
+    sim.control("next", market="vast", fault="stuck")
+    p = provider()
+    p.create_node({"ladder": ANY}, WORKER, 1)
+    [id] = p.non_terminated_nodes({})
+    node = p.nodes.get(id)
+    for minutes, lost in ((24, False), (26, True)):
+        node.rental = replace(node.rental, state="starting", created=time.time() - minutes * 60)
+        assert bool(node.fault(p.settings, leads=True)) == lost
+
+
 def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(provider, sim, monkeypatch):
     p = provider()
     machines = {login_fails(sim, p) for _ in range(IN_A_ROW)}

@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from cluster.bootstrap import CODE
+from cluster.ledger import UNLISTED_S, Ledger
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, cluster, took
+from tests.cluster.test_ledger import RENTAL
 from tests.conftest import PATIENCE
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
@@ -23,8 +26,8 @@ def laptop(boxes, shared, tmp_path):
     box.close()
 
 
-def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undisturbed):
-    """A head from RunPod, which rents its workers on Vast."""
+def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undisturbed, monkeypatch):
+    """A head from RunPod, which rents its workers on Vast, for a cluster that has rented before."""
     options, expected = undisturbed
     name, config = "e2e-vast", shared / "cluster.yaml"
     empty = {"setup_commands": [], "head_setup_commands": [], "worker_setup_commands": []}
@@ -34,6 +37,7 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
     told["available_node_types"]["head"]["node_config"] = {"ladder": [rung]}
     config.write_text(yaml.safe_dump(told))
     began, tunnel = time.time(), None
+    had = earlier_life(laptop, name, monkeypatch)
     try:
         up = laptop.run("ray", "up", "-y", "--no-config-cache", config)
         assert up.returncode == 0, up.stdout + up.stderr
@@ -47,13 +51,16 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, name) == expected
         state = boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
         head = f"runpod-{state['rentals'][0]['id']}"
+        shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout
+        assert "Ray joined" in shown and f"{name}: $" in shown and "can't be asked" not in shown, shown
         here = costs(laptop.run(sys.executable, "-m", "cluster", "cost", name, "--json"))
         there = f"cd {CODE} && python3 -m cluster cost {name} --json"
         there = costs(laptop.run(sys.executable, "-m", "cluster", "ssh", head, there))
         assert here["incomplete"] == there["incomplete"] == []
         seconds = there["asked"] - here["asked"]
         assert there["usd"] - here["usd"] == pytest.approx(seconds * here["usd_per_hour"] / 3600, abs=1e-4)
-        assert [n["node"] for n in here["nodes"]] == [n["node"] for n in there["nodes"]] and len(here["nodes"]) >= 4
+        assert [n["node"] for n in here["nodes"]] == [n["node"] for n in there["nodes"]] and len(here["nodes"]) >= 5
+        assert [n["usd"] for n in there["nodes"] if n["node"] == "vast-1"] == [pytest.approx(had)]
         written = (laptop.home / ".shoestring" / name / "others" / f"{head}.jsonl").read_text().splitlines()
         states = [(e["key"], e["fields"]["state"]) for e in map(json.loads, written) if e.get("kind") == "boot"]
         assert (
@@ -61,8 +68,6 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         )  # as `status` shows each worker's boot
         (job,) = here["jobs"]
         assert job["stage"] == "sft" and job["step"] == 60
-        shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout
-        assert "Ray joined" in shown and f"{name}: $" in shown and "can't be asked" not in shown, shown
     finally:
         if tunnel:
             tunnel.terminate()
@@ -74,10 +79,27 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
     after = costs(laptop.run(sys.executable, "-m", "cluster", "cost", name, "--json"))
     assert after["usd_per_hour"] == 0 and after["incomplete"] == [], down.stderr
     billed = {f"{r['market']}-{r['id']}": r["usd"] for r in boxes.bill()["rentals"]}
-    assert {n["node"] for n in after["nodes"]} <= billed.keys()
-    for node in after["nodes"]:  # what was outbid ended between two polls
+    nodes = [n for n in after["nodes"] if n["node"] != "vast-1"]
+    assert {n["node"] for n in nodes} <= billed.keys()
+    for node in nodes:  # what was outbid ended between two polls
         assert -1e-4 < node["usd"] - billed[node["node"]] < 0.005, node
     assert after["usd"] >= here["usd"]
+
+
+def earlier_life(laptop, cluster: str, monkeypatch) -> float:
+    """Half an hour of one box, in the laptop's ledger of the cluster; what it cost."""
+    began = time.time() - 7200
+    with monkeypatch.context() as m:
+        m.setenv("SHOESTRING_STATE", str(laptop.home / ".shoestring"))
+        ledger = Ledger(cluster)
+        box = replace(RENTAL, label=f"shoestring/{cluster};k=worker", created=began, started=began)
+        ledger.observe("vast", [box], at=began)
+        ledger.observe("vast", [box], at=began + 1800)
+        ledger.observe("vast", [], at=began + 1800 + UNLISTED_S)
+        ledger.observe("vast", [], at=began + 1801 + UNLISTED_S)
+        (entry,) = ledger.entries()
+        assert not entry.living
+        return ledger.spent(time.time())
 
 
 def costs(said: subprocess.CompletedProcess) -> dict:
