@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +12,7 @@ from lib.config import Scale
 from lib.failure import explain
 from lib.node_types import NodeType
 from lib.run import Run
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 
 HEAD = NodeType("head", {"CPU": 0}, 1)
@@ -127,10 +127,10 @@ def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
     def job(*more: str) -> subprocess.Popen:
-        command = [sys.executable, "jobs/sft.py", *argv, *more]
+        command = [warm.python(), "jobs/sft.py", *argv, *more]
         return subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    with subprocess.Popen([sys.executable, "-c", RAY], cwd=REPO, env=env, **pipes) as ray:
+    with subprocess.Popen([warm.python(), "-c", RAY], cwd=REPO, env=env, **pipes) as ray:
         env["RAY_ADDRESS"] = ray.stdout.readline().strip()
 
         def do(what: str) -> None:

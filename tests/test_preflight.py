@@ -12,6 +12,7 @@ import pytest
 from lib import preflight
 from lib.config import Job, Model, Scale
 from lib.plan import Plan
+from tests import warm
 from tests.conftest import PATIENCE, REPO
 
 SFT = "trl.trainer.sft_config:SFTConfig"
@@ -143,6 +144,7 @@ def test_a_finished_run_is_not_asked_about(tiny_model):
 @pytest.mark.slow
 def test_settings_that_were_right_once_are_not_tried_again(tiny_model, monkeypatch):
     monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
+    monkeypatch.setattr(sys, "executable", warm.python())
     planned = plan(tiny_model)
     planned.job = replace(planned.job, model=Model(tiny_model))
     planned.identities["model.base"] = "these weights"
@@ -162,6 +164,7 @@ def test_settings_that_were_right_once_are_not_tried_again(tiny_model, monkeypat
 def test_a_base_that_is_not_here_yet_is_looked_into_once_it_is(tiny_model, tmp_path, monkeypatch):
     """As the first job of a machine finds a base that its workers will unpack or fetch."""
     monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
+    monkeypatch.setattr(sys, "executable", warm.python())
     planned = plan(str(tmp_path / "base"))  # whose attention kernel there isn't
     with preflight.Preflight(SFT, planned.job) as asked:
         asked.ask(planned)
@@ -180,7 +183,7 @@ def test_the_command_refuses_before_ray(tiny_model, chats_file, tmp_path):
             f"import sys; sys.argv = ['jobs/sft.py', *{[*right, *options]!r}]; import lib.preflight, runpy\n"
             f"lib.preflight.LIMIT_S = {PATIENCE}; runpy.run_path('jobs/sft.py', run_name='__main__')"
         )
-        return subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+        return subprocess.run([warm.python(), "-c", code], cwd=REPO, capture_output=True, text=True)
 
     began = time.time()
     done = typed("--dry-run")

@@ -155,8 +155,9 @@ def code(shared: Path) -> Path:
     return folder
 
 
-def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str) -> str:
-    """Submits the job, outbids one of its two workers after the first checkpoint; the finished run's model_sha256."""
+def lost_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str, fault: str) -> str:
+    """Submits the job, loses one of its two workers by that control of the simulator after the first checkpoint; the finished
+    run's model_sha256."""
     run = Run(tempfile.mkdtemp(prefix="run-", dir=shared) + "/run")  # other tests have a cluster of this name too
     began = time.time()
     job = Submitted(laptop, "--working-dir", code(shared), "--", "python", "jobs/sft.py", *options, "--run", run.path)
@@ -167,18 +168,17 @@ def outbid_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[s
         time.sleep(0.05)
     took("first checkpoint", began)
     assert secrets_on(sim, spots(sim.state()), laptop, cluster) == []
-    victim, fault = spots(sim.state())[0], time.time()
-    spot = next(r["spot"] for r in sim.state()["rentals"] if r["id"] == victim)
-    sim.control("outbid" if spot else "exit", id=victim)  # RunPod has no spot: its pod just ends
+    victim, lost = spots(sim.state())[0], time.time()
+    sim.control(fault, id=victim)
     assert run.provenance()["status"] == "running"
     sim.wait(lambda state: all(r["id"] != victim for r in state["rentals"]))
-    took("outbid → destroyed", fault)
+    took(f"{fault} → destroyed", lost)
     sim.wait(lambda state: len(spots(state)) == 2)
-    took("outbid → replaced", fault)
+    took(f"{fault} → replaced", lost)
     while run.provenance()["status"] != "finished":
-        assert time.time() < fault + PATIENCE, job.logs()
+        assert time.time() < lost + PATIENCE, job.logs()
         time.sleep(0.2)
-    took("outbid → job done", fault)
+    took(f"{fault} → job done", lost)
     said = job.wait(PATIENCE)
     assert re.search(r"from step [1-5]0 on 2 ", said), said
     return run.provenance()["model_sha256"]

@@ -10,7 +10,7 @@ import yaml
 
 from lib.run import Run
 from tests.cluster import e2e
-from tests.cluster.e2e import NAP, Submitted, cluster, spots, took
+from tests.cluster.e2e import Submitted, cluster, spots, took
 from tests.conftest import PATIENCE
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
@@ -89,24 +89,8 @@ def test_nothing_that_can_be_rented_is_said_once_with_the_reason(laptop, boxes, 
     assert said.count("nothing can be rented") == 1 and "Resized to" not in said, said
 
 
-def test_two_workers_an_outbid_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
+def test_two_workers_a_host_that_goes_dark_in_the_middle_and_the_same_bits(laptop, boxes, shared, undisturbed):
     options, expected = undisturbed
     given = [*options, "--scale.device=cpu"]
-    assert e2e.outbid_in_the_middle(laptop, boxes, shared, given, "e2e-runpod") == expected
+    assert e2e.lost_in_the_middle(laptop, boxes, shared, given, "e2e-runpod", "dark") == expected
     boxes.wait(lambda state: state["rentals"] == [])  # idle
-
-
-def test_a_host_that_goes_dark_is_replaced_and_its_task_tried_again(laptop, boxes, shared):
-    (shared / "nap.py").write_text(NAP)
-    job = Submitted(laptop, "--", "python", shared / "nap.py", 20)
-    boxes.wait(lambda state: len(spots(state)) == 2)
-    e2e.wait_for_nodes(laptop, 3)
-    fault = time.time()
-    victim = spots(boxes.state())[0]
-    boxes.control("dark", id=victim)
-    boxes.wait(lambda state: all(r["id"] != victim for r in state["rentals"]))
-    took("dark → destroyed", fault)
-    boxes.wait(lambda state: len(spots(state)) == 2)
-    took("dark → replaced", fault)
-    ended = float(re.search(r"ENDED ([\d.]+)", job.wait(PATIENCE))[1])
-    print(f"\ndark → its task tried again and done: {ended - fault:.1f} s")

@@ -48,7 +48,7 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         while laptop.run("curl", "-sf", "-m", "3", f"{DASHBOARD}/api/version").returncode:
             assert time.time() < give_up
             time.sleep(0.5)
-        assert e2e.outbid_in_the_middle(laptop, boxes, shared, options, name) == expected
+        assert e2e.lost_in_the_middle(laptop, boxes, shared, options, name, "outbid") == expected
         state = boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
         head = f"runpod-{state['rentals'][0]['id']}"
         shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout

@@ -1,8 +1,9 @@
 """`serve run` of the real application: its only replica is killed, and it is told to end while long answers are under way."""
 
 import signal
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -31,8 +32,26 @@ def args(folder: str) -> dict:
     return {"run": folder, "name": "it", "engine": "transformers", "dtype": "float32", "timeout_s": 600}
 
 
-def whole(url: str, tokens: int) -> httpx.Response:
-    return httpx.post(f"{url}/chat/completions", json=ENDLESS | {"max_tokens": tokens}, timeout=600)
+def whole(url: str, tokens: int, sent: threading.Event | None = None) -> httpx.Response:
+    """sent: is set once the server has got all of the request."""
+
+    def trace(name, info):
+        if sent and name == "http11.send_request_body.complete":
+            sent.set()
+
+    with httpx.Client(timeout=600) as client:
+        asked = ENDLESS | {"max_tokens": tokens}
+        return client.post(f"{url}/chat/completions", json=asked, extensions={"trace": trace})
+
+
+def both(pool: ThreadPoolExecutor, url: str, tokens: int) -> tuple[Future, Future]:
+    """An answer as a stream and one in one piece, as soon as both are under way."""
+    sent, begun = threading.Event(), []
+    one = pool.submit(whole, url, tokens, sent)
+    wait_for(sent.is_set)
+    stream = pool.submit(streamed, url, tokens, begun)
+    wait_for(lambda: begun)  # the other request was there before
+    return stream, one
 
 
 def streamed(url: str, tokens: int, begun: list) -> str:
@@ -66,9 +85,7 @@ def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_
     began = time.monotonic()
     with serving(tmp_path, args(patient)) as (url, process), ThreadPoolExecutor(3) as pool:
         start = time.monotonic() - began
-        begun: list = []
-        cut, refused = pool.submit(streamed, url, 30000, begun), pool.submit(whole, url, 30000)
-        wait_for(lambda: len(begun) > 100)  # the other request has arrived too, however busy this machine is
+        cut, refused = both(pool, url, 30000)
         (replica,) = replicas(process)
         replica.kill()
         killed = time.monotonic()
@@ -81,9 +98,8 @@ def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_
         print(f"started in {start:.0f} s; {back:.0f} s after its replica was killed it answers again")
         assert back < start + 15
 
-        many, begun = tokens_in(url, 12), []
-        answers = [pool.submit(streamed, url, many, begun), pool.submit(whole, url, many)]
-        wait_for(lambda: begun)
+        many = tokens_in(url, 12)
+        answers = both(pool, url, many)
         process.send_signal(signal.SIGTERM)
         told = time.monotonic()
         wait_for(lambda: (late := _ask(url)).status_code == 503 and late.headers["retry-after"])  # nobody new is let in
