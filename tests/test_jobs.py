@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from lib import checkpoint, integrity
 from lib.run import Run
 from tests import warm
-from tests.conftest import PATIENCE, REPO, run_job, s3_environment
+from tests.conftest import PATIENCE, REPO, free_port, run_job, s3_environment, wait_for_port
 
 SHORT = [
     "--train.max_steps",
@@ -30,12 +29,6 @@ SHORT = [
     "--scale.micro_batch",
     "4",
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
 
 
 def losses(run: Run) -> list[float]:
@@ -300,6 +293,7 @@ def test_job_submission(sft, pairs_file, tmp_path):
         address = ["--address", f"http://127.0.0.1:{dashboard}"]
         deadline = time.time() + PATIENCE
         submit = [ray, "job", "submit", *address]
+        wait_for_port(agent, head)  # asking takes seconds of a core each time
         probe, without = [*submit, "--", "true"], env
         env = env | {"RAY_AUTH_MODE": "token"}
         while (done := subprocess.run(probe, env=env, capture_output=True, text=True)).returncode:  # the agent is last
