@@ -31,7 +31,8 @@ ON_THE_HEAD = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "3",
     "AUTOSCALER_NODE_SSH_INTERVAL_S": "2",
     "RAY_enable_autoscaler_v2": "1",
-    # A box that was rented and lost before the autoscaler first looked is waited for no longer than the longest create (Ray's own: 600 s).
+    # So long the autoscaler waits for a box that was rented and lost before it first looked (Ray's own: 600 s); a create that takes
+    # longer, where a market stalls, is asked for a second time.
     "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": "180",
 }
 """Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""

@@ -1,9 +1,8 @@
-"""What the end-to-end tests share: a cluster's YAML, a job that is outbid in the middle, and how its end must look."""
+"""What the end-to-end tests share: a cluster's YAML, a job that loses a worker in the middle, and how its end must look."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,28 +15,26 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.sim.box import why_not
 from lib import checkpoint
 from lib.run import Run
 from tests.cluster.conftest import Sim
 from tests.cluster.laptop import Laptop
 from tests.conftest import PATIENCE, REPO
 
-NAMESPACES = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("ip"), reason="boxes are Linux namespaces and need root and iproute2"
-)
+NAMESPACES = pytest.mark.skipif(bool(reason := why_not()), reason=reason or "")
 DASHBOARD = "http://127.0.0.1:8265"
 SFT = {
     "train.max_steps": 60, "train.save_steps": 10, "train.logging_steps": 10, "train.learning_rate": 1e-3,
     "scale.global_batch": 8, "scale.micro_batch": 4, "scale.workers": 2,
 }  # fmt: skip
 NAP = """
-import ray, sys, time
+import ray, time
 ray.init(address="auto", log_to_driver=False)
-@ray.remote(num_cpus=1, max_retries=5)
-def nap(seconds):
-    time.sleep(seconds)
-    return time.time()
-print("ENDED", max(ray.get([nap.remote(float(sys.argv[1])) for _ in range(2)])))
+@ray.remote(num_cpus=1)
+def nap():
+    time.sleep(600)
+ray.get([nap.remote() for _ in range(2)])
 """
 
 

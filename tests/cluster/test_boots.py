@@ -30,7 +30,6 @@ def login_fails(sim, p: Provider) -> str:
 
 def test_a_slow_host_has_25_minutes_to_boot(provider, sim):
     """Vast's slow hosts take 10 to 30."""
-    sim.control("next", market="vast", fault="stuck")
     p = provider()
     p.create_node({"ladder": ANY}, WORKER, 1)
     [id] = p.non_terminated_nodes({})

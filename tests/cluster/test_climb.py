@@ -1,6 +1,5 @@
 """Ladders that are climbed on the simulated markets."""
 
-import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from cluster.market import Order, Unsure
 from cluster.memory import Memory
 from cluster.runpod import RunPod
 from cluster.vast import Vast
+from tests.cluster import e2e
 from tests.cluster.conftest import simulator
 
 ORDER = Order(
@@ -189,7 +189,7 @@ def test_nothing_else_is_rented_while_a_create_is_open(sim, markets, tmp_path):
     assert markets["runpod"].list() == [] and "HTTP 500" in kept.is_down("vast spot")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="boxes are Linux namespaces and need root")
+@e2e.NAMESPACES
 def test_the_orders_key_opens_the_machine_and_its_start_has_run(tmp_path):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
     order = replace(ORDER, public_key=(tmp_path / "key.pub").read_text(), start="echo here > /tmp/started")

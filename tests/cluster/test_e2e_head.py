@@ -1,4 +1,4 @@
-"""A head on a laptop behind a router, and spot boxes that share no network with it or each other: a real job through a host that goes dark."""
+"""A head on a laptop behind a router, and boxes that share no network with it or each other: a real job, a host that goes dark."""
 
 import re
 import subprocess

@@ -80,7 +80,7 @@ def test_a_killed_head_costs_nothing_after_the_watchdogs_time(apart):
     laptop, boxes, shared = apart
     (shared / "nap.py").write_text(e2e.NAP)
     with leading(laptop, shared, unattended_minutes=0.5):
-        submit(laptop, "--", "python", shared / "nap.py", 600, stdout=subprocess.DEVNULL)
+        submit(laptop, "--", "python", shared / "nap.py", stdout=subprocess.DEVNULL)
         boxes.wait(lambda state: len(spots(state)) == 2)
         e2e.wait_for_nodes(laptop, 3)
         time.sleep(35)  # longer than the watchdog waits: it is quiet as long as there is a head

@@ -95,7 +95,6 @@ def earlier_life(laptop, cluster: str, monkeypatch) -> float:
         box = replace(RENTAL, label=f"shoestring/{cluster};k=worker", created=began, started=began)
         ledger.observe("vast", [box], at=began)
         ledger.observe("vast", [box], at=began + 1800)
-        ledger.observe("vast", [], at=began + 1800 + UNLISTED_S)
         ledger.observe("vast", [], at=began + 1801 + UNLISTED_S)
         (entry,) = ledger.entries()
         assert not entry.living

@@ -3,11 +3,12 @@
 import os
 import socket
 import subprocess
+import sys
 
 import pytest
 import yaml
 
-from cluster import head, mesh
+from cluster import bootstrap, head, mesh
 from cluster.folder import Folder
 from tests.cluster.e2e import cluster
 
@@ -33,6 +34,14 @@ def test_the_key_is_kept_in_a_file_and_in_no_process(home, monkeypatch):
     assert path.read_text().strip() == "secret-1" and path.stat().st_mode & 0o777 == 0o600
     assert "VAST_API_KEY" not in os.environ and "RUNPOD_API_KEY" not in os.environ and "secret-1" not in str(config)
     head.read(written(home, cluster("vast")))  # from the file
+
+
+def test_ray_reads_how_long_a_box_that_was_lost_at_once_is_waited_for():
+    """From an environment variable, when it is imported: another name of it would change nothing, silently."""
+    code = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as C; print(C().request_status_timeout_s)"
+    asked = [sys.executable, "-c", code]
+    for env, seconds in ((bootstrap.ON_THE_HEAD, 180), ({}, 600)):
+        assert int(subprocess.check_output(asked, env=os.environ | env, text=True)) == seconds
 
 
 def test_another_key_than_the_files_is_refused(home, monkeypatch):

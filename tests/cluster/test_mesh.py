@@ -100,10 +100,7 @@ def test_both_ways_through_a_box_and_again_after_the_tunnel_died(boxes, tmp_path
         boxes.wait(lambda state: e2e.spots(state))
         [node] = provider.non_terminated_nodes(worker)
         runner = provider.get_command_runner("", node, told["auth"], "c", subprocess, True)
-        give_up = time.time() + PATIENCE
-        while not answers(runner):  # a box runs before its sshd does; Ray waits so too
-            assert time.time() < give_up
-            time.sleep(0.2)
+        boxes.wait(lambda state: answers(runner))  # a box runs before its sshd does; Ray waits so too
         join.worker(provider, node, runner)
         k = provider.slot(node)
         here, there = mesh.base(mesh.HEAD) + 10, mesh.base(k) + 10

@@ -17,13 +17,13 @@ import pytest
 from ray.autoscaler import tags as ray
 
 from cluster import bootstrap, driver
-from cluster.sim.box import why_not
+from tests.cluster import e2e
 from tests.cluster.conftest import simulator
 from tests.cluster.nodes import WORKER
 from tests.cluster.test_sim_boxes import REAL, key, rent, running, ssh  # noqa: F401
 from tests.conftest import PATIENCE
 
-BOXES = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not() or "")]
+BOXES = [pytest.mark.slow, e2e.NAMESPACES]
 RUNG = {"market": "vast", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.6}
 HEAD = WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}
 

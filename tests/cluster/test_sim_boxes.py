@@ -11,11 +11,11 @@ import pytest
 
 import cluster
 from cluster.sim import network
-from cluster.sim.box import why_not
+from tests.cluster import e2e
 from tests.cluster.conftest import simulator
 from tests.conftest import PATIENCE, REPO
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
+pytestmark = e2e.NAMESPACES
 REAL = {"boxes": "namespaces", "boot": 0.2}
 
 
