@@ -139,7 +139,7 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     from lib.evals import harness, job, summary
     from lib.evals.context import Context
     from lib.evals.engine import Engine
-    from lib.launch import connect
+    from lib.ray_session import connect
     from lib.sampling import Sampling
 
     request = job.EvalJob(

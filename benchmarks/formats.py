@@ -11,7 +11,6 @@ isn't installed its column says so. On this machine's CPU; GPUs are "not tried".
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -25,14 +24,13 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
     parser.add_argument("--out", default="runs/formats", help="where the runs and the reports go")
     options = parser.parse_args()
-    from lib import data, launch, models, vllm_generator
+    from lib import data, models, ray_session, vllm_generator
     from lib.apart import apart
 
-    for key, value in launch.RAY_ENV.items():  # read by ray when it is imported
-        os.environ.setdefault(key, value)
-    import ray
-
+    ray_session.prepare()
+    from lib.cli import Request
     from lib.compression import measure
+    from lib.evals import job as evals
     from lib.evals.evaluate import evaluate
     from lib.evals.job import EvalJob
     from lib.quantize import work
@@ -41,15 +39,15 @@ def main() -> int:
     from lib.run import Run
 
     engines = ["transformers", "vllm"] if vllm_generator.installed() else ["transformers"]
-    launch.connect()
     base, _ = models.locate(options.run)
     runs, found = {"before": base}, {}
-    try:
+    with ray_session.connected():
         for name in METHODS:
             made = Run(f"{options.out}/{name}")
             if not made.finished():
                 made.remove("")
-                work.produce(plan(QuantizeJob(made.path, Source(options.run), name, tasks=[], engine="transformers")))
+                asked = QuantizeJob(made.path, Source(options.run), name, tasks=[], engine="transformers")
+                work.produce(plan(Request(asked)))
             runs[name] = made.path
         job = QuantizeJob(method="w8a8")
         prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, measure.TOGETHER)
@@ -63,9 +61,7 @@ def main() -> int:
             asked = EvalJob(
                 f"{options.out}/eval-{engine}", loaded, tasks=options.tasks, limit=options.limit, engine=engine
             )
-            scores[engine] = evaluate(asked)
-    finally:
-        ray.shutdown()
+            scores[engine] = evaluate(evals.plan(asked))
     sizes = {n: measure.weights(models.snapshot(p)) for n, p in runs.items()}
     text = table(sizes, found, scores)
     Path(options.out, "formats.md").write_text(text, encoding="utf-8")

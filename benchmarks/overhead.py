@@ -10,7 +10,6 @@ does too, which leaves the cost of Ray and of keeping the run. Prints a table of
 """
 
 import argparse
-import importlib
 import json
 import os
 import statistics
@@ -21,11 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-STAGES = {
-    "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-    "reward": ("trl.trainer.reward_config:RewardConfig", ("comparison",)),
-    "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",)),
-}
+STAGES = ("sft", "reward", "dpo")
 
 
 def bare(job_json: str, started: float, same_work: bool) -> None:
@@ -36,18 +31,21 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
     from transformers import TrainerCallback
 
     sys.path.insert(0, str(ROOT))
-    from lib import head, models
+    from cluster.work import stage
+    from lib import data, head, models
     from lib.config import Job
-    from lib.worker import arguments, save_work
+    from lib.stage.worker import save_work
+    from lib.training_arguments import arguments
 
     if same_work:
         head.project_labelled_only()
     job = Job.from_dict(json.loads(job_json))
     torch.set_num_threads(job.scale.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
-        args, _ = arguments(job, STAGES[job.stage][0], 1, folder)
+        found = stage(job.stage)
+        args, _ = arguments(job, found.config, 1, folder)
         args.save_strategy = "no"
-        trainer = importlib.import_module(f"jobs.{job.stage}").build(job, args)
+        trainer = found.build(job, args, data.load(job.data, found.rows))
         if job.model.adapter != "none":
             models.train_in_fp32(trainer.model)
         if same_work:
@@ -87,9 +85,11 @@ def main() -> None:
         return bare(options.bare, options.started, options.same_work)
 
     sys.path.insert(0, str(ROOT))
-    from lib import cli, plan
+    from cluster.work import stage
+    from lib import cli
     from lib.hardware import worker_env
     from lib.run import Run
+    from lib.stage import plan
 
     common = [
         "--train.max_steps",
@@ -107,8 +107,8 @@ def main() -> None:
         for i in range(options.repeats):
             run = Run(f"{folder}/{i}")
             argv = ["--config", options.config or f"configs/{options.stage}.yaml", *common, "--run", run.path]
-            config_class, kinds = STAGES[options.stage]
-            planned = plan.make(cli.parse(options.stage, config_class, argv), kinds)
+            found = stage(options.stage)
+            planned = plan.make(cli.parse(found, argv), found)
             started = time.time()
             subprocess.run(
                 [sys.executable, f"jobs/{options.stage}.py", *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL

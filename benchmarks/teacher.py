@@ -23,7 +23,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-CONFIG = "lib.distillation:DistillConfig"
 
 
 def main() -> int:
@@ -37,7 +36,9 @@ def main() -> int:
     options, extra = parser.parse_known_args()
     if options.side:
         return train(json.loads(options.side))
-    from lib import cli, hardware, plan
+    from jobs.distill import STAGE
+    from lib import cli, hardware
+    from lib.stage import plan
 
     found: dict[str, list[dict]] = {"whole": [], "kept": [], "none": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +58,8 @@ def main() -> int:
                 ("kept", ["--train.top_k", "64", "--train.keep", f"{folder}/keep"]),
                 ("none", ["--train.hard_weight", "1"]),
             ):
-                planned = plan.make(cli.parse("distill", CONFIG, [*common, *more]), ("chat", "text"), ("teacher",))
-                env = os.environ | hardware.worker_env(planned.job.scale, planned.gpu)
+                planned = plan.make(cli.parse(STAGE, [*common, *more]), STAGE)
+                env = os.environ | hardware.worker_env(planned.job.scale, planned.device.gpu)
                 command = [sys.executable, __file__, "--side", json.dumps(planned.job.to_dict())]
                 done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
                 if done.returncode:
@@ -73,9 +74,10 @@ def train(job_json: dict) -> int:
     import torch
     from transformers import TrainerCallback
 
-    from jobs.distill import build
+    from jobs.distill import STAGE
+    from lib import data
     from lib.config import Job
-    from lib.worker import arguments
+    from lib.training_arguments import arguments
 
     job = Job.from_dict(job_json)
     torch.set_num_threads(job.scale.cpus_per_worker)
@@ -87,10 +89,10 @@ def train(job_json: dict) -> int:
             said["cpu"].append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
-        args, _ = arguments(job, CONFIG, 1, folder)
+        args, _ = arguments(job, STAGE.config, 1, folder)
         args.save_strategy, args.logging_steps = "no", 1
         began = time.process_time()
-        trainer = build(job, args)
+        trainer = STAGE.build(job, args, data.load(job.data, STAGE.rows))
         before = time.process_time() - began
         trainer.add_callback(Clock())
         trainer.train()

@@ -56,21 +56,21 @@ class Anatomy:
 
 
 def study(
-    model: Model, tokens: int, gpu: bool, precision: str, kind: str = "CAUSAL_LM", keep_layers: int | None = None
+    model: Model, tokens: int, gpu: bool, precision: str, makes: str = "causal_lm", keep_layers: int | None = None
 ) -> Anatomy:
-    """Of the model that a worker would train. tokens: T; precision: as lib.hardware.precision gives it; kind: PEFT's task_type.
+    """Of the model that a worker would train. tokens: T; precision: as lib.hardware.precision gives it; makes: of the stage.
 
     The first time for each question takes seconds, for it imports torch; the answer is kept in the cache.
     Raises ValueError where the config is of no model that transformers knows.
     """
     where = described(model.base, model.revision)
     text = (Path(where) / "config.json").read_text(encoding="utf-8")
-    wanted = [text, asdict(model) | {"base": "", "chat_template": None}, tokens, gpu, precision, kind, keep_layers]
+    wanted = [text, asdict(model) | {"base": "", "chat_template": None}, tokens, gpu, precision, makes, keep_layers]
     wanted.append(Path(__file__).read_text(encoding="utf-8"))
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:24]
     file = cache("anatomy", f"{key}.json")
     if not file.is_file():
-        found = _study(where, model, tokens, gpu, precision, kind, keep_layers)
+        found = _study(where, model, tokens, gpu, precision, makes, keep_layers)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(found)), encoding="utf-8")
     return Anatomy(**json.loads(file.read_text(encoding="utf-8")))
@@ -98,7 +98,7 @@ def described(base: str, revision: str | None = None) -> str:
 
 
 def _study(
-    where: str, model: Model, tokens: int, gpu: bool, precision: str, kind: str, keep_layers: int | None
+    where: str, model: Model, tokens: int, gpu: bool, precision: str, makes: str, keep_layers: int | None
 ) -> Anatomy:
     import torch
     from transformers import AutoConfig
@@ -107,10 +107,10 @@ def _study(
     shape = config.get_text_config()
     if keep_layers:
         _cut(shape, keep_layers)
-    if kind == "SEQ_CLS":
+    if makes == "reward":
         config.num_labels = 1
-    net = _net(config, model, gpu, precision, kind)
-    head = net.get_output_embeddings() if kind == "CAUSAL_LM" else None
+    net = _net(config, model, gpu, precision, makes)
+    head = net.get_output_embeddings() if makes == "causal_lm" else None
     named = dict(net.named_parameters())
     trained = [p for p in named.values() if p.requires_grad]
     layers = _layers(net)
@@ -121,7 +121,7 @@ def _study(
             w = linear.weight
             small = w.numel() * NF4 if model.quantization == "4bit" else w.numel() + 4 * w.shape[0]
             stored += math.ceil(small) - w.numel() * w.itemsize
-    copies, sequence = _kept(net, config, lambda c: _net(c, model, gpu, precision, kind), tokens, precision)
+    copies, sequence = _kept(net, config, lambda c: _net(c, model, gpu, precision, makes), tokens, precision)
     return Anatomy(
         parameters=size(named.values()),
         trainable=size(trained),
@@ -143,12 +143,12 @@ def _study(
     )
 
 
-def _net(config, model: Model, gpu: bool, precision: str, kind: str):
+def _net(config, model: Model, gpu: bool, precision: str, makes: str):
     """The model that a worker would train, without storage."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    cls = AutoModelForSequenceClassification if kind == "SEQ_CLS" else AutoModelForCausalLM
+    cls = AutoModelForSequenceClassification if makes == "reward" else AutoModelForCausalLM
     attention = model.attn_implementation or ("sdpa" if gpu else "eager")
     kernel = "sdpa" if attention.startswith("flash") else attention  # which isn't here, and saves the same
     with torch.device("meta"):
@@ -156,7 +156,7 @@ def _net(config, model: Model, gpu: bool, precision: str, kind: str):
         if model.adapter == "lora":
             from peft import LoraConfig, get_peft_model
 
-            lora = LoraConfig(**{"task_type": kind} | model.lora)
+            lora = LoraConfig(**{"task_type": models.TASK_TYPES[makes]} | model.lora)
             net = get_peft_model(net, lora, low_cpu_mem_usage=True).get_base_model()
             models.train_in_fp32(net)
     return net.train()

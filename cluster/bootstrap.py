@@ -19,7 +19,7 @@ ON_EVERY_NODE = {
     # A peer that went dark is noticed by gRPC after 15 s instead of never: a driver waits on the connection, not on the GCS.
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    "RAY_worker_niceness": "0",  # as lib/launch.py
+    "RAY_worker_niceness": "0",  # as lib/ray_session.py
     # Nodes and drivers may have another 3.11.x than the head (ray/_private/utils.py, check_version_info: by default they may not).
     "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
 }

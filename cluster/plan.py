@@ -19,9 +19,10 @@ from pathlib import Path
 from cluster import candidates, throughput
 from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.work import Work, stage
-from lib import cli, fields, plan
+from lib import cli
 from lib.config import Job
 from lib.run import Run
+from lib.stage import plan
 
 LEARN = 3
 """Finished runs beside this one that are looked at for their speed each time."""
@@ -51,16 +52,12 @@ def main(argv: list[str]) -> int:
 
 def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
     """The work of a job as jobs/<name>.py would be given it. Raises UsageError with every mistake."""
-    said = stage(name)
+    found = stage(name)
     # A dry run, since nothing is started: a job whose run is already there can be planned again.
-    request = cli.parse(name, said["config"], [*argv, "--dry-run"])
-    if check := said.get("check"):
-        check(request.job, fields.filled(said["config"], request.job.train))
+    request = cli.parse(found, [*argv, "--dry-run"])
     os.environ.setdefault("RAY_ADDRESS", "auto")  # it is checked for a cluster, and not for the cores of this machine
-    planned = plan.make(request, said["rows"], said.get("models", ()), ask=False)
-    return Work(
-        planned.job, said["config"], said["rows"], planned.check.rows if planned.check.complete else None
-    ), planned
+    planned = plan.make(request, found, ask=False)
+    return Work(planned.job, found, planned.check.rows if planned.check.complete else None), planned
 
 
 def learn(folder: Path) -> list[throughput.Measured]:
@@ -81,8 +78,7 @@ def learn(folder: Path) -> list[throughput.Measured]:
 
 def measured(run: Run) -> throughput.Measured:
     p, job = run.provenance(), Job.from_dict(run.job())
-    said = stage(job.stage)
-    work = Work(job, said["config"], said["rows"], p["data"]["rows"])
+    work = Work(job, stage(job.stage), p["data"]["rows"])
     gpu = not p["hardware"].startswith("cpu")
     flops = p["tokens_per_second"] / p["workers"] * work.operations(gpu, p["precision"])
     start = p["seconds"]["total"] - p["seconds"]["train"] - p["seconds"].get("restarts", 0.0)
@@ -110,7 +106,7 @@ def show(work: Work, planned: plan.Plan, rows: list[Row], missing: list[str], ar
     from rich.console import Console
     from rich.table import Table
 
-    from lib.launch import show as pairs
+    from lib.console import show as pairs
 
     a, steps, n = work.plain(), work.steps(), work.lengths
     read = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
-import inspect
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,46 +11,44 @@ from cluster import throughput
 from cluster.anatomy import Anatomy, described, study
 from cluster.footprint import Footprint, Setting, footprint
 from cluster.lengths import Lengths, measure
-from lib import fields, hardware, launch, strategy
-from lib.cli import UsageError, nearest
+from lib import fields, hardware, strategy
 from lib.config import Job, Model
+from lib.errors import UsageError, nearest
+from lib.stage.stage import Stage
 
 JOBS = Path(__file__).parent.parent / "jobs"
 
 
-def stage(name: str) -> dict:
-    """What jobs/<name>.py gives lib.launch.main under its main guard, by the names of main's parameters.
+def stages() -> dict[str, Stage]:
+    """{name: stage} of all in jobs/ that train."""
+    found = [importlib.import_module(f"jobs.{file.stem}") for file in sorted(JOBS.glob("*.py"))]
+    declared = [vars(module).get("STAGE") for module in found]
+    return {s.name: s for s in declared if isinstance(s, Stage)}
 
-    Raises UsageError where there is no such stage, or it trains nothing."""
-    said = inspect.signature(launch.main)
-    known, found = [], None
-    for file in sorted(JOBS.glob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "main" and n.args]
-        if calls:
-            known.append(file.stem)
-            found = calls[0] if file.stem == name else found
-    if not found:
-        raise UsageError(f"--stage: {name} is no stage that trains.{nearest(name, known)} Known: {', '.join(known)}.")
-    scope = vars(importlib.import_module(f"jobs.{name}")) | {"main": lambda *a, **k: said.bind(*a, **k).arguments}
-    return eval(ast.unparse(found), scope)  # our own file's own line
+
+def stage(name: str) -> Stage:
+    """Raises UsageError where there is no such stage, or it trains nothing."""
+    known = stages()
+    if name not in known:
+        raise UsageError(
+            f"--stage: {name} is not a stage that trains.{nearest(name, known)} Known: {', '.join(known)}."
+        )
+    return known[name]
 
 
 @dataclass
 class Work:
-    """job: as lib.plan made it; config: "module:Class" of its `train:`; kinds: of its rows; rows: how many there are, None where
-    nobody has counted them."""
+    """job: as lib/stage/plan.py made it; rows: how many there are, None where nobody has counted them."""
 
     job: Job
-    config: str
-    kinds: tuple[str, ...]
+    stage: Stage
     rows: int | None
     lengths: Lengths = field(init=False)
     defaults: dict = field(init=False)
 
     def __post_init__(self):
-        self.defaults = {key: f.default for key, f in fields.read(self.config).items()}
-        self.lengths = measure(self.job, self.kinds, self.train("max_length") or 1024)
+        self.defaults = {key: f.default for key, f in fields.read(self.stage.config).items()}
+        self.lengths = measure(self.job, self.stage.rows, self.train("max_length") or 1024)
 
     def train(self, key: str):
         """A key of `train:`, or its default; None where the stage has none."""
@@ -61,7 +57,7 @@ class Work:
     @property
     def pairs(self) -> int:
         """Sequences of an example."""
-        return 2 if self.kinds in (("preference",), ("comparison",)) else 1
+        return 2 if self.stage.rows in (("preference",), ("comparison",)) else 1
 
     @property
     def tokens(self) -> int:
@@ -98,8 +94,7 @@ class Work:
         return study(Model(base=name), self.tokens, gpu, precision).parameters
 
     def anatomy(self, gpu: bool, precision: str) -> Anatomy:
-        kind = "SEQ_CLS" if self.job.stage == "reward" else "CAUSAL_LM"
-        return study(self.job.model, self.tokens, gpu, precision, kind, self.train("keep_layers"))
+        return study(self.job.model, self.tokens, gpu, precision, self.stage.makes, self.train("keep_layers"))
 
     def plain(self) -> Anatomy:
         """For what doesn't depend on the device."""

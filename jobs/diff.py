@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(options) -> int:
+    from lib.console import show
     from lib.evals import diff
     from lib.evals.render import comparison_lines
     from lib.evals.report import Report
-    from lib.launch import show
     from lib.run import Run
 
     if options.report:

@@ -12,17 +12,27 @@ The student is `model.base`; with `train.keep_layers` it is made of it by leavin
 """
 
 from lib import lessons
-from lib.launch import main
+from lib.stage.driver import main
+from lib.stage.stage import Stage
 
 
-def build(job, args):
+def build(job, args, inputs):
     from lib import distillation, models
 
     shared = models.for_trainer(job.model, args)
     if args.keep_layers:
         shared["model"] = distillation.made_smaller(shared["model"], args)
-    return lessons.trainer(job, args, shared)
+    return lessons.trainer(job, args, inputs, shared)
 
+
+STAGE = Stage(
+    name="distill",
+    config="lib.distillation:DistillConfig",
+    rows=("chat", "text"),
+    names={"teacher": "causal_lm"},
+    check=lessons.check,
+    build=build,
+)
 
 if __name__ == "__main__":
-    main(build, "lib.distillation:DistillConfig", rows=("chat", "text"), models=("teacher",), check=lessons.check)
+    main(STAGE)

@@ -8,18 +8,19 @@ The reference is the base that the job starts from: with an adapter the base wit
     python jobs/dpo.py --config configs/dpo.yaml --train.beta 0.05
 """
 
-from lib.launch import main
+from lib.stage.driver import main
+from lib.stage.stage import Stage
 
 
-def build(job, args):
-    from lib import data, models
+def build(job, args, inputs):
+    from lib import models
     from lib.dpo import WholeStepDPOTrainer
 
-    rows = data.load(job.data, ("preference",))
-    return WholeStepDPOTrainer(
-        args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **models.for_trainer(job.model, args)
-    )
+    shared = models.for_trainer(job.model, args)
+    return WholeStepDPOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
+
+STAGE = Stage(name="dpo", config="trl.trainer.dpo_config:DPOConfig", rows=("preference",), build=build)
 
 if __name__ == "__main__":
-    main(build, "trl.trainer.dpo_config:DPOConfig", rows=("preference",))
+    main(STAGE)

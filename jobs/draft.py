@@ -7,13 +7,10 @@ certificate holds is in lib/draft.py. Exits 1 where an answer with the draft is 
     python jobs/draft.py --config configs/draft.yaml --model.base runs/quickstart/sft --train.teacher runs/quickstart/sft
 """
 
-from jobs.distill import build as distilled
+from jobs.distill import build
 from lib import lessons
-from lib.launch import main
-
-
-def build(job, args):
-    return distilled(job, args)
+from lib.stage.driver import main
+from lib.stage.stage import Stage
 
 
 def check(job, args):
@@ -28,5 +25,15 @@ def after(run, job):
     return certify(run, job)
 
 
+STAGE = Stage(
+    name="draft",
+    config="lib.draft:DraftConfig",
+    rows=("chat",),
+    names={"teacher": "causal_lm"},
+    check=check,
+    build=build,
+    after=after,
+)
+
 if __name__ == "__main__":
-    main(build, "lib.draft:DraftConfig", rows=("chat",), models=("teacher",), check=check, after=after)
+    main(STAGE)

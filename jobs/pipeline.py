@@ -35,8 +35,8 @@ STEP = {"stage": "a job's name", "config": "a file's path", "set": "keys and val
 """Keys of a step and what they hold; minutes: how long it takes on some machine, which says how long it will here (lib/forecast.py)."""
 DRIVER_ONLY = [
     f"lib.{name}" for name in (
-        "launch", "plan", "progress", "cli", "failure", "forecast", "ray_start", "resume", "termination", "preflight", "structure",
-        "limits", "ranges",
+        "stage.driver", "stage.plan", "stage.training", "stage.stops", "stage.progress", "stage.closing", "console", "cli", "failure", "forecast", "ray_session", "resume",
+        "termination", "preflight", "structure", "limits", "ranges",
     )
 ]  # fmt: skip
 """Modules that can't change what a step computes, so that editing them repeats nothing."""
@@ -150,7 +150,7 @@ def code(stage: str) -> str:
     files = {m.__file__ for m in finder.modules.values() if m.__file__}
     if stage != "eval":
         finder = ModuleFinder(path=[str(ROOT)], excludes=DRIVER_ONLY)
-        finder.run_script(str(ROOT / "lib" / "worker.py"))
+        finder.run_script(str(ROOT / "lib" / "stage" / "worker.py"))
         files |= {m.__file__ for m in finder.modules.values() if m.__file__}
     return hashlib.sha256(b"".join(Path(f).read_bytes() for f in sorted(files))).hexdigest()
 

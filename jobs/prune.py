@@ -10,18 +10,19 @@ The run loads and serves like any other; its reports/prune.md has size, memory, 
 """
 
 from lib import lessons
-from lib.launch import main
 from lib.prune import methods
+from lib.stage.driver import main
+from lib.stage.stage import Stage
 
 
-def build(job, args):
+def build(job, args, inputs):
     from dataclasses import replace
 
     from lib import models
     from lib.prune import pruned
 
     smaller = replace(job.model, base=pruned.pruned(job, args))
-    trainer = lessons.trainer(job, args, models.for_trainer(smaller, args))
+    trainer = lessons.trainer(job, args, inputs, models.for_trainer(smaller, args))
     if methods.METHODS[args.method].sparse:
         pruned.hold(trainer.model)
     return trainer
@@ -38,5 +39,15 @@ def after(run, job):
     return compare(run, job)
 
 
+STAGE = Stage(
+    name="prune",
+    config="lib.prune.config:PruneConfig",
+    rows=("chat", "text"),
+    names={"teacher": "causal_lm"},
+    check=check,
+    build=build,
+    after=after,
+)
+
 if __name__ == "__main__":
-    main(build, "lib.prune.config:PruneConfig", rows=("chat", "text"), models=("teacher",), check=check, after=after)
+    main(STAGE)

@@ -5,19 +5,28 @@ L(φ) = − log σ(r_φ(x, y⁺) − r_φ(x, y⁻))        Bradley-Terry; Ouyang
 python jobs/reward.py --config configs/reward.yaml
 """
 
-from lib.launch import main
+from lib.stage.driver import main
+from lib.stage.stage import Stage
 
 
-def build(job, args):
+def build(job, args, inputs):
     """model/ of the run loads with AutoModelForSequenceClassification, num_labels=1."""
     from trl import RewardTrainer
 
-    from lib import data, models
+    from lib import models
 
-    rows = data.load(job.data, ("comparison",))
-    shared = models.for_trainer(job.model, args, task_type="SEQ_CLS")
-    return RewardTrainer(args=args, train_dataset=rows.train, eval_dataset=rows.heldout, **shared)
+    shared = models.for_trainer(job.model, args, STAGE.makes)
+    return RewardTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
+
+STAGE = Stage(
+    name="reward",
+    config="trl.trainer.reward_config:RewardConfig",
+    rows=("comparison",),
+    makes="reward",
+    starts_from=("causal_lm", "reward"),
+    build=build,
+)
 
 if __name__ == "__main__":
-    main(build, "trl.trainer.reward_config:RewardConfig", rows=("comparison",))
+    main(STAGE)

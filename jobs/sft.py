@@ -5,19 +5,21 @@ L(θ) = − Σ_t log π_θ(y_t | x, y_<t)        Ouyang et al. 2022, https://arx
 python jobs/sft.py --config configs/sft.yaml
 """
 
-from lib.launch import main
+from lib.stage.driver import main
+from lib.stage.stage import Stage
 
 
-def build(job, args):
+def build(job, args, inputs):
     """Chat rows become one example per assistant turn, everything before it being the prompt; plain text is learned whole."""
     from trl import SFTTrainer
 
     from lib import data, models
 
-    rows = data.load(job.data, ("chat", "text"))
-    train, heldout = data.per_answer(rows.train), data.per_answer(rows.heldout)
+    train, heldout = data.per_answer(inputs.train), data.per_answer(inputs.heldout)
     return SFTTrainer(args=args, train_dataset=train, eval_dataset=heldout, **models.for_trainer(job.model, args))
 
 
+STAGE = Stage(name="sft", config="trl.trainer.sft_config:SFTConfig", rows=("chat", "text"), build=build)
+
 if __name__ == "__main__":
-    main(build, "trl.trainer.sft_config:SFTConfig", rows=("chat", "text"))
+    main(STAGE)

@@ -12,11 +12,15 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lib import config_file, fields, termination
 from lib.config import Data, Eval, Job, Model, Scale
 from lib.config_file import read_yaml
 from lib.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from lib.stage.stage import Stage
 
 OWNED = {
     "output_dir": "run",
@@ -56,12 +60,11 @@ SECTIONS = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
 class Request:
     """What was asked for: the job, and what to do with it."""
 
-    job: Job
-    dry_run: bool
-    resume: bool
-    config: str | None
-    config_class: str = ""
-    """"module:Class" of the TRL config that `train:` has its fields from."""
+    job: Any
+    """A Job, or the dataclass of a work stage."""
+    dry_run: bool = False
+    resume: bool = False
+    config: str | None = None
 
 
 @contextmanager
@@ -82,28 +85,28 @@ def refusing(program: str):
         sys.exit(2)
 
 
-def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Request:
-    """Reads sys.argv (or `argv`) for jobs/<stage>.py whose `train:` section has the fields of `config_class`.
+def parse(stage: Stage, argv: list[str] | None = None) -> Request:
+    """Reads sys.argv (or `argv`) for a stage that trains.
 
     Raises UsageError for an unknown key (with the nearest ones), a wrong type or an unreadable file.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser(stage, config_class)
+    parser = _parser(stage.name, stage.config)
     if "--schema" in argv:
-        print(json.dumps(schema(stage, config_class), indent=1))
+        print(json.dumps(schema(stage.name, stage.config), indent=1))
         raise SystemExit(0)
     known = {a.dest for a in parser._actions}
     kinds = {"run": str}
     for section, cls in SECTIONS.items():
         kinds |= config_file.types_of(cls, f"{section}.")
     del kinds["model.lora"]
-    for section, name in (("model.lora", LORA), ("train", config_class)):
+    for section, name in (("model.lora", LORA), ("train", stage.config)):
         kinds |= {f"{section}.{key}": f.type for key, f in fields.read(name).items()}
     _check_options(argv, known, kinds)
     given, resumed = option(argv, "--config"), option(argv, "--resume")
     tree = read_yaml(given, kinds) if given else {}
     _check_keys(tree, known, given)
-    kept = stored(resumed, stage) if resumed else {}
+    kept = stored(resumed, stage.name) if resumed else {}
     d = parsed(parser, argv, tree if given else kept)
     resume, dry_run = d.pop("resume"), d.pop("dry_run")
     for key in ("config", "schema"):
@@ -112,7 +115,8 @@ def parse(stage: str, config_class: str, argv: list[str] | None = None) -> Reque
     d["model"]["lora"] = d["model"].get("lora") or {}
     if resume:
         d["run"] = resume
-    return Request(Job.from_dict({**d, "stage": stage}), dry_run, bool(resume), given, config_class)
+    job = Job.from_dict({**d, "stage": stage.name, "makes": stage.makes})
+    return Request(job, dry_run, bool(resume), given)
 
 
 def parsed(parser, argv: list[str], tree: dict) -> dict:
@@ -262,7 +266,7 @@ def stored(path: str, stage: str) -> dict:
     kept = run.job()
     if kept["stage"] != stage:
         raise UsageError(f"--resume: {run.path} was made by jobs/{kept['stage']}.py, not by jobs/{stage}.py.")
-    return {k: v for k, v in kept.items() if k != "stage"}
+    return {k: v for k, v in kept.items() if k not in ("stage", "makes")}
 
 
 def schema(stage: str, config_class: str) -> dict:

@@ -113,6 +113,8 @@ class Job:
     """What the user set of the TRL config class, by its own field names; the class fills in the rest on the worker."""
     scale: Scale = field(default_factory=Scale)
     eval: Eval = field(default_factory=Eval)
+    makes: str = "causal_lm"
+    """What model/ will be: the stage's own (lib/stage/stage.py, Makes)."""
 
     def to_dict(self) -> dict:
         return asdict(self)

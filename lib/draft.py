@@ -36,19 +36,14 @@ class DraftConfig(DistillConfig):
 
 def certify(run: Run, job: Job) -> bool:
     """Measures the draft in `run` against its target, train.teacher, once. Returns whether answers are identical."""
-    from lib import launch, models
+    from lib import models, ray_session
     from lib.apart import apart
 
     if not run.fs.exists(run.at("reports/certificate.json")):
         print("Certificate: the target with and without its draft …", flush=True)
-        launch.connect()
-        import ray
-
-        try:
-            asked = job.train.get("certify_prompts", DraftConfig.certify_prompts)
+        asked = job.train.get("certify_prompts", DraftConfig.certify_prompts)
+        with ray_session.connected():
             found = apart(run, measure, models.locate(job.train["teacher"])[0], run.path, job, asked)
-        finally:
-            ray.shutdown()
         run.write_text("reports/certificate.md", markdown(found))
         run.write_json("reports/certificate.json", found)
     found = run.read_json("reports/certificate.json", "Delete it, and the draft is measured again.")

@@ -6,7 +6,7 @@ train.answers    whose answers are learnt (lib/teacher_answers.py)
 
 from __future__ import annotations
 
-from lib import models, provenance
+from lib import data, models, provenance
 from lib.config import Job
 from lib.run import Run
 from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
@@ -25,9 +25,9 @@ class Lessons:
     def answers(self, rows):
         """The rows, with the teacher's answers where those are to be learnt."""
         from lib import hardware, teacher_answers
+        from lib.collectives import barrier, share
         from lib.sampling import Sampling
         from lib.transformers_generator import TransformersGenerator
-        from lib.worker import barrier, share
 
         a = self.args
         if rows is None or a.answers == "data":
@@ -45,9 +45,9 @@ class Lessons:
         """The teacher; None where only tokens are learnt."""
         from transformers import AutoConfig, AutoTokenizer
 
+        from lib.collectives import barrier, share
         from lib.distillation import vocabulary
         from lib.window import positions
-        from lib.worker import barrier, share
 
         a, device = self.args, self.args.device
         if a.hard_weight == 1 and not a.on_policy:
@@ -110,18 +110,16 @@ class Lessons:
             )
 
 
-def trainer(job: Job, args, shared: dict):
+def trainer(job: Job, args, inputs: data.Loaded, shared: dict):
     """The DistillTrainer of this worker. shared: as lib.models.for_trainer gives it, with the student."""
-    from lib import data
     from lib.distillation import DistillTrainer
 
     teacher = Lessons(job, args, shared["processing_class"])
-    rows = data.load(job.data, ("chat", "text"))
-    if args.on_policy and "text" in rows.train.column_names:
+    if args.on_policy and inputs.kind == "text":
         raise ValueError(
             "train.on_policy: the student answers prompts, and data.source holds plain texts. Leave it out."
         )
-    train, heldout = (teacher.answers(data.per_answer(part)) for part in (rows.train, rows.heldout))
+    train, heldout = (teacher.answers(data.per_answer(part)) for part in (inputs.train, inputs.heldout))
     return DistillTrainer(teach=teacher.distributions, args=args, train_dataset=train, eval_dataset=heldout, **shared)
 
 

@@ -14,6 +14,16 @@ from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
 from lib.run import Run, absolute
 
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS"}
+"""{what a stage makes: PEFT's task_type}"""
+
+NOUNS = {
+    "causal_lm": "a language model", "reward": "a reward model", "seq2seq_lm": "an encoder-decoder", "masked_lm": "a masked language model",
+    "encoder": "an embedding model", "discriminator": "a discriminator", "adapter": "an adapter that can't be merged", "report": "an evaluation",
+    "rows": "a set of rows",
+}  # fmt: skip
+"""{kind of run: in a sentence}"""
+
 
 def locate(base: str, revision: str | None = None) -> tuple[str, str]:
     """Where `model.base` is, settled once on the driver so that every node loads the same: (base, identity).
@@ -81,12 +91,29 @@ def locate_for(key: str, base: str) -> tuple[str, str]:
         raise ValueError(str(e).replace("model.base:", f"{key}:", 1)) from None
 
 
-def refuse_reward(key: str, base: str) -> None:
-    """Raises ValueError that begins with `key` where a base that `locate` returned is a reward run: loaded as a language model it
-    would write by a head that nobody trained."""
+def kind(base: str) -> str | None:
+    """What a base that `locate` returned is, as the stage that made it declares (lib/stage/stage.py, Makes); of a folder that is no run,
+    as far as its config.json tells. None: unknown, such as of a model on a hub."""
     run = Run(base)
-    if (run.remote or Path(base).is_dir()) and run.is_run() and run.job().get("stage") == "reward":
-        raise ValueError(f"{key}: {base} is a reward model, which writes nothing. Name a language model.")
+    is_run = (run.remote or Path(base).is_dir()) and run.is_run()
+    if is_run and (made := run.job().get("makes")):
+        return made
+    if is_run:
+        config = run.read_json("model/config.json", "Train it again.")
+    elif (file := Path(base) / "config.json").is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        return None
+    scores = any("SequenceClassification" in name for name in config.get("architectures") or [])
+    return "reward" if scores else None
+
+
+def require(key: str, base: str, kinds: tuple[str, ...] = ("causal_lm",)) -> None:
+    """Raises ValueError that begins with `key` where a base that `locate` returned is of none of `kinds`: AutoModelForCausalLM would give
+    a reward model, for one, a head that nobody trained."""
+    if (found := kind(base)) and found not in kinds:
+        wanted = " or ".join(NOUNS[k] for k in kinds)
+        raise ValueError(f"{key}: {base} is {NOUNS[found]}. Name {wanted}.")
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
@@ -138,17 +165,17 @@ def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
     return kwargs
 
 
-def for_trainer(model: Model, args, task_type: str = "CAUSAL_LM") -> dict:
+def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     """The keyword arguments every TRL trainer shares: model, processing_class, and peft/quantization config if asked for.
 
-    task_type is PEFT's: with SEQ_CLS it also trains the new head, which would else stay at its random start.
+    makes: of the stage. With a reward model's task type PEFT also trains the new head, which would otherwise stay at its random start.
     """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
     if model.adapter == "lora":
         from peft import LoraConfig
 
-        kwargs["peft_config"] = LoraConfig(**{"task_type": task_type} | model.lora)
+        kwargs["peft_config"] = LoraConfig(**{"task_type": TASK_TYPES[makes]} | model.lora)
     if model.quantization != "none":
         from transformers import BitsAndBytesConfig
 

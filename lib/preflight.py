@@ -42,16 +42,19 @@ UNUSED = ("bitsandbytes", "sklearn", "scipy", "pandas", "tensorflow", "torchao",
 
 
 class Preflight:
-    """The process, as a context manager; ended when left, whatever it does. config: as main() of lib/launch.py has it; job: as it
+    """The process, as a context manager; ended when left, whatever it does. config: "module:Class" of the stage's TRL config; job: as it
     was asked for."""
 
     def __init__(self, config: str, job: Job):
         self.config, self.process = config, None
         here = Path(__file__).parent
         parts = {
-            "job": [job.stage, asdict(job.model), job.train, config],
+            "job": [job.stage, job.makes, asdict(job.model), job.train, config],
             "packages": [sys.version, *(version(p) for p in ("torch", "transformers", "trl", "peft", "accelerate"))],
-            "code": [(here / name).read_text() for name in ("preflight.py", "structure.py", "worker.py", "models.py")],
+            "code": [
+                (here / name).read_text()
+                for name in ("preflight.py", "structure.py", "training_arguments.py", "models.py")
+            ],
         }
         self.known = cache("preflight", hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
         """A file that holds, of settings that were found right, the base's identity and whether it trains on GPUs."""
@@ -77,7 +80,7 @@ class Preflight:
             self.process.communicate()
 
     def ask(self, planned) -> None:
-        """Asks about a job that will start. planned: as lib/plan.py makes it. Raises UsageError with what was found; where the process
+        """Asks about a job that will start. planned: as lib/stage/plan.py makes it. Raises UsageError with what was found; where the process
         is too slow or fails itself, the plan gets a note that these checks are left to the workers."""
         if planned.finished:
             return
@@ -121,7 +124,7 @@ def check(job: Job, config: str, gpu: bool) -> list[str]:
 
 def _arguments(job: Job, config: str, gpu: bool):
     from lib import fields
-    from lib.worker import arguments
+    from lib.training_arguments import arguments
 
     train = {k: v for k, v in job.train.items() if not (gpu and k in ON_GPU)}
     if config.startswith("lib."):  # TRL's own fields are built; ours have checks of their own, and import for seconds
@@ -184,7 +187,7 @@ def _backend(name: str | None) -> list[str]:
 if __name__ == "__main__":
     gc.disable()  # which takes a fifth of the time of the imports
     sys.modules |= dict.fromkeys(UNUSED)  # None: as if it weren't installed
-    for module in ("lib.worker", "trl.trainer.sft_config", "peft"):  # while the plan is made
+    for module in ("lib.training_arguments", "trl.trainer.sft_config", "peft"):  # while the plan is made
         importlib.import_module(module)
     asked = json.loads(sys.stdin.read())
     job = Job.from_dict(asked["job"])

@@ -13,10 +13,10 @@ from lib.config import Job
 from lib.run import Run
 
 MAY_CHANGE = {
-    "run", "scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval",
+    "run", "makes", "scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval",
     "data.incomplete",
 }  # fmt: skip
-"""Keys that a resumed run may have changed: they move no sample to another step."""
+"""Keys that a resumed run may have changed: they move no sample to another step. `makes` follows from the stage."""
 
 
 def problems(run: Run, job: Job, identities: dict[str, str], checked, template: str | None) -> list[str]:

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from lib import merging
+from lib import merging, models
 from lib.config import Job
 from lib.errors import nearest
 from lib.run import Run
@@ -39,13 +39,13 @@ def attempt(out: list[str], section: str, given: dict, build, key: str | None = 
     out.append(f"{section}.{key}: {text}" if key else f"{section}: {text}")
 
 
-def adapter(stage: str, given: dict):
-    """PEFT's config. Raises ValueError also where PEFT would only warn that a key is ignored."""
+def adapter(makes: str, given: dict):
+    """PEFT's config for a stage that makes `makes`. Raises ValueError also where PEFT would only warn that a key is ignored."""
     from peft import LoraConfig
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        made = LoraConfig(**{"task_type": "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"} | given)
+        made = LoraConfig(**{"task_type": models.TASK_TYPES[makes]} | given)
     for text in [str(w.message) for w in said if "ignored" in str(w.message)]:
         raise ValueError(text)
     for key, value in given.items():
@@ -108,7 +108,7 @@ def problems(job: Job, gpu: bool) -> list[str]:
     """What a worker would find wrong with the base, or with the adapter in it, each beginning with its key. gpu: whether it may train
     on GPUs, whose attention kernels can't be tried here. Nothing of a base that is not on this machine yet."""
     given, out = job.model.lora, []
-    lora = attempt(out, "model.lora", given, lambda g: adapter(job.stage, g)) if job.model.adapter == "lora" else None
+    lora = attempt(out, "model.lora", given, lambda g: adapter(job.makes, g)) if job.model.adapter == "lora" else None
     where = folder(job.model.base)
     if out or not where:
         return out
@@ -142,7 +142,7 @@ def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
     if unknown := sorted(unused.keys() - {*LOADING}):
         near = nearest(unknown[0], [*LOADING, *config.to_dict()])
         return [f"train.model_init_kwargs: from_pretrained takes no {unknown[0]}.{near}"]
-    kind = AutoModelForSequenceClassification if job.stage == "reward" else AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if job.makes == "reward" else AutoModelForCausalLM
 
     def build(given: dict):
         here = given.get("attn_implementation") or "eager"
@@ -159,19 +159,19 @@ def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
         out.append(f"model.lora.trainable_token_indices: the base has tokens 0 to {rows - 1}, not {high[0]}.")
     if out:
         return out
-    attempt(out, "model.lora", job.model.lora, lambda given: _adapted(build({}), job.stage, given))
+    attempt(out, "model.lora", job.model.lora, lambda given: _adapted(build({}), job.makes, given))
     return out
 
 
-def _adapted(model, stage: str, given: dict) -> None:
+def _adapted(model, makes: str, given: dict) -> None:
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    lora = adapter(stage, given)
+    lora = adapter(makes, given)
     lora.init_lora_weights = False  # some ways need the weights
     adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
     merging.check(adapted)
-    if stage != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+    if makes != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ValueError(
             "TRL's trainers read the output layer's own weights: an adapter of target_modules there would not train."
         )

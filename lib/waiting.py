@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from lib import node_types, notice
@@ -23,11 +24,13 @@ AGAIN_S = 300.0
 class Waiting:
     """Between begin() and end(), looks at the cluster and prints a line whenever it is another than before.
 
-    address: of the GCS. each: what every worker needs, {"CPU": 8, "GPU": 1}.
+    address: of the GCS. each: what every worker needs, {"CPU": 8, "GPU": 1}. placed: whether all of them have their places, so that who
+    still waits is another job.
     """
 
-    def __init__(self, workers: str, each: dict[str, float], address: str):
+    def __init__(self, workers: str, each: dict[str, float], address: str, placed: Callable[[], bool] = lambda: False):
         self.workers, self.each, self.address = workers, {k: v for k, v in each.items() if v}, address
+        self.placed = placed
         self.over, self.lock = threading.Event(), threading.Lock()
         self.over.set()
 
@@ -55,6 +58,9 @@ class Waiting:
 
         gcs, began, told, at = GcsClient(address=self.address), time.monotonic(), None, 0.0
         while not over.wait(EVERY_S):
+            if self.placed():
+                began, told = time.monotonic(), None  # should they lose their places, they wait from now on
+                continue
             try:
                 now, why = get_cluster_status(self.address), notice.reason(gcs)
             except RpcError:  # a busy head answers the next time
@@ -69,11 +75,30 @@ class Waiting:
             told, at = news, time.monotonic()
 
 
-def of_cluster(workers: int | tuple[int, int], each: dict[str, float]) -> AbstractContextManager:
-    """A Waiting for workers of a cluster that was joined; on a Ray of our own, where nobody has to be waited for, nothing."""
+def of_cluster(
+    workers: int | tuple[int, int], each: dict[str, float], in_groups: bool = False
+) -> AbstractContextManager:
+    """A Waiting for workers of a cluster that was joined; on a Ray of our own, where nobody has to be waited for, nothing.
+
+    in_groups: the workers are placed together, as Ray Train's are, by placement groups of this job.
+    """
     if not os.environ.get("RAY_ADDRESS"):
         return nullcontext()
-    return Waiting(worded(workers, each), each, node_types.address())
+    return Waiting(worded(workers, each), each, node_types.address(), *([groups_placed] if in_groups else []))
+
+
+def groups_placed() -> bool:
+    """Whether this job has placement groups, and all of them their nodes. False where the cluster's API doesn't answer."""
+    import ray
+    from ray.util.state import list_placement_groups
+    from ray.util.state.exception import RayStateApiException
+
+    job = ray.get_runtime_context().get_job_id()
+    try:
+        groups = list_placement_groups(filters=[("creator_job_id", "=", job), ("state", "!=", "REMOVED")])
+    except RayStateApiException:
+        return False
+    return bool(groups) and all(g.state == "CREATED" for g in groups)
 
 
 def state(status, each: dict[str, float], why: str | None, long: bool) -> str | None:

@@ -39,7 +39,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         teaching = serving.read(Teaching, args, "serve.teacher")
         serving.at_least(teaching, replicas=1, cpus=0.001)
         base, identity = models.locate_for("run", teaching.run)
-        models.refuse_reward("run", base)
+        models.require("run", base)
     except ValueError as e:
         raise click.ClickException(str(e)) from None
     gpu = gpus() > 0

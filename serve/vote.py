@@ -85,7 +85,7 @@ def _shown(box: Box, rater: str) -> dict:
 
 def results(box: Box) -> None:
     """Prints how often the second run won, how far the raters agree, and what to do with the pairs."""
-    from lib.launch import show
+    from lib.console import show
 
     if not (won := box.win_rate()):
         print("No votes yet.")

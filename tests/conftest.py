@@ -19,7 +19,7 @@ from tests import warm
 
 # Before torch is imported; threads that share a core wait for each other, spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/launch.py, for the Rays that tests start by themselves
+os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/ray_session.py, for the Rays that tests start by themselves
 
 REPO = Path(__file__).parent.parent
 CHATML = (
@@ -244,6 +244,7 @@ def make_run(tiny_model, tmp_path_factory):
         job = {
             "run": run.path,
             "stage": stage,
+            "makes": "reward" if stage == "reward" else "causal_lm",
             "model": {"base": tiny_model},
             "data": {"source": "demo"},
             "train": {"learning_rate": 1e-3},
@@ -292,7 +293,7 @@ def local_ray():
     """One Ray for the tests of a session; never another cluster on the machine."""
     import ray
 
-    from lib.launch import connect
+    from lib.ray_session import connect
 
     with pytest.MonkeyPatch.context() as m:
         m.delenv("RAY_ADDRESS", raising=False)

@@ -9,7 +9,9 @@ from torch.utils.data import BatchSampler
 
 from lib import epochs
 from lib.run import Run
+from lib.training_arguments import arguments
 from tests.conftest import run_job
+from tests.stages import built
 
 
 def steps(rows: int, batch: int, micro: int, workers: int, epoch: int = 0, drop: bool = False) -> list[list[int]]:
@@ -50,14 +52,12 @@ def test_dropping_drops_the_same_rows_too():
 
 
 def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
-    import jobs.sft
-    from lib import worker
     from lib.config import Data, Job, Model, Scale
 
     scale = Scale(global_batch=24, micro_batch=4, precision="fp32")
     job = Job("unused", "sft", Model(tiny_model), Data(chats_file, heldout_fraction=0), {"max_length": 64}, scale)
-    args, _ = worker.arguments(job, "trl.trainer.sft_config:SFTConfig", 1, str(tmp_path))
-    trainer = jobs.sft.build(job, args)
+    args, _ = arguments(job, "trl.trainer.sft_config:SFTConfig", 1, str(tmp_path))
+    trainer = built(job, args)
     assert len(trainer.train_dataset) == 64 and epochs.fill(trainer, 24) == 8
     assert [len(b["input_ids"]) for b in trainer.get_train_dataloader()] == [4] * 18
 
@@ -65,8 +65,6 @@ def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
 @pytest.mark.parametrize("order", ["random", "sequential"])
 def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(order, tiny_model, chats_file, tmp_path):
     """10 rows by 4 are 3 steps an epoch; the checkpoint is of step 4."""
-    import jobs.sft
-    from lib import worker
     from lib.config import Data, Job, Model, Scale
 
     train = {"num_train_epochs": 2, "save_steps": 4, "train_sampling_strategy": order, "max_length": 64}
@@ -74,8 +72,8 @@ def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(or
     job = Job("unused", "sft", Model(tiny_model), Data(chats_file, heldout_fraction=0, limit=10), train, scale)
     taken = []
     for resume in (None, str(tmp_path / "checkpoint-4")):
-        args, _ = worker.arguments(job, "trl.trainer.sft_config:SFTConfig", 1, str(tmp_path))
-        trainer = jobs.sft.build(job, args)
+        args, _ = arguments(job, "trl.trainer.sft_config:SFTConfig", 1, str(tmp_path))
+        trainer = built(job, args)
         epochs.fill(trainer, 4)
         rows, loss = [], trainer.compute_loss
         trainer.compute_loss = lambda model, inputs, *a, rows=rows, loss=loss, **k: (

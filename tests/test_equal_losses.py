@@ -1,17 +1,12 @@
 """The operations that lib/head.py, lib/prefixes.py and lib/lora.py leave out change no loss: TRL's trainers with and without them."""
 
-import importlib
-
 import pytest
 
-from lib import head, worker
+from lib import head
 from lib.config import Data, Job, Model, Scale
-
-CONFIGS = {
-    "sft": "trl.trainer.sft_config:SFTConfig",
-    "reward": "trl.trainer.reward_config:RewardConfig",
-    "dpo": "trl.trainer.dpo_config:DPOConfig",
-}
+from lib.stage.worker import save_work
+from lib.training_arguments import arguments
+from tests import stages
 
 
 def losses(stage: str, job: Job, folder, saving: bool) -> tuple[list[float], float]:
@@ -21,19 +16,19 @@ def losses(stage: str, job: Job, folder, saving: bool) -> tuple[list[float], flo
     with pytest.MonkeyPatch.context() as m:
         for name in ("_use_triton", "_ChunkedLogProbFunction"):
             m.setattr(utils, name, getattr(utils, name))
-        args, _ = worker.arguments(job, CONFIGS[stage], 1, str(folder))
+        args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
         if saving:
             head.project_labelled_only()
-        trainer = importlib.import_module(f"jobs.{stage}").build(job, args)
+        trainer = stages.built(job, args)
         if saving:
-            worker.save_work(trainer, job.scale.strategy)
+            save_work(trainer, job.scale.strategy)
             assert trainer.model.get_base_model().config._attn_implementation == "shared_prefixes"
         trainer.train()
         rows = trainer.state.log_history
         return [r["loss"] for r in rows if "loss" in r], trainer.evaluate()["eval_loss"]
 
 
-@pytest.mark.parametrize("stage", list(CONFIGS))
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_the_losses_are_those_of_bare_trl(stage, tiny_model, tmp_path):
     train = {
         "max_steps": 3,

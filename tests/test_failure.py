@@ -56,31 +56,27 @@ def test_cause_evidence_remedy(error, retry, says):
 
 
 def test_what_fails_after_the_training_says_that_the_model_is_there(runs, capsys):
-    from types import SimpleNamespace
-
-    from lib import launch
     from lib.run import Run
+    from lib.stage.driver import ending
 
     def ended(error):
-        def after(run, job):
+        with pytest.raises(SystemExit) as e, ending(Run(runs["sft"]), "Go on with: …", trains=True):
             raise error
-
-        with pytest.raises(SystemExit) as e:
-            launch._afterwards(after, Run(runs["sft"]), SimpleNamespace(stage="draft"))
         said = capsys.readouterr().err
-        assert f"Go on with: python jobs/draft.py --resume {runs['sft']}" in said
+        assert "Go on with: …" in said
         return e.value.code, said
 
     code, said = ended(ActorDiedError())
-    assert code == 1 and "The model is trained, but: A worker was lost" in said
+    assert code == 1 and "The model is finished, but: A worker was lost" in said
     code, said = ended(KeyboardInterrupt())
-    assert code == 130 and "Interrupted; the model is trained." in said
+    assert code == 130 and "Interrupted; the model is finished." in said
 
 
 def test_a_quantisation_that_never_began_leaves_no_run(tmp_path, capsys):
     """Its folder would else be refused as one that is no run."""
-    from jobs.quantize import _failed
     from lib.run import Run
+    from lib.stage.driver import ending
 
-    assert _failed(Run(str(tmp_path / "run")), ConnectionError("no cluster")) == 1
+    with pytest.raises(SystemExit, match="1"), ending(Run(str(tmp_path / "run")), "Go on with: …"):
+        raise ConnectionError("no cluster")
     assert "no cluster" in capsys.readouterr().err and not (tmp_path / "run").exists()

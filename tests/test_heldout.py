@@ -1,22 +1,15 @@
 """The held-out loss and TRL's metrics: the same at any size of micro-batch and on any number of workers, and what they claim to be."""
 
-import importlib
 import json
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from lib import heldout, worker
+from lib import heldout
 from lib.config import Data, Job, Model, Scale
-
-CONFIGS = {
-    "sft": "trl.trainer.sft_config:SFTConfig",
-    "reward": "trl.trainer.reward_config:RewardConfig",
-    "dpo": "trl.trainer.dpo_config:DPOConfig",
-    "distill": "lib.distillation:DistillConfig",
-}
-
+from lib.training_arguments import arguments
+from tests import stages
 
 WORDS = ["red", "small river stone", "the lamp is red. " * 10, "salt", "the door", "bread and salt " * 5, "blue"]
 """Answers of 7 rows: no size of micro-batch but 1 and 7 divides them."""
@@ -49,8 +42,8 @@ def trained(stage: str, model: str, files: tuple[str, str], folder, micro: int, 
     } | train
     scale = Scale(global_batch=7, micro_batch=micro, precision="fp32")
     job = Job("unused", stage, Model(model), Data(files[0], heldout=files[1]), train, scale)
-    args, _ = worker.arguments(job, CONFIGS[stage], 1, str(folder))
-    trainer = importlib.import_module(f"jobs.{stage}").build(job, args)
+    args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
+    trainer = stages.built(job, args)
     heldout.Heldout(trainer)
     return trainer
 

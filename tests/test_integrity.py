@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lib import cli, integrity, manifest, models, plan
+from lib import cli, integrity, manifest, models
 from lib.evals.job import EvalJob
 from lib.run import Run
+from tests.stages import planned
 
 SFT = "trl.trainer.sft_config:SFTConfig"
 
@@ -61,18 +62,16 @@ def test_it_is_refused_wherever_a_run_is_named(runs, run, tmp_path, capsys):
     for broken in (run, reward):
         flip(broken.at("model/model.safetensors"))
     why = "can't be used: model/model.safetensors is corrupt"
-    asked = cli.parse("sft", SFT, ["--model.base", run.path, "--run", str(tmp_path / "r")])
     with pytest.raises(ValueError, match=f"model.base: .*{why}"):
-        plan.make(asked, ("chat",))
+        planned("sft", ["--model.base", run.path, "--run", str(tmp_path / "r")])
     words = ["--model.base", runs["sft"], "--train.teacher", run.path, "--run", str(tmp_path / "r")]
-    asked = cli.parse("distill", "lib.distillation:DistillConfig", words)
     with pytest.raises(ValueError, match=f"train.teacher: .*{why}"):
-        plan.make(asked, ("chat",), ("teacher",))
+        planned("distill", words)
     with pytest.raises(ValueError, match=f"(?s)runs.a: .*{why}.*reward: .*{why}"):
         evals.plan(EvalJob(runs={"a": run.path}, reward=reward.path))
     with pytest.raises(ValueError, match=f"run: .*{why}"):
         serving.plan(serving.parse({"run": run.path}))
-    asked, _, _ = quantize.parse(["--model.base", run.path, "--run", str(tmp_path / "q")])
+    asked = quantize.parse(["--model.base", run.path, "--run", str(tmp_path / "q")])
     with pytest.raises(ValueError, match=f"model.base: .*{why}"):
         quantize.plan(asked)
 
@@ -161,7 +160,7 @@ def test_what_a_job_publishes_is_finite(runs, tmp_path):
     from safetensors.torch import load_file, save_file
 
     from lib.failure import StopTraining
-    from lib.worker import publish
+    from lib.publish import publish
 
     folder = tmp_path / "export"
     shutil.copytree(Path(runs["sft"], "model"), folder / "model")

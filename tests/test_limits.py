@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from lib import cli, fields, limits, plan, ranges
+from lib import cli, fields, limits, ranges
 from lib.evals import job as eval_job
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
 from lib.quantize import job as quantize_job
 from lib.quantize.job import QuantizeJob, Source
+from tests.stages import planned, stage
 
-CONFIGS = {
-    "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-    "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",)),
-}
+CONFIGS = {name: stage(name).config for name in ("sft", "dpo")}
 
 
 @pytest.fixture
@@ -27,11 +25,10 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def said(stage: str, *options: str) -> str:
-        config, rows = CONFIGS[stage]
         source = pairs_file if stage == "dpo" else chats_file
         argv = ["--model.base", tiny_model, "--data.source", source, "--run", str(tmp_path / "run"), *options]
         with pytest.raises(ValueError) as e:
-            plan.make(cli.parse(stage, config, argv), rows)
+            planned(stage, argv)
         return str(e.value)
 
     return said
@@ -114,7 +111,7 @@ def test_values_that_mean_nothing(stage, options, says, refused):
 def test_values_at_their_limits_are_right(options, tiny_model, chats_file, tmp_path, monkeypatch):
     monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
     argv = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run"), *options]
-    plan.make(cli.parse("sft", CONFIGS["sft"][0], argv), CONFIGS["sft"][1])
+    planned("sft", argv)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ def test_quantisations(tiny_model, chats_file, monkeypatch):
     job = QuantizeJob(model=Source(tiny_model), tasks=[], limit=0, workers=3, task_data={"gsm8kk": "x"}, seed=-1)
     job.data.source = chats_file
     with pytest.raises(ValueError) as e:
-        quantize_job.plan(job)
+        quantize_job.plan(cli.Request(job))
     for says in ("limit: must be", "workers: 3 models", "task_data.gsm8kk: no task", "Nearest: gsm8k", "seed: must be"):
         assert says in str(e.value)
 
@@ -173,13 +170,13 @@ def test_known_words_are_the_installed_libraries():
     assert set(re.findall(r'"(\w+)"', found[1])) == limits.DIVERGENT
     for key in ("train.log_level", "train.log_level_replica"):
         assert set(ranges.WORDS[key]) == set(trainer_log_levels)
-    texts = {k: f.help for k, f in fields.read(CONFIGS["sft"][0]).items()}
+    texts = {k: f.help for k, f in fields.read(CONFIGS["sft"]).items()}
     for key in ("packing_strategy", "train_sampling_strategy", "include_num_input_tokens_seen"):
         for word in ranges.WORDS[f"train.{key}"]:
             assert not isinstance(word, str) or word in texts[key], (key, word)
 
 
 def test_every_key_with_limits_exists():
-    kinds = {f"train.{k}" for stage in CONFIGS for k in fields.read(CONFIGS[stage][0])}
+    kinds = {f"train.{k}" for stage in CONFIGS for k in fields.read(CONFIGS[stage])}
     kinds |= {f"model.lora.{k}" for k in fields.read(cli.LORA)}
     assert {k for k in (*ranges.RANGES, *ranges.WORDS) if k.startswith(("train.", "model."))} <= kinds

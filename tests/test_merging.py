@@ -1,6 +1,5 @@
 """An exported model says what the adapter and its base said when training ended, whatever the adapter is on."""
 
-import importlib
 import shutil
 from pathlib import Path
 
@@ -8,10 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lib import merging, models, worker
+from lib import merging, models
 from lib.config import Data, Job, Model, Scale
 from lib.failure import StopTraining
-from tests.test_heldout import CONFIGS
+from lib.stage.worker import save_work
+from lib.training_arguments import arguments
+from tests import stages
 
 Q = {"r": 4, "target_modules": ["q_proj"]}
 EMBED = {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}
@@ -25,11 +26,11 @@ def exported(
     scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
     model = Model(base, adapter="lora", lora=lora, quantization=quantization)
     job = Job("unused", stage, model, Data(source, limit=8, heldout_fraction=0), train, scale)
-    args, _ = worker.arguments(job, CONFIGS[stage], 1, str(folder))
-    trainer = importlib.import_module(f"jobs.{stage}").build(job, args)
+    args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
+    trainer = stages.built(job, args)
     models.train_in_fp32(trainer.model)
     merging.check(trainer.model)
-    worker.save_work(trainer, "ddp")
+    save_work(trainer, "ddp")
     trainer.train()
     before()
     models.export(trainer, model, folder / "export")

@@ -44,7 +44,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
-    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # which lib.launch.connect sets where a test calls it
+    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # which lib.ray_session.connect sets where a test calls it
     try:
         gcs = GcsClient(address=cluster.address)
         notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # which means nothing

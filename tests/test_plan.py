@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import cli, plan
+from cluster.work import stages
+from lib import cli
 from lib.run import Run
+from lib.stage.plan import Plan
 from tests.conftest import REPO, run_job, sign
-
-DPO = "trl.trainer.dpo_config:DPOConfig"
+from tests.stages import planned
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def good(tiny_model, pairs_file, tmp_path, monkeypatch):
     return ["--model.base", tiny_model, "--data.source", pairs_file, "--run", str(tmp_path / "runs" / "dpo")]
 
 
-def make(argv: list[str]) -> plan.Plan:
-    return plan.make(cli.parse("dpo", DPO, argv), ("preference",))
+def make(argv: list[str]) -> Plan:
+    return planned("dpo", argv)
 
 
 WRONG = [
@@ -79,9 +80,9 @@ def test_wrong(typed, says, good):
 
 
 def test_right(good):
-    planned = make(good)
-    assert planned.check.rows + planned.check.heldout_rows == 64
-    assert planned.job.model.base == good[1]
+    found = make(good)
+    assert found.check.rows + found.check.heldout_rows == 64
+    assert found.job.model.base == good[1]
 
 
 def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
@@ -89,11 +90,10 @@ def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
     with pytest.raises(ValueError, match=r"model.base: .* is a reward model"):
         make([*good, "--model.base", runs["reward"]])
     distill = ["--model.base", runs["sft"], "--train.teacher", runs["reward"], "--run", str(tmp_path / "run")]
-    request = cli.parse("distill", "lib.distillation:DistillConfig", distill)
-    with pytest.raises(ValueError, match=r"train.teacher: .* is a reward model"):
-        plan.make(request, ("chat",), ("teacher",))
+    with pytest.raises(ValueError, match=r"train.teacher: .* is a reward model\. Name a language model"):
+        planned("distill", distill)
     pairs = ["--model.base", runs["reward"], "--data.source", good[3], "--run", str(tmp_path / "run")]
-    plan.make(cli.parse("reward", "trl.trainer.reward_config:RewardConfig", pairs), ("comparison",))
+    planned("reward", pairs)
 
 
 def test_every_problem_is_listed_at_once(good):
@@ -116,7 +116,7 @@ def test_a_run_that_is_not_finished_is_no_base(good, tmp_path):
         make([*good, "--model.base", str(tmp_path / "sftt")])
 
 
-def started(planned: plan.Plan) -> Run:
+def started(planned: Plan) -> Run:
     run = Run(planned.job.run)
     run.write_text("job.yaml", yaml.safe_dump(planned.job.to_dict(), sort_keys=False))
     run.write_json("provenance.json", {"status": "failed"})
@@ -184,12 +184,10 @@ def test_a_teacher_that_was_replaced_is_refused(runs, tmp_path, chats_file):
     words = ["--model.base", runs["dpo"], "--train.teacher", str(teacher), "--data.source", chats_file]
 
     def asked(*more):
-        return plan.make(
-            cli.parse("distill", "lib.distillation:DistillConfig", [*words, *more]), ("chat",), ("teacher",)
-        )
+        return planned("distill", [*words, *more])
 
-    planned = asked("--run", str(tmp_path / "run"))
-    run, sha = started(planned), planned.identities
+    first = asked("--run", str(tmp_path / "run"))
+    run, sha = started(first), first.identities
     assert sha["train.teacher"] == f"run:{Run(teacher).provenance()['model_sha256']}"
     recorded = {"parent_sha256": sha["model.base"], "identities": {"train.teacher": sha["train.teacher"]}}
     run.write_json("provenance.json", {"status": "running"} | recorded)
@@ -228,7 +226,7 @@ def test_resume_of_what_is_no_run(good, tmp_path):
         make(["--resume", str(tmp_path)])
     run = started(make(good))
     with pytest.raises(cli.UsageError, match=r"made by jobs/dpo\.py, not by jobs/sft\.py"):
-        cli.parse("sft", "trl.trainer.sft_config:SFTConfig", ["--resume", run.path])
+        planned("sft", ["--resume", run.path])
 
 
 def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
@@ -242,13 +240,8 @@ def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"do {i}"}, call]} for i in range(20)]
     path = tmp_path / "tools.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    request = cli.parse(
-        "sft",
-        "trl.trainer.sft_config:SFTConfig",
-        ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")],
-    )
     with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* leaves out tool calls in 20 of 20 answers"):
-        plan.make(request, ("chat", "text"))
+        planned("sft", ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")])
 
 
 def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_path):
@@ -260,21 +253,12 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
     print(f"refused in {took:.2f} s")
 
 
-@pytest.mark.parametrize(
-    ("stage", "cls", "rows"),
-    [
-        ("sft", "trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-        ("reward", "trl.trainer.reward_config:RewardConfig", ("comparison",)),
-        ("dpo", DPO, ("preference",)),
-        ("distill", "lib.distillation:DistillConfig", ("chat", "text")),
-        ("prune", "lib.prune.config:PruneConfig", ("chat", "text")),
-    ],
-)
-def test_shipped_configurations_are_right(stage, cls, rows, good, tmp_path):
+@pytest.mark.parametrize("stage", [s for s in stages() if s != "draft"])  # whose data are those of configs/distill.yaml
+def test_shipped_configurations_are_right(stage, good, tmp_path):
     config = REPO / f"configs/{stage}.yaml"
     argv = ["--config", str(config), "--model.base", good[1], "--run", str(tmp_path / "r")]
-    planned = plan.make(cli.parse(stage, cls, argv), rows)
-    assert planned.check.heldout_rows == yaml.safe_load(config.read_text())["data"]["heldout_limit"]
+    argv += ["--train.teacher", good[1]] if stage in ("distill", "prune") else []  # the quickstart's run
+    assert planned(stage, argv).check.heldout_rows == yaml.safe_load(config.read_text())["data"]["heldout_limit"]
 
 
 @pytest.mark.slow

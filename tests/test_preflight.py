@@ -11,7 +11,7 @@ import pytest
 
 from lib import preflight
 from lib.config import Job, Model, Scale
-from lib.plan import Plan
+from lib.stage.plan import Plan
 from tests import warm
 from tests.conftest import PATIENCE, REPO
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lib import cli, plan, quantized
+from lib import quantized
 from lib.cli import UsageError
 from lib.quantize import methods, qat
 from lib.run import Run
 from tests.conftest import run_job
+from tests.stages import planned
 
 IDS = torch.arange(5, 165).reshape(2, 80)
 KINDS = ("int8", "w4a16")
@@ -72,9 +73,8 @@ def words(tiny_model: str, run: str, *more: str) -> list[str]:
     ],
 )
 def test_wrong_requests(stage, more, says, tiny_model, tmp_path):
-    config = f"trl.trainer.{stage}_config:{'SFT' if stage == 'sft' else 'Reward'}Config"
     with pytest.raises(UsageError, match=says):
-        plan.make(cli.parse(stage, config, words(tiny_model, str(tmp_path / "run"), *more)), ("chat", "preference"))
+        planned(stage, words(tiny_model, str(tmp_path / "run"), *more))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from lib import data, hardware, plan, quantized
+from lib import data, hardware, quantized
 from lib.cli import UsageError
 from lib.compression import measure, report
 from lib.compression.measure import Needs, Rate
@@ -27,6 +27,7 @@ from lib.transformers_generator import TransformersGenerator
 from serve import serving
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job, sign
+from tests.stages import planned
 
 NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "w4a16": 0.196, "bnb_int8": 0.016, "nf4": 0.17}
 """‖logits − the original's‖ / ‖the original's‖ that each method stays below on the tiny model: half as much again as was
@@ -183,23 +184,21 @@ def test_wrong_requests(runs, make_run, chats_file, tmp_path, monkeypatch):
         ),
         (["--model.base", runs["sft"], "--method", "nf4", "--run", str(tmp_path / "other")], "exists and is not a run"),
     ]:
-        request, _, resume = quantize_job.parse(argv)
         with pytest.raises(UsageError, match=says):
-            quantize_job.plan(request, resume)
+            quantize_job.plan(quantize_job.parse(argv))
 
 
 def test_the_data_is_the_parents_unless_it_is_said(runs, pairs_file, chats_file, make_run):
     base = Run(make_run("own-data"))
     base.write_json("job.yaml", base.job() | {"data": {"source": chats_file, "heldout_fraction": 0.5}})
-    job, _, _ = quantize_job.parse(["--model.base", base.path])
+    job = quantize_job.parse(["--model.base", base.path]).job
     assert job.data.source == chats_file and job.data.heldout_fraction == 0.5
-    assert quantize_job.parse(["--model.base", base.path, "--data.limit", "3"])[0].data.source == "demo"
+    assert quantize_job.parse(["--model.base", base.path, "--data.limit", "3"]).job.data.source == "demo"
 
 
 def test_the_shipped_configuration_is_right(runs, tmp_path):
     argv = ["--config", str(REPO / "configs/quantize.yaml"), "--model.base", runs["sft"], "--run", str(tmp_path / "r")]
-    request, _, resume = quantize_job.parse([*argv, "--method", "nf4"])
-    assert quantize_job.plan(request, resume).check.heldout_rows == 200
+    assert quantize_job.plan(quantize_job.parse([*argv, "--method", "nf4"])).check.heldout_rows == 200
     known = methods.METHODS
     assert quantize_job.KEYS.schema()["properties"]["method"]["enum"] == list(known)
     assert list(NEAR) == [m for m in known if not known[m].calibrated]  # GPTQ's environment takes a package index
@@ -207,12 +206,9 @@ def test_the_shipped_configuration_is_right(runs, tmp_path):
 
 def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
     """Training refuses it; vLLM is refused an nf4 run before any worker starts, and auto takes transformers."""
-    from lib import cli
-
     nf4 = made(make_run, "nf4", runs["sft"], "nf4-met")
-    request = cli.parse("sft", "trl.trainer.sft_config:SFTConfig", ["--model.base", nf4, "--run", str(tmp_path / "r")])
     with pytest.raises(UsageError, match=f"model.base: .*bitsandbytes weights, which can't be trained.*{runs['sft']}"):
-        plan.make(request, ("chat", "text"))
+        planned("sft", ["--model.base", nf4, "--run", str(tmp_path / "r")])
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     with pytest.raises(
         ValueError, match=r"^runs.b: .*bitsandbytes weights, which vLLM doesn't load. Say engine: trans"
@@ -231,8 +227,7 @@ def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
 def test_gptq_calibrates_on_training_rows(runs):
     argv = ["--model.base", runs["sft"], "--method", "gptq_w4a16", "--data.limit", "300"]
     argv += ["--run", f"{runs['sft']}-gptq"]
-    request, _, resume = quantize_job.parse(argv)
-    job = quantize_job.plan(request, resume).job
+    job = quantize_job.plan(quantize_job.parse(argv)).job
     rows, encoder = gptq.calibration(job, Run(runs["sft"]).at("model")), Encoder(Run(runs["sft"]).at("model"))
     assert len(rows) == gptq.ROWS == len({tuple(r) for r in rows}) and max(map(len, rows)) <= gptq.TOKENS
     first = data.load(job.data, ("chat", "text")).train[0]["messages"]

@@ -5,19 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import cli, plan
 from lib.config import Job, Model
+from lib.errors import UsageError
 from lib.rendering.base import base
 from lib.rendering.losses import CALLS, THOUGHTS, TOOLS, lost
 from lib.rendering.sample import CHARACTERS, ROWS, Sample, look
 from lib.rendering.sequences import Parts, Settings
+from lib.stage.plan import Plan
+from tests import stages
 from tests.conftest import WORDS
 
-CONFIGS = {
-    "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text")),
-    "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",)),
-    "reward": ("trl.trainer.reward_config:RewardConfig", ("comparison",)),
-}
 TURN = "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
 OPENING = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 ALL = "{% for m in messages %}" + TURN + "{% endfor %}" + OPENING
@@ -53,16 +50,15 @@ def planned(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def make(stage: str, rows: list[dict], template: str | None = None, *options: str) -> plan.Plan:
+    def make(stage: str, rows: list[dict], template: str | None = None, *options: str) -> Plan:
         source = tmp_path / "rows.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         argv = ["--model.base", tiny_model, "--data.source", str(source), "--run", str(tmp_path / "run")]
         if template:
             (tmp_path / "t.jinja").write_text(template)
             argv += ["--model.chat_template", str(tmp_path / "t.jinja")]
-        config, kinds = CONFIGS[stage]
         argv += ["--data.heldout_fraction", "0", "--dry-run", *options]
-        return plan.make(cli.parse(stage, config, argv), kinds)
+        return stages.planned(stage, argv)
 
     return make
 
@@ -89,7 +85,7 @@ LOST = [
 
 @pytest.mark.parametrize(("rows", "template", "what"), LOST, ids=[what for *_, what in LOST])
 def test_text_that_the_template_leaves_out(planned, rows, template, what):
-    with pytest.raises(cli.UsageError, match=f"model.chat_template: .* leaves out .*{what}") as e:
+    with pytest.raises(UsageError, match=f"model.chat_template: .* leaves out .*{what}") as e:
         planned("sft", rows, template)
     assert "rows.jsonl:1" in str(e.value) and "data.incomplete: accept" in str(e.value)
     accepted = planned("sft", rows, template, "--data.incomplete", "accept")
@@ -137,27 +133,25 @@ def test_a_template_that_fails_at_one_row(planned):
     rows[13]["messages"].insert(0, SYSTEM)
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + ALL
     for accept in ([], ["--data.incomplete", "accept"]):  # training would die of it
-        with pytest.raises(
-            cli.UsageError, match=r"fails at 1 of 20 rows.*rows.jsonl:14: TemplateError: no system role"
-        ):
+        with pytest.raises(UsageError, match=r"fails at 1 of 20 rows.*rows.jsonl:14: TemplateError: no system role"):
             planned("sft", rows, template, *accept)
-    with pytest.raises(cli.UsageError, match=r"fails at 20 of 20 rows.*TemplateSyntaxError"):
+    with pytest.raises(UsageError, match=r"fails at 20 of 20 rows.*TemplateSyntaxError"):
         planned("sft", rows, "{% if %}")
 
 
 def test_a_generation_prompt_that_training_leaves_out(planned):
     thinking = ALL.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}")
-    with pytest.raises(cli.UsageError, match=r"generation prompt ends in '<think>\\n' .*20 of 20 answers"):
+    with pytest.raises(UsageError, match=r"generation prompt ends in '<think>\\n' .*20 of 20 answers"):
         planned("sft", chats(), thinking)
     pairs = [{"prompt": f"what is {i}?", "chosen": "good", "rejected": "bad"} for i in range(20)]
-    with pytest.raises(cli.UsageError, match=r"generation prompt .*20 of 20 pairs"):
+    with pytest.raises(UsageError, match=r"generation prompt .*20 of 20 pairs"):
         planned("dpo", pairs, thinking)
     assert planned("reward", pairs, thinking).rendered.train.parted == 0  # asks for no answer
 
 
 def test_a_template_that_ends_no_turn(planned):
     endless = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    with pytest.raises(cli.UsageError, match=r"20 of 20 answers have no token that ends the turn"):
+    with pytest.raises(UsageError, match=r"20 of 20 answers have no token that ends the turn"):
         planned("sft", chats(), endless)
 
 
@@ -182,7 +176,7 @@ def lengths(n_long_prompts: int, n_long_answers: int, n: int = 20):
 def test_lengths_of_answers(planned):
     rows = [{"messages": [user(q), assistant(a)]} for q, a in lengths(4, 6)]
     with pytest.raises(
-        cli.UsageError, match=r"train.max_length: 48 .*10 of 20 answers .*4 are dropped, 6 lose their end.* 50%"
+        UsageError, match=r"train.max_length: 48 .*10 of 20 answers .*4 are dropped, 6 lose their end.* 50%"
     ):
         planned("sft", rows, ALL, "--train.max_length", "48")
     accepted = planned(
@@ -211,19 +205,19 @@ def test_lengths_of_pairs(planned):
     assert (train.examples, train.dropped, train.cut, train.alike) == (20, 4, 6, 6)
     train = planned("reward", rows, *accept).rendered.train
     assert (train.examples, train.dropped, train.cut, train.alike) == (20, 10, 0, 0)
-    with pytest.raises(cli.UsageError, match=r"6 of 20 pairs chosen and rejected are the same tokens"):
+    with pytest.raises(UsageError, match=r"6 of 20 pairs chosen and rejected are the same tokens"):
         planned("dpo", rows, *accept[:-2])
 
 
 def test_sides_that_the_template_makes_alike(planned):
     rows = [{"prompt": f"what is {i}?", "chosen": "red", "rejected": "red  "} for i in range(20)]
-    with pytest.raises(cli.UsageError, match="20 of 20 pairs chosen and rejected are the same tokens"):
+    with pytest.raises(UsageError, match="20 of 20 pairs chosen and rejected are the same tokens"):
         planned("reward", rows, ALL.replace("m['content']", "m['content'].strip()"))
 
 
 def test_rows_longer_than_the_model_has_positions(planned):
     rows = chats(answer=lambda i: assistant("stone " * (600 if i == 3 else 1)))
-    with pytest.raises(cli.UsageError, match=r"1 of 20 answers are longer than the 512 positions"):
+    with pytest.raises(UsageError, match=r"1 of 20 answers are longer than the 512 positions"):
         planned("sft", rows, ALL)
     notes = planned("sft", rows, ALL, "--train.max_length", "512").notes
     assert any("1 lose their end" in n for n in notes)
@@ -288,5 +282,7 @@ def test_the_sample_is_spread_over_all_rows():
 def test_a_base_that_is_not_on_this_machine():
     sample = Sample()
     sample.keep("text", "train", {"text": "word"}, "f:1")
-    found, problems, notes = look(Job("runs/x", "sft", Model("s3://b/run")), CONFIGS["sft"][0], sample, True, True)
+    found, problems, notes = look(
+        Job("runs/x", "sft", Model("s3://b/run")), stages.stage("sft").config, sample, True, True
+    )
     assert found is None and not problems and "checked when the workers start: s3://b/run" in notes[0]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lib import data
 from lib.config import Data, Job, Model
 from lib.failure import StopTraining
 from lib.rendering import whole
@@ -23,12 +24,14 @@ def job_of(tiny_model: str, rows: list[dict], folder, **data) -> Job:
 def test_workers_count_every_row_and_refuse_what_the_plan_did_not_see(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "BATCH", 3)
     rows = [{"messages": [user(q), assistant(a)]} for q, a in lengths(4, 6)]
-    args = SimpleNamespace(max_length=60)
+
+    def count(job: Job, share=(0, 1)):
+        return whole.count(job, SimpleNamespace(max_length=60), data.load(job.data, ("chat", "text")), share)
+
     with pytest.raises(StopTraining, match=r"train.max_length: 60 .*10 of 20 answers"):
-        whole.count(job_of(tiny_model, rows, tmp_path), args, ("chat", "text"), (0, 1))
+        count(job_of(tiny_model, rows, tmp_path))
     job = job_of(tiny_model, rows, tmp_path, incomplete="accept")
-    counts = whole.count(job, args, ("chat", "text"), (0, 1))
-    shares = [whole.count(job, args, ("chat", "text"), (n, 2))["train"] for n in (0, 1)]
+    counts, shares = count(job), [count(job, (n, 2))["train"] for n in (0, 1)]
     assert vars(shares[0] + shares[1]) | {"first": None} == vars(counts["train"]) | {"first": None}
     assert (counts["train"].dropped, counts["train"].cut) == (4, 6)
     assert whole.summary(counts)["train"]["examples"] == 20

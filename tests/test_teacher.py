@@ -18,6 +18,7 @@ from lib import distillation, teacher
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, free_port, run_job
+from tests.stages import stage
 
 ARGS = ["--data.limit", "32", "--data.heldout_limit", "8", "--train.max_steps", "4", "--train.logging_steps", "1", "--train.max_length", "512", "--scale.global_batch", "4", "--scale.micro_batch", "2", "--train.save_steps", "2", "--train.report_to", "none", "--scale.precision", "fp32"]  # fmt: skip
 
@@ -226,14 +227,17 @@ def test_wrong_requests(runs, tmp_path, more, says):
 def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
     from types import SimpleNamespace
 
-    from lib import cli, lessons
+    from lib import cli, data, lessons
 
     (tmp_path / "a.txt").write_text("the red lamp\n\nthe small stone\n")
     words = ["--model.base", tiny_model, "--data.source", str(tmp_path / "a.txt"), "--data.heldout_fraction", "0"]
-    job = cli.parse("distill", "lib.distillation:DistillConfig", words).job
-    args = SimpleNamespace(teacher=tiny_model, keep=None, bf16=False, on_policy=0.5)
+    job = cli.parse(stage("distill"), words).job
+    args, rows = (
+        SimpleNamespace(teacher=tiny_model, keep=None, bf16=False, on_policy=0.5),
+        data.load(job.data, ("text",)),
+    )
     with pytest.raises(ValueError, match=r"train.on_policy: the student answers prompts"):
-        lessons.trainer(job, args, {"processing_class": None})
+        lessons.trainer(job, args, rows, {"processing_class": None})
 
 
 @pytest.mark.slow

@@ -1,17 +1,17 @@
 """A model of 64 positions: nothing reads past them in silence."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from lib import worker
 from lib.config import Data, Job, Model, Scale
 from lib.reward_model import RewardModel
 from lib.sampling import Sampling
+from lib.training_arguments import arguments
 from lib.transformers_generator import TransformersGenerator
+from tests.stages import built
 
 LONG = "the red lamp is near the small door. "
 """9 words and more tokens."""
@@ -88,6 +88,6 @@ def test_conversations_longer_than_the_positions_get_no_reward(narrow, tmp_path)
 def test_a_teacher_or_student_with_fewer_positions_than_a_row(train, says, narrow, tiny_model, chats_file, tmp_path):
     train = {"teacher": narrow, "max_length": 400, "save_strategy": "no"} | train
     job = Job("unused", "distill", Model(tiny_model), Data(chats_file, limit=8), train, Scale(precision="fp32"))
-    args, _ = worker.arguments(job, "lib.distillation:DistillConfig", 1, str(tmp_path))
+    args, _ = arguments(job, "lib.distillation:DistillConfig", 1, str(tmp_path))
     with pytest.raises(ValueError, match=says):
-        importlib.import_module("jobs.distill").build(job, args)
+        built(job, args)

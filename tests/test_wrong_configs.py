@@ -1,6 +1,5 @@
 """Wrong configs, made at random over every section of every stage: refused before Ray with their key, or legitimate after all."""
 
-import importlib
 import math
 import random
 import re
@@ -9,11 +8,12 @@ import typing
 import pytest
 import yaml
 
-from lib import cli, config_file, fields, plan, preflight
+from lib import cli, config_file, fields, preflight
 from lib.config import Data, Eval, Job, Model, Scale
 from lib.evals import cli as eval_cli
 from lib.evals import job as eval_job
 from lib.quantize import job as quantize_job
+from tests import stages
 
 TRAINED = {
     "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text"), ()),
@@ -38,7 +38,6 @@ WRONG = {
     str: ["", "bogus", [1], {"a": 1}, True],
 }
 """Values that are probably wrong for a key of the type."""
-
 
 FREE = {
     "run", "bert_encoder", "judge.model", "judge.key_env", "train.run_name", "train.project", "train.hub_model_id",
@@ -142,18 +141,11 @@ def put(config: dict, key: str, value) -> dict:
 def plan_it(stage: str, path: str) -> Job | None:
     """What jobs/<stage>.py checks before it starts anything, in this process. Raises ValueError."""
     if stage == "eval":
-        return eval_job.plan(eval_cli.parse(["--config", path])[0]) and None
+        return eval_job.plan(eval_cli.parse(["--config", path]).job) and None
     if stage == "quantize":
-        return quantize_job.plan(quantize_job.parse(["--config", path])[0]) and None
-    config, rows, named = TRAINED[stage]
-    request = cli.parse(stage, config, ["--config", path])
-    module = importlib.import_module(f"jobs.{stage}")
-    check = {"distill": "lessons.check", "prune": "check", "draft": "check"}.get(stage)
-    if check:
-        found = module.lessons.check if "." in check else module.check
-        found(request.job, fields.filled(config, request.job.train))
-    planned = plan.make(request, rows, named)
-    if problems := preflight.check(planned.job, config, planned.device.gpu):
+        return quantize_job.plan(quantize_job.parse(["--config", path])) and None
+    planned = stages.planned(stage, ["--config", path])
+    if problems := preflight.check(planned.job, stages.stage(stage).config, planned.device.gpu):
         raise ValueError("\n".join(problems))
     return planned.job
 

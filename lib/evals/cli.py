@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lib.cli import UsageError
+from lib.cli import Request, UsageError
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
 from lib.run import Run
@@ -14,10 +14,10 @@ USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs NAME … | --run
 KEYS = Typed("eval", EvalJob, USAGE, ("runs", "task_data", "data.columns"), ("tasks", "decoding"))
 
 
-def parse(argv: list[str] | None = None) -> tuple[EvalJob, bool]:
-    """(job, dry run). Raises UsageError for an unknown key (with the nearest), a wrong type or an unreadable file."""
+def parse(argv: list[str] | None = None) -> Request:
+    """Raises UsageError for an unknown key (with the nearest), a wrong type or an unreadable file."""
     d, dry_run, _ = KEYS.read(_runs(sys.argv[1:] if argv is None else argv))
-    return EvalJob(**{**d, "gate": [Rule(**r) for r in d["gate"]]}), dry_run
+    return Request(EvalJob(**{**d, "gate": [Rule(**r) for r in d["gate"]]}), dry_run)
 
 
 def _runs(argv: list[str]) -> list[str]:

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib import vllm_generator
+from lib import ray_session, vllm_generator
 from lib.evals import answers, contamination, estimate, gate, harness_tasks, judge, length, summary, tasks
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
 from lib.evals.engine import TASK, Engine
 from lib.evals.formatting import duration
-from lib.evals.job import EvalJob, Plan, plan
+from lib.evals.job import EvalJob, Plan
 from lib.evals.judge import Panel
 from lib.evals.ledger import Ledger
 from lib.evals.report import Curve, Report, RunInfo, Timing, flatten
@@ -24,26 +24,15 @@ from lib.run import Run
 PACKAGES = ("torch", "transformers", "ray", "trl", "peft", "datasets", "scipy", "numpy")
 
 
-def evaluate(job: EvalJob, command: str | None = None, say=print) -> Report:
-    """Measures everything `job` asks for and writes <job.run>/reports/.
+def evaluate(planned: Plan, command: str | None = None, say=print) -> Report:
+    """Measures everything that was planned (lib/evals/job.py) and writes <run>/reports/.
 
     Joins Ray if it's connected, else connects for the duration. `command` is shown as what makes the report again.
-    Raises ValueError for a job that can't be done (before Ray starts), RuntimeError when the work itself fails.
+    Raises RuntimeError or ValueError when the work fails.
     """
-    import ray
-
-    from lib.launch import connect
-
-    planned = plan(job)
-    panel = _panel(job)
-    ours = not ray.is_initialized()
-    if ours:
-        connect()
-    try:
+    panel = _panel(planned.job)
+    with ray_session.connected():
         return _evaluate(planned, panel, command, say)
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> Report:

@@ -129,6 +129,8 @@ class Plan:
     """{task: lib.data Check of the rows it reads}"""
     counts: dict[str, int]
     """{task: its examples}, of those that bring their own."""
+    finished = False
+    """Never: what was measured before is read from the ledger (lib/evals/ledger.py)."""
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) rows for a table."""
@@ -250,7 +252,7 @@ def unfiled(task_data: dict[str, str]) -> list[str]:
 
 def after(job: Job) -> EvalJob:
     """What a training job's `eval` section asks for once its run is finished: the run beside its base."""
-    scorer = job.stage == "reward"  # a reward model is tested on pairs; it answers nothing
+    scorer = job.makes == "reward"  # a reward model is tested on pairs; it answers nothing
     return EvalJob(
         run=job.run,
         runs={} if scorer else {"base": job.model.base, job.stage: job.run},

@@ -34,7 +34,7 @@ def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Sp
     except ValueError as e:
         raise ValueError(f"{e}{_runs_near(base, str(e))}") from None
     if not reward:
-        models.refuse_reward(key, where)
+        models.require(key, where)
     trained = models.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
     if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet

@@ -11,7 +11,7 @@ from lib.run import Run
 
 def compare(run: Run, job: Job) -> bool:
     """Measures the base and the run, once, and prints the table. Returns True: any result is one."""
-    from lib import data, launch, models, vllm_generator
+    from lib import data, models, ray_session, vllm_generator
     from lib.apart import apart
     from lib.compression import measure, report
 
@@ -21,17 +21,12 @@ def compare(run: Run, job: Job) -> bool:
     print("Memory and speed of the base and of the pruned model …", flush=True)
     vllm = vllm_generator.installed()
     prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, measure.TOGETHER)
-    launch.connect()
-    import ray
-
-    try:
-        both = {"base": job.model.base, "prune": run.path}
+    both = {"base": job.model.base, "prune": run.path}
+    with ray_session.connected():
         needs = {
             n: apart(run, measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens or 64)
             for n, b in both.items()
         }
-    finally:
-        ray.shutdown()
     done = run.read_json("pruned.json", "Delete it and reports/, and --resume the run: it is worked out again.")
     sizes = {n: measure.weights(models.snapshot(b)) for n, b in both.items()}
     found = report.Compressed(
@@ -46,13 +41,13 @@ def compare(run: Run, job: Job) -> bool:
 def _scores(run: Run, job: Job):
     """Of eval.tasks, which are measured once the run is trained unless something ended it."""
     from lib.evals.evaluate import evaluate
-    from lib.evals.job import after
+    from lib.evals.job import after, plan
     from lib.evals.report import Report
 
     if not job.eval.tasks:
         return None
     if not run.fs.exists(run.at("reports/report.json")):
-        return evaluate(after(job))
+        return evaluate(plan(after(job)))
     return Report.from_json(run.read_text("reports/report.json"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib import cli, data, integrity, limits, logs, quantized, ranges, vllm_generator
-from lib.cli import UsageError
+from lib.cli import Request, UsageError
 from lib.config import Data
 from lib.evals.job import EvalJob, unfiled
 from lib.evals.spec import Spec, find
@@ -75,8 +75,8 @@ USAGE = "python jobs/quantize.py --config configs/quantize.yaml [--KEY VALUE …
 KEYS = Typed("quantize", QuantizeJob, USAGE, ("task_data", "data.columns"), ("tasks",), True)
 
 
-def parse(argv: list[str] | None = None) -> tuple[QuantizeJob, bool, str | None]:
-    """(job, dry run, the run to resume). Raises UsageError for an unknown key, a wrong type or an unreadable file."""
+def parse(argv: list[str] | None = None) -> Request:
+    """Raises UsageError for an unknown key, a wrong type or an unreadable file."""
     argv = sys.argv[1:] if argv is None else argv
     d, dry_run, resume = KEYS.read(argv)
     job = QuantizeJob(**d | ({"run": resume} if resume else {}))
@@ -85,7 +85,7 @@ def parse(argv: list[str] | None = None) -> tuple[QuantizeJob, bool, str | None]
     base = Run(job.model.base)
     if not named and (base.remote or Path(base.path).is_dir()) and base.is_run() and "data" in base.job():
         job = replace(job, data=Data(**base.job()["data"]))
-    return job, dry_run, resume
+    return Request(job, dry_run, bool(resume), path)
 
 
 @dataclass
@@ -99,6 +99,11 @@ class Plan:
     done: bool
     """The run's model is there already; only its report is missing."""
     notes: list[str]
+
+    @property
+    def finished(self) -> bool:
+        run = Run(self.job.run)
+        return self.done and run.fs.exists(run.at("reports/quantize.json"))
 
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) rows for a table."""
@@ -116,8 +121,9 @@ class Plan:
         ]
 
 
-def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> Plan:
-    """Checks a job. Raises UsageError listing every problem found, one a line, each naming its key."""
+def plan(request: Request) -> Plan:
+    """Checks a QuantizeJob. Raises UsageError listing every problem found, one a line, each naming its key."""
+    job, resume = request.job, request.resume
     problems = ranges.values(asdict(job)) + limits.room("workers", job.workers)
     notes: list[str] = []
 
@@ -154,8 +160,10 @@ def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> 
     if run.is_run() and not resume:
         state = "is finished" if done else f"stopped ({run.provenance().get('status', 'before it began')})"
         there = f"{run.path} already holds a run, which {state}. Go on with --resume {shlex.quote(job.run)}, or name another --run."
-        notes.append(there) if dry_run else problems.append(f"run: {there}")
-    elif run.is_run() and (changed := [k for k, v in stored(job).items() if k != "run" and run.job().get(k) != v]):
+        notes.append(there) if request.dry_run else problems.append(f"run: {there}")
+    elif run.is_run() and (
+        changed := [k for k, v in stored(job).items() if k not in ("run", "makes") and run.job().get(k) != v]
+    ):
         problems.append(
             f"--resume: {run.path} was started with another configuration ({', '.join(changed)}). Resume without --config, "
             "or name another --run."
@@ -175,7 +183,7 @@ def plan(job: QuantizeJob, resume: str | None = None, dry_run: bool = False) -> 
 
 def stored(job: QuantizeJob) -> dict:
     """What job.yaml holds."""
-    return {**asdict(job), "stage": "quantize"}
+    return {**asdict(job), "stage": "quantize", "makes": "causal_lm"}
 
 
 def _problem(f, *args) -> str | None:

@@ -25,7 +25,7 @@ def problems(job: Job) -> list[str]:
         out.append(f"model.qat: {m.qat} trains the weights themselves. Set model.adapter: none, or model.qat: none.")
     if job.scale.strategy != "ddp":
         out.append(f"model.qat: {m.qat} runs with scale.strategy: ddp, not {job.scale.strategy}.")
-    if job.stage == "reward":
+    if job.makes == "reward":
         out.append("model.qat: a reward model isn't quantised here. Leave it out.")
     if not importlib.util.find_spec("torchao"):
         out.append("model.qat: needs torchao: pip install -e '.[quantize]'.")

@@ -7,15 +7,44 @@ import time
 
 import yaml
 
-from lib import checkpoint, models, provenance
+from lib import checkpoint, data, models, provenance
 from lib.apart import apart
+from lib.compression import measure, report
 from lib.compression.measure import weights
+from lib.evals import job as evals
+from lib.evals.evaluate import evaluate
+from lib.publish import publish
 from lib.quantize import gptq
 from lib.quantize.job import Plan, QuantizeJob, stored
 from lib.quantize.methods import METHODS, quantize
 from lib.quantized import FORMATS
 from lib.run import Run
-from lib.worker import publish
+
+
+def quantised(planned: Plan, command: str) -> bool:
+    """The model, then what it saves, then what it costs, with Ray connected; what is there already is not made again. Returns True:
+    any result is one."""
+    started, j, run = time.time(), planned.job, Run(planned.job.run)
+
+    def say(text: str) -> None:
+        print(f"{time.time() - started:5.0f} s  {text}", flush=True)
+
+    if not planned.done:
+        produce(planned)
+        say(f"the model is in {run.at('model')}")
+    prompts, needs = data.prompts(data.load(j.data, ("chat", "text"), training=False).heldout, measure.TOGETHER), {}
+    for name, base in (("before", j.model.base), (j.method, run.path)):
+        needs[name] = apart(run, measure.needs, base, j.chosen() == "vllm", j.dtype, prompts, j.max_new_tokens)
+        say(f"{name:<10} memory and speed measured")
+    scores = evaluate(evals.plan(j.evaluation()), command) if j.tasks else None
+    p = run.provenance()
+    found = report.Compressed(
+        run.path, "quantize", j.model.base, ("before", j.method), f"Quantised in {p['seconds']['quantize']:.0f} s.", j.chosen(),
+        p, p["bytes"], needs, scores, command,
+    )  # fmt: skip
+    report.write(found)
+    report.terminal(found)
+    return True
 
 
 def produce(planned: Plan) -> None:

@@ -95,7 +95,7 @@ def look(
     if not sample.rows:
         return None, [], []
     defaults = {key: f.default for key, f in fields.read(config).items()}
-    settings = Settings.of(job.stage, SimpleNamespace(**defaults | job.train))
+    settings = Settings.of(job.makes, SimpleNamespace(**defaults | job.train))
     try:
         reply = _rendered(
             {

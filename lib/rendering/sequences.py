@@ -15,7 +15,7 @@ class Settings:
     """What in a stage's `train` section decides how its rows become tokens."""
 
     scores: bool
-    """Whole conversations are scored, and no token is learnt: the reward stage."""
+    """Whole conversations are scored, and no token is learnt: of a reward model."""
     max_length: int | None
     keep_end: bool
     """What is over max_length is cut at the beginning, not at the end."""
@@ -25,10 +25,10 @@ class Settings:
     eos_token: str | None
 
     @classmethod
-    def of(cls, stage: str, train) -> Settings:
-        """train: has the fields of the stage's TRL config class."""
+    def of(cls, makes: str, train) -> Settings:
+        """makes: of the stage; train: has the fields of the stage's TRL config class."""
         return cls(
-            scores=stage == "reward",
+            scores=makes == "reward",
             max_length=getattr(train, "max_length", None),
             keep_end=getattr(train, "truncation_mode", None) == "keep_end",
             packing=train.packing_strategy if getattr(train, "packing", False) else None,

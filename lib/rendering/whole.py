@@ -16,11 +16,11 @@ from lib.rendering.verdict import verdict
 BATCH = 1000
 
 
-def count(job: Job, args, kinds: tuple[str, ...], share: tuple[int, int]) -> dict[str, Counts]:
-    """{"train", "heldout"} of all the data, the same on every worker. args: the stage's TRL config; share: (this worker's number,
+def count(job: Job, args, loaded: data.Loaded, share: tuple[int, int]) -> dict[str, Counts]:
+    """{"train", "heldout"} of all the rows, the same on every worker. args: the stage's TRL config; share: (this worker's number,
     how many), each of which reads its part. Raises StopTraining as the plan refuses, for rows that were not in its sample."""
-    settings = Settings.of(job.stage, args)
-    known, loaded = base(job.model, settings), data.load(job.data, kinds)
+    settings = Settings.of(job.makes, args)
+    known = base(job.model, settings)
     if why := known.unfit(loaded.kind):
         raise StopTraining(why)
     counts = {}

@@ -91,7 +91,7 @@ def test_counts_by_hand(tiny_model):
     assert b.weight_bytes == 2 * a.parameters + 4 * b.trainable
     c = anatomy.study(Model(base=tiny_model, adapter="lora", lora=LORA, quantization="4bit"), 8, False, "bf16")
     assert b.weight_bytes - c.weight_bytes == pytest.approx(2 * layer * (2 - anatomy.NF4), abs=20)
-    r = anatomy.study(Model(base=tiny_model), 8, False, "fp32", kind="SEQ_CLS")
+    r = anatomy.study(Model(base=tiny_model), 8, False, "fp32", makes="reward")
     assert r.head == 0 and r.parameters == a.parameters + 64  # its scalar head
 
 

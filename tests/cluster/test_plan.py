@@ -143,7 +143,6 @@ def test_stages(config, capsys):
         main(["plan", config, "--stage", "dop"])
     assert e.value.code == 2 and "Nearest: dpo" in capsys.readouterr().err
     assert main(["plan", "configs/dop.yaml"]) == 2 and "no file configs/dop.yaml" in capsys.readouterr().err
-    assert plan.stage("distill")["models"] == ("teacher",) and plan.stage("reward")["rows"] == ("comparison",)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[str(p.relative_to(REPO)) for p in CONFIGS])
@@ -159,7 +158,7 @@ def test_every_config(file, tiny_model, tmp_path, monkeypatch, capsys):
     else:
         with pytest.raises(SystemExit) as e:
             main(["plan", str(file)])
-        assert e.value.code == 2 and "is no stage that trains" in capsys.readouterr().err
+        assert e.value.code == 2 and "is not a stage that trains" in capsys.readouterr().err
 
 
 def test_a_job_whose_run_is_there_already(config, tmp_path, capsys):

@@ -59,7 +59,7 @@ def by_hand(encoder: str, answer: str, reference: str) -> tuple[float, float, fl
 
 @pytest.mark.slow
 def test_it_is_the_papers_formula(job, encoder, local_ray):
-    report = evaluate(job, say=lambda line: None)
+    report = evaluate(plan(job), say=lambda line: None)
     rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]
     want = [by_hand(encoder, r["answer"], r["reference"]) if r["answer"].strip() else (0.0,) * 3 for r in rows]
     got = {m.metric: m.value for m in report.metrics if m.task == "bertscore"}

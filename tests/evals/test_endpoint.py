@@ -114,7 +114,7 @@ def test_wrong_settings(change, message, runs):
 def test_nothing_listens(runs, tmp_path):
     job = EvalJob(run=str(tmp_path), runs={"sft": runs["sft"]}, judge=Judge("http://127.0.0.1:9/v1", "m"))
     with pytest.raises(Unreachable, match=r"judge.url: nothing answers at http://127.0.0.1:9/v1"):
-        evaluate(job, say=lambda line: None)
+        evaluate(plan(job), say=lambda line: None)
 
 
 def test_a_model_it_does_not_have(api, panel):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from lib.evals.evaluate import evaluate
-from lib.evals.job import EvalJob
+from lib.evals.job import EvalJob, plan
 from lib.evals.report import Report
 from lib.evals.summary import CLOCK
 from lib.run import Run
@@ -37,7 +37,7 @@ def job(runs, tmp_path_factory) -> EvalJob:
 
 @pytest.fixture(scope="module")
 def report(job, local_ray) -> Report:
-    return evaluate(job, "python jobs/eval.py --config configs/eval.yaml", say=lambda line: None)
+    return evaluate(plan(job), "python jobs/eval.py --config configs/eval.yaml", say=lambda line: None)
 
 
 def of_the_models(report: Report) -> list:
@@ -78,7 +78,7 @@ def test_files(report, job):
 
 
 def test_same_numbers_again_with_another_number_of_processes(report, job, local_ray, tmp_path):
-    again = evaluate(replace(job, run=str(tmp_path / "again"), workers=1), say=lambda line: None)
+    again = evaluate(plan(replace(job, run=str(tmp_path / "again"), workers=1)), say=lambda line: None)
     for a, b in zip(of_the_models(report), of_the_models(again), strict=True):
         assert (a.task, a.metric, a.run, a.n) == (b.task, b.metric, b.run, b.n)
         assert b.value == pytest.approx(a.value, rel=1e-5, abs=1e-6)
@@ -94,7 +94,7 @@ def test_a_model_against_itself(job, runs, local_ray, tmp_path):
         tasks=["demo", "win_rate", "kl"],
         workers=1,
     )
-    report = evaluate(twin, say=lambda line: None)
+    report = evaluate(plan(twin), say=lambda line: None)
     assert {m.value for m in report.metrics if m.metric == "win_rate"} == {0.5}
     assert next(m.value for m in report.metrics if m.metric == "kl") == 0.0
     assert all(v.holds is None for v in report.verdicts if "win" in v.evidence or "above" in v.claim)
@@ -108,7 +108,7 @@ def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(
 
     words = ["greedy", "t=0.7,top_p=0.9", "best_of_3"]
     swept = replace(job, run=str(tmp_path / "sweep"), tasks=["demo"], decoding=words, limit=4, usd_per_hour=0.2)
-    report = evaluate(swept, say=lambda line: None)
+    report = evaluate(plan(swept), say=lambda line: None)
     found = {(m.run, m.decoding) for m in report.metrics if m.metric == "exact"}
     assert found == {(run, word) for run in swept.runs for word in words}
     assert {c.decoding for c in report.comparisons} == set(words)
@@ -189,7 +189,7 @@ def test_a_model_that_does_not_load_is_named(job, make_run, local_ray, tmp_path)
     sign(Run(broken))  # else it would be refused before that
     with pytest.raises(RuntimeError, match=r"broken: .*(safetensors|no file)"):
         evaluate(
-            replace(job, run=str(tmp_path / "x"), runs={"broken": broken}, reward=None, tasks=["demo"]),
+            plan(replace(job, run=str(tmp_path / "x"), runs={"broken": broken}, reward=None, tasks=["demo"])),
             say=lambda line: None,
         )
 
@@ -228,7 +228,7 @@ def test_scores_that_are_ratios_are_shown_and_compared(job, local_ray, tmp_path,
     file = tmp_path / "ifeval.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     asked = replace(job, run=str(tmp_path / "i"), tasks=["ifeval"], task_data={"ifeval": str(file)})
-    report = evaluate(asked, say=lambda line: None)
+    report = evaluate(plan(asked), say=lambda line: None)
     shown = [s for sample in report.samples for s in sample.scores["dpo"].values()]
     assert shown and all(isinstance(x, float) and 0 <= x <= 1 for x in shown)
     assert report.failures[0].total == 3  # no model here puts quotation marks around its answer
@@ -239,7 +239,7 @@ def test_scores_that_are_ratios_are_shown_and_compared(job, local_ray, tmp_path,
 
 
 def test_arena_rates_every_run(job, local_ray, tmp_path):
-    report = evaluate(replace(job, run=str(tmp_path / "a"), tasks=["arena"]), say=lambda line: None)
+    report = evaluate(plan(replace(job, run=str(tmp_path / "a"), tasks=["arena"])), say=lambda line: None)
     found = {(m.run, m.judge): m for m in report.metrics if m.metric == "rating"}
     assert set(found) == {(run, judge) for run in job.runs for judge in ("rule", "reward")}
     assert found["base", "reward"].value == 1000 and found["base", "reward"].low is None

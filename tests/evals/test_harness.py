@@ -116,7 +116,7 @@ def test_each_documents_scores_are_lm_evals_own(job, files, tiny_model, starting
 
     manager = TaskManager(include_path=str(next(iter(files.values()))).rsplit("/", 1)[0], include_defaults=False)
     job = replace(job, runs={"plain": tiny_model, "starting": starting}, lm_eval=settings)
-    report = evaluate(job, say=lambda line: None)
+    report = evaluate(plan(job), say=lambda line: None)
     ours = {(m.task, m.metric, m.run): m for m in report.metrics if not m.versus}
     rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]
     documents = {(r["task"], r["id"], r["run"]): r for r in rows}
@@ -204,7 +204,7 @@ def test_functions_of_a_users_task_file_run_where_that_is_allowed(job, files, lo
     text = yaml.safe_dump({k: v for k, v in config.items() if k != "doc_to_text"} | {"task": "coded"})
     (tmp_path / "coded.yaml").write_text(text + "doc_to_text: !function utils.ask\n")
     allowed = replace(job, tasks=[f"lm_eval:{tmp_path / 'coded.yaml'}"], lm_eval=LmEval(allow_code=True), limit=2)
-    evaluate(allowed, say=lambda line: None)
+    evaluate(plan(allowed), say=lambda line: None)
     rows = [json.loads(line) for line in Run(job.run).read_text("reports/examples.jsonl").splitlines()]
     assert [r["asked"][:10] for r in rows] == ["about the "] * 2
 

@@ -108,7 +108,7 @@ def test_mt_bench_and_win_rate_in_a_report(api, runs, pairs_file, local_ray, tmp
         task_data={"mt_bench": questions(tmp_path)}, data=replace(EvalJob().data, source=pairs_file, heldout_fraction=0.3),
         limit=3, max_new_tokens=6, dtype="float32",
     )  # fmt: skip
-    report = evaluate(job, say=lambda line: None)
+    report = evaluate(plan(job), say=lambda line: None)
     found = {(m.task, m.metric, m.run): m for m in report.metrics}
     for run in job.runs:
         values = [found["mt_bench", name, run].value for name in ("grade", "turn_1", "turn_2")]
@@ -125,7 +125,7 @@ def test_mt_bench_and_win_rate_in_a_report(api, runs, pairs_file, local_ray, tmp
     assert "same verdict in both orders" in text and "judge: referee" in text
     assert any("tokens read, $" in t.detail for t in report.timings)
     asked = len(server.asked)
-    again = evaluate(job, say=lambda line: None)
+    again = evaluate(plan(job), say=lambda line: None)
     assert len(server.asked) == asked and [m.value for m in again.metrics] == [m.value for m in report.metrics]
 
 

@@ -90,7 +90,7 @@ def test_rule_and_judge_beside_each_other(api, prompts, runs, local_ray, tmp_pat
         task_data={"xstest": prompts, "jailbreak": prompts}, max_new_tokens=4, dtype="float32", limit=None,
     )  # fmt: skip
     job.gate = [Rule("jailbreak.rule_agrees", "sft", at_least=2)]
-    report = evaluate(job, say=lambda line: None)
+    report = evaluate(plan(job), say=lambda line: None)
     assert [v.holds for v in report.verdicts if v.claim.startswith("gate: jailbreak.rule_agrees")] == [False]
     found = {(m.task, m.metric, m.judge): m for m in report.metrics}
     assert found["xstest", "right", None].n == found["xstest", "right", "referee"].n == 4
@@ -112,7 +112,7 @@ def test_how_far_rule_and_judge_agree_with_people(api, labels, local_ray, tmp_pa
     job = EvalJob(
         run=str(tmp_path / "e"), judge=server.judge(), tasks=["refusal_labels"], task_data={"refusal_labels": labels}
     )
-    found = {(m.metric, m.run): m for m in evaluate(job, say=lambda line: None).metrics}
+    found = {(m.metric, m.run): m for m in evaluate(plan(job), say=lambda line: None).metrics}
     assert (found["agree", "rule"].value, found["agree", "referee"].value) == (0.6, 1.0)
     assert found["called_refusal", "rule"].value == 0.5 and found["missed", "rule"].value == pytest.approx(1 / 3)
     assert found["kappa", "referee"].value == 1 and found["kappa", "rule"].value == pytest.approx(1 / 6)

@@ -15,7 +15,7 @@ from tests.conftest import PATIENCE, REPO
 
 
 def parse(*argv: str) -> EvalJob:
-    return cli.parse(list(argv))[0]
+    return cli.parse(list(argv)).job
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_shipped_configurations_load(file, tmp_path, monkeypatch):
     from lib.evals import cli, job
 
     monkeypatch.setenv("SHOESTRING_HOME", str(tmp_path))  # the checkout may have the quickstart's runs
-    request, _ = cli.parse(["--config", str(file)])
+    request = cli.parse(["--config", str(file)]).job
     with pytest.raises(ValueError) as refused:  # the runs they name aren't there, and nothing else is wrong
         job.plan(request)
     assert all(

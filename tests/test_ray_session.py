@@ -7,7 +7,7 @@ import psutil
 import pytest
 import ray
 
-from lib import failure, launch, ray_start
+from lib import failure, ray_session
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
@@ -25,7 +25,7 @@ def slow_machine(monkeypatch):
                 raise Exception(LATE)
 
         monkeypatch.setattr(ray, "init", init)
-        monkeypatch.setattr(ray_start, "PAUSE", 0)
+        monkeypatch.setattr(ray_session, "PAUSE", 0)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         return left
 
@@ -38,17 +38,17 @@ def slow_machine(monkeypatch):
 
 def test_it_is_tried_again_and_nothing_stays(slow_machine, capfd):
     left = slow_machine(2)
-    launch.connect()
+    ray_session.connect()
     psutil.wait_procs(left[:2])
     assert [p.is_running() for p in left] == [False, False, True]
     assert "trying again, 3 of 4" in capfd.readouterr().err
 
 
 def test_in_the_end_it_is_explained(slow_machine):
-    left = slow_machine(ray_start.TRIES)
-    with pytest.raises(ray_start.NotStarted) as e:
-        launch.connect()
-    assert len(left) == ray_start.TRIES
+    left = slow_machine(ray_session.TRIES)
+    with pytest.raises(ray_session.NotStarted) as e:
+        ray_session.connect()
+    assert len(left) == ray_session.TRIES
     text = failure.explain(e.value)
     assert (
         text.startswith("Ray did not start in 4 tries") and "End other programs" in text and "timed out during" in text
@@ -62,4 +62,4 @@ def test_other_errors_are_not_tried_again(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match="no such option"):
-        launch.connect()
+        ray_session.connect()

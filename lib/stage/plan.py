@@ -7,12 +7,13 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import checkpoint, data, device, integrity, limits, logs, models, quantized, resume, strategy
+from lib import checkpoint, data, device, fields, integrity, limits, logs, models, quantized, resume, strategy
 from lib.cli import Request, UsageError
 from lib.config import Job
 from lib.device import Device
 from lib.rendering import sample
 from lib.run import Run, absolute
+from lib.stage.stage import Stage
 
 
 @dataclass
@@ -73,9 +74,8 @@ class Plan:
         ]
 
 
-def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = (), ask: bool = True) -> Plan:
-    """Checks a request; rows, named: as main() of lib/launch.py has them; ask: whether a cluster is asked what it can have. Raises
-    UsageError listing every problem found."""
+def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
+    """Checks a request. ask: whether the cluster is asked what it can have. Raises UsageError listing every problem found."""
     job, problems, notes = request.job, [], []
     run = Run(job.run)
 
@@ -85,17 +85,18 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = (), a
         except ValueError as e:
             problems.append(str(e))
 
+    if stage.check:
+        attempt(stage.check, job, fields.filled(stage.config, job.train))
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
     identities = {"model.base": identity}
     if located:
         problems += limits.revision(job.model.revision, base)
         attempt(quantized.refuse, "model.base", base, "trained")
-        if job.stage != "reward":
-            attempt(models.refuse_reward, "model.base", base)
+        attempt(models.require, "model.base", base, stage.starts_from)
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
-    for key in named:
+    for key, kind in stage.names.items():
         if (job.train.get(key) or "").startswith("serve:"):
             if not os.environ.get("RAY_ADDRESS"):
                 problems.append(
@@ -104,7 +105,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = (), a
         elif not job.train.get(key):
             problems.append(f"train.{key}: say which model, such as runs/sft.")
         elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
-            attempt(models.refuse_reward, f"train.{key}", found[0])
+            attempt(models.require, f"train.{key}", found[0], (kind,))
             job = replace(job, train=job.train | {key: found[0]})
             identities[f"train.{key}"] = found[1]
     template = job.model.chat_template
@@ -113,7 +114,9 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = (), a
     if template and not Path(template).is_file():
         problems.append(f"model.chat_template: there is no file {template}.")
     seen = sample.Sample(base)
-    checked = attempt(data.check, job.data, rows, True, seen.keep)
+    checked = attempt(data.check, job.data, stage.rows, True, seen.keep)
+    if stage.after and checked:
+        attempt(checked.need_heldout)
     on = attempt(device.settle, job.scale) if ask else None
     problems += limits.problems(job, bool(on and on.gpu)) + (limits.heldout(job, checked) if checked else [])
     job = replace(
@@ -139,7 +142,7 @@ def make(request: Request, rows: tuple[str, ...], named: tuple[str, ...] = (), a
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     rendered = None
     if not problems:  # last, since it takes a second
-        rendered, problems, more = sample.look(job, request.config_class, seen, checked.complete, request.dry_run)
+        rendered, problems, more = sample.look(job, stage.config, seen, checked.complete, request.dry_run)
         checked.rendered, notes = rendered and rendered.summary(), notes + more
     if problems:
         raise UsageError("\n".join(problems))

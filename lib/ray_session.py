@@ -1,11 +1,32 @@
-"""A Ray of this process's own, on a machine that may be busy."""
+"""The Ray that a job works on: the cluster that it was submitted to, or one of its own, on a machine that may be busy."""
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import re
 import shlex
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lib import termination
+
+RAY_ENV = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would print worker source code at every datasets.map
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # then an elastic group tries with fewer
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a lost worker, is seen
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's controller does it
+    "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",  # "Resized to 0 CPUs." every 3 s while nothing can be rented: lib/waiting.py tells why
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves its workers a thirtieth of a core beside any other process
+    # What Ray's own actors print at every start and a user can do nothing about.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|multiple active Ray instances",
+}
 
 TRIES = 4
 PAUSE = 2
@@ -77,3 +98,47 @@ def too_slow(error: BaseException) -> bool:
 
 def _load() -> str:
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+def prepare() -> None:
+    """Before Ray is imported: its settings for jobs, and SIGTERM handled as Ctrl-C."""
+    for key, value in RAY_ENV.items():
+        os.environ.setdefault(key, value)
+    termination.as_interrupt()
+
+
+@contextmanager
+def connected(ahead: str = "ray") -> Iterator[None]:
+    """Ray for the block: the one that is connected already, or one from connect(), which is disconnected at the end."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    connect(ahead)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(ahead: str = "ray") -> None:
+    """Joins the cluster of RAY_ADDRESS (which `ray job submit` sets), else starts a Ray for this process alone.
+
+    `ahead` is a module that the caller will need; it is imported while Ray's processes start.
+    """
+    import ray
+
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    env = interpreter() | {"env_vars": {"PYTHONPATH": path}}
+    quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        termination.as_interrupt()
+    else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that a cluster would take away
+        reading = threading.Thread(target=importlib.import_module, args=(ahead,))
+        reading.start()
+        start(include_dashboard=False, runtime_env=env, **quiet)
+        termination.as_interrupt()
+        reading.join()

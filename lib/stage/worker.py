@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib import (
@@ -15,13 +15,10 @@ from lib import (
     data,
     epochs,
     finite,
-    hardware,
     head,
     heldout,
-    integrity,
     logs,
     lora,
-    manifest,
     merging,
     models,
     notice,
@@ -29,78 +26,67 @@ from lib import (
     provenance,
     strategy,
 )
+from lib.collectives import barrier, share
 from lib.config import Job
 from lib.failure import StopTraining
+from lib.publish import publish
 from lib.quantize import qat
 from lib.rendering import whole
 from lib.run import Run
+from lib.stage.stage import Stage
 from lib.tally import Tally
+from lib.training_arguments import arguments
 
-DEFAULTS = {
-    "report_to": "none",
-    "ddp_find_unused_parameters": False,
-    "disable_tqdm": True,
-    "logging_nan_inf_filter": False,  # the Trainer would log the last finite loss instead of NaN
-    "save_total_limit": 2,
-    "include_num_input_tokens_seen": "non_padding",  # kept in checkpoints, so that tokens/s survives a resume
-}
-"""Where we differ from the defaults of TRL's config classes; a job's `train:` section wins over these."""
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run is: the fields that provenance.json gets."""
+
+    model_sha256: str
+    """Over the names and bytes of model/."""
+    files: dict[str, dict]
+    """{"model/NAME" or "adapter/NAME": size and SHA-256}"""
+    steps: int
+    starts: int
+    """Times that a group of workers began to train."""
+    repeated_rows: int
+    """Rows that filled up the last step of an epoch; negative: rows left out of it."""
+    precision: str
+    workers: int
+    tokens: int
+    tokens_per_second: float | None
+    train_loss: float
+    peak_memory_bytes: int
+    template_sha256: str
+    seconds: dict[str, float]
+    hardware: str
+    train: dict
+    """Every field of the TRL config, as it was used."""
+    data: dict
 
 
 class AllStepsDone(Exception):
     """The checkpoint resumed from is the last one: the weights are loaded, and only the export is missing."""
 
 
-def arguments(job: Job, config_class: str, workers: int, output_dir: str):
-    """Builds the TRL config of `config_class` ("module:Class") for this process's hardware and `workers` processes."""
-    import torch
+def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary:
+    """Entry point of every worker. job: as Job.to_dict gives it; on_cluster: whether this Ray is one that was joined.
 
-    gpu = torch.cuda.is_available()
-    device = "cuda" if gpu else "cpu"
-    precision = hardware.precision(job.scale.precision, device)
-    per_device, accumulation = strategy.split_batch(job.scale.global_batch, job.scale.micro_batch, workers)
-    user = dict(job.train)
-    init = models.init_kwargs(job.model, precision, gpu) | (user.pop("model_init_kwargs", None) or {})
-    strategy.allow_on_cpu(job.scale)
-    module, name = config_class.split(":")
-    derived = {
-        "output_dir": output_dir,
-        "per_device_train_batch_size": per_device,
-        "per_device_eval_batch_size": job.scale.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "use_cpu": not gpu and not job.scale.strategy.startswith("zero"),
-        "model_init_kwargs": init,
-        **strategy.arguments(job.scale, gpu),
-    }
-    args = getattr(importlib.import_module(module), name)(
-        **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
-    )
-    # lib/checkpoint.py deletes, knowing what's whole.
-    args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
-    return args, precision
-
-
-def train_loop(config: dict) -> dict:
-    """Entry point of every worker. config: {job: dict, build: function, config_class: str, rows: kinds of data, cluster: whether
-    this Ray is one that others lead}.
-
-    Returns rank 0's summary for provenance.json. Raises StopTraining where another try would fail the same way.
+    Returns what the run's provenance.json is to hold; rank 0's is used. Raises StopTraining where another try would fail the same way.
     """
     import ray.train
 
-    run, context = Run(config["job"]["run"]), ray.train.get_context()
+    run, context = Run(job["run"]), ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if not run.is_run():
         raise StopTraining(
             f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount."
         )
     with logs.kept(run, f"worker-{rank}"):
-        return _train(config, run, rank, workers)
+        return _train(Job.from_dict(job), stage, on_cluster, run, rank, workers)
 
 
-def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
+def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, workers: int) -> Summary:
     import torch
     from transformers import PrinterCallback
     from transformers.utils import logging
@@ -109,12 +95,9 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
 
     logging.disable_progress_bar()
     began = time.time()
-    job, build = Job.from_dict(config["job"]), config["build"]
     torch.set_num_threads(job.scale.cpus_per_worker)
     scratch = checkpoint.scratch(run)
-    args, precision = arguments(
-        job, config["config_class"], workers, str(scratch) if run.remote else run.at("checkpoints")
-    )
+    args, precision = arguments(job, stage.config, workers, str(scratch) if run.remote else run.at("checkpoints"))
     _held = _claim(run) if rank == 0 else None  # held until this process ends
     barrier()
     board = scratch / "tensorboard" if run.remote else Path(run.at("tensorboard"))
@@ -130,8 +113,9 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
     resume = checkpoint.fetch(run, step, scratch) if step else None
     head.project_labelled_only()
     try:
-        counts = whole.count(job, args, config["rows"], share())
-        trainer = build(job, args)
+        loaded = data.load(job.data, stage.rows)
+        counts = whole.count(job, args, loaded, share())
+        trainer = stage.build(job, args, loaded)
         if job.model.qat != "none":
             qat.prepare(trainer.model, job.model.qat)
         if job.model.adapter != "none":  # the driver may not have had the base to look into
@@ -140,14 +124,14 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
     if len(trainer.train_dataset) == 0:
         raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
-    rows = data.load(job.data, config["rows"]).check.summary()  # of all rows; the driver may have seen a part
+    rows = loaded.check.summary()  # of all rows; the driver may have seen a part
     rows["rendered"] = whole.summary(counts)
     if rank == 0:
         provenance.pin(run, "data.source", rows["sha256"], "its rows are")
     if job.model.adapter != "none":
         models.train_in_fp32(trainer.model)
     save_work(trainer, job.scale.strategy)
-    trainer.remove_callback(PrinterCallback)  # lib/progress.py shows what it would print
+    trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
     batch, examples = job.scale.global_batch, len(trainer.train_dataset)
     repeated = epochs.fill(trainer, batch)
     heldout.Heldout(trainer)
@@ -159,7 +143,7 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         )
     tally = Tally(trainer, began, batch, resume)
     trainer.add_callback(_keep_run(run, tally))
-    word = notice.callback(run, job.stage) if config["cluster"] else None
+    word = notice.callback(run, job.stage) if on_cluster else None
     if word:
         trainer.add_callback(word)
     if waits := exchange.callback(trainer.model, job.scale.strategy):
@@ -190,23 +174,23 @@ def _train(config: dict, run: Run, rank: int, workers: int) -> dict:
         run.put(board, "tensorboard")
     barrier()
     seconds = tally.seconds()
-    return {
+    return Summary(
         **made,
-        "steps": state.global_step,
-        "starts": tally.starts(),
-        "repeated_rows": repeated * (state.global_step // per_epoch),
-        "precision": precision,
-        "workers": workers,
-        "tokens": state.num_input_tokens_seen,
-        "tokens_per_second": tally.speed().get("train_tokens_per_second"),
-        "train_loss": train_loss,
-        "peak_memory_bytes": tally.peak(),
-        "template_sha256": models.template_sha256(trainer.processing_class),
-        "seconds": seconds | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated},
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
-        "train": json.loads(args.to_json_string()),
-        "data": rows,
-    }
+        steps=state.global_step,
+        starts=tally.starts(),
+        repeated_rows=repeated * (state.global_step // per_epoch),
+        precision=precision,
+        workers=workers,
+        tokens=state.num_input_tokens_seen,
+        tokens_per_second=tally.speed().get("train_tokens_per_second"),
+        train_loss=train_loss,
+        peak_memory_bytes=tally.peak(),
+        template_sha256=models.template_sha256(trainer.processing_class),
+        seconds=seconds | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated},
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
+        train=json.loads(args.to_json_string()),
+        data=rows,
+    )
 
 
 def save_work(trainer, strategy: str) -> None:
@@ -231,36 +215,6 @@ def _claim(run: Run):
             f"run: another process is training into {run.path}. Wait for it or end it, then --resume."
         ) from None
     return lock
-
-
-def publish(run: Run, folder: Path) -> dict:
-    """Moves what export wrote into the run, if all of it is finite. Returns what provenance.json is to hold of it: the size and
-    SHA-256 of each file, and model_sha256 over the names and bytes of model/. Raises StopTraining."""
-    finite.check_files(folder)
-    made = {part: manifest.hashes(folder / part) for part in integrity.PARTS if (folder / part).exists()}
-    for part, files in made.items():
-        run.put(folder / part, part)
-        if not run.remote and (why := integrity.changed(Path(run.at(part)), files, manifest.digest(files))):
-            raise StopTraining(
-                f"run: {part}/ of {run.path} could not be written: {why}. Check the disk, then --resume."
-            )
-    shutil.rmtree(folder)
-    files = {f"{part}/{name}": v for part in made for name, v in made[part].items()}
-    return {"model_sha256": manifest.digest(made["model"]), "files": files}
-
-
-def share() -> tuple[int, int]:
-    """(this worker's number, how many there are)."""
-    import torch.distributed as dist
-
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def barrier() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def _keep_run(run: Run, tally: Tally):

@@ -1,0 +1,26 @@
+"""What was trained or made goes from the node's disk into the run, checked and hashed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lib import finite, integrity, manifest
+from lib.failure import StopTraining
+from lib.run import Run
+
+
+def publish(run: Run, folder: Path) -> dict:
+    """Moves what export wrote into the run, if all of it is finite. Returns what provenance.json is to hold of it: the size and
+    SHA-256 of each file, and model_sha256 over the names and bytes of model/. Raises StopTraining."""
+    finite.check_files(folder)
+    made = {part: manifest.hashes(folder / part) for part in integrity.PARTS if (folder / part).exists()}
+    for part, files in made.items():
+        run.put(folder / part, part)
+        if not run.remote and (why := integrity.changed(Path(run.at(part)), files, manifest.digest(files))):
+            raise StopTraining(
+                f"run: {part}/ of {run.path} could not be written: {why}. Check the disk, then --resume."
+            )
+    shutil.rmtree(folder)
+    files = {f"{part}/{name}": v for part in made for name, v in made[part].items()}
+    return {"model_sha256": manifest.digest(made["model"]), "files": files}

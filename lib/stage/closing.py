@@ -1,0 +1,77 @@
+"""What a finished training run prints: what it took, its evaluation, and the next commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+from lib.config import Job
+from lib.console import show
+from lib.run import Run
+
+
+def finish(run: Run, job: Job) -> bool:
+    """Prints what the run took, its evaluation on eval.tasks, and the next commands. Returns False if the evaluation failed."""
+    p = run.provenance()
+    losses = [r for r in run.metrics() if "loss" in r]
+    held = [r for r in run.metrics() if "eval_loss" in r]
+    rows = [
+        ("steps", str(p["steps"])),
+        (
+            "loss",
+            f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)",
+        ),
+        *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
+        ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
+        ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
+        ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB at the peak of a worker"),
+        ("model", run.at("model")),
+    ]
+    show(rows, f"{job.stage}: finished")
+    if job.eval.tasks and not _evaluate(run, job):
+        return False
+    print("Next:")
+    for command in _next(run, job):
+        print(f"  {command}")
+    return True
+
+
+def _next(run: Run, job: Job) -> list[str]:
+    path, base = shlex.quote(run.path), shlex.quote(job.model.base)
+    if job.makes == "reward":
+        return [f"python jobs/eval.py --reward {path} --tasks preference_accuracy {_data_options(job)}"]
+    task = "demo" if job.data.source == "demo" else f"perplexity {_data_options(job)}"
+    commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
+    if job.stage == "sft":
+        return commands + [
+            f"python jobs/{s}.py --config configs/{s}.yaml --model.base {path}" for s in ("reward", "dpo")
+        ]
+    if not run.remote:
+        code = f"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))"
+        commands.append(f'python -c "{code}"')
+    return commands
+
+
+def _data_options(job: Job) -> str:
+    """The job's data section as options, so that another command reads the same rows."""
+    default, options = type(job.data)(), []
+    for name, value in vars(job.data).items():
+        if name == "source" or (name not in ("limit", "heldout_limit") and value != getattr(default, name)):
+            options += [f"--data.{name}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(options)
+
+
+def _evaluate(run: Run, job: Job) -> bool:
+    """Scores the finished run beside its base on `eval.tasks`; the report goes into the run. Returns whether it could be done."""
+    from lib.evals.evaluate import evaluate
+    from lib.evals.job import after, plan
+    from lib.evals.render import terminal
+
+    command = _next(run, job)[0]
+    try:
+        terminal(evaluate(plan(after(job)), command), run.at("reports"))
+    except (ValueError, RuntimeError) as e:
+        print(f"\nThe model is finished, but its evaluation failed: {e}\nTry: {command}", file=sys.stderr)
+        return False
+    return True

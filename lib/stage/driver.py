@@ -1,0 +1,116 @@
+"""The program behind every file in jobs/: parse, refuse, plan, connect to Ray, run, record, and print what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lib import cli, logs, provenance, ray_session, termination
+from lib.console import show
+from lib.preflight import Preflight
+from lib.run import Run
+from lib.stage import closing, plan
+from lib.stage.stage import Stage, WorkStage
+
+
+def main(stage: Stage | WorkStage, argv: list[str] | None = None) -> None:
+    """Runs a stage by its command line (sys.argv, or argv); exits unless all went well.
+
+    Exit codes: 1: the work failed, or its result is not what was promised; 2: a mistake in the request; 130 or 143:
+    interrupted by SIGINT or SIGTERM.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    ray_session.prepare()
+    if code := (_train if isinstance(stage, Stage) else _work)(stage, argv):
+        sys.exit(code)
+
+
+def _train(stage: Stage, argv: list[str]) -> int:
+    began = time.time()
+    with cli.refusing(f"jobs/{stage.name}.py"):
+        request = cli.parse(stage, argv)
+        with Preflight(stage.config, request.job) as preflight:
+            planned = plan.make(request, stage)
+            preflight.ask(planned)
+    show(planned.lines(), f"{stage.name}: the plan")
+    if request.dry_run:
+        print("Dry run: nothing was started.")
+        return 0
+    run, job = Run(planned.job.run), planned.job
+    again = f"Go on with: python jobs/{stage.name}.py --resume {shlex.quote(run.path)}"
+    with logs.driver(run), ending(run, again, trains=True):
+        if planned.finished:
+            print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
+            return _code(not stage.after or stage.after(run, job))
+        with ray_session.connected(ahead="lib.stage.training"):
+            from lib.stage.training import train
+
+            train(planned, stage, began)
+            return _code(closing.finish(run, job) and (not stage.after or stage.after(run, job)))
+
+
+def _code(good: bool) -> int:
+    return 0 if good else 1
+
+
+def _work(stage: WorkStage, argv: list[str]) -> int:
+    with cli.refusing(f"jobs/{stage.name}.py"):
+        request = stage.parse(argv)
+        planned = stage.plan(request)
+    show(planned.lines(), f"{stage.name}: the plan")
+    if request.dry_run:
+        print("Dry run: nothing was started.")
+        return 0
+    run, command = Run(planned.job.run), shlex.join(["python", f"jobs/{stage.name}.py", *argv])
+    if planned.finished:
+        print(f"{run.path} is already finished: nothing to resume.")
+        return 0
+    resume = f"python jobs/{stage.name}.py --resume {shlex.quote(run.path)}"
+    again = f"Go on with: {resume}" if stage.resumes else f"Run it again: {command}"
+    with logs.driver(run), ending(run, again), ray_session.connected():
+        return _code(stage.work(planned, command))
+
+
+@contextmanager
+def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
+    """An error or an interruption in the block is recorded in the run, explained on standard error, and ends the process.
+
+    again: how to go on. trains: whether the run has checkpoints, the last of which is named.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        made = _record(run, "interrupted")
+        print(f"\n{termination.word()}{'; the model is finished' if made else ''}. {again}", file=sys.stderr)
+        sys.exit(termination.code())
+    except Exception as e:
+        from lib.failure import explain
+
+        why = explain(e, run if trains and not _finished(run) else None)
+        made = _record(run, "failed", failure=why)
+        print(f"\n{'The model is finished, but: ' if made else ''}{why}", file=sys.stderr)
+        print(f"What the libraries printed: {run.at('logs')}\n{again}", file=sys.stderr)
+        if os.environ.get("SHOESTRING_TRACEBACK"):
+            raise
+        sys.exit(1)
+
+
+def _record(run: Run, status: str, **fields) -> bool:
+    """Records how the run ended, unless it is finished or train() has recorded it. Returns whether the run is finished."""
+    try:
+        if run.is_run() and run.provenance().get("status") == "running":
+            provenance.ended(run, status, **fields)
+    except Exception as lost:  # the disk or the store may be what failed; the first error is the one to report
+        print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
+    return _finished(run)
+
+
+def _finished(run: Run) -> bool:
+    try:
+        return run.is_run() and run.finished()
+    except Exception:  # unreadable, which is the error that is being explained
+        return False

@@ -1,0 +1,143 @@
+"""One training run on the Ray that is connected: Ray Train starts the workers, restarts lost ones, and stops what can't get better."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from lib import device, hardware, provenance, ray_session, resume, waiting
+from lib.failure import explain
+from lib.run import Run
+from lib.stage.plan import Plan
+from lib.stage.progress import Progress
+from lib.stage.stage import Stage
+from lib.stage.stops import StopWhenPointless, UsableGpu
+from lib.stage.worker import Summary, train_loop
+
+
+def train(planned: Plan, stage: Stage, began: float | None = None) -> Summary:
+    """Trains to the planned end and leaves the run finished.
+
+    Joins the Ray that is connected, else connects for the duration. began: when the attempt began (Unix time), if before now.
+    Raises what stopped it, or KeyboardInterrupt; the run is then recorded as failed or interrupted, and can be resumed.
+    """
+    run = Run(planned.job.run)
+    try:
+        return _train(planned, stage, run, began or time.time())
+    except KeyboardInterrupt:
+        _ended(run, "interrupted")
+        raise
+    except Exception as e:
+        _ended(run, "failed", failure=explain(e, run))
+        raise
+
+
+def _ended(run: Run, status: str, **fields) -> None:
+    try:
+        provenance.ended(run, status, **fields)
+    except Exception as lost:  # the disk or the store may be what failed; the first error is the one to report
+        print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
+
+
+def _train(planned: Plan, stage: Stage, run: Run, began: float) -> Summary:
+    before = run.provenance().get("model_sha256")
+    attempts = _begin(planned, run, began)
+    with ray_session.connected(ahead="ray.train.torch"), Progress(run):
+        summary: Summary = _fit(_trainer(planned, stage, run), planned)
+    seconds = dict(summary.seconds)
+    total = sum(a["seconds"] for a in attempts[:-1]) + time.time() - began
+    # What is left is starting and, of a run that was restarted, also work that was lost and starting again.
+    rest = "start" if summary.starts == len(attempts) == 1 else "restarts"
+    seconds[rest] = max(0.0, total - sum(seconds.values()))
+    provenance.ended(run, "finished", **asdict(summary) | {"seconds": seconds | {"total": sum(seconds.values())}})
+    if before and before != summary.model_sha256:
+        now = summary.model_sha256[:12]
+        print(f"model/ has other bytes than before ({before[:12]}, now {now}): what was resumed on it is refused.")
+    return summary
+
+
+def _begin(planned: Plan, run: Run, began: float) -> list[dict]:
+    """Writes job.yaml and the beginning of provenance.json; returns the run's attempts, this one last."""
+    import yaml
+
+    job = planned.job
+    run.write_text("job.yaml", yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True))
+    named = dict(planned.identities)
+    begun = provenance.origin(
+        job.stage, job.to_dict(), job.model.base, named.pop("model.base"), planned.check.summary()
+    )
+    attempts = provenance.attempted(run, began)
+    begun |= {"identities": run.provenance().get("identities", {}) | named, "attempts": attempts}
+    provenance.record(run, begun | {"chat_template_sha256": resume.template_digest(planned.template)})
+    return attempts
+
+
+def _fit(trainer: TorchTrainer, planned: Plan) -> Summary:
+    """trainer.fit() in a thread, where Ray leaves SIGINT alone: Ctrl-C reaches this one at once as KeyboardInterrupt."""
+    done: dict = {}
+
+    def work() -> None:
+        try:
+            done["summary"] = trainer.fit().return_value
+        except BaseException as e:  # raised below, in the thread that waits
+            done["error"] = e
+
+    thread = threading.Thread(target=work, daemon=True, name="ray.train")
+    with waiting.of_cluster(*_group(planned), in_groups=True):
+        thread.start()
+        thread.join()
+    if "error" in done:
+        raise done["error"]
+    return done["summary"]
+
+
+def _group(planned: Plan) -> tuple[int | tuple[int, int], dict[str, float]]:
+    """(workers, or the fewest and the most; the resources of each)"""
+    s = planned.job.scale
+    elastic = (s.min_workers, s.workers) if s.min_workers and s.min_workers < s.workers else s.workers
+    return elastic, {"CPU": s.cpus_per_worker} | ({"GPU": 1} if _gpu(planned) else {})
+
+
+def _gpu(planned: Plan) -> bool:
+    return (planned.device or device.settle(planned.job.scale)).gpu
+
+
+def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
+    s, gpu, on_cluster = planned.job.scale, _gpu(planned), bool(os.environ.get("RAY_ADDRESS"))
+    workers, resources = _group(planned)
+    storage = {"storage_path": run.path if not run.remote else run.path.split("://", 1)[1]}
+    if run.remote:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
+    # Weights that FSDP keeps in host memory are clipped there, over gloo.
+    backend = "cpu:gloo,cuda:nccl" if gpu and s.offload else None
+    job = planned.job.to_dict()
+
+    def loop() -> (
+        Summary
+    ):  # a closure, which only the workers unpickle: the controller needn't import what a stage does
+        return train_loop(job, stage, on_cluster)
+
+    return TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0
+        ),
+        run_config=RunConfig(
+            name="ray",
+            # A cluster may still be growing, for as long as it takes; a Ray of our own has what it has.
+            failure_config=FailureConfig(max_failures=s.max_failures, controller_failure_limit=-1 if on_cluster else 3),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": hardware.worker_env(s, gpu)},
+            callbacks=[StopWhenPointless()],
+            **storage,
+        ),
+        torch_config=UsableGpu(backend=backend, timeout_s=600),
+    )

@@ -1,0 +1,49 @@
+"""The TRL config of a worker: what the user set, what follows from the job, and where our defaults differ."""
+
+from __future__ import annotations
+
+import importlib
+
+from lib import hardware, models, strategy
+from lib.config import Job
+
+DEFAULTS = {
+    "report_to": "none",
+    "ddp_find_unused_parameters": False,
+    "disable_tqdm": True,
+    "logging_nan_inf_filter": False,  # the Trainer would log the last finite loss instead of NaN
+    "save_total_limit": 2,
+    "include_num_input_tokens_seen": "non_padding",  # kept in checkpoints, so that tokens/s survives a resume
+}
+"""Where we differ from the defaults of TRL's config classes; a job's `train:` section wins over these."""
+
+
+def arguments(job: Job, config_class: str, workers: int, output_dir: str):
+    """Builds the TRL config of `config_class` ("module:Class") for this process's hardware and `workers` processes."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
+    precision = hardware.precision(job.scale.precision, device)
+    per_device, accumulation = strategy.split_batch(job.scale.global_batch, job.scale.micro_batch, workers)
+    user = dict(job.train)
+    init = models.init_kwargs(job.model, precision, gpu) | (user.pop("model_init_kwargs", None) or {})
+    strategy.allow_on_cpu(job.scale)
+    module, name = config_class.split(":")
+    derived = {
+        "output_dir": output_dir,
+        "per_device_train_batch_size": per_device,
+        "per_device_eval_batch_size": job.scale.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": not gpu and not job.scale.strategy.startswith("zero"),
+        "model_init_kwargs": init,
+        **strategy.arguments(job.scale, gpu),
+    }
+    args = getattr(importlib.import_module(module), name)(
+        **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
+    )
+    # lib/checkpoint.py deletes, knowing what's whole.
+    args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
+    return args, precision
