@@ -45,14 +45,17 @@ class Port:
     @classmethod
     async def open(cls, address: str, target: tuple[str, int] | None, same: bool = False) -> Port:
         """target None: a port that refuses. same: the box's port is the public one, whatever that is."""
-        with socket.socket() as s:
-            s.bind((address, 0))
-            port = cls(s.getsockname()[1])
-        if target:
-            goal = (target[0], port.public if same else target[1])
-            port._server = await asyncio.start_server(
-                lambda r, w: port._serve(goal, r, w), address, port.public, limit=1 << 20, backlog=512
-            )
+        listener = socket.socket()
+        listener.bind((address, 0))
+        port = cls(listener.getsockname()[1])
+        if not target:
+            listener.close()
+            return port
+        goal = (target[0], port.public if same else target[1])
+        # The socket that has the number: let go of for a moment, any other process could take it.
+        port._server = await asyncio.start_server(
+            lambda r, w: port._serve(goal, r, w), sock=listener, limit=1 << 20, backlog=512
+        )
         return port
 
     async def _serve(self, goal: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

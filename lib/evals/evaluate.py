@@ -123,12 +123,12 @@ def _run_info(name: str, base: str, trained_template: str | None) -> RunInfo:
     if run is None or not run.is_run():
         return RunInfo(name, base, "base")
     provenance, job = run.provenance(), run.job()
-    settings = {k: v for k, v in flatten(job).items() if not k.startswith("train")}
+    settings = {k: v for k, v in flatten(job).items() if not k.startswith("train") and k != "makes"}
     settings |= flatten({"train": provenance.get("train") or job.get("train", {})})
     shown = {k: v for k, v in provenance.items() if k != "train"}
     return RunInfo(
         name, run.path, job["stage"], provenance.get("parent"), _curves(run.metrics()), shown, settings,
-        provenance.get("command"), trained_template,
+        provenance.get("command"), trained_template, job.get("makes", "causal_lm"),
     )  # fmt: skip
 
 

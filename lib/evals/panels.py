@@ -70,7 +70,7 @@ def heat_map(report: Report) -> list[dict]:
     Strength is the value itself for a proportion, else its place between the worst and the best of the row. Only the models
     that were evaluated: a reward run and a judge, which have none of these scores, get neither row nor column.
     """
-    models = {r.name for r in report.runs if r.settings.get("makes") != "reward"}
+    models = {r.name for r in report.runs if r.makes != "reward"}
     rows: dict[tuple, dict[str, Metric]] = {}
     for m in report.metrics:
         if m.headline and not m.versus and m.better and m.run in models:

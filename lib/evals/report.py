@@ -108,6 +108,8 @@ class RunInfo:
     """Every key of the resolved job.yaml, dotted."""
     command: str | None = None
     template_sha256: str | None = None
+    makes: str = "causal_lm"
+    """What its model/ is (lib/stage/stage.py, Makes)."""
 
 
 @dataclass

