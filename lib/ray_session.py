@@ -24,8 +24,8 @@ RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",  # "Resized to 0 CPUs." every 3 s while nothing can be rented: lib/waiting.py tells why
     "RAY_worker_niceness": "0",  # Ray's 15 leaves its workers a thirtieth of a core beside any other process
-    # What Ray's own actors print at every start and a user can do nothing about.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|multiple active Ray instances",
+    # What Ray's own actors print and a user can do nothing about.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|multiple active Ray instances|Failed to query Ray Train Controller",
 }
 
 TRIES = 4
@@ -130,7 +130,9 @@ def connect(ahead: str = "ray") -> None:
     import ray
 
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    env = interpreter() | {"env_vars": {"PYTHONPATH": path}}
+    # A Ray of our own has no API server. Ray Train would look for one, find another cluster's on this machine, hear there that its
+    # controller isn't alive, and take its workers' places away.
+    env = interpreter() | {"env_vars": {"PYTHONPATH": path, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
     quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from cluster.work import stage, stages
 from lib import cli
 from tests.conftest import REPO
 
@@ -14,7 +15,7 @@ DPO = "trl.trainer.dpo_config:DPOConfig"
 
 
 def parse(*argv: str):
-    return cli.parse("dpo", DPO, list(argv))
+    return cli.parse(stage("dpo"), list(argv))
 
 
 def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
@@ -78,10 +79,9 @@ def test_mistakes_in_the_file_name_the_file(yaml, says, tmp_path):
 
 
 def test_every_config_in_the_repo_parses():
-    classes = {"sft": "sft_config:SFTConfig", "reward": "reward_config:RewardConfig", "dpo": "dpo_config:DPOConfig"}
-    for stage, name in classes.items():
-        request = cli.parse(stage, f"trl.trainer.{name}", ["--config", str(REPO / "configs" / f"{stage}.yaml")])
-        assert request.job.stage == stage
+    for name, found in stages().items():
+        job = cli.parse(found, ["--config", str(REPO / "configs" / f"{name}.yaml")]).job
+        assert (job.stage, job.makes) == (name, found.makes)
 
 
 def test_schema_knows_our_keys_and_trl_s():

@@ -120,9 +120,8 @@ def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
     backend = "cpu:gloo,cuda:nccl" if gpu and s.offload else None
     job = planned.job.to_dict()
 
-    def loop() -> (
-        Summary
-    ):  # a closure, which only the workers unpickle: the controller needn't import what a stage does
+    def loop() -> Summary | None:
+        """A closure, which only the workers unpickle: the controller needn't import what a stage does."""
         return train_loop(job, stage, on_cluster)
 
     return TorchTrainer(
@@ -134,7 +133,7 @@ def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
             name="ray",
             # A cluster may still be growing, for as long as it takes; a Ray of our own has what it has.
             failure_config=FailureConfig(max_failures=s.max_failures, controller_failure_limit=-1 if on_cluster else 3),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
             worker_runtime_env={"env_vars": hardware.worker_env(s, gpu)},
             callbacks=[StopWhenPointless()],
             **storage,

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,10 @@ class AllStepsDone(Exception):
     """The checkpoint resumed from is the last one: the weights are loaded, and only the export is missing."""
 
 
-def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary:
+def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary | None:
     """Entry point of every worker. job: as Job.to_dict gives it; on_cluster: whether this Ray is one that was joined.
 
-    Returns what the run's provenance.json is to hold; rank 0's is used. Raises StopTraining where another try would fail the same way.
+    Returns, on rank 0, what the run's provenance.json is to hold. Raises StopTraining where another try would fail the same way.
     """
     import ray.train
 
@@ -83,10 +84,14 @@ def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary:
             f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount."
         )
     with logs.kept(run, f"worker-{rank}"):
-        return _train(Job.from_dict(job), stage, on_cluster, run, rank, workers)
+        try:
+            return _train(Job.from_dict(job), stage, on_cluster, run, rank, workers)
+        except Exception:
+            traceback.print_exc()  # kept in the run's logs; the driver prints one paragraph
+            raise
 
 
-def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, workers: int) -> Summary:
+def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, workers: int) -> Summary | None:
     import torch
     from transformers import PrinterCallback
     from transformers.utils import logging
@@ -173,7 +178,10 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     if rank == 0 and run.remote and board.exists():
         run.put(board, "tensorboard")
     barrier()
-    seconds = tally.seconds()
+    seconds = tally.seconds() | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated}
+    speed, peak = tally.speed().get("train_tokens_per_second"), tally.peak()
+    if rank:
+        return None
     return Summary(
         **made,
         steps=state.global_step,
@@ -182,11 +190,11 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         precision=precision,
         workers=workers,
         tokens=state.num_input_tokens_seen,
-        tokens_per_second=tally.speed().get("train_tokens_per_second"),
+        tokens_per_second=speed,
         train_loss=train_loss,
-        peak_memory_bytes=tally.peak(),
+        peak_memory_bytes=peak,
         template_sha256=models.template_sha256(trainer.processing_class),
-        seconds=seconds | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated},
+        seconds=seconds,
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         train=json.loads(args.to_json_string()),
         data=rows,
