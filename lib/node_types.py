@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 PUBLISHED_S = 30.0
 """A head that has just started publishes its node types by then."""
@@ -93,13 +94,15 @@ def address() -> str | None:
 
     if ray.is_initialized():
         return ray.get_runtime_context().gcs_address
-    from ray._private.services import canonicalize_bootstrap_address_or_die
 
-    try:  # RAY_ADDRESS may also be auto
-        found = canonicalize_bootstrap_address_or_die(os.environ["RAY_ADDRESS"])
+    found = os.environ["RAY_ADDRESS"]
+    try:
+        if found == "auto":  # the Ray that `ray start` started here last, as ray.init does
+            folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+            found = (Path(folder) / "ray/ray_current_cluster").read_text().strip()
         host, port = found.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):  # ConnectionError is one: no Ray here
+    except (OSError, ValueError):
         return None
     return found
 
