@@ -18,6 +18,7 @@ quickstart: $(VENV)/ready      ## environment, then base → SFT → reward mode
 
 test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm"
 	$(VLLM)/bin/python -m pytest -m vllm
 
@@ -30,7 +31,7 @@ soak: packages $(VENV)/ready   ## an hour or two: 200 faults at random under a c
 	$(BIN)/python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json is what a report holds
 	mkdir -p configs/schema

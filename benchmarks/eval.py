@@ -136,16 +136,18 @@ def theirs(model: str, folder: str, batch: int) -> int:
 
 def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     """Seconds of each task, from the first request to its scores, with the model loaded before; and the scores."""
-    from lib.evals import harness, job, summary
+    from lib.evals import harness, summary
     from lib.evals.context import Context
     from lib.evals.engine import Engine
+    from lib.evals.job import EvalJob
+    from lib.evals.plan import plan
     from lib.ray_session import connect
     from lib.sampling import Sampling
 
-    request = job.EvalJob(
+    request = EvalJob(
         run=f"{folder}/ours-{workers}", runs={"m": model}, tasks=[f"lm_eval:{f}" for f in files], dtype="float32", limit=None
     )  # fmt: skip
-    planned = job.plan(request)
+    planned = plan(request)
     connect()
     import ray
 

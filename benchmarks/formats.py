@@ -30,7 +30,7 @@ def main() -> int:
     ray_session.prepare()
     from lib.cli import Request
     from lib.compression import measure
-    from lib.evals import job as evals
+    from lib.evals import plan as evals
     from lib.evals.evaluate import evaluate
     from lib.evals.job import EvalJob
     from lib.quantize import work

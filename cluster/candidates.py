@@ -38,9 +38,7 @@ def here(scale: Scale) -> Candidate:
 
         there = torch.cuda.get_device_properties(0)
         return Candidate("this machine", there.name, gpus, there.total_memory)
-    from ray._private.utils import get_system_memory
-
-    return Candidate("this machine", f"cpu × {scale.cpus_per_worker}", 0, get_system_memory())
+    return Candidate("this machine", f"cpu × {scale.cpus_per_worker}", 0, hardware.local_memory())
 
 
 COLAB = Candidate("Colab", "Tesla T4", 1, round(14.7 * GIB), session_s=12 * 3600.0)

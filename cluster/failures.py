@@ -13,6 +13,7 @@ import time
 from cluster.ledger import Ledger
 from cluster.market import MarketError
 from lib import notice
+from lib.gcs import Gcs, GcsError
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +95,9 @@ class Failures:
         at, before = self._published
         if self.address is None or (text == before and time.time() - at < AGAIN_S):
             return
-        from ray._raylet import GcsClient
-        from ray.exceptions import GetTimeoutError, RpcError
-
         try:
-            self._gcs = self._gcs or GcsClient(address=self.address)
+            self._gcs = self._gcs or Gcs(self.address)
             notice.cannot_rent(self._gcs, text or None)
             self._published = time.time(), text
-        except (RpcError, GetTimeoutError) as e:
+        except GcsError as e:
             log.warning("Ray could not be told why nothing is rented: %s", e)

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 
 def read(path: str) -> dict:
     """The YAML, completed for a head that is this machine. Raises ValueError."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.autoscaler.sdk import fillout_defaults
 
     from lib.cli import read_yaml
 
@@ -77,12 +77,22 @@ def read(path: str) -> dict:
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         config.setdefault(key, [])
     config["provider"]["here"] = True
-    config = bootstrap.complete(prepare_config(config))
-    validate_config(config)
+    config = bootstrap.complete(_filled(fillout_defaults(config)))
+    config_schema.check(config)
     for name in [*config["provider"]["markets"], *(["registry"] if config["provider"].get("registry") else [])]:
         _keep_key(name)
     for name in markets.MARKETS:  # also those of markets that this cluster doesn't use
         os.environ.pop(f"{name.upper()}_API_KEY", None)
+    return config
+
+
+def _filled(config: dict) -> dict:
+    """As `ray up` hands a YAML to the autoscaler: each node's setup_commands, and how many there may be of each type."""
+    for who in ("head", "worker"):
+        config[f"{who}_setup_commands"] = config["setup_commands"] + config[f"{who}_setup_commands"]
+    for name, node in config["available_node_types"].items():
+        node.setdefault("min_workers", 0)
+        node.setdefault("max_workers", 0 if name == config["head_node_type"] else config["max_workers"])
     return config
 
 

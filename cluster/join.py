@@ -7,16 +7,42 @@ import os
 import tarfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cluster import bootstrap, markets, mesh, watchdog
+from cluster.folder import Folder
+from cluster.ledger import Ledger
+from cluster.nodes import Nodes
 
-if TYPE_CHECKING:
-    from cluster.provider import Provider
-    from cluster.runner import Runner
+
+class Cluster(Protocol):
+    """What a node joins: cluster/provider.py."""
+
+    cluster_name: str
+    settings: bootstrap.Settings
+    folder: Folder
+    ledger: Ledger
+    nodes: Nodes
+    markets: dict
+
+    def slot(self, node_id: str) -> int: ...
+
+    def internal_ip(self, node_id: str) -> str | None: ...
 
 
-def environment(provider: Provider, node_id: str) -> dict[str, str]:
+class Shell(Protocol):
+    """A login on the rental: cluster/runner.py."""
+
+    node_id: str
+
+    def send(self, content: bytes, command: str) -> bytes: ...
+
+    def write(self, content: bytes, target: str, mode: int) -> None: ...
+
+    def run_rsync_up(self, source: str, target: str) -> None: ...
+
+
+def environment(provider: Cluster, node_id: str) -> dict[str, str]:
     """What `ray start` on this node has to find in its environment."""
     named = ["SHOESTRING_PACE", *(f"{name.upper()}_URL" for name in provider.markets)]
     simulated = {k: os.environ[k] for k in named if k in os.environ}
@@ -27,7 +53,7 @@ def environment(provider: Provider, node_id: str) -> dict[str, str]:
     return {"SHOESTRING_NODE": " ".join(mesh.ray_options(k)), **mesh.environment(k, shim)} | simulated
 
 
-def worker(provider: Provider, node_id: str, runner: Runner) -> None:
+def worker(provider: Cluster, node_id: str, runner: Shell) -> None:
     """Joins a worker that can be logged in to with the network. Raises CalledProcessError, RuntimeError."""
     node = provider.nodes.get(node_id)
     if node is None:
@@ -42,7 +68,7 @@ def worker(provider: Provider, node_id: str, runner: Runner) -> None:
     runner.send(b"", f"bash -c {mesh.WAIT!r}")
 
 
-def head(provider: Provider, runner: Runner) -> None:
+def head(provider: Cluster, runner: Shell) -> None:
     """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
     for name in ("key", "key.pub", "known_hosts"):
         path = provider.folder.path / name
@@ -60,7 +86,7 @@ def head(provider: Provider, runner: Runner) -> None:
         _prepare(provider, runner)
 
 
-def _prepare(provider: Provider, runner: Runner) -> None:
+def _prepare(provider: Cluster, runner: Shell) -> None:
     """What the mesh needs on a rented machine."""
     files = {name: path.read_bytes() for name, path in mesh.files().items()}
     files["authorized_keys"] = f"restrict,port-forwarding {provider.folder.public_key}\n".encode()

@@ -322,4 +322,4 @@ class Provider(NodeProvider):
     def get_command_runner(
         self, log_prefix, node_id, auth_config, cluster_name, process_runner, use_internal_ip, docker_config=None
     ) -> Runner:
-        return Runner(log_prefix, node_id, self, auth_config, cluster_name, process_runner, use_internal_ip)
+        return Runner(self, node_id, auth_config, cluster_name, process_runner)

@@ -2,53 +2,126 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
 import os
 import shlex
 import subprocess
+import sys
+import time
 
 import click
-from ray.autoscaler._private.command_runner import SSHCommandRunner
+from ray.autoscaler.command_runner import CommandRunnerInterface
 
 from cluster import driver, join
 from cluster.folder import Folder
 
 EXCLUDED = ("__pycache__", ".git", ".venv")
+ADDRESS_S = 900.0
+"""A rental that has no address by then is an error."""
+AGAIN_S = 2.0
+"""Between two looks for the address."""
 
 
-class Runner(SSHCommandRunner):
-    """Ray's SSH runner, with the cluster's own key, host keys pinned by rental, and a port.
+class Runner(CommandRunnerInterface):
+    """Ray's interface for commands on a node, with the cluster's own key, host keys pinned by rental, and a port.
 
-    provider: asked for the address when it is first needed, since a rental has none before it runs.
+    provider: supplies the address when it is first needed, since a rental has none before it runs.
     """
 
-    def __init__(self, log_prefix, node_id, provider, auth_config, cluster_name, process_runner, use_internal_ip):
-        super().__init__(log_prefix, node_id, provider, auth_config, cluster_name, process_runner, use_internal_ip)
+    def __init__(self, provider, node_id: str, auth_config: dict, cluster_name: str, process_runner=subprocess):
+        self.provider, self.node_id, self.process_runner = provider, node_id, process_runner
         self.folder: Folder = provider.folder
-        self.ssh_private_key = str(self.folder.key)
-        self.ssh_options.ssh_key = None  # among the options
-        self.ssh_options.arg_dict.update(self.folder.ssh_options(node_id))
+        self.user = auth_config["ssh_user"]
+        self._proxy = auth_config.get("ssh_proxy_command")
+        # One connection for all commands of a set-up. The folder's name is short: a socket's path has at most 107 characters.
+        short = [hashlib.sha256(name.encode()).hexdigest()[:10] for name in (getpass.getuser(), cluster_name)]
+        self._sockets = "/tmp/ray_ssh_{}/{}".format(*short)
+        self._address: tuple[str, int] | None = None
 
-    def _get_node_ip(self) -> str | None:
-        address = self.provider.ssh(self.node_id)
-        if address is None:
-            return None
-        self.ssh_options.arg_dict["Port"] = address[1]
-        return address[0]
+    def address(self) -> tuple[str, int]:
+        """(host, port) of its sshd, waited for once. Raises ClickException where it gets none."""
+        deadline = time.monotonic() + ADDRESS_S
+        while self._address is None:
+            self._address = self.provider.ssh(self.node_id)
+            if self._address is None:
+                if time.monotonic() > deadline or self.provider.is_terminated(self.node_id):
+                    raise click.ClickException(f"{self.node_id} has no address.")
+                time.sleep(AGAIN_S)
+        return self._address
 
-    def run(self, cmd=None, *args, ssh_options_override_ssh_key="", **kwargs):
-        """As Ray's; the override is left out, since it would come without our options. `ray start` gets what it needs here, and
-        isn't run where the node's GPUs can't be used."""
+    def _options(self, timeout: int | None = None) -> list[str]:
+        """The options of ssh, without its target. timeout: seconds for the connection."""
+        os.makedirs(self._sockets, mode=0o700, exist_ok=True)
+        options = {
+            "ExitOnForwardFailure": "yes",
+            "ServerAliveInterval": 5,  # a connection that breaks ends the command
+            "ServerAliveCountMax": 3,
+            "ControlMaster": "auto",
+            "ControlPath": f"{self._sockets}/%C",
+            "ControlPersist": "10s",
+            **({"ProxyCommand": self._proxy} if self._proxy else {}),
+            **self.folder.ssh_options(self.node_id),
+            "Port": self.address()[1],
+            **({"ConnectTimeout": timeout} if timeout else {}),
+        }
+        return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+    @property
+    def _target(self) -> str:
+        return f"{self.user}@{self.address()[0]}"
+
+    def run(
+        self,
+        cmd: str | None = None,
+        timeout: int = 120,
+        exit_on_fail: bool = False,
+        port_forward: list[tuple[int, int]] | tuple[int, int] | None = None,
+        with_output: bool = False,
+        environment_variables: dict[str, object] | None = None,
+        run_env: str = "auto",
+        ssh_options_override_ssh_key: str = "",
+        shutdown_after_run: bool = False,
+    ):
+        """Runs `cmd` in an interactive login shell; without one, only forwards ports. Raises ClickException if it fails.
+
+        `ray start` gets the node's own options here, and isn't run where its GPUs can't be used.
+        ssh_options_override_ssh_key is ignored, since the cluster has one key; run_env, since there is no Docker around it.
+        """
         if cmd and "ray start" in cmd:
-            resources = (kwargs.get("environment_variables") or {}).get("RAY_OVERRIDE_RESOURCES") or {}
+            resources = (environment_variables or {}).get("RAY_OVERRIDE_RESOURCES") or {}
             if resources.get("GPU"):
                 self.check_gpus(int(resources["GPU"]))
-            exports = join.environment(self.provider, self.node_id)
-            cmd = "".join(f"export {key}={shlex.quote(value)}; " for key, value in exports.items()) + cmd
-        result = super().run(cmd, *args, **kwargs)
+            cmd = _exports(join.environment(self.provider, self.node_id)) + cmd
+        if cmd and shutdown_after_run:
+            cmd += "; sudo shutdown -h now"
+        forwards = [port_forward] if isinstance(port_forward, tuple) else port_forward or []
+        ssh = ["ssh", "-tt", *(word for here, there in forwards for word in ("-L", f"{here}:localhost:{there}"))]
+        ssh += [*self._options(timeout), self._target]
+        if cmd:
+            as_json = {k: json.dumps(v, separators=(",", ":")) for k, v in (environment_variables or {}).items()}
+            whole = f"source ~/.bashrc; export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore && ({_exports(as_json)}{cmd})"
+            ssh += ["bash", "--login", "-c", "-i", shlex.quote(whole)]
+        else:  # in some versions of ssh, -N with ControlMaster opens a shell
+            ssh.append("while true; do sleep 86400; done")
+        result = self._run(ssh, with_output, exit_on_fail)
         if node := self.provider.nodes.get(self.node_id):
             node.reached = True
         return result
+
+    def _run(self, command: list[str], with_output: bool = False, show: bool = False):
+        """Its output, or its exit code. show: an error has the whole command. Raises ClickException."""
+        try:
+            if with_output:
+                return self.process_runner.check_output(command)
+            return self.process_runner.check_call(command, stdin=None, stdout=sys.stdout, stderr=sys.stderr)
+        except subprocess.CalledProcessError:
+            why = f"Command failed:\n\n  {' '.join(command)}\n" if show else "SSH command failed."
+            raise click.ClickException(why) from None
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
 
     def check_gpus(self, count: int) -> None:
         """Gives the node up, remembers its machine as bad and raises ClickException with the reason where torch can't use them."""
@@ -80,6 +153,14 @@ class Runner(SSHCommandRunner):
             with open(source, "rb") as f:
                 self.write(f.read(), target, os.stat(source).st_mode & 0o777)
 
+    def run_rsync_down(self, source: str, target: str, options: dict | None = None) -> None:
+        """`ray rsync-down`, by rsync on both sides."""
+        options = options or {}
+        filters = [word for name in options.get("rsync_exclude") or [] for word in ("--exclude", name)]
+        filters += [word for name in options.get("rsync_filter") or [] for word in ("--filter", f"dir-merge,- {name}")]
+        shell = shlex.join(["ssh", *self._options(120)])
+        self._run(["rsync", "--rsh", shell, "-avz", *filters, f"{self._target}:{source}", target])
+
     def write(self, content: bytes, target: str, mode: int) -> None:
         """A file on the box, whole or not at all; nobody else can read it at any time if `mode` says so."""
         new = _remote(f"{target}.new")
@@ -90,8 +171,7 @@ class Runner(SSHCommandRunner):
 
     def send(self, content: bytes, command: str) -> bytes:
         """Runs `command` on the box with `content` on its standard input; its standard output. Raises CalledProcessError."""
-        target = self._get_ssh_target()
-        ssh = ["ssh", "-T", *self.ssh_options.to_ssh_options_list(timeout=30), f"{self.ssh_user}@{target}", command]
+        ssh = ["ssh", "-T", *self._options(30), self._target, command]
         done = self.process_runner.run(ssh, input=content, capture_output=True)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
@@ -99,8 +179,11 @@ class Runner(SSHCommandRunner):
         return done.stdout
 
     def remote_shell_command_str(self) -> str:
-        target = self._get_ssh_target()
-        return shlex.join(["ssh", *self.ssh_options.to_ssh_options_list(), f"{self.ssh_user}@{target}"]) + "\n"
+        return shlex.join(["ssh", *self._options(), self._target]) + "\n"
+
+
+def _exports(variables: dict[str, str]) -> str:
+    return "".join(f"export {key}={shlex.quote(value)}; " for key, value in variables.items())
 
 
 def _remote(path: str) -> str:

@@ -27,6 +27,7 @@ from cluster.markets import MARKETS
 from cluster.progress import Progress, progress, renting
 from cluster.sweep import everything, rate
 from lib import notice
+from lib.gcs import Gcs, GcsError
 
 
 @dataclass
@@ -120,22 +121,19 @@ def _ray(address: str) -> RayNodes | None:
         socket.create_connection((host, int(port)), timeout=1).close()
     except (OSError, ValueError):
         return None
-    from ray._raylet import GcsClient
-    from ray.autoscaler.v2.sdk import get_cluster_resource_state
     from ray.core.generated.autoscaler_pb2 import NodeStatus
-    from ray.exceptions import RayError
 
     try:
-        gcs = GcsClient(address=address)
-        state, cannot = get_cluster_resource_state(gcs), notice.reason(gcs)
-    except RayError:  # another program, or a head that is just ending
+        gcs = Gcs(address, timeout_s=5)
+        nodes, cannot = gcs.node_states(), notice.reason(gcs)
+    except GcsError:  # another program, or a head that is just ending
         return None
     return RayNodes(address, [
         {
             "name": n.instance_id, "ip": n.node_ip_address, "status": NodeStatus.Name(n.status).lower(),
             "total": dict(n.total_resources), "available": dict(n.available_resources),
         }
-        for n in state.node_states if n.status != NodeStatus.DEAD
+        for n in nodes
     ], cannot)  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.watchdog import HEARTBEAT
 from lib import node_types, notice
+from lib.gcs import Gcs
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,7 @@ class Steward(threading.Thread):
         return tags.is_head(e.label)
 
     def _gcs(self):
-        from ray._raylet import GcsClient
-
-        return GcsClient(address=self.address)
+        return Gcs(self.address)
 
     def _tell(self, text: str, deadline: float, usd_per_hour: float) -> None:
         notice.tell(self._gcs(), notice.Stop(text, deadline, usd_per_hour))

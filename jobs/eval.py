@@ -13,9 +13,9 @@ from lib.stage.stage import WorkStage
 
 
 def plan(request):
-    from lib.evals import job
+    from lib.evals.plan import plan
 
-    return job.plan(request.job)
+    return plan(request.job)
 
 
 def work(planned, command):

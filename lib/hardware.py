@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from pathlib import Path
 
 from lib.config import Scale
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container's limits are (https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
+
 
 def local_gpus() -> int:
-    """GPUs of this machine, counted without importing torch."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+    """NVIDIA GPUs of this machine, whatever CUDA_VISIBLE_DEVICES is; without importing torch.
 
-    return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    By the driver's library, as nvidia-smi counts them (https://docs.nvidia.com/deploy/nvml-api). 0 where there is no driver.
+    """
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    if nvml.nvmlInit_v2():
+        return 0
+    count = ctypes.c_uint()
+    error = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    nvml.nvmlShutdown()
+    if error:
+        raise RuntimeError(f"nvmlDeviceGetCount_v2 failed with NVML error {error}: is `nvidia-smi` in order?")
+    return count.value
 
 
 def gpus() -> float:
@@ -25,10 +42,29 @@ def gpus() -> float:
 
 
 def local_cpus() -> int:
-    """CPU cores that Ray will find here: in a container, its share."""
-    from ray._private.utils import get_num_cpus
+    """CPU cores that Ray will find here: all of the machine's, or in a container its share, rounded down to whole cores."""
+    limits = [os.cpu_count() or 1]
+    if quota := _first(CGROUP / "cpu/cpu.cfs_quota_us", CGROUP / "cpu.max"):  # cgroups v1, v2
+        amount, _, period = quota.partition(" ")
+        period = period or _first(CGROUP / "cpu/cpu.cfs_period_us") or "100000"
+        if amount.isdecimal():  # v1 has -1 for no limit, v2 max
+            limits.append(max(1, int(amount) // int(period)))
+    if cpus := _first(CGROUP / "cpuset/cpuset.cpus"):  # v1: 0-3,8
+        ends = [range_.split("-") for range_ in cpus.split(",")]
+        limits.append(sum(int(end[-1]) - int(end[0]) + 1 for end in ends))
+    return min(limits)
 
-    return get_num_cpus()
+
+def local_memory() -> int:
+    """Bytes of memory that this machine has, or in a container its share."""
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _first(CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory.max")  # cgroups v1, v2
+    return min(has, int(limit)) if limit and limit.isdecimal() else has
+
+
+def _first(*files: Path) -> str | None:
+    """The text of the first of these files that exists."""
+    return next((f.read_text().strip() for f in files if f.exists()), None)
 
 
 def precision(wanted: str, device: str) -> str:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from lib import integrity, merging
+from lib.chat_template import template_sha256
 from lib.config import Model
 from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
@@ -228,10 +229,6 @@ def template_text(model: Model) -> str | None:
     folder = Path(model.base) / ("model" if (Path(model.base) / "job.yaml").is_file() else "")
     file = folder / "chat_template.jinja"
     return file.read_text(encoding="utf-8") if file.is_file() else None
-
-
-def template_sha256(tokenizer) -> str:
-    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 
 
 def export(trainer, model: Model, folder: Path) -> None:

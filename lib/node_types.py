@@ -10,6 +10,9 @@ import os
 import socket
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lib.gcs import NODE_TYPE, Gcs
 
 PUBLISHED_S = 30.0
 """A head that has just started publishes its node types by then."""
@@ -35,8 +38,8 @@ class NodeType:
         return f"{self.name} {{{shown}}}"
 
 
-def publish(gcs, config: dict) -> None:
-    """Writes the node types of a cluster's configuration (as Ray's prepare_config leaves it) for every job. gcs: a GcsClient."""
+def publish(gcs: Gcs, config: dict) -> None:
+    """Writes the node types of a cluster's configuration (as Ray completes it) for every job."""
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
     groups, at_once = [], config.get("max_workers", 0)
@@ -44,18 +47,15 @@ def publish(gcs, config: dict) -> None:
         most = min(node.get("max_workers", at_once), at_once) + (name == config["head_node_type"])
         resources = {k: int(v) for k, v in (node.get("resources") or {}).items()}
         groups.append(NodeGroupConfig(name=name, resources=resources, max_count=most))
-    gcs.report_cluster_config(ClusterConfig(node_group_configs=groups).SerializeToString())
+    gcs.report_cluster_config(ClusterConfig(node_group_configs=groups))
 
 
-def published(gcs) -> list[NodeType] | None:
+def published(gcs: Gcs) -> list[NodeType] | None:
     """None: this cluster's head says nothing of its node types."""
-    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig
-
-    told = gcs.internal_kv_get(GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode())
-    if not told:
+    config = gcs.cluster_config()
+    if config is None:
         return None
-    groups = ClusterConfig.FromString(told).node_group_configs
+    groups = config.node_group_configs
     return [NodeType(g.name, dict(g.resources), g.max_count if g.max_count >= 0 else 10**6) for g in groups]
 
 
@@ -64,14 +64,13 @@ def known(address: str) -> tuple[list[NodeType], bool]:
 
     Nodes that are up and of no such type count too. A cluster that an autoscaler leads is given PUBLISHED_S for it.
     """
-    from ray._raylet import RAY_NODE_GROUP_KEY, GcsClient  # the label by which an autoscaler tells a node's type
     from ray.autoscaler.v2.sdk import get_cluster_status
 
-    gcs, give_up = GcsClient(address=address), time.monotonic() + PUBLISHED_S
+    gcs, give_up = Gcs(address), time.monotonic() + PUBLISHED_S
     while True:
         types, status = published(gcs), get_cluster_status(address)
         up = [*status.active_nodes, *status.idle_nodes]
-        led = any(RAY_NODE_GROUP_KEY in node.labels for node in up)
+        led = any(NODE_TYPE in node.labels for node in up)
         if types is not None or not led or address in silent:
             break
         if time.monotonic() > give_up:
@@ -79,7 +78,7 @@ def known(address: str) -> tuple[list[NodeType], bool]:
         time.sleep(0.5)
     found, others = {t.name: t for t in types or [] if t.most}, []
     for node in up:
-        has, name = node.total_resources(), node.labels.get(RAY_NODE_GROUP_KEY)
+        has, name = node.total_resources(), node.labels.get(NODE_TYPE)
         if name in found:  # what Ray found on the machine, where the configuration doesn't say
             found[name] = replace(found[name], resources=has | found[name].resources)
         else:
@@ -93,13 +92,15 @@ def address() -> str | None:
 
     if ray.is_initialized():
         return ray.get_runtime_context().gcs_address
-    from ray._private.services import canonicalize_bootstrap_address_or_die
 
-    try:  # RAY_ADDRESS may also be auto
-        found = canonicalize_bootstrap_address_or_die(os.environ["RAY_ADDRESS"])
+    found = os.environ["RAY_ADDRESS"]
+    try:
+        if found == "auto":  # the Ray that `ray start` started here last, as ray.init does
+            folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+            found = (Path(folder) / "ray/ray_current_cluster").read_text().strip()
         host, port = found.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):  # ConnectionError is one: no Ray here
+    except (OSError, ValueError):
         return None
     return found
 

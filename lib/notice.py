@@ -14,13 +14,13 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
+from lib.gcs import Gcs, GcsError
 from lib.logs import say
 from lib.run import Run
 
-NAMESPACE = b"shoestring"
-STOP = b"stop"
-JOB = b"job/"
-RENT = b"cannot_rent"
+STOP = "stop"
+JOB = "job/"
+RENT = "cannot_rent"
 OLD_S = 120.0
 """Why nothing can be rented is published again as long as it is so; what is older than this counts no more."""
 EVERY_S = 2.0
@@ -55,49 +55,37 @@ class JobState:
     """When its last checkpoint was whole."""
 
 
-# -- the cluster's side, over a GcsClient ------------------------------------------------------------------------------
+# -- the cluster's side, over its GCS ----------------------------------------------------------------------------------
 
 
-def tell(gcs, stop: Stop) -> None:
+def tell(gcs: Gcs, stop: Stop) -> None:
     """Tells every training job of the cluster, also those that start before the deadline."""
-    gcs.internal_kv_put(STOP, json.dumps(asdict(stop)).encode(), True, NAMESPACE)
+    gcs.put(STOP, json.dumps(asdict(stop)).encode())
 
 
-def cannot_rent(gcs, text: str | None) -> None:
+def cannot_rent(gcs: Gcs, text: str | None) -> None:
     """Why nothing can be rented now, for who waits for it. None: it can."""
     told = json.dumps({"text": text, "at": time.time()}).encode()
-    gcs.internal_kv_put(RENT, told, True, NAMESPACE)
+    gcs.put(RENT, told)
 
 
-def reason(gcs) -> str | None:
-    """Why nothing can be rented now, as lines "node type: why". None: nobody says so. gcs: a GcsClient."""
-    told = gcs.internal_kv_get(RENT, NAMESPACE)
+def reason(gcs: Gcs) -> str | None:
+    """Why nothing can be rented now, as lines "node type: why". None: nobody says so."""
+    told = gcs.get(RENT)
     said = json.loads(told) if told else {"text": None}
     return said["text"] if said["text"] and said["at"] > time.time() - OLD_S else None
 
 
-def jobs(gcs) -> list[dict]:
+def jobs(gcs: Gcs) -> list[dict]:
     """Every job of this Ray, oldest first: id, entrypoint, began, ended (None: it runs), state (JobState or None)."""
     found = []
-    for id, row in gcs.get_all_job_info().items():
-        if row.config.ray_namespace.startswith("_ray_internal"):
-            continue
-        told = gcs.internal_kv_get(JOB + id.hex().encode(), NAMESPACE)
-        state = JobState(**json.loads(told)) if told else None
-        ended = row.end_time / 1000 if row.is_dead else None
-        found.append(
-            {
-                "id": id.hex(),
-                "entrypoint": row.entrypoint,
-                "began": row.start_time / 1000,
-                "ended": ended,
-                "state": state,
-            }
-        )
-    return sorted(found, key=lambda job: job["began"])
+    for job in sorted(gcs.jobs(), key=lambda job: job.began):
+        told = gcs.get(JOB + job.id)
+        found.append(asdict(job) | {"state": JobState(**json.loads(told)) if told else None})
+    return found
 
 
-def busy(gcs) -> bool:
+def busy(gcs: Gcs) -> bool:
     """Whether a job that was told may still be saving."""
     return any(job["state"] and job["ended"] is None for job in jobs(gcs))
 
@@ -108,19 +96,17 @@ def busy(gcs) -> bool:
 class Listener(threading.Thread):
     """Asks for a word once in a while, beside the training of rank 0."""
 
-    def __init__(self):
+    def __init__(self, gcs: Gcs):
         super().__init__(daemon=True, name="notice")
+        self.gcs = gcs
         self.stop: Stop | None = None
         self.over = threading.Event()
 
     def run(self) -> None:
-        from ray.exceptions import GetTimeoutError, RpcError
-        from ray.experimental.internal_kv import _internal_kv_get
-
         while not self.over.wait(EVERY_S / 2):
             try:
-                told = _internal_kv_get(STOP, namespace=NAMESPACE)
-            except (RpcError, GetTimeoutError) as e:  # a busy head answers the next time
+                told = self.gcs.get(STOP)
+            except GcsError as e:  # a busy head answers the next time
                 say(f"notice: the head didn't answer, asking again: {e}")
                 continue
             stop = Stop(**json.loads(told)) if told else None
@@ -130,11 +116,8 @@ class Listener(threading.Thread):
 def callback(run: Run, stage: str):
     """A TrainerCallback for every rank; `stopped` says why training was stopped, or is None. To be added after what seals
     checkpoints."""
-    import ray
+    import ray.train
     import torch.distributed as dist
-    from ray.exceptions import GetTimeoutError, RpcError
-    from ray.experimental.internal_kv import _internal_kv_put
-    from ray.train.v2._internal.execution.context import get_train_context
     from transformers import TrainerCallback
 
     many = dist.is_initialized() and dist.get_world_size() > 1
@@ -159,26 +142,28 @@ def callback(run: Run, stage: str):
             self.nodes = tuple(sorted({n for n in nodes if n}))
             self.saved, self.preempted = None, None
             if rank == 0:
-                self.listener = Listener()
+                self.gcs = Gcs(ray.get_runtime_context().gcs_address)
+                self.listener = Listener(self.gcs)
                 self.listener.start()
                 self.report(state)
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step < self.next:
                 return
-            self.next, why, self.stopped = from_rank_0(self.decide(state) if rank == 0 else None)
+            going = ray.train.get_preemption_info()  # a barrier too: all ranks are here
+            self.next, why, self.stopped = from_rank_0(self.decide(state, going) if rank == 0 else None)
             if why and rank == 0:
                 say(f"Saving at step {state.global_step}: {why}")
             control.should_save = control.should_save or bool(why)
             control.should_training_stop = control.should_training_stop or bool(self.stopped)
 
-        def decide(self, state) -> tuple[int, str | None, str | None]:
+        def decide(self, state, going) -> tuple[int, str | None, str | None]:
             """(step of the next meeting; why to save now; why to stop now)"""
             (then, last), now = self.met, time.time()
             self.met = (now, state.global_step)
             steps = int(EVERY_S * (state.global_step - last) / max(now - then, 1e-6))
             following = state.global_step + min(max(steps, 1), MOST_STEPS)
-            stop, going = self.listener.stop, get_train_context().preemption_context.preemption_info
+            stop = self.listener.stop
             if stop:
                 return following, stop.text, f"{stop.text} {self.to_finish(state, stop)}"
             if going and going != self.preempted:
@@ -208,10 +193,9 @@ def callback(run: Run, stage: str):
 
         def report(self, state) -> None:
             job = JobState(run.path, stage, self.nodes, self.began[0], state.global_step, state.max_steps, self.saved)
-            key = JOB + ray.get_runtime_context().get_job_id().encode()
             try:
-                _internal_kv_put(key, json.dumps(asdict(job)), namespace=NAMESPACE)
-            except (RpcError, GetTimeoutError) as e:  # training goes on; the next save tells it
+                self.gcs.put(JOB + ray.get_runtime_context().get_job_id(), json.dumps(asdict(job)).encode())
+            except GcsError as e:  # training goes on; the next save tells it
                 say(f"notice: the head didn't take where the job is: {e}")
 
     return Notice()

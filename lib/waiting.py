@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from lib import node_types, notice
+from lib.gcs import Gcs, GcsError
 from lib.logs import say
 
 EVERY_S = 3.0
@@ -52,18 +53,17 @@ class Waiting:
         self.end()
 
     def _look(self, over: threading.Event) -> None:
-        from ray._raylet import GcsClient
         from ray.autoscaler.v2.sdk import get_cluster_status
         from ray.exceptions import RpcError
 
-        gcs, began, told, at = GcsClient(address=self.address), time.monotonic(), None, 0.0
+        gcs, began, told, at = Gcs(self.address), time.monotonic(), None, 0.0
         while not over.wait(EVERY_S):
             if self.placed():
                 began, told = time.monotonic(), None  # should they lose their places, they wait from now on
                 continue
             try:
                 now, why = get_cluster_status(self.address), notice.reason(gcs)
-            except RpcError:  # a busy head answers the next time
+            except (GcsError, RpcError):  # a busy head answers the next time
                 continue
             waited = time.monotonic() - began
             text = state(now, self.each, why, waited > QUIET_S)

@@ -223,7 +223,7 @@ def run_job(stage: str, *args, env: dict | None = None, timeout: float = PATIENC
 @pytest.fixture(scope="session")
 def make_run(tiny_model, tmp_path_factory):
     """make_run("sft") → path of a finished run; its model is `tiny_model` with every weight moved by `noise`."""
-    from lib.models import template_sha256
+    from lib.chat_template import template_sha256
 
     root = tmp_path_factory.mktemp("runs")
 

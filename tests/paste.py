@@ -197,8 +197,7 @@ RULES = [
 PARSE = r'''
 import importlib, json, sys
 import click, yaml
-from ray.autoscaler._private.providers import _NODE_PROVIDERS
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.sdk import bootstrap_config
 from ray.scripts.scripts import cli as ray
 from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli as serve, convert_args_to_dict
@@ -227,9 +226,7 @@ def why(words):
             for app in ServeDeploySchema(**yaml.safe_load(open(given["config_or_import_path"]))).applications:
                 application(app.import_path, app.args)
         if words[1] in ("up", "down", "dashboard"):
-            config = prepare_config(yaml.safe_load(open(given["cluster_config_file"])))
-            provider = _NODE_PROVIDERS[config["provider"]["type"]](config["provider"])
-            validate_config(provider.bootstrap_config(provider.fillout_available_node_types_resources(config)))
+            bootstrap_config(yaml.safe_load(open(given["cluster_config_file"])), no_config_cache=True)
     except click.ClickException as e:
         return e.format_message()
     except Exception as e:

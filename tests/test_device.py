@@ -86,7 +86,7 @@ def test_the_driver_by_its_kernel_module(tmp_path, monkeypatch):
 
 RAY = """
 import sys, threading
-from ray._raylet import GcsClient
+from lib.gcs import Gcs
 from ray.cluster_utils import Cluster
 from lib import node_types
 
@@ -98,7 +98,7 @@ for line in sys.stdin:
     if what == "publish":
         gpu = {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 3}
         config = {"head_node_type": "head", "max_workers": 2, "available_node_types": {"head": {"resources": {"CPU": 1}}, "gpu": gpu}}
-        node_types.publish(GcsClient(address=cluster.address), config)
+        node_types.publish(Gcs(cluster.address), config)
     if what == "node":
         cluster.add_node(num_cpus=2, num_gpus=1, env_vars={"RAY_NODE_TYPE_NAME": "gpu"})
     print(what, flush=True)

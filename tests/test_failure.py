@@ -4,7 +4,7 @@ import errno
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 
 from lib.failure import StopTraining, explain, worth_retrying
 

@@ -54,7 +54,7 @@ def test_a_damaged_model_is_refused_with_the_remedy(run, harm):
 
 def test_it_is_refused_wherever_a_run_is_named(runs, run, tmp_path, capsys):
     """Base, teacher, evaluated run, reward, served run, its draft, adapter's base, and what is quantised."""
-    from lib.evals import job as evals
+    from lib.evals import plan as evals
     from lib.quantize import job as quantize
     from serve import serving
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib import cli, fields, limits, ranges
-from lib.evals import job as eval_job
+from lib.evals import plan as eval_plan
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
@@ -135,7 +135,7 @@ def test_evaluations(change, says, tiny_model, chats_file, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     good = {"runs": {"base": tiny_model}, "tasks": ["perplexity"]}
     with pytest.raises(ValueError) as e:
-        eval_job.plan(EvalJob(**good | change))
+        eval_plan.plan(EvalJob(**good | change))
     assert says in str(e.value) and "data.source" not in str(e.value)
 
 
@@ -143,7 +143,7 @@ def test_a_file_for_a_task_has_no_split_of_the_data(tiny_model, chats_file):
     """data.split says what part of data.source is meant."""
     job = EvalJob(runs={"base": tiny_model}, tasks=["perplexity"], task_data={"perplexity": chats_file})
     job.data.source, job.data.split, job.data.name = "org/name", "validation", "en"
-    assert eval_job.plan(job).checks["perplexity"].heldout_rows == 64
+    assert eval_plan.plan(job).checks["perplexity"].heldout_rows == 64
 
 
 def test_quantisations(tiny_model, chats_file, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import checkpoint, notice
+from lib.gcs import Gcs
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
@@ -33,9 +34,7 @@ def wait_until(reached, process, log: Path, seconds: float = PATIENCE) -> None:
 @pytest.mark.slow
 def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model, chats_file, tmp_path, monkeypatch):
     """Two ranks. First its node is drained: it saves and goes on. Then the money is out: it saves, stops and says how to go on."""
-    from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split(), "--scale.workers", "2"]
     whole, told, log = Run(tmp_path / "whole"), Run(tmp_path / "told"), tmp_path / "log"
@@ -46,7 +45,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
     env = os.environ | {"RAY_ADDRESS": cluster.address}
     env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # which lib.ray_session.connect sets where a test calls it
     try:
-        gcs = GcsClient(address=cluster.address)
+        gcs = Gcs(cluster.address)
         notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # which means nothing
         assert not notice.busy(gcs)
         with log.open("w") as f:
@@ -57,9 +56,9 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         (job,) = notice.jobs(gcs)
         assert notice.busy(gcs) and job["ended"] is None and "jobs/sft.py" in job["entrypoint"]
         assert (job["state"].run, job["state"].stage, job["state"].max_steps) == (told.path, "sft", STEPS)
-        leaves = int((time.time() + 600) * 1000)
-        preempted = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        assert gcs.drain_node(second.node_id, preempted, "the market takes it", leaves)[0]
+        drain = f"drain-node --address {cluster.address} --node-id {second.node_id} --deadline-remaining-seconds 600"
+        drain += " --reason DRAIN_NODE_REASON_PREEMPTION --reason-message taken"
+        subprocess.run([Path(python).with_name("ray"), *drain.split()], env=env, check=True)
         wait_until(
             lambda: checkpoint.steps(told) and checkpoint.damage(told, checkpoint.steps(told)[0]) is None, process, log
         )

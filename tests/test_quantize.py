@@ -17,7 +17,7 @@ from lib.cli import UsageError
 from lib.compression import measure, report
 from lib.compression.measure import Needs, Rate
 from lib.encode import Encoder
-from lib.evals import job as evals
+from lib.evals import plan as evals
 from lib.evals.job import EvalJob
 from lib.quantize import compressed, gptq, methods
 from lib.quantize import job as quantize_job

@@ -11,7 +11,7 @@ import yaml
 from lib import cli, config_file, fields, preflight
 from lib.config import Data, Eval, Job, Model, Scale
 from lib.evals import cli as eval_cli
-from lib.evals import job as eval_job
+from lib.evals import plan as eval_plan
 from lib.quantize import job as quantize_job
 from tests import stages
 
@@ -141,7 +141,7 @@ def put(config: dict, key: str, value) -> dict:
 def plan_it(stage: str, path: str) -> Job | None:
     """What jobs/<stage>.py checks before it starts anything, in this process. Raises ValueError."""
     if stage == "eval":
-        return eval_job.plan(eval_cli.parse(["--config", path]).job) and None
+        return eval_plan.plan(eval_cli.parse(["--config", path]).job) and None
     if stage == "quantize":
         return quantize_job.plan(quantize_job.parse(["--config", path])) and None
     planned = stages.planned(stage, ["--config", path])

@@ -18,29 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-STEPS = [
-    "key accepted",
-    "offer found",
-    "this machine leads",
-    "rented",
-    "boot",
-    "SSH login",
-    "GPU driver",
-    "disk",
-    "link to this machine",
-    "download",
-    "set-up",
-    "torch sees the GPU",
-    "store reached from the box",
-    "Ray joined over the mesh",
-    "LoRA SFT on the box",
-    "second box",
-    "boxes exchange tensors",
-    "destroyed, nothing bills",
-]
-"""Each is proved by the method of Check that proof() names."""
-DESTROYED = STEPS[-1]
-
 
 def main(argv: list[str]) -> int:
     from cluster.check.rented import Cluster, asked_markets

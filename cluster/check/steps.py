@@ -8,13 +8,36 @@ import time
 from collections.abc import Callable
 
 from cluster import markets, mesh, tags
-from cluster.check import DESTROYED, STEPS, report
+from cluster.check import report
 from cluster.check.box import MARKS, Box
 from cluster.check.jobs import Jobs, joined, store_environment
 from cluster.check.pipeline import Failed, NotAskedFor, Pipeline
 from cluster.check.rented import MINUTES, Cluster, usd_per_hour
 from cluster.entry import Entry
 from cluster.market import MarketError
+
+STEPS = [
+    "key accepted",
+    "offer found",
+    "this machine leads",
+    "rented",
+    "boot",
+    "SSH login",
+    "GPU driver",
+    "disk",
+    "link to this machine",
+    "download",
+    "set-up",
+    "torch sees the GPU",
+    "store reached from the box",
+    "Ray joined over the mesh",
+    "LoRA SFT on the box",
+    "second box",
+    "boxes exchange tensors",
+    "destroyed, nothing bills",
+]
+"""Each is proved by the method of Check that proof() names."""
+DESTROYED = STEPS[-1]
 
 RENTED_S = 120.0
 """Offers may be taken again and again, and a market's limits be reached."""

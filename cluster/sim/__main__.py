@@ -18,9 +18,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cluster.sim import catalogue, faults
-from cluster.sim.box import NamespaceBox, why_not
+from cluster.sim.box import NamespaceBox, NoBox, why_not
 from cluster.sim.network import Network
-from cluster.sim.ports import NoBox
 from cluster.sim.runpod import RunPod
 from cluster.sim.vast import Vast
 from cluster.sim.world import World

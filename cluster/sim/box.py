@@ -16,13 +16,13 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cluster.sim import smi
 from cluster.sim.network import Network, arun, run
 from cluster.sim.ports import Port
-from cluster.sim.rental import Rental
-from cluster.sim.world import World
+from cluster.sim.rental import Boot
 
 log = logging.getLogger("cluster.sim")
 
@@ -56,16 +56,16 @@ fi
 seen on its machines; and whoever runs `ssh HOST COMMAND` with it there reports that tmux says something and COMMAND never runs."""
 
 
-def environment(world: World, rental: Rental, public: str, mapped: dict[int, Port], bare: bool) -> dict[str, str]:
+def environment(boot: Boot, public: str, mapped: dict[int, Port], bare: bool) -> dict[str, str]:
     """What the market's own containers have, the order's env, and where the simulated APIs are (the real ones have DNS)."""
-    m, order = rental.machine, rental.order
+    rental, m, order = boot.rental, boot.rental.machine, boot.rental.order
     env = {"HOME": "/root", "LANG": "C.UTF-8", "SHOESTRING_SIMULATED": "1"}
     env |= (
         {"PATH": f"{SYSTEM_PATH}:{sys.base_prefix}/bin"}
         if bare
         else {"PATH": f"{sys.prefix}/bin:{SYSTEM_PATH}", "PYTHONPATH": str(REPO)}
     )
-    env |= {"VAST_URL": world.urls["vast"], "RUNPOD_URL": world.urls["runpod"]} | order.env
+    env |= {"VAST_URL": boot.urls["vast"], "RUNPOD_URL": boot.urls["runpod"]} | order.env
     if m.market == "vast":
         env |= {"CONTAINER_ID": rental.id, "CONTAINER_API_KEY": rental.key, "VAST_CONTAINERLABEL": f"C.{rental.id}"}
         env |= {"PUBLIC_IPADDR": public, "GPU_COUNT": str(order.count)}
@@ -101,16 +101,16 @@ class NamespaceBox:
         self._watch: asyncio.Task | None = None
         self._killing = asyncio.Lock()
 
-    async def boot(self, world: World, rental: Rental, sshd: bool) -> None:
-        order = rental.order
-        self._flat = order.flat and world.flat
+    async def boot(self, boot: Boot) -> None:
+        rental, order = boot.rental, boot.rental.order
+        self._flat = order.flat and boot.flat
         self._folder = self._state / "boxes" / rental.id
         self._k = self._network.take()
         space = await self._network.plug(self._k, self._flat)
         self.address = self._network.address(self._k)
         for p in order.ports:
             self.mapped[p] = await Port.open(self.public, (self.address, p), same=p >= 70000)
-        command = await self._write(world, rental, sshd)
+        command = await self._write(boot)
         volume = [f"{self._folder}/volume={order.volume}"] if order.volume else []
         seen = [sys.base_prefix] if self._bare else [sys.prefix, sys.base_prefix, str(REPO)]
         name = f"{rental.machine.market}-{rental.id}"
@@ -129,19 +129,19 @@ class NamespaceBox:
             said += await self._process.stdout.read()
             await self.kill()
             raise OSError(f"box.sh: {said.decode().strip()}")
-        self._watch = asyncio.create_task(self._ended(world, rental))
+        self._watch = asyncio.create_task(self._ended(boot.ended))
 
-    async def _ended(self, world: World, rental: Rental) -> None:
+    async def _ended(self, ended: Callable[[], Awaitable[None]]) -> None:
         """A container whose command ends is exited."""
         assert self._process
         await self._process.wait()
         self._watch = None
-        await world.halt(rental, "exited", "its command ended")
+        await ended()
 
-    async def _write(self, world: World, rental: Rental, sshd: bool) -> str:
+    async def _write(self, boot: Boot) -> str:
         """The disk of a new box, and of every start its environment; returns the container's command."""
         assert self._folder
-        folder, order = self._folder, rental.order
+        folder, rental, order = self._folder, boot.rental, boot.rental.order
         if rental.machine.market == "runpod" and folder.exists():
             for part in ("home", "tmp", "upper", "work"):
                 await asyncio.to_thread(shutil.rmtree, folder / part)
@@ -157,7 +157,7 @@ class NamespaceBox:
             (home / ".ssh").chmod(0o700)
             if rental.machine.market == "vast":
                 (home / ".ssh/authorized_keys").write_text("".join(k + "\n" for k in order.keys))
-        env = environment(world, rental, self.public, self.mapped, self._bare)
+        env = environment(boot, self.public, self.mapped, self._bare)
         (etc / "box_environment").write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in env.items()))
         name = f"{rental.machine.market}-{rental.id}"
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {name}\n")
@@ -168,7 +168,7 @@ class NamespaceBox:
             program.write_text(smi.program(rental.machine, order))
             program.chmod(0o755)
         start = folder / "upper/start.sh"
-        serve = sshd and order.sshd
+        serve = boot.sshd and order.sshd
         start.write_text(START + ("exec /usr/sbin/sshd -D -e\n" if serve else "exec sleep infinity\n"))
         start.chmod(0o755)
         if rental.machine.market == "runpod":  # args replace the image's command, and no shell sees them
@@ -202,3 +202,23 @@ class NamespaceBox:
     async def link(self, up: bool) -> None:
         if self._k is not None:
             await self._network.link(self._k, self._flat, up)
+
+
+class NoBox:
+    """Runs nothing: for tests of clients, which need no namespaces. Its ports refuse."""
+
+    def __init__(self) -> None:
+        self.address, self.public, self.mapped = "", "127.0.0.1", {}
+
+    async def boot(self, boot: Boot) -> None:
+        self.address = "127.0.0.1"
+        self.mapped = {p: await Port.open(self.public, None) for p in boot.rental.order.ports}
+
+    async def kill(self) -> None:
+        self.address, self.mapped = "", {}
+
+    async def remove(self) -> None:
+        pass
+
+    async def link(self, up: bool) -> None:
+        pass

@@ -1,37 +1,10 @@
-"""The mapped ports of a box: a TCP forwarder on the 'public' address, and the box without namespaces (`--boxes none`)."""
+"""The mapped ports of a box: a TCP forwarder on the 'public' address."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from cluster.sim.rental import Rental
-    from cluster.sim.world import World
-
-
-class Box(Protocol):
-    """An instance. `boot` raises OSError."""
-
-    address: str
-    """Of its own; "" before it booted."""
-    public: str
-    """The address that its ports are mapped on."""
-    mapped: dict[int, Port]
-    """By the container's port."""
-
-    async def boot(self, world: World, rental: Rental, sshd: bool) -> None: ...
-
-    async def kill(self) -> None:
-        """Its processes and its network are gone, its disk is kept."""
-
-    async def remove(self) -> None:
-        """Its disk too."""
-
-    async def link(self, up: bool) -> None:
-        """Its network cable."""
 
 
 class Port:
@@ -90,23 +63,3 @@ class Port:
         for task in list(self._pumps):
             task.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
-
-
-class NoBox:
-    """Runs nothing: for tests of clients, which need no namespaces. Its ports refuse."""
-
-    def __init__(self) -> None:
-        self.address, self.public, self.mapped = "", "127.0.0.1", {}
-
-    async def boot(self, world: World, rental: Rental, sshd: bool) -> None:
-        self.address = "127.0.0.1"
-        self.mapped = {p: await Port.open(self.public, None) for p in rental.order.ports}
-
-    async def kill(self) -> None:
-        self.address, self.mapped = "", {}
-
-    async def remove(self) -> None:
-        pass
-
-    async def link(self, up: bool) -> None:
-        pass

@@ -1,12 +1,13 @@
-"""A machine of a market, what is ordered of it, and what that costs."""
+"""A machine of a market, what is ordered of it, what that costs, and the box that it becomes."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
-from cluster.sim.ports import Box
+from cluster.sim.ports import Port
 
 HOURS_PER_MONTH = 730.0
 """Disks are priced per month and billed per second."""
@@ -88,6 +89,42 @@ class Charge:
 State = Literal[
     "provisioning", "loading", "running", "frozen", "restarting", "stopped", "exited", "offline", "error", "destroyed", "vanished"
 ]  # fmt: skip
+
+
+@dataclass
+class Boot:
+    """What a box is booted with."""
+
+    rental: Rental
+    urls: dict[str, str]
+    """Of the simulated APIs, by market."""
+    flat: bool
+    """The world has a network where boxes reach each other."""
+    sshd: bool
+    ended: Callable[[], Awaitable[None]]
+    """Called when the container's command has ended."""
+
+
+class Box(Protocol):
+    """An instance. `boot` raises OSError."""
+
+    address: str
+    """Of its own; "" before it booted."""
+    public: str
+    """The address that its ports are mapped on."""
+    mapped: dict[int, Port]
+    """By the container's port."""
+
+    async def boot(self, boot: Boot) -> None: ...
+
+    async def kill(self) -> None:
+        """Its processes and its network are gone, its disk is kept."""
+
+    async def remove(self) -> None:
+        """Its disk too."""
+
+    async def link(self, up: bool) -> None:
+        """Its network cable."""
 
 
 @dataclass

@@ -13,9 +13,9 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
-from cluster.sim.ports import Box
-from cluster.sim.rental import Machine, Order, Rental, State
+from cluster.sim.rental import Boot, Box, Machine, Order, Rental, State
 
 log = logging.getLogger("cluster.sim")
 
@@ -129,7 +129,9 @@ class World:
                 return
             if fault == "driver":
                 rental.order.extra["driver_cuda"] = 12.2
-            boot = asyncio.create_task(rental.box.boot(self, rental, sshd=rental.order.sshd and fault != "nosshd"))
+            sshd = rental.order.sshd and fault != "nosshd"
+            ended = partial(self.halt, rental, "exited", "its command ended")
+            boot = asyncio.create_task(rental.box.boot(Boot(rental, self.urls, self.flat, sshd, ended)))
             try:
                 await asyncio.shield(boot)
             except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from lib.evals.engine import Engine
 from lib.evals.job import EvalJob
 from lib.evals.judge import Panel
 from lib.evals.report import Calibration
+from lib.evals.rows import ROWS
 from lib.evals.task import Example
 from lib.sampling import Sampling
 
@@ -48,7 +49,6 @@ class Context:
     def rows(self, task: str) -> list[dict]:
         """Held-out rows that `task` reads, at most job.limit: a seeded draw, as files are often sorted."""
         from lib.data import load
-        from lib.evals.tasks import ROWS
 
         data = self.job.data_for(task)
         with self.lock:  # measures run in threads, and would write the same cache

@@ -15,9 +15,10 @@ from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
 from lib.evals.engine import TASK, Engine
 from lib.evals.formatting import duration
-from lib.evals.job import EvalJob, Plan
+from lib.evals.job import EvalJob
 from lib.evals.judge import Panel
 from lib.evals.ledger import Ledger
+from lib.evals.plan import Plan
 from lib.evals.report import Curve, Report, RunInfo, Timing, flatten
 from lib.run import Run
 

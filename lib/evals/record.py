@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 
 from lib.evals.evaluate import evaluate
-from lib.evals.job import Plan
+from lib.evals.plan import Plan
 from lib.evals.render import terminal
 from lib.run import Run
 

@@ -57,15 +57,6 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
 }
 """What needs more of a model than its answer: likelihoods, rewards, another run, a judge."""
 
-ROWS: dict[str, tuple[str, ...]] = {
-    "perplexity": ("chat", "text"),
-    "preference_accuracy": ("comparison",),
-    "win_rate": ("prompt",),
-    "arena": ("prompt",),
-    "kl": ("prompt",),
-}
-"""The kinds of rows that a measure reads from `data`; tasks bring their own examples."""
-
 
 def names() -> list[str]:
     """What get() knows, but for lm-eval's own tasks."""

@@ -41,7 +41,8 @@ def compare(run: Run, job: Job) -> bool:
 def _scores(run: Run, job: Job):
     """Of eval.tasks, which are measured once the run is trained unless something ended it."""
     from lib.evals.evaluate import evaluate
-    from lib.evals.job import after, plan
+    from lib.evals.job import after
+    from lib.evals.plan import plan
     from lib.evals.report import Report
 
     if not job.eval.tasks:

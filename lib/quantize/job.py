@@ -12,7 +12,8 @@ from typing import Literal
 from lib import cli, data, integrity, limits, logs, quantized, ranges, vllm_generator
 from lib.cli import Request, UsageError
 from lib.config import Data
-from lib.evals.job import EvalJob, unfiled
+from lib.evals.job import EvalJob
+from lib.evals.plan import unfiled
 from lib.evals.spec import Spec, find
 from lib.quantize.methods import METHODS
 from lib.run import Run
@@ -149,7 +150,7 @@ def plan(request: Request) -> Plan:
         attempt(checked.need_heldout)  # memory and speed are measured on them
     problems += unfiled(job.task_data)
     if spec and engine and job.tasks:  # the tasks, on the model that is there already
-        from lib.evals import job as evals
+        from lib.evals import plan as evals
 
         before = replace(job.evaluation(), runs={"before": spec.base})
         problems += [p for p in [_problem(evals.plan, before)] if p]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.chat_template import template_sha256
 from lib.quantize import compressed, gptq
 
 
@@ -93,8 +94,6 @@ def quantize(method: str, source: str, target: str, dtype: str | None, rows: lis
     """
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
-
-    from lib.models import template_sha256
 
     disable_progress_bar()
     how = METHODS[method]

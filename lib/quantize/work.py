@@ -11,7 +11,7 @@ from lib import checkpoint, data, models, provenance
 from lib.apart import apart
 from lib.compression import measure, report
 from lib.compression.measure import weights
-from lib.evals import job as evals
+from lib.evals import plan as evals
 from lib.evals.evaluate import evaluate
 from lib.publish import publish
 from lib.quantize import gptq

@@ -65,7 +65,8 @@ def _data_options(job: Job) -> str:
 def _evaluate(run: Run, job: Job) -> bool:
     """Scores the finished run beside its base on `eval.tasks`; the report goes into the run. Returns whether it could be done."""
     from lib.evals.evaluate import evaluate
-    from lib.evals.job import after, plan
+    from lib.evals.job import after
+    from lib.evals.plan import plan
     from lib.evals.render import terminal
 
     command = _next(run, job)[0]

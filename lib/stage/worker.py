@@ -27,6 +27,7 @@ from lib import (
     provenance,
     strategy,
 )
+from lib.chat_template import template_sha256
 from lib.collectives import barrier, share
 from lib.config import Job
 from lib.failure import StopTraining
@@ -193,7 +194,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         tokens_per_second=speed,
         train_loss=train_loss,
         peak_memory_bytes=peak,
-        template_sha256=models.template_sha256(trainer.processing_class),
+        template_sha256=template_sha256(trainer.processing_class),
         seconds=seconds,
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         train=json.loads(args.to_json_string()),

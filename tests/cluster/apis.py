@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from cluster.sim import catalogue
 from cluster.sim.__main__ import make_apps
-from cluster.sim.ports import NoBox
+from cluster.sim.box import NoBox
 from cluster.sim.world import World
 
 SPEC = os.environ.get("RUNPOD_SPEC")

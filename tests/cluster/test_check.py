@@ -120,7 +120,7 @@ def test_a_wrong_key_is_named(home, sim, monkeypatch):
     report_path = home / "check.json"
     assert check.main(["--market", "vast", "--yes", "--report", str(report_path)]) == 1
     told = json.loads(report_path.read_text())
-    assert [s["outcome"] for s in told["steps"]] == ["failed"] + ["not reached"] * (len(check.STEPS) - 1)
+    assert [s["outcome"] for s in told["steps"]] == ["failed"] + ["not reached"] * (len(steps.STEPS) - 1)
     assert told["steps"][0]["step"] == "key accepted" and "vast" in told["steps"][0]["detail"].lower()
     assert "wrong-key-123" not in report_path.read_text() and sim.bill()["rentals"] == []
 
@@ -147,7 +147,7 @@ def test_a_box_that_never_boots_is_named(renting, sim, fault, why):
     made, _ = renting(boot_minutes=0.02)
     assert why in failed(made, "boot", made.boot)
     made.end()
-    assert outcomes(made)[check.DESTROYED] == "passed" and sim.state()["rentals"] == []
+    assert outcomes(made)[steps.DESTROYED] == "passed" and sim.state()["rentals"] == []
     assert made.cluster.usd() == pytest.approx(sim.bill()["total_usd"], abs=1e-4)
 
 
@@ -241,7 +241,7 @@ def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(ho
             signal.signal(n, handler)
     told = {s["step"]: s for s in json.loads((home / "check.json").read_text())["steps"]}
     assert (told["boot"]["outcome"], told["boot"]["detail"]) == ("failed", "it was interrupted")
-    assert told["SSH login"]["outcome"] == "not reached" and told[check.DESTROYED]["outcome"] == "passed"
+    assert told["SSH login"]["outcome"] == "not reached" and told[steps.DESTROYED]["outcome"] == "passed"
     assert sim.state()["rentals"] == [] and "what was rented is destroyed" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cluster import check
+from cluster.check.steps import DESTROYED, STEPS
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, took
 from tests.conftest import PATIENCE, s3_environment, s3_serving
@@ -41,7 +41,7 @@ def test_two_boxes_pass_every_step_and_the_ledger_is_the_bill(apart, bucket):
     steps, report = told(path), json.loads(path.read_text())
     gpu = {"GPU driver", "torch sees the GPU"}
     assert {s for s in steps if steps[s]["outcome"] == "not asked for"} == gpu  # and not ticked
-    assert all(steps[s]["outcome"] == "passed" for s in check.STEPS if s not in gpu) and report["passed"]
+    assert all(steps[s]["outcome"] == "passed" for s in STEPS if s not in gpu) and report["passed"]
     assert steps["boxes exchange tensors"]["detail"].startswith("gloo: 16 MB")
     assert re.search(r"20 steps on the CPU, loss [\d.]+ → [\d.]+", steps["LoRA SFT on the box"]["detail"])
     assert report["other_api_than_the_markets"] == ["vast"]
@@ -71,7 +71,7 @@ def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
     steps = told(path)
     assert steps["LoRA SFT on the box"]["outcome"] == "failed", said
     assert steps["second box"]["outcome"] == steps["boxes exchange tensors"]["outcome"] == "not reached"
-    assert steps[check.DESTROYED]["outcome"] == "passed" and boxes.state()["rentals"] == []
+    assert steps[DESTROYED]["outcome"] == "passed" and boxes.state()["rentals"] == []
 
 
 def test_a_check_that_is_killed_leaves_nothing(apart):

@@ -10,10 +10,8 @@ from tests.conftest import PATIENCE, REPO
 
 DARK = """
 import os, signal, sys, time
-from ray._raylet import GcsClient
-from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from lib.gcs import Gcs
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import NodeStatus
 from cluster import lost
 from cluster.failures import Failures
 from cluster.ledger import Ledger
@@ -25,8 +23,7 @@ dark = cluster.add_node(num_cpus=1, env_vars={"RAY_CLOUD_INSTANCE_ID": "vast-1"}
 [raylet] = dark.all_processes["raylet"]
 
 def alive():
-    nodes = get_cluster_resource_state(GcsClient(address=cluster.address)).node_states
-    return [n for n in nodes if n.status != NodeStatus.DEAD]
+    return Gcs(cluster.address).node_states()
 
 try:
     os.kill(raylet.process.pid, signal.SIGSTOP)
@@ -36,7 +33,7 @@ try:
     while len(alive()) > 1:
         assert time.monotonic() < give_up
     assert lost.tell(cluster.address, {"vast-1"}) == 0
-    gcs, failures = GcsClient(address=cluster.address), Failures(Ledger("c"), cluster.address)
+    gcs, failures = Gcs(cluster.address), Failures(Ledger("c"), cluster.address)
     assert notice.reason(gcs) is None
     failures.cannot("gpu", "none is offered")
     failures.cannot("big", "the key is refused")

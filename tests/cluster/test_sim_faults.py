@@ -6,7 +6,7 @@ import pytest
 
 from cluster.sim import catalogue
 from cluster.sim.__main__ import make_apps
-from cluster.sim.ports import NoBox
+from cluster.sim.box import NoBox
 from cluster.sim.world import World
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from lib.evals.evaluate import evaluate
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from lib.run import Run
 
 

@@ -9,7 +9,8 @@ import pytest
 from lib.evals import endpoint
 from lib.evals.endpoint import Judge, Unreachable
 from lib.evals.evaluate import evaluate
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from tests.evals.api import better, talk
 
 

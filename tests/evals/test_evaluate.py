@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from lib.evals.evaluate import evaluate
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from lib.evals.report import Report
 from lib.evals.summary import CLOCK
 from lib.run import Run

@@ -11,7 +11,8 @@ from lib.evals import harness, tasks
 from lib.evals.evaluate import evaluate
 from lib.evals.gate import Rule
 from lib.evals.harness_tasks import LmEval
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from lib.run import Run
 from tests.conftest import WORDS
 

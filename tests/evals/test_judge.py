@@ -8,8 +8,9 @@ import pytest
 
 from lib.evals import judge, mt_bench
 from lib.evals.evaluate import evaluate
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
 from lib.evals.judge import Unreadable
+from lib.evals.plan import plan
 from lib.evals.report import Report
 from lib.run import Run
 from tests import warm

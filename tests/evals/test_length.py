@@ -3,7 +3,8 @@
 import pytest
 
 from lib.evals import length, summary
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from lib.generator import Answer
 
 

@@ -9,7 +9,8 @@ from lib.evals import summary, tasks
 from lib.evals.evaluate import evaluate
 from lib.evals.gate import Rule
 from lib.evals.jailbreak import WRAPPERS
-from lib.evals.job import EvalJob, plan
+from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from lib.evals.task import Scores
 from lib.run import Run
 from tests.evals.api import talk

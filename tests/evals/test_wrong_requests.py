@@ -7,8 +7,9 @@ import sys
 import pytest
 import yaml
 
-from lib.evals import cli, job, tasks
+from lib.evals import cli, tasks
 from lib.evals.job import EvalJob
+from lib.evals.plan import plan
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO
@@ -89,46 +90,46 @@ def test_wrong_jobs(change, message, runs):
     good["runs"] = {k: paths[v] for k, v in good["runs"].items()}
     good["reward"] = paths.get(good["reward"], good["reward"])
     with pytest.raises(ValueError, match=message):
-        job.plan(EvalJob(**good))
+        plan(EvalJob(**good))
 
 
 def test_a_run_that_is_none_names_those_that_are(runs):
     """A misspelt run directory: the nearest run there is."""
     with pytest.raises(ValueError, match=r"runs.sft: .*sftt.*sft"):
-        job.plan(EvalJob(runs={"sft": runs["sft"] + "t"}))
+        plan(EvalJob(runs={"sft": runs["sft"] + "t"}))
 
 
 def test_an_unfinished_run(make_run):
     run = Run(make_run("unfinished"))
     run.write_json("provenance.json", {"status": "failed"})
     with pytest.raises(ValueError, match=r"runs.x: .*(failed|no model)"):
-        job.plan(EvalJob(runs={"x": run.path}))
+        plan(EvalJob(runs={"x": run.path}))
 
 
 def test_another_template_than_in_training(make_run):
     with pytest.raises(ValueError, match=r"runs.x: the chat template of .* is not the one it was trained with"):
-        job.plan(EvalJob(runs={"x": make_run("template", template="0" * 64)}))
+        plan(EvalJob(runs={"x": make_run("template", template="0" * 64)}))
 
 
 def test_win_rate_on_other_data_needs_a_judge(runs, pairs_file):
     asked = EvalJob(runs={"sft": runs["sft"], "dpo": runs["dpo"]}, tasks=["win_rate"])
     asked.data.source = pairs_file
     with pytest.raises(ValueError, match="reward: win_rate needs a judge"):
-        job.plan(asked)
+        plan(asked)
 
 
 def test_no_held_out_rows(runs, pairs_file):
     asked = EvalJob(runs={"sft": runs["sft"]}, tasks=["perplexity"])
     asked.data.source, asked.data.heldout_fraction = pairs_file, 0.0
     with pytest.raises(ValueError, match=r"data.source: .* no held-out rows"):
-        job.plan(asked)
+        plan(asked)
 
 
 def test_data_of_the_wrong_kind(runs, chats_file):
     asked = EvalJob(reward=runs["reward"], tasks=["preference_accuracy"])
     asked.data.source = chats_file
     with pytest.raises(ValueError, match=r"data\.source"):
-        job.plan(asked)
+        plan(asked)
 
 
 @pytest.mark.parametrize(
@@ -142,23 +143,23 @@ def test_data_of_the_wrong_kind(runs, chats_file):
 def test_decodings_that_need_what_is_not_there(settings, says, runs, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
     with pytest.raises(ValueError, match=f"^{says}"):
-        job.plan(EvalJob(runs={k: runs[k] for k in ("base", "sft")}, **settings))
+        plan(EvalJob(runs={k: runs[k] for k in ("base", "sft")}, **settings))
 
 
 def test_vllm_is_taken_where_it_is_and_can(runs, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     asked = EvalJob(runs={"base": runs["base"]})
-    assert asked.vllm() and job.plan(asked).specs[0].vllm and ("engine", "vLLM") in job.plan(asked).lines()
+    assert asked.vllm() and plan(asked).specs[0].vllm and ("engine", "vLLM") in plan(asked).lines()
     asked.decoding = ["beam_4"]
-    assert not asked.vllm() and ("engine", "transformers") in job.plan(asked).lines()
+    assert not asked.vllm() and ("engine", "transformers") in plan(asked).lines()
     asked.engine = "vllm"
     with pytest.raises(ValueError, match=r"^engine: vllm has no beam_4\. Say engine: transformers"):
-        job.plan(asked)
+        plan(asked)
 
 
 def test_all_problems_at_once(runs):
     with pytest.raises(ValueError) as e:
-        job.plan(EvalJob(runs={"a": "./nowhere"}, tasks=["kl", "dmo"], limit=0))
+        plan(EvalJob(runs={"a": "./nowhere"}, tasks=["kl", "dmo"], limit=0))
     assert [line.split(":")[0] for line in str(e.value).splitlines()] == ["tasks", "runs.a", "runs", "limit"]
 
 
@@ -217,12 +218,13 @@ def test_the_shipped_config_parses():
     "file", sorted(REPO.glob("configs/eval*.yaml")) + sorted(REPO.glob("configs/eval/*.yaml")), ids=str
 )
 def test_shipped_configurations_load(file, tmp_path, monkeypatch):
-    from lib.evals import cli, job
+    from lib.evals import cli
+    from lib.evals.plan import plan
 
     monkeypatch.setenv("SHOESTRING_HOME", str(tmp_path))  # the checkout may have the quickstart's runs
     request = cli.parse(["--config", str(file)]).job
     with pytest.raises(ValueError) as refused:  # the runs they name aren't there, and nothing else is wrong
-        job.plan(request)
+        plan(request)
     assert all(
         line.split(":")[0].startswith(("runs.", "reward", "task_data.")) for line in str(refused.value).splitlines()
     )

@@ -1,0 +1,10 @@
+"""The identity of a chat template."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def template_sha256(tokenizer) -> str:
+    """SHA-256 of a tokenizer's chat template; of the empty text where it has none."""
+    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
