@@ -89,6 +89,11 @@ def test_a_held_out_loss_is_nats_by_tokens(stage, tiny_model, rows, tmp_path):
         ("reward", {"center_rewards_coefficient": 0.1}),
         ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
         ("dpo", {"loss_type": "ipo"}),
+        ("kto", {"undesirable_weight": 0.5}),
+        ("kto", {"loss_type": "apo_zero_unpaired"}),
+        ("orpo", {"beta": 0.5}),
+        ("simpo", {}),
+        ("simpo", {"loss_type": "cpo"}),
     ],
 )
 def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path):
@@ -114,6 +119,10 @@ LOSSES = [
     ("dpo", {"loss_type": ["sft"]}),
     ("dpo", {"loss_type": ["ipo"]}),
     ("reward", {"center_rewards_coefficient": 0.1}),
+    ("kto", {"undesirable_weight": 0.5}),
+    ("orpo", {"beta": 0.5}),
+    ("simpo", {}),
+    ("simpo", {"loss_type": "cpo"}),
     ("sft", {}),
     ("sft", {"loss_type": "dft"}),
     ("sft", {"label_smoothing_factor": 0.1}),
@@ -125,7 +134,7 @@ LOSSES = [
 def test_a_step_is_the_same_however_it_is_cut(stage, train, tiny_model, rows, tmp_path):
     """Plain gradient descent, so that a weight shows its gradient: Adam would scale it."""
     weights, logged = [], []
-    source, teacher = rows["pairs" if stage in ("dpo", "reward") else "chats"], {"teacher": tiny_model}
+    source, teacher = rows["chats" if stage in ("sft", "distill") else "pairs"], {"teacher": tiny_model}
     for micro in (7, 1):
         asked = {"optim": "sgd", "learning_rate": 0.1, "seed": 0} | train | (teacher if stage == "distill" else {})
         trainer = trained(stage, tiny_model, source, tmp_path, micro, **asked)
