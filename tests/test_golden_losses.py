@@ -82,8 +82,8 @@ def test_odds_at_the_ends_of_their_range():
     loss = odds_ratio(chosen, rejected)
     loss.sum().backward()
     assert loss.isfinite().all() and chosen.grad.isfinite().all() and rejected.grad.isfinite().all()
-    assert loss[0] < 1e-6 and loss[1] == pytest.approx(80 + 13.8155, rel=1e-3)
-    assert loss[3] == pytest.approx(0.693147, rel=1e-5)
+    assert float(loss[0]) < 1e-6 and float(loss[1]) == pytest.approx(80 + 13.8155, rel=1e-3)
+    assert float(loss[3]) == pytest.approx(0.693147, rel=1e-5)
 
 
 def test_mismatched_answers_are_of_other_prompts():
@@ -109,10 +109,10 @@ def test_reference_point_is_the_mean_over_the_step(tiny_model, tmp_path):
     job = Job("unused", "kto", Model(tiny_model), Data(str(file), heldout_fraction=0), train, scale)
     args, _ = arguments(job, stages.stage("kto").config, 1, str(tmp_path))
     trainer = stages.built(job, args)
-    trainer.model.lm_head.weight.data.mul_(1.5)
+    trainer.model.lm_head.weight.data.mul_(0.5)
     policy = AutoModelForCausalLM.from_pretrained(tiny_model)
     reference = AutoModelForCausalLM.from_pretrained(tiny_model)
-    policy.lm_head.weight.data.mul_(1.5)
+    policy.lm_head.weight.data.mul_(0.5)
     tok, total = AutoTokenizer.from_pretrained(tiny_model), 0.0
     for i, j in enumerate([2, 2, 3, 0]):
         asked = tok.apply_chat_template([{"role": "user", "content": rows[i]["prompt"]}], tokenize=False, add_generation_prompt=True)
@@ -125,4 +125,4 @@ def test_reference_point_is_the_mean_over_the_step(tiny_model, tmp_path):
             total += sign * logp[torch.arange(len(ids) - 1, whole.size(1) - 1), whole[0, len(ids) :]].sum().item()
     trainer.train()
     logged = next(r["kl"] for r in trainer.state.log_history if "kl" in r)
-    assert total != 0 and logged == pytest.approx(max(0.0, total / 4), rel=1e-4, abs=1e-6)
+    assert total > 0 and logged == pytest.approx(total / 4, rel=1e-4)
