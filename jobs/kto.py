@@ -28,6 +28,7 @@ def build(job, args, inputs):
     from lib import models
     from lib.kto import WholeStepKTOTrainer
 
+    inputs.check.need_both_labels()  # known by now also of rows that the plan didn't read
     shared = models.for_trainer(job.model, args)
     return WholeStepKTOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 

@@ -227,12 +227,6 @@ def _refuse(data: Data, check: Check, training: bool) -> None:
             f"{check.bad_rows:,} bad, {check.leaks:,} leaked, {check.heldout_rows:,} held out, {check.unused:,} unused"
         )
         raise ValueError(f"data.source: {check.source} leaves no training rows ({gone}).")
-    if training and check.complete and check.kind == "labelled" and check.wanted in (0, check.rows):
-        remedy = "jobs/sft.py learns from wanted answers alone" if check.wanted else "there is nothing to prefer to them"
-        raise ValueError(
-            f"data.source: all {check.rows:,} training answers are labelled {str(bool(check.wanted)).lower()}, and both labels are needed. "
-            f"Add answers with the other one; {remedy}."
-        )
     if check.complete and not check.heldout_rows and (data.heldout or data.heldout_fraction):
         raise ValueError(
             f"data.heldout: no rows are held out ({check.heldout}) of {total:,}. Raise data.heldout_fraction, "
