@@ -136,7 +136,9 @@ class WholeStepKTOTrainer(KTOTrainer):
         wanted_B = inputs["label"].bool()
         logp_B, outputs = self._logps(model, inputs)
         ratio_B = logp_B - self._reference_logps(inputs)
-        kl = self.kl if self.loss_type == "kto" else 0.0  # apo_zero_unpaired (D'Oosterlinck et al. 2024) is KTO with z₀ = 0
+        kl = (
+            self.kl if self.loss_type == "kto" else 0.0
+        )  # apo_zero_unpaired (D'Oosterlinck et al. 2024) is KTO with z₀ = 0
         loss = preference_losses.kto(
             ratio_B, wanted_B, kl, self.beta, self.desirable_weight, self.undesirable_weight
         ).mean()

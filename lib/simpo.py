@@ -16,7 +16,9 @@ DEFAULTS = {"simpo": {"beta": 2.0, "cpo_alpha": 0.0}, "cpo": {"beta": 0.1, "cpo_
 class SimPOConfig(ReferenceFreeConfig):
     loss_type: Literal["simpo", "cpo"] = field(
         default="simpo",
-        metadata={"help": "simpo: mean log-probabilities of a token and a margin. cpo: sums over the answer, no margin."},
+        metadata={
+            "help": "simpo: mean log-probabilities of a token and a margin. cpo: sums over the answer, no margin."
+        },
     )
     beta: float | None = field(
         default=None, metadata={"help": "β: scale of the log-probabilities. None: 2.0 for simpo, 0.1 for cpo."}

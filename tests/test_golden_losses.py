@@ -47,7 +47,9 @@ def hand(logps: list[list[float]]):
     return model
 
 
-@pytest.mark.parametrize(("stage", "train", "loss"), GOLDEN, ids=[f"{s}-{t.get('loss_type', '')}" for s, t, _ in GOLDEN])
+@pytest.mark.parametrize(
+    ("stage", "train", "loss"), GOLDEN, ids=[f"{s}-{t.get('loss_type', '')}" for s, t, _ in GOLDEN]
+)
 def test_loss(stage, train, loss, tiny_model, pairs_file, chats_file, tmp_path):
     import torch
 
@@ -115,7 +117,9 @@ def test_reference_point_is_the_mean_over_the_step(tiny_model, tmp_path):
     policy.lm_head.weight.data.mul_(0.5)
     tok, total = AutoTokenizer.from_pretrained(tiny_model), 0.0
     for i, j in enumerate([2, 2, 3, 0]):
-        asked = tok.apply_chat_template([{"role": "user", "content": rows[i]["prompt"]}], tokenize=False, add_generation_prompt=True)
+        asked = tok.apply_chat_template(
+            [{"role": "user", "content": rows[i]["prompt"]}], tokenize=False, add_generation_prompt=True
+        )
         ids = tok(asked, add_special_tokens=False)["input_ids"]
         answer = tok(f"{rows[j]['completion']}<|im_end|>\n", add_special_tokens=False)["input_ids"]
         whole = torch.tensor([ids + answer])

@@ -33,7 +33,9 @@ def test_two_workers_take_the_steps_of_one(stage, tiny_model, pairs_file, tmp_pa
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     job(stage, one, tiny_model, pairs_file, workers=1, micro_batch=8)
     job(stage, two, tiny_model, pairs_file, workers=2, micro_batch=2)
-    names = {"loss", "eval_loss", "rewards/chosen", "rewards/rejected"} | ({"kl", "eval_kl"} if stage == "kto" else set())
+    names = {"loss", "eval_loss", "rewards/chosen", "rewards/rejected"} | (
+        {"kl", "eval_kl"} if stage == "kto" else set()
+    )
     for name in names:
         assert logged(two, name) == pytest.approx(logged(one, name), rel=1e-3, abs=1e-5), name
     assert len(logged(one, "loss")) == 6 and logged(one, "loss")[-1] < logged(one, "loss")[0]
@@ -67,15 +69,26 @@ def test_two_workers_take_the_steps_of_one(stage, tiny_model, pairs_file, tmp_pa
 )
 def test_what_cannot_be_is_refused_with_its_key(stage, words, says, tiny_model, pairs_file, tmp_path):
     with pytest.raises(ValueError) as e:
-        planned(stage, ["--model.base", tiny_model, "--data.source", pairs_file, "--run", str(tmp_path / "run"), *words])
+        planned(
+            stage, ["--model.base", tiny_model, "--data.source", pairs_file, "--run", str(tmp_path / "run"), *words]
+        )
     assert says in str(e.value)
 
 
 def test_answers_of_one_label_are_refused(tiny_model, tmp_path):
     file = tmp_path / "wanted.jsonl"
     file.write_text('{"prompt": "what is red?", "completion": "a lamp.", "label": true}\n' * 4)
-    argv = ["--model.base", tiny_model, "--data.source", str(file), "--data.heldout_fraction", "0", "--run", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="data.source: all 4 training answers are labelled true"):
+    argv = [
+        "--model.base",
+        tiny_model,
+        "--data.source",
+        str(file),
+        "--data.heldout_fraction",
+        "0",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    with pytest.raises(ValueError, match=r"data.source: all 4 training answers are labelled true"):
         planned("kto", argv)
 
 
