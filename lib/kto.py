@@ -86,6 +86,7 @@ class WholeStepKTOTrainer(KTOTrainer):
         if self.loss_type == "kto" and len(dataloader.dataset):
             rows = [row for example in dataloader.dataset for row in _rows(self.data_collator([example]))]
             shards = Shards(len(rows), a.eval_batch_size, a.process_index, a.world_size)
+            self.model_wrapped.eval()  # as the loop will, before any dropout is drawn
             counted = shards.own if a.process_index else len(shards)
             self.kl = self._kl(rows, ((at, n < counted) for n, at in enumerate(shards)))
         try:
