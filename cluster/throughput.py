@@ -52,16 +52,17 @@ class Speed:
     """measured: … or published: …"""
 
 
-def per_token(a: Anatomy, mean: float, labelled: float, checkpointing: bool, reference: bool, teacher: int) -> float:
+def per_token(a: Anatomy, mean: float, labelled: float, checkpointing: bool, forwards: int, teacher: int) -> float:
     """Operations for one token of training. mean: tokens of a sequence; labelled: share of tokens at which a loss is taken, the
-    only ones that meet the head; reference: the base answers too (DPO); teacher: parameters of one that does."""
+    only ones that meet the head; forwards: passes without gradient (1 for a reference model); teacher: parameters of one that
+    answers too."""
     layers = 2 * a.multiplied + 4 * a.layers * mean * a.attention
     head = 2 * a.head * labelled
     full = a.trainable > a.adapter or not a.adapter
     frozen = 0 if full else 2 * (a.multiplied - a.adapter)
     backward = 2 * layers - frozen + head * (3 if a.head_trains else 2)  # the head's tile is worked out again
     again = layers if checkpointing else 0
-    return layers + head + backward + again + (layers + head if reference else 0) + 2 * teacher
+    return layers + head + backward + again + forwards * (layers + head) + 2 * teacher
 
 
 def speed(hardware: str, precision: str, stage: str, known: list[Measured]) -> Speed | None:

@@ -69,6 +69,12 @@ class Work:
         """Whether the base answers beside the policy."""
         return "precompute_ref_log_probs" in self.defaults and not self.train("precompute_ref_log_probs")
 
+    @property
+    def forwards(self) -> int:
+        """Passes without gradient for each token: of the reference, and of both models over KTO's mismatched answers."""
+        mismatched = "desirable_weight" in self.defaults and self.train("loss_type") == "kto"
+        return (1 if self.reference else 0) + (2 if mismatched else 0)
+
     def steps(self) -> int | None:
         """None where the number of rows is known to the workers only."""
         if (self.train("max_steps") or -1) > 0:
@@ -105,7 +111,7 @@ class Work:
         share = self.lengths.labelled_mean / self.lengths.mean
         a, teacher = self.anatomy(gpu, precision), self.teacher(gpu, precision)
         again = self.train("gradient_checkpointing")
-        return throughput.per_token(a, self.lengths.mean, share, again, self.reference, teacher)
+        return throughput.per_token(a, self.lengths.mean, share, again, self.forwards, teacher)
 
     def footprint(self, gpu: bool, precision: str) -> Footprint:
         """Of one worker."""

@@ -12,21 +12,26 @@ from trl import DPOTrainer
 from lib.heldout import counts
 
 
-class WholeStepDPOTrainer(DPOTrainer):
-    """TRL's DPOTrainer with −Σ log π(y⁺ₜ) ÷ (chosen tokens of the step) as the loss `sft`; of held-out rows: of all of them."""
+class WholeStepTrainer(DPOTrainer):
+    """TRL's DPOTrainer, which counts the chosen tokens of the step, or of all held-out rows, where `by_chosen_token` is true."""
 
     chosen_per_pair: float | None = None
-    """Of the step or the held-out rows at work. None: a batch stands for itself."""
+    """Mean number of chosen tokens, over the step or the held-out rows at work. None: a batch stands for itself."""
+
+    @property
+    def by_chosen_token(self) -> bool:
+        """Whether a part of the loss is a mean over the tokens of the chosen answers."""
+        raise NotImplementedError
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if "sft" in self.loss_types and batches:
+        if self.by_chosen_token and batches:
             self.chosen_per_pair = self._per_pair(batches, device)
         return batches, items
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         before = self.chosen_per_pair
-        if "sft" in self.loss_types and len(dataloader.dataset):
+        if self.by_chosen_token and len(dataloader.dataset):
             self.chosen_per_pair = self._per_pair(self.data_collator([row]) for row in dataloader.dataset)
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
@@ -44,9 +49,17 @@ class WholeStepDPOTrainer(DPOTrainer):
             chosen, pairs = self.accelerator.reduce(both, "sum").tolist()
         return chosen / pairs
 
+
+class WholeStepDPOTrainer(WholeStepTrainer):
+    """TRL's DPOTrainer with −Σ log π(y⁺ₜ) ÷ (chosen tokens of the step) as the loss `sft`; of held-out rows: of all of them."""
+
+    @property
+    def by_chosen_token(self) -> bool:
+        return "sft" in self.loss_types
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         kinds, weights, here = self.loss_types, self.loss_weights, counts(inputs)
-        if "sft" in kinds and self.chosen_per_pair:
+        if self.by_chosen_token and self.chosen_per_pair:
             share = here["chosen"] / here["pairs"] / self.chosen_per_pair
             both = zip(kinds, weights, strict=True)
             if share:

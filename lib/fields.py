@@ -50,6 +50,7 @@ def _fields(module: str, name: str) -> tuple[tuple[str, Field], ...]:
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
             if "init=False" in (ast.unparse(node.value) if node.value else ""):
+                fields.pop(node.target.id, None)  # a subclass may fix what its base class leaves open
                 continue
             default, text = _default(node.value)
             fields[node.target.id] = Field(_type(module, node.annotation), default, text)

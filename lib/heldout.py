@@ -1,4 +1,4 @@
-"""The held-out loss: nats of all held-out rows ÷ the tokens (SFT, distillation) or pairs (DPO, reward) that they are of.
+"""The held-out loss: nats of all held-out rows ÷ the tokens (SFT, distillation), pairs (DPO, reward) or answers (KTO) that they are of.
 
 transformers takes the mean of the batches' means, a smaller last batch weighing as much as a full one, and repeats rows until all
 workers have as many: the same model had another held-out loss at another batch size. Here each row counts once and each batch
@@ -32,9 +32,14 @@ class Shards:
 
 def counts(inputs: dict) -> dict[str, int]:
     """What a batch as TRL's collators make it holds: {"tokens": …} of chat and text rows, {"pairs": …} of preferences, and for DPO
-    also their "tokens", "chosen" and "rejected" ones. Tokens: those with a label that are predicted."""
+    also their "tokens", "chosen" and "rejected" ones; {"answers": …} of labelled rows, how many of them are "desirable" and
+    "undesirable", and their "tokens". Tokens: those with a label that are predicted. The first is what the loss is a mean over."""
     if "labels" in inputs:
         return {"tokens": int(labelled(inputs).sum())}
+    if "label" in inputs:
+        answers, desirable = len(inputs["label"]), int(inputs["label"].sum())
+        tokens = int(inputs["completion_mask"][:, 1:].sum())
+        return {"answers": answers, "desirable": desirable, "undesirable": answers - desirable, "tokens": tokens}
     pairs = len(inputs["input_ids"]) // 2
     if "completion_mask" not in inputs:
         return {"pairs": pairs}
@@ -44,15 +49,32 @@ def counts(inputs: dict) -> dict[str, int]:
 
 def unit(metric: str, held: dict[str, int]) -> str:
     """Which of counts() a metric of TRL's is a mean over."""
+    if "answers" in held:
+        side = {"chosen": "desirable", "rejected": "undesirable"}.get(metric.rpartition("/")[2], "answers")
+        return "tokens" if metric == "entropy" else side
     if "pairs" not in held:
         return "tokens"
     by_token = {
         "entropy": "tokens",
         "mean_token_accuracy": "chosen",
+        "nll_loss": "chosen",
         "logits/chosen": "chosen",
         "logits/rejected": "rejected",
     }
     return by_token.get(metric, "pairs")
+
+
+def log_means(trainer, sums: dict, inputs: dict) -> None:
+    """Keeps, as TRL's trainers keep their metrics, {metric: sum over the micro-batch} as means over what unit() says, of all workers."""
+    import torch
+
+    held, mode = counts(inputs), "train" if trainer.model.training else "eval"
+    mine = torch.tensor([*map(float, sums.values()), *held.values()], dtype=torch.float64, device=trainer.args.device)
+    of_all = trainer.accelerator.reduce(mine, "sum").tolist()
+    weights = dict(zip(held, of_all[len(sums) :], strict=True))
+    for name, total in zip(sums, of_all, strict=False):
+        if weight := weights[unit(name, held)]:
+            trainer._metrics[mode][name].append(total / weight)
 
 
 EXTREME = {"min_reward": min, "max_reward": max}
@@ -106,7 +128,7 @@ class Heldout:
         before = {name: len(values) for name, values in metrics.items()}
         out = self._loss(model, inputs, *args, **kwargs)
         if mode == "eval":
-            n = held["pairs" if "pairs" in held else "tokens"]
+            n = next(iter(held.values()))
             mean = float((out[0] if isinstance(out, tuple) else out).detach())
             self.nats, self.of = self.nats + (mean * n if n else 0.0), self.of + n
         of_all = dict(zip(held, self._all(list(held.values())), strict=True))

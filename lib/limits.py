@@ -19,6 +19,8 @@ LOSSES = {
         "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
         "apo_down", "discopop", "sft", "sigmoid_norm",
     ),
+    "kto": ("kto", "apo_zero_unpaired"),
+    "simpo": ("simpo", "cpo"),
 }  # fmt: skip
 """{stage: values of train.loss_type}."""
 

@@ -50,7 +50,7 @@ def probe(trainer):
 
     row = trainer.train_dataset[0]
     prompt = row.get("prompt_ids") or []
-    ids = row.get("input_ids") or [*prompt, *row["chosen_ids"]]
+    ids = row.get("input_ids") or [*prompt, *(row.get("chosen_ids") or row["completion_ids"])]
     return torch.tensor([list(ids)[:PROBE]])
 
 

@@ -52,7 +52,7 @@ def test_generation_stops_where_turns_end(tiny_model, tmp_path):
 def test_sequences_are_those_of_the_trainers(tiny_model, tmp_path):
     """Token for token, label for label, and the rows that are dropped: against TRL's own preparation."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     from lib.data import per_answer
 
@@ -86,6 +86,13 @@ def test_sequences_are_those_of_the_trainers(tiny_model, tmp_path):
     settings, found = ours("dpo", "preference", pairs, args)
     left = [(s[0].ids[: s[0].start], s[0].ids[s[0].start :], s[1].ids[s[1].start :]) for s in found if s[0].start < 80]
     assert left == [(r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for r in trained] and len(left) == 16
+
+    args = KTOConfig(**plain, per_device_train_batch_size=2)
+    answers = [{"prompt": r["prompt"], "completion": r["rejected"], "label": i % 2 == 0} for i, r in enumerate(pairs)]
+    trained = KTOTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(answers)).train_dataset
+    settings, found = ours("kto", "labelled", answers, args)
+    left = [(s.ids[: s.start], s.ids[s.start :]) for (s,) in found if settings.learnt(s)]
+    assert left == [(r["prompt_ids"], r["completion_ids"]) for r in trained] and len(left) == 16
 
     args = RewardConfig(**plain)
     trained = RewardTrainer(tiny_model, args=args, train_dataset=Dataset.from_list(pairs)).train_dataset

@@ -19,6 +19,9 @@ TRAINED = {
     "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text"), ()),
     "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",), ()),
     "reward": ("trl.trainer.reward_config:RewardConfig", ("preference",), ()),
+    "kto": ("lib.kto:StepKTOConfig", ("labelled",), ()),
+    "orpo": ("lib.orpo:ORPOConfig", ("preference",), ()),
+    "simpo": ("lib.simpo:SimPOConfig", ("preference",), ()),
     "distill": ("lib.distillation:DistillConfig", ("chat", "text"), ("teacher",)),
     "prune": ("lib.prune.config:PruneConfig", ("chat", "text"), ("teacher",)),
     "draft": ("lib.draft:DraftConfig", ("chat",), ("teacher",)),
@@ -55,6 +58,7 @@ ZERO = {
     "train.hard_weight", "train.label_smoothing", "train.label_smoothing_factor", "train.ld_alpha", "train.local_rank",
     "train.max_grad_norm", "train.neftune_noise_alpha", "train.on_policy", "train.ref_model_mixup_alpha",
     "train.router_aux_loss_coef", "train.warmup_steps", "train.weight_decay",
+    "train.desirable_weight", "train.undesirable_weight", "train.simpo_gamma", "train.cpo_alpha",
 }  # fmt: skip
 """Keys that 0 is right for: it turns them off, or is a value like any other."""
 MORE = {
@@ -62,6 +66,7 @@ MORE = {
     "train.learning_rate", "train.weight_decay", "train.max_grad_norm", "train.num_train_epochs", "train.eval_delay",
     "train.adam_epsilon", "train.beta", "train.answer_temperature", "train.center_rewards_coefficient", "train.discopop_tau",
     "train.f_alpha_divergence_coef", "train.neftune_noise_alpha", "train.router_aux_loss_coef", "train.soft_temperature",
+    "train.desirable_weight", "train.undesirable_weight", "train.simpo_gamma", "train.cpo_alpha",
 }  # fmt: skip
 """Keys that 1.5 is right for: no share, no count."""
 LESS = {
@@ -118,7 +123,7 @@ def wrong(rng: random.Random, key: str, kind: object):
 
 def tree(stage: str, base: str, source: dict[str, str], run: str) -> dict:
     """A config that is right."""
-    data = {"source": source["preference" if stage in ("dpo", "reward") else "chat"]}
+    data = {"source": source["preference" if stage in ("dpo", "reward", "kto", "orpo", "simpo") else "chat"]}
     if stage == "eval":
         return {"run": run, "runs": {"base": base}, "tasks": ["perplexity"], "data": data, "workers": 1}
     if stage == "quantize":

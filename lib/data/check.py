@@ -34,6 +34,8 @@ class Check:
     """At least one row has a list of tools."""
     tool_rows: int = 0
     """Rows that offer or call tools: the chat template must be able to show them."""
+    wanted: int = 0
+    """Training rows that are labelled true, of a stage that takes labelled rows."""
     unlearnt: int = 0
     """Assistant messages of chat rows that are marked as not to be learnt (lib/data/marks.py)."""
     repeats: int = 0
@@ -60,6 +62,17 @@ class Check:
                 f"data.source: {self.source} has no held-out rows. Raise data.heldout_fraction (1.0 takes all)."
             )
 
+    def need_both_labels(self) -> None:
+        """Raises ValueError where labelled training rows are known to have all the same label."""
+        if self.kind == "labelled" and self.complete and self.wanted in (0, self.rows):
+            remedy = (
+                "jobs/sft.py learns from wanted answers alone" if self.wanted else "there is nothing to prefer to them"
+            )
+            raise ValueError(
+                f"data.source: all {self.rows:,} training answers are labelled {str(bool(self.wanted)).lower()}, and both labels are "
+                f"needed. Add answers with the other one; {remedy}."
+            )
+
     def lines(self) -> list[str]:
         """What to print before training, a few lines."""
         if self.format is None:
@@ -81,6 +94,8 @@ class Check:
             lines += [f"      {train} = {held}: {prompt}" for train, held, prompt in self.leak_examples[:3]]
         if self.unused:
             lines.append(f"data: {self.unused:,} good rows not used (labelled false, or over a limit)")
+        if self.kind == "labelled" and self.complete:
+            lines.append(f"data: {self.labels()}")
         if self.unlearnt:
             lines.append(f"data: {self.unlearnt:,} answers are marked as not to be learnt (weight 0): context only")
         if self.repeats:
@@ -93,9 +108,22 @@ class Check:
             lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
         return lines
 
+    def labels(self) -> str:
+        """How many training rows have which label and, unless they are about as many, the weights that balance them: λ_D n_D / λ_U n_U
+        from 1 to 4/3 (Ethayarajh et al. 2024, eq. 8)."""
+        unwanted = self.rows - self.wanted
+        found = f"{self.wanted:,} answers are labelled true, {unwanted:,} false"
+        if not self.wanted or not unwanted or 1 <= self.wanted / unwanted <= 4 / 3:
+            return found
+        low, high = unwanted / self.wanted, self.wanted / unwanted
+        return (
+            f"{found}; train.desirable_weight from {low:.3g} to {low * 4 / 3:.3g} balances them, "
+            f"or train.undesirable_weight from {high * 3 / 4:.3g} to {high:.3g}"
+        )
+
     def summary(self) -> dict:
         """What provenance.json keeps."""
-        keys = "source format kind rows heldout_rows bad_rows reasons leaks unlearnt repeats unused sha256 complete rendered"
+        keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted unlearnt repeats unused sha256 complete rendered"
         return {k: getattr(self, k) for k in keys.split()}
 
     def why_bad(self) -> str:

@@ -92,6 +92,7 @@ def scan(
             check.unused += 1
         else:
             check.rows += 1
+            check.wanted += row.get("label") is True
             keep(train.kind, "train", row, place)
 
     check.sha256 = content.hexdigest()

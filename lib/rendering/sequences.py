@@ -69,6 +69,8 @@ def parts(kind: str, row: dict) -> list[Parts]:
     """Raises AssertionError for kinds of rows that no trainer here renders."""
     if kind == "chat":  # as lib.data.per_answer
         return [Parts(row["messages"][:i], [row["messages"][i]]) for i in learnt(row)]
+    if kind == "labelled":
+        return [Parts(row["prompt"], row["completion"])]
     assert kind == "preference", kind
     return [Parts(row["prompt"], row[side]) for side in ("chosen", "rejected")]
 

@@ -18,6 +18,8 @@ def fits(s: Sequence, settings: Settings) -> bool:
 def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Settings) -> list[tuple[str, str]]:
     """(label, text) of the last answer of a conversation, of both sides of a pair, or of a text."""
     marked = f"between {OPEN} and {CLOSE} is learnt" if not settings.scores else "the whole is scored"
+    if kind == "labelled":  # an unwanted answer is made less likely
+        marked = f"the loss is of what is between {OPEN} and {CLOSE}"
     if kind != "preference":
         return [("a row", f"{place}, as the model sees it; {marked}"), ("", _marked(tokenizer, found[-1], settings))]
     sides = [_marked(tokenizer, s, settings, whole=n == 0 or settings.scores) for n, s in enumerate(found)]

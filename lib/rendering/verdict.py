@@ -9,7 +9,7 @@ from lib.rendering.sequences import Settings
 SHARE = 0.05
 """Examples that may be cut, made alike, endless or without the end of the generation prompt; more of them are an error."""
 
-NOUNS = {"chat": "answers", "preference": "pairs", "text": "texts"}
+NOUNS = {"chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts"}
 
 
 def verdict(counts: Counts, job: Job, settings: Settings, window: int | None) -> tuple[list[str], list[str]]:

@@ -117,6 +117,8 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
     checked = attempt(data.check, job.data, stage.rows, True, seen.keep)
     if stage.after and checked:
         attempt(checked.need_heldout)
+    if checked:
+        attempt(checked.need_both_labels)
     on = attempt(device.settle, job.scale) if ask else None
     problems += limits.problems(job, bool(on and on.gpu)) + (limits.heldout(job, checked) if checked else [])
     job = replace(

@@ -155,12 +155,36 @@ def test_conversion_is_said(write):
         check(Data(write("a.jsonl", rows)), ("preference",))
 
 
+def test_labels_are_counted_and_both_are_needed(write):
+    def rows(wanted: int, unwanted: int) -> str:
+        labels = [True] * wanted + [False] * unwanted
+        made = [{"prompt": f"p{i}", "completion": "c", "label": label} for i, label in enumerate(labels)]
+        return write(f"{wanted}-{unwanted}.jsonl", made)
+
+    def said(path: str) -> list[str]:
+        return [x for x in check(Data(path, heldout_fraction=0), ("labelled",)).lines() if "labelled true" in x]
+
+    assert said(rows(4, 3)) == ["data: 4 answers are labelled true, 3 false"]
+    assert said(rows(2, 8)) == [
+        "data: 2 answers are labelled true, 8 false; train.desirable_weight from 4 to 5.33 balances them, "
+        "or train.undesirable_weight from 0.188 to 0.25"
+    ]
+    for counts, label, remedy in (((5, 0), "true", "jobs/sft.py"), ((0, 5), "false", "nothing to prefer")):
+        found = check(Data(rows(*counts), heldout_fraction=0), ("labelled",))
+        with pytest.raises(ValueError, match=rf"^data.source: all 5 training answers are labelled {label}, .*{remedy}"):
+            found.need_both_labels()
+    check(Data(rows(1, 5), heldout_fraction=0), ("labelled",)).need_both_labels()
+    check(Data(rows(5, 0), heldout_fraction=0), CHAT).need_both_labels()
+    assert load(Data(rows(2, 8), heldout_fraction=0), ("labelled",)).check.wanted == 2
+
+
 def test_demo():
     found = check(Data(), ("preference",))
     assert (found.format, found.kind, found.bad_rows, found.leaks) == ("demo", "preference", 0, 0)
     assert found.rows > 1000 and found.heldout_rows >= 200
     assert check(Data(limit=5), CHAT).rows == 5
-    assert check(Data(), ("labelled",)).conversion == "chosen answers as true, rejected ones as false"
+    labelled = check(Data(limit=100), ("labelled",))
+    assert labelled.conversion == "chosen answers as true, rejected ones as false" and labelled.wanted == 50
     with pytest.raises(
         ValueError, match=r"data.source: demo has chat, preference, prompt rows, but this stage wants pair"
     ):

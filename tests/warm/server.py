@@ -43,7 +43,16 @@ def read() -> None:
         "LlamaForCausalLM",
     ):
         getattr(transformers, name)
-    for name in ("SFTTrainer", "DPOTrainer", "RewardTrainer", "SFTConfig", "DPOConfig", "RewardConfig"):
+    for name in (
+        "SFTTrainer",
+        "DPOTrainer",
+        "KTOTrainer",
+        "RewardTrainer",
+        "SFTConfig",
+        "DPOConfig",
+        "KTOConfig",
+        "RewardConfig",
+    ):
         getattr(trl, name)
     assert "ray" not in sys.modules  # its core reads the environment when it is imported
 
