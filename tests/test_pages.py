@@ -155,7 +155,7 @@ MISTAKES = [
     ("python -m cluster cost", "python -m cluster costs"),
     ("python -m cluster check ", "python -m cluster chek "),
     ("python -m cluster ssh vast-12345", "python -m cluster shh vast-12345"),
-    ("--train.beta 0.05 --dry-run", "--train.betta 0.05 --dry-run"),
+    ("--train.beta 0.05", "--train.betta 0.05"),
     ("make test", "./make test"),
     ("run=runs/student", "runs=runs/student"),
     ("eval/gate.yaml", "eval/gates.yaml"),
