@@ -1,7 +1,8 @@
-"""README's commands, as a reader would paste them: taken from its blocks and carried out in a copy of the project.
+"""The commands of README.md and docs/*.md, as a reader would paste them: taken from the code blocks and run in a copy of the project.
 
-What can't be done here (days of training, real markets, a server that runs until Ctrl-C) is done as far as it can be, by
-the first of RULES that fits; a command that no rule fits is a failure, so that none is left out unseen.
+README's jobs and its server run in full. Elsewhere a job is planned with --dry-run, and `serve` and `ray` commands are checked by
+their own parsers; markets are simulated everywhere. The first rule of README_RULES and RULES that matches a command is applied; a
+command without a rule is an error, so that none is left out unnoticed. A block that can't be run at all is introduced by MARK.
 """
 
 from __future__ import annotations
@@ -20,34 +21,57 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import free_port
+from tests.conftest import REPO, free_port
+
+README = "README.md"
+PAGES = [README, *(f"docs/{path.name}" for path in sorted((REPO / "docs").glob("*.md")))]
+"""In this order, all in one copy: later pages use the runs of README's journeys."""
+NO_CLUSTER = "http://127.0.0.1:8265"
+"""For RAY_ADDRESS: no GCS answers there, as if the cluster couldn't be asked yet."""
+MARK = re.compile(r"not run by the tests: needs \w+")
+"""In the paragraph before a block: its commands are not run, and why."""
 
 
 class Wrong(AssertionError):
-    """A command of README's that doesn't work."""
+    """A command that doesn't work."""
 
 
 @dataclass(frozen=True)
 class Command:
+    page: str
     line: int
     text: str
+    block: int = 0
+    """Number of its code block on the page; 0: it is in the text."""
+    marked: bool = False
+    """Its block is introduced by MARK."""
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {self.text}"
 
 
-def commands(readme: str) -> Iterator[Command]:
-    """Of README's blocks, and jobs in its text, in order; comments are off and continued lines joined."""
-    inside, begun = False, ""
-    for number, line in enumerate(readme.splitlines(), 1):
+def commands(page: str, text: str) -> Iterator[Command]:
+    """Those of a page's code blocks, and jobs in its text, in order. Comments are removed and continued lines joined. A block with
+    a language (```mermaid) holds no commands."""
+    fence, blocks, begun, paragraph, ended = None, 0, "", "", False
+    for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):
-            inside = not inside
-        elif inside:
+            if fence is not None:
+                paragraph = ""
+            fence = line if fence is None else None
+            blocks += fence is not None
+        elif fence == "```":
             begun += re.sub(r"\s+#.*", "", line)
             if begun.endswith("\\"):
                 begun = begun[:-1]
             elif begun:
-                yield Command(number, begun.strip())
+                yield Command(page, number, begun.strip(), blocks, bool(MARK.search(paragraph)))
                 begun = ""
-        else:
-            yield from (Command(number, text) for text in re.findall(r"`(python jobs/[^`]+)`", line))
+        elif fence is None:
+            if line.strip():
+                paragraph = line if ended else f"{paragraph} {line}"
+            ended = not line.strip()
+            yield from (Command(page, number, inline) for inline in re.findall(r"`(python jobs/[^`]+)`", line))
 
 
 @dataclass
@@ -61,23 +85,32 @@ class Terminal:
     """Lines that hold for all later ones."""
     parsed: list[tuple[Command, list[str]]] = field(default_factory=list)
     """Commands that check() hands to the programs' own parsers, all at once since those take seconds to import."""
+    server: tuple[subprocess.Popen, int] | None = None
+    """The server of the block at hand, and its port."""
 
     def paste(self, found: list[Command]) -> list[str]:
-        """What is wrong, one text for each command that is."""
-        wrong = []
-        for command in found:
+        """What is wrong, one text for each command that is. Marked commands are skipped."""
+        wrong, at = [], None
+        for command in (c for c in found if not c.marked):
             try:
+                if (command.page, command.block) != at:
+                    at = command.page, command.block
+                    self.stop()
                 self.one(command)
             except Wrong as e:
-                wrong.append(f"README.md:{command.line}: {command.text}\n{e}")
+                wrong.append(f"{command}\n{e}")
+        try:
+            self.stop()
+        except Wrong as e:
+            wrong.append(f"{command}\n{e}")
         return wrong + self.check()
 
     def one(self, command: Command, text: str | None = None) -> None:
         text = text or command.text
-        for pattern, rule in RULES:
-            if re.match(pattern, text):
-                return rule(self, command, text)
-        raise Wrong("tests/paste.py has no rule for such a command.")
+        rule = rule_of(command, text)
+        if rule is None:
+            raise Wrong("tests/paste.py has no rule for such a command.")
+        rule(self, command, text)
 
     def run(self, text: str) -> str:
         """What a command prints. Raises Wrong where it fails."""
@@ -108,6 +141,7 @@ class Terminal:
 
     def planned(self, command: Command, text: str) -> None:
         """The job's own --dry-run. Where it would leave a run, a link to the quickstart's takes its place for later commands."""
+        text = text.replace("RAY_ADDRESS=auto", f"RAY_ADDRESS={NO_CLUSTER}")  # auto may find the Ray of another test
         said = self.run(f"{text} --dry-run")
         made = re.search(r"^stage +jobs/\w+\.py → (/\S+)", said, re.M)
         if made and "jobs/drill.py" not in text:
@@ -133,6 +167,63 @@ class Terminal:
         if process.returncode:
             raise Wrong(f"exit code {process.returncode}\n{said[-1500:]}")
 
+    def served(self, command: Command, text: str) -> None:
+        """A server that later commands of its block ask; it is stopped after them. It gets a Ray and a port of its own."""
+        port, log = free_port(), self.folder / "server.log"
+        text = text.replace("serve run ", "serve run --address local ", 1)
+        script = "\n".join([*self.settings, f"exec {text} port={port}"])
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                ["bash", "-c", script], cwd=self.folder, env=self.env, stdout=file, stderr=subprocess.STDOUT
+            )
+        self.server = process, port
+        while process.poll() is None:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        self.server = None
+        raise Wrong(f"exit code {process.returncode}\n{log.read_text()[-3000:]}")
+
+    def stop(self) -> None:
+        """Ctrl-C to the server, if one runs."""
+        if not self.server:
+            return
+        (process, _), self.server = self.server, None
+        process.terminate()
+        if process.wait() not in (143, -signal.SIGTERM):
+            raise Wrong(f"the server's exit code is {process.returncode}")
+
+    def asking(self, command: Command, text: str) -> None:
+        """A request to the server of its block."""
+        if not self.server:
+            raise Wrong("no server of this block runs.")
+        self.run(text.replace("127.0.0.1:8000", f"127.0.0.1:{self.server[1]}"))
+
+    def gated(self, command: Command, text: str) -> None:
+        """The small model need not pass the gate, but the gate must be judged."""
+        if "gate: " not in (said := self.run(f"{text} 2>&1 || [ $? = 1 ]")):
+            raise Wrong(said[-1500:])
+
+    def simulated(self, command: Command, text: str) -> None:
+        """The simulator, without boxes, which need root; once it says what to export, it is stopped."""
+        text = text.removeprefix("sudo ") + f" --boxes none --vast 0 --runpod 0 --state {self.folder}/sim"
+        script = "\n".join([*self.settings, f"exec {text}"])
+        process = subprocess.Popen(
+            ["bash", "-c", script], cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )  # fmt: skip
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ctrl-C" in line:
+                process.terminate()
+        process.wait()
+        keys = [name for name in self.markets if name.endswith("_API_KEY")]
+        if not keys or not all(f"export {name}=" in "".join(said) for name in keys):
+            raise Wrong("".join(said)[-1500:])
+
     def head(self, command: Command, text: str) -> None:
         """Without a machine to rent it is stopped instead, which reads the same file and asks the same markets."""
         self.run(f"{text} --stop")
@@ -151,7 +242,7 @@ class Terminal:
         """The options by Ray's own parser, and the job by its dry run, as on a cluster."""
         outer, _, inner = text.partition(" -- ")
         self.parse(command, outer + " -- true")
-        self.one(command, "RAY_ADDRESS=http://127.0.0.1:8265 " + inner.replace("s3://BUCKET/", "s3://runs/"))
+        self.one(command, f"RAY_ADDRESS={NO_CLUSTER} " + inner.replace("s3://BUCKET/", "s3://runs/"))
 
     def parse(self, command: Command, text: str) -> None:
         words = [w for w in shlex.split(text)]
@@ -169,10 +260,16 @@ class Terminal:
         if done.returncode:
             return [done.stderr[-3000:]]
         said = json.loads(done.stdout.splitlines()[-1])
-        return [
-            f"README.md:{c.line}: {c.text}\n{why}" for (c, _), why in zip(todo, said, strict=True) if why is not None
-        ]
+        return [f"{c}\n{why}" for (c, _), why in zip(todo, said, strict=True) if why is not None]
 
+
+README_RULES = [
+    (r"python jobs/eval\.py --config configs/eval/gate\.yaml$", Terminal.gated),
+    (r"python jobs/", Terminal.really),
+    (r"serve run ", Terminal.served),
+    (r"curl ", Terminal.asking),
+]
+"""Of README.md, before RULES: its journeys run in full."""
 
 RULES = [
     (r"source |export ", Terminal.setting),
@@ -185,14 +282,23 @@ RULES = [
     (r"python jobs/(diff\.py|\w+\.py --help$)", Terminal.really),
     (r"(RAY_ADDRESS=\S+ )?python jobs/", Terminal.planned),
     (r"python -m serve\.(vote|chat) ", Terminal.page),
+    (r"python -m cluster head .* --stop$", Terminal.really),
     (r"python -m cluster head ", Terminal.head),
-    (r"python -m cluster check$", Terminal.asked),
+    (r"python -m cluster check\b", Terminal.asked),
+    (r"sudo \.venv/bin/python -m cluster\.sim", Terminal.simulated),
     (r"python -m cluster ssh ", Terminal.elsewhere),
     (r"python -m cluster (offers|plan|status|cost|sweep)\b", Terminal.really),
     (r"(RAY_AUTH_MODE=token )?ray job submit ", Terminal.submitted),
     (r"ray (start|stop|up|down|dashboard)\b", Terminal.parse),
     (r"serve (run|deploy) ", Terminal.parse),
 ]
+
+
+def rule_of(command: Command, text: str):
+    """The method of Terminal for `text`, which is the command's or a part of it. None: there is none."""
+    rules = README_RULES + RULES if command.page == README else RULES
+    return next((rule for pattern, rule in rules if re.match(pattern, text)), None)
+
 
 PARSE = r'''
 import importlib, json, sys
@@ -203,7 +309,7 @@ from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli as serve, convert_args_to_dict
 from lib import vllm_generator
 
-vllm_generator.installed = lambda: True  # README says where vLLM is needed; whether it is here is no matter
+vllm_generator.installed = lambda: True  # the pages name what needs vLLM; whether it is installed here doesn't matter
 
 def application(path, args):
     module, name = path.split(":")
