@@ -9,6 +9,7 @@ running again skips what is done, goes on with what was interrupted, and does an
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import shlex
@@ -90,20 +91,15 @@ def _fill(value, runs: dict[str, str], where: str) -> str:
 
 def _parse(step: dict, runs: dict[str, str], where: str) -> None:
     """Raises UsageError where the step's job would refuse a key or a value, which would show only when its turn comes."""
-    from cluster.work import stage
     from lib import cli, ranges
-    from lib.evals import cli as evaluation
-    from lib.quantize import job as quantisation
+    from lib.stage.stage import Stage
 
     options = [f"--{k}={_fill(v, runs, where)}" for k, v in (step.get("set") or {}).items()]
     argv = ["--config", str(ROOT / step["config"]), *options]
-    parse = {"eval": lambda: evaluation.parse(argv)[0], "quantize": lambda: quantisation.parse(argv)[0]}
+    found = importlib.import_module(f"jobs.{step['stage']}").STAGE
     try:
-        if step["stage"] in parse:
-            tree = asdict(parse[step["stage"]]())
-        else:
-            tree = cli.parse(step["stage"], stage(step["stage"])["config"], argv).job.to_dict()
-        if problems := ranges.values(tree):
+        request = cli.parse(found, argv) if isinstance(found, Stage) else found.parse(argv)
+        if problems := ranges.values(asdict(request.job)):
             raise UsageError("\n".join(problems))
     except ValueError as e:
         raise UsageError("\n".join(f"{where}: {line}" for line in str(e).splitlines())) from None
