@@ -31,7 +31,7 @@ soak: packages $(VENV)/ready   ## an hour or two: 200 faults at random under a c
 	$(BIN)/python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
 schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json is what a report holds
 	mkdir -p configs/schema

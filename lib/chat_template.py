@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def template_sha256(tokenizer) -> str:
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of a tokenizer's chat template; of the empty text where it has none."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 
 class UsageError(ValueError):
     """A mistake in a config or on the command line; str() is the whole message to print."""
 
 
-def nearest(name: str, names, dashes: str = "") -> str:
+def nearest(name: str, names: Iterable[str], dashes: str = "") -> str:
     """ " Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)

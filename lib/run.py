@@ -21,6 +21,10 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 def absolute(path: str) -> str:
@@ -51,7 +55,7 @@ class Run:
         return f"Run({self.path!r})"
 
     @property
-    def fs(self):
+    def fs(self) -> AbstractFileSystem:
         """The fsspec filesystem, made anew where it's used: filesystems do not travel between processes."""
         import fsspec
 
@@ -150,7 +154,7 @@ class Run:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
 
-    def write_json(self, rel: str, obj) -> None:
+    def write_json(self, rel: str, obj: object) -> None:
         self.write_text(rel, json.dumps(obj, indent=1, sort_keys=True, default=str) + "\n")
 
     def append_text(self, rel: str, text: str) -> None:
