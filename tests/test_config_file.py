@@ -4,6 +4,7 @@ import typing
 
 import pytest
 
+from cluster.work import stage
 from lib import cli, config_file
 from lib.evals import cli as eval_cli
 
@@ -17,7 +18,7 @@ def read(tmp_path):
     def job(data: str | bytes, *options: str):
         path = tmp_path / "c.yaml"
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return cli.parse("sft", SFT, ["--config", str(path), *options]).job
+        return cli.parse(stage("sft"), ["--config", str(path), *options]).job
 
     return job
 
@@ -58,9 +59,9 @@ def test_a_revision_like_a_number_survives_a_resume(tmp_path):
 
     from lib.run import Run
 
-    job = cli.parse("sft", SFT, ["--model.revision", "1e5", "--run", str(tmp_path / "run")]).job
+    job = cli.parse(stage("sft"), ["--model.revision", "1e5", "--run", str(tmp_path / "run")]).job
     Run(job.run).write_text("job.yaml", yaml.safe_dump(job.to_dict()))
-    assert cli.parse("sft", SFT, ["--resume", job.run]).job == job
+    assert cli.parse(stage("sft"), ["--resume", job.run]).job == job
 
 
 def test_empty_sections_hold_nothing(read):
@@ -127,7 +128,7 @@ def test_messages_about_types_are_one_plain_line(options, says, read):
 def test_evaluation_reads_by_the_same_rules(tmp_path):
     path = tmp_path / "e.yaml"
     path.write_text("run: 010\nruns: {base: 12:30, sft: 1}\ntasks: [demo]\nlimit: 020\n")
-    job = eval_cli.parse(["--config", str(path)])[0]
+    job = eval_cli.parse(["--config", str(path)]).job
     assert (job.run, job.runs, job.limit) == ("010", {"base": "12:30", "sft": "1"}, 20)
     with pytest.raises(cli.UsageError, match=r"limit: must be a whole number or null, is ten\."):
         eval_cli.parse(["--limit", "ten"])
@@ -139,10 +140,10 @@ def test_evaluation_reads_by_the_same_rules(tmp_path):
 
 
 def test_every_dataclass_of_an_evaluation_is_a_section_of_keys(tmp_path):
-    job = eval_cli.parse(["--lm_eval.num_fewshot", "5", "--judge.at_once", "2"])[0]
+    job = eval_cli.parse(["--lm_eval.num_fewshot", "5", "--judge.at_once", "2"]).job
     assert (job.lm_eval.num_fewshot, job.judge.at_once) == (5, 2)
     (tmp_path / "e.yaml").write_text("lm_eval: {num_fewshot: 3}\n")
-    assert eval_cli.parse(["--config", str(tmp_path / "e.yaml")])[0].lm_eval.num_fewshot == 3
+    assert eval_cli.parse(["--config", str(tmp_path / "e.yaml")]).job.lm_eval.num_fewshot == 3
     (tmp_path / "e.yaml").write_text("lm_eval: 3\n")
     with pytest.raises(cli.UsageError, match="lm_eval is a section of keys, but holds 3"):
         eval_cli.parse(["--config", str(tmp_path / "e.yaml")])

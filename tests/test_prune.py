@@ -13,6 +13,7 @@ from lib.prune import cut, methods, pruned
 from lib.prune.importance import columns, linears, seen
 from lib.run import Run
 from tests.conftest import run_job
+from tests.stages import planned
 
 IDS = torch.arange(5, 85).reshape(2, 40)
 
@@ -173,18 +174,8 @@ def words(tiny_model: str, run: Run, *more: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_wrong_requests(tiny_model, tmp_path, more, says):
-    from lib import cli
-    from lib.lessons import check as distillation_check
-
-    run = Run(str(tmp_path / "run"))
     with pytest.raises(ValueError, match=says):
-        request = cli.parse("prune", "lib.prune.config:PruneConfig", words(tiny_model, run, *more))
-        from lib import fields
-
-        defaults = {key: f.default for key, f in fields.read("lib.prune.config:PruneConfig").items()}
-        asked = SimpleNamespace(**defaults | request.job.train)
-        methods.check(request.job, asked)
-        distillation_check(request.job, asked)
+        planned("prune", words(tiny_model, Run(str(tmp_path / "run")), *more))
 
 
 def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
