@@ -111,6 +111,7 @@ class Check:
     def labels(self) -> str:
         """How many training rows have which label and, unless they are about as many, the weights that balance them: λ_D n_D / λ_U n_U
         from 1 to 4/3 (Ethayarajh et al. 2024, eq. 8)."""
+        assert self.rows is not None, "called only if every row was read (complete)"
         unwanted = self.rows - self.wanted
         found = f"{self.wanted:,} answers are labelled true, {unwanted:,} false"
         if not self.wanted or not unwanted or 1 <= self.wanted / unwanted <= 4 / 3:
