@@ -42,17 +42,22 @@ def gpus() -> float:
 
 
 def local_cpus() -> int:
-    """CPU cores that Ray will find here: all of the machine's, or in a container its share, rounded down to whole cores."""
-    limits = [os.cpu_count() or 1]
+    """CPU cores that Ray finds here: all of the machine's or, in a container, its share.
+
+    Rounded down and not capped at the machine's cores, as in Ray: a job can be given no more than Ray counts, so half a core is 0.
+    """
+    cores, limits = os.cpu_count() or 1, []
+    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):  # Ray's switch for ignoring the container
+        return cores
     if quota := _first(CGROUP / "cpu/cpu.cfs_quota_us", CGROUP / "cpu.max"):  # cgroups v1, v2
         amount, _, period = quota.partition(" ")
         period = period or _first(CGROUP / "cpu/cpu.cfs_period_us") or "100000"
-        if amount.isdecimal():  # v1 has -1 for no limit, v2 max
-            limits.append(max(1, int(amount) // int(period)))
+        if amount.isdecimal():  # no limit is -1 in v1, max in v2
+            limits.append(int(amount) / int(period))
     if cpus := _first(CGROUP / "cpuset/cpuset.cpus"):  # v1: 0-3,8
         ends = [range_.split("-") for range_ in cpus.split(",")]
         limits.append(sum(int(end[-1]) - int(end[0]) + 1 for end in ends))
-    return min(limits)
+    return int(min(limits)) if limits else cores
 
 
 def local_memory() -> int:

@@ -35,8 +35,8 @@ def cgroup(tmp_path, monkeypatch):
         ({}, 8),
         ({"cpu.max": "max 100000"}, 8),
         ({"cpu.max": "350000 100000"}, 3),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu.max": "50000 100000"}, 0),
+        ({"cpu.max": "6400000 100000"}, 64),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
         ({"cpuset/cpuset.cpus": "0-3,6"}, 5),
@@ -44,9 +44,16 @@ def cgroup(tmp_path, monkeypatch):
     ],
 )
 def test_cores(cgroup, files, cores):
+    """The numbers are Ray 2.60's for these files, also where they are odd: 0 for half a core, 64 of a machine with 8."""
     for name, text in files.items():
         cgroup(name, text)
     assert hardware.local_cpus() == cores
+
+
+def test_cores_where_ray_is_told_to_count_the_machines(cgroup, monkeypatch):
+    cgroup("cpu.max", "200000 100000")
+    monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
+    assert hardware.local_cpus() == 8
 
 
 def test_memory(cgroup):
