@@ -1,5 +1,6 @@
 """lib/hardware.py: what of the machine is ours, in a container too."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -54,6 +55,15 @@ def test_cores_where_ray_is_told_to_count_the_machines(cgroup, monkeypatch):
     cgroup("cpu.max", "200000 100000")
     monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
     assert hardware.local_cpus() == 8
+
+
+def test_this_machine_as_ray_finds_it():
+    code = "import ray; ray.init('local', include_dashboard=False, log_to_driver=False); print(ray.cluster_resources())"
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    found = ast.literal_eval(ended.stdout.splitlines()[-1])
+    assert (found["CPU"], found.get("GPU", 0)) == (hardware.local_cpus(), hardware.local_gpus())
 
 
 def test_memory(cgroup):
