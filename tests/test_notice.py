@@ -15,7 +15,7 @@ from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 
-STEPS = 600  # more than a fast machine takes before it has been told twice
+STEPS = 1000  # more than a fast machine takes before it has been told twice
 ARGS = f"--train.max_steps {STEPS} --train.save_steps 100000 --train.logging_steps 1 --scale.global_batch 8 --scale.micro_batch 4 --scale.precision fp32 --train.learning_rate 1e-3"
 
 
@@ -44,6 +44,11 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
     second = cluster.add_node(num_cpus=1)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
     env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # which lib.ray_session.connect sets where a test calls it
+    drain = f"drain-node --address {cluster.address} --node-id {second.node_id} --deadline-remaining-seconds 600"
+    drain += " --reason DRAIN_NODE_REASON_PREEMPTION --reason-message taken"
+    # Imported before the job begins, which could end in the meantime: its steps take less than 0.1 s.
+    ready = [python, "-c", "from ray.scripts.scripts import main; input(); main()", *drain.split()]
+    drainer = subprocess.Popen(ready, env=env, stdin=subprocess.PIPE)
     try:
         gcs = Gcs(cluster.address)
         notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # which means nothing
@@ -56,9 +61,8 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         (job,) = notice.jobs(gcs)
         assert notice.busy(gcs) and job["ended"] is None and "jobs/sft.py" in job["entrypoint"]
         assert (job["state"].run, job["state"].stage, job["state"].max_steps) == (told.path, "sft", STEPS)
-        drain = f"drain-node --address {cluster.address} --node-id {second.node_id} --deadline-remaining-seconds 600"
-        drain += " --reason DRAIN_NODE_REASON_PREEMPTION --reason-message taken"
-        subprocess.run([Path(python).with_name("ray"), *drain.split()], env=env, check=True)
+        drainer.communicate(b"\n")
+        assert drainer.returncode == 0
         wait_until(
             lambda: checkpoint.steps(told) and checkpoint.damage(told, checkpoint.steps(told)[0]) is None, process, log
         )
@@ -69,6 +73,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         (job,) = notice.jobs(gcs)
         assert not notice.busy(gcs) and job["ended"] > at
     finally:
+        drainer.kill()
         cluster.shutdown()
     first, step = checkpoint.steps(told)
     assert 5 < first < step < STEPS and checkpoint.damage(told, step) is None

@@ -12,6 +12,12 @@ from lib import failure, ray_session
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
 
+@pytest.fixture(autouse=True)
+def the_sessions_ray_stays(monkeypatch):
+    """A start that failed is cleared by ray.shutdown(), which would end the Ray of other tests."""
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+
 @pytest.fixture
 def slow_machine(monkeypatch):
     """slow_machine(failures) → the processes that failed starts leave; ray.init raises what Ray does so many times."""

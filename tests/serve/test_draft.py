@@ -44,7 +44,7 @@ def test_what_cannot_draft(runs, make_run, tiny_model, tmp_path, with_vllm):
         ("ngrm", "there is no ngrm. Nearest: ngram. Or a run that drafts."),
         (f"{runs['sft']}t", "there is no run or model folder .*Nearest: .*/sft"),
         (running.path, ".*has no model yet: its run is running"),
-        (runs["reward"], ".* is a reward model, which writes nothing"),
+        (runs["reward"], ".* is a reward model. Name a language model"),
         (str(longer), ".*longer has another vocabulary than .*/sft, so its tokens are others"),
     ]:
         with pytest.raises(ValueError, match=f"^draft: {says}"):

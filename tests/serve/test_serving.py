@@ -52,7 +52,7 @@ def test_runs_that_cannot_be_served(runs, make_run, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
     for args, says in [
         ({"run": "runs/nowhere"}, "run: "),
-        ({"run": runs["reward"]}, "run: .*reward model, which writes nothing"),
+        ({"run": runs["reward"]}, "run: .*reward model. Name a language model"),
         ({"run": runs["sft"], "engine": "vllm"}, "engine: vllm is not installed here"),
         ({"run": runs["sft"], "adapters": {"a": runs["dpo"]}}, "adapters: only vLLM serves several"),
         ({"run": make_run("moved", template="0" * 64)}, "run: the chat template of .* is not the one it was trained"),
