@@ -132,7 +132,7 @@ def main() -> None:
                 check=True,
                 capture_output=True,
                 text=True,
-                env=os.environ | worker_env(planned.job.scale, planned.gpu),
+                env=os.environ | worker_env(planned.job.scale, planned.device.gpu),
             )
             lines = [x.split(" ", 1) for x in out.stdout.splitlines() if x.startswith(("STEP ", "RESULT "))]
             theirs.append(
