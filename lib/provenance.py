@@ -75,3 +75,12 @@ def ended(run: Run, status: str, **fields) -> None:
         attempts[-1] |= {"ended": status, "seconds": time.time() - attempts[-1]["began"]}
         fields |= {"attempts": attempts}
     record(run, {"status": status, "failure": None} | fields)
+
+
+def ended_or_said(run: Run, status: str, **fields) -> None:
+    """ended(), for a run that an error stopped: where the disk or the store is what failed, that is printed and the first error stays
+    the one to report."""
+    try:
+        ended(run, status, **fields)
+    except Exception as lost:
+        print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)

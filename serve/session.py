@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from lib import ray_session
-from lib.ray_session import RAY_ENV
 
 PROXY = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Serve's proxies, which inherit the environment, find serve/proxy.py."""
@@ -42,7 +41,7 @@ def _start(address: str | None, port: int, timeout_s: float) -> None:
     from ray import serve
 
     os.environ.setdefault(PROXY, "serve.proxy:middlewares")
-    os.environ.setdefault("RAY_worker_niceness", RAY_ENV["RAY_worker_niceness"])
+    os.environ.setdefault("RAY_worker_niceness", ray_session.RAY_ENV["RAY_worker_niceness"])
     # The dashboard takes longer to start than all the rest; a cluster that runs already keeps its own.
     ours = ray_session.interpreter() if address in (None, "local") else {}
     ray.init(address=address, namespace="serve", include_dashboard=False, runtime_env=ours or None)

@@ -2,7 +2,7 @@
 
 README's jobs and its server run in full. Elsewhere a job is planned with --dry-run, and `serve` and `ray` commands are checked by
 their own parsers; markets are simulated everywhere. The first rule of README_RULES and RULES that matches a command is applied; a
-command without a rule is an error, so that none is left out unnoticed. A block that can't be run at all is introduced by MARK.
+command without a rule is an error, so that none is left out unnoticed. A block that can't be run at all is introduced by MARK (tests/blocks.py).
 """
 
 from __future__ import annotations
@@ -15,63 +15,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from tests.conftest import REPO, free_port
+from tests.blocks import README, Command
+from tests.conftest import free_port
 
-README = "README.md"
-PAGES = [README, *(f"docs/{path.name}" for path in sorted((REPO / "docs").glob("*.md")))]
-"""In this order, all in one copy: later pages use the runs of README's journeys."""
 NO_CLUSTER = "http://127.0.0.1:8265"
 """For RAY_ADDRESS: no GCS answers there, as if the cluster couldn't be asked yet."""
-MARK = re.compile(r"not run by the tests: needs \w+")
-"""In the paragraph before a block: its commands are not run, and why."""
 
 
 class Wrong(AssertionError):
     """A command that doesn't work."""
-
-
-@dataclass(frozen=True)
-class Command:
-    page: str
-    line: int
-    text: str
-    block: int = 0
-    """Number of its code block on the page; 0: it is in the text."""
-    marked: bool = False
-    """Its block is introduced by MARK."""
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}: {self.text}"
-
-
-def commands(page: str, text: str) -> Iterator[Command]:
-    """Those of a page's code blocks, and jobs in its text, in order. Comments are removed and continued lines joined. A block with
-    a language (```mermaid) holds no commands."""
-    fence, blocks, begun, paragraph, ended = None, 0, "", "", False
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith("```"):
-            if fence is not None:
-                paragraph = ""
-            fence = line if fence is None else None
-            blocks += fence is not None
-        elif fence == "```":
-            begun += re.sub(r"\s+#.*", "", line)
-            if begun.endswith("\\"):
-                begun = begun[:-1]
-            elif begun:
-                yield Command(page, number, begun.strip(), blocks, bool(MARK.search(paragraph)))
-                begun = ""
-        elif fence is None:
-            if line.strip():
-                paragraph = line if ended else f"{paragraph} {line}"
-            ended = not line.strip()
-            yield from (Command(page, number, inline) for inline in re.findall(r"`(python jobs/[^`]+)`", line))
 
 
 @dataclass

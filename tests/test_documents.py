@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.blocks import PAGES, README, Command, commands
 from tests.conftest import REPO
-from tests.paste import PAGES, README, Command, commands, rule_of
+from tests.paste import rule_of
 
 DOCUMENTS = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in DOCUMENTS}

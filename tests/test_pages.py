@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from tests import warm
+from tests.blocks import PAGES, README, commands
 from tests.cluster.conftest import simulator
 from tests.conftest import CHATML, REPO, s3_environment
 from tests.hub import Hub
-from tests.paste import PAGES, README, Terminal, commands, environment
+from tests.paste import Terminal, environment
 
 pytestmark = pytest.mark.slow
 

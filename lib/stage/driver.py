@@ -101,16 +101,17 @@ def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
 
 def _record(run: Run, status: str, **fields) -> bool:
     """Records how the run ended, unless it is finished or train() has recorded it. Returns whether the run is finished."""
-    try:
-        if run.is_run() and run.provenance().get("status") == "running":
-            provenance.ended(run, status, **fields)
-    except Exception as lost:  # the disk or the store may be what failed; the first error is the one to report
-        print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
+    if _status(run) == "running":
+        provenance.ended_or_said(run, status, **fields)
     return _finished(run)
 
 
 def _finished(run: Run) -> bool:
+    return _status(run) == "finished"
+
+
+def _status(run: Run) -> str | None:
     try:
-        return run.is_run() and run.finished()
+        return run.provenance().get("status") if run.is_run() else None
     except Exception:  # unreadable, which is the error that is being explained
-        return False
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -31,24 +30,17 @@ def train(planned: Plan, stage: Stage, began: float | None = None) -> Summary:
     try:
         return _train(planned, stage, run, began or time.time())
     except KeyboardInterrupt:
-        _ended(run, "interrupted")
+        provenance.ended_or_said(run, "interrupted")
         raise
     except Exception as e:
-        _ended(run, "failed", failure=explain(e, run))
+        provenance.ended_or_said(run, "failed", failure=explain(e, run))
         raise
-
-
-def _ended(run: Run, status: str, **fields) -> None:
-    try:
-        provenance.ended(run, status, **fields)
-    except Exception as lost:  # the disk or the store may be what failed; the first error is the one to report
-        print(f"The run's provenance.json could not be written: {type(lost).__name__}: {lost}", file=sys.stderr)
 
 
 def _train(planned: Plan, stage: Stage, run: Run, began: float) -> Summary:
     before = run.provenance().get("model_sha256")
     attempts = _begin(planned, run, began)
-    with ray_session.connected(ahead="ray.train.torch"), Progress(run):
+    with ray_session.connected(), Progress(run):
         summary: Summary = _fit(_trainer(planned, stage, run), planned)
     seconds = dict(summary.seconds)
     total = sum(a["seconds"] for a in attempts[:-1]) + time.time() - began
