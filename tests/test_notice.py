@@ -106,8 +106,11 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         process = subprocess.Popen(
             [warm.python(), "jobs/sft.py", "--resume", told.path], cwd=REPO, env=alone, stdout=f, stderr=f
         )
-    wait_until(lambda: whole(told, later), process, log)
-    process.terminate()
-    process.wait(timeout=PATIENCE)
+    try:
+        wait_until(lambda: whole(told, later), process, log)
+        process.terminate()
+        process.wait(timeout=PATIENCE)
+    finally:
+        process.kill()
     assert run_job("sft", *argv, "--train.max_steps", str(later), "--run", straight.path).returncode == 0
     assert weights(told, later) == weights(straight, later)
