@@ -102,7 +102,7 @@ def test_wrong_requests(tiny_model, tmp_path, argv, says):
 
 def test_no_teacher(tiny_model, tmp_path):
     done = run_job("distill", "--model.base", tiny_model, "--run", str(tmp_path / "run"))
-    assert done.returncode == 2 and "train.teacher: say which model" in done.stderr
+    assert done.returncode == 2 and "train.teacher: name a model" in done.stderr
 
 
 @pytest.mark.slow

@@ -60,10 +60,10 @@ def test_what_fails_after_the_training_says_that_the_model_is_there(runs, capsys
     from lib.stage.driver import ending
 
     def ended(error):
-        with pytest.raises(SystemExit) as e, ending(Run(runs["sft"]), "Go on with: …", trains=True):
+        with pytest.raises(SystemExit) as e, ending(Run(runs["sft"]), "Continue with: …", trains=True):
             raise error
         said = capsys.readouterr().err
-        assert "Go on with: …" in said
+        assert "Continue with: …" in said
         return e.value.code, said
 
     code, said = ended(ActorDiedError())
@@ -77,6 +77,6 @@ def test_a_quantisation_that_never_began_leaves_no_run(tmp_path, capsys):
     from lib.run import Run
     from lib.stage.driver import ending
 
-    with pytest.raises(SystemExit, match="1"), ending(Run(str(tmp_path / "run")), "Go on with: …"):
+    with pytest.raises(SystemExit, match="1"), ending(Run(str(tmp_path / "run")), "Continue with: …"):
         raise ConnectionError("no cluster")
     assert "no cluster" in capsys.readouterr().err and not (tmp_path / "run").exists()

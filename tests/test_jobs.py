@@ -131,7 +131,7 @@ def test_sigterm_is_one_message_and_the_run_goes_on(sft, tmp_path):
     process.terminate()
     assert process.wait(timeout=PATIENCE) == 143
     said = log.read_text()
-    assert f"Terminated. Go on with: python jobs/sft.py --resume {run.path}" in said
+    assert f"Terminated. Continue with: python jobs/sft.py --resume {run.path}" in said
     assert "Traceback" not in said and "SIGTERM" not in said and "***" not in said, said
     p = run.provenance()
     assert p["status"] == "interrupted" and p["attempts"][-1]["ended"] == "interrupted"

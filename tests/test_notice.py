@@ -98,7 +98,7 @@ def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model
         rf"Saved at step {step} of {STEPS}; the other {STEPS - step}, at (\S+) s and \$3.6 an hour, cost", output
     )
     assert said and "budget.total_usd: $4.90 of $5.00 are spent." in told.provenance()["failure"]
-    assert f"Go on with: python jobs/sft.py --resume {told.path}" in output
+    assert f"Continue with: python jobs/sft.py --resume {told.path}" in output
     assert job["state"].step == step and job["state"].saved > at
     print(f"told → saved, stopped and gone after {took:.1f} s, at step {step}")
     later = step // EVERY * EVERY + EVERY

@@ -212,7 +212,7 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
     [
         (
             ["--train.teacher", "serve:t", "--train.top_k", "8"],
-            "train.teacher: serve:t is asked in the cluster that it runs in",
+            "train.teacher: serve:t can only be reached from the cluster that it runs in",
         ),
         (["--train.on_policy", "0.5", "--train.top_k", "8"], "train.top_k: what the student will write"),
         (["--train.keep", "/nowhere"], "train.keep: there is nothing to keep"),

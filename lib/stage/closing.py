@@ -1,4 +1,4 @@
-"""What a finished training run prints: what it took, its evaluation, and the next commands."""
+"""The closing output of a training run: a summary, its evaluation, and the next commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lib.run import Run
 
 
 def finish(run: Run, job: Job) -> bool:
-    """Prints what the run took, its evaluation on eval.tasks, and the next commands. Returns False if the evaluation failed."""
+    """Prints a summary of the run, evaluates it on eval.tasks, and prints the next commands. Returns False if the evaluation failed."""
     p = run.provenance()
     losses = [r for r in run.metrics() if "loss" in r]
     held = [r for r in run.metrics() if "eval_loss" in r]
@@ -25,7 +25,7 @@ def finish(run: Run, job: Job) -> bool:
         *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
         ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
-        ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB at the peak of a worker"),
+        ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB, peak of any worker"),
         ("model", run.at("model")),
     ]
     show(rows, f"{job.stage}: finished")
@@ -54,7 +54,7 @@ def _next(run: Run, job: Job) -> list[str]:
 
 
 def _data_options(job: Job) -> str:
-    """The job's data section as options, so that another command reads the same rows."""
+    """Returns the job's data section as command-line options, so that another command reads the same rows."""
     default, options = type(job.data)(), []
     for name, value in vars(job.data).items():
         if name == "source" or (name not in ("limit", "heldout_limit") and value != getattr(default, name)):
@@ -63,7 +63,7 @@ def _data_options(job: Job) -> str:
 
 
 def _evaluate(run: Run, job: Job) -> bool:
-    """Scores the finished run beside its base on `eval.tasks`; the report goes into the run. Returns whether it could be done."""
+    """Evaluates the finished run and its base on `eval.tasks` and writes the report into the run. Returns False if that failed."""
     from lib.evals.evaluate import evaluate
     from lib.evals.job import after
     from lib.evals.plan import plan

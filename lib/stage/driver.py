@@ -1,4 +1,4 @@
-"""The program behind every file in jobs/: parse, refuse, plan, connect to Ray, run, record, and print what to do next."""
+"""The program behind every file in jobs/: parse, validate, plan, connect to Ray, run, record the outcome, print the next commands."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lib.stage.stage import Stage, WorkStage
 
 
 def main(stage: Stage | WorkStage, argv: list[str] | None = None) -> None:
-    """Runs a stage by its command line (sys.argv, or argv); exits unless all went well.
+    """Runs a stage from its command line (argv; None: sys.argv) and exits the process on failure.
 
-    Exit codes: 1: the work failed, or its result is not what was promised; 2: a mistake in the request; 130 or 143:
-    interrupted by SIGINT or SIGTERM.
+    Exit codes: 1: the work failed, or a gate on its result did; 2: the request is invalid; 130 or 143: interrupted by SIGINT
+    or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     ray_session.prepare()
@@ -41,7 +41,7 @@ def _train(stage: Stage, argv: list[str]) -> int:
         print("Dry run: nothing was started.")
         return 0
     run, job = Run(planned.job.run), planned.job
-    again = f"Go on with: python jobs/{stage.name}.py --resume {shlex.quote(run.path)}"
+    again = f"Continue with: python jobs/{stage.name}.py --resume {shlex.quote(run.path)}"
     with logs.driver(run), ending(run, again, trains=True):
         if planned.finished:
             print(f"{run.path} is already finished ({run.provenance().get('steps')} steps): nothing to resume.")
@@ -70,16 +70,16 @@ def _work(stage: WorkStage, argv: list[str]) -> int:
         print(f"{run.path} is already finished: nothing to resume.")
         return 0
     resume = f"python jobs/{stage.name}.py --resume {shlex.quote(run.path)}"
-    again = f"Go on with: {resume}" if stage.resumes else f"Run it again: {command}"
+    again = f"Continue with: {resume}" if stage.resumes else f"Rerun: {command}"
     with logs.driver(run), ending(run, again), ray_session.connected():
         return _code(stage.work(planned, command))
 
 
 @contextmanager
 def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
-    """An error or an interruption in the block is recorded in the run, explained on standard error, and ends the process.
+    """Records an error or interruption of the block in the run, explains it on standard error, and exits the process.
 
-    again: how to go on. trains: whether the run has checkpoints, the last of which is named.
+    again: the sentence that shows how to continue. trains: the run has checkpoints, and the explanation names the last one.
     """
     try:
         yield
@@ -100,7 +100,7 @@ def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
 
 
 def _record(run: Run, status: str, **fields) -> bool:
-    """Records how the run ended, unless it is finished or train() has recorded it. Returns whether the run is finished."""
+    """Records how the run ended, unless train() already has. Returns whether the run is finished."""
     if _status(run) == "running":
         provenance.ended_or_said(run, status, **fields)
     return _finished(run)
@@ -113,5 +113,5 @@ def _finished(run: Run) -> bool:
 def _status(run: Run) -> str | None:
     try:
         return run.provenance().get("status") if run.is_run() else None
-    except Exception:  # unreadable, which is the error that is being explained
+    except Exception:  # the run can't be read, and that is the very error being explained
         return None

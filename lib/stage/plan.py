@@ -1,4 +1,4 @@
-"""Everything about a job that can be checked before a worker, a GPU or a weight is touched, and the plan it prints."""
+"""Validates a training job before any worker starts or weight is loaded, and makes the plan that is printed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from lib.stage.stage import Stage
 @dataclass
 class Plan:
     job: Job
-    """With paths made absolute and the base settled."""
+    """The job with absolute paths and a located base model."""
     identities: dict[str, str]
-    """{model.base and the keys of train that name models: identity of the weights (lib/models.py locate)}"""
+    """{key: identity of the weights}, for model.base and the keys of `train` that name models (see lib/models.py locate)."""
     check: object
     """lib.data Check: format, rows, held-out rows, content hash."""
     device: Device | None
-    """None: settled once the cluster is joined."""
+    """None: decided after the cluster is joined."""
     finished: bool
+    """The run in job.run is already complete."""
     notes: list[str]
+    """Remarks that the plan prints."""
     template: str | None
-    """Text of the chat template, where it can be read without downloading."""
+    """Text of the chat template. None: it can't be read without a download."""
     rendered: sample.Rendered | None
-    """What the model will see of the rows; None where the tokenizer is not at hand."""
+    """A sample of the rows as the model will see them. None: the tokenizer is not available locally."""
 
     def lines(self) -> list[tuple[str, str]]:
-        """(label, text) rows for a table."""
+        """Returns the plan as (label, text) rows of a table."""
         j, s = self.job, self.job.scale
         low = s.min_workers or s.workers
         sizes = {n: strategy.split_batch(s.global_batch, s.micro_batch, n) for n in sorted({low, s.workers})}
@@ -75,7 +77,10 @@ class Plan:
 
 
 def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
-    """Checks a request. ask: whether the cluster is asked what it can have. Raises UsageError listing every problem found."""
+    """Validates a request and returns its plan. Raises UsageError listing every problem.
+
+    ask: whether to choose the device, for which the cluster is queried; if False, Plan.device stays None.
+    """
     job, problems, notes = request.job, [], []
     run = Run(job.run)
 
@@ -100,16 +105,16 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
         if (job.train.get(key) or "").startswith("serve:"):
             if not os.environ.get("RAY_ADDRESS"):
                 problems.append(
-                    f"train.{key}: {job.train[key]} is asked in the cluster that it runs in. Submit the job there, or set RAY_ADDRESS."
+                    f"train.{key}: {job.train[key]} can only be reached from the cluster that it runs in. Submit the job there, or set RAY_ADDRESS."
                 )
         elif not job.train.get(key):
-            problems.append(f"train.{key}: say which model, such as runs/sft.")
+            problems.append(f"train.{key}: name a model, such as runs/sft.")
         elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
             attempt(models.require, f"train.{key}", found[0], (kind,))
             job = replace(job, train=job.train | {key: found[0]})
             identities[f"train.{key}"] = found[1]
     template = job.model.chat_template
-    if template:  # beside the code, also where that was uploaded; else where the runs are
+    if template:  # relative to the working directory (on a cluster the uploaded code), else to where runs are stored
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)
     if template and not Path(template).is_file():
         problems.append(f"model.chat_template: there is no file {template}.")
@@ -137,13 +142,13 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
         else:
             status = run.provenance().get("status", "before its first step")
             state = "is finished" if finished else f"stopped ({status})"
-            there = f"{run.path} already holds a run, which {state}. Go on with --resume {shlex.quote(job.run)}, or name another --run."
-            # A dry run writes nothing, so the run that is there is in nobody's way yet.
+            there = f"{run.path} already holds a run, which {state}. Continue with --resume {shlex.quote(job.run)}, or name another --run."
+            # A dry run writes nothing, so an existing run is no error.
             notes.append(there) if request.dry_run else problems.append(f"run: {there}")
     elif run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     rendered = None
-    if not problems:  # last, since it takes a second
+    if not problems:  # last, because it takes about a second
         rendered, problems, more = sample.look(job, stage.config, seen, checked.complete, request.dry_run)
         checked.rendered, notes = rendered and rendered.summary(), notes + more
     if problems:

@@ -1,4 +1,4 @@
-"""Progress on the driver, read from the run's own metrics.jsonl, so that nothing has to call back."""
+"""Progress output on the driver, read from the run's metrics.jsonl, so that workers need no channel to the driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lib.run import Run
 
 
 class Progress:
-    """While the `with` block runs, prints a line (a bar on a terminal) for what the workers log."""
+    """While the `with` block runs, prints a line for each loss that the workers log; a terminal also shows the latest as its status."""
 
     def __init__(self, run: Run):
         self.run, self.stop = run, threading.Event()

@@ -1,7 +1,7 @@
-"""A stage as data: what a file in jobs/ declares, and all that the driver, the planner and the workers need to know of it.
+"""A stage as data: the declaration in each file of jobs/, which the driver, the planner and the workers read.
 
-Nothing here imports torch, TRL or Ray, nor does a file in jobs/ before `build` is called, so that a stage can be read in
-milliseconds: `python -m cluster plan` imports them all.
+This module doesn't import torch, TRL or Ray, and the files in jobs/ import them only once `build` is called. A stage therefore
+imports in milliseconds, and `python -m cluster plan` can import all of them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lib.run import Run
 
 Makes = Literal["causal_lm", "seq2seq_lm", "masked_lm", "encoder", "discriminator", "reward", "adapter"]
-"""Kinds of model/. causal_lm: writes text. reward: a score for a whole conversation. encoder: embeddings. adapter: base and adapter/,
-which can't be merged."""
+"""Kinds of model in model/. causal_lm: generates text. reward: scores a whole conversation. encoder: computes embeddings.
+adapter: a base and an adapter/ that can't be merged into it."""
 
 
 @dataclass(frozen=True)
@@ -27,51 +27,52 @@ class Stage:
     """A stage that trains a model with a transformers.Trainer."""
 
     name: str
-    """Of the file in jobs/, and of configs/NAME.yaml."""
+    """Name of the file in jobs/ and of configs/NAME.yaml."""
     config: str
-    """ "module:Class" of the TRL config whose fields `train:` takes."""
+    """ "module:Class" of the TRL config class whose fields are the keys of `train:`."""
     rows: tuple[str, ...]
-    """Kinds of rows it can learn from, best first (lib/data/rows.py)."""
+    """Kinds of rows that the stage can train on, preferred first (lib/data/rows.py)."""
     build: Callable[[Job, Any, Loaded], Trainer]
-    """build(job, args, inputs): the trainer, on every worker. args: an object of `config`; inputs: the rows, before any template or
-    tokenizer. A ValueError ends the job at once."""
+    """build(job, args, inputs) returns the trainer; called on every worker. args: an instance of `config`. inputs: the rows, before
+    the chat template and tokenizer are applied. A ValueError ends the job without a retry."""
     makes: Makes = "causal_lm"
-    """What model/ of its runs is: which class loads it, and which jobs, tasks and servers accept it."""
+    """Kind of model in model/ of the stage's runs. It determines the class that loads the model and the jobs, tasks and servers that
+    accept it."""
     starts_from: tuple[Makes, ...] = ("causal_lm",)
-    """Kinds of model that model.base may be."""
+    """Kinds of model accepted as model.base."""
     names: dict[str, Makes] = field(default_factory=dict)
-    """Keys of `train` that name another model, with the kind it has to be: {"teacher": "causal_lm"}."""
+    """{key of `train` that names another model: the kind required of it}, such as {"teacher": "causal_lm"}."""
     check: Callable[[Job, Any], None] | None = None
-    """check(job, args) raises ValueError, naming the key, for settings that conflict. args: has the fields of `config`."""
+    """check(job, args) raises ValueError, naming the key, if settings conflict. args: an object with the fields of `config`."""
     after: Callable[[Run, Job], bool] | None = None
-    """after(run, job): what is left to do with the trained model on held-out rows, whenever the command is run. Returns whether the
-    result is what was promised; the job exits with 1 if not."""
+    """after(run, job) works on the trained model with held-out rows, each time the command is run. Returns whether the result passes
+    the stage's gate; if not, the job exits with 1."""
 
 
 class WorkPlan(Protocol):
-    """What a work stage found out about a request before it starts."""
+    """The plan of a work stage, made before any work starts."""
 
     job: Any
     """The request as a dataclass; job.run is the run directory."""
     finished: bool
-    """There is nothing left to do."""
+    """The run is already complete."""
 
     def lines(self) -> list[tuple[str, str]]:
-        """(label, text) rows of the plan that is printed."""
+        """Returns the plan as (label, text) rows of a table."""
 
 
 @dataclass(frozen=True)
 class WorkStage:
-    """A stage that makes something without a Trainer: a report, a quantised model, rows."""
+    """A stage that works without a Trainer and makes a report, a quantised model or rows."""
 
     name: str
     makes: Makes | Literal["report", "rows"]
     parse: Callable[[list[str] | None], Any]
-    """parse(argv): the request, whose `job` is a dataclass with `run`, and which has `dry_run` and `resume`. Raises UsageError."""
+    """parse(argv) returns the request: an object with `job` (a dataclass with `run`), `dry_run` and `resume`. Raises UsageError."""
     plan: Callable[[Any], WorkPlan]
-    """plan(request). Raises UsageError listing every problem."""
+    """plan(request) returns the WorkPlan. Raises UsageError listing every problem."""
     work: Callable[[Any, str], bool]
-    """work(plan, command): does it, with Ray connected, and prints what was found. Returns whether what was asked for holds (a gate).
-    command: what the user typed, for the report."""
+    """work(plan, command) does the work, with Ray connected, and prints the results. Returns whether the requested gate passes.
+    command: the user's command line, for the report."""
     resumes: bool = True
-    """Whether `--resume RUN` goes on; otherwise the same command does."""
+    """Whether `--resume RUN` continues an interrupted run. If False, rerunning the same command does."""

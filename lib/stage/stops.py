@@ -1,4 +1,4 @@
-"""What ends a training run in Ray Train's controller, a process that imports this file and little else."""
+"""Stops a training run from Ray Train's controller. That process unpickles these classes, so this file imports little."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lib.failure import worth_retrying
 
 
 class StopWhenPointless(UserCallback):
-    """Ends the run at an error that would come again, such as NaN. Ray restarts the workers for any, scale.max_failures times over,
-    but retries no ControllerError."""
+    """Ends the run at an error that would recur, such as NaN. Ray restarts the workers after any error, up to scale.max_failures
+    times, but doesn't retry a ControllerError."""
 
     def after_exception(self, run_context, worker_exceptions):
         failed = WorkerGroupError(f"{len(worker_exceptions)} workers failed", worker_exceptions)
@@ -24,7 +24,7 @@ class StopWhenPointless(UserCallback):
 
 @dataclass
 class UsableGpu(TorchConfig):
-    """A TorchConfig that first looks whether each worker can use its GPU: torch's own set-up would fail in other words."""
+    """A TorchConfig that first checks that each worker can use its GPU. Without it, torch's own set-up fails with a less clear error."""
 
     @property
     def backend_cls(self):

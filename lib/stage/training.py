@@ -1,4 +1,4 @@
-"""One training run on the Ray that is connected: Ray Train starts the workers, restarts lost ones, and stops what can't get better."""
+"""One training run on the connected Ray: Ray Train starts the workers, restarts lost ones, and stops at errors that a retry can't fix."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lib.stage.worker import Summary, train_loop
 
 
 def train(planned: Plan, stage: Stage, began: float | None = None) -> Summary:
-    """Trains to the planned end and leaves the run finished.
+    """Trains to the planned end and records the run as finished.
 
-    Joins the Ray that is connected, else connects for the duration. began: when the attempt began (Unix time), if before now.
-    Raises what stopped it, or KeyboardInterrupt; the run is then recorded as failed or interrupted, and can be resumed.
+    Uses the Ray that is connected; otherwise connects, and disconnects at the end. began: start of the attempt (Unix time);
+    None: now. On an error or KeyboardInterrupt, records the run as failed or interrupted, so that it can be resumed, and reraises.
     """
     run = Run(planned.job.run)
     try:
@@ -44,18 +44,20 @@ def _train(planned: Plan, stage: Stage, run: Run, began: float) -> Summary:
         summary: Summary = _fit(_trainer(planned, stage, run), planned)
     seconds = dict(summary.seconds)
     total = sum(a["seconds"] for a in attempts[:-1]) + time.time() - began
-    # What is left is starting and, of a run that was restarted, also work that was lost and starting again.
+    # The remainder is start-up and, if the run was restarted, also lost work and further start-ups.
     rest = "start" if summary.starts == len(attempts) == 1 else "restarts"
     seconds[rest] = max(0.0, total - sum(seconds.values()))
     provenance.ended(run, "finished", **asdict(summary) | {"seconds": seconds | {"total": sum(seconds.values())}})
     if before and before != summary.model_sha256:
         now = summary.model_sha256[:12]
-        print(f"model/ has other bytes than before ({before[:12]}, now {now}): what was resumed on it is refused.")
+        print(
+            f"model/ differs from before ({before[:12]}, now {now}): runs that were started from it can no longer be resumed."
+        )
     return summary
 
 
 def _begin(planned: Plan, run: Run, began: float) -> list[dict]:
-    """Writes job.yaml and the beginning of provenance.json; returns the run's attempts, this one last."""
+    """Writes job.yaml and the first fields of provenance.json. Returns the run's attempts, this one last."""
     import yaml
 
     job = planned.job
@@ -71,13 +73,13 @@ def _begin(planned: Plan, run: Run, began: float) -> list[dict]:
 
 
 def _fit(trainer: TorchTrainer, planned: Plan) -> Summary:
-    """trainer.fit() in a thread, where Ray leaves SIGINT alone: Ctrl-C reaches this one at once as KeyboardInterrupt."""
+    """Calls trainer.fit() in a thread, where Ray can't install its SIGINT handler: Ctrl-C raises KeyboardInterrupt here at once."""
     done: dict = {}
 
     def work() -> None:
         try:
             done["summary"] = trainer.fit().return_value
-        except BaseException as e:  # raised below, in the thread that waits
+        except BaseException as e:  # reraised below, in the waiting thread
             done["error"] = e
 
     thread = threading.Thread(target=work, daemon=True, name="ray.train")
@@ -90,7 +92,7 @@ def _fit(trainer: TorchTrainer, planned: Plan) -> Summary:
 
 
 def _group(planned: Plan) -> tuple[int | tuple[int, int], dict[str, float]]:
-    """(workers, or the fewest and the most; the resources of each)"""
+    """Returns (number of workers, or (fewest, most) of an elastic run; resources of each worker)."""
     s = planned.job.scale
     elastic = (s.min_workers, s.workers) if s.min_workers and s.min_workers < s.workers else s.workers
     return elastic, {"CPU": s.cpus_per_worker} | ({"GPU": 1} if _gpu(planned) else {})
@@ -108,12 +110,12 @@ def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
-    # Weights that FSDP keeps in host memory are clipped there, over gloo.
+    # With offload, FSDP clips gradients in host memory, which needs gloo.
     backend = "cpu:gloo,cuda:nccl" if gpu and s.offload else None
     job = planned.job.to_dict()
 
     def loop() -> Summary | None:
-        """A closure, which only the workers unpickle: the controller needn't import what a stage does."""
+        """A closure is unpickled by the workers only, so the controller need not import the stage's modules."""
         return train_loop(job, stage, on_cluster)
 
     return TorchTrainer(
@@ -123,7 +125,7 @@ def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name="ray",
-            # A cluster may still be growing, for as long as it takes; a Ray of our own has what it has.
+            # A cluster may take any time to add nodes; a Ray started here has a fixed size.
             failure_config=FailureConfig(max_failures=s.max_failures, controller_failure_limit=-1 if on_cluster else 3),
             logging_config=LoggingConfig(log_level="CRITICAL"),
             worker_runtime_env={"env_vars": hardware.worker_env(s, gpu)},

@@ -1,4 +1,4 @@
-"""What each Ray Train worker does: arguments, trainer, train from the last whole checkpoint, export."""
+"""The work of each Ray Train worker: build the arguments and the trainer, train from the last whole checkpoint, export the model."""
 
 from __future__ import annotations
 
@@ -42,39 +42,42 @@ from lib.training_arguments import arguments
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run is: the fields that provenance.json gets."""
+    """The results of a finished run, stored in provenance.json."""
 
     model_sha256: str
-    """Over the names and bytes of model/."""
+    """Digest of the file names and contents of model/."""
     files: dict[str, dict]
     """{"model/NAME" or "adapter/NAME": size and SHA-256}"""
     steps: int
     starts: int
-    """Times that a group of workers began to train."""
+    """Number of times that a group of workers began to train."""
     repeated_rows: int
-    """Rows that filled up the last step of an epoch; negative: rows left out of it."""
+    """Rows that were repeated to fill the last step of each epoch, over all epochs. Negative: rows left out instead."""
     precision: str
     workers: int
     tokens: int
     tokens_per_second: float | None
+    """None: no step was taken."""
     train_loss: float
+    """Mean over all steps."""
     peak_memory_bytes: int
     template_sha256: str
     seconds: dict[str, float]
     hardware: str
     train: dict
-    """Every field of the TRL config, as it was used."""
+    """Every field of the TRL config, with the values used."""
     data: dict
 
 
 class AllStepsDone(Exception):
-    """The checkpoint resumed from is the last one: the weights are loaded, and only the export is missing."""
+    """Raised when the run resumes from its last checkpoint: the weights are loaded, and only the export is left to do."""
 
 
 def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary | None:
-    """Entry point of every worker. job: as Job.to_dict gives it; on_cluster: whether this Ray is one that was joined.
+    """Entry point of every worker. job: a Job as Job.to_dict returns it. on_cluster: whether this is an existing cluster (RAY_ADDRESS)
+    and not a Ray started by the job.
 
-    Returns, on rank 0, what the run's provenance.json is to hold. Raises StopTraining where another try would fail the same way.
+    Returns the Summary on rank 0, None elsewhere. Raises StopTraining if a retry would fail in the same way.
     """
     import ray.train
 
@@ -88,7 +91,7 @@ def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary | None:
         try:
             return _train(Job.from_dict(job), stage, on_cluster, run, rank, workers)
         except Exception:
-            traceback.print_exc()  # kept in the run's logs; the driver prints one paragraph
+            traceback.print_exc()  # goes to the run's logs; the driver prints a one-paragraph summary
             raise
 
 
@@ -124,13 +127,13 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         trainer = stage.build(job, args, loaded)
         if job.model.qat != "none":
             qat.prepare(trainer.model, job.model.qat)
-        if job.model.adapter != "none":  # the driver may not have had the base to look into
+        if job.model.adapter != "none":  # the driver may have had no local copy of the base to check
             merging.check(trainer.model)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
     if len(trainer.train_dataset) == 0:
         raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
-    rows = loaded.check.summary()  # of all rows; the driver may have seen a part
+    rows = loaded.check.summary()  # of all rows; the driver may have read only some of them
     rows["rendered"] = whole.summary(counts)
     if rank == 0:
         provenance.pin(run, "data.source", rows["sha256"], "its rows are")
@@ -145,24 +148,24 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     if repeated and rank == 0 and not 0 < args.max_steps < per_epoch:
         doing = f"repeats {repeated:,} from its start" if repeated > 0 else f"leaves out {-repeated:,}"
         logs.say(
-            f"{examples:,} examples don't divide by {batch}: each epoch {doing}, so that its last step has {batch} too"
+            f"{examples:,} examples are not a multiple of {batch}: each epoch {doing}, so that its last step has {batch} too"
         )
     tally = Tally(trainer, began, batch, resume)
     trainer.add_callback(_keep_run(run, tally))
-    word = notice.callback(run, job.stage) if on_cluster else None
-    if word:
-        trainer.add_callback(word)
-    if waits := exchange.callback(trainer.model, job.scale.strategy):
-        trainer.add_callback(waits)
+    stopping = notice.callback(run, job.stage) if on_cluster else None
+    if stopping:
+        trainer.add_callback(stopping)
+    if link := exchange.callback(trainer.model, job.scale.strategy):
+        trainer.add_callback(link)
     try:
         trainer.train(resume_from_checkpoint=resume)
     except AllStepsDone:
-        trainer.log({"train_loss": 0.0})  # which lib/tally.py fills in: training itself ended before it was logged
+        trainer.log({"train_loss": 0.0})  # not logged yet; lib/tally.py replaces the value with the run's mean loss
     tally.stop()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
-    if word and word.stopped and state.global_step < state.max_steps:
-        raise StopTraining(word.stopped)
+    if stopping and stopping.stopped and state.global_step < state.max_steps:
+        raise StopTraining(stopping.stopped)
     if state.global_step < state.max_steps:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
     tally.check()
@@ -170,7 +173,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         trainer.evaluate()
     evaluated = time.time()
     folder = scratch / "export"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    shutil.rmtree(folder, ignore_errors=True)  # left by an attempt that was killed on this node
     barrier()
     models.export(trainer, job.model, folder)
     if rank == 0:
@@ -203,15 +206,17 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
 
 
 def save_work(trainer, strategy: str) -> None:
-    """Fewer operations for the same losses, where the models are of a kind that allows it (lib/prefixes.py, lib/lora.py)."""
+    """Installs faster computations of the same losses in the models that support them (lib/prefixes.py, lib/lora.py)."""
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         prefixes.install(model)
-    if strategy == "ddp":  # sharded weights are gathered by the layers that lib/lora.py passes by
+    if (
+        strategy == "ddp"
+    ):  # with sharded weights, the layers that lib/lora.py bypasses must run: they gather the weights
         lora.install(trainer.model)
 
 
 def _claim(run: Run):
-    """Waits until no other process trains into a local run: after a kill -9 of the driver, its workers live on for seconds."""
+    """Returns the lock on a local run, waiting up to 60 s for it: after a kill -9 of the driver, its workers live on for seconds."""
     from filelock import FileLock, Timeout
 
     if run.remote:  # an object store has no locks
@@ -227,15 +232,15 @@ def _claim(run: Run):
 
 
 def _keep_run(run: Run, tally: Tally):
-    """Keeps the run directory true while training: metrics.jsonl, sealed checkpoints, and a stop at NaN."""
+    """Returns a callback that writes metrics.jsonl, seals the checkpoints, and stops at a loss that isn't finite."""
     from transformers import TrainerCallback
 
     class KeepRun(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             tally.on_train_begin(state)
-            if args.process_index == 0:  # what was logged after the checkpoint will be logged again
+            if args.process_index == 0:  # drops rows logged after the checkpoint; those steps are taken again
                 run.write_text("metrics.jsonl", "".join(_line(row, state) for row in state.log_history))
-            if state.global_step >= state.max_steps:  # the Trainer would take one more step
+            if state.global_step >= state.max_steps:  # the Trainer would take another step
                 raise AllStepsDone
 
         def on_log(self, args, state, control, logs=None, **kwargs):
