@@ -1,7 +1,7 @@
-"""Checkpoints that can be trusted: a folder counts only once DONE.json, written last, lists the SHA-256 of every file.
+"""Verified checkpoints: a folder is valid only once it has a DONE.json, written last, with the SHA-256 of every file.
 
-There is one mechanism for Ray's own restarts and for --resume: both ask `latest` for the newest folder that is whole.
-Ray's checkpoint objects are not used, because Ray uploads files in no particular order and keeps no hashes.
+Ray's restarts and --resume use the same mechanism: `latest` finds the newest whole checkpoint. Ray's checkpoint objects are not
+used, because Ray uploads files in no particular order and stores no hashes.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from lib.manifest import DONE, hashes
 from lib.run import Run
 
 ASIDE = "damaged-"
-"""Before the name of a checkpoint that failed its check: kept until a newer whole one stands."""
+"""Prefix of the name of a checkpoint that failed verification. It is kept until there is a newer whole one."""
 
 
 def steps(run: Run) -> list[int]:
-    """Steps of the checkpoint folders that exist, whole or not, oldest first."""
+    """Returns the steps of all checkpoint folders, whole or not, in ascending order."""
     names = run.folders("checkpoints")
     found = [n.removeprefix("checkpoint-") for n in names if n.startswith("checkpoint-")]
-    return sorted(int(n) for n in found if n.isdigit())  # a copy that somebody made has another name
+    return sorted(int(n) for n in found if n.isdigit())  # skips copies made by hand, such as checkpoint-10-copy
 
 
 def damage(run: Run, step: int) -> str | None:
-    """Why the checkpoint of `step` can't be used, or None if every byte is as it was written."""
+    """Returns why the checkpoint of `step` can't be used, or None if it is intact."""
     return manifest.damage(run, f"checkpoints/checkpoint-{step}")
 
 
 def latest(run: Run) -> tuple[int | None, list[str]]:
-    """(step of the newest whole checkpoint or None, a line for each newer one that was refused)."""
+    """Returns (step of the newest whole checkpoint, or None; a line for each newer one that was refused)."""
     refused = []
     for step in reversed(steps(run)):
         why = damage(run, step)
@@ -44,8 +44,10 @@ def latest(run: Run) -> tuple[int | None, list[str]]:
 
 
 def set_aside_after(run: Run, step: int | None) -> None:
-    """Clears the way for the steps after `step` (all for None), which will be written again. Half-written checkpoints are removed;
-    one that was whole once is renamed, so that nothing that could be rescued is lost before a newer one stands."""
+    """Clears away the checkpoints after `step` (None: all), which training will write again.
+
+    Removes half-written ones. Renames those with a DONE.json, so that their data can be rescued until there is a newer whole one.
+    """
     for s in steps(run):
         if step is not None and s <= step:
             continue
@@ -58,7 +60,7 @@ def set_aside_after(run: Run, step: int | None) -> None:
 
 
 def fetch(run: Run, step: int, scratch: Path) -> str:
-    """A local path of the checkpoint; a remote one is downloaded to `scratch` once per node."""
+    """Returns a local path of the checkpoint, downloading a remote one to `scratch` once per node."""
     rel = f"checkpoints/checkpoint-{step}"
     if not run.remote:
         return run.at(rel)
@@ -74,16 +76,16 @@ def fetch(run: Run, step: int, scratch: Path) -> str:
 
 
 def scratch(run: Run) -> Path:
-    """This node's folder for what is on its way to a remote run."""
+    """Returns this node's local folder for files that are downloaded from, or to be uploaded to, a remote run."""
     key = hashlib.sha256(run.path.encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"shoestring-{os.getuid()}" / f"{run.name}-{key}"
 
 
 def seal(run: Run, folder: Path, keep: int | None) -> None:
-    """Publishes the checkpoint that the Trainer just wrote to `folder`: uploads it, then DONE.json, then drops old ones.
+    """Publishes the checkpoint that the Trainer just wrote to `folder`: uploads it, writes DONE.json, and removes old checkpoints.
 
-    Collective: every rank calls it. On a remote run each node's first rank uploads what its node wrote; on a shared
-    or local disk everything is there already and rank 0 hashes it. `keep` newest whole checkpoints stay (None: all).
+    Collective: every rank calls it. For a remote run, the first rank of each node uploads what its node wrote. On a local or shared
+    disk the files are already in place, and rank 0 hashes them. The `keep` newest whole checkpoints are kept (None: all).
     """
     import torch.distributed as dist
 
@@ -92,7 +94,7 @@ def seal(run: Run, folder: Path, keep: int | None) -> None:
     node_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     rel = f"checkpoints/{folder.name}"
     if many:
-        dist.barrier()  # every rank has finished writing its own files
+        dist.barrier()  # wait until every rank has written its files
     mine: dict[str, tuple[int, str]] = {}
     if rank == 0 or (run.remote and node_first):
         mine = hashes(folder)

@@ -1,4 +1,4 @@
-"""From a command line and a YAML to a checked Job, in a fraction of a second: nothing here imports torch, TRL or Ray.
+"""Parses a command line and a YAML file into a Job, without importing torch, TRL or Ray.
 
 Precedence: built-in defaults < --config file < options on the command line.
 """
@@ -40,36 +40,37 @@ OWNED = {
     "ddp_backend": "scale.device",
     "parallelism_config": "scale.strategy",
 }
-"""Fields of TrainingArguments that follow from other keys of the job → the key to set instead."""
+"""{field of TrainingArguments that can't be set: the key of the job that it follows from}."""
 
 LORA_OWNED = {
     "peft_type": "model.adapter",
-    "task_type": "the stage by its job",
+    "task_type": "the stage",
     "base_model_name_or_path": "model.base",
     "revision": "model.revision",
     "auto_mapping": "model.base",
-    "peft_version": "nothing: it is the installed one",
-    "inference_mode": "nothing: an adapter that is made is trained",
+    "peft_version": "the installed peft",
+    "inference_mode": "the stage, which trains the adapter",
 }
-"""The same of LoraConfig."""
+"""The same for the fields of LoraConfig."""
 
 SECTIONS = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
 
 
 @dataclass
 class Request:
-    """What was asked for: the job, and what to do with it."""
+    """A parsed command line: the job, and what to do with it."""
 
     job: Any
     """A Job, or the dataclass of a work stage."""
     dry_run: bool = False
     resume: bool = False
     config: str | None = None
+    """Path of the --config file."""
 
 
 @contextmanager
 def refusing(program: str):
-    """Around what is checked before work: a mistake, or a store that can't be reached, is printed and exits with 2."""
+    """Context of the checks before work begins: prints a ValueError, or a known failure such as an unreachable store, and exits with 2."""
     try:
         yield
     except KeyboardInterrupt:
@@ -86,9 +87,9 @@ def refusing(program: str):
 
 
 def parse(stage: Stage, argv: list[str] | None = None) -> Request:
-    """Reads sys.argv (or `argv`) for a stage that trains.
+    """Parses `argv` (None: sys.argv) for a training stage.
 
-    Raises UsageError for an unknown key (with the nearest ones), a wrong type or an unreadable file.
+    Raises UsageError for an unknown key (naming similar ones), a wrong type or an unreadable file.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser(stage.name, stage.config)
@@ -120,7 +121,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
 
 
 def parsed(parser, argv: list[str], tree: dict) -> dict:
-    """The values of a jsonargparse parser's keys: those on the command line, then those of `tree`, which argv's --config held."""
+    """Parses `argv` with a jsonargparse parser. Returns {key: value}; options override `tree`, the content of argv's --config file."""
     rest, at = [*argv], [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
     if len(at) > 1:
         raise UsageError("--config: give one file; other keys can follow as --KEY VALUE.")
@@ -149,7 +150,7 @@ def _parser(stage: str, config_class: str):
     parser.add_argument(
         "--dry-run", dest="dry_run", action="store_true", help="check everything, print the plan, start nothing"
     )
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run from its last complete checkpoint")
+    parser.add_argument("--resume", metavar="RUN", help="continue this run from its last complete checkpoint")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the YAML, for editors")
     parser.add_argument(
         "--run", type=str, default=f"runs/{stage}", help="the run directory to write: a local path or s3://bucket/path"
@@ -174,6 +175,7 @@ LORA = "peft.tuners.lora.config:LoraConfig"
 
 
 def option(argv: list[str], name: str) -> str | None:
+    """Returns the first value of option `name` in argv, given as "NAME VALUE" or "NAME=VALUE"."""
     for i, a in enumerate(argv):
         if a == name and i + 1 < len(argv):
             return argv[i + 1]
@@ -192,7 +194,7 @@ def _check_options(argv: list[str], known: set[str], kinds: dict[str, object]) -
 
 
 def refuse_clocks(argv: list[str], kinds: dict[str, object]) -> None:
-    """Raises UsageError for --KEY 1:30, which jsonargparse would take for 90."""
+    """Raises UsageError for a value such as 1:30, which jsonargparse would read as 90."""
     for key in kinds:
         if value := option(argv, f"--{key}"):
             try:
@@ -219,16 +221,16 @@ def _check_keys(tree: dict, known: set[str], path: str | None) -> None:
 
 
 def _is_known(key: str, known: set[str]) -> bool:
-    """Known itself, or an entry of a key that holds a dict (data.columns.question)."""
+    """Whether the key is known, or is an entry of a key that holds a dict (data.columns.question)."""
     return key in known or any(key.startswith(f"{k}.") for k in known if k.startswith(("data.columns", "train.")))
 
 
 def unknown(key: str, known: set[str], dashes: str = "") -> str:
-    """The message for a key that doesn't exist."""
+    """Returns the message for a key that doesn't exist or must not be set."""
     last = key.rsplit(".", 1)[-1]
     owned = OWNED if key.startswith("train.") else LORA_OWNED if key.startswith("model.lora.") else {}
     if last in owned:
-        return f"{dashes}{key} follows from other keys: set {owned[last]} instead."
+        return f"{dashes}{key} can't be set: it follows from {owned[last]}."
     return f"{dashes}{key} is not a key of this job.{nearest(key, known, dashes)}"
 
 
@@ -242,7 +244,7 @@ KINDS = {
 
 
 def tidy(message: str) -> str:
-    """jsonargparse's message on one line: the key, what it takes, and what it was given."""
+    """Shortens a jsonargparse message to one line: the key, the values it takes, and the value given."""
     text = " ".join(message.split()).replace("Parser key ", "").replace("typing.", "").replace("NoneType", "null")
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
     one = re.fullmatch(r'"([\w.]+)": Expected an? (.*?)\. Got value: (.*)', text)
@@ -252,12 +254,12 @@ def tidy(message: str) -> str:
     key, kinds, value = (one or several).groups()
     kinds = [kinds] if one else re.split(r", (?![^\[]*\])", kinds)
     names = [n for kind in kinds if kind.startswith("Literal[") for n in re.findall(r"'(.*?)'", kind)]
-    said = [re.sub(r"Literal\[(.*)\]", r"one of \1", KINDS.get(kind, kind)) for kind in kinds]
-    return f"{key}: must be {' or '.join(said)}, is {value}.{nearest(value, names)}"
+    accepted = [re.sub(r"Literal\[(.*)\]", r"one of \1", KINDS.get(kind, kind)) for kind in kinds]
+    return f"{key}: must be {' or '.join(accepted)}, is {value}.{nearest(value, names)}"
 
 
 def stored(path: str, stage: str) -> dict:
-    """The configuration of the run to go on with. Raises UsageError where it isn't one of this stage's."""
+    """Returns the configuration of the run to resume. Raises UsageError if it isn't a run of this stage."""
     from lib.run import Run
 
     run = Run(path)
@@ -270,7 +272,7 @@ def stored(path: str, stage: str) -> dict:
 
 
 def schema(stage: str, config_class: str) -> dict:
-    """JSON schema of the YAML of jobs/<stage>.py, for completion and checks in editors."""
+    """Returns the JSON schema of the YAML of jobs/<stage>.py, for completion and validation in editors."""
     from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
     strict = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)

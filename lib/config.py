@@ -1,8 +1,8 @@
-"""The typed whole of one job: the sections of its YAML.
+"""The typed configuration of a job, one class per section of its YAML.
 
-Read this file to know every key that is ours; `train:` takes the fields of the stage's own TRL config
-class (see lib/fields.py) and `model.lora:` those of peft.LoraConfig. Each key is documented once, by the
-string below it, and `--help` prints that string.
+This file defines all of the project's own keys. The keys of `train:` are the fields of the stage's TRL config class (see
+lib/fields.py), and those of `model.lora:` the fields of peft.LoraConfig. The string below each key is its only documentation;
+`--help` prints it.
 """
 
 from __future__ import annotations
@@ -13,108 +13,121 @@ from typing import Any, Literal
 
 @dataclass
 class Model:
+    """model: the base model and which of its weights train"""
+
     base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """What to start from: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
+    """The model to start from: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
     revision: str | None = None
     """Commit, tag or branch of a hub model. None: its main branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights. auto: float32 while all of them train, and then stored as the base's are; the compute precision where an
-    adapter trains."""
+    """Type of the weights in training. auto: float32 if all weights train (model/ is then saved in the base's type), the compute
+    precision if an adapter trains."""
     attn_implementation: str | None = None
-    """Attention kernel by transformers' name: eager, sdpa, flash_attention_2 … None: sdpa on a GPU, eager on a CPU, where it is faster."""
+    """Attention kernel by its name in transformers: eager, sdpa, flash_attention_2 … None: sdpa on a GPU; eager on a CPU, where it is
+    faster."""
     adapter: Literal["none", "lora"] = "none"
-    """none trains every weight; lora trains low-rank adapters (Hu et al. 2021) and merges them into model/ at the end. Where one is on
-    embeddings that are also the output layer, model/ gets an output layer of its own."""
+    """none trains every weight. lora trains low-rank adapters (Hu et al. 2021) and merges them into model/ at the end. If an adapter
+    is on input embeddings that are tied to the output layer, they are untied in model/."""
     lora: dict[str, Any] = field(default_factory=dict)
-    """Fields of peft.LoraConfig, by their own names; only with adapter: lora."""
+    """Fields of peft.LoraConfig, under their own names. Only with adapter: lora."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """bitsandbytes: 4bit is NF4 with double quantisation (QLoRA, Dettmers et al. 2023). Needs adapter: lora."""
+    """Quantises the frozen base with bitsandbytes: 4bit is NF4 with double quantisation (QLoRA, Dettmers et al. 2023). Needs
+    adapter: lora."""
     qat: Literal["none", "int8", "w4a16"] = "none"
-    """Quantisation-aware training: linear layers compute with weights rounded as that method of jobs/quantize.py rounds them, and model/ is
-    written in its format (lib/quantize/qat.py). Needs adapter: none and strategy: ddp."""
+    """Quantisation-aware training: linear layers compute with weights rounded as by this method of jobs/quantize.py, and model/ is
+    saved in its format (lib/quantize/qat.py). Needs adapter: none and strategy: ddp."""
     chat_template: str | None = None
-    """A Jinja file that replaces the base's chat template. None: the one that comes with the base."""
+    """A Jinja file that replaces the base's chat template. None: the base's own."""
 
 
 @dataclass
 class Data:
+    """data: training rows and held-out rows"""
+
     source: str = "demo"
-    """demo (generated here), a .json/.jsonl/.csv/.tsv/.parquet/.txt file (.gz too), a folder or glob of them, s3://, or a hub name."""
+    """demo (generated on the fly), a .json/.jsonl/.csv/.tsv/.parquet/.txt file (.gz too), a folder or glob of them, an s3:// address, or
+    the name of a hub dataset."""
     name: str | None = None
-    """Configuration name of a hub dataset. None: its default."""
+    """Configuration name of a hub dataset. None: its default configuration."""
     revision: str | None = None
     """Commit, tag or branch of a hub dataset. None: its main branch."""
     split: str = "train"
     """Split of a hub dataset to train on."""
     heldout: str | None = None
-    """Held-out rows: a file, folder or s3:// address, or a split's name for a hub dataset. None: a share of source."""
+    """Held-out rows: a file, folder or s3:// address, or the split's name for a hub dataset. None: a share of source."""
     heldout_fraction: float = 0.1
-    """Share of the prompts (0 to 1) set aside when heldout is None, chosen by a hash of the prompt, so that it never moves."""
+    """Share of the prompts (0 to 1) held out when heldout is None. A hash of the prompt decides, so the choice is the same every time."""
     format: str = "auto"
-    """auto recognises the format from the columns and prints it; a format's name insists on it."""
+    """Name of the row format. auto: recognised from the columns, and printed."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames columns before the format is recognised: {theirs: ours}."""
+    """Renames columns before the format is recognised: {name in the file: name in the format}."""
     limit: int | None = None
-    """Use at most this many training rows, taken in order. None: all."""
+    """Maximum number of training rows, taken in order. None: all."""
     heldout_limit: int | None = None
-    """Measure the held-out loss on at most this many rows, taken in order; the others stay unused. None: all."""
+    """Maximum number of rows on which the held-out loss is measured, taken in order; the others stay unused. None: all."""
     bad_rows: Literal["error", "skip"] = "error"
-    """What rows that can't be read do: stop the job and show their line numbers, or be counted and left out."""
+    """Rows that can't be read. error: stop the job and print their line numbers. skip: leave them out and report how many."""
     incomplete: Literal["error", "accept"] = "error"
-    """What rows that the model would not see whole do: stop the job, or be trained on as far as they are seen. Text that the chat
-    template leaves out, no end of a turn, another context than in use, more than 5% cut or dropped at train.max_length (lib/rendering)."""
+    """Rows that the model would not see whole: the chat template leaves text out, a turn has no end, the context differs from that in
+    use, or train.max_length cuts or drops more than 5% (lib/rendering). error: stop the job. accept: train on the part that is seen."""
     leaks: Literal["error", "drop"] = "error"
-    """What held-out prompts that are also in the training rows do: stop the job, or leave the training rows out."""
+    """Held-out prompts that are also in the training rows. error: stop the job. drop: leave those training rows out."""
 
 
 @dataclass
 class Scale:
+    """scale: workers, devices and batches"""
+
     workers: int = 1
-    """Training processes, one per GPU, or one per CPU core where there is no GPU."""
+    """Number of training processes. Each uses one GPU, or cpus_per_worker cores where there is no GPU."""
     min_workers: int | None = None
-    """Go on with as few as this when nodes vanish, and grow back when they return. None: the number is fixed."""
+    """Smallest number of workers to continue with when nodes are lost; the run grows back when nodes return. None: the number is fixed."""
     strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
-    """ddp keeps a whole copy per worker; fsdp (FSDP2) and zero3 shard weights, gradients and optimizer; zero1 the optimizer; zero2 also gradients."""
+    """ddp keeps a full copy on each worker. zero1 shards the optimizer state, zero2 also gradients, zero3 and fsdp (FSDP2) also weights."""
     offload: bool = False
-    """Keep the sharded state in host memory: optimizer for zero1/zero2, also weights for zero3 and fsdp."""
+    """Keep the sharded state in host memory: the optimizer state with zero1 and zero2, also the weights with zero3 and fsdp."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: GPUs where this machine has them, or the cluster has or can rent them."""
+    """auto: GPUs if this machine has any, or if the cluster has or can rent them; otherwise CPUs."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Type of the arithmetic. auto: bf16 where the hardware has it, fp16 on older GPUs such as the T4, else fp32."""
+    """Compute precision. auto: bf16 if the hardware supports it, fp16 on older GPUs such as the T4, otherwise fp32."""
     global_batch: int = 32
     """Examples per optimizer step over all workers. The same job takes the same steps on 1, 2 or 4 workers."""
     micro_batch: int = 8
-    """Most examples on one device at a time; gradient accumulation makes up the rest of global_batch."""
+    """Maximum number of examples on a device at a time; gradient accumulation makes up the rest of global_batch."""
     cpus_per_worker: int = 1
-    """CPU cores (and threads) of each worker."""
+    """CPU cores (and threads) per worker."""
     max_failures: int = 3
-    """How often Ray restarts the workers from the last checkpoint before the job gives up. -1: always."""
+    """How often Ray may restart the workers from the last checkpoint before the job fails. -1: no limit."""
 
 
 @dataclass
 class Eval:
+    """eval: evaluation of the finished run"""
+
     tasks: list[str] = field(default_factory=list)
-    """Tasks to score the finished run on, by the names in lib/evals/tasks.py. Empty: only the held-out loss."""
+    """Tasks to evaluate the finished run on, by their names in lib/evals/tasks.py. Empty: only the held-out loss."""
     limit: int | None = 200
-    """At most this many held-out examples per task. None: all."""
+    """Maximum number of held-out examples per task. None: all."""
     max_new_tokens: int | None = None
-    """Longest answer generated, in tokens. None: as long as each task needs (lib/evals/length.py)."""
+    """Maximum length of a generated answer, in tokens. None: as long as each task needs (lib/evals/length.py)."""
 
 
 @dataclass
 class Job:
+    """The whole configuration of a training job, as stored in job.yaml."""
+
     run: str
     """The run directory to write: a local path or s3://bucket/path."""
     stage: str
-    """Name of the file in jobs/ that made this job."""
+    """Name of the stage, and of its file in jobs/."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     train: dict[str, Any] = field(default_factory=dict)
-    """What the user set of the TRL config class, by its own field names; the class fills in the rest on the worker."""
+    """The fields of the TRL config class that the user set, under their own names. The workers take the class's defaults for the rest."""
     scale: Scale = field(default_factory=Scale)
     eval: Eval = field(default_factory=Eval)
     makes: str = "causal_lm"
-    """What model/ will be: the stage's own (lib/stage/stage.py, Makes)."""
+    """Kind of model that model/ will hold, set by the stage (lib/stage/stage.py, Makes)."""
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -1,8 +1,9 @@
-"""DPO whose loss is one of the whole step, however it is cut into micro-batches and shared out.
+"""DPO with a loss that doesn't depend on how the step is split into micro-batches and workers.
 
-All losses of TRL's but three are means over pairs, and micro-batches have equally many. `sft` is a mean over the tokens of the chosen
-answers, which TRL takes of each micro-batch: a token weighed more where the others beside it were few. `aot` and `aot_unpaired` sort
-the pairs of a micro-batch, and lib/limits.py refuses them where that isn't the step.
+All but three of TRL's DPO losses are means over pairs, of which every micro-batch has the same number. `sft` is a mean over the
+tokens of the chosen answers. TRL takes that mean per micro-batch, which gives a token more weight in a micro-batch with fewer
+tokens; this trainer takes it over the step. `aot` and `aot_unpaired` sort the pairs of a micro-batch; lib/limits.py refuses them
+unless the micro-batch is the whole step.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from lib.heldout import counts
 
 
 class WholeStepTrainer(DPOTrainer):
-    """TRL's DPOTrainer, which counts the chosen tokens of the step, or of all held-out rows, where `by_chosen_token` is true."""
+    """TRL's DPOTrainer, which also counts the chosen tokens of the step, or of all held-out rows, if `by_chosen_token` is true."""
 
     chosen_per_pair: float | None = None
-    """Mean number of chosen tokens, over the step or the held-out rows at work. None: a batch stands for itself."""
+    """Mean number of chosen tokens per pair, over the current step or all held-out rows. None: not counted; use the batch's own."""
 
     @property
     def by_chosen_token(self) -> bool:
-        """Whether a part of the loss is a mean over the tokens of the chosen answers."""
+        """Whether the loss has a term that is a mean over the tokens of the chosen answers."""
         raise NotImplementedError
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -39,11 +40,11 @@ class WholeStepTrainer(DPOTrainer):
             self.chosen_per_pair = before
 
     def _per_pair(self, batches, device=None) -> float:
-        """device: where the workers have other batches each, which are summed."""
+        """Returns chosen tokens ÷ pairs of `batches`; given a device, summed over the workers, which hold different batches."""
         import torch
 
-        held = [counts(batch) for batch in batches]
-        chosen, pairs = (sum(h[k] for h in held) for k in ("chosen", "pairs"))
+        counted = [counts(batch) for batch in batches]
+        chosen, pairs = (sum(c[k] for c in counted) for k in ("chosen", "pairs"))
         if device is not None:
             both = torch.tensor([chosen, pairs], dtype=torch.float64, device=device)
             chosen, pairs = self.accelerator.reduce(both, "sum").tolist()
@@ -51,7 +52,7 @@ class WholeStepTrainer(DPOTrainer):
 
 
 class WholeStepDPOTrainer(WholeStepTrainer):
-    """TRL's DPOTrainer with −Σ log π(y⁺ₜ) ÷ (chosen tokens of the step) as the loss `sft`; of held-out rows: of all of them."""
+    """TRL's DPOTrainer whose loss `sft` is −Σ log π(y⁺ₜ) ÷ (chosen tokens of the step, or of all held-out rows)."""
 
     @property
     def by_chosen_token(self) -> bool:
@@ -64,7 +65,7 @@ class WholeStepDPOTrainer(WholeStepTrainer):
             both = zip(kinds, weights, strict=True)
             if share:
                 self.loss_weights = [w * share if kind == "sft" else w for kind, w in both]
-            else:  # the mean over no token would be NaN, also times 0
+            else:  # a mean over no tokens is NaN, and weight 0 would not cancel it
                 left = [(kind, w) for kind, w in both if kind != "sft"] or [("sigmoid", 0.0)]
                 self.loss_types, self.loss_weights = zip(*left, strict=True)
         try:

@@ -1,7 +1,7 @@
-"""What went wrong, in one paragraph: the cause, the line that shows it, and the remedy.
+"""Explains a failure in one paragraph: the cause, the evidence, and the remedy.
 
-Ray retries every error a worker raises. Some can't get better by trying again (NaN, a misspelt column, a full disk):
-those stop the job at once (`worth_retrying`); a lost worker or an unreachable store is tried again from the last checkpoint.
+Ray retries after any error in a worker. Errors that would recur (NaN, a misspelt column, a full disk) stop the job at once; after
+the loss of a worker or of the connection to a store, the job is retried from the last checkpoint (`worth_retrying`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from lib.run import Run
 
 
 class StopTraining(RuntimeError):
-    """Raised in a worker when going on is pointless; its text is the explanation."""
+    """Raised in a worker for an error that a retry can't fix; its text is the explanation that the user sees."""
 
 
 KNOWN: list[tuple[str, bool, str, str]] = [
-    # pattern in the error's text, worth another try, cause, remedy
+    # (pattern in the error's text, whether a retry can help, cause, remedy)
     (r"StopTraining: (.*)", False, "{0}", ""),
     (r"NotStarted: (.*)", True, "{0}", ""),
     (
-        # torch.save writes its archive's end on a full disk as if nothing were wrong, and then finds it shorter.
+        # On a full disk, torch.save doesn't notice the failed write until it finds the archive shorter than expected.
         r"No space left on device|Disk quota exceeded|Errno 28|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed",
         False,
         "The disk is full.",
@@ -37,13 +37,13 @@ KNOWN: list[tuple[str, bool, str, str]] = [
     (
         r"no kernel image is available",
         False,
-        "The installed torch has no code for this kind of GPU.",
-        "Rent another kind (gpus in the ladder of the cluster's YAML), or train on CPUs: scale.device: cpu.",
+        "The installed torch has no kernels for this GPU model.",
+        "Rent another model (gpus in the ladder of the cluster's YAML), or train on CPUs: scale.device: cpu.",
     ),
     (
         r"can't allocate memory|Cannot allocate memory|MemoryError|OutOfMemoryError|memory monitor|due to the node running low on memory",
         True,
-        "The machine ran out of memory and a worker was ended.",
+        "The machine ran out of memory and a worker was killed.",
         "Lower scale.micro_batch, scale.workers or train.max_length, or set model.adapter: lora.",
     ),
     (
@@ -59,12 +59,12 @@ KNOWN: list[tuple[str, bool, str, str]] = [
         r"DistBackendError|ncclRemoteError|NCCL error|WorkerHealthCheck|unexpected system error|has died",
         True,
         "A worker was lost: its process or node ended (killed, preempted or out of memory).",
-        "Go on from the last checkpoint with --resume; raise scale.max_failures to let Ray do so more often.",
+        "Continue from the last checkpoint with --resume; raise scale.max_failures to let Ray do so more often.",
     ),
     (
         r"Insufficient cluster resources",
         False,
-        "The cluster can't have so many workers at one time.",
+        "The cluster has no room for so many workers at the same time.",
         "Lower scale.workers or scale.cpus_per_worker, or raise max_workers in the cluster's YAML.",
     ),
     (
@@ -77,7 +77,7 @@ KNOWN: list[tuple[str, bool, str, str]] = [
 
 
 def text_of(error: BaseException) -> str:
-    """ "Type: message" of the error and of every cause behind it, with the workers' own where Ray Train collected them."""
+    """Returns "Type: message" lines of the error, its causes, and the workers' errors that Ray Train collected."""
     parts, seen = [], set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -92,7 +92,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _match(text: str) -> tuple[bool, str, str, str] | None:
-    """(worth another try, cause, evidence line, remedy) of the first known failure in `text`."""
+    """Returns (whether a retry can help, cause, evidence line, remedy) of the first known failure found in `text`."""
     for pattern, retry, cause, remedy in KNOWN:
         m = re.search(pattern, text)
         if m:
@@ -102,12 +102,12 @@ def _match(text: str) -> tuple[bool, str, str, str] | None:
 
 
 def known(error: BaseException) -> bool:
-    """Whether `explain` has more to say than the error's own text."""
+    """Whether the error is a known failure, for which `explain` gives a cause and a remedy."""
     return _match(text_of(error)) is not None
 
 
 def explain(error: BaseException, run: Run | None = None) -> str:
-    """One paragraph for a person: cause, evidence, remedy, and how to go on."""
+    """Returns one paragraph for the user: cause, evidence, remedy, and with a run also its last whole checkpoint."""
     text = text_of(error)
     found = _match(text)
     if found:
@@ -122,14 +122,14 @@ def explain(error: BaseException, run: Run | None = None) -> str:
 
         try:
             step, _ = checkpoint.latest(run)
-        except Exception as e:  # the store itself may be what failed; say so rather than hide the first error
+        except Exception as e:  # the store itself may have failed; that must not hide the original error
             return f"{paragraph} (The run can't be read to look for checkpoints: {type(e).__name__}.)"
         paragraph += f" Last whole checkpoint: {f'step {step}' if step else 'none'}."
     return paragraph
 
 
 def worth_retrying(error: BaseException) -> bool:
-    """Whether Ray should restart the workers: unknown errors of a user's code raise the same again, lost workers don't."""
+    """Whether Ray should restart the workers. False for unknown errors: a user's code would raise them again."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return False
     found = _match(text_of(error))

@@ -69,7 +69,7 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("sft", ["--model.adapter", "lora", "--model.lora.lora_alpha", "0"], "model.lora.lora_alpha: must be above 0"),
         ("sft", ["--model.adapter", "lora", "--model.lora.rank_pattern", "{q_proj: 0}"], "model.lora.rank_pattern: must be at least 1"),
         ("sft", ["--model.adapter", "lora", "--model.lora.init_lora_weights", "eva"], "model.lora.init_lora_weights: eva starts"),
-        ("sft", ["--model.adapter", "lora", "--model.lora.inference_mode", "true"], "model.lora.inference_mode follows from"),
+        ("sft", ["--model.adapter", "lora", "--model.lora.inference_mode", "true"], "model.lora.inference_mode can't be set: it follows from the stage"),
         ("sft", ["--model.revision", "main"], "model.revision: main would be a commit on a hub"),
         ("sft", ["--eval.limit=-1"], "eval.limit: must be at least 1"),
         ("sft", ["--eval.max_new_tokens", "0"], "eval.max_new_tokens: must be at least 1"),

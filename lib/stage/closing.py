@@ -25,7 +25,7 @@ def finish(run: Run, job: Job) -> bool:
         *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
         ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
-        ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB, peak of any worker"),
+        ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB, peak of one worker"),
         ("model", run.at("model")),
     ]
     show(rows, f"{job.stage}: finished")

@@ -61,6 +61,7 @@ class Summary:
     train_loss: float
     """Mean over all steps."""
     peak_memory_bytes: int
+    """Of rank 0."""
     template_sha256: str
     seconds: dict[str, float]
     hardware: str
