@@ -1,4 +1,4 @@
-"""Rows of unlike length as tensors: cut into windows, put together into batches, padded on the left.
+"""Rows of different lengths as tensors: cut into windows, grouped into batches, padded on the left.
 
 Shapes: B rows of one batch, T tokens.
 """
@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 
 
 def batches(items: Sequence, lengths: list[int], rows: int, tokens: int | None) -> Iterator[list]:
-    """Items of like length together, longest first (so that what doesn't fit in memory shows at once): at most `rows`
-    items and, padding counted, `tokens` tokens; an item that is longer than that goes alone."""
+    """Yields batches of items of similar length, longest first, so that running out of memory shows at once.
+
+    A batch has at most `rows` items and, including padding, `tokens` tokens (None: no limit). A longer item is a batch by itself.
+    """
     batch: list = []
     width = 0
     for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
@@ -24,7 +26,7 @@ def batches(items: Sequence, lengths: list[int], rows: int, tokens: int | None) 
 
 
 def left_pad(rows: list[list[int]], pad: int, device: str):
-    """(ids, mask), each (B, T): every row ends at the right edge, so that the next token of all comes from column T."""
+    """Returns (ids, mask), each (B, T). Every row ends in the last column, so that the next token of every row comes after it."""
     import torch
 
     width = max(len(r) for r in rows)
@@ -34,12 +36,15 @@ def left_pad(rows: list[list[int]], pad: int, device: str):
 
 
 def positions(mask_BT):
+    """Returns the position ids (B, T): each real token's index in its row, and 0 for padding on the left."""
     return (mask_BT.cumsum(1) - 1).clamp(min=0)
 
 
 def windows(ids: list[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Cuts a document into (context, scored) so that each token but the first is scored once, within windows of `size`
-    that move by half of it: after the first window, at least size/2 tokens of context stand before every token."""
+    """Cuts a document into pieces (context, scored tokens) that score each token but the first once.
+
+    Windows of `size` tokens move by size/2, so after the first window every scored token has at least size/2 tokens of context.
+    """
     begin, end = 1, min(size, len(ids))
     while begin < len(ids):
         yield ids[max(0, end - size) : begin], ids[begin:end]

@@ -1,6 +1,6 @@
-"""Prompts read into a model's cache, and what is written after them.
+"""The key-value cache of a batch of prompts and of the tokens generated after them.
 
-Shapes: B rows of one batch, T tokens read so far (with padding), C more, V vocabulary.
+Shapes: B rows of one batch, U unique prompts, T tokens read so far (with padding), C further tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from functools import cache
 from lib.batching import left_pad, positions
 
 WORTH = 16
-"""Tokens; a shorter beginning is not worth a pass of its own."""
+"""Shortest shared prefix, in tokens, that is read in a pass of its own."""
 
 
 ROOM = 64
-"""Tokens that a layer's keys and values have room for beyond those read."""
+"""Spare capacity, in tokens, that is allocated with a layer's keys and values."""
 
 
 @cache
@@ -22,10 +22,10 @@ def _roomy():
     from transformers.cache_utils import DynamicLayer
 
     class Roomy(DynamicLayer):
-        """A DynamicLayer that doesn't copy all that was read at every token: it is written into memory that has room for more.
+        """A DynamicLayer that allocates spare capacity and appends in place, instead of copying the whole cache at every token.
 
-        On one core that copying was a quarter of the time of 50 answers from SmolLM2-135M in float32. For inference: what
-        `update` returned before holds the same memory.
+        On one core that copying took a quarter of the time of 50 answers from SmolLM2-135M in float32. For inference only: the
+        tensors returned by successive calls of `update` share memory.
         """
 
         room = ()
@@ -54,7 +54,7 @@ def _roomy():
 
 
 def roomy(config):
-    """An empty cache for a model of this configuration; layers that don't keep all tokens (sliding windows) are transformers' own."""
+    """Returns an empty cache for a model of this config. Layers that don't keep all tokens (sliding windows) stay transformers' own."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -64,9 +64,9 @@ def roomy(config):
 
 
 class Cached:
-    """logits_BV: of the token that comes next in each row.
+    """A batch of prompts that the model has read. logits_BV: logits of the next token of each row.
 
-    What all prompts begin with (a system prompt, solved examples) is read once, and so is a prompt that is there several times.
+    A prefix that all prompts share (a system prompt, solved examples) is read once, and so is each of several equal prompts.
     """
 
     def __init__(self, model, prompts: list[list[int]], pad: int, device: str):
@@ -76,7 +76,7 @@ class Cached:
         unique = list(dict.fromkeys(map(tuple, prompts)))
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        # A sliding window counts the padding between a shared beginning and the rest as if it were text.
+        # A sliding window would count the padding between the shared prefix and the rest as text.
         unsafe = kinds != {"full_attention"} or getattr(config, "sliding_window", None)
         parted = (i for i, column in enumerate(zip(*unique, strict=False)) if len(set(column)) > 1)
         shared = min(next(parted, len(unique[0])), min(map(len, unique)) - 1) if len(unique) > 1 and not unsafe else 0
@@ -97,24 +97,25 @@ class Cached:
             self.keep(torch.tensor([place[tuple(p)] for p in prompts], device=device))
 
     def keep(self, index_B) -> None:
-        """Goes on with these rows, in this order; a row may be there several times."""
+        """Keeps only the rows `index_B`, in this order; a row may be repeated."""
         self.cache.batch_select_indices(index_B)
         self.mask_BT, self.logits_BV = self.mask_BT[index_B], self.logits_BV[index_B]
 
     def joinable(self) -> bool:
-        """Whether `join` can be used: a layer with a window, or with a state of its own, counts what it has read for all rows alike."""
+        """Whether `join` can be used. It can't with layers that have a window or a recurrent state: they keep one count of tokens read
+        for all rows."""
         from transformers.cache_utils import DynamicLayer
 
         return all(type(layer) in (DynamicLayer, _roomy()) for layer in self.cache.layers)
 
     def join(self, other: Cached) -> None:
-        """Takes the rows of `other` in, after its own; the shorter ones are padded on the left. `other` is used up."""
+        """Appends the rows of `other`, padding the shorter rows on the left. `other` must not be used afterwards."""
         import torch
 
         width = max(self.mask_BT.shape[1], other.mask_BT.shape[1])
 
         def together(mine, theirs, after: int):
-            """`after`: dimensions after that of the tokens."""
+            """after: number of dimensions after the token dimension."""
             rows = [
                 torch.nn.functional.pad(x, (*(0, 0) * after, width - x.shape[-1 - after], 0)) for x in (mine, theirs)
             ]
@@ -126,15 +127,17 @@ class Cached:
         self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
 
     def trim(self) -> None:
-        """Forgets the columns on the left that are padding in every row."""
+        """Drops the columns on the left that are padding in every row."""
         if unread := int(self.mask_BT.any(0).int().argmax()):
             for layer in self.cache.layers:
                 layer.keys, layer.values = layer.keys[:, :, unread:], layer.values[:, :, unread:]
             self.mask_BT = self.mask_BT[:, unread:]
 
     def feed(self, ids_BC, fed_BC=None, last: int = 0):
-        """Reads C more tokens of each row, of which `fed_BC` (0 or 1) are there; returns the logits (B, C, V), or of the
-        `last` ones only."""
+        """Reads C further tokens of each row and returns their logits (B, C, V), or only those of the `last` ones (0: all).
+
+        fed_BC: 1 for real tokens, 0 for padding; None: all are real.
+        """
         import torch
 
         fed_BC = torch.ones_like(ids_BC) if fed_BC is None else fed_BC
@@ -148,13 +151,15 @@ class Cached:
         return logits_BCV
 
     def forget(self, kept_BC) -> None:
-        """Goes on as if of the C columns read last only those of `kept_BC` (0 or 1) had been read. logits_BV stays as it was.
-        Raises RuntimeError where a layer can't go back, as one with a sliding window that is full."""
+        """Undoes the reading of some of the last C columns: keeps the tokens where `kept_BC` is 1. logits_BV is left unchanged.
+
+        Raises RuntimeError if a layer can't be cropped, such as one with a full sliding window.
+        """
         read = kept_BC.shape[1]
         self.mask_BT[:, -read:] *= kept_BC
         dead = read - int(
             (self.mask_BT[:, -read:].any(0).nonzero()[-1:] + 1).sum()
-        )  # columns at the end that no row has
+        )  # columns at the end that no row keeps
         if dead:
             self.cache.crop(-dead)
             self.mask_BT = self.mask_BT[:, :-dead]

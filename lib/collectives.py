@@ -1,16 +1,17 @@
-"""torch.distributed where there are several workers, and nothing where there is one."""
+"""torch.distributed collectives that also work in a single process without a process group."""
 
 from __future__ import annotations
 
 
 def share() -> tuple[int, int]:
-    """(this worker's number, how many there are)."""
+    """Returns (rank, number of workers)."""
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def barrier() -> None:
+    """Waits for all workers."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Tables of a label and its text, as every command prints them."""
+"""The two-column table (label, text) that every command prints."""
 
 from __future__ import annotations
 

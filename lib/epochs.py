@@ -1,8 +1,8 @@
-"""Epochs of whole batches: where rows don't divide scale.global_batch, the last step of an epoch is filled up with rows from that
-epoch's own start, whichever they are in its order.
+"""Epochs of whole batches: if the number of rows is not a multiple of scale.global_batch, the last step of an epoch is filled up with
+the rows that the epoch began with, in its shuffled order.
 
-accelerate fills up what the workers share of a micro-batch, so that 1, 2 and 4 workers take different rows in that step. With whole
-batches there is nothing left to fill, and a step holds the same rows on any number of workers.
+Otherwise accelerate would fill up the last micro-batch of the workers, with different rows for 1, 2 and 4 workers. With whole
+batches it has nothing to fill up, and a step has the same rows on any number of workers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from torch.utils.data import Sampler
 
 
 class Filled(Sampler):
-    """Indices of `sampler`, then its first ones again until `batch` divides their number; with drop, fewer of them instead, where
-    that leaves any."""
+    """Yields the indices of `sampler`, then its first ones again until their number is a multiple of `batch`.
+
+    drop: leave out the last indices instead, unless that would leave none.
+    """
 
     def __init__(self, sampler, batch: int, drop: bool = False):
         self.sampler, self.batch = sampler, batch
@@ -34,14 +36,16 @@ class Filled(Sampler):
 
 
 def fill(trainer, batch: int) -> int:
-    """Makes each epoch of the trainer whole batches; returns how many examples an epoch repeats (below 0: leaves
-    out, as train.dataloader_drop_last asks)."""
+    """Makes each epoch of the trainer consist of whole batches of `batch` examples, over all workers.
+
+    Returns how many examples an epoch repeats; negative: how many it leaves out, with train.dataloader_drop_last.
+    """
     loader = trainer.get_train_dataloader
 
     def filled():
         found = loader()
         inner = found.batch_sampler
-        while hasattr(inner, "batch_sampler"):  # a share of another one's batches
+        while hasattr(inner, "batch_sampler"):  # unwraps samplers that hold one worker's share of another sampler
             inner = inner.batch_sampler
         inner.sampler = Filled(inner.sampler, batch, trainer.args.dataloader_drop_last)
         return found

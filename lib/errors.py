@@ -1,4 +1,4 @@
-"""Mistakes in a request, and the names that were probably meant."""
+"""Errors in a request, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """A mistake in a config or on the command line; str() is the whole message to print."""
+    """An error in a config or on the command line. str() is the whole message to print."""
 
 
 def nearest(name: str, names: Iterable[str], dashes: str = "") -> str:
-    """ " Nearest: a, b." or "" — for the end of an error message about a name that doesn't exist."""
+    """Returns " Nearest: a, b." or "", to end an error message about an unknown name."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     last = {n.rsplit(".", 1)[-1]: n for n in names}

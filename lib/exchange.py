@@ -1,4 +1,4 @@
-"""Whether the machines of a job wait for each other: gradients are exchanged at every step, over whatever lies between them."""
+"""Reports if a job spends much of its time exchanging gradients between machines over a slow link."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from transformers import TrainerCallback
 from lib.logs import say
 
 PROBE = 1 << 20
-"""float32 numbers that are summed over all workers to measure the link."""
+"""Number of float32 values that are summed over all workers to measure the link."""
 TIMES = {"zero3": 1.5, "fsdp": 1.5}
-"""How much more than DDP's gradients is exchanged where weights are sharded too (Rajbhandari et al. 2020, section 7)."""
+"""{strategy that shards weights too: bytes exchanged relative to DDP} (Rajbhandari et al. 2020, section 7)."""
 WARM, STEPS, AT_MOST_S = 3, 20, 60.0
-"""A step's time is taken after the first WARM, over STEPS of them or AT_MOST_S."""
+"""The step time is measured after WARM steps, over STEPS steps or AT_MOST_S seconds."""
 SHARE = 1 / 3
-"""Of a step's time; what takes more is worth a word."""
+"""The link is reported as slow if the exchange takes more than this share of a step."""
 
 
 class Exchange(TrainerCallback):
-    """Says once, on rank 0, when steps turn out to be mostly waiting."""
+    """Reports a slow link once, on rank 0, if exchanging gradients takes more than SHARE of a step."""
 
     def __init__(self, megabytes: float, mb_per_s: float, seconds: float, say=say):
-        """seconds: what exchanging them takes, a step."""
+        """megabytes: size of the gradients. mb_per_s: speed of the link. seconds: duration of their exchange, per step."""
         self.megabytes, self.mb_per_s, self.seconds, self.say = megabytes, mb_per_s, seconds, say
         self.began: tuple[float, int] | None = None
         self.first: int | None = None
@@ -39,16 +39,19 @@ class Exchange(TrainerCallback):
             if share > SHARE:
                 self.say(
                     f"slow link: about {share:.0%} of each step, which takes {took / steps:.2g} s, goes into exchanging "
-                    f"{self.megabytes:.0f} MB of gradients at {self.mb_per_s:.3g} MB/s. Less goes with workers on one machine, "
-                    "model.adapter: lora, or a larger scale.global_batch with fewer steps.",
+                    f"{self.megabytes:.0f} MB of gradients at {self.mb_per_s:.3g} MB/s. To reduce it, place the workers on one machine, use "
+                    "model.adapter: lora, or take fewer steps with a larger scale.global_batch.",
                     flush=True,
                 )
             self.say = None
 
 
 def callback(model, strategy: str) -> Exchange | None:
-    """To be called by every rank, before training. Measures the link and says what a step's exchange will take; None where
-    all workers are on one machine."""
+    """Measures the link between the machines and prints how long each step's exchange of gradients takes.
+
+    Collective: every rank calls it, before training. Returns the callback on rank 0; None on other ranks or if all workers are on
+    one machine.
+    """
     import ray
     import torch
     import torch.distributed as dist
@@ -60,13 +63,13 @@ def callback(model, strategy: str) -> Exchange | None:
     if (machines := len(set(nodes))) < 2:
         return None
     probe = torch.ones(PROBE, device=next(model.parameters()).device)
-    for _ in range(2):  # the first one connects
+    for _ in range(2):  # the first round establishes the connections
         dist.barrier()
         began = time.perf_counter()
         dist.all_reduce(probe)
-        probe[0].item()  # on a GPU the sum is only asked for until now
+        probe[0].item()  # on a GPU, all_reduce is asynchronous; this waits for the result
         took = time.perf_counter() - began
-    moved = 2 * (workers - 1) / workers  # of each byte, by a ring
+    moved = 2 * (workers - 1) / workers  # bytes sent per byte of gradients in a ring all-reduce
     mb_per_s = probe.numel() * 4 * moved / took / 1e6
     megabytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) / 1e6
     seconds = megabytes * moved * TIMES.get(strategy, 1.0) / mb_per_s

@@ -1,8 +1,8 @@
-"""Names, types and defaults of other libraries' config dataclasses, read from their source without importing them.
+"""Reads names, types and defaults of other libraries' config dataclasses from their source, without importing them.
 
-`import trl` takes 6 to 10 seconds; a misspelt key should be refused in one. So the class bodies are parsed with `ast`:
-DPOConfig, its base classes up to transformers.TrainingArguments, and the enums their annotations name.
-What is read is always the installed version's, so nothing has to be kept in step.
+`import trl` takes 6 to 10 seconds, but a misspelt key should be reported within one. So the class bodies are parsed with `ast`:
+DPOConfig, its base classes up to transformers.TrainingArguments, and the enums in their annotations. The source is that of the
+installed version, so there is no copy to keep up to date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 MOVED = {"transformers.TrainingArguments": "transformers.training_args"}
-"""Classes imported from a package that only re-exports them → the module that holds them."""
+"""{class as imported from a package that only re-exports it: the module that defines it}"""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Field:
 
 
 def read(dotted: str) -> dict[str, Field]:
-    """Fields of a dataclass given as "module.sub:Class", base classes first. Raises LookupError if there is none."""
+    """Returns {name: Field} of the dataclass "module.sub:Class", base classes first. Raises LookupError if it doesn't exist."""
     module, name = dotted.split(":")
     return dict(_fields(module, name))
 
 
 def filled(dotted: str, given: dict) -> types.SimpleNamespace:
-    """An object with all fields of the dataclass: those given, and its defaults (None for those that are computed)."""
+    """Returns an object with all fields of the dataclass: `given`, and its defaults (None for those computed at run time)."""
     return types.SimpleNamespace(**{key: f.default for key, f in read(dotted).items()} | given)
 
 
@@ -45,12 +45,12 @@ def _fields(module: str, name: str) -> tuple[tuple[str, Field], ...]:
     fields: dict[str, Field] = {}
     for base in map(ast.unparse, found.bases):
         where = _imported(module, base)
-        if where and _class(where, base):  # what can't be followed is a mixin that adds methods, not fields
+        if where and _class(where, base):  # other bases are mixins that add methods, not fields
             fields |= dict(_fields(where, base))
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
             if "init=False" in (ast.unparse(node.value) if node.value else ""):
-                fields.pop(node.target.id, None)  # a subclass may fix what its base class leaves open
+                fields.pop(node.target.id, None)  # a subclass may fix the value of a base class's field
                 continue
             default, text = _default(node.value)
             fields[node.target.id] = Field(_type(module, node.annotation), default, text)
@@ -67,7 +67,7 @@ def _parse(module: str) -> ast.Module:
 
 
 def _file(module: str) -> Path:
-    """The source file of a module, found without importing its parents (find_spec would)."""
+    """Returns the source file of a module without importing its parents, as find_spec would."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None:
@@ -77,7 +77,7 @@ def _file(module: str) -> Path:
 
 
 def _imported(module: str, name: str) -> str | None:
-    """The module in which `name`, used in `module`, is defined: itself, or where its import points."""
+    """Returns the module that defines `name` as used in `module`: `module` itself, or the one it is imported from."""
     for node in _parse(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module
@@ -92,7 +92,7 @@ def _imported(module: str, name: str) -> str | None:
 
 
 def _default(value: ast.expr | None) -> tuple[object, str]:
-    """Default value (None when it is computed) and help text of `field(default=…, metadata={"help": …})`."""
+    """Returns (default value, None if computed at run time; help text) of `field(default=…, metadata={"help": …})`."""
     if not isinstance(value, ast.Call):
         return _literal(value), ""
     options = {k.arg: k.value for k in value.keywords}
@@ -109,7 +109,7 @@ def _literal(node: ast.expr | None) -> object:
 
 
 def _type(module: str, annotation: ast.expr) -> object:
-    """The annotation as a type. Names of enums become Literals of their values; other foreign names become Any."""
+    """Evaluates an annotation. Enums become Literals of their values; other names from outside typing and builtins become Any."""
     names = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)}
     scope: dict[str, object] = {n: getattr(typing, n) for n in dir(typing)} | {"types": types}
     for name in names - set(scope):
@@ -120,7 +120,7 @@ def _type(module: str, annotation: ast.expr) -> object:
         return _type(module, ast.parse(annotation.value, mode="eval").body)
     kind = eval(text, {"__builtins__": __builtins__}, scope)  # an installed library's own annotation, not user input
     literals = [t for t in typing.get_args(kind) if typing.get_origin(t) is typing.Literal]
-    if literals and str in typing.get_args(kind):  # `SchedulerType | str`: the string is one of the enum's values
+    if literals and str in typing.get_args(kind):  # `SchedulerType | str`: the string must be one of the enum's values
         rest = [t for t in typing.get_args(kind) if t is not str]
         return typing.Union[tuple(rest)]  # noqa: UP007 - built at run time
     return kind

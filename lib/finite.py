@@ -1,4 +1,4 @@
-"""Whether the numbers of a model are numbers: what is NaN or infinite is neither kept as a checkpoint nor published."""
+"""Checks weights for NaN and infinity: such weights are neither kept as a checkpoint nor published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ REMEDY = (
 
 
 def parameters(model) -> str | None:
-    """The name of the first trained parameter that holds NaN or infinity, of what this process has of it; None if all are finite."""
+    """Returns the name of the first trained parameter that holds NaN or infinity, or None. Of sharded parameters, checks this process's
+    shard."""
     import torch
 
     for name, p in model.named_parameters():
@@ -26,7 +27,7 @@ def parameters(model) -> str | None:
 
 
 def check_files(folder: Path) -> None:
-    """Raises StopTraining naming the first tensor of the folder's safetensors files that holds NaN or infinity."""
+    """Raises StopTraining, naming the tensor, if a safetensors file below `folder` holds NaN or infinity."""
     import torch
     from safetensors import safe_open
 

@@ -1,7 +1,7 @@
-"""How long a chain of jobs will still take, from what its steps have taken so far on this machine.
+"""Estimates the remaining time of a chain of jobs from the time its steps have taken on this machine.
 
-A step's `minutes` in the pipeline's YAML say how long it takes relative to the others (they are what it took on one machine). What
-finished steps took, and the pace of the one under way by its metrics.jsonl, say how fast this machine is against that one.
+A step's `minutes` in the pipeline's YAML are the time it took on a reference machine. The durations of finished steps, and the
+pace of the current one according to its metrics.jsonl, give this machine's speed relative to the reference.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ TAIL = 0.08
 
 
 class Forecast:
-    """minutes: {step: what the YAML says, or None}, in order."""
+    """minutes: {step: `minutes` from the YAML, or None}, in the order of the steps."""
 
     def __init__(self, minutes: dict[str, float | None]):
         self.minutes = minutes
         self.took: dict[str, float] = {}
-        """Seconds of the steps that are done."""
+        """{finished step: seconds}"""
         self.before: set[str] = set()
-        """Steps that were done before this command: nothing is left of them."""
+        """Steps that were finished before this command started."""
 
     def finished(self, name: str, seconds: float | None) -> None:
-        """seconds: None where the step was done before, in an unknown time."""
+        """Records that a step is finished. seconds: None if it was finished before this command started."""
         if seconds is None:
             self.before.add(name)
         else:
             self.took[name] = seconds
 
     def left(self, name: str, run: Run, started: float, now: float) -> tuple[float, list[str], bool] | None:
-        """(seconds left, steps whose length isn't known, whether measured here) while `name` is under way; None before anything is known."""
+        """Returns (seconds left, later steps of unknown length, whether this machine's speed was measured) while step `name` runs.
+
+        None: the length of the current step is unknown. started, now: Unix times.
+        """
         whole = self._whole(run, started, now)
         known = dict(self.took) | ({name: whole} if whole else {})
         both = [n for n in known if self.minutes[n]]
@@ -47,7 +50,7 @@ class Forecast:
 
     @staticmethod
     def _whole(run: Run, started: float, now: float) -> float | None:
-        """Seconds of the step under way from start to end, by the pace of its training steps; None before there are two."""
+        """Returns the estimated total seconds of the current step, from the pace of its training steps. None: fewer than two are logged."""
         rows = [r for r in run.metrics() if "loss" in r and r.get("time", 0) >= started]
         if len(rows) < 2 or rows[-1]["step"] == rows[0]["step"]:
             return None
@@ -57,6 +60,7 @@ class Forecast:
         return last["time"] - started + steps
 
     def line(self, name: str, run: Run, started: float, now: float | None = None) -> str | None:
+        """Returns the estimate as a sentence, or None without one. Arguments as of `left`."""
         now = now or time.time()
         found = self.left(name, run, started, now)
         if not found:
@@ -64,6 +68,10 @@ class Forecast:
         seconds, unknown, measured = found
         amount = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
         beyond = f", and then {', '.join(unknown)}" if unknown else ""
-        source = "" if measured else ", by what it took elsewhere; this machine's own pace follows with the first steps"
+        source = (
+            ""
+            if measured
+            else ", going by the time it took elsewhere; the first steps will show this machine's own pace"
+        )
         end = time.strftime("%H:%M", time.localtime(now + seconds))
-        return f"About {amount} left for the whole, until {end}{beyond}{source}."
+        return f"About {amount} left in total, until {end}{beyond}{source}."
