@@ -1,8 +1,8 @@
-"""A job's YAML, read as people mean it: YAML 1.2's plain words, each key once, each value by the type of its key.
+"""Reads a job's YAML by the rules of YAML 1.2, refuses duplicate keys, and converts each value to its key's type.
 
-PyYAML reads YAML 1.1, where `no` is false, `010` is 8 and `1:30` is 90. Here as in YAML 1.2 (https://yaml.org/spec/1.2.2, 10.3)
-only true and false are booleans, a leading zero changes nothing, and a word with a colon is a word. A number is text again where
-its key takes text: `revision: 1e5` is a commit.
+PyYAML implements YAML 1.1, where `no` is false, `010` is 8 and `1:30` is 90. Here, as in YAML 1.2 (https://yaml.org/spec/1.2.2,
+10.3), only true and false are booleans, a leading zero has no meaning, and `1:30` is text. If a key takes text, a number is kept
+as written: `revision: 1e5` is a commit.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from lib.errors import UsageError, nearest
 
 class Int(int):
     text: str
+    """The number as written."""
 
 
 class Float(float):
     text: str
+    """The number as written."""
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's scanner and parser, with YAML 1.2's core schema; numbers remember how they were written."""
+    """PyYAML's scanner and parser with YAML 1.2's core schema. Numbers are loaded as Int and Float, which keep their text."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
     yaml_constructors: typing.ClassVar[dict] = {
@@ -36,7 +38,7 @@ class Loader(yaml.SafeLoader):
     } | {None: yaml.SafeLoader.construct_undefined}
 
     def construct_mapping(self, node, deep=False):
-        """As SafeLoader's; raises ConstructorError for a key that is there twice. Keys are text, as they are written."""
+        """Like SafeLoader's, but raises ConstructorError for a duplicate key. Keys are text, as written."""
         seen: dict[str, yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -58,7 +60,7 @@ def _number(loader: Loader, node: yaml.ScalarNode) -> Int | Float:
             value = Int(int(text, 0 if text.startswith(("0x", "0o")) else 10))
         else:
             value = Float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
-    except ValueError:  # `!!int ten`
+    except ValueError:  # for example `!!int ten`
         raise yaml.constructor.ConstructorError(None, None, f"{text} is not a number", node.start_mark) from None
     value.text = text
     return value
@@ -78,11 +80,11 @@ for _kind in ("int", "float"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 CLOCK = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
-"""What jsonargparse, which reads YAML 1.1, would take for a number to the base of 60."""
+"""Text that jsonargparse, which reads YAML 1.1, would take for a number in base 60."""
 
 
 def read_yaml(path: str, kinds: dict[str, object] | None = None) -> dict:
-    """What a YAML file holds; kinds: the types of its keys, where they are known. Raises UsageError that names the file."""
+    """Reads the YAML file of --config. kinds: {key: type}, where known (see `settled`). Raises UsageError, naming the file."""
     p = Path(path)
     if not p.is_file():
         beside = [str(q) for q in p.parent.glob("*.yaml")] if p.parent.is_dir() else []
@@ -102,14 +104,15 @@ def read_yaml(path: str, kinds: dict[str, object] | None = None) -> dict:
 
 
 def load(data: bytes):
-    """What a file holds: UTF-8, or UTF-16 with its mark. Raises yaml.YAMLError."""
+    """Parses YAML in UTF-8, or UTF-16 with a byte order mark. Raises yaml.YAMLError."""
     return yaml.load(data, Loader=Loader)
 
 
 def settled(tree: dict, kinds: dict[str, object], prefix: str = "") -> dict:
-    """The tree with plain values only, each as its key's type has it, and without sections that hold nothing.
+    """Returns the tree with each value converted to its key's type, and without empty sections.
 
-    kinds: {"section.key": type}; values of other keys are taken as they are. Raises ValueError for a null where the type has none.
+    kinds: {"section.key": type}; values of other keys are left unchanged. Raises ValueError for a value that the type excludes,
+    such as null for an int.
     """
     out = {}
     for name, value in tree.items():
@@ -120,12 +123,12 @@ def settled(tree: dict, kinds: dict[str, object], prefix: str = "") -> dict:
         elif isinstance(value, dict):
             out[name] = settled(value, kinds, f"{key}.")
         elif value is not None or not any(k.startswith(f"{key}.") for k in kinds):
-            out[name] = plain(value)  # else it's `train:` with every key below it commented out
+            out[name] = plain(value)  # otherwise an empty section, such as `train:` with all its keys commented out
     return out
 
 
 def plain(value, kind: object = typing.Any):
-    """Without what numbers remember: as they were written where `kind` takes text and no number."""
+    """Replaces every Int and Float in `value` by a plain number, or by its text where `kind` takes text but no numbers."""
     if isinstance(value, dict):
         return {k: plain(v, _inner(kind)) for k, v in value.items()}
     if isinstance(value, list):
@@ -137,21 +140,21 @@ def plain(value, kind: object = typing.Any):
 
 
 def _inner(kind: object) -> object:
-    """The type of what a list or a dictionary of type `kind` holds."""
+    """Returns the type of the values in a list or dict of type `kind`."""
     inside = [typing.get_args(k)[-1] for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) in (list, dict)]
     return inside[0] if inside else typing.Any
 
 
 def refuse(key: str, value: object, kind: object) -> None:
-    """Raises ValueError where a value can't be of its type, but jsonargparse would make it so."""
+    """Raises ValueError for a value that isn't of its key's type but that jsonargparse would accept."""
     if value is None and not takes(kind, type(None)):
-        raise ValueError(f"{key}: null is not a value of it. Leave the key out for its default.")
+        raise ValueError(f"{key}: must not be null. Leave the key out for its default.")
     if isinstance(value, str) and CLOCK.fullmatch(value) and takes(kind, int, float) and not takes(kind, str):
         raise ValueError(f"{key}: {value} is not a number.")
 
 
 def takes(kind: object, *wanted: type) -> bool:
-    """Whether values of one of the types `wanted` are values of the annotation `kind`. bool is not int here."""
+    """Whether the annotation `kind` accepts values of one of the types `wanted`. bool doesn't count as int here."""
     if kind is typing.Any or kind in wanted:
         return True
     inside = typing.get_args(kind)
@@ -161,10 +164,10 @@ def takes(kind: object, *wanted: type) -> bool:
 
 
 def types_of(cls: type, prefix: str = "") -> dict[str, object]:
-    """{prefix + field: type} of a dataclass."""
+    """Returns {prefix + field: type} of a dataclass."""
     return {f"{prefix}{name}": kind for name, kind in typing.get_type_hints(cls).items()}
 
 
 def dump(tree: dict) -> str:
-    """As JSON, whose words are quoted: a YAML 1.1 reader finds the same in it."""
+    """Writes the tree as JSON: its strings are quoted, so a YAML 1.1 reader reads the same values."""
     return json.dumps(tree)

@@ -1,4 +1,4 @@
-"""The device of a job: settled on the driver by what there is or can be had, and held to by every worker."""
+"""Chooses the device of a job on the driver, from what the machine or the cluster has or can rent; workers must then use it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from lib.failure import StopTraining
 from lib.node_types import NodeType
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
-"""{major version of CUDA: the oldest NVIDIA driver for it}: docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility."""
+"""{CUDA major version: oldest NVIDIA driver that runs it} (docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility)."""
 
 
 @dataclass(frozen=True)
 class Device:
     gpu: bool
     why: str = ""
-    """For the plan: why this one, and how to have the other. "" where the device is this machine's."""
+    """Shown in the plan: the reason for the choice, and how to get the other device. "" if the job runs on this machine."""
 
 
 def settle(s: Scale) -> Device | None:
-    """What a training job works on. None: the cluster of RAY_ADDRESS doesn't answer. Raises ValueError that names the key where the
-    workers fit nowhere."""
+    """Chooses the device of a training job. Returns None if the cluster of RAY_ADDRESS doesn't answer.
+
+    Raises ValueError, naming the key, if the machine or the cluster has no room for the workers.
+    """
     if not os.environ.get("RAY_ADDRESS"):
         return Device(_here(s))
     address = node_types.address()
@@ -49,7 +51,7 @@ def _here(s: Scale) -> bool:
 
 
 def _on(s: Scale, types: list[NodeType], published: bool) -> Device:
-    """published: whether `types` are all that the cluster can have, and not only the nodes that are up."""
+    """published: whether `types` are all node types that the cluster can start, and not only the nodes that are up."""
     with_gpu = [t for t in types if t.resources.get("GPU", 0)]
     all_of_them = ", ".join(map(str, types)) or "none"
     if s.device == "gpu" and published and not with_gpu:
@@ -61,15 +63,15 @@ def _on(s: Scale, types: list[NodeType], published: bool) -> Device:
     if published:
         _check_room(s, with_gpu if gpu else types, gpu)
     if s.device != "auto":
-        return Device(gpu, f"{'GPU' if gpu else 'CPU'}, as scale.device says")
+        return Device(gpu, f"{'GPU' if gpu else 'CPU'}, as set by scale.device")
     if gpu:
         names = " and ".join(t.name for t in with_gpu)
-        return Device(True, f"GPU, which nodes of {names} have; on CPUs instead: --scale.device cpu")
+        return Device(True, f"GPU, available on nodes of type {names}; to use CPUs: --scale.device cpu")
     if published:
         return Device(False, f"CPU, since no node of this cluster has a GPU: {all_of_them}")
     return Device(
         False,
-        "CPU, since no node that is up has a GPU, and this cluster doesn't publish what it can start; to wait for a GPU: --scale.device gpu",
+        "CPU, since no running node has a GPU, and this cluster doesn't publish which nodes it can start; to wait for a GPU: --scale.device gpu",
     )
 
 
@@ -79,7 +81,7 @@ def _check_room(s: Scale, types: list[NodeType], gpu: bool) -> None:
     on_cpus = ", or train on CPUs (--scale.device cpu)" if gpu and s.device == "auto" else ""
     if types and not any(t.room(each) for t in types):
         most = int(max(t.resources.get("CPU", 0) for t in types))
-        remedy = f"Use {most}{on_cpus}" if most else "Give one more in the cluster's YAML"
+        remedy = f"Use {most}{on_cpus}" if most else "Give a node type more in the cluster's YAML"
         beside = " beside a GPU" if gpu else ""
         raise ValueError(
             f"scale.cpus_per_worker: no node of this cluster has {s.cpus_per_worker} CPU cores{beside}: {shown}. {remedy}."
@@ -88,14 +90,14 @@ def _check_room(s: Scale, types: list[NodeType], gpu: bool) -> None:
     if need > room:
         key = "scale.min_workers" if s.min_workers else "scale.workers"
         raise ValueError(
-            f"{key}: {need} are needed, and this cluster has room for {room}, with all nodes that it can have: "
+            f"{key}: {need} are needed, and this cluster has room for {room} at its maximum size: "
             f"{', '.join(f'{t.most} × {t}' for t in types)}. Use {room}, or raise max_workers in the cluster's YAML."
         )
 
 
 def of_worker() -> str:
-    """ "cuda" or "cpu" for this process. Raises StopTraining where Ray granted it a GPU that torch can't use: that would be paid for
-    while the CPU works."""
+    """Returns "cuda" or "cpu" for this process. Raises StopTraining if Ray granted it a GPU that torch can't use, since training on the
+    CPU would leave a paid GPU idle."""
     import ray
     import torch
 
@@ -107,29 +109,29 @@ def of_worker() -> str:
 
 
 def unusable() -> str | None:
-    """Why torch can't use this process's GPU, and how to get one that it can; None: it can."""
+    """Returns why torch can't use this process's GPU, and the remedy; None if it can."""
     import torch
 
-    if torch.cuda.is_available():  # asks the driver only: memory on the GPU is left to who works on it
+    if torch.cuda.is_available():  # queries the driver without allocating memory on the GPU
         return None
     try:
         torch.cuda.init()
-        said = "it sees none"
+        reason = "it finds none"
     except (RuntimeError, AssertionError) as e:
-        said = str(e).strip().splitlines()[0].split(". ")[0].rstrip(".")
+        reason = str(e).strip().splitlines()[0].split(". ")[0].rstrip(".")
     where, cuda, on_cpus = platform.node(), torch.version.cuda, "--scale.device cpu (--device cpu of an evaluation)"
     if cuda is None:
-        need = "This build of torch has no CUDA: install one that has on the nodes"
+        need = "This build of torch has no CUDA: install a build with CUDA on the nodes"
     else:
         oldest, found = DRIVERS.get(int(cuda.split(".")[0]), "of its time"), driver()
         have = f"the driver of {where} is {found}" if found else f"{where} has no NVIDIA driver"
         need = f"It is built for CUDA {cuda}, which needs driver {oldest} or later, and {have}"
-        need += ". Rent hosts with a newer one (min_cuda in the ladder of the cluster's YAML)"
-    return f"a worker on {where} was given a GPU that torch {torch.__version__} can't use: {said}. {need}, or work on CPUs: {on_cpus}."
+        need += ". Rent hosts with a newer driver (min_cuda in the ladder of the cluster's YAML)"
+    return f"a worker on {where} was given a GPU that torch {torch.__version__} can't use: {reason}. {need}, or use CPUs: {on_cpus}."
 
 
 def driver() -> str | None:
-    """Version of the NVIDIA driver in this machine's kernel."""
+    """Returns the version of the NVIDIA driver loaded in this machine's kernel, or None."""
     file = Path("/proc/driver/nvidia/version")
     found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
     return found[1] if found else None

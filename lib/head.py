@@ -1,14 +1,15 @@
-"""The language model head on the CPU: only where a loss is taken, and once.
+"""The language model head on a CPU: projects only positions that have a label, and only once.
 
-TRL projects hidden states (N, H) onto the vocabulary (N, V). With Triton it takes only the N positions that have a
-label; elsewhere all of them, since a compiler for fixed shapes would start anew at every other N (trl/trainer/utils.py,
-add_fused_lm_head). PyTorch on a CPU has no such compiler, and prompts are two thirds of a usual row.
+TRL projects hidden states (N, H) onto the vocabulary (N, V). With Triton it projects only the N positions with a label; otherwise
+all positions, because a compiler for fixed shapes would recompile for every N (trl/trainer/utils.py, add_fused_lm_head). PyTorch
+on a CPU has no such compiler, and prompts are two thirds of a typical row.
 
-What is left TRL works out in tiles, twice (its backward starts anew from the hidden states), with some ten passes over each
-(N, V) tile. Where the head's weights don't train, that isn't needed: of log p(y | h) = z_y − log Σ exp z with z = W h the gradient
-is Σ_v (1[v = y] − p_v) W_v, which the forward can work out while it has p, and which is as small as h. The same up to rounding.
+TRL computes the projection in tiles, and twice (its backward recomputes it from the hidden states), with about ten passes over each
+(N, V) tile. If the head's weights are frozen, once is enough: for log p(y | h) = z_y − log Σ exp z with z = W h, the gradient with
+respect to h is Σ_v (1[v = y] − p_v) W_v. The forward computes it while it has p, and it is only as large as h. The result is the
+same up to rounding.
 
-Shapes: N positions with a label, H channels, V tokens of the vocabulary.
+Shapes: N positions with a label, n of them in one tile, H channels, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from __future__ import annotations
 from functools import cache
 
 ROWS = 256
-"""Positions at a time: their logits are what memory is needed for."""
+"""Positions per tile; their logits (ROWS, V) are what takes memory."""
 
 
 def project_labelled_only() -> None:
-    """For the TRL trainers of this process. Without effect in a TRL that asks another way (tests/test_head.py says so)."""
+    """Patches TRL for the trainers of this process. tests/test_head.py fails if a new version of TRL no longer uses these functions."""
     from trl.trainer import utils
 
     utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")
@@ -32,7 +33,7 @@ def _head(theirs):
     import torch
 
     class Head:
-        """Stands for TRL's function, which it calls where this way isn't possible."""
+        """Replaces TRL's autograd function, and falls back to it where the single pass isn't possible."""
 
         tiled = theirs
 
@@ -55,8 +56,8 @@ def _once():
     from torch.autograd import Function
 
     class Once(Function):
-        """hidden (N, H), weight (V, H), targets (N) → log p of the targets and, where `outputs` names them, entropy, mean logit and
-        whether the target was the likeliest, else None; (N) each. Only log p has a gradient, and only for hidden."""
+        """hidden (N, H), weight (V, H), targets (N,) → log p of the targets, entropy, mean logit, whether the target has the highest
+        logit; each (N,). The last three are None unless named in `outputs`. Only log p has a gradient, and only with respect to hidden."""
 
         @staticmethod
         def forward(ctx, hidden_NH, weight_VH, targets_N, outputs):
@@ -82,7 +83,7 @@ def _once():
                     p_nV = logp_nV.exp()
                     if "entropy" in outputs:
                         entropy_N[rows] = -logp_nV.mul_(p_nV).sum(-1)
-                    if wanted:  # 1 − p of the target before it is rounded: it may be tiny
+                    if wanted:  # computes 1 − p of the target in float32, since it may be tiny
                         d_nV = p_nV.neg_().scatter_add_(1, target, torch.ones(target.shape))
                         slope_NH[rows] = (d_nV.to(kind) @ weight_VH).float()
             ctx.save_for_backward(slope_NH)

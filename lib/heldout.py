@@ -1,11 +1,11 @@
-"""The held-out loss: nats of all held-out rows ÷ the tokens (SFT, distillation), pairs (DPO, reward) or answers (KTO) that they are of.
+"""The held-out loss: total loss in nats of all held-out rows ÷ their tokens (SFT, distillation), pairs (DPO, reward) or answers (KTO).
 
-transformers takes the mean of the batches' means, a smaller last batch weighing as much as a full one, and repeats rows until all
-workers have as many: the same model had another held-out loss at another batch size. Here each row counts once and each batch
-weighs what it holds, so that neither scale.micro_batch nor the number of workers changes the number.
+transformers averages the batches' means, giving a smaller last batch the weight of a full one, and repeats rows until all workers
+have equally many; the result depends on the batch size. Here each row counts once, and each batch is weighted by its number of
+tokens, pairs or answers, so the loss depends on neither scale.micro_batch nor the number of workers.
 
-TRL's other metrics (token accuracy, entropy, rewards, margins), in training too, are means of its micro-batches' means; they are
-weighed alike.
+TRL's other metrics (token accuracy, entropy, rewards, margins) are means of micro-batch means too, in training as well; they are
+weighted in the same way.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from lib.teacher import labelled
 
 
 class Shards:
-    """Batches of row numbers, this worker's share: whole rounds of `workers` rows are shared out, and what is left (fewer rows than
-    workers) every worker computes, since sharded weights need as many passes of all. `own`: how many batches are shares."""
+    """Batch sampler of this worker's share of the held-out rows: every `workers`-th row.
+
+    The remaining rows (fewer than there are workers) are computed by every worker, because with sharded weights all workers must
+    run the same number of passes. `own`: number of batches before those.
+    """
 
     def __init__(self, rows: int, batch: int, worker: int, workers: int):
         shared = rows - rows % workers
@@ -31,9 +34,12 @@ class Shards:
 
 
 def counts(inputs: dict) -> dict[str, int]:
-    """What a batch as TRL's collators make it holds: {"tokens": …} of chat and text rows, {"pairs": …} of preferences, and for DPO
-    also their "tokens", "chosen" and "rejected" ones; {"answers": …} of labelled rows, how many of them are "desirable" and
-    "undesirable", and their "tokens". Tokens: those with a label that are predicted. The first is what the loss is a mean over."""
+    """Counts the contents of a batch as made by TRL's collators. The first key is what the loss is a mean over.
+
+    Chat and text rows: tokens. Preference pairs: pairs, and for DPO also the tokens of both answers, of the chosen and of the
+    rejected ones (tokens, chosen, rejected). Labelled answers: answers, desirable, undesirable, tokens. Only predicted tokens with
+    a label are counted.
+    """
     if "labels" in inputs:
         return {"tokens": int(labelled(inputs).sum())}
     if "label" in inputs:
@@ -48,7 +54,7 @@ def counts(inputs: dict) -> dict[str, int]:
 
 
 def unit(metric: str, held: dict[str, int]) -> str:
-    """Which of counts() a metric of TRL's is a mean over."""
+    """Returns the key of counts() that a TRL metric is a mean over."""
     if "answers" in held:
         side = {"chosen": "desirable", "rejected": "undesirable"}.get(metric.rpartition("/")[2], "answers")
         return "tokens" if metric == "entropy" else side
@@ -65,7 +71,8 @@ def unit(metric: str, held: dict[str, int]) -> str:
 
 
 def log_means(trainer, sums: dict, inputs: dict) -> None:
-    """Keeps, as TRL's trainers keep their metrics, {metric: sum over the micro-batch} as means over what unit() says, of all workers."""
+    """Adds metrics to the trainer's `_metrics`. sums: {metric: sum over the micro-batch}; each becomes a mean per unit() over all
+    workers."""
     import torch
 
     held, mode = counts(inputs), "train" if trainer.model.training else "eval"
@@ -78,16 +85,19 @@ def log_means(trainer, sums: dict, inputs: dict) -> None:
 
 
 EXTREME = {"min_reward": min, "max_reward": max}
-"""Metrics of TRL's RewardTrainer that are of the farthest row, and not means."""
+"""Metrics of TRL's RewardTrainer that are extremes over the rows, not means."""
 
 
 class Heldout:
-    """Put into a trainer's evaluate() and log(). TRL's trainers keep what they log in `_metrics` (tests/test_heldout.py)."""
+    """Replaces a trainer's evaluation dataloader, loss and evaluation loop, to weight the held-out loss and TRL's metrics as described.
+
+    TRL's trainers keep the values to log in `_metrics`; tests/test_heldout.py checks that.
+    """
 
     def __init__(self, trainer):
         self.trainer, self.shards = trainer, None
         self.sums: dict[tuple[str, str], tuple[float, float]] = {}
-        """{(train or eval, metric): (sum, weight) since it was last logged}"""
+        """{("train" or "eval", metric): (weighted sum, total weight) since it was last logged}"""
         self.batch, self.nats, self.of = 0, 0.0, 0
         self._loader, self._loss, self._loop = (
             trainer.get_eval_dataloader,
@@ -138,7 +148,7 @@ class Heldout:
         return out
 
     def _weigh(self, mode: str, name: str, values: list[float], weight: float, more: bool) -> None:
-        """Leaves one value, which TRL takes the mean of. more: whether the list had one before."""
+        """Reduces `values`, which TRL will average, to one weighted mean. more: whether `values` already held an earlier mean."""
         if name in EXTREME:
             values[:] = [EXTREME[name](values)]
             return
@@ -147,7 +157,7 @@ class Heldout:
         values[:] = [total / weights if weights else values[-1]]
 
     def _all(self, numbers: list[float]) -> list[float]:
-        """Their sums over the workers."""
+        """Returns the sums of `numbers` over the workers."""
         import torch
 
         mine = torch.tensor(numbers, dtype=torch.float64, device=self.trainer.args.device)

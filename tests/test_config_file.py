@@ -83,10 +83,10 @@ def test_files_with_a_byte_order_mark(encoding, read):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ("run: null", ["run: null is not a value"]),
-        ("data: {source: ~}", ["data.source: null is not a value"]),
-        ("eval: {tasks: null}", ["eval.tasks: null is not a value"]),
-        ("train: {learning_rate: null}", ["train.learning_rate: null is not a value"]),
+        ("run: null", ["run: must not be null"]),
+        ("data: {source: ~}", ["data.source: must not be null"]),
+        ("eval: {tasks: null}", ["eval.tasks: must not be null"]),
+        ("train: {learning_rate: null}", ["train.learning_rate: must not be null"]),
         ("train: {max_steps: 1:30}", ["train.max_steps: 1:30 is not a number"]),
         ("train: {max_steps: '1:30'}", ["train.max_steps: 1:30 is not a number"]),
         ("train: {seed: 1, max_steps: 2, seed: 3}", ["seed is set twice", "line 1"]),
@@ -135,7 +135,7 @@ def test_evaluation_reads_by_the_same_rules(tmp_path):
     with pytest.raises(cli.UsageError, match="--limit: 1:30 is not a number"):
         eval_cli.parse(["--limit", "1:30"])
     path.write_text("gate: null\n")
-    with pytest.raises(cli.UsageError, match="gate: null is not a value"):
+    with pytest.raises(cli.UsageError, match="gate: must not be null"):
         eval_cli.parse(["--config", str(path)])
 
 

@@ -24,9 +24,9 @@ UP = NodeType("10.0.0.1", {"CPU": 4, "memory": 1e9}, 1)
 @pytest.mark.parametrize(
     ("scale", "types", "published", "gpu", "why"),
     [
-        ({}, [HEAD, GPU], True, True, "GPU, which nodes of gpu have; on CPUs instead: --scale.device cpu"),
-        ({}, [HEAD, BOX, GPU], True, True, "nodes of gpu have"),
-        ({"device": "cpu"}, [HEAD, BOX, GPU], True, False, "CPU, as scale.device says"),
+        ({}, [HEAD, GPU], True, True, "GPU, available on nodes of type gpu; to use CPUs: --scale.device cpu"),
+        ({}, [HEAD, BOX, GPU], True, True, "nodes of type gpu"),
+        ({"device": "cpu"}, [HEAD, BOX, GPU], True, False, "CPU, as set by scale.device"),
         (
             {},
             [HEAD, BOX],
@@ -35,13 +35,13 @@ UP = NodeType("10.0.0.1", {"CPU": 4, "memory": 1e9}, 1)
             "no node of this cluster has a GPU: head {CPU: 0, GPU: 0}, box {CPU: 4, GPU: 0}",
         ),
         ({}, [UP], False, False, "to wait for a GPU: --scale.device gpu"),
-        ({"device": "gpu"}, [UP], False, True, "GPU, as scale.device says"),
+        ({"device": "gpu"}, [UP], False, True, "GPU, as set by scale.device"),
         (
             {"workers": 40, "global_batch": 40, "micro_batch": 1},
             [UP],
             False,
             False,
-            "no node that is up",
+            "no running node",
         ),  # it may grow
         ({"workers": 4, "global_batch": 4, "micro_batch": 1}, [HEAD, GPU], True, True, "GPU"),
     ],
@@ -143,7 +143,7 @@ def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
             )  # while nothing is published: it waits for that
             do("publish")
             said = planned.communicate(timeout=PATIENCE)[0]
-            assert "GPU, which nodes of gpu have; on CPUs instead: --scale.device cpu" in said, said
+            assert "GPU, available on nodes of type gpu; to use CPUs: --scale.device cpu" in said, said
 
             run, began = Run(str(tmp_path / "gpu")), time.time()
             waits = job("--run", run.path)
@@ -160,7 +160,7 @@ def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
 
             trained = job("--scale.device", "cpu", "--run", str(tmp_path / "cpu"))
             said = trained.communicate(timeout=PATIENCE)[0]
-            assert trained.returncode == 0 and "CPU, as scale.device says" in said, said
+            assert trained.returncode == 0 and "CPU, as set by scale.device" in said, said
         finally:
             ray.stdin.close()
             ray.wait(timeout=PATIENCE)

@@ -30,7 +30,7 @@ def test_the_pace_of_the_first_steps_is_carried_over_to_the_others(tmp_path):
     assert measured and not unknown
     assert seconds == pytest.approx(whole - 34 + 180 * whole / 120)
     assert chain.line("sft", run(tmp_path, (1030, 1), (1034, 3)), 1000, 1034).startswith(
-        "About 5 minutes left for the whole"
+        "About 5 minutes left in total"
     )
 
 

@@ -58,7 +58,7 @@ def test_a_fresh_cluster_rents_the_gpu_that_a_job_trains_on(laptop, boxes, share
     while (status := job.status()) in ("PENDING", "RUNNING", None):
         time.sleep(0.5)
     said = job.logs()
-    assert status == "FAILED" and "GPU, which nodes of gpu have" in said, said
+    assert status == "FAILED" and "GPU, available on nodes of type gpu" in said, said
     assert re.search(
         r"Waiting for 2 workers \(1 GPU and 1 CPU core each\): .*2 × gpu (being rented|rented and booting)", said
     )
