@@ -1,13 +1,13 @@
 """Distillation on a dataset: the student learns the teacher's distribution over the next token, and the token itself.
 
     L = Σ_t α · [−log p_S(y_t)] + (1 − α) · T² · D(p_T^(T)(· | y_<t), p_S^(T)(· | y_<t)),        p^(T) = softmax(z / T)
-    Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; T² keeps the soft gradients' size whatever T is.
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; T² makes the size of the soft gradients independent of T.
 
-D: forward KL(p_T‖p_S), reverse KL(p_S‖p_T), or the generalised Jensen–Shannon divergence (Agarwal et al. 2024,
-https://arxiv.org/abs/2306.13649, eq. 1), which lies between them. Where the teacher's distributions come from: lib/teacher.py; its
-tokens must be the student's.
+D is the forward KL(p_T‖p_S), the reverse KL(p_S‖p_T), or the generalised Jensen–Shannon divergence (Agarwal et al. 2024,
+https://arxiv.org/abs/2306.13649, eq. 1), which lies between them. lib/teacher.py provides the teacher's distributions. Teacher
+and student must have the same tokens.
 
-Shapes: N labelled positions, V vocabulary.
+Shapes: N labelled positions, V vocabulary, K tokens kept of the teacher's distribution.
 """
 
 from __future__ import annotations
@@ -30,61 +30,74 @@ from lib.teacher import Said, Teacher, grouped_as, labelled, logits, width
 class DistillConfig(SFTConfig):
     teacher: str | None = field(
         default=None,
-        metadata={"help": "The model to learn from: a run, a folder that from_pretrained loads, or a hub name."},
+        metadata={
+            "help": "The model to learn from: a run, a folder that from_pretrained loads, a hub name, or serve:NAME for a Ray "
+            "Serve application."
+        },
     )
     keep_layers: int | None = field(
         default=None,
-        metadata={"help": "Make the student of the base by keeping this many of its layers, evenly spaced. None: all."},
+        metadata={"help": "Make the student from this many layers of the base, evenly spaced. None: all layers."},
     )
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = field(
-        default="forward_kl", metadata={"help": "D: KL from teacher to student, from student to teacher, or between."}
+        default="forward_kl",
+        metadata={"help": "D: KL(teacher‖student), KL(student‖teacher), or a Jensen–Shannon divergence between them."},
     )
     jsd_beta: float = field(
-        default=0.5, metadata={"help": "Weight of the teacher in jsd's mixture, above 0 and below 1."}
+        default=0.5, metadata={"help": "Weight of the teacher in the mixture of jsd, above 0 and below 1."}
     )
-    hard_weight: float = field(default=0.1, metadata={"help": "α: share of the loss on the tokens themselves, 0 to 1."})
+    hard_weight: float = field(
+        default=0.1, metadata={"help": "α: weight of the loss on the tokens themselves, 0 to 1."}
+    )
     soft_temperature: float = field(
-        default=1.0, metadata={"help": "T: above 1 the teacher's less likely tokens count more."}
+        default=1.0, metadata={"help": "T: above 1, the teacher's less likely tokens count more."}
     )
     top_k: int | None = field(
         default=None,
         metadata={
-            "help": "Keep the teacher's so many likeliest tokens and the rest as one: worked out before training, once, or "
-            "asked of a served teacher. None: the teacher stands beside the student, and every token counts."
+            "help": "Reduce the teacher's distribution to this many most likely tokens and one for the rest. It is computed once, "
+            "before training, or requested from a served teacher. None: the teacher runs beside the student, with all tokens."
         },
     )
     keep: str | None = field(
         default=None,
-        metadata={"help": "Folder or s3:// address for what the teacher said, for other jobs too. None: in the run."},
+        metadata={
+            "help": "Folder or s3:// address for the teacher's outputs, which other jobs can reuse. None: inside the run."
+        },
     )
     answers: Literal["data", "teacher"] = field(
         default="data",
         metadata={
-            "help": "Whose answers the student learns: the data's, or those that the teacher writes to the data's prompts "
+            "help": "Answers that the student learns: those in the data, or answers that the teacher generates to the data's prompts "
             "(sequence-level distillation, Kim and Rush 2016). Unfinished ones are left out."
         },
     )
     on_policy: float = field(
         default=0.0,
         metadata={
-            "help": "λ: share of batches, 0 to 1, whose answers the student writes itself, the teacher scoring them (GKD, "
+            "help": "λ: share of batches, 0 to 1, for which the student generates the answers and the teacher scores them (GKD, "
             "Agarwal et al. 2024)."
         },
     )
-    answer_tokens: int = field(default=64, metadata={"help": "Longest answer that teacher or student writes."})
+    answer_tokens: int = field(
+        default=64, metadata={"help": "Maximum length of an answer that teacher or student generates, in tokens."}
+    )
     answer_temperature: float = field(
-        default=0.0, metadata={"help": "Of the teacher's answers; 0: greedy. The student draws at 1."}
+        default=0.0,
+        metadata={"help": "Sampling temperature of the teacher's answers. 0: greedy. The student always samples at 1."},
     )
 
 
 class DistillTrainer(SFTTrainer):
-    """TRL's SFTTrainer with the loss above. teach: makes the teacher (lib/teacher.py) of this trainer, whose rows are tokens
-    by then; None where only tokens are learnt."""
+    """TRL's SFTTrainer with the loss above.
+
+    teach(trainer) returns the teacher (lib/teacher.py), or None to train on tokens only; it is called when the rows are tokenized.
+    """
 
     def __init__(self, *args, teach: Callable[[DistillTrainer], Teacher | None], **kwargs):
         super().__init__(*args, **kwargs)
         self.collate = self.data_collator
-        # What the teacher speaks of: rows that pad the vocabulary are no tokens.
+        # The teacher's distributions cover real tokens only; logits may have further columns that pad the vocabulary.
         self.tokens = width(self.processing_class)
         self.teacher = teach(self)
 
@@ -94,7 +107,7 @@ class DistillTrainer(SFTTrainer):
             return batch
 
         if self.teacher:
-            self.data_collator = asking  # the batch after the one at work is collated already
+            self.data_collator = asking  # the Trainer collates a batch ahead of its use
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         import torch
@@ -111,28 +124,31 @@ class DistillTrainer(SFTTrainer):
         soft_N, outside = 0 * hard_N, None
         if self.teacher:
             soft_N, outside = soft_loss(self.teacher.about(inputs), student_NV[:, : self.tokens], a)
-        n = max(1, len(hard_N))  # none where every text of the batch is one token
-        said = {"hard_loss": hard_N.sum(), "soft_loss": soft_N.sum()}
+        n = max(1, len(hard_N))  # 0 labelled positions if every text of the batch is a single token
+        logged = {"hard_loss": hard_N.sum(), "soft_loss": soft_N.sum()}
         if outside is not None:
-            said["teacher_outside"] = torch.as_tensor(outside * n, device=hard_N.device)
+            logged["teacher_outside"] = torch.as_tensor(outside * n, device=hard_N.device)
         sums = torch.stack(
-            [*(v.detach().double() for v in said.values()), torch.tensor(n, device=hard_N.device).double()]
+            [*(v.detach().double() for v in logged.values()), torch.tensor(n, device=hard_N.device).double()]
         )
-        *sums, of = self.accelerator.reduce(sums, "sum").tolist()  # of all workers
-        for name, value in zip(said, sums, strict=True):
+        *sums, of = self.accelerator.reduce(sums, "sum").tolist()  # over all workers
+        for name, value in zip(logged, sums, strict=True):
             self._metrics["train" if model.training else "eval"][name].append(value / of)
-        hard = 0.0 if own else a.hard_weight  # its own tokens are no example to a student
-        # A batch weighs what its labelled tokens in the data do.
+        hard = 0.0 if own else a.hard_weight  # the student's own answers are no targets
+        # A batch is weighted by its number of labelled tokens in the data.
         loss = (hard * hard_N + (1 - hard) * soft_N).sum() / n * count
         all_of_step = count if num_items_in_batch is None else num_items_in_batch
         loss = loss / max(1, all_of_step)
         if a.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # which DDP's mean of the gradients takes back
+            loss = loss * self.accelerator.num_processes  # DDP averages the gradients, which cancels this factor
         return (loss, outputs) if return_outputs else loss
 
 
 def soft_loss(said: Said, student_NV, args: DistillConfig):
-    """(T² · D at each place (N,), share of the teacher's mass outside its kept tokens or None). V: the tokens that both know."""
+    """Returns (T² · D (N,), mean share of the teacher's probability outside its kept tokens, or None if all are kept).
+
+    student_NV: logits, V being the tokens that both models have.
+    """
     student_NV, outside = student_NV / args.soft_temperature, None
     if said.tokens_NK is not None:
         logp = grouped_as(student_NV, said.tokens_NK)
@@ -144,7 +160,7 @@ def soft_loss(said: Said, student_NV, args: DistillConfig):
 
 
 def divergence(p_NV, q_NV, kind: str, beta: float = 0.5):
-    """(N,) in nats, of log-probabilities (N, V): the teacher's p and the student's q."""
+    """Returns D (N,) in nats between log-probabilities (N, V): p of the teacher, q of the student. beta: weight of p in jsd."""
     import torch
 
     if kind == "forward_kl":
@@ -156,12 +172,15 @@ def divergence(p_NV, q_NV, kind: str, beta: float = 0.5):
 
 
 def vocabulary(tokenizer) -> str:
-    """SHA-256 of the tokens and their ids."""
+    """Returns the SHA-256 of a tokenizer's tokens and their ids."""
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def made_smaller(where: str, args: DistillConfig):
-    """The student made of the base in folder `where`; args.model_init_kwargs, which only a name takes, are used up."""
+    """Returns the student made from the base in folder `where`.
+
+    Clears args.model_init_kwargs after use, because TRL applies them only to a model that it loads by name.
+    """
     from transformers import AutoModelForCausalLM
 
     kwargs, args.model_init_kwargs = args.model_init_kwargs, None
@@ -169,8 +188,10 @@ def made_smaller(where: str, args: DistillConfig):
 
 
 def keep_layers(model, count: int):
-    """The model with `count` of its decoder layers, the first and the last among them, evenly spaced (Sanh et al. 2019,
-    https://arxiv.org/abs/1910.01108, take every second). Raises ValueError where that can't be."""
+    """Returns the model with `count` of its decoder layers, evenly spaced and including the first and the last.
+
+    Sanh et al. 2019, https://arxiv.org/abs/1910.01108, keep every second layer. Raises ValueError unless 2 ≤ count ≤ all layers.
+    """
     there = len(model.model.layers)
     if not 2 <= count <= there:
         raise ValueError(f"train.keep_layers: must be from 2 to {there}, the base's layers, is {count}.")

@@ -1,13 +1,13 @@
-"""A draft for speculative decoding: a small student of its target, and a certificate of what it is worth.
+"""A draft model for speculative decoding: a small student of its target, with a certificate of its correctness and speed-up.
 
-The certificate (reports/certificate.json and .md) holds, measured on held-out prompts:
-    identical     in float32, greedy and drawn answers with the draft are those without it, token for token
-    acceptance    share of guesses at each place that the target chose too
-    speed         tokens/s against the target alone, by number of tokens guessed, with 1 and 8 answers at a time
-    draft_tokens  the number with the best speed at 1 answer, which serving takes
-On hardware that fetches weights faster than it needs them (a GPU with few answers), a pass costs what its weights weigh. The
-speed there is computed from the acceptance, not measured: tokens per pass / (1 + k · c), with c the draft's weights by the
-target's (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, theorem 3.8).
+The certificate (reports/certificate.json and .md) reports, measured on held-out prompts:
+    identical     in float32, how many greedy and sampled answers with the draft equal those without it, token for token
+    acceptance    share of guessed tokens at each position that the target accepted
+    speed         tokens/s relative to the target alone, by number of tokens guessed, with 1 and 8 answers at a time
+    draft_tokens  the number of guessed tokens with the best speed at 1 answer, which serving uses
+On hardware where memory bandwidth limits the speed (a GPU with few answers), the time of a pass is proportional to the model's
+weights. The speed-up there is computed from the acceptance, not measured: tokens per pass / (1 + k · c), with k guessed tokens and
+c = weights of the draft / weights of the target (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, theorem 3.8).
 """
 
 from __future__ import annotations
@@ -21,32 +21,37 @@ from lib.distillation import DistillConfig
 from lib.run import Run
 
 COUNTS = (2, 4, 6, 8)
-"""Tokens guessed at a time that are tried."""
+"""Numbers of tokens guessed at a time that are tried."""
 TOGETHER = (1, 8)
-"""Answers written at a time."""
+"""Numbers of answers generated at a time that are tried."""
 
 
 @dataclass
 class DraftConfig(DistillConfig):
     certify_prompts: int = field(
         default=32,
-        metadata={"help": "Held-out prompts on which answers with and without the draft are compared and timed."},
+        metadata={
+            "help": "Number of held-out prompts on which answers with and without the draft are compared and timed."
+        },
     )
 
 
 def certify(run: Run, job: Job) -> bool:
-    """Measures the draft in `run` against its target, train.teacher, once. Returns whether answers are identical."""
+    """Measures the draft in `run` against its target, train.teacher, unless the run has a certificate, and prints the certificate.
+
+    Returns whether all answers are identical with and without the draft.
+    """
     from lib import models, ray_session
     from lib.apart import apart
 
     if not run.fs.exists(run.at("reports/certificate.json")):
-        print("Certificate: the target with and without its draft …", flush=True)
+        print("Certificate: measuring the target with and without its draft …", flush=True)
         asked = job.train.get("certify_prompts", DraftConfig.certify_prompts)
         with ray_session.connected():
             found = apart(run, measure, models.locate(job.train["teacher"])[0], run.path, job, asked)
         run.write_text("reports/certificate.md", markdown(found))
         run.write_json("reports/certificate.json", found)
-    found = run.read_json("reports/certificate.json", "Delete it, and the draft is measured again.")
+    found = run.read_json("reports/certificate.json", "Delete it to measure the draft again.")
     print(markdown(found), flush=True)
     same = found["identical"]
     good = all(same[how] == same["of"] for how in ("greedy", "drawn"))
@@ -54,12 +59,14 @@ def certify(run: Run, job: Job) -> bool:
         print(f"Next:\n  serve run serve.app:app run={job.train['teacher']} draft={run.path}")
         print(f"  python jobs/eval.py --runs.target {job.train['teacher']} --runs.draft {run.path} --tasks demo --decoding greedy,draft=draft,draft_tokens={found['draft_tokens']}")  # fmt: skip
     else:
-        print("No certificate: an answer changed, which rounding can do only where two tokens are as likely.")
+        print(
+            "No certificate: the draft changed an answer. Rounding can cause that only if two tokens are equally likely."
+        )
     return good
 
 
 def measure(target: str, draft: str, job: Job, count: int) -> dict:
-    """The certificate. target, draft: as lib.models.locate returned them, or runs."""
+    """Returns the certificate. target, draft: models as located by lib.models.locate, or runs. count: number of prompts."""
     import torch
 
     from lib import data, hardware, models
@@ -86,14 +93,14 @@ def measure(target: str, draft: str, job: Job, count: int) -> dict:
     for rows in TOGETHER:
         big.batch_rows = rows
         asked = prompts[: max(8, 2 * rows)]
-        big.generate(asked[:rows], Sampling(max_new_tokens=4))  # what is built at the first answer is not timed
+        big.generate(asked[:rows], Sampling(max_new_tokens=4))  # warm-up: one-time set-up is not timed
         alone = _timed(big, asked, Sampling(max_new_tokens=tokens), None)
         for name, drafter in (("draft", small.drafter), ("lookup", Lookup)):
             for k in COUNTS:
                 used = drafter()
                 sampling = Sampling(max_new_tokens=tokens, draft=name, draft_tokens=k)
                 with_it = _timed(big, asked, sampling, used)
-                # The target alone before and after: what else the machine does meanwhile falls on both.
+                # The target alone is timed before and after, so that other load on the machine affects both sides.
                 again = _timed(big, asked, Sampling(max_new_tokens=tokens), None)
                 rate = (alone[0] + again[0]) / 2
                 alone, passes = again, used.written / max(1, used.rounds)
@@ -112,22 +119,23 @@ def measure(target: str, draft: str, job: Job, count: int) -> dict:
 
 
 def _timed(generator, prompts: list, sampling, drafter) -> tuple[float, list]:
-    """(tokens per second, answers)"""
+    """Returns (tokens per second, answers)."""
     began = time.perf_counter()
     answers = generator.generate(prompts, sampling, drafter=drafter)
     return sum(len(a[0].tokens) for a in answers) / (time.perf_counter() - began), answers
 
 
 def markdown(found: dict) -> str:
+    """Renders the certificate."""
     same, weights = found["identical"], found["weights"]
     out = [
-        f"# {found['draft']} drafts for {found['target']}",
+        f"# Draft {found['draft']} for {found['target']}",
         "",
-        f"{weights[1] / 1e6:.0f}M weights for {weights[0] / 1e6:.0f}M. In float32, with and without it: {same['greedy']} of {same['of']} "
-        f"greedy answers and {same['drawn']} of {same['of']} drawn ones are identical. Speeds: {found['dtype']} on {found['device']}; best with "
-        f"{found['draft_tokens']} tokens at a time.",
+        f"The draft has {weights[1] / 1e6:.0f}M weights, the target {weights[0] / 1e6:.0f}M. In float32, {same['greedy']} of {same['of']} "
+        f"greedy answers and {same['drawn']} of {same['of']} sampled ones are identical with and without the draft. Speeds: {found['dtype']} on "
+        f"{found['device']}; best with {found['draft_tokens']} tokens at a time.",
         "",
-        "| drafter | answers at a time | tokens guessed | tokens/s alone → with | speed | tokens per pass | right at each place | identical | computed* |",
+        "| drafter | answers at a time | tokens guessed | tokens/s alone → with | speed | tokens per pass | acceptance by position | identical | computed* |",
         "|---|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     for s in found["speed"]:
@@ -140,7 +148,7 @@ def markdown(found: dict) -> str:
         [
             *out,
             "",
-            "\\* not measured: where a pass takes as long as its weights weigh, as on a GPU with few answers.",
+            "\\* not measured: speed if the time of a pass is proportional to the weights, as on a GPU with few answers.",
             "",
         ]
     )

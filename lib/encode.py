@@ -1,4 +1,4 @@
-"""Messages to token ids through the chat template that travels with a model, the way TRL's trainers do it."""
+"""Converts messages and text to token ids as TRL's trainers do, with the chat template stored with the model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lib.chat_template import template_sha256
 class Encoder:
     """The tokenizer of the model in folder `model_dir`.
 
-    `trained_template`: what the model's provenance says its chat template hashes to; None where nothing is recorded.
-    Raises ValueError if the template found is another one.
+    trained_template: SHA-256 of the chat template according to the model's provenance; None: not recorded. Raises ValueError if
+    the tokenizer's template has another hash.
     """
 
     def __init__(self, model_dir: str, trained_template: str | None = None):
@@ -30,7 +30,7 @@ class Encoder:
         marked = self.tokenizer("a")["input_ids"]
         at = next((i for i in range(len(marked)) if marked[i : i + len(alone)] == alone), 0)
         self.begins: list[int] = marked[:at]
-        """What the tokenizer puts before every text by itself; [] for most."""
+        """Ids that the tokenizer adds before every text, such as a start token; [] for most tokenizers."""
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
         self.start = (
@@ -38,7 +38,7 @@ class Encoder:
         )
 
     def render(self, messages: list[dict], answering: bool, tools: list | str | None = None) -> list[int]:
-        """Ids of a conversation; `answering` adds the opening of the assistant's turn."""
+        """Returns the ids of a conversation. answering: add the start of the assistant's turn. tools: a list, or its JSON."""
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"{self.model_dir} has no chat template, so it can't read messages: set model.chat_template."
@@ -49,24 +49,28 @@ class Encoder:
         )["input_ids"]
 
     def split(self, prompt: list[dict], completion: list[dict], tools: list | str | None = None) -> tuple[list, list]:
-        """(prompt ids, completion ids). As in TRL's DPOTrainer, the completion starts where the two renderings part."""
+        """Returns (prompt ids, completion ids). As in TRL's DPOTrainer, the completion begins at the first id where the rendering of the
+        whole conversation differs from that of the prompt."""
         opened, whole = self.render(prompt, True, tools), self.render(prompt + completion, False, tools)
         at = common(opened, whole)
         return whole[:at], whole[at:]
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text that is no conversation, begun as the tokenizer begins texts, which is how TRL's trainers learn them and
-        lm-eval asks: with a start token where it adds one, unless the text has it already. Of an empty text, the start token."""
+        """Returns the ids of a plain text as TRL's trainers and lm-eval tokenize it: after the ids that the tokenizer adds before every
+        text, unless the text already begins with them. An empty text becomes the start token."""
         begun = self.begins and text.startswith(self.tokenizer.decode(self.begins))
         return ([] if begun else self.begins) + self.bare(text) or [self.start]
 
     def bare(self, text: str) -> list[int]:
-        """Ids of a text, with nothing added."""
+        """Returns the ids of a text without special tokens added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def continued(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """(context ids, continuation ids) as lm-eval splits them: tokenized together, cut at the context's own length,
-        spaces at its end counted to the continuation."""
+        """Returns (context ids, continuation ids) as lm-eval splits them.
+
+        Both are tokenized together and cut at the context's own length in tokens; spaces at the end of the context are moved to the
+        continuation.
+        """
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
         if not bare:
@@ -80,17 +84,18 @@ class Encoder:
 
 
 def ends(model_dir: str, config, tokenizer, revision: str | None = None) -> set[int]:
-    """Ids at which generation stops: those of the generation config, else of the model's config, and the tokenizer's eos_token."""
+    """Returns the ids that end generation: those of the generation config (otherwise of the model's config) and the tokenizer's
+    eos_token."""
     from transformers import GenerationConfig
 
     try:
         found = GenerationConfig.from_pretrained(model_dir, revision=revision).eos_token_id
-    except OSError:  # it has none
+    except OSError:  # the model has no generation config
         found = None
     found = GenerationConfig.from_model_config(config).eos_token_id if found is None else found
     return {i for i in [*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id] if i is not None}
 
 
 def common(a: list[int], b: list[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Returns the length of the common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,8 +1,8 @@
-"""The head of a Ray cluster (its Global Control Service) over gRPC, for processes that are no driver of it: the autoscaler's, our
-commands, the threads of a job.
+"""A gRPC client of a Ray cluster's head (its Global Control Service), for processes that are not Ray drivers: the autoscaler, this
+project's commands, threads of a job.
 
-Ray has no documented client for its key-value store, nor for its nodes and jobs without a dashboard. These are the services of
-its .proto files (gcs_service.proto, autoscaler.proto), by the stubs that the package comes with.
+Ray documents no client for its key-value store, nor, without a dashboard, for its nodes and jobs. This one calls the services of
+Ray's .proto files (gcs_service.proto, autoscaler.proto) through the stubs in the ray package.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT_S = 30.0
-"""Of one call; one that waits for a head that starts again included."""
+"""Timeout of one call, including the wait for a head that is restarting."""
 NAMESPACE = b"shoestring"
-"""Of our own entries."""
+"""Namespace of this project's entries in the key-value store."""
 NODE_TYPE = "ray.io/node-group"
-"""The label by which an autoscaler tells a node's type."""
+"""The label by which an autoscaler recognises a node's type."""
 
 
 class GcsError(RuntimeError):
-    """The head didn't answer, or refused."""
+    """The head didn't answer, or refused the call."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class RayJob:
     began: float
     """Unix time."""
     ended: float | None
-    """Unix time; None: it runs."""
+    """Unix time. None: the job is still running."""
 
 
 class Gcs:
-    """address: host:port. Connects at the first call, and again after a break. All calls raise GcsError."""
+    """A client of the head at `address` (host:port). Connects at the first call and reconnects after a disconnection. Every call may
+    raise GcsError."""
 
     def __init__(self, address: str, timeout_s: float = TIMEOUT_S):
         import grpc
@@ -44,7 +45,7 @@ class Gcs:
         self._channel = grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)])
 
     def get(self, key: str, namespace: bytes = NAMESPACE) -> bytes | None:
-        """An entry of the key-value store; None: there is none."""
+        """Returns an entry of the key-value store, or None if it doesn't exist."""
         from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest
         from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
 
@@ -52,7 +53,7 @@ class Gcs:
         return self._call(InternalKVGcsServiceStub(self._channel).InternalKVGet, request).value or None
 
     def put(self, key: str, value: bytes) -> None:
-        """Writes an entry of ours, over what it held."""
+        """Writes an entry in this project's namespace, replacing an existing one."""
         from ray.core.generated.gcs_service_pb2 import InternalKVPutRequest
         from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
 
@@ -60,7 +61,7 @@ class Gcs:
         self._call(InternalKVGcsServiceStub(self._channel).InternalKVPut, request)
 
     def jobs(self) -> list[RayJob]:
-        """Every job, without those that Ray itself runs (of its dashboard)."""
+        """Returns all jobs except Ray's internal ones (those of its dashboard)."""
         from ray.core.generated.gcs_service_pb2 import GetAllJobInfoRequest
         from ray.core.generated.gcs_service_pb2_grpc import JobInfoGcsServiceStub
 
@@ -75,7 +76,7 @@ class Gcs:
         ]
 
     def node_states(self) -> list:
-        """A NodeState (autoscaler.proto) of every node that is not dead."""
+        """Returns the NodeState (autoscaler.proto) of every node that is not dead."""
         from ray.core.generated.autoscaler_pb2 import GetClusterResourceStateRequest, NodeStatus
         from ray.core.generated.autoscaler_pb2_grpc import AutoscalerStateServiceStub
 
@@ -84,7 +85,7 @@ class Gcs:
         return [n for n in states if n.status != NodeStatus.DEAD]
 
     def report_cluster_config(self, config) -> None:
-        """config: a ClusterConfig (autoscaler.proto)."""
+        """Publishes the cluster's configuration. config: a ClusterConfig (autoscaler.proto)."""
         from ray.core.generated.autoscaler_pb2 import ReportClusterConfigRequest
         from ray.core.generated.autoscaler_pb2_grpc import AutoscalerStateServiceStub
 
@@ -92,14 +93,17 @@ class Gcs:
         self._call(call, ReportClusterConfigRequest(cluster_config=config))
 
     def cluster_config(self):
-        """The ClusterConfig that was reported, None where none was."""
+        """Returns the published ClusterConfig, or None."""
         from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
         found = self.get("__autoscaler_cluster_config", b"__autoscaler")
         return ClusterConfig.FromString(found) if found else None
 
     def declare_dead(self, nodes: Iterable[bytes], why: str) -> None:
-        """nodes: ids of nodes that are gone. As a raylet reports its own end; DrainNode would call the raylet."""
+        """Marks nodes that are gone as dead. nodes: their ids.
+
+        Sends the message that a raylet sends when it shuts down. DrainNode can't be used, because it calls the raylet.
+        """
         from ray.core.generated.common_pb2 import NodeDeathInfo
         from ray.core.generated.gcs_service_pb2 import UnregisterNodeRequest
         from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -119,7 +123,8 @@ class Gcs:
 
 
 def _token() -> tuple[tuple[str, str], ...]:
-    """The metadata of a call where the cluster has a token (https://docs.ray.io/en/latest/ray-security/token-auth.html)."""
+    """Returns a call's metadata with the cluster's token, or () without one
+    (https://docs.ray.io/en/latest/ray-security/token-auth.html)."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return ()
     token = os.environ.get("RAY_AUTH_TOKEN")

@@ -1,4 +1,4 @@
-"""A language model that answers prompts and scores answers, whatever runs it: the parts that all engines share."""
+"""The interface of engines that generate answers with a language model and score text, and the code that all engines share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Ids = tuple[int, ...]
 class Answer:
     text: str
     tokens: tuple[int, ...]
-    """As generated, with the token that ended it."""
+    """As generated, including the token that ended the answer."""
     finished: bool
-    """It ended by itself, not at max_new_tokens."""
+    """The model ended the answer itself, before max_new_tokens."""
     begun: int = 0
-    """So many of its tokens were given (Begun)."""
+    """Number of tokens at the start of the answer that were given by the prompt (Begun)."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A prompt whose answer is begun: the rest of it is asked for. The Answer holds both."""
+    """A prompt with the first tokens of its answer, which the model continues. The Answer includes these tokens."""
 
     messages: Messages
     tokens: tuple[int, ...]
@@ -37,17 +37,20 @@ class Begun:
 @dataclass(frozen=True)
 class Score:
     logprob: float
-    """Sum over the completion's tokens of log p(token | all before), in nats."""
+    """Sum over the completion's tokens of log p(token | all tokens before it), in nats."""
     tokens: int
     bytes: int
-    """UTF-8 bytes of the completion's text, special tokens left out."""
+    """UTF-8 bytes of the completion's text, without special tokens."""
     greedy: bool = False
-    """Every token was the likeliest one."""
+    """Every token of the completion was the most likely one."""
 
 
 class Generator(ABC):
-    """The model in folder `model_dir`. encoder: its own; positions: those that it has, None without a limit; window: tokens of a
-    whole text that are read at a time; ends: ids that end an answer."""
+    """The model in folder `model_dir`.
+
+    encoder: its Encoder. positions: its maximum context length in tokens; None: unlimited. window: number of tokens read at a time
+    when a whole text is scored. ends: ids that end an answer.
+    """
 
     def __init__(self, model_dir: str, trained_template: str | None, window: int):
         from transformers import AutoConfig
@@ -60,20 +63,25 @@ class Generator(ABC):
 
     @abstractmethod
     def generate(self, prompts: Sequence[Messages | str | Ids | Begun], sampling: Sampling) -> list[list[Answer]]:
-        """`sampling.n` answers to each prompt (messages, a plain text or token ids to go on with, or a begun answer), in the order given.
-        An answer ends, unfinished, where the model's positions do. Raises ValueError where a prompt leaves no room for any."""
+        """Generates `sampling.n` answers to each prompt, in the order given.
+
+        A prompt is a list of messages, a text or token ids (tuple) to continue, or a Begun. An answer that reaches the end of the
+        model's positions is unfinished. Raises ValueError if a prompt leaves no room for an answer.
+        """
 
     @abstractmethod
     def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Of each piece: the sum of log-probabilities of its second part after the first, and whether every token of it
-        was the likeliest."""
+        """Scores pieces (context ids, ids to score). Returns for each (sum of the log probabilities of the scored ids in nats, whether
+        each of them was the most likely token)."""
 
     def score(
         self, prompts: Sequence[Messages | str | Ids | None], completions: Sequence, tools: Sequence | None = None
     ) -> list[Score]:
-        """Log-probability of each completion after its prompt: messages (rendered by the chat template) or an Answer
-        (its very tokens) after messages, plain text after plain text, a whole text where the prompt is None, or token ids
-        after token ids (tuples; their bytes are not counted). Raises ValueError where one is longer than the model's positions."""
+        """Returns the log probability of each completion given its prompt. By type of the prompt, the completion is:
+
+        messages: messages, rendered with the chat template, or an Answer, scored by its tokens. str: a text. None: a whole text.
+        tuple of token ids: token ids, whose bytes are counted as 0. Raises ValueError if one is longer than the model's positions.
+        """
         tools = tools or [None] * len(prompts)
         pieces: list[tuple[list[int], list[int]]] = []  # (context ids, ids to score)
         owner, size = [], []
@@ -96,7 +104,7 @@ class Generator(ABC):
                 size.append(len(self.encoder.text(cut[0][1]).encode()))
             pieces += cut
             owner += [i] * len(cut)
-        # The last token is predicted, and not read.
+        # The model doesn't read the last token, it only predicts it.
         lengths = [len(context) + len(scored) - 1 for context, scored in pieces]
         refuse("rows to score", lengths, self.positions, "Leave those rows out of the data.")
         logprobs, counts, greedy = [0.0] * len(prompts), [0] * len(prompts), [True] * len(prompts)
@@ -107,7 +115,7 @@ class Generator(ABC):
         return [Score(*each) for each in zip(logprobs, counts, size, greedy, strict=True)]
 
     def ids(self, prompt: Messages | str | Ids | Begun) -> list[int]:
-        """What the model reads before it writes."""
+        """Returns the ids that the model reads before it generates."""
         if isinstance(prompt, tuple):
             return list(prompt)
         if isinstance(prompt, str):
@@ -117,7 +125,8 @@ class Generator(ABC):
         return self.encoder.render(prompt, answering=True)
 
     def room(self, prompts: Sequence[list[int]], wanted: int) -> list[int]:
-        """How many tokens the answer to each prompt (its ids) can have, at most `wanted`. Raises ValueError where that is none."""
+        """Returns the maximum length in tokens, up to `wanted`, of the answer to each prompt (ids). Raises ValueError if one has no
+        room."""
         if self.positions is None:
             return [wanted] * len(prompts)
         lengths = [len(ids) + 1 for ids in prompts]
@@ -127,5 +136,6 @@ class Generator(ABC):
         return [min(wanted, self.positions - len(ids)) for ids in prompts]
 
     def answer(self, begun: tuple[int, ...], written: list[int]) -> Answer:
+        """Makes the Answer of the given tokens `begun` and the generated tokens `written`."""
         tokens = (*begun, *written)
         return Answer(self.encoder.text(tokens), tokens, tokens[-1] in self.ends, len(begun))

@@ -1,4 +1,4 @@
-"""What the machine can do: device, arithmetic precision, and the environment its workers start with."""
+"""The machine's GPUs, CPU cores, memory and precision, and the environment variables of its workers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from lib.config import Scale
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container's limits are (https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
+"""Folder with a container's limits (https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
 
 
 def local_gpus() -> int:
-    """NVIDIA GPUs of this machine, whatever CUDA_VISIBLE_DEVICES is; without importing torch.
+    """Returns the number of NVIDIA GPUs of this machine, regardless of CUDA_VISIBLE_DEVICES and without importing torch.
 
-    By the driver's library, as nvidia-smi counts them (https://docs.nvidia.com/deploy/nvml-api). 0 where there is no driver.
+    The driver's library counts them, as for nvidia-smi (https://docs.nvidia.com/deploy/nvml-api). 0 without a driver.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -27,12 +27,13 @@ def local_gpus() -> int:
     error = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
     nvml.nvmlShutdown()
     if error:
-        raise RuntimeError(f"nvmlDeviceGetCount_v2 failed with NVML error {error}: is `nvidia-smi` in order?")
+        raise RuntimeError(f"nvmlDeviceGetCount_v2 failed with NVML error {error}. Check that `nvidia-smi` works.")
     return count.value
 
 
 def gpus() -> float:
-    """GPUs that the cluster of this process has or can have; of this machine where there is none, as `serve run` starts Ray later."""
+    """Returns the number of GPUs that the cluster of this process has or can rent; without a cluster, those of this machine (`serve run`
+    starts Ray later)."""
     import ray
 
     from lib import node_types
@@ -42,41 +43,42 @@ def gpus() -> float:
 
 
 def local_cpus() -> int:
-    """CPU cores that Ray finds here: all of the machine's or, in a container, its share.
+    """Returns the number of CPU cores as Ray counts them: all of the machine's or, in a container, the container's limit.
 
-    Rounded down and not capped at the machine's cores, as in Ray: a job can be given no more than Ray counts, so half a core is 0.
+    As in Ray, a limit is rounded down (half a core is 0) and not capped at the machine's cores, since a job gets no more than Ray
+    counts.
     """
     cores, limits = os.cpu_count() or 1, []
-    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):  # Ray's switch for ignoring the container
+    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):  # makes Ray ignore the container's limits
         return cores
     if quota := _first(CGROUP / "cpu/cpu.cfs_quota_us", CGROUP / "cpu.max"):  # cgroups v1, v2
         amount, _, period = quota.partition(" ")
         period = period or _first(CGROUP / "cpu/cpu.cfs_period_us") or "100000"
-        if amount.isdecimal():  # no limit is -1 in v1, max in v2
+        if amount.isdecimal():  # without a limit: -1 in v1, max in v2
             limits.append(int(amount) / int(period))
-    if cpus := _first(CGROUP / "cpuset/cpuset.cpus"):  # v1: 0-3,8
+    if cpus := _first(CGROUP / "cpuset/cpuset.cpus"):  # v1; a list such as 0-3,8
         ends = [range_.split("-") for range_ in cpus.split(",")]
         limits.append(sum(int(end[-1]) - int(end[0]) + 1 for end in ends))
     return int(min(limits)) if limits else cores
 
 
 def local_memory() -> int:
-    """Bytes of memory that this machine has, or in a container its share."""
+    """Returns this machine's memory in bytes or, in a container, the container's limit."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _first(CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory.max")  # cgroups v1, v2
     return min(has, int(limit)) if limit and limit.isdecimal() else has
 
 
 def _first(*files: Path) -> str | None:
-    """The text of the first of these files that exists."""
+    """Returns the text of the first of these files that exists, or None."""
     return next((f.read_text().strip() for f in files if f.exists()), None)
 
 
 def precision(wanted: str, device: str) -> str:
-    """ "bf16", "fp16" or "fp32" for this process's device ("cpu" or "cuda"); `wanted` other than auto is taken as it is.
+    """Returns "bf16", "fp16" or "fp32" for this process's device ("cpu" or "cuda"): `wanted`, unless that is auto.
 
-    bf16 only where the arithmetic units are real: CUDA compute capability 8.0 (Ampere) and later, CPUs with
-    avx512_bf16 or AMX. A T4 (7.5) emulates bf16 at a fraction of its fp16 speed.
+    auto chooses bf16 only with hardware support: CUDA compute capability 8.0 (Ampere) and later, CPUs with avx512_bf16 or AMX. A T4
+    (7.5) emulates bf16 at a fraction of its fp16 speed.
     """
     if wanted != "auto":
         return wanted
@@ -89,33 +91,33 @@ def precision(wanted: str, device: str) -> str:
 
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""torch's names of the precisions."""
+"""{precision: torch's name of the type}"""
 
 
 def dtype(wanted: str, device: str) -> str:
-    """The type of weights and arithmetic for a model that only answers: auto is what precision() says."""
+    """Returns torch's name of the type of weights and arithmetic for inference: `wanted`; for auto, that of precision()."""
     return DTYPES[precision("auto", device)] if wanted == "auto" else wanted
 
 
 def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
-    """Environment of a training worker. It has to be set before the worker imports torch, so it travels with Ray."""
+    """Returns the environment variables of a training worker. Ray sets them, because they must be set before torch is imported."""
     env = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TQDM_DISABLE": "1",  # compressed-tensors has no other switch
         "OMP_NUM_THREADS": str(scale.cpus_per_worker),
-        # glibc gives freed memory back and faults it in again at every step: a third of the time of a CPU step.
+        # By default glibc returns freed memory to the kernel and faults it in again at every step: a third of the time of a CPU step.
         "MALLOC_MMAP_THRESHOLD_": "4294967296",
         "MALLOC_TRIM_THRESHOLD_": "17179869184",
         "MALLOC_TOP_PAD_": "268435456",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        # Ray Train's loop runs in a thread, whose own arena is cut into 64 MB heaps: larger tensors would be mapped anew.
+        # Ray Train's loop runs in a thread. The thread's own arena has heaps of 64 MB, so every larger tensor would be mapped anew.
         "MALLOC_ARENA_MAX": "1",
     }
     if "HF_HUB_OFFLINE" in os.environ:
         env["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
     if not gpu:
-        # DeepSpeed needs accelerate to believe in an accelerator (lib/strategy.py), so it is not told about the CPU.
+        # DeepSpeed works only if accelerate assumes an accelerator (lib/strategy.py), so ACCELERATE_USE_CPU is false for it.
         zero = scale.strategy.startswith("zero")
         env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false" if zero else "true", "CUDA_VISIBLE_DEVICES": ""}
     return env
