@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of a tokenizer's chat template; of the empty text where it has none."""
+    """Returns the SHA-256 of a tokenizer's chat template, or that of the empty text without one."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()

@@ -1,11 +1,12 @@
-"""What a model needs: memory while it answers, and tokens per second, each model measured in a process of its own.
+"""Measures a model's memory and its speed in tokens per second. Each model is measured in a process of its own.
 
-Memory is the process's resident set on a CPU, by Linux's own peak (VmHWM in /proc/self/status), which is set back
-(clear_refs, proc(5)) between loading and answering, and beside it what the process held before any weights were there:
-Python, torch and the engine take hundreds of megabytes whatever the model is. On a GPU it is torch's own peak of allocated
-bytes. vLLM takes its cache of keys and values in advance, so there the weights are a part of what is shown.
+On a CPU, memory is the peak of the process's resident set (VmHWM in /proc/self/status), which is reset between loading and
+answering (clear_refs, proc(5)). The size of the process before any weights are loaded is reported too, because Python, torch and
+the engine take hundreds of megabytes with any model. On a GPU, memory is torch's peak of allocated bytes. vLLM allocates its
+key-value cache in advance, so its figures include that cache.
 
-Speed is of greedy answers: prompts one by one, and 16 at a time; the median of the repetitions, and the range of them.
+Speed is measured on greedy answers, with one prompt and with 16 prompts at a time, and given as the median and range of the
+repetitions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALONE, TOGETHER, REPEATS = 6, 16, 3
-"""Prompts answered one by one; prompts answered at a time; how often."""
+"""Number of prompts answered one by one; number answered in one batch; repetitions of that batch."""
 
 
 @dataclass
@@ -28,18 +29,18 @@ class Rate:
     """The slowest repetition."""
     high: float
     tokens: int
-    """Written in all repetitions together."""
+    """Number of tokens generated in all repetitions."""
 
 
 @dataclass
 class Needs:
     loading_seconds: float
     empty_bytes: int
-    """Held by the process before any weight was read."""
+    """Memory of the process before any weight was read."""
     loading_bytes: int
-    """Peak while loading."""
+    """Peak memory while loading."""
     answering_bytes: int
-    """Peak while answering."""
+    """Peak memory while answering."""
     alone: Rate
     """One prompt at a time."""
     together: Rate
@@ -47,13 +48,15 @@ class Needs:
 
 
 def weights(folder: Path) -> int:
-    """Bytes of the files that hold weights."""
+    """Returns the size in bytes of the weight files in `folder`."""
     return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
 
 
 def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int) -> Needs:
-    """Loads the model at `base` (as lib.models.locate returned it, or a run) and answers `prompts` (messages or texts) with
-    one core. In a fresh process: else its peaks are those of what was there before."""
+    """Loads the model at `base` (a location from lib.models.locate, or a run) and answers `prompts` (messages or texts) on one core.
+
+    Must be called in a fresh process, because the peaks are those of the process.
+    """
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -67,7 +70,7 @@ def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if vllm:
         vllm_generator.environment("ERROR", device)
-        from vllm import LLM  # noqa: F401  (what the engine itself takes belongs to the empty process)
+        from vllm import LLM  # noqa: F401  (the engine's own memory counts as part of the empty process)
     else:
         from transformers import LlamaForCausalLM  # noqa: F401
     kind = vllm_generator.VllmGenerator if vllm else TransformersGenerator
@@ -78,7 +81,7 @@ def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int)
     loaded = time.time() - began
     loading = _peak(device)
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    generator.generate(prompts[:1], sampling)  # what is built at the first answer is not counted
+    generator.generate(prompts[:1], sampling)  # warm-up: one-time set-up is not measured
     _reset(device)
     alone = _rate([_seconds(generator, [p], sampling) for p in prompts[:ALONE]])
     together = _rate([_seconds(generator, prompts[:TOGETHER], sampling) for _ in range(REPEATS)])
@@ -86,7 +89,7 @@ def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int)
 
 
 def _seconds(generator, prompts: list, sampling) -> tuple[int, float]:
-    """(tokens written, seconds)"""
+    """Returns (number of tokens generated, seconds)."""
     began = time.perf_counter()
     answers = generator.generate(prompts, sampling)
     return sum(len(a[0].tokens) for a in answers), time.perf_counter() - began
@@ -98,7 +101,7 @@ def _rate(rounds: list[tuple[int, float]]) -> Rate:
 
 
 def _status(field: str) -> int:
-    """Bytes of a line of /proc/self/status."""
+    """Returns a field of /proc/self/status in bytes."""
     with open("/proc/self/status", encoding="ascii") as f:
         line = next(x for x in f if x.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

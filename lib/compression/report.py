@@ -1,4 +1,4 @@
-"""The report of a compression: size, memory and speed before and after, beside the scores that lib/evals measured."""
+"""The report of a compression: size, memory, speed and scores (lib/evals) before and after."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ MIB = 1 << 20
 
 @dataclass
 class Compressed:
-    """A model and what was made of it. names: of the two, the first the one before; scores, bytes and needs have them."""
+    """A model before and after compression."""
 
     run: str
     stage: str
     """The report is reports/<stage>.md and .json of the run."""
     base: str
     names: tuple[str, str]
+    """Names of the model before and after; the keys of `bytes` and `needs`, and the names in `scores`."""
     how: str
-    """A sentence: how it was made."""
+    """A sentence that describes the method."""
     engine: str
     """vllm or transformers"""
     provenance: dict
     bytes: dict[str, int]
-    """Of the files that hold weights."""
+    """{name: size of the weight files in bytes}"""
     needs: dict[str, Needs]
     scores: Report | None
     command: str
     more: tuple[tuple[str, str, str, str], ...] = ()
-    """Rows of the stage's own: (what, before, after, change)."""
+    """Additional rows from the stage: (label, before, after, change)."""
 
 
 def write(c: Compressed) -> None:
-    """Puts reports/<stage>.md and then reports/<stage>.json into the run."""
+    """Writes reports/<stage>.md and then reports/<stage>.json into the run."""
     run, p = Run(c.run), c.provenance
     run.write_text(f"reports/{c.stage}.md", markdown(c))
     found = {
@@ -56,7 +57,7 @@ def write(c: Compressed) -> None:
 
 
 def rows(c: Compressed) -> list[tuple[str, ...]]:
-    """(what, before, after, change) of everything measured."""
+    """Returns the table's rows: (label, before, after, change)."""
     first, last = c.names
     a, b = c.needs[first], c.needs[last]
     old, new = c.bytes[first], c.bytes[last]
@@ -89,13 +90,13 @@ def _speed(what: str, a: Rate, b: Rate) -> tuple[str, ...]:
 
 
 def markdown(c: Compressed) -> str:
-    """The report as text."""
+    """Renders the report."""
     engine = "vLLM" if c.engine == "vllm" else "transformers"
     out = [
         f"# {c.base} → {c.names[1]}",
         "",
-        f"{engine}, one process and one core (or GPU) a model, {c.provenance['hardware']}. {c.how} Scores with 95% intervals, "
-        "changes paired on the same examples; speeds are the median of the repetitions and their range.",
+        f"{engine}, one process and one core (or GPU) per model, {c.provenance['hardware']}. {c.how} Scores have 95% intervals, and "
+        "changes are paired on the same examples; speeds are the median and range of the repetitions.",
         "",
         f"| | {c.names[0]} | {c.names[1]} | change |",
         "|---|---:|---:|---|",
@@ -103,12 +104,12 @@ def markdown(c: Compressed) -> str:
         "",
     ]
     if c.scores:
-        out += ["Every score, and answers side by side: [report.md](report.md), [report.html](report.html).", ""]
+        out += ["All scores, and answers side by side: [report.md](report.md), [report.html](report.html).", ""]
     return "\n".join([*out, "```", c.command, "```", ""])
 
 
 def terminal(c: Compressed) -> None:
-    """Prints the table and what to type next."""
+    """Prints the table and the next commands."""
     import sys
 
     from rich.console import Console
@@ -125,7 +126,7 @@ def terminal(c: Compressed) -> None:
     console.print(grid)
     where = Run(c.run)
     console.print(
-        f"\nReport: {where.at('reports')}/{c.stage}.md (and {c.stage}.json, and of the scores report.html)\nNext:"
+        f"\nReport: {where.at('reports')}/{c.stage}.md (also {c.stage}.json, and report.html with the scores)\nNext:"
     )
     console.print(f"  serve run serve.app:app run={where.path}")
     if c.scores:
