@@ -81,7 +81,7 @@ def _check_room(s: Scale, types: list[NodeType], gpu: bool) -> None:
     on_cpus = ", or train on CPUs (--scale.device cpu)" if gpu and s.device == "auto" else ""
     if types and not any(t.room(each) for t in types):
         most = int(max(t.resources.get("CPU", 0) for t in types))
-        remedy = f"Use {most}{on_cpus}" if most else "Give a node type more in the cluster's YAML"
+        remedy = f"Use {most}{on_cpus}" if most else "Give a node type more cores in the cluster's YAML"
         beside = " beside a GPU" if gpu else ""
         raise ValueError(
             f"scale.cpus_per_worker: no node of this cluster has {s.cpus_per_worker} CPU cores{beside}: {shown}. {remedy}."

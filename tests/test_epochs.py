@@ -100,7 +100,7 @@ def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, c
         done = run_job("sft", *words, "--run", run.path, "--scale.workers", workers)
         assert done.returncode == 0, done.stderr
         assert "64 examples are not a multiple of 24: each epoch repeats 8 from its start" in done.stdout
-        assert "the last of an epoch filled up with rows of that epoch" in done.stdout
+        assert "the last step of each epoch filled up with rows of that epoch" in done.stdout
     losses, tokens = (
         [[r[k] for r in run.metrics() if "loss" in r] for run in runs] for k in ("loss", "num_input_tokens_seen")
     )

@@ -80,13 +80,13 @@ def rows(c: Compressed) -> list[tuple[str, ...]]:
     return out
 
 
-def _memory(what: str, a: int, b: int) -> tuple[str, ...]:
-    return what, f"{a / MIB:,.0f} MiB", f"{b / MIB:,.0f} MiB", f"{(b - a) / MIB:+,.0f} MiB"
+def _memory(label: str, a: int, b: int) -> tuple[str, ...]:
+    return label, f"{a / MIB:,.0f} MiB", f"{b / MIB:,.0f} MiB", f"{(b - a) / MIB:+,.0f} MiB"
 
 
-def _speed(what: str, a: Rate, b: Rate) -> tuple[str, ...]:
+def _speed(label: str, a: Rate, b: Rate) -> tuple[str, ...]:
     text = lambda r: f"{r.median:,.0f} [{r.low:,.0f}–{r.high:,.0f}]"  # noqa: E731
-    return what, text(a), text(b), f"{b.median / a.median:.2f}×"
+    return label, text(a), text(b), f"{b.median / a.median:.2f}×"
 
 
 def markdown(c: Compressed) -> str:

@@ -77,7 +77,7 @@ def _work(stage: WorkStage, argv: list[str]) -> int:
 
 @contextmanager
 def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
-    """Records an error or interruption of the block in the run, explains it on standard error, and exits the process.
+    """Context manager that records an error or interruption in the run, explains it on standard error, and exits the process.
 
     again: the sentence that shows how to continue. trains: the run has checkpoints, and the explanation names the last one.
     """
@@ -93,7 +93,7 @@ def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
         why = explain(e, run if trains and not _finished(run) else None)
         made = _record(run, "failed", failure=why)
         print(f"\n{'The model is finished, but: ' if made else ''}{why}", file=sys.stderr)
-        print(f"What the libraries printed: {run.at('logs')}\n{again}", file=sys.stderr)
+        print(f"Logs: {run.at('logs')}\n{again}", file=sys.stderr)
         if os.environ.get("SHOESTRING_TRACEBACK"):
             raise
         sys.exit(1)

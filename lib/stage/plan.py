@@ -51,7 +51,7 @@ class Plan:
             epochs = j.train.get("num_train_epochs", 3.0)
             length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
             if rows % s.global_batch and epochs >= 1 and not j.train.get("dataloader_drop_last"):
-                length += ", the last of an epoch filled up with rows of that epoch"
+                length += ", the last step of each epoch filled up with rows of that epoch"
         else:
             length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
         lora = f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"

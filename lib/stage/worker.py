@@ -210,9 +210,7 @@ def save_work(trainer, strategy: str) -> None:
     """Installs faster computations of the same losses in the models that support them (lib/prefixes.py, lib/lora.py)."""
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         prefixes.install(model)
-    if (
-        strategy == "ddp"
-    ):  # with sharded weights, the layers that lib/lora.py bypasses must run: they gather the weights
+    if strategy == "ddp":  # sharded weights are gathered by running the layers that lib/lora.py bypasses
         lora.install(trainer.model)
 
 
