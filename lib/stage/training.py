@@ -73,7 +73,7 @@ def _begin(planned: Plan, run: Run, began: float) -> list[dict]:
 
 
 def _fit(trainer: TorchTrainer, planned: Plan) -> Summary:
-    """Calls trainer.fit() in a thread, where Ray can't install its SIGINT handler: Ctrl-C raises KeyboardInterrupt here at once."""
+    """Calls trainer.fit() in a thread, where Ray installs no SIGINT handler: Ctrl-C raises KeyboardInterrupt here at once."""
     done: dict = {}
 
     def work() -> None:

@@ -57,7 +57,7 @@ class Summary:
     workers: int
     tokens: int
     tokens_per_second: float | None
-    """None: no step was taken."""
+    """None: no step was timed."""
     train_loss: float
     """Mean over all steps."""
     peak_memory_bytes: int
