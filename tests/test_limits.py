@@ -76,7 +76,7 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("sft", ["--scale.max_failures=-7"], "scale.max_failures: must be at least -1"),
         ("sft", ["--scale.min_workers", "0"], "scale.min_workers: must be at least 1"),
         ("sft", ["--data.split", "test"], "data.split: test selects part of a hub dataset"),
-        ("sft", ["--data.name", "en"], "data.name: en would be"),
+        ("sft", ["--data.name", "en"], "data.name: en selects part"),
         ("sft", ["--data.source", ""], "data.source: is empty"),
         ("sft", ["--run", " "], "run: is empty"),
         ("dpo", ["--train.loss_type", "[bogus]"], "train.loss_type: there is no bogus. Known: sigmoid"),

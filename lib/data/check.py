@@ -65,7 +65,9 @@ class Check:
     def need_both_labels(self) -> None:
         """Raises ValueError if it is known that all labelled training rows have the same label."""
         if self.kind == "labelled" and self.complete and self.wanted in (0, self.rows):
-            remedy = "jobs/sft.py learns from wanted answers alone" if self.wanted else "no answer is preferred to them"
+            remedy = (
+                "jobs/sft.py learns from wanted answers alone" if self.wanted else "there is nothing to prefer to them"
+            )
             raise ValueError(
                 f"data.source: all {self.rows:,} training answers are labelled {str(bool(self.wanted)).lower()}, and both labels are "
                 f"needed. Add answers with the other one; {remedy}."
