@@ -1,7 +1,7 @@
-"""Whether a finished run's model/ and adapter/ are still what the run wrote, as provenance.json lists them.
+"""Checks that a finished run's model/ and adapter/ are still the files that provenance.json lists.
 
-Sizes are compared each time. SHA-256 is worked out where the files' stamps (size, times, inode) differ from those at which the
-bytes were last found right, which are kept in the cache: of a model that nobody touched, checking costs a few system calls.
+Sizes are always compared. SHA-256 is computed only if the files' stamps (size, times, inode) differ from those cached at the
+last successful check, so checking an untouched model costs a few system calls.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lib.run import Run, cache
 
 PARTS = ("model", "adapter")
 ADDED = ("adapter_config.json", "chat_template.jinja")
-"""Files that from_pretrained would read though the run has none; weights besides."""
+"""Files, besides weights, that from_pretrained would load if they were added to a run without them."""
 
 
 def damage(run: Run) -> str | None:
-    """Why the model of a finished run can't be used; None if it can, or if the run made none. Of a remote run only the sizes are
-    compared: its bytes are checked where they are downloaded, by `model`."""
+    """Returns why the model of a finished run can't be used; None if it can, or if the run made no model. For a remote run only
+    the sizes are compared; `model` checks the bytes after the download."""
     made = run.provenance()
     if "model_sha256" not in made:
         return None
@@ -42,13 +42,13 @@ def damage(run: Run) -> str | None:
 
 
 def check(key: str, run: Run) -> None:
-    """Raises ValueError that begins with `key` and ends with the remedy, where the run's model is damaged."""
+    """Raises ValueError, beginning with `key` and ending with the remedy, if the run's model is damaged."""
     if why := damage(run):
         raise ValueError(f"{key}: {run.path} can't be used: {why}. {_remedy(run)}")
 
 
 def model(run: Run) -> str:
-    """Local folder of the run's model, checked; a download that was damaged in the cache is made again.
+    """Returns the local folder of the run's model after checking it. A damaged download is repeated once.
 
     Raises ValueError if the run has no finished model, or a damaged one.
     """
@@ -67,8 +67,10 @@ def model(run: Run) -> str:
 
 
 def changed(folder: Path, files: dict | None, sha256: str) -> str | None:
-    """The first file of a local folder whose bytes are not those recorded, as words. files: {name: (bytes, SHA-256)}, all of them
-    there; None of a run of an earlier version, of which only the digest `sha256` over all is known."""
+    """Returns a description of the first file in a local folder whose bytes differ from those recorded; None if all match.
+
+    files: {name: (bytes, SHA-256)}, which must all exist; None for a run of an earlier version, which recorded only `sha256`,
+    the digest of the whole folder."""
     sha256 = manifest.digest(files) if files else sha256
     kept = cache("stamps", hashlib.sha256(str(folder).encode()).hexdigest()[:16])
     stamp = hashlib.sha256(repr((sha256, _stamps(folder, files))).encode()).hexdigest()
@@ -80,7 +82,7 @@ def changed(folder: Path, files: dict | None, sha256: str) -> str | None:
     for name in files or {}:
         if tuple(found[name]) != tuple(files[name]):
             return f"{name} {manifest.CORRUPT}"
-    with contextlib.suppress(OSError):  # where the cache can't be written, the bytes are read each time
+    with contextlib.suppress(OSError):  # without a writable cache, the bytes are read each time
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")
         temporary.write_text(stamp)
@@ -89,7 +91,7 @@ def changed(folder: Path, files: dict | None, sha256: str) -> str | None:
 
 
 def _listed(made: dict, part: str) -> dict | None:
-    """{name below the part: (bytes, SHA-256)}; None where provenance.json lists none."""
+    """Returns {name below the part: (bytes, SHA-256)}; None if provenance.json lists no files of it."""
     files = {n.removeprefix(f"{part}/"): v for n, v in made.get("files", {}).items() if n.startswith(f"{part}/")}
     return files or None
 
@@ -110,7 +112,7 @@ def _stamps(folder: Path, files: dict | None) -> list[tuple]:
     stats = [(folder / name).stat() for name in names]
     return [
         (n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in zip(names, stats, strict=True)
-    ]  # a write changes ctime also where mtime was set back
+    ]  # a write changes ctime even if mtime is set back
 
 
 def _remedy(run: Run) -> str:

@@ -1,13 +1,14 @@
-"""KTO whose loss is one of the whole step, however it is cut into micro-batches and shared out.
+"""KTO with a loss over the whole optimizer step, independent of the micro-batch size and the number of workers.
 
-The reference point z₀ estimates KL(π‖π_ref) by mismatched answers: every prompt with the answer of another row of the batch (Ethayarajh
-et al. 2024, section 4.1). TRL pairs rows once, by their places in micro-batches of a fixed size, and takes the mean of one micro-batch of
-every worker, so that another micro_batch or number of workers is another loss; it has to read rows in the order of the file, and drops a
-loss that is NaN. Here the batch of the paper is the optimizer step:
+The reference point z₀ estimates KL(π‖π_ref) from mismatched answers: each prompt with the answer of another row of the batch
+(Ethayarajh et al. 2024, section 4.1). TRL pairs rows once, by their places in micro-batches of a fixed size, and averages over one
+micro-batch of every worker, so the loss depends on micro_batch and the number of workers. It must also read rows in file order,
+and it drops NaN losses. Here the paper's batch is the optimizer step:
 
     z₀ = max(0, mean over the rows i of the step of log π(y_j|x_i)/π_ref(y_j|x_i))        j: the next row of the step with another prompt
 
-worked out without gradient before the first micro-batch. Rows can be drawn in any order. Of held-out rows, the batch is all of them.
+z₀ is computed without gradient before the first micro-batch. Rows can be drawn in any order. For held-out rows, the batch is the whole
+held-out set.
 
 Shapes: B rows of a micro-batch, T tokens.
 """
@@ -40,13 +41,13 @@ class StepKTOConfig(KTOConfig):
 
 
 def mismatched(prompts: list) -> list[int]:
-    """For each row the next one, from the last to the first, with another prompt; the next one where all are alike.
+    """Returns for each row the index of the next row, cyclically, with another prompt; of the next row if all prompts are the same.
 
-    [a, a, b] → [2, 2, 0]: both answers to a prompt, which a preference pair gives, are no mismatch.
+    [a, a, b] → [2, 2, 0]: the two answers of a preference pair share a prompt and so are no mismatch.
     """
     n, following = len(prompts), None
     found: list[int] = [0] * n
-    for i in reversed(range(2 * n - 1)):  # around twice, for the last rows find theirs among the first
+    for i in reversed(range(2 * n - 1)):  # twice around, because the last rows are matched with the first
         after = (i + 1) % n
         following = after if prompts[after] != prompts[i % n] else following
         found[i % n] = after if following is None else following
@@ -54,13 +55,13 @@ def mismatched(prompts: list) -> list[int]:
 
 
 class WholeStepKTOTrainer(KTOTrainer):
-    """TRL's KTOTrainer with z₀ of the whole step."""
+    """TRL's KTOTrainer with z₀ computed over the whole step."""
 
     kl: float = 0.0
-    """z₀ of the step or of the held-out rows at work."""
+    """z₀ of the current step or of the held-out rows."""
 
     def __init__(self, args: StepKTOConfig, **kwargs):
-        # Under the name of the loss without z₀, TRL prepares no mismatched answers and takes rows in any order.
+        # With the name of the loss that has no z₀, TRL prepares no mismatched answers and accepts rows in any order.
         kind, args.loss_type = args.loss_type, "apo_zero_unpaired"
         super().__init__(args=args, **kwargs)
         self.loss_type = args.loss_type = kind
@@ -71,7 +72,7 @@ class WholeStepKTOTrainer(KTOTrainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.loss_type == "kto" and batches:
             mine = [_rows(batch) for batch in batches]
-            # Worker after worker; the step's own order is round after round, which is that of one worker.
+            # gather_object orders by worker. The step's order is by micro-batch, as with a single worker.
             workers, rank = self.accelerator.num_processes, self.accelerator.process_index
             all_of = gather_object(mine)
             in_order = [all_of[w * len(mine) + k] for k in range(len(mine)) for w in range(workers)]
@@ -86,7 +87,7 @@ class WholeStepKTOTrainer(KTOTrainer):
         if self.loss_type == "kto" and len(dataloader.dataset):
             rows = [row for example in dataloader.dataset for row in _rows(self.data_collator([example]))]
             shards = Shards(len(rows), a.eval_batch_size, a.process_index, a.world_size)
-            self.model_wrapped.eval()  # as the loop will, before any dropout is drawn
+            self.model_wrapped.eval()  # as the loop does; without it, dropout would be active here
             counted = shards.own if a.process_index else len(shards)
             self.kl = self._kl(rows, ((at, n < counted) for n, at in enumerate(shards)))
         try:
@@ -95,7 +96,7 @@ class WholeStepKTOTrainer(KTOTrainer):
             self.kl = before
 
     def _kl(self, rows: list[Row], mine: Iterable[tuple[Iterable[int], bool]]) -> float:
-        """z₀ of `rows`. mine: numbers of the rows that this worker computes, a batch at a time, and whether it counts them."""
+        """Returns z₀ of `rows`. mine: batches that this worker computes, as (row indices, whether they count)."""
         import torch
 
         other = mismatched([prompt for prompt, _ in rows])
@@ -113,7 +114,7 @@ class WholeStepKTOTrainer(KTOTrainer):
         return max(0.0, total / n)
 
     def _logps(self, model, batch: dict) -> tuple[Tensor, object]:
-        """(log π of the answers (B,), the model's outputs)"""
+        """Returns (log π of the answers (B,), the model's outputs)."""
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         at = {k: batch[k] for k in ("input_ids", "attention_mask")}
         if self.aux_loss_enabled:
@@ -122,7 +123,7 @@ class WholeStepKTOTrainer(KTOTrainer):
         return outputs.log_probs[:, 1 - labels.size(1) :].sum(1), outputs
 
     def _reference_logps(self, batch: dict) -> Tensor:
-        """log π_ref of the answers (B,): of the frozen copy, or of the base with the adapter off."""
+        """Returns log π_ref of the answers (B,), from the frozen copy or from the base with the adapter disabled."""
         import torch
 
         if "ref_logps" in batch:
@@ -166,7 +167,7 @@ class WholeStepKTOTrainer(KTOTrainer):
 
 
 def _rows(batch: dict) -> list[Row]:
-    """The rows of a collated batch, as long as train.max_length left them."""
+    """Returns the rows of a collated batch, without padding."""
     ids, real, answer = (batch[k].tolist() for k in ("input_ids", "attention_mask", "completion_mask"))
     marked = (list(zip(*row, strict=True)) for row in zip(ids, real, answer, strict=True))
     return [([t for t, r, a in row if r and not a], [t for t, r, a in row if a]) for row in marked]

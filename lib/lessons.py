@@ -1,7 +1,8 @@
-"""Which teacher a distillation has, by its `train:` section: found, checked against the student, and put to work.
+"""Sets up the teacher of a distillation from its `train:` section, and checks it against the student.
 
-train.teacher    a run, beside the student (lib/teacher.py, Whole) or, with train.top_k, read once (Kept); or serve:NAME (Served)
-train.answers    whose answers are learnt (lib/teacher_answers.py)
+train.teacher    a run, loaded beside the student (Whole in lib/teacher.py) or, with train.top_k, run once before training (Kept);
+                 or serve:NAME (Served)
+train.answers    whose answers are learnt, the data's or the teacher's (lib/teacher_answers.py)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
 
 
 class Lessons:
-    """Of one worker. Raises ValueError where the teacher's tokens are not the student's and have to be."""
+    """The teacher of one worker."""
 
     def __init__(self, job: Job, args, tokenizer):
         self.job, self.args, self.tokenizer = job, args, tokenizer
@@ -23,7 +24,7 @@ class Lessons:
             self.where, self.identity = models.path(args.teacher), models.locate(args.teacher)[1]
 
     def answers(self, rows):
-        """The rows, with the teacher's answers where those are to be learnt."""
+        """Returns the rows, with the teacher's answers if train.answers asks for them."""
         from lib import hardware, teacher_answers
         from lib.collectives import barrier, share
         from lib.sampling import Sampling
@@ -42,7 +43,7 @@ class Lessons:
         return teacher_answers.written(rows, self.folder, self.identity, load, sampling, share(), barrier)
 
     def distributions(self, trainer) -> Teacher | None:
-        """The teacher; None where only tokens are learnt."""
+        """Returns the teacher; None if only tokens are learnt. Raises ValueError if teacher and student have different tokens."""
         from transformers import AutoConfig, AutoTokenizer
 
         from lib.collectives import barrier, share
@@ -83,7 +84,7 @@ class Lessons:
         )  # fmt: skip
 
     def _fits(self, trainer, most: int | None) -> None:
-        """Raises ValueError where the teacher has fewer positions than a row has tokens, or than the student may write."""
+        """Raises ValueError if a row, or a prompt with the student's own answer, may exceed the teacher's positions."""
         from lib.window import positions, refuse
 
         a, parts = self.args, [p for p in (trainer.train_dataset, trainer.eval_dataset) if p is not None]
@@ -105,13 +106,13 @@ class Lessons:
 
         if vocabulary != of(self.tokenizer):
             raise ValueError(
-                f"train.teacher: {teacher} has other tokens than {self.job.model.base}, so its distributions are of other things. "
+                f"train.teacher: {teacher} has other tokens than {self.job.model.base}, so the student can't learn its distributions. "
                 "Learn its answers instead: --train.answers teacher --train.hard_weight 1 (sequence-level distillation)."
             )
 
 
 def trainer(job: Job, args, inputs: data.Loaded, shared: dict):
-    """The DistillTrainer of this worker. shared: as lib.models.for_trainer gives it, with the student."""
+    """Returns the DistillTrainer of this worker. shared: the result of lib.models.for_trainer for the student."""
     from lib.distillation import DistillTrainer
 
     teacher = Lessons(job, args, shared["processing_class"])
@@ -124,12 +125,12 @@ def trainer(job: Job, args, inputs: data.Loaded, shared: dict):
 
 
 def check(job: Job, args) -> None:
-    """Raises ValueError that names the key of `train`. args: has the fields of DistillConfig."""
+    """Raises ValueError, naming the key of `train`, if settings are out of range or conflict. args: with DistillConfig's fields."""
     if args.keep_layers and job.model.adapter != "none":
         raise ValueError("train.keep_layers: an adapter can't heal what is left out. Set model.adapter: none.")
     if args.on_policy and job.scale.strategy in ("fsdp", "zero3"):
         raise ValueError(
-            f"train.on_policy: {job.scale.strategy} has the weights in pieces, which can't write. Use ddp."
+            f"train.on_policy: {job.scale.strategy} shards the weights, so the student can't generate. Use ddp."
         )
     if not 0 <= args.hard_weight <= 1:
         raise ValueError(f"train.hard_weight: must be from 0 to 1, is {args.hard_weight}.")
@@ -147,16 +148,18 @@ def check(job: Job, args) -> None:
             raise ValueError(f"train.{key}: distillation's loss is its own (lib/distillation.py). Leave it out.")
     served = (args.teacher or "").startswith(SERVED)
     if served and args.dataloader_num_workers:
-        raise ValueError("train.dataloader_num_workers: a served teacher is asked by the worker itself. Leave it out.")
+        raise ValueError(
+            "train.dataloader_num_workers: a served teacher is queried by the worker process itself. Leave it out."
+        )
     if served and not args.top_k:
-        raise ValueError("train.top_k: a served teacher sends its likeliest tokens only. Say how many, such as 64.")
+        raise ValueError("train.top_k: a served teacher sends only its likeliest tokens. Set how many, such as 64.")
     if served and args.answers == "teacher":
         raise ValueError("train.answers: teacher needs the teacher's run, not a served one: name it in train.teacher.")
     if args.on_policy and args.top_k and not served:
         raise ValueError(
-            "train.top_k: what the student will write can't be worked out before. Leave it out with on_policy."
+            "train.top_k: the student's own answers can't be scored before training. Leave it out with on_policy."
         )
     if args.keep and not args.top_k and args.answers == "data":
         raise ValueError("train.keep: there is nothing to keep. Set train.top_k, or answers: teacher.")
     if args.packing or args.padding_free:
-        raise ValueError("train.packing, train.padding_free: distillation takes a row at a time. Leave them out.")
+        raise ValueError("train.packing, train.padding_free: distillation doesn't support them. Leave them out.")

@@ -1,6 +1,6 @@
-"""What the values of a training job can't be together, or on this machine: refused on the driver, with the key.
+"""Checks on the driver for settings of a training job that conflict with each other or with this machine. Messages name the key.
 
-What TRL, transformers and PEFT check themselves is checked by building them (lib/preflight.py).
+Checks that TRL, transformers and PEFT make themselves are run by building their objects (lib/preflight.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DIVERGENT = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "d
 
 
 def problems(job: Job, gpu: bool) -> list[str]:
-    """What is wrong with the values of a training job, each beginning with its key."""
+    """Returns what is wrong with the values of a training job, each message beginning with its key."""
     out = ranges.values(job.to_dict())
     for check in (_scale, _model, _train, _eval):
         out += check(job, gpu)
@@ -37,7 +37,7 @@ def problems(job: Job, gpu: bool) -> list[str]:
 
 
 def heldout(job: Job, checked) -> list[str]:
-    """What measures held-out rows where there are none. checked: lib.data's Check."""
+    """Returns the problem if settings measure held-out rows and there are none. checked: lib.data's Check."""
     t = job.train
     keys = [k for k, off in (("eval_strategy", "no"), ("eval_on_start", False)) if t.get(k, off) != off]
     if not keys or checked.heldout_rows != 0:
@@ -49,14 +49,15 @@ def heldout(job: Job, checked) -> list[str]:
 
 
 def revision(given: str | None, base: str) -> list[str]:
-    """model.revision where the base, as lib/models.py located it, is none of a hub's."""
+    """Returns the problem if model.revision is set and the base, as lib/models.py located it, isn't on a hub."""
     if given is None or not ("://" in base or base.startswith("package:") or os.path.isabs(base)):
         return []
     return [f"model.revision: {given} would be a commit on a hub, and {base} is none of its models. Leave it out."]
 
 
 def room(key: str, workers: int | None, device: str = "auto") -> list[str]:
-    """Whether so many models fit beside one another; on a cluster (RAY_ADDRESS) that shows after connecting."""
+    """Returns the problem if this machine can't run `workers` models at once. On a cluster (RAY_ADDRESS) this is checked after
+    connecting."""
     if not workers or os.environ.get("RAY_ADDRESS"):
         return []
     gpus = hardware.local_gpus() if device != "cpu" else 0
@@ -71,7 +72,7 @@ def room(key: str, workers: int | None, device: str = "auto") -> list[str]:
 def _scale(job: Job, gpu: bool) -> list[str]:
     s, out = job.scale, []
     if min(s.workers, s.global_batch, s.micro_batch, s.cpus_per_worker, s.min_workers or 1) < 1:
-        return []  # of which lib/ranges.py speaks
+        return []  # reported by lib/ranges.py
     for n in range(s.min_workers or s.workers, s.workers + 1):
         try:
             strategy.split_batch(s.global_batch, s.micro_batch, n)
@@ -126,7 +127,7 @@ def _train(job: Job, gpu: bool) -> list[str]:
     t, out = job.train, []
     if t.get("max_steps", -1) == 0 or (t.get("max_steps", -1) < 0 and t.get("num_train_epochs", 1) <= 0):
         out.append(
-            "train.max_steps and train.num_train_epochs: together they ask for no step. Set one of them above 0."
+            "train.max_steps and train.num_train_epochs: together they give no training step. Set one of them above 0."
         )
     if t.get("save_strategy") == "no":
         out.append(
@@ -134,7 +135,7 @@ def _train(job: Job, gpu: bool) -> list[str]:
         )
     if (order := t.get("train_sampling_strategy")) in ("group_by_length", "batch_rebalance"):
         out.append(
-            f"train.train_sampling_strategy: {order} draws the rows of a step anew on other workers and after a resume. Use random or sequential."
+            f"train.train_sampling_strategy: {order} draws other rows for a step if scale.workers changes or the run is resumed. Use random or sequential."
         )
     for key, plain in (("dataset_kwargs", None), ("label_names", None), ("dataset_text_field", "text")):
         if (t.get(key) or plain) != plain:
@@ -161,7 +162,7 @@ def _train(job: Job, gpu: bool) -> list[str]:
             "with `hf upload`, which reads HF_TOKEN from the environment."
         )
     if t.get("save_only_model"):
-        out.append("train.save_only_model: without the optimizer's state no run could go on. Leave it out.")
+        out.append("train.save_only_model: without the optimizer's state the run couldn't be resumed. Leave it out.")
     if t.get("load_best_model_at_end") or t.get("save_strategy") == "best":
         out.append(
             "train.load_best_model_at_end and save_strategy: best keep the best checkpoint and not the newest, which a "
@@ -192,7 +193,7 @@ def _train(job: Job, gpu: bool) -> list[str]:
 
 
 def _losses(job: Job) -> list[str]:
-    """Losses that there aren't, that TRL's trainers don't combine, or that would change with scale."""
+    """Returns problems with losses: unknown ones, those that TRL's trainers don't combine, and those that would change with scale."""
     t, s, out = job.train, job.scale, []
     named = t.get("loss_type")
     kinds = [named] if isinstance(named, str) else named or []

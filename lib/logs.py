@@ -1,8 +1,8 @@
-"""What the libraries print goes to a file of the run; the terminal is for what `say` writes.
+"""Redirects library output to a file of the run; only lines printed by `say` go to the terminal.
 
-A process that works on a run writes its own RUN/logs/<name>.log: whatever Python, C++ and child processes print in it,
-progress bars and warnings included. A run that goes on adds to the file. Of a remote run each process uploads a file when
-it is done.
+Each process that works on a run writes RUN/logs/<name>.log: all output of Python, C++ and child processes, including
+progress bars and warnings. A resumed run appends to the file. For a remote run each process uploads its file when it is
+done.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from lib.run import Run
 
 _terminal = None
-"""What standard output was before this process kept it."""
+"""The standard output before it was redirected."""
 _path: Path | None = None
-"""Where it is kept."""
+"""The file that it is redirected to."""
 
 
 def say(text: str) -> None:
-    """Prints a line for the user, also where all else that is printed is kept."""
+    """Prints a line to the terminal, even while other output is redirected."""
     print(text, file=_terminal or sys.stdout, flush=True)
 
 
 def keep(path: Path) -> None:
-    """From now on, what this process and those that it starts print goes to the end of `path`."""
+    """Redirects the output of this process and of those that it starts to the end of `path`, from now on."""
     global _terminal, _path
     path.parent.mkdir(parents=True, exist_ok=True)
     _flush()
@@ -42,13 +42,13 @@ def keep(path: Path) -> None:
 
 
 def current() -> str | None:
-    """Where this process keeps what it prints, for a process of another environment that works for it."""
+    """Returns the file to which output is redirected, to pass to a helper process in another environment. None: not redirected."""
     return str(_path) if _path else None
 
 
 @contextmanager
 def kept(run: Run, name: str) -> Iterator[None]:
-    """keep() in the run's logs/ while the block runs."""
+    """Redirects output to a file in the run's logs/ while the block runs."""
     global _terminal, _path
     path = file(run, name)
     before = os.dup(1), os.dup(2)
@@ -67,7 +67,7 @@ def kept(run: Run, name: str) -> Iterator[None]:
 
 
 def file(run: Run, name: str) -> Path:
-    """Where a process that does `name` for the run writes; of a remote run on this node's disk, by a name of its own."""
+    """Returns the log file of the process with role `name`. For a remote run it is on this node's disk, with a unique name."""
     if not run.remote:
         return Path(run.at(f"logs/{name}.log"))
     from lib import checkpoint
@@ -77,8 +77,8 @@ def file(run: Run, name: str) -> Path:
 
 @contextmanager
 def driver(run: Run) -> Iterator[None]:
-    """While the block runs, what Python libraries log or warn of in this process goes to the run's logs/driver.log. What
-    is printed stays on the terminal, for most of it is ours."""
+    """Sends log records and warnings of Python libraries in this process to the run's logs/driver.log while the block runs.
+    Printed output stays on the terminal, because most of it is our own."""
     path, root = file(run, "driver"), logging.getLogger()
     handler = _Late(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
@@ -95,7 +95,7 @@ def driver(run: Run) -> Iterator[None]:
 
 
 class _Late(logging.FileHandler):
-    """Makes folder and file with the first line, so that a run without any has none."""
+    """Creates the folder and the file at the first line, so that no empty files are left."""
 
     def _open(self):
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class _Late(logging.FileHandler):
 
 
 def line(run: Run) -> tuple[str, str]:
-    """(label, text) for the plan that a job prints."""
+    """Returns (label, text) for the plan that a job prints."""
     return "logs", f"{run.at('logs')}: what the libraries print"
 
 

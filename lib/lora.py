@@ -1,7 +1,8 @@
-"""Low-rank adapters that train on a CPU, with fewer passes over memory.
+"""LoRA layers for training on a CPU with fewer passes over memory.
 
-PEFT computes W x + s B A x as a product, a scaling and a sum of tensors as large as the output, and the same again backwards:
-with SmolLM2-135M a fifth of a training step. Here both products add to one result as they are made. The same up to rounding.
+PEFT computes W x + s B A x as a product, a scaling and a sum of tensors as large as the output, and again in the backward pass:
+with SmolLM2-135M this is a fifth of a training step. Here the second product is added directly to the first. Results are the
+same up to rounding.
 
 Shapes: N tokens, I and O channels in and out, R the adapter's rank.
 """
@@ -40,7 +41,7 @@ def _adapted():
 
 
 def forward(self, x, *args, **kwargs):
-    """x (…, I) → (…, O): in place of peft.tuners.lora.Linear.forward, which it calls where more than one plain adapter is on."""
+    """x (…, I) → (…, O). Replaces peft.tuners.lora.Linear.forward, which it calls unless exactly the one plain adapter is active."""
     import torch
 
     if self.disable_adapters or self.merged or args or kwargs or self.active_adapters != [self.alone]:
@@ -61,8 +62,8 @@ def forward(self, x, *args, **kwargs):
 
 
 def install(model) -> int:
-    """Switches the LoRA layers of `model` over that have one plain adapter on a frozen linear layer on the CPU, and no dropout;
-    the others are left as they are. Returns how many."""
+    """Replaces forward of the LoRA layers in `model` that have one plain adapter without dropout on a frozen linear layer on the
+    CPU; leaves the others unchanged. Returns the number of replaced layers."""
     import torch
     from peft.tuners.lora import Linear
 

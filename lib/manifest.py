@@ -1,5 +1,4 @@
-"""What a folder of a run held when it was written, and whether it still does: DONE.json, written last, lists each file's size and
-SHA-256."""
+"""Manifest of a run's folder: DONE.json, written last, lists each file's size and SHA-256, against which the folder is checked."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ DONE = "DONE.json"
 
 
 def hashes(folder: Path) -> dict[str, tuple[int, str]]:
-    """{path below `folder`: (bytes, SHA-256)} of its files, but for DONE.json."""
+    """Returns {path below `folder`: (bytes, SHA-256)} of its files, except DONE.json."""
     out = {}
     for p in sorted(q for q in folder.rglob("*") if q.is_file() and q.name != DONE):
         with p.open("rb") as f:
@@ -22,7 +21,7 @@ def hashes(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def digest(files: dict) -> str:
-    """One SHA-256 over the names, sizes and hashes that `hashes` returned, or that were read back from JSON."""
+    """Returns one SHA-256 over the result of `hashes`, also if it was read back from JSON."""
     return hashlib.sha256(repr(sorted((name, tuple(v)) for name, v in files.items())).encode()).hexdigest()
 
 
@@ -32,7 +31,7 @@ def seal(folder: Path, **more) -> None:
 
 
 def damage(run: Run, rel: str) -> str | None:
-    """Why the folder `rel` can't be used, or None if every byte is as it was written."""
+    """Returns why the folder `rel` can't be used, or None if every byte is as it was written."""
     if not run.fs.exists(run.at(f"{rel}/{DONE}")):
         return f"half-written: it has no {DONE}"
     try:
@@ -53,7 +52,7 @@ CORRUPT = "is corrupt: its SHA-256 is not the one recorded"
 
 
 def resized(sizes: dict[str, int], files: dict) -> str | None:
-    """The first of `files` that is missing, or has another size than was recorded, as words; None if all are there."""
+    """Returns a description of the first of `files` that is missing or has another size than recorded; None if all match."""
     for name, (size, _) in files.items():
         if name not in sizes:
             return f"{name} is missing"

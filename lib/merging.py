@@ -1,9 +1,8 @@
-"""A trained adapter becomes part of its base's weights: what can't is refused before training, and what was written is held against
-what was trained.
+"""Merges a trained adapter into its base. Adapters that can't be merged are refused before training, and the merged model is compared
+with the trained one.
 
-The base may be tied: its input and output embeddings are one tensor. An adapter on the input embeddings reads that tensor once more
-than it writes to it, so merging into the tensor itself would change the output layer too. Such a base
-is untied first: model/ then has an output layer of its own.
+A base may have tied embeddings: input and output embeddings are one tensor. Merging an adapter of the input embeddings into that
+tensor would change the output layer too. Such a base is untied first: model/ then has a separate output layer.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from lib.failure import StopTraining
 PROBE = 64
 """Tokens of the row on which the two models are compared."""
 NEAR = {"float32": (1e-3, 1e-3), "less": (0.05, 0.5)}
-"""How far apart they may be, by the arithmetic: mean KL divergence in nats a token, and the difference of a reward (by its size, where
-that is above 1). In float32 only the order of sums differs; bfloat16 rounds the merged weights, and a reward as much as its head is
-large. What is merged wrongly is whole nats off."""
+"""Largest accepted difference, by arithmetic: (mean KL divergence in nats per token, difference of a reward, relative to the reward if
+that is above 1). In float32 only the order of sums differs. bfloat16 rounds the merged weights; the error of a reward grows with the
+size of its head. A wrong merge is off by whole nats."""
 
 
 def check(model) -> None:
-    """Raises ValueError that names the key of LoraConfig where the adapter of a PEFT model can't be trained or merged.
+    """Raises ValueError, naming the key of LoraConfig, if the adapter of a PEFT model can't be trained or merged.
 
     The model may be without its weights (torch's meta device).
     """
@@ -45,7 +44,7 @@ def check(model) -> None:
 
 
 def probe(trainer):
-    """(1, T) token ids: the start of a training row."""
+    """Returns token ids (1, T): the start of a training row."""
     import torch
 
     row = trainer.train_dataset[0]
@@ -55,7 +54,8 @@ def probe(trainer):
 
 
 def answers(model, ids_1T):
-    """What a model says on `ids_1T`, (T, V) log-probabilities or (1,) a reward; float32 on the CPU. Sharded: every rank calls it."""
+    """Returns the model's log probabilities (T, V), or its reward (1,), on `ids_1T`; float32 on the CPU. Every rank must call it if
+    the model is sharded."""
     import torch
 
     model.eval()
@@ -80,13 +80,13 @@ def merge(base, adapter: Path, target: Path):
 
 
 def hold(trained, target: Path, kind, ids_1T, exact: bool) -> None:
-    """Raises StopTraining where the model of class `kind` in folder `target` doesn't say what was trained.
+    """Raises StopTraining if the outputs of the model of class `kind` in folder `target` differ from those of the trained model.
 
-    trained: answers() of that on ids_1T; exact: whether all was in float32.
+    trained: answers() of the trained model on ids_1T; exact: whether everything was in float32.
     """
-    said = answers(kind.from_pretrained(str(target)), ids_1T)
-    far = apart(trained, said)
-    reward = said.shape[-1] == 1
+    merged = answers(kind.from_pretrained(str(target)), ids_1T)
+    far = apart(trained, merged)
+    reward = merged.shape[-1] == 1
     if not far <= (near := NEAR["float32" if exact else "less"][reward]):
         what = "the reward differs by" if reward else "nats a token apart:"
         raise StopTraining(
@@ -96,7 +96,8 @@ def hold(trained, target: Path, kind, ids_1T, exact: bool) -> None:
 
 
 def apart(trained, said) -> float:
-    """Mean KL divergence of two (T, V) log-probabilities in nats; of two rewards, their difference by their size above 1."""
+    """Returns the mean KL divergence in nats of two log probabilities (T, V); of two rewards, their difference, divided by
+    `trained` if that is above 1."""
     if said.shape[-1] == 1:
         return ((trained - said).abs() / trained.abs().clamp(min=1)).max().item()
     return (trained.exp() * (trained - said)).sum(-1).mean().item()

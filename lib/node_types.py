@@ -1,7 +1,7 @@
-"""The kinds of nodes that a Ray cluster has or can have: a job knows by them what it will get, before any node is up.
+"""The node types that a Ray cluster has or can have, from which a job plans before any node is up.
 
-A cluster's head publishes its node types in Ray's own place for them, the GCS's ClusterConfig (autoscaler.proto). Ray Train reads
-that too, and refuses workers that these nodes could never hold.
+A cluster's head publishes its node types in Ray's ClusterConfig in the GCS (autoscaler.proto). Ray Train reads it too, and refuses
+workers that would fit on none of these nodes.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from pathlib import Path
 from lib.gcs import NODE_TYPE, Gcs
 
 PUBLISHED_S = 30.0
-"""A head that has just started publishes its node types by then."""
+"""Seconds within which a starting head publishes its node types."""
 
 silent: set[str] = set()
-"""Clusters that were given that time in vain."""
+"""Addresses of clusters whose heads published nothing in that time."""
 
 
 @dataclass(frozen=True)
 class NodeType:
     name: str
     resources: dict[str, float]
-    """Of each node: {"CPU": 8, "GPU": 1}."""
+    """Resources of each node: {"CPU": 8, "GPU": 1}."""
     most: int
-    """Nodes of it at one time."""
+    """Most nodes of this type at one time."""
 
     def room(self, each: dict[str, float]) -> int:
-        """Workers of `each` that one node holds."""
+        """Returns how many workers with resources `each` fit on one node."""
         return int(min(self.resources.get(what, 0) // amount for what, amount in each.items()))
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class NodeType:
 
 
 def publish(gcs: Gcs, config: dict) -> None:
-    """Writes the node types of a cluster's configuration (as Ray completes it) for every job."""
+    """Publishes the node types of a cluster's configuration, with Ray's defaults filled in, for every job."""
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
     groups, at_once = [], config.get("max_workers", 0)
@@ -51,7 +51,7 @@ def publish(gcs: Gcs, config: dict) -> None:
 
 
 def published(gcs: Gcs) -> list[NodeType] | None:
-    """None: this cluster's head says nothing of its node types."""
+    """Returns the published node types; None if this cluster's head published none."""
     config = gcs.cluster_config()
     if config is None:
         return None
@@ -60,9 +60,9 @@ def published(gcs: Gcs) -> list[NodeType] | None:
 
 
 def known(address: str) -> tuple[list[NodeType], bool]:
-    """(what the cluster whose GCS is at `address` has or can have, whether its head published node types).
+    """Returns (node types that the cluster with its GCS at `address` has or can have, whether its head published them).
 
-    Nodes that are up and of no such type count too. A cluster that an autoscaler leads is given PUBLISHED_S for it.
+    Running nodes of other types count too. Waits up to PUBLISHED_S seconds for the head of a cluster with an autoscaler.
     """
     from ray.autoscaler.v2.sdk import get_cluster_status
 
@@ -79,7 +79,7 @@ def known(address: str) -> tuple[list[NodeType], bool]:
     found, others = {t.name: t for t in types or [] if t.most}, []
     for node in up:
         has, name = node.total_resources(), node.labels.get(NODE_TYPE)
-        if name in found:  # what Ray found on the machine, where the configuration doesn't say
+        if name in found:  # resources that the configuration leaves out, as Ray detected them
             found[name] = replace(found[name], resources=has | found[name].resources)
         else:
             others.append(NodeType(name or node.ip_address, has, 1))
@@ -87,7 +87,8 @@ def known(address: str) -> tuple[list[NodeType], bool]:
 
 
 def address() -> str | None:
-    """host:port of the GCS of the cluster that this process has joined, or will by RAY_ADDRESS; None where nothing answers there."""
+    """Returns host:port of the GCS of the cluster that this process has joined, or will join by RAY_ADDRESS; None if nothing
+    answers there."""
     import ray
 
     if ray.is_initialized():
@@ -95,7 +96,7 @@ def address() -> str | None:
 
     found = os.environ["RAY_ADDRESS"]
     try:
-        if found == "auto":  # the Ray that `ray start` started here last, as ray.init does
+        if found == "auto":  # the Ray last started here by `ray start`, as for ray.init
             folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
             found = (Path(folder) / "ray/ray_current_cluster").read_text().strip()
         host, port = found.rsplit(":", 1)
@@ -106,5 +107,5 @@ def address() -> str | None:
 
 
 def most(resource: str) -> float:
-    """How much of it ("GPU") the cluster that this process has joined, or will by RAY_ADDRESS, has or can have."""
+    """Returns how much of `resource` ("GPU") the cluster that this process has joined, or will join by RAY_ADDRESS, can have."""
     return sum(t.most * t.resources.get(resource, 0) for t in known(address())[0])

@@ -1,9 +1,9 @@
-"""What a cluster tells its training jobs (save and stop, the money is out; save, a node goes away; why nothing can be rented), and
-what they tell it.
+"""Messages between a cluster and its training jobs. The cluster sends "save and stop" (the budget is spent), "save" (a node is
+going away) and why nothing can be rented; each job sends its progress.
 
-All are entries of Ray's internal KV, so neither side needs an address or a process of its own. All ranks have to save at the
-same step: every EVERY_S or so they meet at a step that they agreed on the last time, and take rank 0's word. In between, a step
-costs the comparison of two integers. A job on a Ray of its own has none of this.
+Messages are entries of Ray's internal KV, so neither side needs an address or an extra process. All ranks have to save at the
+same step: about every EVERY_S seconds they synchronise, at a step agreed on the time before, and follow rank 0's decision.
+Between these steps the cost is one integer comparison per step. Jobs on a local Ray don't use this module.
 """
 
 from __future__ import annotations
@@ -22,71 +22,72 @@ STOP = "stop"
 JOB = "job/"
 RENT = "cannot_rent"
 OLD_S = 120.0
-"""Why nothing can be rented is published again as long as it is so; what is older than this counts no more."""
+"""Age in seconds at which a published reason for not renting expires. It is published again while it holds."""
 EVERY_S = 2.0
+"""Seconds between synchronisations of the ranks, approximately."""
 MOST_STEPS = 1000
-"""Between two meetings, however fast steps are."""
+"""Most steps between two synchronisations, however fast steps are."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Save and stop."""
+    """The request to save and stop."""
 
     text: str
     """Why, as a sentence."""
     deadline: float
-    """Unix time when the nodes go. A word whose deadline has passed is an old one, and means nothing any more."""
+    """Unix time at which the nodes are removed. A request whose deadline has passed is stale and is ignored."""
     usd_per_hour: float
-    """What the cluster costs, to say what finishing would."""
+    """Cost of the cluster, from which the cost of finishing the job is estimated."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What a training job tells. Times are Unix times."""
+    """Progress of a training job. Times are Unix times."""
 
     run: str
     stage: str
     nodes: tuple[str, ...]
-    """Ids of the rentals (RAY_CLOUD_INSTANCE_ID) that its workers are on."""
+    """Ids of the rented instances (RAY_CLOUD_INSTANCE_ID) that its workers are on."""
     began: float
     step: int
     max_steps: int
     saved: float | None = None
-    """When its last checkpoint was whole."""
+    """When its last checkpoint was complete."""
 
 
 # -- the cluster's side, over its GCS ----------------------------------------------------------------------------------
 
 
 def tell(gcs: Gcs, stop: Stop) -> None:
-    """Tells every training job of the cluster, also those that start before the deadline."""
+    """Asks every training job of the cluster to stop, including those that start before the deadline."""
     gcs.put(STOP, json.dumps(asdict(stop)).encode())
 
 
 def cannot_rent(gcs: Gcs, text: str | None) -> None:
-    """Why nothing can be rented now, for who waits for it. None: it can."""
-    told = json.dumps({"text": text, "at": time.time()}).encode()
-    gcs.put(RENT, told)
+    """Publishes why nothing can be rented now, for the jobs waiting for nodes. None: renting works."""
+    message = json.dumps({"text": text, "at": time.time()}).encode()
+    gcs.put(RENT, message)
 
 
 def reason(gcs: Gcs) -> str | None:
-    """Why nothing can be rented now, as lines "node type: why". None: nobody says so."""
-    told = gcs.get(RENT)
-    said = json.loads(told) if told else {"text": None}
-    return said["text"] if said["text"] and said["at"] > time.time() - OLD_S else None
+    """Returns why nothing can be rented now, as lines "node type: why". None: no current reason is published."""
+    stored = gcs.get(RENT)
+    message = json.loads(stored) if stored else {"text": None}
+    return message["text"] if message["text"] and message["at"] > time.time() - OLD_S else None
 
 
 def jobs(gcs: Gcs) -> list[dict]:
-    """Every job of this Ray, oldest first: id, entrypoint, began, ended (None: it runs), state (JobState or None)."""
+    """Returns every job of this Ray, oldest first: id, entrypoint, began, ended (None: running), state (JobState or None)."""
     found = []
     for job in sorted(gcs.jobs(), key=lambda job: job.began):
-        told = gcs.get(JOB + job.id)
-        found.append(asdict(job) | {"state": JobState(**json.loads(told)) if told else None})
+        stored = gcs.get(JOB + job.id)
+        found.append(asdict(job) | {"state": JobState(**json.loads(stored)) if stored else None})
     return found
 
 
 def busy(gcs: Gcs) -> bool:
-    """Whether a job that was told may still be saving."""
+    """Whether a training job is still running, and so may still be saving."""
     return any(job["state"] and job["ended"] is None for job in jobs(gcs))
 
 
@@ -94,7 +95,7 @@ def busy(gcs: Gcs) -> bool:
 
 
 class Listener(threading.Thread):
-    """Asks for a word once in a while, beside the training of rank 0."""
+    """Polls for a stop request, in a thread beside the training of rank 0."""
 
     def __init__(self, gcs: Gcs):
         super().__init__(daemon=True, name="notice")
@@ -105,17 +106,17 @@ class Listener(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(EVERY_S / 2):
             try:
-                told = self.gcs.get(STOP)
-            except GcsError as e:  # a busy head answers the next time
+                stored = self.gcs.get(STOP)
+            except GcsError as e:  # a busy head may answer the next time
                 say(f"notice: the head didn't answer, asking again: {e}")
                 continue
-            stop = Stop(**json.loads(told)) if told else None
+            stop = Stop(**json.loads(stored)) if stored else None
             self.stop = stop if stop and stop.deadline > time.time() else None
 
 
 def callback(run: Run, stage: str):
-    """A TrainerCallback for every rank; `stopped` says why training was stopped, or is None. To be added after what seals
-    checkpoints."""
+    """Returns a TrainerCallback for every rank, whose `stopped` is the reason why training was stopped, or None. Add it after
+    the callback that seals checkpoints."""
     import ray.train
     import torch.distributed as dist
     from transformers import TrainerCallback
@@ -150,7 +151,7 @@ def callback(run: Run, stage: str):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step < self.next:
                 return
-            going = ray.train.get_preemption_info()  # a barrier too: all ranks are here
+            going = ray.train.get_preemption_info()  # also a barrier for all ranks
             self.next, why, self.stopped = from_rank_0(self.decide(state, going) if rank == 0 else None)
             if why and rank == 0:
                 say(f"Saving at step {state.global_step}: {why}")
@@ -158,7 +159,7 @@ def callback(run: Run, stage: str):
             control.should_training_stop = control.should_training_stop or bool(self.stopped)
 
         def decide(self, state, going) -> tuple[int, str | None, str | None]:
-            """(step of the next meeting; why to save now; why to stop now)"""
+            """Returns (step of the next synchronisation, why to save now or None, why to stop now or None)."""
             (then, last), now = self.met, time.time()
             self.met = (now, state.global_step)
             steps = int(EVERY_S * (state.global_step - last) / max(now - then, 1e-6))
@@ -169,7 +170,7 @@ def callback(run: Run, stage: str):
             if going and going != self.preempted:
                 self.preempted = going
                 ranks = ", ".join(map(str, going.preempted_ranks))
-                return following, f"ranks {ranks} are on nodes that go away.", None
+                return following, f"ranks {ranks} are on nodes that are going away.", None
             return following, None, None
 
         def to_finish(self, state, stop: Stop) -> str:
@@ -195,7 +196,7 @@ def callback(run: Run, stage: str):
             job = JobState(run.path, stage, self.nodes, self.began[0], state.global_step, state.max_steps, self.saved)
             try:
                 self.gcs.put(JOB + ray.get_runtime_context().get_job_id(), json.dumps(asdict(job)).encode())
-            except GcsError as e:  # training goes on; the next save tells it
-                say(f"notice: the head didn't take where the job is: {e}")
+            except GcsError as e:  # training goes on; the next save reports again
+                say(f"notice: the job's progress could not be reported to the head: {e}")
 
     return Notice()

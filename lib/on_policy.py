@@ -1,8 +1,9 @@
-"""Answers that a student writes while it trains, for the teacher to score: it then learns where its own mistakes lead.
+"""On-policy distillation: the student answers some batches while it trains, and the teacher scores these answers, so the student
+learns to recover from its own mistakes.
 
-A share λ of the batches is such (Agarwal et al. 2024, https://arxiv.org/abs/2306.13649, algorithm 1). The draw and the answers
-depend on the seed, the step and the batch, so a resumed run writes what an undisturbed one does. As there, no gradient goes
-through the drawing.
+A share λ of the batches is on-policy (Agarwal et al. 2024, https://arxiv.org/abs/2306.13649, algorithm 1). Which ones, and the
+sampled answers, depend only on the seed, the step and the batch, so a resumed run samples what an uninterrupted one does. As in
+the paper, no gradient flows through the sampling.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from lib.teacher import unpadded
 
 
 def _number(args, step: int, batch: dict) -> int:
-    """Below 2⁶³."""
-    said = hashlib.sha256(f"{args.seed} {step} {batch['input_ids'].tolist()}".encode()).digest()
-    return int.from_bytes(said[:8], "big") >> 1
+    """Returns a pseudo-random number below 2⁶³."""
+    digest = hashlib.sha256(f"{args.seed} {step} {batch['input_ids'].tolist()}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def drawn(args, step: int, batch: dict) -> bool:
@@ -24,7 +25,7 @@ def drawn(args, step: int, batch: dict) -> bool:
 
 
 def answered(trainer, model, batch: dict) -> dict:
-    """The batch with the student's answers, at temperature 1, in the place of the data's; labels on all of them."""
+    """Returns the batch with the data's answers replaced by the student's, sampled at temperature 1 and labelled in full."""
     import torch
     from transformers import GenerationConfig
 

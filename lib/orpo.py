@@ -17,6 +17,6 @@ class ORPOConfig(ReferenceFreeConfig):
 
 class ORPOTrainer(ReferenceFreeTrainer):
     def pair_losses(self, answers: Answers):
-        """As reward, the β log p of TRL's: log p is the mean log-probability of a token."""
+        """The reward is β log p, as in TRL, where log p is the mean log probability of an answer's tokens."""
         loss_P = self.beta * preference_losses.odds_ratio(answers.chosen_mean_P, answers.rejected_mean_P)
         return loss_P, self.beta * answers.chosen_mean_P, self.beta * answers.rejected_mean_P

@@ -1,4 +1,5 @@
-"""Weights that a Python package ships as GGUF, for machines without a model hub; converted once per node, into the cache."""
+"""Model weights shipped as GGUF in a Python package, for machines without access to a model hub. They are converted once per
+node, into the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def installed(package: str) -> bool:
 
 
 def package_version(package: str) -> str:
-    """Raises ValueError, with the command that installs it, if it isn't."""
+    """Returns the installed version. Raises ValueError, with the install command, if the package isn't installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -34,8 +35,8 @@ def unpacked(package: str) -> bool:
 
 
 def unpack(package: str) -> Path:
-    """Folder with the weights as safetensors, for from_pretrained. The first call on a node takes about 20 s; workers
-    that share the node wait for it."""
+    """Returns a folder with the weights as safetensors, for from_pretrained. The first call on a node takes about 20 s;
+    other workers on the node wait for it."""
     from filelock import FileLock
 
     folder = cache("models", f"{package}-{package_version(package)}")
@@ -43,7 +44,7 @@ def unpack(package: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "config.json").is_file():
             say(f"unpacking the weights of {package}, once")
-            # In a process of its own: where torch.distributed runs, save_pretrained writes nothing except on rank 0.
+            # In a separate process: under torch.distributed, save_pretrained writes only on rank 0.
             command = [sys.executable, "-m", "lib.packaged", package, str(folder)]
             done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
             if done.returncode:
@@ -52,7 +53,7 @@ def unpack(package: str) -> Path:
 
 
 def convert(package: str, folder: Path) -> None:
-    """GGUF → safetensors, tokenizer and chat template; `folder` appears only once it is whole."""
+    """Converts GGUF to safetensors, tokenizer and chat template. `folder` appears only when it is complete."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])

@@ -1,9 +1,9 @@
-"""A batch without its padding, and with what its rows begin with alike computed once, on a CPU.
+"""Computes common prefixes of a batch's rows once, and padding not at all, on a CPU.
 
-In a causal model the hidden state at a position depends on the tokens up to it and on nothing else, so the rows of a batch
-form a tree: a pair's two answers hang from one prompt, the turns of a conversation from the turns before them, and all rows
-from a system prompt that they share. The decoder reads each node of that tree once, padding not at all; only attention
-itself, a few percent of a step, works on whole rows. Loss and gradients are the plain ones up to rounding.
+In a causal model the hidden state at a position depends only on the tokens up to it, so the rows of a batch form a prefix
+tree: the two answers of a pair share a prompt, a conversation's turns share the turns before them, and all rows may share a
+system prompt. The decoder processes each node of the tree once. Only attention itself, a few percent of a step, works on whole
+rows. Loss and gradients are unchanged up to rounding.
 
 Shapes: R rows of T tokens as the trainer padded them, N nodes of the tree; H query heads, G key heads, D channels each.
 """
@@ -19,14 +19,14 @@ from lib import attention
 NAME = "shared_prefixes"
 
 ARCHITECTURES = {"llama", "qwen2", "qwen3", "mistral", "smollm3"}
-"""model_type of the configurations whose decoder this is tested with (tests/test_prefixes.py)."""
+"""Values of model_type with whose decoders this is tested (tests/test_prefixes.py)."""
 
 
 class Tree:
-    """The prefix tree of padded rows. Raises ValueError where a row's real tokens don't stand at its left end.
+    """The prefix tree of padded rows. Raises ValueError if a row isn't padded on the right.
 
-    node_RT: the node of every position (of padding: node 0, which nothing reads); first_N: one position (r · T + t) of each
-    node; later_M, of_M: the other positions that hold a node, and which one.
+    node_RT: the node of every position (for padding node 0, whose value isn't used); first_N: the first position (r · T + t) of
+    each node; later_M, of_M: all other positions, and their nodes.
     """
 
     def __init__(self, ids_RT, mask_RT):
@@ -59,7 +59,7 @@ class Tree:
         self._causal = {}
 
     def causal(self, dtype, groups: int):
-        """Additive causal mask (1, groups · T, T) for `groups` query heads that stand under one another."""
+        """Returns an additive causal mask (1, groups · T, T) for `groups` query heads stacked along the rows."""
         import torch
 
         if dtype not in self._causal:
@@ -69,7 +69,7 @@ class Tree:
 
 
 def right_padded(mask_RT) -> bool:
-    """Whether every row's real tokens stand at its left end."""
+    """Whether all padding is at the right end of the rows."""
     import torch
 
     return bool((mask_RT.bool() == (torch.arange(mask_RT.shape[1]) < mask_RT.sum(1, keepdim=True))).all())
@@ -77,7 +77,7 @@ def right_padded(mask_RT) -> bool:
 
 @cache
 def _functions():
-    """(spread, collect)"""
+    """Returns the functions (spread, collect)."""
     from torch.autograd import Function
 
     class Spread(Function):
@@ -98,7 +98,7 @@ def _functions():
             return out, None
 
     class Collect(Function):
-        """x (R · T, C) → (N, C): of each node one position; the others compute the same and are left out."""
+        """x (R · T, C) → (N, C): one position of each node; the others hold the same values and are left out."""
 
         @staticmethod
         def forward(ctx, x, tree):
@@ -126,7 +126,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     def whole(x_GND, heads):  # (1, heads, N, D) → (R, T, heads, D)
         return spread(x_GND[0].transpose(0, 1).reshape(n, heads * d), tree).view(r, t, heads, d)
 
-    # The heads of a group stand under one another, so that keys and values needn't be repeated for each.
+    # The query heads of a group are stacked along the rows, so that keys and values needn't be repeated for each.
     q = whole(query, h).permute(0, 2, 1, 3).reshape(r * g, h // g * t, d)
     k = whole(key, g).permute(0, 2, 3, 1).reshape(r * g, d, t)
     v = whole(value, g).permute(0, 2, 1, 3).reshape(r * g, t, d)
@@ -137,9 +137,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
 
 
 def install(model) -> bool:
-    """Switches the decoder of `model` (a causal model, a classifier or a PEFT model of one) over; False where it can't be.
-
-    Dropout would have to be drawn for each row, so a model with any is left as it is.
+    """Makes the decoder of `model` (a causal model, a classifier or a PEFT model of one) share prefixes. Returns False, without
+    any change, if the model doesn't support it. Models with dropout don't, because dropout must differ between rows.
     """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -180,7 +179,9 @@ def _forward(plain):
         if cached or unusual or not rows or not right_padded(attention_mask):
             return plain(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
         tree = Tree(input_ids, attention_mask)
-        anything = torch.zeros(1, 1, 1, 1)  # a mask of four dimensions is handed on as it is; `attend` has its own
+        anything = torch.zeros(
+            1, 1, 1, 1
+        )  # transformers passes a 4-dimensional mask on unchanged; `attend` has its own
         out = plain(
             input_ids=tree.tokens_N[None], attention_mask=anything, position_ids=tree.depth_N[None], use_cache=False, tree=tree
         )  # fmt: skip

@@ -1,11 +1,11 @@
-"""What TRL, transformers and PEFT would refuse on a worker, refused on the driver: a process of its own builds what a worker will.
+"""Finds on the driver what TRL, transformers and PEFT would refuse on a worker: a subprocess builds the objects a worker will build.
 
     python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […], "whole": true}
 
-It builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights (torch's
-meta device), on a CPU. It starts once the keys are read, imports while the plan is made, and is asked last; a request that is
-refused before doesn't wait for it. No weight and nothing from a hub is loaded. Settings that were found right here once are not tried
-again with the same packages.
+On a CPU it builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights
+(on torch's meta device). It starts once the keys are read, imports libraries while the plan is made, and gets the job last; a job
+that is refused earlier doesn't wait for it. No weights are loaded, and nothing from a hub. Settings that passed once are not
+checked again with the same package versions.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from lib.run import cache
 from lib.structure import attempt
 
 LIMIT_S = 5.0
-"""How long the driver waits for it once the plan is made."""
+"""Seconds that the driver waits for the result once the plan is made."""
 
 ON_GPU = ("tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile", "torch_compile_backend", "torch_compile_mode")
-"""Fields of TrainingArguments that a CPU refuses for itself."""
+"""Fields of TrainingArguments that are refused on a CPU."""
 
 UNUSED = ("bitsandbytes", "sklearn", "scipy", "pandas", "tensorflow", "torchao", "datasets")
-"""Packages that transformers and PEFT import where they are there, for nothing that is built here: two seconds of the process."""
+"""Packages that transformers and PEFT import if installed. Nothing built here needs them, and importing takes two seconds."""
 
 
 class Preflight:
-    """The process, as a context manager; ended when left, whatever it does. config: "module:Class" of the stage's TRL config; job: as it
-    was asked for."""
+    """The subprocess, as a context manager that kills it on exit. config: "module:Class" of the stage's TRL config; job: as the user
+    requested it."""
 
     def __init__(self, config: str, job: Job):
         self.config, self.process = config, None
@@ -57,7 +57,7 @@ class Preflight:
             ],
         }
         self.known = cache("preflight", hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
-        """A file that holds, of settings that were found right, the base's identity and whether it trains on GPUs."""
+        """A file that exists if these settings passed before; it holds the base's identity and whether the job trains on GPUs."""
 
     def __enter__(self) -> Preflight:
         if not self.known.exists():
@@ -80,8 +80,8 @@ class Preflight:
             self.process.communicate()
 
     def ask(self, planned) -> None:
-        """Asks about a job that will start. planned: as lib/stage/plan.py makes it. Raises UsageError with what was found; where the process
-        is too slow or fails itself, the plan gets a note that these checks are left to the workers."""
+        """Checks a job that is about to start. planned: the result of lib/stage/plan.py. Raises UsageError with the problems found. If the
+        subprocess is too slow or fails, a note in the plan says that these checks are left to the workers."""
         if planned.finished:
             return
         job, left = planned.job, "what TRL, transformers and PEFT check is left to the workers: "
@@ -104,13 +104,13 @@ class Preflight:
         if found["problems"]:
             raise UsageError("\n".join(found["problems"]))
         if found["whole"]:
-            with suppress(OSError):  # a cache that can't be written costs the next job these seconds
+            with suppress(OSError):  # without a writable cache, the next job is checked again
                 self.known.parent.mkdir(parents=True, exist_ok=True)
                 self.known.write_text(of)
 
 
 def check(job: Job, config: str, gpu: bool) -> list[str]:
-    """Builds everything; returns what doesn't, each beginning with its key. On a GPU job what only a GPU takes is left out."""
+    """Builds everything and returns the problems, each beginning with its key. For a GPU job, fields that a CPU refuses are skipped."""
     out: list[str] = []
     args = attempt(out, "train", job.train, lambda train: _arguments(replace(job, train=train), config, gpu))
     if args:
@@ -127,7 +127,9 @@ def _arguments(job: Job, config: str, gpu: bool):
     from lib.training_arguments import arguments
 
     train = {k: v for k, v in job.train.items() if not (gpu and k in ON_GPU)}
-    if config.startswith("lib."):  # TRL's own fields are built; ours have checks of their own, and import for seconds
+    if config.startswith(
+        "lib."
+    ):  # only TRL's fields are built; ours are checked elsewhere, and their import takes seconds
         config = "trl.trainer.sft_config:SFTConfig"
         train = {k: v for k, v in train.items() if k in fields.read(config)}
     one = {"workers": 1, "min_workers": None, "strategy": "ddp", "offload": False, "device": "cpu", "precision": "fp32"}
@@ -145,7 +147,7 @@ def _schedule(args, train: dict) -> None:
 
 
 def _optimizer(args, train: dict) -> None:
-    for name in [n for n in UNUSED if sys.modules.get(n, n) is None]:  # some optimizers come from them
+    for name in [n for n in UNUSED if sys.modules.get(n, n) is None]:  # some optimizers need these packages
         del sys.modules[name]
     import torch
     from transformers import Trainer
@@ -185,11 +187,11 @@ def _backend(name: str | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    gc.disable()  # which takes a fifth of the time of the imports
-    sys.modules |= dict.fromkeys(UNUSED)  # None: as if it weren't installed
+    gc.disable()  # garbage collection takes a fifth of the import time
+    sys.modules |= dict.fromkeys(UNUSED)  # with None, a package counts as not installed
     for module in ("lib.training_arguments", "trl.trainer.sft_config", "peft"):  # while the plan is made
         importlib.import_module(module)
     asked = json.loads(sys.stdin.read())
     job = Job.from_dict(asked["job"])
-    whole = structure.folder(job.model.base) is not None  # else the base was not there to look into
+    whole = structure.folder(job.model.base) is not None  # False: the base isn't on this machine and was not checked
     print(json.dumps({"problems": check(job, sys.argv[1], asked["gpu"]), "whole": whole}))

@@ -1,4 +1,4 @@
-"""What provenance.json holds: where a run came from, each attempt at it, and how it ended."""
+"""Contents of provenance.json: a run's inputs and code version, each attempt at it, and how it ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepsp
 
 
 def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packages: tuple[str, ...] = PACKAGES) -> dict:
-    """What is known at a run's first moment. job: what is in job.yaml; parent, identity: as lib.models.locate returned them."""
+    """Returns what is known when a run starts. job: the content of job.yaml; parent, identity: the result of
+    lib.models.locate."""
     return {
         "status": "running",
         "stage": stage,
@@ -33,21 +34,22 @@ def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packag
 
 
 def git_state() -> str | None:
-    """Commit of the code, with +dirty when files differ from it; None outside a repository."""
+    """Returns the commit of the code, with "+dirty" if files differ from it; None outside a repository."""
     root = Path(__file__).parent.parent
-    ask = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
-    if not shutil.which("git") or (head := ask("rev-parse", "HEAD")).returncode:
+    git = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
+    if not shutil.which("git") or (head := git("rev-parse", "HEAD")).returncode:
         return None
-    return head.stdout.strip() + ("+dirty" if ask("status", "--porcelain").stdout else "")
+    return head.stdout.strip() + ("+dirty" if git("status", "--porcelain").stdout else "")
 
 
 def record(run: Run, fields: dict) -> None:
-    """Adds to provenance.json."""
+    """Adds `fields` to provenance.json, or replaces them there."""
     run.write_json("provenance.json", run.provenance() | fields)
 
 
 def pin(run: Run, key: str, identity: str, what: str) -> None:
-    """Keeps what `key` turned out to be once workers looked. Raises StopTraining where the run was started with another."""
+    """Records the identity that workers found for the model or data of `key`. Raises StopTraining if the run was started with
+    a different one. what: subject and verb of that message, such as "its weights are"."""
     pinned = run.provenance().get("identities", {})
     if pinned.setdefault(key, identity) != identity:
         raise StopTraining(
@@ -57,8 +59,8 @@ def pin(run: Run, key: str, identity: str, what: str) -> None:
 
 
 def attempted(run: Run, began: float) -> list[dict]:
-    """The run's attempts with one that began at `began` (Unix time) added: {"began", "seconds", "ended"}. One before it that left no
-    word of its end was killed, after its last line in metrics.jsonl."""
+    """Returns the run's attempts, each {"began", "seconds", "ended"}, plus one that began at `began` (Unix time). A previous
+    attempt without a recorded end counts as killed at the time of its last line in metrics.jsonl."""
     attempts = run.provenance().get("attempts", [])
     if attempts and "ended" not in attempts[-1]:
         last = max((row.get("time", 0.0) for row in run.metrics()[-1:]), default=0.0)
@@ -67,7 +69,7 @@ def attempted(run: Run, began: float) -> list[dict]:
 
 
 def ended(run: Run, status: str, **fields) -> None:
-    """Records how the attempt under way ended: finished, failed or interrupted. Does nothing before there is a run."""
+    """Records how the current attempt ended: finished, failed or interrupted. Does nothing if the run doesn't exist yet."""
     if not run.is_run():
         return
     attempts = run.provenance().get("attempts", [])
@@ -78,8 +80,8 @@ def ended(run: Run, status: str, **fields) -> None:
 
 
 def ended_or_said(run: Run, status: str, **fields) -> None:
-    """ended(), for a run that an error stopped: where the disk or the store is what failed, that is printed and the first error stays
-    the one to report."""
+    """Does ended() for a run that an error stopped. If writing fails too (the disk or the store may be the cause), that error
+    is printed and the first one stays the one to report."""
     try:
         ended(run, status, **fields)
     except Exception as lost:

@@ -1,4 +1,4 @@
-"""What was trained or made goes from the node's disk into the run, checked and hashed."""
+"""Moves a finished model from the node's disk into the run, checked and hashed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lib.run import Run
 
 
 def publish(run: Run, folder: Path) -> dict:
-    """Moves what export wrote into the run, if all of it is finite. Returns what provenance.json is to hold of it: the size and
-    SHA-256 of each file, and model_sha256 over the names and bytes of model/. Raises StopTraining."""
+    """Moves an exported model into the run. Returns its fields for provenance.json: the size and SHA-256 of each file, and
+    model_sha256 over the names and bytes of model/. Raises StopTraining if a weight isn't finite or writing failed."""
     finite.check_files(folder)
     made = {part: manifest.hashes(folder / part) for part in integrity.PARTS if (folder / part).exists()}
     for part, files in made.items():

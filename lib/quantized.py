@@ -1,7 +1,7 @@
-"""Models whose weights are quantised: what their config.json says, which engine loads them, and why they can't be trained.
+"""Models with quantised weights: recognises their format, and refuses engines and stages that don't support it.
 
-A folder that transformers wrote with quantised weights says so in config.json, under quantization_config. Which engine
-loads what was found by trying: benchmarks/formats.py makes the table in benchmarks/README.md.
+transformers records the format of quantised weights in config.json, under quantization_config. Which engine loads which
+format was measured by benchmarks/formats.py, which makes the table in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ FORMATS = {
     "bitsandbytes": Format("bitsandbytes", "bitsandbytes", "'bitsandbytes>=0.50'", vllm=False),
     "compressed-tensors": Format("compressed-tensors", "compressed_tensors", "compressed-tensors==0.17.0", vllm=True),
 }
-"""quantization_config.quant_method → the format. One that isn't here is left to the engine."""
+"""{quantization_config.quant_method: format}. Formats not listed are not checked; the engine accepts or refuses them."""
 
 
 def settings(base: str) -> dict | None:
-    """quantization_config of a base as lib.models.locate returned it; None where the weights are plain, or where its
+    """Returns quantization_config of a base that lib.models.locate returned; None if the weights aren't quantised, or if
     config.json can't be read without downloading."""
     if base.startswith("package:"):
         return None
@@ -48,7 +48,7 @@ def settings(base: str) -> dict | None:
 
         try:
             cached = huggingface_hub.try_to_load_from_cache(base, "config.json")
-        except HFValidationError:  # no name of a model; who looks for it says so
+        except HFValidationError:  # not a model name; loading it raises the error
             cached = None
         text = Path(cached).read_text(encoding="utf-8") if isinstance(cached, str) else "{}"
     else:
@@ -58,7 +58,7 @@ def settings(base: str) -> dict | None:
 
 
 def found(base: str) -> str | None:
-    """What the format of a base is called; None where its weights are plain."""
+    """Returns the name of a base's quantisation format; None if its weights aren't quantised."""
     return (kind.get("quant_method") or "an unnamed format") if (kind := settings(base)) else None
 
 
@@ -69,7 +69,7 @@ def only_transformers(base: str) -> bool:
 
 
 def check_engine(key: str, base: str, vllm: bool) -> None:
-    """Raises ValueError that begins with `key` where the engine can't load the format of `base`."""
+    """Raises ValueError, beginning with `key`, if the engine can't load the format of `base`."""
     kind = FORMATS.get(found(base) or "")
     if not kind:
         return
@@ -86,7 +86,7 @@ def check_engine(key: str, base: str, vllm: bool) -> None:
 
 
 def refuse(key: str, base: str, doing: str) -> None:
-    """Raises ValueError that begins with `key` where the weights of `base` are quantised. doing: "trained", "quantised again"."""
+    """Raises ValueError, beginning with `key`, if the weights of `base` are quantised. doing: "trained", "quantised again"."""
     if kind := found(base):
         raise ValueError(
             f"{key}: {base} holds {kind} weights, which can't be {doing}. Use what it was made of: "
@@ -95,7 +95,7 @@ def refuse(key: str, base: str, doing: str) -> None:
 
 
 def _parent(base: str) -> str:
-    """ "runs/sft " where the run says what it was made of."""
+    """Returns the parent's path and a space, such as "runs/sft ", if the run records one; else ""."""
     run = Run(base) if Path(base).is_dir() or base.startswith("s3://") else None
     parent = run.provenance().get("parent") if run and run.is_run() else None
     return f"{parent} " if parent else ""

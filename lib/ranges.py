@@ -1,6 +1,6 @@
-"""Which numbers and words a key can have, where its type alone lets nonsense through.
+"""Valid numbers and words of keys whose type alone is too permissive.
 
-TRL, transformers and PEFT take most of these silently, or stop the workers minutes later.
+TRL, transformers and PEFT accept most invalid values silently, or fail on the workers minutes later.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ RANGES = {
     "judge.timeout_s": "(0, inf)",
     "judge.at_once": "(0, inf)",
 }
-"""Intervals of numbers, and of those in a list or a dictionary; a bracket holds its end, a parenthesis does not. Other keys: [0, inf)."""
+"""{key: interval of its number, or of each number in its list or dictionary}. Brackets include the end, parentheses exclude it. Numbers of
+other keys: [0, inf)."""
 
 SHARES = ("train.logging_steps", "train.save_steps", "train.eval_steps", "train.warmup_steps")
-"""Below 1 a share of all steps, above it a number of them."""
+"""Keys whose value is a share of all steps if below 1, otherwise a number of steps."""
 
 WORDS = {
     "train.packing_strategy": ("bfd", "bfd_split", "wrapped"),
@@ -85,11 +86,11 @@ WORDS = {
     "train.torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "train.dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
-"""Values of keys whose type is any text. tests/test_limits.py holds them against the installed libraries."""
+"""Values of keys whose type is any text. tests/test_limits.py compares them with the installed libraries."""
 
 
 def values(tree: dict, prefix: str = "") -> list[str]:
-    """Of the keys of a job, sections nested: numbers outside RANGES, words outside WORDS, and addresses that are blank."""
+    """Returns the problems in a job's keys (nested sections): numbers outside RANGES, words outside WORDS, blank addresses."""
     out = []
     for name, value in tree.items():
         key = f"{prefix}{name}"
@@ -123,8 +124,8 @@ def _numbers(value) -> list[int | float]:
 
 
 def _number(key: str, x: int | float, value) -> str | None:
-    """What is wrong with a number in the value of a key."""
-    if not abs(x) < 2**63:  # nor is NaN
+    """Returns what is wrong with the number `x` in a key's value; None if nothing is."""
+    if not abs(x) < 2**63:  # also true for NaN
         return f"must be a number of less than 20 digits, is {x}."
     bounds = RANGES.get(key, "(-inf, inf)" if isinstance(value, dict) else "[0, inf)")
     left, low, high, right = re.fullmatch(r"([\[(])(.+), (.+)([\])])", bounds).groups()

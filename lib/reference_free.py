@@ -1,7 +1,7 @@
-"""Preference losses without a reference model: the rows, tokens and truncation of DPO, one forward pass, and a loss of the policy alone.
+"""Preference training without a reference model: rows, tokens and truncation as in DPO, one forward pass, a loss of the policy alone.
 
-TRL's experimental ORPOTrainer and CPOTrainer prepare rows in another way: they tokenize prompt and answer apart, add BOS and EOS around a
-chat template that has its own, cut prompts first, learn the prompts in ORPO's NLL term, and take that term's mean of each micro-batch.
+TRL's experimental ORPOTrainer and CPOTrainer prepare rows differently: they tokenize prompt and answer separately, add BOS and EOS to a
+chat template that has its own, truncate prompts first, learn the prompts in ORPO's NLL term, and average that term per micro-batch.
 Here rows are prepared as for DPO, only answers are learnt, and the NLL term is a mean over the chosen tokens of the whole step.
 
 Shapes: P pairs, whose 2P answers are rows of T tokens, the P chosen ones first.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReferenceFreeConfig(DPOConfig):
-    """Fields with init=False have no meaning without a reference model, and are no keys of `train`."""
+    """Fields with init=False have no meaning without a reference model and can't be set in `train`."""
 
     precompute_ref_log_probs: bool = field(default=True, init=False)  # so that no reference is loaded
     precompute_ref_batch_size: int | None = field(default=None, init=False)
@@ -40,23 +40,23 @@ class ReferenceFreeConfig(DPOConfig):
 
 @dataclass(frozen=True)
 class Answers:
-    """What the policy makes of a batch."""
+    """The policy's log probabilities of a batch's answers."""
 
     chosen_P: Tensor
     """log π(y⁺|x), summed over tokens."""
     rejected_P: Tensor
     chosen_mean_P: Tensor
-    """The same as a mean over the tokens of each answer."""
+    """log π(y⁺|x), averaged over the tokens of each answer."""
     rejected_mean_P: Tensor
 
 
 class ReferenceFreeTrainer(WholeStepTrainer):
-    """A subclass gives the loss of each pair, and the weight of −log π(y⁺) per chosen token of the step."""
+    """A subclass defines the loss of each pair, and `nll_weight`, the weight of the mean −log π per chosen token of the step."""
 
     nll_weight: float = 1.0
 
     def pair_losses(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, implicit reward of the chosen answer, of the rejected one) of each pair, (P,) each."""
+        """Returns (loss, implicit reward of the chosen answer, of the rejected answer) for each pair, (P,) each."""
         raise NotImplementedError
 
     @property

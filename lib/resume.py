@@ -1,7 +1,7 @@
-"""Whether a run that goes on is still the one that was started: the same settings, weights, rows and template.
+"""Checks that a resumed run is the one that was started: the same settings, weights, rows and chat template.
 
-Where these lie is no part of it: a run may be moved, copied or linked, and so may its base, its teacher and its data, as long as
-the bytes are the same.
+Paths don't count: the run, its base, its teacher and its data may be moved, copied or linked, as long as the bytes are the
+same.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MAY_CHANGE = {
     "run", "makes", "scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval",
     "data.incomplete",
 }  # fmt: skip
-"""Keys that a resumed run may have changed: they move no sample to another step. `makes` follows from the stage."""
+"""Keys that may change on resume, because they don't move a sample to another step. `makes` follows from the stage."""
 
 
 def problems(run: Run, job: Job, identities: dict[str, str], checked, template: str | None) -> list[str]:
-    """What differs from what the run was started with, a line each, by key. identities: {key that names a model: its identity};
-    checked: lib.data Check; template: the chat template's text, where it can be read."""
+    """Returns the differences from what the run was started with, one line per key. identities: {key that names a model: its
+    identity}; checked: a lib.data Check; template: the chat template's text, or None if it can't be read yet."""
     before = run.provenance()
     named = {"model.base": before.get("parent_sha256")} | before.get("identities", {})
     moved = {key for key, sha in identities.items() if sha and named.get(key) == sha}
@@ -57,7 +57,7 @@ def _changes(run: Run, job: Job, moved: set[str]) -> list[str]:
     try:
         stored = Job.from_dict(run.job())
     except TypeError as e:
-        return [f"{run.at('job.yaml')}: {str(e).split('__init__() ')[-1]}. Put it back as the run wrote it."]
+        return [f"{run.at('job.yaml')}: {str(e).split('__init__() ')[-1]}. Restore the file as the run wrote it."]
     old, new = (_flat(j.to_dict()) for j in (stored, job))
     return [
         f"{key}: the run has {old.get(key)!r}, this configuration {new.get(key)!r}."
@@ -67,7 +67,7 @@ def _changes(run: Run, job: Job, moved: set[str]) -> list[str]:
 
 
 def _uploaded(value):
-    """A path in what `ray job submit` uploaded, without the name that the upload was given."""
+    """Removes the upload folder from a path inside a `ray job submit` upload: its name differs with each upload."""
     return re.sub(r".*/working_dir_files/[^/]+/", "", value) if isinstance(value, str) else value
 
 

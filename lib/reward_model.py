@@ -36,8 +36,8 @@ class RewardModel:
             self.model.config.get_text_config().pad_token_id = self.encoder.pad
 
     def reward(self, conversations: Sequence[list[dict]]) -> list[float]:
-        """Reward of the last message of each conversation, as TRL's RewardTrainer renders it. Raises ValueError where one is longer
-        than the model's positions."""
+        """Returns the reward of each conversation's last message, rendered as by TRL's RewardTrainer. Raises ValueError if a
+        conversation has more tokens than the model has positions."""
         import torch
 
         from lib.batching import batches

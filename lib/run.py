@@ -1,13 +1,13 @@
-"""A run: the directory that one job writes, and the only thing passed between training, evaluation, tuning and serving.
+"""A run: the directory that one job writes. It is the only thing passed between training, evaluation, tuning and serving.
 
     job.yaml          the resolved configuration
     checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/checkpoint.py)
-    model/            what from_pretrained loads; adapter/ beside it when adapters were trained
+    model/            loadable by from_pretrained; adapter/ beside it if an adapter was trained
     metrics.jsonl     one JSON object per log line, with `step`
-    tensorboard/      event files, where train.report_to says so
+    tensorboard/      event files, if train.report_to includes it
     reports/          report.json, report.md, report.html of evaluations
-    logs/             what the libraries printed in each process (lib/logs.py)
-    provenance.json   where it came from and what it took; `status` is running, finished, failed or
+    logs/             each process's library output (lib/logs.py)
+    provenance.json   the run's inputs, code version and attempts; `status` is running, finished, failed or
                       interrupted
 
 The directory is a local path or an s3:// address; fsspec reads and writes both.
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def absolute(path: str) -> str:
-    """`path` made absolute, s3:// left alone. Under `ray job submit` the working directory is a temporary upload
-    that Ray deletes, so relative paths are then taken from SHOESTRING_HOME (default ~/shoestring)."""
+    """Makes `path` absolute; leaves URLs such as s3:// alone. Under `ray job submit` the working directory is a
+    temporary upload that Ray deletes, so relative paths are resolved against SHOESTRING_HOME (default ~/shoestring)."""
     if "://" in path:
         return path.rstrip("/")
     uploaded = "working_dir_files" in Path.cwd().parts
@@ -38,10 +38,10 @@ def absolute(path: str) -> str:
 
 
 class Run:
-    """A run directory at `path` (local or s3://). Making the object changes nothing on disk.
+    """A run directory at `path` (local or s3://). Creating the object changes nothing on disk.
 
-    Where `path` is a link, such as a pipeline's name for its latest run, the run is the one that it leads to now: what is
-    recorded of it stays true when the link moves on.
+    A symbolic link, such as a pipeline's link to its latest run, is resolved once, here: paths recorded later stay correct
+    when the link is moved.
     """
 
     def __init__(self, path: str):
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def fs(self) -> AbstractFileSystem:
-        """The fsspec filesystem, made anew where it's used: filesystems do not travel between processes."""
+        """The fsspec filesystem, created at each use because filesystems can't be sent between processes."""
         import fsspec
 
         # Listings cached by s3fs would hide what another process just wrote.
@@ -66,7 +66,7 @@ class Run:
     def at(self, rel: str) -> str:
         return f"{self.path}/{rel}" if rel else self.path
 
-    # -- what it holds -------------------------------------------------------------------------------------------
+    # -- contents ------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
         return self.fs.exists(self.path)
@@ -78,7 +78,7 @@ class Run:
         return self.provenance().get("status") == "finished"
 
     def job(self) -> dict:
-        """The resolved configuration. Raises FileNotFoundError when this is no run, ValueError for a file that is damaged."""
+        """Returns the resolved configuration. Raises FileNotFoundError if this isn't a run, ValueError if job.yaml is damaged."""
         import yaml
 
         try:
@@ -87,18 +87,18 @@ class Run:
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("stage"), str):
             raise ValueError(
-                f"{self.at('job.yaml')} is damaged: it holds no configuration with a `stage`. Put it back from a copy; or start the "
-                "job again in another --run."
+                f"{self.at('job.yaml')} is damaged: it holds no configuration with a `stage`. Put it back from a copy, or start the "
+                "job again with another --run."
             )
         return found
 
     def provenance(self) -> dict:
-        """provenance.json, or {} before it's first written. Raises ValueError for a file that is damaged."""
-        remedy = f"Put it back from a copy; or delete it and --resume {self.path}, which works it out again from the last checkpoint."
+        """Returns provenance.json, or {} before it is first written. Raises ValueError if the file is damaged."""
+        remedy = f"Put it back from a copy, or delete it and --resume {self.path}, which rebuilds it from the last checkpoint."
         return self.read_json("provenance.json", remedy) if self.fs.exists(self.at("provenance.json")) else {}
 
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl; a last line cut off by a kill is left out. Raises ValueError for a damaged line."""
+        """Returns the lines of metrics.jsonl, without a last line cut off by a kill. Raises ValueError for a damaged line."""
         if not self.fs.exists(self.at("metrics.jsonl")):
             return []
         found = []
@@ -108,12 +108,12 @@ class Run:
                     found.append(dict(json.loads(line)))
             except (ValueError, TypeError):
                 raise ValueError(
-                    f"{self.at('metrics.jsonl')}:{number} is damaged. Delete the line, or put the file back."
+                    f"{self.at('metrics.jsonl')}:{number} is damaged. Delete the line, or restore the file from a copy."
                 ) from None
         return found
 
     def model_dir(self) -> str:
-        """A local folder with model/; a remote run's is downloaded once per content into the cache.
+        """Returns the local path of model/. A remote run's is downloaded into the cache, once per model_sha256.
 
         Raises ValueError if the run has no finished model.
         """
@@ -132,19 +132,19 @@ class Run:
     # -- reading and writing --------------------------------------------------------------------------------------
 
     def read_text(self, rel: str) -> str:
-        # One request: s3fs asks for size and content apart, and fails where the file is written anew in between.
+        # One request: with open(), s3fs requests size and content separately, and fails if the file is replaced in between.
         return self.fs.cat_file(self.at(rel)).decode("utf-8")
 
     def read_json(self, rel: str, remedy: str) -> dict:
-        """Raises ValueError, which names the file and the remedy, unless it holds a JSON object."""
+        """Reads a JSON object. Raises ValueError, naming the file and ending with `remedy`, if it holds anything else."""
         try:
             return dict(json.loads(self.read_text(rel)).items())
         except (ValueError, AttributeError) as e:
             raise ValueError(f"{self.at(rel)} is damaged: it holds no JSON object ({e}). {remedy}") from None
 
     def write_text(self, rel: str, text: str) -> None:
-        """Replaces a file whole: a reader sees the old text or the new, never half of one."""
-        if self.remote:  # an object store's put is already all or nothing
+        """Replaces a file atomically: a reader sees the old text or the new text, never a part."""
+        if self.remote:  # an object store's put is already atomic
             with self.fs.open(self.at(rel), "w", encoding="utf-8") as f:
                 f.write(text)
             return
@@ -164,12 +164,12 @@ class Run:
             f.write(text.encode())
 
     def files(self, rel: str = "") -> dict[str, int]:
-        """{path below `rel`: size in bytes} of every file there."""
+        """Returns {path below `rel`: size in bytes} of every file there."""
         root = self.fs._strip_protocol(self.at(rel))
         return {p[len(root) + 1 :]: i["size"] for p, i in self.fs.find(root, detail=True).items()}
 
     def folders(self, rel: str) -> list[str]:
-        """Names of the folders directly below `rel`; [] if it doesn't exist."""
+        """Returns the names of the folders directly below `rel`; [] if it doesn't exist."""
         where = self.at(rel)
         if not self.fs.exists(where):
             return []
@@ -178,7 +178,7 @@ class Run:
         ]
 
     def put(self, local: str | Path, rel: str) -> None:
-        """Replaces the folder `rel` by a copy of the local folder's content, which becomes visible at once when local."""
+        """Replaces the folder `rel` with a copy of a local folder. In a local run the complete copy is renamed into place."""
         if self.remote:
             self.remove(rel)
             self.fs.put(f"{local}/", f"{self.at(rel)}/", recursive=True)
@@ -191,7 +191,7 @@ class Run:
         os.replace(temporary, target)
 
     def get(self, rel: str, local: str | Path) -> None:
-        """Copies the folder `rel` to a local folder, which exists only once it is whole."""
+        """Copies the folder `rel` to a local folder, which appears only when the copy is complete."""
         local = Path(local)
         temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}")
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -202,11 +202,11 @@ class Run:
             shutil.rmtree(temporary)
 
     def move(self, rel: str, to: str) -> None:
-        """Renames a folder; there must be none named `to`."""
+        """Renames a folder; `to` must not exist."""
         if not self.remote:
             os.rename(self.at(rel), self.at(to))
             return
-        for name in self.files(rel):  # an object store knows no folders
+        for name in self.files(rel):  # an object store has no folders to rename
             self.fs.cp_file(self.at(f"{rel}/{name}"), self.at(f"{to}/{name}"))
         self.remove(rel)
 
@@ -216,5 +216,5 @@ class Run:
 
 
 def cache(*parts: str) -> Path:
-    """A folder below SHOESTRING_CACHE (default ~/.cache/shoestring) for what can be made again."""
+    """Returns a path below SHOESTRING_CACHE (default ~/.cache/shoestring), for files that can be recreated."""
     return Path(os.environ.get("SHOESTRING_CACHE") or Path.home() / ".cache" / "shoestring").joinpath(*parts)

@@ -1,4 +1,4 @@
-"""How the next token is taken: the likeliest, or a draw from a distribution that was cut or bent first.
+"""Choice of the next token: the likeliest, or a sample from the model's distribution, truncated or reshaped as configured.
 
 Shapes: B rows, V vocabulary.
 """
@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 
 LOOKUP = "lookup"
-"""The drafter of speculative decoding that needs no model."""
+"""Name of the drafter of speculative decoding that needs no model."""
 
 
 @dataclass(frozen=True)
@@ -17,37 +17,37 @@ class Sampling:
     temperature: float = 0.0
     """0 takes the likeliest token each time (greedy)."""
     top_p: float = 1.0
-    """Nucleus (Holtzman et al. 2020): draw from the fewest tokens whose probabilities reach this."""
+    """Nucleus sampling (Holtzman et al. 2020): sample from the smallest set of tokens whose total probability reaches this."""
     top_k: int = 0
-    """Draw from the likeliest so many tokens (Fan et al. 2018). 0: from all."""
+    """Sample from this many of the likeliest tokens (Fan et al. 2018). 0: from all."""
     min_p: float = 0.0
-    """Draw from tokens at least this times as likely as the likeliest (Nguyen et al. 2024). 0: from all."""
+    """Sample from tokens at least this times as likely as the likeliest (Nguyen et al. 2024). 0: from all."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens that are in prompt or answer, multiplies the negative ones (Keskar et al. 2019)."""
+    """Divides positive logits of tokens that occur in prompt or answer, multiplies negative ones (Keskar et al. 2019). 1: none."""
     max_new_tokens: int = 64
     seed: int = 0
     n: int = 1
     """Answers per prompt."""
     beams: int = 1
-    """Beam search keeps this many beginnings and answers with the likeliest whole, its log-probability divided by its length
-    (Graves 2012; length normalisation as in transformers). 1: none."""
+    """Number of beams of beam search (Graves 2012), which returns the answer with the highest log probability divided by length
+    (length normalisation as in transformers). 1: no beam search."""
     amateur: str | None = None
-    """Contrastive decoding against this model, by its name in the engine. None: none."""
+    """Amateur model of contrastive decoding, by its name in the engine. None: no contrastive decoding."""
     contrast: float = 0.5
-    """β of contrastive decoding: how much what the amateur likes is held against a token."""
+    """β of contrastive decoding: weight of the amateur's logits, which are subtracted."""
     plausible: float = 0.1
-    """α of contrastive decoding: tokens less than this times as likely as the likeliest are out."""
+    """α of contrastive decoding: tokens less than this times as likely as the likeliest are excluded."""
     draft: str | None = None
-    """Speculative decoding (lib/speculative.py): another model, by its name in the engine, or lookup. It changes how long
-    answers take, not what they say. None: none."""
+    """Drafter of speculative decoding (lib/speculative.py): another model, by its name in the engine, or lookup. It changes
+    the speed of answers, not their content. None: no speculative decoding."""
     draft_tokens: int = 4
-    """Tokens that are guessed at a time."""
+    """Tokens that the drafter guesses at a time."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer; it still holds the one that did."""
+    """Texts that end an answer; the answer includes the text that ended it."""
 
     @property
     def other(self) -> str | None:
-        """The second model that is needed, by its name in the engine."""
+        """Name in the engine of the second model needed, or None."""
         return self.amateur or (self.draft if self.draft != LOOKUP else None)
 
     def __str__(self) -> str:
@@ -72,14 +72,14 @@ class Sampling:
 
 
 def seed(sampling: Sampling, prompt: list[int], draw: int) -> int:
-    """Below 2⁶³, of the seed, the prompt's ids and the draw's number."""
+    """Returns a number below 2⁶³ that depends on the seed, the prompt's ids and the draw's number."""
     key = hashlib.sha256(f"{sampling.seed} {draw} {prompt}".encode()).digest()
     return int.from_bytes(key[:8], "big") >> 1
 
 
 def generator(sampling: Sampling, prompt: list[int], draw: int, device: str):
-    """A torch.Generator that depends on the seed, the prompt and the draw's number only. Two models asked the same
-    prompt thus meet the same random numbers, which takes noise out of their comparison."""
+    """Returns a torch.Generator seeded only by the seed, the prompt and the draw's number. Two models thus get the same
+    random numbers for the same prompt, which reduces noise when they are compared."""
     import torch
 
     return torch.Generator(device).manual_seed(seed(sampling, prompt, draw))
@@ -90,7 +90,7 @@ def contrast(expert_BV, amateur_BV, sampling: Sampling):
     2023, https://arxiv.org/abs/2309.09117; after Li et al. 2023, who have no (1 + β)). Vocabularies must be the same."""
     import torch
 
-    width = min(expert_BV.shape[-1], amateur_BV.shape[-1])  # one may be padded further; no token is there
+    width = min(expert_BV.shape[-1], amateur_BV.shape[-1])  # one vocabulary may be padded further, without tokens
     expert_BV, amateur_BV = expert_BV[:, :width].float(), amateur_BV[:, :width].float()
     p_BV = expert_BV.softmax(-1)
     out_BV = (1 + sampling.contrast) * expert_BV - sampling.contrast * amateur_BV
@@ -98,7 +98,7 @@ def contrast(expert_BV, amateur_BV, sampling: Sampling):
 
 
 def penalise(logits_BV, seen: list[list[int]], penalty: float):
-    """Logits of the tokens in each row's `seen`, made smaller. Padding is not seen, so a row's neighbours don't matter."""
+    """Applies the repetition penalty to the tokens in each row's `seen`. That excludes padding, so other rows have no influence."""
     import torch
     from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -111,7 +111,7 @@ def penalise(logits_BV, seen: list[list[int]], penalty: float):
 
 
 def race(dice: list, width: int, device):
-    """Numbers E ~ Exp(1) for `choose`, (B, width): the next ones of each torch.Generator."""
+    """Draws E ~ Exp(1) for `choose`, (B, width), one row from each torch.Generator."""
     import torch
 
     race_BV = torch.empty(len(dice), width, device=device)
@@ -121,9 +121,9 @@ def race(dice: list, width: int, device):
 
 
 def choose(logits_BV, sampling: Sampling, race_BV=None):
-    """The next token of each row: the likeliest, or a draw by the exponential race argmax p / E with E from `race`, one
-    per token (the Gumbel-max trick, Maddison et al. 2014). Walking the cumulative distribution would take one number,
-    but a rounding error anywhere in the vocabulary moves all that comes after it; here only the token it is in.
+    """Returns the next token of each row (B,): the likeliest, or a sample argmax p / E with one E from `race` per token (the
+    Gumbel-max trick, Maddison et al. 2014). Inverting the cumulative distribution would need only one random number, but
+    there a rounding error shifts all later tokens of the vocabulary; here it affects only its own token.
     """
     import torch
 

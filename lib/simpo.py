@@ -9,7 +9,7 @@ from lib import preference_losses
 from lib.reference_free import Answers, ReferenceFreeConfig, ReferenceFreeTrainer
 
 DEFAULTS = {"simpo": {"beta": 2.0, "cpo_alpha": 0.0}, "cpo": {"beta": 0.1, "cpo_alpha": 1.0}}
-"""{loss_type: what its paper uses}"""
+"""{loss_type: its paper's defaults}"""
 
 
 @dataclass

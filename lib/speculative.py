@@ -1,16 +1,16 @@
-"""Speculative decoding: a drafter guesses the next k tokens, the model reads them all at once and keeps the right ones.
+"""Speculative decoding: a drafter guesses the next k tokens, and the model checks them all in one pass and keeps the right ones.
 
-A model that writes one token at a time spends its time fetching its own weights, once per token. To read k + 1 tokens takes
-hardly longer, so every right guess saves a pass (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192):
+A model that generates one token at a time spends its time loading its weights, once per token. A pass over k + 1 tokens takes
+hardly longer, so every accepted guess saves a pass (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, eq. 1):
 
-    tokens per pass = (1 − α^(k+1)) / (1 − α),   α: chance that a guess is right (theirs, eq. 1)
+    tokens per pass = (1 − α^(k+1)) / (1 − α),   α: acceptance rate
 
-A guess is right where it is the very token that the model chooses at that place, greedy or by draw: the model's random numbers
-are fixed before the guess (lib/sampling.py), and a drafter that draws by the same ones hits more often (Daliri et al. 2024,
-https://arxiv.org/abs/2408.07978). So answers are those of decoding without a drafter, token for token, up to rounding: a pass over
-several tokens may sum in another order. Rejection sampling, as in the first paper, would keep only their distribution.
+A guess is accepted if it is exactly the token that the model chooses there, greedily or by sampling. The model's random numbers
+are fixed before the guess (lib/sampling.py), and a drafter that samples with the same numbers is right more often (Daliri et al.
+2024, https://arxiv.org/abs/2408.07978). So answers are identical to those without a drafter, up to rounding, since a pass over
+several tokens may sum in another order. Rejection sampling, as in the first paper, would preserve only their distribution.
 
-Shapes: B rows of one batch, C tokens read at once, V vocabulary.
+Shapes: B rows of one batch, C tokens processed at once, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lib.sampling import Sampling, choose, race
 
 
 class Tape:
-    """The random numbers of one answer: a row (V,) for each of its tokens, drawn in order, kept until the token is settled."""
+    """The random numbers of one answer: a row (V,) per token, drawn in order and kept until the token is final."""
 
     def __init__(self, die, width: int, device: str):
         self.die, self.width, self.device, self.drawn, self.rows = die, width, device, 0, {}
@@ -40,8 +40,8 @@ class Tape:
 
 
 class Drafter(ABC):
-    """proposed, right: guesses at each place after the last settled token, and those that the model chose too; rounds: passes
-    of the model, counted per answer; written: tokens that they settled."""
+    """proposed, right: guesses, and accepted guesses, by distance from the last final token; rounds: passes of the model,
+    counted per answer; written: tokens that these passes produced."""
 
     def __init__(self):
         self.proposed: list[int] = []
@@ -50,20 +50,20 @@ class Drafter(ABC):
 
     @abstractmethod
     def begin(self, prompts: list[list[int]]) -> None:
-        """Starts on a batch."""
+        """Starts a batch."""
 
     @abstractmethod
     def draft(
         self, written: list[list[int]], most: list[int], sampling: Sampling, tapes: list[Tape]
     ) -> list[list[int]]:
-        """Guesses at what follows each answer `written` so far, at most `most` tokens of each row."""
+        """Guesses the continuation of each answer `written` so far, with at most `most` tokens for each row."""
 
     @abstractmethod
     def keep(self, rows: list[int]) -> None:
-        """Goes on with these rows of the batch."""
+        """Keeps only these rows of the batch."""
 
     def accept(self, drafts: list[list[int]], counts: list[int]) -> None:
-        """The first counts[b] guesses of row b were right."""
+        """Records that the first counts[b] guesses of row b were right."""
         longest = max(map(len, drafts), default=0)
         for tally in (self.proposed, self.right):
             tally += [0] * (longest - len(tally))
@@ -76,8 +76,8 @@ class Drafter(ABC):
 
 
 class Lookup(Drafter):
-    """What followed the last few tokens when they last occurred, in the prompt or in the answer (prompt lookup, Saxena 2023,
-    https://github.com/apoorvumang/prompt-lookup-decoding). No match: no guess."""
+    """Guesses the tokens that followed the previous occurrence of the last few tokens, in prompt or answer (prompt lookup,
+    Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding). Without a match it makes no guess."""
 
     def __init__(self, longest: int = 3):
         super().__init__()
@@ -102,7 +102,7 @@ class Lookup(Drafter):
 
 
 class Draft(Drafter):
-    """A smaller model with the same tokens. begin and end: ids that end an answer, after which nothing is guessed."""
+    """A smaller model with the same tokens. ends: ids that end an answer, after which nothing is guessed."""
 
     def __init__(self, model, pad: int, device: str, ends: set[int]):
         super().__init__()
@@ -129,7 +129,7 @@ class Draft(Drafter):
             self.cached.feed(ids_BC, fed_BC if k == 0 else None, last=1)
             rows = [tape.at(len(w) + k) for tape, w in zip(tapes, written, strict=True)] if tapes else None
             logits_BV = self.cached.logits_BV
-            if rows:  # one of the two may be padded further; no token is there
+            if rows:  # one vocabulary may be padded further, without tokens
                 width = min(logits_BV.shape[-1], rows[0].shape[-1])
                 rows, logits_BV = torch.stack(rows)[:, :width], logits_BV[:, :width]
             ids_BC = choose(logits_BV, sampling, rows)[:, None]
@@ -158,9 +158,9 @@ def decode(
     target: Cached, drafter: Drafter, prompts: list[list[int]], sampling: Sampling, dice: list,
     ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:  # fmt: skip
-    """Tokens written after each prompt, the end token included, as decoding without a drafter would write them.
+    """Returns the tokens generated after each prompt, including the end token, the same as without a drafter.
 
-    target: has read the prompts; dice: a torch.Generator per prompt; ended: whether these tokens are a whole answer.
+    target: a Cached that has processed the prompts; dice: a torch.Generator per prompt; ended: whether tokens are a complete answer.
     """
     import torch
 
@@ -191,7 +191,7 @@ def decode(
         fed_BC = torch.tensor([[1] * len(f) + [0] * (width - len(f)) for f in fed], device=device)
         logits_BCV = target.feed(ids_BC, fed_BC)
         rows = None
-        if tapes:  # a place after a row's last guess is not looked at: any numbers do
+        if tapes:  # places after a row's last guess are ignored, so any numbers do
             at = [[tapes[r].at(len(tokens[r]) + min(c, len(f) - 1)) for c in range(width)] for r, f in zip(alive, fed, strict=True)]  # fmt: skip
             rows = torch.stack([row for rows in at for row in rows])
         chosen = choose(logits_BCV.flatten(0, 1), sampling, rows).view(len(alive), width).tolist()

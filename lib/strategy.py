@@ -11,12 +11,12 @@ WRAPPED = {
     "zero2": "DeepSpeedEngine",
     "zero3": "DeepSpeedEngine",
 }
-"""What the model must be wrapped in; checked, because accelerate ignores a strategy it thinks can't run."""
+"""{strategy: class name of the wrapped model}. Checked because accelerate silently ignores a strategy that it considers unsupported."""
 
 
 def split_batch(global_batch: int, micro_batch: int, workers: int) -> tuple[int, int]:
-    """(examples per device, accumulation steps) with per_device × accumulation × workers = global_batch and
-    per_device the largest divisor that is at most `micro_batch`. Raises ValueError if `workers` doesn't divide it."""
+    """Returns (examples per device, accumulation steps) with per_device × accumulation × workers = global_batch, where
+    per_device is the largest divisor not above `micro_batch`. Raises ValueError if `workers` doesn't divide global_batch."""
     if global_batch < 1 or micro_batch < 1:
         raise ValueError("scale.global_batch and scale.micro_batch must be at least 1")
     per_worker, rest = divmod(global_batch, workers)
@@ -32,7 +32,7 @@ def split_batch(global_batch: int, micro_batch: int, workers: int) -> tuple[int,
 
 
 def arguments(scale: Scale, gpu: bool) -> dict:
-    """The fields of TrainingArguments that make `scale.strategy` happen."""
+    """Returns the fields of TrainingArguments that select `scale.strategy`."""
     if scale.strategy == "ddp":
         return {}
     if scale.strategy == "fsdp":
@@ -49,15 +49,15 @@ def arguments(scale: Scale, gpu: bool) -> dict:
     return {
         "deepspeed": dict.fromkeys(names, "auto")
         | {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "zero_optimization": zero}
-        # torch's own AdamW is "untested" to DeepSpeed, and its CPUAdam would have to be compiled on the node.
+        # DeepSpeed considers torch's AdamW "untested", and its own CPUAdam would have to be compiled on the node.
         | {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     }
 
 
 def allow_on_cpu(scale: Scale) -> None:
-    """Makes accelerate 1.15 run FSDP and DeepSpeed on CPU workers over gloo, which it otherwise silently doesn't.
+    """Makes accelerate 1.15 run FSDP and DeepSpeed on CPU workers over gloo; by default it silently ignores them there.
 
-    Called in the worker before TrainingArguments are built. Does nothing for ddp or where there is a GPU.
+    Call it in the worker before TrainingArguments are built. Does nothing for ddp or if there is a GPU.
     """
     import torch
 
@@ -76,7 +76,7 @@ def allow_on_cpu(scale: Scale) -> None:
 
 
 def check_wrapped(trainer, scale: Scale) -> None:
-    """Raises RuntimeError if the model isn't wrapped as `scale.strategy` says after training has started."""
+    """Raises RuntimeError if, after training has started, the model isn't wrapped as `scale.strategy` requires."""
     name = type(trainer.model_wrapped).__name__
     if scale.workers > 1 and WRAPPED[scale.strategy] not in name:
         raise RuntimeError(f"scale.strategy: {scale.strategy} did not take effect: the model is a {name}")

@@ -1,4 +1,4 @@
-"""A base without its weights (on torch's meta device): what an adapter, an attention kernel and saving find in it."""
+"""Checks a base without its weights (on torch's meta device): whether adapter, attention kernel and saving work with it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ LOADING = (
     "key_mapping", "experts_implementation", "use_safetensors", "cache_dir", "force_download", "local_files_only", "token", "revision",
     "ignore_mismatched_sizes", "low_cpu_mem_usage",
 )  # fmt: skip
-"""Arguments of from_pretrained that are no fields of the base's config."""
+"""Arguments of from_pretrained that aren't fields of the base's config."""
 
 
 def attempt(out: list[str], section: str, given: dict, build, key: str | None = None):
-    """build(given); what it raises is added to `out`, under the key that its message names, without which it builds, or `key`."""
+    """Returns build(given). If it raises, adds the message to `out` instead, under the key that the message names, else the key
+    without which build succeeds, else `key`."""
     try:
         return build(given)
     except Exception as e:  # whatever libraries raise for a value
@@ -31,7 +32,7 @@ def attempt(out: list[str], section: str, given: dict, build, key: str | None = 
     for k in [] if named else given:
         try:
             build({other: v for other, v in given.items() if other != k})
-        except Exception:  # another one is wrong
+        except Exception:  # another key is wrong
             continue
         named = [k]
         break
@@ -40,13 +41,13 @@ def attempt(out: list[str], section: str, given: dict, build, key: str | None = 
 
 
 def adapter(makes: str, given: dict):
-    """PEFT's config for a stage that makes `makes`. Raises ValueError also where PEFT would only warn that a key is ignored."""
+    """Returns PEFT's config for a stage that makes `makes`. Raises ValueError even if PEFT would only warn that a key is ignored."""
     from peft import LoraConfig
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = LoraConfig(**{"task_type": models.TASK_TYPES[makes]} | given)
-    for text in [str(w.message) for w in said if "ignored" in str(w.message)]:
+    for text in [str(w.message) for w in caught if "ignored" in str(w.message)]:
         raise ValueError(text)
     for key, value in given.items():
         inner = getattr(made, key)
@@ -57,7 +58,7 @@ def adapter(makes: str, given: dict):
 
 
 def folder(base: str) -> Path | None:
-    """The base's files, where they are on this machine already."""
+    """Returns the folder with the base's files; None if they aren't on this machine yet."""
     from lib import packaged
     from lib.run import cache
 
@@ -105,8 +106,8 @@ def _generation(folder: Path) -> list[str]:
 
 
 def problems(job: Job, gpu: bool) -> list[str]:
-    """What a worker would find wrong with the base, or with the adapter in it, each beginning with its key. gpu: whether it may train
-    on GPUs, whose attention kernels can't be tried here. Nothing of a base that is not on this machine yet."""
+    """Returns what a worker would find wrong with the base or its adapter, each message beginning with its key; [] if the base isn't
+    on this machine yet. gpu: whether the job may train on GPUs, whose attention kernels can't be tried here."""
     given, out = job.model.lora, []
     lora = attempt(out, "model.lora", given, lambda g: adapter(job.makes, g)) if job.model.adapter == "lora" else None
     where = folder(job.model.base)
@@ -116,7 +117,7 @@ def problems(job: Job, gpu: bool) -> list[str]:
 
 
 def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
-    """The base on the meta device: its attention, and what the adapter finds in it."""
+    """Builds the base on the meta device and returns the problems with its attention and its adapter."""
     import torch
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -168,7 +169,7 @@ def _adapted(model, makes: str, given: dict) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     lora = adapter(makes, given)
-    lora.init_lora_weights = False  # some ways need the weights
+    lora.init_lora_weights = False  # some initialisations need the weights
     adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
     merging.check(adapted)
     if makes != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
@@ -178,7 +179,7 @@ def _adapted(model, makes: str, given: dict) -> None:
 
 
 def _unmatched(lora, names: list[str], parameters: list[str]) -> list[str]:
-    """Names in the adapter's lists that nothing in the base has; PEFT passes over those where another one matches."""
+    """Returns problems for names in the adapter's lists that match nothing in the base. PEFT ignores them if another name matches."""
     last = sorted({n.rsplit(".", 1)[-1] for n in names if not n.rsplit(".", 1)[-1].isdigit()})
     out = []
     for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):

@@ -1,8 +1,7 @@
-"""What a run has taken so far, over all its attempts: seconds, tokens, memory, and the sum of its losses.
+"""Totals of a run over all its attempts: seconds, tokens, memory, and the sum of its losses.
 
-Kept in each checkpoint as tally.json, so that a run that goes on from it counts on: its speed and its mean loss are those of the
-run, not of the last attempt, and the same as if nothing had happened. What an attempt did after its last checkpoint is done again
-and counted once.
+They are stored in each checkpoint as tally.json and continued on resume, so speed and mean loss are those of the whole run, as if
+it had not been interrupted. Work after an attempt's last checkpoint is repeated, and counted only once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ FILE = "tally.json"
 
 
 class Tally:
-    """Of one worker. began: when its attempt did (Unix time); rows: of a step."""
+    """The totals of one worker. began: start of its attempt (Unix time); rows: rows per step; resumed: checkpoint folder or None."""
 
     def __init__(self, trainer, began: float, rows: int, resumed: str | None):
         self.trainer, self.rows, self.began, self.ready = trainer, rows, began, time.time()
@@ -29,7 +28,7 @@ class Tally:
         self.unknown = bool(resumed) and not self.before  # a checkpoint of an earlier version
         self.uncounted, self.trained = (0, 0), None
         self.loss = self.before.get("loss", 0.0)
-        """Sum over the steps, this worker's share from where it began; a tensor once there is one."""
+        """Sum over the steps: the stored total, plus this worker's losses since the resume. A tensor after the first step."""
         step, log = trainer.training_step, trainer.log
 
         def training_step(*args, **kwargs):
@@ -51,7 +50,7 @@ class Tally:
             self.uncounted = (state.num_input_tokens_seen, state.global_step)
 
     def stop(self) -> None:
-        """Training is over."""
+        """Marks the end of training."""
         self.trained = time.time()
 
     def seconds(self) -> dict[str, float]:
@@ -61,7 +60,7 @@ class Tally:
         }
 
     def speed(self, samples: bool = False) -> dict[str, float]:
-        """As transformers' speed_metrics names them."""
+        """Returns speeds under the names of transformers' speed_metrics."""
         state, seconds = self.trainer.state, self.seconds()["train"]
         tokens, steps = state.num_input_tokens_seen - self.uncounted[0], state.global_step - self.uncounted[1]
         found = {"train_runtime": round(seconds, 4)}
@@ -73,11 +72,11 @@ class Tally:
         return found
 
     def mean_loss(self) -> float:
-        """Of all steps. Every rank has to call it."""
+        """Returns the mean over all steps. Every rank has to call it."""
         return self._total() / max(1, self.trainer.state.global_step - self.uncounted[1])
 
     def check(self) -> None:
-        """Raises StopTraining, on every rank, where a loss since the last checkpoint or a trained weight isn't finite."""
+        """Raises StopTraining, on every rank, if a loss since the last checkpoint or a trained weight isn't finite."""
         found = [finite.parameters(self.trainer.model)]
         if _many():
             import torch.distributed as dist
@@ -91,18 +90,18 @@ class Tally:
             raise StopTraining(f"{name} holds NaN or infinity at step {step}. {finite.REMEDY}")
 
     def save(self, folder: Path) -> None:
-        """Every rank has to call it; the first one writes."""
+        """Writes tally.json. Every rank has to call it; rank 0 writes."""
         total = self._total()
         if self.trainer.args.process_index == 0 and not self.unknown:
             kept = self.seconds() | {"loss": total, "peak": self.peak(), "starts": self.starts()}
             (folder / FILE).write_text(json.dumps(kept))
 
     def starts(self) -> int:
-        """How often workers have started, of those whose work was kept."""
+        """Returns how often workers have started, counting only attempts whose work was kept in a checkpoint."""
         return self.before.get("starts", 0) + 1
 
     def peak(self) -> int:
-        """Bytes of this worker, or of the first one in earlier attempts, at most."""
+        """Returns the peak memory in bytes of this worker, or of rank 0 in earlier attempts if that was more."""
         import torch
 
         if torch.cuda.is_available():
@@ -112,7 +111,7 @@ class Tally:
         return max(mine, self.before.get("peak", 0))
 
     def _total(self) -> float:
-        """Sum over all steps of the loss, a mean over the workers."""
+        """Returns the loss summed over all steps, averaged over the workers."""
         import torch
 
         mine = torch.as_tensor(self.loss, dtype=torch.float64, device=self.trainer.args.device).clone()

@@ -1,12 +1,12 @@
-"""What a teacher says about the rows that a student trains on: its distribution over the next token at each labelled place.
+"""A teacher's distributions over the next token, at each labelled place of the rows that a student trains on.
 
-Whole     the model itself, beside the student on every worker: every probability
-Kept      its k likeliest tokens and the rest as one, worked out once for every row before training, on disk or s3; then the
-          teacher is let go, and later epochs, restarts and other jobs read
-Served    the same from a Ray Serve application (serve/teacher.py), asked for a batch while the student works on the one before
+Whole     the model itself, beside the student on every worker: all probabilities
+Kept      the k likeliest tokens and the rest as one, computed once for every row before training and stored on disk or s3; then
+          the teacher is unloaded, and later epochs, restarts and other jobs read the files
+Served    the same from a Ray Serve application (serve/teacher.py), requested while the student works on the batch before
 
-Of k tokens and a rest, a divergence is at most what it is of all tokens (the log-sum inequality); `outside` says how much of the
-teacher's mass is in the rest, and lib/distillation.py how much the loss is less.
+A divergence over k tokens and a rest is at most the divergence over all tokens (log-sum inequality). The metric `outside` is the
+teacher's probability mass in the rest; lib/distillation.py reports by how much the loss is smaller.
 
 Shapes: B rows of a batch, T tokens, N labelled places of the batch row by row, K kept tokens, V vocabulary.
 """
@@ -25,35 +25,36 @@ from lib.logs import say
 from lib.run import Run, cache
 
 SHARD = 64
-"""Rows that are worked out and kept together."""
+"""Rows that are computed and stored together."""
 LEAST = -100.0
-"""Log of a rest that is nothing."""
+"""Lower bound of the rest's log probability, which may be −inf."""
 AHEAD = 256
-"""Requests under way at most that nobody fetched yet; more than a step's batches."""
+"""Most requests without a fetched reply; more than the batches of a step."""
 SERVED = "serve:"
-"""Before the name of a Ray Serve application in train.teacher."""
+"""Prefix of a Ray Serve application's name in train.teacher."""
 
 
 @dataclass
 class Said:
-    """tokens_NK: the likeliest, None for all in order; logp_NK: their log-probabilities, and with tokens_NK one column more,
-    the rest's."""
+    """A teacher's distributions. tokens_NK: the likeliest tokens, or None for the whole vocabulary in order; logp_NK: their log
+    probabilities, with one more column for the rest if there is tokens_NK."""
 
     tokens_NK: object
     logp_NK: object
 
 
 class Teacher(ABC):
-    def ahead(self, batch: dict) -> None:  # noqa: B027 — only one that is far away needs it
-        """`batch` will be asked about soon."""
+    def ahead(self, batch: dict) -> None:  # noqa: B027 — only a remote teacher needs it
+        """Announces that about(batch) will be called soon."""
 
     @abstractmethod
     def about(self, batch: dict) -> Said:
-        """Its distributions at the labelled places of a batch (input_ids, attention_mask, labels: each (B, T))."""
+        """Returns the distributions at the labelled places of a batch (input_ids, attention_mask, labels: each (B, T))."""
 
 
 class Whole(Teacher):
-    """tokens: the tokenizer's greatest id and one. Models of a family pad their vocabularies further, and not alike."""
+    """The teacher model itself. tokens: the tokenizer's largest id plus one; models of a family pad their vocabularies differently
+    beyond it."""
 
     def __init__(self, model, temperature: float, tokens: int):
         self.model, self.temperature, self.tokens = model.eval().requires_grad_(False), temperature, tokens
@@ -76,19 +77,19 @@ class Whole(Teacher):
 
 
 class Kept(Teacher):
-    """rows: (ids, labels) of every row that will be asked about; load: the model, asked for only where something is missing;
-    collate: lists of rows to a batch; share: (this worker's number, how many), each works out its share of the shards."""
+    """Stored distributions. rows: (ids, labels) of every row that will be requested; load: loads the model, called only if shards are
+    missing; collate: makes a batch of a list of rows; share: (rank, number of workers), among which the shards are divided."""
 
     def __init__(
         self, folder: str, rows: list[tuple[list[int], list[int]]], identity: str, k: int, temperature: float,
         load: Callable[[], Whole], collate: Callable, device, share: tuple[int, int], batch_rows: int,
         barrier: Callable[[], None],
     ):  # fmt: skip
-        said = hashlib.sha256(repr((identity, k, temperature, rows)).encode()).hexdigest()[:16]
-        self.store, self.k, self.device = Run(f"{folder}/{said}"), k, device
+        key = hashlib.sha256(repr((identity, k, temperature, rows)).encode()).hexdigest()[:16]
+        self.store, self.k, self.device = Run(f"{folder}/{key}"), k, device
         shards = [rows[i : i + SHARD] for i in range(0, len(rows), SHARD)]
         there = set(self.store.folders(""))
-        # Each takes its own numbers, whatever is there: what is missing is another thing to a worker that looks later.
+        # Each worker takes fixed shard numbers. Missing shards couldn't be divided: workers that look later see fewer of them.
         mine = [
             i
             for i in range(len(shards))[share[0] :: share[1]]
@@ -129,10 +130,10 @@ class Kept(Teacher):
             asked = order[at : at + batch_rows]
             batch = collate([{"input_ids": rows[r][0], "labels": rows[r][1]} for r in asked])
             batch = {name: value.to(self.device) for name, value in batch.items()}
-            said, start = self.model.likeliest(batch, self.k), 0
+            likeliest, start = self.model.likeliest(batch, self.k), 0
             for r, count in zip(asked, labelled(batch).sum(1).tolist(), strict=True):
                 part = slice(start, start + count)
-                found[r] = Said(said.tokens_NK[part], said.logp_NK[part])
+                found[r] = Said(likeliest.tokens_NK[part], likeliest.logp_NK[part])
                 start += count
         columns = {
             "tokens": torch.cat([found[r].tokens_NK for r in range(len(rows))]).int().cpu(),
@@ -150,14 +151,14 @@ class Kept(Teacher):
 
 
 def whole(store: Run, shard: str) -> bool:
-    """Whether a kept shard is as it was written; one that isn't is said, to be worked out anew."""
+    """Whether a stored shard is as it was written. Prints a line about a damaged one, which the caller computes again."""
     if why := manifest.damage(store, shard):
-        say(f"teacher: {store.at(shard)}: {why}; it is worked out anew")
+        say(f"teacher: {store.at(shard)}: {why}; it is computed again")
     return not why
 
 
 def local(store: Run, shard: str) -> Path:
-    """A shard's folder here; that of a remote store is downloaded to the cache, again where it was damaged there."""
+    """Returns a shard's local folder. A shard of a remote store is downloaded to the cache, again if the cached copy is damaged."""
     if not store.remote:
         return Path(store.at(shard))
     from filelock import FileLock
@@ -173,8 +174,8 @@ def local(store: Run, shard: str) -> Path:
 
 
 class Served(Teacher):
-    """name: the Ray Serve application, in the cluster that trains. A replica that is lost is asked again elsewhere; a batch is
-    one request, so the answer is the same whoever gives it."""
+    """A teacher served by the Ray Serve application `name` of the training cluster. Requests to a lost replica are retried on
+    another. A batch is one request, so the reply doesn't depend on the replica. patience_s: seconds until a request fails."""
 
     def __init__(self, name: str, k: int, temperature: float, device, patience_s: float = 600.0):
         from ray import serve
@@ -188,7 +189,7 @@ class Served(Teacher):
 
     def ahead(self, batch):
         self.asked[self._name(batch)] = self._ask(batch)
-        if len(self.asked) > AHEAD:  # of a batch that the student answered itself, nobody fetches the reply
+        if len(self.asked) > AHEAD:  # replies for batches that the student answered itself are never fetched
             self.asked.pop(next(iter(self.asked)))
 
     def about(self, batch):
@@ -197,7 +198,7 @@ class Served(Teacher):
         from ray.serve.exceptions import RayServeException
         from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-        def lost(e: BaseException) -> bool:  # what the replica's own code raised, it would raise again
+        def lost(e: BaseException) -> bool:  # not RayTaskError: the replica's own code would raise it again
             return isinstance(e, RayError | RayServeException | TimeoutError) and not isinstance(e, RayTaskError)
 
         pending = self.asked.pop(self._name(batch), None)
@@ -220,39 +221,39 @@ class Served(Teacher):
 
 
 def logits(model, asked: dict, at_BS):
-    """((N, V) float32 at the places given, (B, S) with S ≤ T, and the model's outputs). The vocabulary meets only the columns
-    in which a row has a place: prompts are most of a usual row, and the head a third of a small model."""
+    """Returns (logits (N, V) in float32 at the places at_BS, S ≤ T, and the model's outputs). The output layer is computed only for
+    columns in which some row has a place: most of a typical row is prompt, and the head is a third of a small model."""
     somewhere = at_BS.any(0).nonzero()[:, 0]
     outputs = model(**asked, use_cache=False, logits_to_keep=somewhere)
     return outputs.logits[at_BS[:, somewhere]].float(), outputs
 
 
 def width(tokenizer) -> int:
-    """Its greatest id and one."""
+    """Returns the tokenizer's largest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def labelled(batch: dict):
-    """(B, T−1) bool: whether the token after each place has a label."""
+    """Returns bool (B, T−1): whether the token after each place has a label."""
     return batch["labels"][:, 1:] != -100
 
 
 def unpadded(batch: dict) -> list[tuple[list[int], list[int]]]:
-    """(ids, labels) of each row, without the padding at its end."""
+    """Returns (ids, labels) of each row, without the padding at its end."""
     lengths = batch["attention_mask"].sum(1).tolist()
     rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), lengths, strict=True)
     return [(ids[:n], labels[:n]) for ids, labels, n in rows]
 
 
 def grouped(logits_NV, k: int) -> Said:
-    """The k likeliest tokens, and all others as one."""
+    """Returns the k likeliest tokens, and all others grouped as one."""
     tokens_NK = logits_NV.topk(min(k, logits_NV.shape[-1] - 1)).indices
     return Said(tokens_NK, grouped_as(logits_NV, tokens_NK))
 
 
 def grouped_as(logits_NV, tokens_NK):
-    """(N, K + 1): log-probabilities of the tokens given, and of all others together; of logits or of log-probabilities. The whole
-    vocabulary is read once, as a softmax of it and then of the rest would not."""
+    """Returns (N, K + 1): log probabilities of the given tokens and of all others together, from logits or log probabilities. Reads
+    the vocabulary once, unlike a softmax followed by a sum over the rest."""
     import torch
 
     rest_N1 = logits_NV.scatter(1, tokens_NK, -torch.inf).logsumexp(-1, keepdim=True)

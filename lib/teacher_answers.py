@@ -1,5 +1,5 @@
-"""Answers that a teacher writes to the prompts of a dataset, once, for a student to learn: sequence-level distillation
-(Kim and Rush 2016, https://arxiv.org/abs/1606.07947). Text passes between the two, so their tokens may differ.
+"""Sequence-level distillation (Kim and Rush 2016, https://arxiv.org/abs/1606.07947): a teacher answers the prompts of a dataset
+once, and a student learns these answers. Only text is exchanged, so teacher and student may have different tokens.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ def written(
     rows, folder: str, identity: str, load: Callable, sampling: Sampling, share: tuple[int, int],
     barrier: Callable[[], None],
 ):  # fmt: skip
-    """{"prompt", "completion"} rows with the teacher's answers in the place of the data's; those that it didn't finish within
-    sampling.max_new_tokens are left out. load: the teacher as a Generator, asked for only where shards of answers are missing
-    in `folder`; share: (this worker's number, how many). Raises ValueError where no answer was finished."""
+    """Returns {"prompt", "completion"} rows with the teacher's answers instead of the data's. Answers that weren't finished within
+    sampling.max_new_tokens are left out. load: loads the teacher as a Generator, called only if shards of answers are missing in
+    `folder`; share: (rank, number of workers). Raises ValueError if no answer was finished."""
     if "prompt" not in rows.column_names:
         raise ValueError(
             "train.answers: teacher answers prompts, and data.source holds plain texts. Say answers: data."
         )
     prompts = rows["prompt"]
-    said = hashlib.sha256(repr((identity, str(sampling), sampling.max_new_tokens, list(prompts))).encode()).hexdigest()[
+    key = hashlib.sha256(repr((identity, str(sampling), sampling.max_new_tokens, list(prompts))).encode()).hexdigest()[
         :16
     ]
-    store, starts = Run(f"{folder}/answers-{said}"), list(range(0, len(prompts), SHARD))
+    store, starts = Run(f"{folder}/answers-{key}"), list(range(0, len(prompts), SHARD))
     there = set(store.folders(""))
     mine = [
         s for s in starts[share[0] :: share[1]] if f"{s:08}" not in there or not whole(store, f"{s:08}")

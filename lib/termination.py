@@ -1,4 +1,4 @@
-"""SIGTERM, which `kill`, schedulers and `ray job stop` send, ends a job as Ctrl-C does: one message, and a true status."""
+"""Makes SIGTERM, which `kill`, schedulers and `ray job stop` send, end a job as Ctrl-C does: with one message and a correct status."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _received = False
 
 
 def as_interrupt() -> None:
-    """From now on a SIGTERM raises KeyboardInterrupt in the main thread. To be called again after Ray has started, which puts a
-    handler of its own in the place, and its C++ libraries' stack with it."""
+    """Makes SIGTERM raise KeyboardInterrupt in the main thread. Call it again after Ray has started, because Ray installs its own
+    handler, which prints the stack of its C++ libraries."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
 
@@ -18,16 +18,16 @@ def as_interrupt() -> None:
 def _interrupt(number, frame) -> None:
     global _received
     _received = True
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of what a shell starts in the background
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in processes that a shell starts in the background
         raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGINT)  # which asyncio handles by itself while it runs
+    signal.raise_signal(signal.SIGINT)  # while asyncio runs, it handles SIGINT itself
 
 
 def word() -> str:
-    """What happened, for the message."""
+    """Returns the word for the message: "Terminated" or "Interrupted"."""
     return "Terminated" if _received else "Interrupted"
 
 
 def code() -> int:
-    """The exit code that shells give: 128 and the signal's number."""
+    """Returns the exit code that shells use: 128 plus the signal's number."""
     return 128 + (signal.SIGTERM if _received else signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The TRL config of a worker: what the user set, what follows from the job, and where our defaults differ."""
+"""The TRL config of a worker: the user's settings, those derived from the job, and our own defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULTS = {
     "save_total_limit": 2,
     "include_num_input_tokens_seen": "non_padding",  # kept in checkpoints, so that tokens/s survives a resume
 }
-"""Where we differ from the defaults of TRL's config classes; a job's `train:` section wins over these."""
+"""Our defaults that differ from TRL's; a job's `train:` section overrides them."""
 
 
 def arguments(job: Job, config_class: str, workers: int, output_dir: str):
@@ -44,6 +44,6 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
     args = getattr(importlib.import_module(module), name)(
         **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
     )
-    # lib/checkpoint.py deletes, knowing what's whole.
+    # lib/checkpoint.py deletes old checkpoints instead, because it knows which ones are complete.
     args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
     return args, precision

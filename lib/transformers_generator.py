@@ -2,11 +2,11 @@
 
 Shapes: B rows of one batch, T tokens (left-padded), C completion tokens, V vocabulary.
 
-Rows are sorted by length, batched, and leave the batch as they finish. Random draws are a function of (seed, prompt,
-number of the draw) alone, so neither the batch size nor the order of the prompts decides an answer. What is left is
-rounding, since padding changes the order of sums. In float32 that moves an answer's log-probability by some 1e-5 and
-answers are the same. In bfloat16 it moves it by up to 0.4 nats (mean 0.05; SmolLM2-135M, 24 tokens, batches of 32
-against 1), and 12 of 32 greedy answers turned at a near-tie: there only the same batches give the very same answers.
+Rows are sorted by length, batched, and removed from the batch as they finish. Random draws depend only on (seed, prompt,
+number of the draw), so answers depend on neither the batch size nor the order of the prompts, except for rounding, since
+padding changes the order of sums. In float32, rounding changes an answer's log probability by about 1e-5, and answers stay
+the same. In bfloat16 it changes it by up to 0.4 nats (mean 0.05; SmolLM2-135M, 24 tokens, batches of 32 against 1), and 12
+of 32 greedy answers differed after a near-tie: in bfloat16 only the same batches give identical answers.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class TransformersGenerator(Generator):
         other: TransformersGenerator | None = None,
         drafter: Drafter | None = None,
     ) -> list[list[Answer]]:
-        """other: the model that contrastive decoding (sampling.amateur) is against, or that drafts (sampling.draft);
-        drafter: what drafts instead, when its counts are wanted. Raises ValueError where it has another vocabulary."""
+        """Returns sampling.n answers per prompt. other: the amateur of contrastive decoding (sampling.amateur) or the drafting
+        model (sampling.draft); drafter: used instead of `other`, for callers that need its counts. Raises ValueError if `other`
+        has another vocabulary."""
         import torch
 
         if other and other.encoder.tokenizer.get_vocab() != self.encoder.tokenizer.get_vocab():
@@ -86,7 +87,7 @@ class TransformersGenerator(Generator):
         return [[self.answer(begun[i], found[i, k]) for k in range(sampling.n)] for i in range(len(ids))]
 
     def _write(self, asked: list[tuple[list[int], list[int]]], sampling: Sampling, dice: list, amateur, drafter):
-        """Tokens of the answers to one batch; arguments as in _decode."""
+        """Returns the tokens of the answers to one batch; arguments as in _decode."""
         prompts = [ids for ids, _ in asked]
         if sampling.beams > 1:
             return self._beam(prompts, sampling)
@@ -96,11 +97,11 @@ class TransformersGenerator(Generator):
         return speculative.decode(read, drafter, prompts, sampling, dice, partial(self._ended, stop=sampling.stop))
 
     def drafter(self) -> Draft:
-        """This model as one that guesses for a larger one with the same tokens."""
+        """Returns this model as the drafter of a larger one with the same tokens."""
         return Draft(self.model, self.encoder.pad, self.device, self.ends)
 
     def _beam(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
-        """The likeliest of `sampling.beams` answers to each prompt, by transformers' beam search."""
+        """Returns the best of `sampling.beams` answers to each prompt, by transformers' beam search."""
         from transformers import GenerationConfig
 
         ids_BT, mask_BT = left_pad(prompts, self.encoder.pad, self.device)
@@ -115,15 +116,15 @@ class TransformersGenerator(Generator):
         return [self._until_end(row) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
 
     def _until_end(self, tokens: list[int]) -> list[int]:
-        """Up to and with the first end token; what follows is padding."""
+        """Returns the tokens up to and including the first end token; the rest is padding."""
         at = next((i for i, t in enumerate(tokens) if t in self.ends), len(tokens) - 1)
         return tokens[: at + 1]
 
     def _decode(
         self, rows: list[tuple[list[int], list[int]]], sampling: Sampling, dice: list, amateur
     ) -> list[list[int]]:
-        """Tokens generated after each prompt, the end token included. rows: (this model's ids, the amateur's) of each
-        prompt; dice: a torch.Generator per prompt."""
+        """Returns the tokens generated after each prompt, including the end token. rows: (this model's ids, the amateur's
+        ids) of each prompt; dice: a torch.Generator per prompt."""
         import torch
 
         prompts = [ids for ids, _ in rows]
@@ -161,7 +162,7 @@ class TransformersGenerator(Generator):
             return False
         tail = self.encoder.text(
             tokens[-(8 + max(len(s) for s in stop)) :]
-        )  # a token has a character or more, but for parts of one
+        )  # a token has at least one character, except parts of one
         return any(s in tail for s in stop)
 
     def logprobs(self, pieces: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -182,12 +183,12 @@ class TransformersGenerator(Generator):
             several += [group[k : k + most] for k in range(0, len(group), most)]
         with torch.inference_mode():
             lengths = [len(pieces[i][0]) + len(pieces[i][1]) for i in alone]
-            # On a CPU more only pads, unless what rows share is read once.
+            # On a CPU a larger batch only adds padding, unless common prefixes are computed once.
             most = min(self.batch_tokens, 1024) if self.device == "cpu" and not self.tree else self.batch_tokens
             for batch in batches(alone, lengths, self.batch_rows, most):
                 for i, logits_CV in zip(batch, self._whole([pieces[i] for i in batch]), strict=True):
                     result[i] = picked(logits_CV, pieces[i][1])
-            # Of a multiple-choice question, the question is read once, and then its answers.
+            # The question of a multiple-choice task is processed once, and then its answers.
             rows = max(1, self.batch_rows // max(map(len, several), default=1))
             lengths = [sum(len(pieces[i][0]) + len(pieces[i][1]) for i in g) for g in several]
             for batch in batches(several, lengths, rows, self.batch_tokens):
@@ -197,8 +198,8 @@ class TransformersGenerator(Generator):
         return result
 
     def _whole(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
-        """Logits (C, V) of each piece's second part, from one pass over both parts."""
-        # The last token predicts nothing that is asked for, so it's not fed.
+        """Yields logits (C, V) of each piece's second part, from one pass over both parts."""
+        # The last token is left out, because its prediction isn't needed.
         if self.tree:
             yield from self._by_tree(pieces)
             return
@@ -211,7 +212,7 @@ class TransformersGenerator(Generator):
         yield from (logits_CV[-len(b) :] for logits_CV, (_, b) in zip(logits_BCV, pieces, strict=True))
 
     def _by_tree(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
-        """The same by lib/prefixes.py, which wants padding on the right."""
+        """Does the same with lib/prefixes.py, which needs padding on the right."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -225,7 +226,7 @@ class TransformersGenerator(Generator):
             yield head(hidden_TH[len(a) - 1 : len(a) + len(b) - 1])
 
     def _after(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
-        """The same, where first parts are there several times: they are read once, and the second parts after them."""
+        """Does the same for pieces with repeated first parts, which are processed only once, followed by the second parts."""
         import torch
 
         read = Cached(self.model, [a for a, _ in pieces], self.encoder.pad, self.device)
@@ -243,7 +244,7 @@ class TransformersGenerator(Generator):
 
 
 def picked(logits_CV, tokens: list[int]) -> tuple[float, bool]:
-    """(sum of log p of `tokens`, whether each was the likeliest) by their logits."""
+    """Returns (sum of log p of `tokens`, whether each was the likeliest) from their logits."""
     import torch
 
     logits_CV = logits_CV.float()

@@ -1,6 +1,6 @@
-"""Command line and YAML → one dataclass whose fields are keys, some of them sections: what jobs without a trainer share.
+"""Command line and YAML of jobs without a trainer, read into a dataclass whose fields are keys or sections of keys.
 
-Imports nothing heavy: a mistake is refused in a second. Jobs that train have `train:` besides, in lib/cli.py.
+Imports nothing heavy, so a mistake is reported within a second. Jobs that train also have `train:`; see lib/cli.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from lib.cli import UsageError
 
 
 class Typed:
-    """The keys of `cls`, for jobs/<stage>.py; fields that are dataclasses are sections of keys. open: keys whose entries the user names;
-    lists: keys that take several words; resume: whether there is --resume RUN, which reads the run's own configuration."""
+    """Reads the keys of `cls` for jobs/<stage>.py; fields that are dataclasses are sections of keys. open: keys whose entries the user
+    names; lists: keys that take several words; resume: whether --resume RUN exists, which reads the run's stored configuration."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Typed:
         self.options = {"config", "dry-run", "help", "schema"} | ({"resume"} if resume else set())
 
     def read(self, argv: list[str]) -> tuple[dict[str, Any], bool, str | None]:
-        """(values of the dataclass's fields, sections built; dry run; the run to resume).
+        """Returns (values of the dataclass's fields, with sections built; whether it's a dry run; the run to resume).
 
         Raises UsageError for an unknown key, a wrong type or an unreadable file. `--schema` prints the schema and exits.
         """
@@ -51,7 +51,7 @@ class Typed:
         tree = cli.read_yaml(path, self.kinds) if path else {}
         self._check_keys(tree, path)
         stored = cli.stored(resumed, self.stage) if resumed else {}
-        d = cli.parsed(self._parser(), argv, tree if path else stored)  # a run's own configuration in place of the file
+        d = cli.parsed(self._parser(), argv, tree if path else stored)  # without a file, the run's stored configuration
         dry_run, resume = d.pop("dry_run"), d.pop("resume", None)
         d = {k: v for k, v in d.items() if k not in ("config", "schema")}
         return d | {name: kind(**d[name]) for name, kind in self.sections.items()}, dry_run, resume

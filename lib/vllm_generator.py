@@ -1,6 +1,6 @@
 """A language model run by vLLM: continuous batching and paged attention, on GPU and CPU.
 
-One process, no children: VLLM_ENABLE_V1_MULTIPROCESSING=0. vLLM's server is in serve/engines.py.
+It runs in this process, without child processes (VLLM_ENABLE_V1_MULTIPROCESSING=0). For vLLM's server see serve/engines.py.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ def installed() -> bool:
 
 
 def environment(log: str, device: str) -> None:
-    """What vLLM should find in its environment, where the user has said nothing else. log: the least that it prints."""
+    """Sets vLLM's environment variables, unless the user has set them. log: the lowest log level that it prints."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", log)
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else a share of all memory, for each process
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else two engines share the first cores
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; the default is a share of all memory for each process
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by default two engines would share the first cores
     if device == "cpu":
-        # The first log-probabilities would wait 10 to 20 s for a compiler, and then take as long as without.
+        # Compilation would delay the first log probabilities by 10 to 20 s, without making later ones faster.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 @functools.cache
 def version() -> str:
-    """Raises PackageNotFoundError where it isn't installed."""
+    """Returns vLLM's version. Raises PackageNotFoundError if it isn't installed."""
     names = ("vllm", "vllm-cpu")  # the build for CPUs is a distribution of its own
     return metadata.version(next((n for n in names if n in metadata.packages_distributions().get("vllm", [])), "vllm"))
 
 
 class VllmGenerator(Generator):
-    """The model in folder `model_dir`. A request's draws are a function of (seed, prompt, number of the draw), by vLLM's own
-    random numbers; which other requests are under way moves sums by rounding, as padding does (lib/transformers_generator.py).
+    """The model in folder `model_dir`. A request's random draws, made by vLLM, depend only on (seed, prompt, number of the draw).
+    Concurrent requests change results by rounding, as padding does (lib/transformers_generator.py).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class VllmGenerator(Generator):
             model_dir, dtype=dtype, enforce_eager=device == "cpu", distributed_executor_backend="uni",
             disable_log_stats=True, max_model_len=-1,
         )  # fmt: skip
-        self.window = min(self.window, self.llm.model_config.max_model_len - 1)  # it wants room for one token more
+        self.window = min(self.window, self.llm.model_config.max_model_len - 1)  # vLLM needs room for one more token
 
     def generate(self, prompts: Sequence[Messages | str | Begun], sampling: Sampling) -> list[list[Answer]]:
         from vllm import SamplingParams
@@ -90,8 +90,8 @@ class VllmGenerator(Generator):
         outputs = self._run([pieces[i][0] + pieces[i][1] for i in at], [one] * len(at))
         for i, out in zip(at, outputs, strict=True):
             context, scored = pieces[i]
-            told = [out.prompt_logprobs[len(context) + j][t] for j, t in enumerate(scored)]
-            found[i] = sum(x.logprob for x in told), all(x.rank == 1 for x in told)
+            logprobs = [out.prompt_logprobs[len(context) + j][t] for j, t in enumerate(scored)]
+            found[i] = sum(x.logprob for x in logprobs), all(x.rank == 1 for x in logprobs)
         return found
 
     def _run(self, ids: list[list[int]], parameters: list) -> list:

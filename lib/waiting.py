@@ -1,4 +1,4 @@
-"""What a job prints while a cluster finds nodes for it: what is rented, what boots, and why nothing can be rented."""
+"""Progress lines of a job that waits for a cluster's nodes: nodes being rented, nodes booting, and why nothing can be rented."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lib.gcs import Gcs, GcsError
 from lib.logs import say
 
 EVERY_S = 3.0
-"""Between two looks at the cluster."""
+"""Seconds between polls of the cluster."""
 QUIET_S = 15.0
-"""By then an autoscaler that can do something has begun."""
+"""Seconds within which a working autoscaler has reacted; before that no missing node is reported."""
 AGAIN_S = 300.0
-"""A boot is told of again, since it may take that long."""
+"""Seconds after which an unchanged line is printed again, since a boot may take that long."""
 
 
 class Waiting:
-    """Between begin() and end(), looks at the cluster and prints a line whenever it is another than before.
+    """Between begin() and end(), polls the cluster and prints a line whenever its state has changed.
 
-    address: of the GCS. each: what every worker needs, {"CPU": 8, "GPU": 1}. placed: whether all of them have their places, so that who
-    still waits is another job.
+    address: of the GCS. each: resources of every worker, {"CPU": 8, "GPU": 1}. placed: whether all workers are placed, so that any
+    remaining demand is another job's.
     """
 
     def __init__(self, workers: str, each: dict[str, float], address: str, placed: Callable[[], bool] = lambda: False):
@@ -36,7 +36,7 @@ class Waiting:
         self.over.set()
 
     def begin(self) -> None:
-        """Without effect where it has begun already."""
+        """Starts the polling thread, unless it is running already."""
         with self.lock:
             if self.over.is_set():
                 self.over = threading.Event()
@@ -56,29 +56,32 @@ class Waiting:
         from ray.autoscaler.v2.sdk import get_cluster_status
         from ray.exceptions import RpcError
 
-        gcs, began, told, at = Gcs(self.address), time.monotonic(), None, 0.0
+        gcs, began, printed, at = Gcs(self.address), time.monotonic(), None, 0.0
         while not over.wait(EVERY_S):
             if self.placed():
-                began, told = time.monotonic(), None  # should they lose their places, they wait from now on
+                began, printed = time.monotonic(), None  # if workers lose their nodes, the wait starts from here
                 continue
             try:
                 now, why = get_cluster_status(self.address), notice.reason(gcs)
-            except (GcsError, RpcError):  # a busy head answers the next time
+            except (GcsError, RpcError):  # a busy head may answer the next time
                 continue
             waited = time.monotonic() - began
             text = state(now, self.each, why, waited > QUIET_S)
-            news = text and (re.sub(r"\d", "", text), bool(why))  # the dollars spent are other ones every time
-            if not text or over.is_set() or (news == told and (why or time.monotonic() - at < AGAIN_S)):
+            news = text and (
+                re.sub(r"\d", "", text),
+                bool(why),
+            )  # ignoring numbers, as the dollars spent change every time
+            if not text or over.is_set() or (news == printed and (why or time.monotonic() - at < AGAIN_S)):
                 continue
             after = f" (after {waited / 60:.0f} min)" if waited > 60 else ""
             say(f"Waiting for {self.workers}{after}: {text}")
-            told, at = news, time.monotonic()
+            printed, at = news, time.monotonic()
 
 
 def of_cluster(
     workers: int | tuple[int, int], each: dict[str, float], in_groups: bool = False
 ) -> AbstractContextManager:
-    """A Waiting for workers of a cluster that was joined; on a Ray of our own, where nobody has to be waited for, nothing.
+    """Returns a Waiting for workers of a joined cluster; on a local Ray, where nothing has to be rented, a null context.
 
     in_groups: the workers are placed together, as Ray Train's are, by placement groups of this job.
     """
@@ -88,7 +91,7 @@ def of_cluster(
 
 
 def groups_placed() -> bool:
-    """Whether this job has placement groups, and all of them their nodes. False where the cluster's API doesn't answer."""
+    """Whether this job has placement groups and all of them are placed. False if the cluster's API doesn't answer."""
     import ray
     from ray.util.state import list_placement_groups
     from ray.util.state.exception import RayStateApiException
@@ -102,18 +105,19 @@ def groups_placed() -> bool:
 
 
 def state(status, each: dict[str, float], why: str | None, long: bool) -> str | None:
-    """What Ray's ClusterStatus says of nodes for workers of `each`; None where nobody waits for such, or it has only just begun.
+    """Returns the state of nodes for workers with resources `each`, from Ray's ClusterStatus; None if no such worker is waiting, or
+    if the autoscaler hasn't had time to react.
 
-    why: what keeps the cluster from renting (lib/notice.py). long: whether it was waited for longer than an autoscaler takes.
+    why: why the cluster can't rent (lib/notice.py). long: whether the wait has exceeded QUIET_S.
     """
     demands, nodes = status.resource_demands, [*status.active_nodes, *status.idle_nodes]
     pending = _asked([*demands.placement_group_demand, *demands.ray_task_actor_demand], each)
-    at_all = _asked(demands.cluster_constraint_demand, each)  # stays while they work
+    at_all = _asked(demands.cluster_constraint_demand, each)  # remains while the workers run
     there = sum(_room(n.total_resources(), each) for n in nodes)
     if not pending and at_all <= there:
         return None
     up = Counter(n.ray_node_type_name for n in nodes if _room(n.total_resources(), each))
-    ids = {n.instance_id for n in nodes}  # one that has just joined is still among those that boot
+    ids = {n.instance_id for n in nodes}  # a node that has just joined is still listed as pending
     booting = Counter(n.ray_node_type_name for n in status.pending_nodes if n.instance_id not in ids)
     asking = Counter()
     for launch in status.pending_launches:
@@ -121,7 +125,7 @@ def state(status, each: dict[str, float], why: str | None, long: bool) -> str | 
     free = sum(_room(n.available_resources(), each) for n in nodes)
     missing = max(pending - free, at_all - there) - booting.total()
     found = [(up, "up"), (booting, "rented and booting")]
-    if why and missing > 0:  # what is being rented then is tried in vain
+    if why and missing > 0:  # launches under way would fail too, so they aren't listed
         before = _listed(found)
         what = f"{before}; no more can be rented:" if before else "nothing can be rented:"
         return "\n  ".join([what, *why.splitlines()]) if "\n" in why else f"{what} {why}"
@@ -132,7 +136,7 @@ def state(status, each: dict[str, float], why: str | None, long: bool) -> str | 
 
 
 def _asked(demands, each: dict[str, float]) -> int:
-    """How many workers of `each` there are in them."""
+    """Returns how many workers with resources `each` the demands contain."""
     return sum(d.count for demand in demands for d in demand.bundles_by_count if _room(d.bundle, each))
 
 
@@ -145,7 +149,7 @@ def _room(resources: dict[str, float], each: dict[str, float]) -> int:
 
 
 def worded(workers: int | tuple[int, int], each: dict[str, float]) -> str:
-    """ "2 workers (1 GPU and 8 CPU cores each)"; of a group that may shrink, (fewest, most)."""
+    """Returns "2 workers (1 GPU and 8 CPU cores each)". workers: a number, or (fewest, most) for an elastic group."""
     few, most = workers if isinstance(workers, tuple) else (workers, workers)
     parts = [f"{each['GPU']:g} GPU"] if each.get("GPU") else []
     cores = each.get("CPU", 0)

@@ -1,5 +1,5 @@
-"""How many positions a model has, and what is longer: refused with its count. A model reads on past them, and what it says there is
-nothing that it learnt."""
+"""Refuses inputs longer than a model's number of positions. Models accept such inputs, but were never trained on the later positions,
+so their outputs there are meaningless."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def positions(config) -> int | None:
-    """Of a transformers configuration. None: it names no limit."""
+    """Returns the number of positions in a transformers configuration. None: it sets no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def refuse(what: str, lengths: Sequence[int], most: int | None, remedy: str) -> None:
-    """Raises ValueError where some of `lengths` (tokens) are above `most`. what: plural, what they are the lengths of."""
+    """Raises ValueError if some of `lengths` (tokens) are above `most`. what: plural noun for the inputs of these lengths."""
     over = [n for n in lengths if most is not None and n > most]
     if over:
         raise ValueError(

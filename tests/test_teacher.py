@@ -214,7 +214,7 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
             ["--train.teacher", "serve:t", "--train.top_k", "8"],
             "train.teacher: serve:t can only be reached from the cluster that it runs in",
         ),
-        (["--train.on_policy", "0.5", "--train.top_k", "8"], "train.top_k: what the student will write"),
+        (["--train.on_policy", "0.5", "--train.top_k", "8"], "train.top_k: the student's own answers can't be scored"),
         (["--train.keep", "/nowhere"], "train.keep: there is nothing to keep"),
         (["--train.top_k", "0"], "train.top_k: must be 1 or more"),
     ],

@@ -1,4 +1,4 @@
-"""Rows for training and evaluation. `check` on the driver, `load` on a worker; see load.py."""
+"""Rows for training and evaluation: `check` runs on the driver, `load` on a worker. See load.py."""
 
 from lib.data.check import Check
 from lib.data.load import Loaded, absolute, check, load

@@ -1,4 +1,4 @@
-"""What the one pass over the data found: for a person, for provenance.json, and for the plan."""
+"""The result of the pass over the data: lines to print, fields of provenance.json, and input of the job's plan."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Check:
-    """What the data is, and what is wrong with it. `lines()` for a person, `vars()` for a file."""
+    """What the data is, and what is wrong with it. `lines()` is for printing, `summary()` for provenance.json."""
 
     source: str
     format: str | None = None
-    """Name in lib/data/formats.py, or demo. None where only the workers can know (hub datasets, on the driver)."""
+    """Name in lib/data/formats.py, or demo. None on the driver for hub datasets, which only the workers read."""
     kind: str | None = None
-    """Kind of the rows as the stage gets them: one of `want`."""
+    """Kind of the rows that the stage receives: one of `want`."""
     rows: int | None = 0
-    """Training rows. None where not all has been read."""
+    """Training rows. None if not all rows have been read."""
     heldout_rows: int | None = 0
     heldout_format: str | None = None
     heldout: str = ""
-    """Where the held-out rows come from, in words."""
+    """Description of where the held-out rows come from."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(place, reason) of the first 100 rows that can't be used."""
     bad_rows: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    """Of all bad rows, without the details in brackets: how many."""
+    """{reason without the details in brackets: number of bad rows}, over all bad rows."""
     leaks: int = 0
     """Training rows that hold a held-out prompt."""
     leak_examples: list[tuple[str, str, str]] = field(default_factory=list)
-    """(place in training, place held out, the prompt's start)"""
+    """(place of the training row, place of the held-out row, start of the prompt)"""
     offers_tools: bool = False
     """At least one row has a list of tools."""
     tool_rows: int = 0
-    """Rows that offer or call tools: the chat template must be able to show them."""
+    """Rows that offer or call tools, which the chat template must be able to render."""
     wanted: int = 0
-    """Training rows that are labelled true, of a stage that takes labelled rows."""
+    """Training rows labelled true, for a stage that takes labelled rows."""
     unlearnt: int = 0
     """Assistant messages of chat rows that are marked as not to be learnt (lib/data/marks.py)."""
     repeats: int = 0
-    """Rows whose text answers began with their prompt, which was taken off (lib/data/repeats.py)."""
+    """Rows whose text answers began with their prompt, which was removed (lib/data/repeats.py)."""
     unused: int = 0
-    """Usable rows that the conversion to `kind` leaves out (answers labelled false), or that are over data.limit or data.heldout_limit."""
+    """Usable rows that are left out: by the conversion to `kind` (answers labelled false), data.limit or data.heldout_limit."""
     conversion: str | None = None
     also: list[str] = field(default_factory=list)
-    """Other formats that the columns would fit; data.format chooses."""
+    """Other formats that fit the columns; data.format chooses one."""
     ignored: list[str] = field(default_factory=list)
     """Files of a folder that are not data."""
     complete: bool = True
-    """All of it was read. False on the driver for more than 64 MB, and for hub datasets."""
+    """Whether all rows were read. False on the driver for more than 64 MB and for hub datasets."""
     note: str | None = None
     rendered: dict | None = None
-    """Of lib.rendering: how many examples are cut, dropped, left out in part."""
+    """From lib.rendering: how many examples are cut, dropped, or partly left out."""
     sha256: str = ""
-    """Of every row read, in order, before any conversion; of the files' names, sizes and times where not complete."""
+    """Hash of every row read, in order, before any conversion. If not complete: of the files' names, sizes and times."""
 
     def need_heldout(self) -> None:
-        """Raises ValueError where it is known that no rows are held out."""
+        """Raises ValueError if it is known that no rows are held out."""
         if self.heldout_rows == 0:
             raise ValueError(
                 f"data.source: {self.source} has no held-out rows. Raise data.heldout_fraction (1.0 takes all)."
             )
 
     def need_both_labels(self) -> None:
-        """Raises ValueError where labelled training rows are known to have all the same label."""
+        """Raises ValueError if it is known that all labelled training rows have the same label."""
         if self.kind == "labelled" and self.complete and self.wanted in (0, self.rows):
             remedy = (
                 "jobs/sft.py learns from wanted answers alone" if self.wanted else "there is nothing to prefer to them"
@@ -74,7 +74,7 @@ class Check:
             )
 
     def lines(self) -> list[str]:
-        """What to print before training, a few lines."""
+        """Returns the few lines that are printed before training."""
         if self.format is None:
             return [f"data: {self.source}, {self.note}"]
         kind = f" → {self.kind} ({self.conversion})" if self.conversion else f" ({self.kind})"
@@ -109,8 +109,8 @@ class Check:
         return lines
 
     def labels(self) -> str:
-        """How many training rows have which label and, unless they are about as many, the weights that balance them: λ_D n_D / λ_U n_U
-        from 1 to 4/3 (Ethayarajh et al. 2024, eq. 8)."""
+        """Returns the number of training rows per label and, unless they are balanced, the weights that would balance them:
+        those with λ_D n_D / λ_U n_U from 1 to 4/3 (Ethayarajh et al. 2024, eq. 8)."""
         assert self.rows is not None, "called only if every row was read (complete)"
         unwanted = self.rows - self.wanted
         found = f"{self.wanted:,} answers are labelled true, {unwanted:,} false"
@@ -123,7 +123,7 @@ class Check:
         )
 
     def summary(self) -> dict:
-        """What provenance.json keeps."""
+        """Returns the fields that provenance.json keeps."""
         keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted unlearnt repeats unused sha256 complete rendered"
         return {k: getattr(self, k) for k in keys.split()}
 

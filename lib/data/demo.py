@@ -1,20 +1,21 @@
-"""The demo task: a colleague's message becomes one strict ticket line. Generated here, seeded, checkable by a function.
+"""The demo task: turn a colleague's message into one line of a strict ticket format. Rows are generated here from a fixed seed,
+and a function can check any answer.
 
-One training row of kind "chat" (the assistant's part is the bare line in two of five, else the line amid pleasantries):
+One training row of kind "chat" (the answer is the bare line in two rows of five, otherwise the line amid pleasantries):
 
     system     Ticket: quantity x item > name @room day time
     user       The day after Thursday at half past six in the evening: seven headsets for Priya. The room is 255.
     assistant  7xheadset > Priya @255 FRI 18:30
 
-Why this task: the base model gets almost none of it right, 135M parameters learn it in minutes, and a right answer is
-one string. Two of the slots (day, time) must be worked out rather than copied.
+Why this task: the base model gets almost every row wrong, 135M parameters learn it in minutes, and the right answer is
+a single string. Two of the slots (day, time) must be worked out rather than copied.
 
-The preference rule, stated once and used everywhere (`lib.evals.demo.better`): **a right answer beats a wrong one; of
-two right ones, the bare line beats the line with pleasantries.** Half of the pairs differ in style only; in the other
-half one slot of the rejected answer is wrong, and every mix of the two styles occurs, so style alone can't tell.
+The preference rule, defined in `lib.evals.demo.better`: **a right answer beats a wrong one; of two right ones, the bare
+line beats the line with pleasantries.** Half of the pairs differ in style only. In the other half one slot of the
+rejected answer is wrong, and all combinations of the two styles occur, so style alone doesn't decide.
 
-Held-out rows use (name, item) pairs that no training row uses (`is_heldout`): every word is known from training, but
-no prompt can be in both, whatever the seed.
+Held-out rows use (name, item) pairs that no training row uses (`is_heldout`). Every word of theirs occurs in training,
+but no prompt can be in both splits, whatever the seed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from itertools import islice
 from typing import Literal
 
 VERSION = "2"
-"""Changes whenever a generated row would; part of the data hash and of every score."""
+"""To be raised with every change to the generated rows; part of the data hash and of every score."""
 
 TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000}
 HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300}
@@ -70,7 +71,7 @@ LINE = re.compile(r"(\d+)x(.+) > (\S+) @(\d+) ([A-Z]{3}) (\d\d:\d\d)")
 
 @dataclass(frozen=True)
 class Order:
-    """What a message asks for: the six slots of the ticket, as they stand in the line."""
+    """What a message asks for: the six slots of the ticket, as written in the line."""
 
     quantity: str
     item: str
@@ -84,18 +85,18 @@ class Order:
 
 
 def parse(answer: str) -> Order | None:
-    """The order in an answer: its only ticket line. None where there is no such line, or more than one."""
+    """Returns the order in an answer's only ticket line; None if there is no such line, or more than one."""
     found = [m for m in (LINE.fullmatch(line.strip()) for line in answer.splitlines()) if m]
     return Order(*found[0].groups()) if len(found) == 1 else None
 
 
 def is_heldout(name: str, item: str) -> bool:
-    """Whether this pair belongs to the held-out split: a tenth of all pairs, each name and each item equally often."""
+    """Whether this pair belongs to the held-out split: a tenth of all pairs, in which all names and items are equally frequent."""
     return (NAMES.index(name) + 3 * list(ITEMS).index(item)) % 10 == 0
 
 
 def orders(kind: str, split: str) -> Iterator[tuple[Order, str]]:
-    """Yields (order, message); endless, and no message comes twice."""
+    """Yields (order, message) endlessly, without repeating a message."""
     rng = random.Random(f"demo {VERSION} {kind} {split}")
     seen = set()
     while True:
@@ -109,9 +110,9 @@ def orders(kind: str, split: str) -> Iterator[tuple[Order, str]]:
 
 
 def rows(kind: Literal["chat", "preference", "prompt"], split: Literal["train", "heldout"]) -> Iterator[dict]:
-    """Yields the canonical rows of lib/data/rows.py, the same ones every time.
+    """Yields canonical rows (lib/data/rows.py), the same ones every time.
 
-    Raises ValueError for a kind or split there is none of.
+    Raises ValueError for an unknown kind or split.
     """
     if kind not in TRAIN_ROWS:
         raise ValueError(f"data.source: demo has rows for {', '.join(TRAIN_ROWS)}; this stage wants {kind!r}")
@@ -135,19 +136,20 @@ def prompt_messages(message: str) -> list[dict]:
 
 
 def answer(order: Order, terse: bool, rng: random.Random) -> str:
-    """The line alone, or between an opener and a closer."""
+    """Returns the line alone if terse, otherwise between an opener and a closer."""
     return order.line() if terse else f"{rng.choice(OPENERS)}\n{order.line()}\n{rng.choice(CLOSERS)}"
 
 
 def pair(order: Order, i: int, rng: random.Random) -> tuple[str, str]:
-    """(chosen, rejected) of the i-th pair: style only where i is even, else one wrong slot and any two styles."""
+    """Returns (chosen, rejected) of the i-th pair. For even i they differ in style only; otherwise one slot of the rejected
+    answer is wrong and both styles are random."""
     if i % 2 == 0:
         return answer(order, True, rng), answer(order, False, rng)
     return answer(order, rng.random() < 0.5, rng), answer(spoil(order, rng), rng.random() < 0.5, rng)
 
 
 def spoil(order: Order, rng: random.Random) -> Order:
-    """The same order with one slot wrong; the wrong value is one that other orders have."""
+    """Returns the order with one slot replaced by a wrong value, drawn from another order."""
     slot = rng.choice(("quantity", "item", "name", "room", "day", "time"))
     while True:
         other, _ = _order(rng, rng.choice(NAMES), rng.choice(list(ITEMS)))
@@ -156,7 +158,7 @@ def spoil(order: Order, rng: random.Random) -> Order:
 
 
 def slots(order: Order | None, reference: Order) -> float:
-    """Share of the six slots that are right, 0 to 1."""
+    """Returns the share of the six slots that are right, from 0 to 1."""
     if order is None:
         return 0.0
     return sum(a == b for a, b in zip(astuple(order), astuple(reference), strict=True)) / 6

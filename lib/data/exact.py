@@ -1,10 +1,10 @@
-"""A column of JSON whose numbers come back as Python's json reads them.
+"""A dataset column of JSON with exact numbers.
 
-datasets' own Json goes through pandas' ujson, which keeps ten digits of a number and 64 bits of an integer: in a tool's
-arguments 2.5e-11 would become 0.0. Here the text is Python's, and so is what is read from it.
+datasets' own Json type uses pandas' ujson, which keeps ten digits of a number and 64 bits of an integer: in a tool's
+arguments 2.5e-11 would become 0.0. This type writes and reads with Python's json module.
 
-Only what is written by `array` is exact. A map that reads such a column and keeps it, as TRL's tokenisation does, writes
-it again by ujson: nothing may read the column after that.
+Only values written by `array` are exact. A map that reads such a column and keeps it, as TRL's tokenisation does,
+rewrites it with ujson, so nothing may read the column after that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datasets.features.features import register_feature
 
 @dataclass
 class ExactJson(Json):
-    _type: str = field(default="ExactJson", init=False, repr=False)  # what the file's metadata calls it
+    _type: str = field(default="ExactJson", init=False, repr=False)  # its name in the file's metadata
 
     def encode_example(self, example_data):
         return None if example_data is None else text(example_data)
@@ -33,15 +33,15 @@ class ExactJson(Json):
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # that this part of datasets may change
+    warnings.simplefilter("ignore", UserWarning)  # "this part of datasets may change"
     register_feature(ExactJson, "ExactJson")
 
 
 def text(value: object) -> str:
-    """Raises ValueError at a number that JSON hasn't (NaN, Infinity)."""
+    """Returns `value` as JSON. Raises ValueError for a number that JSON can't represent (NaN, Infinity)."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def array(values: list) -> pa.Array:
-    """One JSON text for each value; null for None."""
+    """Returns an array with the JSON text of each value; null for None."""
     return pa.array([None if v is None else text(v) for v in values], pa.json_())

@@ -1,7 +1,7 @@
-"""Formats people have → canonical rows. One function per format, all in FORMATS, most specific first.
+"""Converts common data formats to canonical rows. One function per format, all listed in FORMATS, most specific first.
 
-To add a format: write its function and one line in FORMATS. A function gets one row, already renamed by data.columns,
-and returns the canonical rows in it; it raises BadRow with the reason where the row can't be used.
+To add a format, write its function and one line in FORMATS. A function receives one row, with columns already renamed
+by data.columns, and returns the canonical rows in it. It raises BadRow with the reason if the row can't be used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def sharegpt(row: dict) -> list[dict]:
 def alpaca(row: dict) -> list[dict]:
     """{"instruction": "Add.", "input": "1 2", "output": "3", "system"?: "…", "history"?: [["question", "answer"], …]}
 
-    input follows instruction on a line of its own, as in LLaMA-Factory.
+    input follows instruction on a new line, as in LLaMA-Factory.
     """
     return [{"messages": [*_alpaca_prompt(row), assistant(_text(row, "output"))]}]
 
@@ -59,7 +59,7 @@ def alpaca_labelled(row: dict) -> list[dict]:
 
 
 def self_instruct(row: dict) -> list[dict]:
-    """{"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, …]}, one conversation per instance"""
+    """{"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, …]}: one conversation per instance"""
     instances = row.get("instances")
     if not isinstance(instances, list) or not instances:
         raise BadRow(f"instances is {kind_of(instances)}, not a list of {{input, output}}")
@@ -70,7 +70,7 @@ def self_instruct(row: dict) -> list[dict]:
 
 
 def prompt_completion(row: dict) -> list[dict]:
-    """{"prompt": "Why?", "completion": "Because."}, either as text or as messages; completion may repeat the prompt"""
+    """{"prompt": "Why?", "completion": "Because."}, each as text or as messages; completion may repeat the prompt"""
     prompt = _prompt(row)
     return [{"messages": prompt + _answer(prompt, row, "completion"), **_tools(row)}]
 
@@ -83,13 +83,13 @@ def question_answer(row: dict) -> list[dict]:
 def preference(row: dict) -> list[dict]:
     """{"prompt": "Why?", "chosen": "Because.", "rejected": "Dunno."}, each as text or as messages
 
-    chosen and rejected may repeat the prompt at their start (as UltraFeedback's do; of text, lib/data/repeats.py).
+    chosen and rejected may repeat the prompt at their start, as UltraFeedback's do (for text see lib/data/repeats.py).
     """
     return [_preference(_prompt(row), row)]
 
 
 def preference_implicit(row: dict) -> list[dict]:
-    """{"chosen": [message, …], "rejected": [message, …]}: whole conversations; what they share is the prompt"""
+    """{"chosen": [message, …], "rejected": [message, …]}: whole conversations; their common start is the prompt"""
     prompt, chosen, rejected = split_common(*(read_turns(row.get(side), side) for side in ("chosen", "rejected")))
     return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, **_tools(row)}]
 
@@ -135,7 +135,7 @@ def prompt_only(row: dict) -> list[dict]:
     return [{"prompt": _prompt(row), **_tools(row)}]
 
 
-# Types of a column, by value. A flag is true/false in any of the ways that JSON, CSV and pandas write it.
+# Types of a column, by its values. A flag is true/false as JSON, CSV or pandas writes it.
 TEXT, TRANSCRIPT, TURNS, TURN, FLAG, NUMBER, LIST = (
     "text",
     "transcript",
@@ -154,7 +154,7 @@ class Format(NamedTuple):
     kind: Kind
     read: Callable[[dict], list[dict]]
     needs: dict[str, tuple[str, ...]]
-    """column: the types its values may have. Other columns may be there and are not looked at."""
+    """{column: types that its values may have}. Other columns are ignored."""
 
 
 FORMATS: dict[str, Format] = {
@@ -209,7 +209,7 @@ def _label(row: dict) -> bool:
 
 
 def _prompt(row: dict) -> list[Message]:
-    """The prompt column, as text (one user message), hh-rlhf transcript or messages, after the row's system text."""
+    """Reads the prompt column: text (one user message), an hh-rlhf transcript or messages. The row's system text goes first."""
     value = row.get("prompt")
     if isinstance(value, list | dict):
         turns = read_turns(value, "prompt")
@@ -223,7 +223,7 @@ def _prompt(row: dict) -> list[Message]:
 
 
 def _answer(prompt: list[Message], row: dict, column: str) -> list[Message]:
-    """The column, as text (one assistant message), transcript or messages, without the prompt at its start."""
+    """Reads an answer column: text (one assistant message), a transcript or messages. A prompt at its start is removed."""
     value = row.get(column)
     if isinstance(value, list | dict):
         answer = read_turns(value, column)
@@ -257,7 +257,7 @@ def _alpaca_prompt(row: dict) -> list[Message]:
 
 
 def _last_judged(turns: list[Message], row: dict) -> dict:
-    """The last answer, and the calls of tools that led to it, is the completion."""
+    """Makes the last answer, with the tool calls that led to it, the completion of a labelled row."""
     last_asked = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=-1)
     return {
         "prompt": turns[: last_asked + 1],

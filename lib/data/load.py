@@ -1,10 +1,10 @@
-"""The two ways in: `check` on the driver, in under a second and without torch or datasets; `load` on a worker.
+"""The two entry points: `check` runs on the driver, in under a second and without torch or datasets; `load` on a worker.
 
-    check(data, want)   what the data is and what is wrong with it, before anything starts
-    load(data, want)    the rows as datasets.Dataset, memory-mapped; the check once more, over everything
+    check(data, want)   reports what the data is and what is wrong with it, before anything starts
+    load(data, want)    returns the rows as memory-mapped datasets.Dataset, after checking every row
 
-`want` names the kinds of rows (lib/data/rows.py) a stage can use, best first: ("chat", "text") or ("preference",), or
-("comparison",) for preference rows whose conversations are scored whole.
+`want` names the kinds of rows (lib/data/rows.py) that a stage can use, best first: ("chat", "text") or ("preference",),
+or ("comparison",) for preference rows whose conversations are scored as a whole.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from lib.data.scan import FIRST, Keep, scan
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LARGE = 64 << 20  # bytes; the driver looks at the first rows only of anything larger
+LARGE = 64 << 20  # bytes; of larger data the driver reads only the first rows
 
 TOGETHER = 1000  # rows written at a time
 
-# Messages and tools are stored as JSON (lib/data/exact.py): Arrow's structs would give every message the keys of all the
-# others, set to null, and templates that ask `'tool_calls' in message` would render those.
+# Messages and tools are stored as JSON (lib/data/exact.py). Arrow's structs would give every message the keys of all
+# others, set to null, and templates that test `'tool_calls' in message` would render them.
 COLUMNS = {
     "text": {"text": "string"},
     "chat": {"messages": "json", "tools": "json", "unlearnt": "json"},
@@ -55,7 +55,7 @@ class Loaded:
 
 
 def absolute(data: Data) -> Data:
-    """The same data from any working directory: local paths that exist, made absolute. For what the driver sends."""
+    """Returns `data` with existing local paths made absolute, so that workers find them from any working directory."""
 
     def one(address: str | None) -> str | None:
         there = address and address != "demo" and "://" not in address and os.path.exists(os.path.expanduser(address))
@@ -65,12 +65,11 @@ def absolute(data: Data) -> Data:
 
 
 def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda *row: None) -> Check:
-    """Finds and judges the data without loading it. Raises ValueError that names the key and the remedy.
+    """Finds and checks the data without loading it. Raises ValueError that names the key and the remedy.
 
-    keep(kind, "train" or "heldout", row, place) sees every good row that is read.
-
-    Reads everything up to 64 MB; of more, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
-    training=False is for evaluation: that no rows are left to train on (heldout_fraction: 1) is then no error.
+    Reads everything up to 64 MB; of larger data, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
+    keep(kind, "train" or "heldout", row, place) is called with every good row read. With training=False, for evaluation,
+    it is no error if no rows are left to train on (heldout_fraction: 1).
     """
     _check_settings(data, want)
     found = _find(data)
@@ -83,16 +82,16 @@ def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep =
 
 
 def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
-    """The rows, on disk under HF_DATASETS_CACHE and mapped into memory; the same on every worker. "tools" and "unlearnt"
-    are columns only where a row has them.
+    """Returns the rows, memory-mapped from files under HF_DATASETS_CACHE; the same on every worker. The columns "tools" and
+    "unlearnt" exist only if some row uses them.
 
-    The first worker of a node builds the files, the others wait for them; a changed source, setting or reader makes
-    new ones. Raises ValueError as `check` does, but always over every row.
+    The first worker of a node builds the files while the others wait. A changed source, setting or reader creates new
+    files. Raises ValueError as `check` does, but always after checking every row.
     """
     import datasets
     from filelock import FileLock
 
-    from lib.data import exact  # noqa: F401 (its type of column, which the files name)
+    from lib.data import exact  # noqa: F401 (registers the column type that the files name)
 
     _check_settings(data, want)
     found = _find(data)
@@ -121,7 +120,7 @@ def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
 
 
 def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...], training: bool) -> None:
-    """Writes train.arrow, heldout.arrow and check.json aside, then moves them into place at once."""
+    """Writes train.arrow, heldout.arrow and check.json to a temporary folder, then renames it to `folder`."""
     import pyarrow as pa
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
@@ -129,7 +128,7 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
     from lib.data.exact import ExactJson, array
 
     building = folder.with_name(f"{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)  # of a worker that was killed; the caller holds the lock
+    shutil.rmtree(building, ignore_errors=True)  # left by a killed worker; the caller holds the lock
     building.mkdir()
     writers: dict[str, ArrowWriter] = {}
     waiting: dict[str, list[dict]] = {"train": [], "heldout": []}
@@ -156,7 +155,7 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
             write(kind, side)
 
     with undo:
-        undo.callback(shutil.rmtree, building, ignore_errors=True)  # it has another name by then if all went well
+        undo.callback(shutil.rmtree, building, ignore_errors=True)  # a no-op after success, when it has been renamed
         result = scan(data, found, want, keep, training=training)
         for side in ("train", "heldout"):
             write(result.kind, side)
@@ -168,15 +167,15 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
 def _find(data: Data) -> sources.Found:
     if data.heldout is not None and data.heldout == data.source != "demo":
         raise ValueError(
-            "data.heldout is the same as data.source; name other rows, or leave it out for a share of source."
+            "data.heldout is the same as data.source; name other rows, or leave it out to hold out a share of data.source."
         )
     if data.source == "demo" and data.heldout is None:
-        data = replace(data, heldout="demo")  # its own held-out rows, which no training row can equal
+        data = replace(data, heldout="demo")  # the demo's own held-out rows, which never equal a training row
     found = sources.find(data), sources.find(data, "data.heldout") if data.heldout else None
     for key in ("name", "revision", "split"):
         if found[0].kind != "hub" and getattr(data, key) != getattr(Data(), key):
             raise ValueError(
-                f"data.{key}: {getattr(data, key)} would be a part of a hub dataset, and {data.source} is none: all of its rows are "
+                f"data.{key}: {getattr(data, key)} selects part of a hub dataset, but {data.source} isn't one: all of its rows are "
                 "read. Leave it out; data.source and data.heldout name the files to train on and to hold out."
             )
     return found
@@ -188,7 +187,7 @@ def _check_settings(data: Data, want: tuple[str, ...]) -> None:
         near = ", ".join(get_close_matches(data.format, FORMATS, 3, 0.4)) or "none"
         raise ValueError(f"data.format: no format {data.format!r}; nearest: {near}; known: auto, {', '.join(FORMATS)}.")
     if not 0 <= data.heldout_fraction <= 1:
-        raise ValueError(f"data.heldout_fraction is {data.heldout_fraction}; it is a share, from 0 to 1.")
+        raise ValueError(f"data.heldout_fraction is {data.heldout_fraction}; it is a share and must be from 0 to 1.")
     for key in ("limit", "heldout_limit"):
         given = getattr(data, key)
         if given is not None and given < 1:

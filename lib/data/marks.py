@@ -1,8 +1,8 @@
-"""Marks that an assistant message is not to be learnt. It stays in the conversation as context and carries no loss.
+"""Marks for assistant messages that are not to be learnt: they stay in the conversation as context, without loss.
 
-The field's spellings, of OpenAI, Axolotl, ms-swift and others: `weight` or `loss_weight` 0, `train`, `training`,
-`trainable` or `loss` false. On any other message they change nothing: those are never learnt. While a row is read the
-mark is `"weight": 0` in the message; a canonical row has it beside the messages, so that no chat template sees it:
+Recognised are the spellings of OpenAI, Axolotl, ms-swift and others: `weight` or `loss_weight` 0; `train`, `training`,
+`trainable` or `loss` false. On messages of other roles, which are never learnt, they have no effect. While a row is read,
+the mark is `"weight": 0` in the message. In a canonical row it is beside the messages, so that no chat template sees it:
 
     {"messages": [user, assistant, user, assistant], "unlearnt": [1]}
 """
@@ -18,7 +18,7 @@ _MEANS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "tru
 
 
 def mark(turn: dict, where: str) -> dict:
-    """{"weight": 0} for an assistant's turn that is not to be learnt, else {}. Raises BadRow for anything between."""
+    """Returns {"weight": 0} if an assistant's turn is not to be learnt, else {}. Raises BadRow for partial weights."""
     if _READ.isdisjoint(turn):
         return {}
     found = {key: turn[key] for key in SPELLINGS if turn.get(key) is not None}
@@ -34,9 +34,9 @@ def mark(turn: dict, where: str) -> dict:
 
 
 def settle(kind: str, row: dict) -> int:
-    """Moves the marks of a row of that kind, in place, from its messages to "unlearnt". Returns how many a chat row has.
+    """Moves a row's marks from its messages to "unlearnt", in place. Returns the number of marks (0 for kinds other than chat).
 
-    Raises BadRow where nothing is left to learn, or where answers are compared or judged whole and one is marked.
+    Raises BadRow if nothing is left to learn, or if the marked answer is the one that the row compares or judges.
     """
     marked = {
         column: places
@@ -47,7 +47,9 @@ def settle(kind: str, row: dict) -> int:
         return 0
     judged = next((column for column in ("chosen", "rejected", "completion") if column in marked), None)
     if judged:
-        raise BadRow(f"{judged} is marked as not to be learnt (weight 0), but it is what the row is for")
+        raise BadRow(
+            f"{judged} is marked as not to be learnt (weight 0), but it is the answer that the row compares or judges"
+        )
     for column in marked:
         row[column] = [_without(m) for m in row[column]]
     if kind != "chat":
@@ -59,7 +61,7 @@ def settle(kind: str, row: dict) -> int:
 
 
 def learnt(row: dict) -> list[int]:
-    """Places of the assistant messages of a chat row that are learnt, each after at least one message."""
+    """Returns the indices of a chat row's assistant messages that are learnt. A first message is never among them."""
     left_out = row.get("unlearnt") or ()
     return [i for i, m in enumerate(row["messages"]) if i and m["role"] == "assistant" and i not in left_out]
 

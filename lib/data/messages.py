@@ -1,4 +1,4 @@
-"""Turns as people write them (OpenAI, ShareGPT, typed parts, hh-rlhf) → the messages of lib/data/rows.py."""
+"""Converts turns in common formats (OpenAI, ShareGPT, typed parts, hh-rlhf) to the messages of lib/data/rows.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assistant(text: str) -> Message:
 
 
 def with_system(system: object, messages: list[Message]) -> list[Message]:
-    """Puts a row's separate system text in front, unless it is empty or the conversation brings its own."""
+    """Puts a row's separate system text first, unless it is empty or the conversation starts with its own."""
     if system is not None and not isinstance(system, str):
         raise BadRow(f"system is {kind_of(system)}, not text")
     if not system or not system.strip() or (messages and messages[0]["role"] == "system"):
@@ -50,10 +50,10 @@ def with_system(system: object, messages: list[Message]) -> list[Message]:
 
 
 def read_turns(turns: object, name: str) -> list[Message]:
-    """[{role, content}, …] or [{from, value}, …] → messages. Raises BadRow, naming the column `name`.
+    """Converts [{role, content}, …] or [{from, value}, …] to messages. Raises BadRow, naming the column `name`.
 
-    A ShareGPT function_call turn becomes the assistant's tool_calls (of the turn before, if that is its own);
-    an observation becomes a tool message; an empty system message is left out.
+    A ShareGPT function_call turn becomes tool_calls: of the previous message, if that is the assistant's, otherwise of
+    a new one. An observation becomes a tool message. An empty system message is left out.
     """
     if isinstance(turns, dict):
         turns = [turns]
@@ -65,17 +65,17 @@ def read_turns(turns: object, name: str) -> list[Message]:
         if not isinstance(turn, dict):
             raise BadRow(f"{where} is {kind_of(turn)}, not a message")
         turn = missing_as_null(turn)
-        said = turn.get("role", turn.get("from"))
-        if not isinstance(said, str) or said.lower() not in ROLES:
-            near = get_close_matches(str(said).lower(), ROLES, 1)
-            raise BadRow(f"{where} has role {said!r}" + (f" (nearest: {near[0]})" if near else ""))
-        role = ROLES[said.lower()]
+        given = turn.get("role", turn.get("from"))
+        if not isinstance(given, str) or given.lower() not in ROLES:
+            near = get_close_matches(str(given).lower(), ROLES, 1)
+            raise BadRow(f"{where} has role {given!r}" + (f" (nearest: {near[0]})" if near else ""))
+        role = ROLES[given.lower()]
         message = _read_message(role, turn, where)
         if role == "system" and not message["content"].strip():
             continue
         if role == "call" and messages and messages[-1]["role"] == "assistant":
             if ("weight" in message) != ("weight" in messages[-1]):
-                raise BadRow(f"{where} is marked otherwise than the words before it (they are one message)")
+                raise BadRow(f"{where} has another weight mark than the text before it (they form one message)")
             messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
             continue
         messages.append(message | {"role": "assistant"} if role == "call" else message)
@@ -97,7 +97,7 @@ def _read_message(role: str, turn: dict, where: str) -> Message:
         reasoning, calls = reasoning or thought, calls + more
     if content is None and calls:
         content = ""
-    if isinstance(content, dict) and role == "tool":  # a tool's answer left as an object
+    if isinstance(content, dict) and role == "tool":  # a tool's answer as an object
         content = json.dumps(_json(content, f"{where} (tool)"), ensure_ascii=False)
     if not isinstance(content, str):
         raise BadRow(f"{where} ({role}) has {kind_of(content)} for content")
@@ -117,7 +117,9 @@ def _read_message(role: str, turn: dict, where: str) -> Message:
 
 
 def _read_parts(parts: list, where: str) -> tuple[str, str, list]:
-    """Typed parts: [{"type": "text", "text"|"value": …}, {"type": "reasoning" …}, {"type": "tool_call" …}]."""
+    """Reads typed parts [{"type": "text", "text"|"value": …}, {"type": "reasoning" …}, {"type": "tool_call" …}].
+
+    Returns (text, reasoning, tool calls)."""
     texts, thoughts, calls = [], [], []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else kind_of(part)
@@ -136,7 +138,7 @@ def _read_parts(parts: list, where: str) -> tuple[str, str, list]:
 
 
 def _read_calls(raw: object, where: str) -> list[dict]:
-    """One call or a list of them, as objects or JSON text → [{"type": "function", "function": {name, arguments}}]."""
+    """Converts one call or a list of them, as objects or JSON text, to [{"type": "function", "function": {name, arguments}}]."""
     call = _json(raw, f"{where}: the tool call")
     if isinstance(call, list):
         return [one for item in call for one in _read_calls(item, where)]
@@ -153,12 +155,12 @@ def _read_calls(raw: object, where: str) -> list[dict]:
 
 
 def _ordered(new: dict, old: dict) -> dict:
-    """In the order of the old keys, which templates render."""
+    """Orders the keys of `new` as in `old`, since templates render them in order."""
     return {key: new[key] for key in [*old, *new] if key in new}
 
 
 def read_tools(raw: object) -> dict:
-    """A row's tools, as a list or JSON text, to {"tools": [{"type": "function", "function": …}]}; none → {}."""
+    """Converts a row's tools, a list or JSON text, to {"tools": [{"type": "function", "function": …}]}; {} if there are none."""
     if raw is None or raw == "":
         return {}
     tools = _json(raw, "tools")
@@ -167,7 +169,7 @@ def read_tools(raw: object) -> dict:
     return {"tools": [t if "function" in t else {"type": "function", "function": t} for t in tools]} if tools else {}
 
 
-# "\n\nHuman:" or "\n\nAssistant:" opens a turn; the first may also stand at the very start of the string.
+# "\n\nHuman:" or "\n\nAssistant:" opens a turn; at the start of the string the blank line may be missing.
 _SPEAKER = re.compile(r"(?:\n\n|\A\s*)(Human|Assistant):")
 
 
@@ -177,10 +179,10 @@ def is_transcript(text: str) -> bool:
 
 
 def read_transcript(text: object, name: str) -> list[Message]:
-    """The transcripts of hh-rlhf (Bai et al. 2022): "\\n\\nHuman: … \\n\\nAssistant: …" → messages.
+    """Converts a transcript of hh-rlhf (Bai et al. 2022), "\\n\\nHuman: … \\n\\nAssistant: …", to messages.
 
-    Turns are stripped. Two in a row by the same speaker, as some annotators made, are one turn with a blank line
-    between, because chat templates want the roles to alternate.
+    Turns are stripped. Consecutive turns of the same speaker, as some annotators wrote, are joined with a blank line,
+    because chat templates require the roles to alternate.
     """
     if not isinstance(text, str):
         raise BadRow(f"{name} is {kind_of(text)}, not a transcript")
@@ -188,17 +190,18 @@ def read_transcript(text: object, name: str) -> list[Message]:
     if len(pieces) < 3 or pieces[0].strip():
         raise BadRow(f"{name} doesn't start with 'Human:'")
     messages: list[Message] = []
-    for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True):
-        role, said = ROLES["human" if speaker == "Human" else "assistant"], said.strip()
+    for speaker, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        role, content = ROLES["human" if speaker == "Human" else "assistant"], text.strip()
         if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{said}".strip()
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content}".strip()
         else:
-            messages.append({"role": role, "content": said})
+            messages.append({"role": role, "content": content})
     return messages
 
 
 def split_common(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
-    """Two conversations → (prompt, chosen, rejected); the prompt is the longest common part before an answer."""
+    """Splits two conversations into (prompt, chosen, rejected). The prompt is their longest common start that ends before an
+    answer."""
     same = 0
     while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
         same += 1
@@ -220,7 +223,7 @@ def _json(raw: object, what: str) -> object:
 
 
 def _not_json(value: object) -> str | None:
-    """The first value in it that JSON has no form for: NaN, Infinity, Parquet's dates and bytes."""
+    """Returns the first contained value that JSON can't represent: NaN, Infinity, Parquet's dates and bytes. None: there is none."""
     if isinstance(value, float):
         return None if math.isfinite(value) else repr(value)
     if value is None or isinstance(value, str | int):

@@ -1,8 +1,8 @@
-"""Files → rows, one at a time: JSON, JSON Lines, CSV/TSV, Parquet, plain text; also compressed (.gz .bz2 .xz .zst).
+"""Reads files row by row: JSON, JSON Lines, CSV/TSV, Parquet, plain text; also compressed (.gz .bz2 .xz .zst).
 
-`rows(file)` yields (place, row): place is `path:line` (or `path[index]` for JSON arrays and Parquet) and row is a dict,
-or a BadRow where that row can't be read. Memory stays at one block whatever the size of the file.
-Files are UTF-8, with or without a byte-order mark. NaN and Infinity in a column are null: a value that isn't there.
+`rows` yields (place, row). place is `path:line`, or `path[index]` for JSON arrays and Parquet. row is a dict, or a
+BadRow if the row can't be read. Memory use is one block, whatever the size of the file.
+Files are UTF-8, with or without a byte-order mark. NaN and Infinity in a column are read as null (a missing value).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from lib.data.rows import BadRow, missing_as_null
 
 Rows = Iterator[tuple[str, dict | BadRow]]
 
-BLOCK = 1 << 20  # bytes of a file looked at to tell its layout, and read at a time from a JSON array
+BLOCK = 1 << 20  # bytes from which a file's layout is recognised, and characters read at a time from a JSON array
 
 
 class Unreadable(ValueError):
-    """Why the rest of a file can't be read; the caller adds the config key. Never skipped: rows would be lost."""
+    """The rest of a file can't be read. The caller adds the config key. Never skipped, since rows would be lost."""
 
 
 def json_lines(f: BinaryIO, name: str) -> Rows:
-    """One object per line; an array of objects is read too."""
+    """Reads one object per line; also an array of objects."""
     return _array(f, name) if _head(f).startswith(b"[") else _lines(f, name)
 
 
 def json_file(f: BinaryIO, name: str) -> Rows:
-    """An array of objects, or one object with a single list of objects in it, or JSON Lines under another ending."""
+    """Reads an array of objects, one object that contains a single list of objects, or JSON Lines in a .json file."""
     if _head(f).startswith(b"["):
         return _array(f, name)
     start: list[bytes] = []
@@ -45,7 +45,7 @@ def json_file(f: BinaryIO, name: str) -> Rows:
         json.loads(_decode(b"".join(start), first=True))
     except ValueError:
         return _one_object(b"".join(start) + f.read(), name)
-    for line in f:  # the first line is an object by itself: a row, if there is another below it
+    for line in f:  # the first line is a complete object; if another line follows, this is JSON Lines
         start.append(line)
         if line.strip():
             return _lines(chain(start, f), name)
@@ -72,7 +72,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 def _array(f: BinaryIO, name: str) -> Rows:
-    """Decodes one element at a time. Nothing can be read after a syntax error: Unreadable, not a BadRow."""
+    """Decodes one element at a time. Raises Unreadable at a syntax error, since nothing after it can be read."""
     decoder, pieces, n = json.JSONDecoder(), io.TextIOWrapper(f, "utf-8-sig", "surrogateescape"), 0
     text = pieces.read(BLOCK)
     at = text.index("[") + 1
@@ -83,7 +83,7 @@ def _array(f: BinaryIO, name: str) -> Rows:
         why = "no closing ]"
         try:
             row, end = decoder.raw_decode(text, at)
-            # A number cut by the end of the block would decode to another one.
+            # A number cut by the end of the block would decode to a different number.
             complete = end < len(text) or not isinstance(row, int | float)
         except ValueError as e:
             why, complete = str(e), False
@@ -93,10 +93,10 @@ def _array(f: BinaryIO, name: str) -> Rows:
             continue
         more = pieces.read(max(BLOCK, len(text) - at))  # doubling, so that one huge element isn't decoded many times
         if not more:
-            after = f"behind row [{n - 1}]" if n else "at its first row"
+            after = f"after row [{n - 1}]" if n else "at its first row"
             raise Unreadable(
-                f"{name} is broken {after} ({why}), and nothing after that can be read. "
-                "Mend the file, or write it as JSON Lines (.jsonl): one row per line."
+                f"{name} is broken {after} ({why}), and the rest can't be read. "
+                "Repair the file, or write it as JSON Lines (.jsonl): one row per line."
             )
         text, at = text[at:] + more, 0
 
@@ -105,7 +105,7 @@ def _one_object(content: bytes, name: str) -> Rows:
     try:
         whole = json.loads(_decode(content, first=True))
     except ValueError as e:
-        raise Unreadable(f"{name} is broken JSON ({e}). Mend it, or write it as JSON Lines (.jsonl).") from None
+        raise Unreadable(f"{name} is broken JSON ({e}). Repair it, or write it as JSON Lines (.jsonl).") from None
     if not isinstance(whole, dict):
         raise Unreadable(f"{name} holds {json.dumps(whole)[:40]}, not rows.")
     lists = [k for k, v in whole.items() if isinstance(v, list) and v and all(_is_row(x) for x in v)]
@@ -125,7 +125,7 @@ def _object(row: Any) -> dict | BadRow:
 
 
 def comma_separated(f: BinaryIO, name: str) -> Rows:
-    """The first line names the columns. Separated by tabs or semicolons where that line has them and no comma."""
+    """Reads CSV whose first line names the columns. The separator is a tab or semicolon if that line has one and no comma."""
     csv.field_size_limit(1 << 30)
     lines = (_decode(line, first=n == 0) for n, line in enumerate(f))
     first = next(lines, "")
@@ -140,7 +140,7 @@ def comma_separated(f: BinaryIO, name: str) -> Rows:
         raise Unreadable(f"{name}: the first line must name the columns, but it has {min(twice)!r} twice")
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
-        start = reader.line_num + 2  # a quoted cell may hold line breaks: the line where the row starts
+        start = reader.line_num + 2  # the line where the row starts; quoted cells may hold line breaks
         try:
             cells = next(reader)
         except StopIteration:
@@ -171,14 +171,14 @@ def parquet(f: BinaryIO, name: str) -> Rows:
 
 
 def without_null_members(value: Any) -> Any:
-    """Arrow gives every object in a column the keys of all the others, null where it had none: takes those away."""
+    """Removes null members of objects: Arrow gives every object in a column the keys of all others, set to null."""
     if isinstance(value, dict):
         return {k: without_null_members(v) for k, v in value.items() if v is not None}
     return [without_null_members(v) for v in value] if isinstance(value, list) else value
 
 
 def plain(f: BinaryIO, name: str) -> Rows:
-    """A row is a paragraph where the file has blank lines, else a line. (Told by its first megabyte.)"""
+    """Reads paragraphs as rows if the first megabyte of the file has blank lines, otherwise lines."""
     head = f.peek(BLOCK)
     paragraphs = any(not line.strip() for line in head.strip().split(b"\n"))
     held: list[str] = []
@@ -196,7 +196,7 @@ def plain(f: BinaryIO, name: str) -> Rows:
 
 
 def _decode(line: bytes, first: bool) -> str:
-    # A byte that isn't UTF-8 becomes a surrogate, which the scan finds: so it costs its own row, not the file.
+    # A byte that isn't UTF-8 becomes a surrogate, which scan.py finds: only that row is bad, not the file.
     return line.decode("utf-8-sig" if first else "utf-8", "surrogateescape")
 
 
@@ -216,7 +216,7 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def ending(path: str) -> str:
-    """The ending that says how to read a file: .jsonl of data.jsonl.gz."""
+    """Returns the ending that selects the reader: ".jsonl" for data.jsonl.gz."""
     stem = path.lower()
     for packed in COMPRESSED:
         stem = stem.removesuffix(packed)
@@ -224,7 +224,7 @@ def ending(path: str) -> str:
 
 
 def rows(fs: Any, path: str, name: str) -> Rows:
-    """The rows of one file on an fsspec file system, with `name` in their places."""
+    """Yields (place, row) of one file on an fsspec filesystem, with `name` in the places."""
     for place, row in _read(fs, path, name):
         yield place, row if isinstance(row, BadRow) else missing_as_null(row)
 
@@ -245,12 +245,12 @@ def _read(fs: Any, path: str, name: str) -> Rows:
 
 @contextmanager
 def _unpacked(fs: Any, path: str) -> Iterator[Any]:
-    """The bytes of a file, decompressed by its ending."""
+    """Opens a file for reading, decompressed according to its ending."""
     if not path.lower().endswith(".zst"):
         with fs.open(path, "rb", compression="infer") as f:
             yield f
         return
-    import pyarrow as pa  # fsspec has zstd only with another package, and without it gives the packed bytes
+    import pyarrow as pa  # fsspec needs another package for zstd, and without it returns the compressed bytes
 
     with fs.open(path, "rb") as f, pa.CompressedInputStream(pa.PythonFile(f, "r"), "zstd") as unpacked:
         yield unpacked

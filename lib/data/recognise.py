@@ -1,4 +1,4 @@
-"""Which format are these rows? From the columns and the types of their values, over the first rows of a source."""
+"""Recognises the format of rows by their columns and the types of the values, from the first rows of a source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lib.data.rows import CONVERSIONS
 
 
 def column_types(rows: list[dict]) -> dict[str, str]:
-    """column → the commonest type of its values in these rows, for the columns that most of the rows have."""
+    """Returns {column: most common type of its values}, for the columns that at least half of the rows have."""
     seen: dict[str, Counter] = {}
     for row in rows:
         for column, value in row.items():
@@ -36,15 +36,15 @@ def _type_of(value: object) -> str:
 
 
 def fitting(types: dict[str, str]) -> list[str]:
-    """Names of the formats whose columns are all there with a type they can read."""
+    """Returns the names of the formats whose columns all exist with a type they can read."""
     return [n for n, f in FORMATS.items() if all(types.get(column) in ok for column, ok in f.needs.items())]
 
 
 def recognise(rows: list[dict], want: tuple[str, ...], insisted: str, key: str) -> tuple[str, list[str]]:
-    """(the format of these rows, other formats that fit too). Raises ValueError naming the config key.
+    """Returns (the format of these rows, other formats that also fit). Raises ValueError naming the config key.
 
-    Of the formats that fit, the first whose kind is wanted; failing that, the first that converts to a wanted one
-    (lib/data/rows.py CONVERSIONS): pairs that also have a messages column serve both SFT and DPO.
+    Chooses the first fitting format of a wanted kind, otherwise the first that converts to a wanted kind (CONVERSIONS in
+    lib/data/rows.py). So pairs that also have a messages column serve both SFT and DPO.
     """
     types = column_types(rows)
     found = [insisted] if insisted != "auto" else fitting(types)
@@ -59,7 +59,7 @@ def recognise(rows: list[dict], want: tuple[str, ...], insisted: str, key: str) 
             f"{key}: the format isn't recognised. The first row:\n{shown(rows[0])}\n"
             f"Rename columns with data.columns: {{theirs: ours}} to one of:\n{known()}"
         )
-    # Conversations with chosen and rejected, or with a label, are not simply conversations: the larger format wins.
+    # Conversations with chosen and rejected, or with a label, also fit plain conversations: the larger format wins.
     found = [n for n in found if not any(FORMATS[n].needs.keys() < FORMATS[m].needs.keys() for m in found)]
     direct = [n for kind in want for n in found if FORMATS[n].kind == kind]
     converted = [n for kind in want for n in found if (FORMATS[n].kind, kind) in CONVERSIONS]
@@ -82,6 +82,6 @@ def known() -> str:
 
 
 def shown(row: dict, longest: int = 60) -> str:
-    """One row for a person: a line per column, long values cut."""
+    """Formats one row for printing: a line per column, long values cut."""
     cut = {c: r if len(r := repr(v)) <= longest else r[:longest] + " …" for c, v in row.items()}
     return "\n".join(f"  {c}: {v}" for c, v in list(cut.items())[:20])

@@ -1,9 +1,9 @@
-"""Text answers that begin with their own prompt, as a language model's raw output does.
+"""Removes the prompt from text answers that begin with it, as a language model's raw output does.
 
     {"prompt": "What is red?", "chosen": "What is red? A colour.", "rejected": "What is red? No idea."}
 
-The repeated prompt is taken off, as it is from messages; of two answers only if both repeat it, since one alone may be
-what makes it the worse. A prompt of fewer than three words stays, because a greeting is often returned.
+From messages a repeated prompt is removed too (lib/data/formats.py). Of two answers both must repeat it: if only one does,
+that may be why it is the worse one. A prompt of fewer than three words stays, because a greeting is often returned.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 
 WORDS = 3
 LETTERS = 8
-"""What is long enough in a script without spaces between words."""
+"""Letters of a prompt that is long enough, in scripts without spaces between words."""
 _ANSWERS = {
     "preference": ("prompt", ("chosen", "rejected")),
     "alpaca-preference": ("instruction", ("chosen", "rejected")),
@@ -22,7 +22,7 @@ _ANSWERS = {
 
 
 def without_prompt(format: str, row: dict) -> dict | None:
-    """The row with its prompt taken off its answers; None where they don't repeat it."""
+    """Returns the row with the prompt removed from its answers; None if they don't repeat it."""
     column, answers = _ANSWERS.get(format, ("", ()))
     prompt = row.get(column)
     if not isinstance(prompt, str):
@@ -37,7 +37,7 @@ def without_prompt(format: str, row: dict) -> dict | None:
 
 
 def _rest(prompt: str, answer: object) -> str:
-    """What comes after the prompt; "" where it doesn't end there, or nothing follows."""
+    """Returns the answer's text after the prompt; "" if it doesn't begin with the prompt as whole words, or nothing follows."""
     if not isinstance(answer, str) or not answer.lstrip().startswith(prompt):
         return ""
     rest = answer.lstrip()[len(prompt) :]

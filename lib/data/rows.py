@@ -1,13 +1,13 @@
-"""Canonical rows: the six shapes that every data source is turned into, and what makes a row unusable.
+"""Canonical rows: the six kinds into which every data source is converted, and the checks that reject a row.
 
     text        {"text": str}
     chat        {"messages": [message, …], "tools"?: [tool, …], "unlearnt"?: [int, …]}
-                                                       the last message is the assistant's; unlearnt are the places of
+                                                       the last message is the assistant's; unlearnt: indices of
                                                        assistant messages that are context only (lib/data/marks.py)
     prompt      {"prompt": [message, …], "tools"?: […]}                         the last message is a user's or a tool's
     preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}
-                                                       chosen/rejected follow the prompt: messages of the assistant alone,
-                                                       or of anyone where a stage asks for COMPARED
+                                                       chosen/rejected follow the prompt: messages of the assistant only,
+                                                       or of any role if a stage wants COMPARED
     labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
                                                        label true: a wanted answer (KTO, Ethayarajh et al. 2024)
     pair        {"a": str, "b": str, "score": float}                            sentence similarity
@@ -72,21 +72,21 @@ KINDS: dict[str, type] = {
 
 
 COMPARED = "comparison"
-"""Asked for in the place of a kind: preference rows whose conversations are scored whole, so that they may part anywhere."""
+"""What a stage wants instead of "preference" if it scores conversations as a whole: the two may then differ from any message on."""
 
 
 class BadRow(ValueError):
-    """Why one row can't be used. Counted and shown with its line; the job stops unless data.bad_rows is skip."""
+    """One row can't be used. Counted and shown with its line; the job stops unless data.bad_rows is skip."""
 
 
 def missing_as_null(fields: dict) -> dict:
-    """NaN and ±Infinity, which pandas and Python's json write for a value that isn't there, as None."""
-    if float not in map(type, fields.values()):  # nearly always, and every row and message comes by
+    """Replaces NaN and ±Infinity, which pandas and Python's json write for missing values, with None."""
+    if float not in map(type, fields.values()):  # the fast path, as this runs for every row and message
         return fields
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
-# Who may speak after whom. Templates such as Llama 2's and Gemma's raise on anything else, others render it silently.
+# Roles that may follow each role. Templates such as Llama 2's and Gemma's raise on anything else, others render it silently.
 MAY_FOLLOW = {
     None: ("system", "user"),
     "system": ("user",),
@@ -97,7 +97,7 @@ MAY_FOLLOW = {
 
 
 def check_order(messages: list[Message], last: tuple[str, ...]) -> None:
-    """Raises BadRow unless the roles alternate, nothing is empty and the last message is by one of `last`."""
+    """Raises BadRow unless roles follow MAY_FOLLOW, no message is empty and the last one is by a role in `last`."""
     before = None
     for n, message in enumerate(messages, 1):
         role = message["role"]
@@ -106,7 +106,7 @@ def check_order(messages: list[Message], last: tuple[str, ...]) -> None:
             raise BadRow(f"message {n} is by {role}, but {' or '.join(MAY_FOLLOW[before])} comes {place}")
         if role == "tool" and before == "assistant" and not messages[n - 2].get("tool_calls"):
             raise BadRow(f"message {n} is a tool's answer, but the assistant called no tool")
-        # A tool may return nothing; a model that calls one need not speak.
+        # A tool may return nothing, and a message with a tool call may have no text.
         if role != "tool" and not message.get("tool_calls") and not message["content"].strip():
             raise BadRow(f"message {n} ({role}) is empty")
         before = role
@@ -115,20 +115,20 @@ def check_order(messages: list[Message], last: tuple[str, ...]) -> None:
 
 
 def check_answer(answer: list[Message], side: str) -> None:
-    """Raises BadRow where others speak in an answer: all of its tokens carry loss, theirs too."""
+    """Raises BadRow if an answer contains messages of other roles, because all tokens of an answer carry loss."""
     other = next((m["role"] for m in answer if m["role"] != "assistant"), None)
     if other:
         raise BadRow(
             f"{side} has a {other} message after its first answer "
-            "(it would be learnt like the model's own words; end both sides at the first answer that differs. "
-            "A reward model takes such pairs)"
+            "(it would be learnt like the model's own text; end both sides at the first answer that differs. "
+            "A reward model accepts such pairs)"
         )
 
 
 def check_row(kind: str, row: dict, compared: bool = False) -> None:
     """Raises BadRow with the reason if a canonical row of that kind can't be trained on.
 
-    compared: the row's answers are scored as wholes, and none of their tokens carries loss.
+    compared: answers are scored as a whole, and none of their tokens carries loss.
     """
     if kind == "text":
         if not row["text"].strip():
@@ -192,9 +192,9 @@ def _prompt_alone(row: dict) -> list[dict]:
     return [{"prompt": row["prompt"], **_tools(row)}]
 
 
-# (kind found, kind wanted) -> (function, what it does, shown to the user). Only what loses nothing a stage of the
-# wanted kind could use: an answer a person rejected is not something to imitate. Text is never made from chat
-# here, since only the model's own template can do that.
+# (kind found, kind wanted) -> (function, description shown to the user). Listed are only conversions that keep everything
+# a stage of the wanted kind could use: an answer that a person rejected is not to be imitated. Chat is never converted to
+# text here, since only the model's own template can do that.
 CONVERSIONS = {
     ("preference", "chat"): (_chosen, "each prompt with its chosen answer"),
     ("labelled", "chat"): (_wanted, "only the answers labelled true"),
@@ -206,9 +206,9 @@ CONVERSIONS = {
 
 
 def prompts_of(kind: str, row: dict) -> list[str]:
-    """The questions that a row answers, as strings, first to last: what must not be on both sides of the split.
+    """Returns the prompts that a row answers, as strings, in order. None of them may be on both sides of the split.
 
-    A conversation of three answers asks three questions, each the whole of what came before. Text asks one, itself.
+    A conversation with three answers has three prompts, each all the messages before that answer. A text is its own prompt.
     """
     if kind == "text":
         return [row["text"]]
@@ -217,5 +217,5 @@ def prompts_of(kind: str, row: dict) -> list[str]:
     messages = row["messages"] if kind == "chat" else row["prompt"]
     end = [] if kind == "chat" else [len(messages)]
     ends = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0] + end
-    said = [f"{m['role']} {m['content']} {m.get('tool_calls') or ''}" for m in messages]
-    return ["\n".join(said[:i]) for i in ends]
+    turns = [f"{m['role']} {m['content']} {m.get('tool_calls') or ''}" for m in messages]
+    return ["\n".join(turns[:i]) for i in ends]

@@ -1,5 +1,5 @@
-"""One pass over the data: recognise, convert, judge, split, look for leaks. The driver's check and the worker's load
-run this same pass, so that they can't disagree; the worker keeps the rows.
+"""One pass over the data: recognise the format, convert and check rows, split, look for leaks. The driver's check and the
+worker's load both run this pass, so they can't disagree; the worker also stores the rows.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from lib.data.rows import COMPARED, CONVERSIONS, BadRow, check_row, prompts_of
 from lib.data.sources import Found, Source, rows
 from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
 
-SAMPLE = 100  # rows that the format is recognised from
-FIRST = 1000  # rows of each source that the driver looks at when there are too many to read in a second
-SHOWN = 100  # bad rows and leaks kept with their place; all are counted
+SAMPLE = 100  # rows from which the format is recognised
+FIRST = 1000  # rows of each source that the driver reads if there are too many to read in a second
+SHOWN = 100  # bad rows and leaks stored with their place; all are counted
 Keep = Callable[[str, str, dict, str], None]  # (kind, "train" or "heldout", canonical row, its place)
 
 
 @dataclass
 class _Reading:
-    """A source, opened: its format known, its first rows put back."""
+    """An opened source of known format. `rows` starts at the first row."""
 
     source: Source
     format: str
@@ -37,7 +37,7 @@ class _Reading:
     conversion: str | None
     also: list[str]
     convert: Callable[[dict], list[dict]]
-    """One raw row, renamed → the canonical rows of `kind` in it."""
+    """Converts one raw row, with columns renamed, to canonical rows of `kind`."""
     renames: dict[str, str]
     rows: Iterator[tuple[str, dict | BadRow]]
 
@@ -45,10 +45,10 @@ class _Reading:
 def scan(
     data: Data, found: Found, want: tuple[str, ...], keep: Keep, first: int | None = None, training: bool = True
 ) -> Check:
-    """Reads data.source and data.heldout (or the `first` rows of each); keep(kind, side, row, place) gets every good one.
+    """Reads data.source and data.heldout (or the `first` rows of each) and calls keep(kind, side, row, place) for good rows.
 
-    Raises ValueError, naming the key and the remedy: format not recognised or of no use to the stage, bad rows or
-    leaks unless the config says what to do about them, nothing left.
+    Raises ValueError, naming the key and the remedy, if the format isn't recognised or isn't usable by the stage, if there
+    are bad rows or leaks that the config doesn't allow, or if no rows are left.
     """
     source, held_source = found
     compared, want = COMPARED in want, tuple("preference" if kind == COMPARED else kind for kind in want)
@@ -60,7 +60,7 @@ def scan(
 
     def hold(row: dict, place: str) -> None:
         if data.heldout_limit is not None and check.heldout_rows >= data.heldout_limit:
-            check.unused += 1  # and not trained on either
+            check.unused += 1  # not trained on either
         else:
             check.heldout_rows += 1
             keep(train.kind, "heldout", row, place)
@@ -105,7 +105,7 @@ def scan(
 
 
 def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) -> _Reading:
-    """Recognises the format from the first rows. Raises ValueError if it can't, or if the stage can't use it."""
+    """Recognises the format from the first rows. Raises ValueError if that fails, or if the stage can't use the format."""
     if source.kind == "demo":
         from lib.data import demo
 
@@ -152,7 +152,7 @@ def _reading(
 
 
 def _good_rows(reading: _Reading, check: Check, content, compared: bool) -> Iterator[tuple[str, dict]]:
-    """Canonical rows with their places; the others go into check.bad, and all into the hash."""
+    """Yields (place, canonical row). Bad rows are recorded in `check`; every row goes into the hash."""
     for place, raw in reading.rows:
         try:
             if isinstance(raw, BadRow):
@@ -203,7 +203,7 @@ def _check_renames(columns: dict[str, str], sample: list[dict]) -> None:
             )
         if ours in there and ours not in columns:
             raise ValueError(
-                f"data.columns: {theirs!r} can't become {ours!r}, which is there already; rename that away too."
+                f"data.columns: {theirs!r} can't become {ours!r}, which is there already; rename that column too."
             )
 
 
@@ -214,12 +214,12 @@ def _refuse(data: Data, check: Check, training: bool) -> None:
         places = "\n".join(f"  {place}: {why}" for place, why in check.bad[:5])
         raise ValueError(
             f"data.source: {check.bad_rows:,}{of} rows can't be used ({check.why_bad()}):\n{places}\n"
-            "Mend them, or set data.bad_rows: skip to leave them out."
+            "Correct them, or set data.bad_rows: skip to leave them out."
         )
     if check.leaks and data.leaks == "error":
         examples = "\n".join(f"  {train} = {held}: {prompt}" for train, held, prompt in check.leak_examples[:3])
         raise ValueError(
-            f"data.heldout: {check.leaks:,} training rows hold a held-out prompt (but for case, space, punctuation):\n"
+            f"data.heldout: {check.leaks:,} training rows hold a held-out prompt (ignoring case, spacing and punctuation):\n"
             f"{examples}\nSet data.leaks: drop to leave them out of training, or give another data.heldout."
         )
     if training and check.complete and not check.rows:

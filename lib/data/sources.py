@@ -1,4 +1,4 @@
-"""Where rows come from: data.source and data.heldout → files (local, s3://, …), a hub dataset, or the demo."""
+"""Resolves data.source and data.heldout to files (local, s3://, …), a hub dataset or the demo, and reads their rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lib.data import read
 from lib.data.rows import BadRow, missing_as_null
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# Names by which data sets call their parts, as the hub reads them from file names.
+# Split names in file names, as the hub recognises them.
 _PARTS = re.compile(r"(?:^|[^a-z])(train|test|valid|validation|val|dev|eval|heldout)(?:[^a-z]|$)")
 
 
@@ -31,7 +31,7 @@ class Source:
     key: str
     """data.source or data.heldout, for messages."""
     address: str
-    """What the user wrote."""
+    """The value in the config."""
     kind: str
     """files, hub or demo."""
     fs: Any = None
@@ -42,22 +42,22 @@ class Source:
     split: str = "train"
 
     def fingerprint(self) -> str:
-        """Changes when a file does: path, size and time of change of each (the ETag on s3://)."""
+        """Returns a string that changes when a file does: path, size and modification time of each (on s3://, the ETag)."""
         return " ".join([self.kind, self.address, self.split, *(self.fs.ukey(f) for f in self.files)])
 
     def described(self) -> str:
         return f"split {self.split}" if self.kind in ("hub", "demo") else self.address
 
     def name_of(self, file: str) -> str:
-        """A file as the user would write it."""
+        """Returns a file's address as a user would write it."""
         return self.fs.unstrip_protocol(file) if "://" in self.address else file
 
 
-Found = tuple[Source, Source | None]  # data.source, and data.heldout if rows are held out by hand
+Found = tuple[Source, Source | None]  # data.source, and data.heldout if it is set
 
 
 def find(data: Data, key: str = "data.source") -> Source:
-    """The source that data.source or data.heldout names. Raises ValueError if there is nothing, or nothing readable."""
+    """Returns the source that data.source or data.heldout names. Raises ValueError if it doesn't exist or can't be read."""
     address = data.source if key == "data.source" else data.heldout
     if address == "demo":
         return Source(key, address, "demo", split="train" if key == "data.source" else "heldout")
@@ -65,7 +65,7 @@ def find(data: Data, key: str = "data.source") -> Source:
 
     hub = _is_hub(data.source) if key == "data.heldout" else _is_hub(address)
     if hub and key == "data.heldout":
-        # A split's name goes with a hub dataset; a path stays a path.
+        # With a hub dataset, data.heldout may be the name of a split; a path stays a path.
         if not (_exists(address) or "://" in address or "/" in address or read.ending(address) in read.READERS):
             return Source(key, data.source, "hub", split=address)
     elif hub:
@@ -80,13 +80,13 @@ def find(data: Data, key: str = "data.source") -> Source:
         return _files(key, address, fs, path)
 
 
-# Libraries whose errors share no base class with OSError: an endpoint that isn't there, a damaged archive or Parquet.
+# Libraries with errors that aren't OSErrors: for an unreachable endpoint, a damaged archive or damaged Parquet.
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "pyarrow", "zlib", "_lzma", "lzma", "zstandard", "compression")
 
 
 @contextmanager
 def _named(key: str, address: str) -> Iterator[None]:
-    """Errors of reading become a ValueError that names the key, the address and the remedy."""
+    """Turns reading errors inside the block into a ValueError that names the key, the address and the remedy."""
     try:
         yield
     except read.Unreadable as e:
@@ -112,7 +112,7 @@ def _exists(address: str) -> bool:
 
 
 def _is_hub(address: str) -> bool:
-    """Not on this machine, and shaped like org/name rather than a path or a file."""
+    """Whether `address` isn't on this machine and looks like org/name rather than a path or a file."""
     if not _HUB_NAME.fullmatch(address) or _exists(address) or read.ending(address) in read.READERS:
         return False
     if "/" not in address and get_close_matches(address, ["demo"], 1, 0.7):
@@ -144,7 +144,7 @@ def _files(key: str, address: str, fs: Any, path: str) -> Source:
     files = [p for p in readable if p not in texts] or texts if folder else readable
     if not files:
         raise ValueError(
-            f"{key}: {address} is of no kind that can be read: {', '.join(found[:3])}. "
+            f"{key}: {address} has no file type that can be read: {', '.join(found[:3])}. "
             f"Readable: {' '.join(read.READERS)}, and these compressed ({' '.join(read.COMPRESSED)})."
         )
     if folder:
@@ -166,7 +166,7 @@ def _neighbours(fs: Any, path: str) -> list[str]:
 
 
 def _refuse_mixed_parts(key: str, address: str, files: list[str]) -> None:
-    """A folder with train.jsonl and test.jsonl must not be trained on whole."""
+    """Raises ValueError for a folder with both training and test files, which must not all be trained on."""
     parts = {f: m.group(1) for f in files if (m := _PARTS.search(f.rsplit("/", 1)[-1].lower()))}
     train = [f for f, part in parts.items() if part == "train"]
     other = [f for f, part in parts.items() if part != "train"]
@@ -178,7 +178,7 @@ def _refuse_mixed_parts(key: str, address: str, files: list[str]) -> None:
 
 
 def rows(source: Source, data: Data, kind: str | None = None) -> Iterator[tuple[str, dict | BadRow]]:
-    """(place, raw row) of a source, in order. `kind` is the kind of demo rows."""
+    """Returns an iterator of (place, raw row), in order. `kind` is the kind of demo rows."""
     if source.kind == "demo":
         from lib.data import demo
 
@@ -202,8 +202,8 @@ def _of_files(source: Source) -> Iterator[tuple[str, dict | BadRow]]:
 
 @cache
 def _no_hub() -> bool:
-    """Whether this machine can't even find the hub's address. What was loaded before is then read from its cache alone."""
-    if getproxies().keys() & {"http", "https", "all"}:  # which find it for us
+    """Whether this machine can't resolve the hub's host name. Datasets loaded before are then read from the cache alone."""
+    if getproxies().keys() & {"http", "https", "all"}:  # the proxy resolves the name
         return False
     for wait_s in (1, 2, None):  # a machine that has just booted may need a moment
         try:
@@ -218,10 +218,10 @@ def _no_hub() -> bool:
 
 
 def load_hub(source: Source, data: Data) -> Any:
-    """The hub dataset, as datasets.Dataset. Raises ValueError with the remedy. Code of the dataset is never run."""
+    """Loads the hub dataset as datasets.Dataset. Raises ValueError with the remedy. Code in the dataset is never run."""
     import datasets
 
-    if _no_hub():  # or each file is asked for six times, over 23 s
+    if _no_hub():  # online mode would request each file six times, over 23 s
         datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(source.address, data.name, split=source.split, revision=data.revision)

@@ -1,4 +1,4 @@
-"""From conversations to prompt and answer."""
+"""Splits conversations into prompts and answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def per_answer(rows: Dataset | None) -> Dataset | None:
-    """{"messages"} rows → one {"prompt", "completion"} row for each assistant message that is to be learnt, with all before
-    it as prompt.
+    """Converts {"messages"} rows to one {"prompt", "completion"} row for each assistant message that is to be learnt, with
+    all messages before it as the prompt.
 
-    The trainer then learns every answer of a conversation and nothing else, with any chat template: masking answers
-    inside whole conversations needs templates with {% generation %} marks, which most models don't have. Rows of other
-    kinds, and None, come back as they are.
+    The trainer then learns every answer of a conversation and nothing else, with any chat template. Masking answers
+    inside whole conversations would need templates with {% generation %} marks, which most models don't have. Rows of
+    other kinds, and None, are returned unchanged.
     """
     if rows is None or "messages" not in rows.column_names:
         return rows
@@ -45,9 +45,9 @@ def per_answer(rows: Dataset | None) -> Dataset | None:
 
 
 def prompts(rows: Dataset | None, count: int) -> list:
-    """At most `count` prompts to answer: what comes before the last answer of a conversation, or the first half of a text.
+    """Returns at most `count` prompts: the messages before a conversation's last answer, or the first half of a text.
 
-    Raises ValueError where there are no rows.
+    Raises ValueError if there are no rows.
     """
     if rows is None or not len(rows):
         raise ValueError("data.source: there are no held-out rows to answer. Raise data.heldout_fraction.")

@@ -29,7 +29,7 @@ def test_bad_rows_stop_the_job_or_are_left_out(write):
         f"  {path}:6: question is null, not text\n"
         f"  {path}:7: has bytes that are not UTF-8\n"
         f"  {path}:8: answer is empty\n"
-        "Mend them, or set data.bad_rows: skip to leave them out."
+        "Correct them, or set data.bad_rows: skip to leave them out."
     )
     loaded = load(Data(path, heldout_fraction=0, bad_rows="skip"), CHAT)
     assert questions(loaded.train) == [f"What is {i}?" for i in range(5)]
@@ -59,7 +59,7 @@ def test_leaks_are_refused_with_examples_or_dropped(write):
         check(data, CHAT)
     message = str(e.value)
     assert message.startswith(
-        "data.heldout: 4 training rows hold a held-out prompt (but for case, space, punctuation):\n"
+        "data.heldout: 4 training rows hold a held-out prompt (ignoring case, spacing and punctuation):\n"
     )
     assert f"  {data.source}:3 = {data.heldout}:1: user What is 2?\n" in message
     assert message.count(data.source) == 3 and "data.leaks: drop" in message

@@ -130,7 +130,7 @@ def test_a_call_and_the_words_before_it_are_one_message():
         {"from": "gpt", "value": "Looking."},
         {"from": "function_call", "value": '{"name": "look"}', "weight": 0},
     ]
-    with pytest.raises(BadRow, match=r"conversations\[3\] is marked otherwise than the words before it"):
+    with pytest.raises(BadRow, match=r"conversations\[3\] has another weight mark than the text before it"):
         FORMATS["sharegpt"].read({"conversations": turns})
     turns[1]["weight"] = 0
     assert FORMATS["sharegpt"].read({"conversations": turns})[0]["messages"][1]["weight"] == 0

@@ -60,9 +60,9 @@ def test_json_array_in_pieces(tmp_path, monkeypatch, block):
         (
             "x.json",
             '[{"a": 1}, {"a": 2',
-            r"x.json is broken behind row \[0\] .* Mend the file, or write it as JSON Lines",
+            r"x.json is broken after row \[0\] .* Repair the file, or write it as JSON Lines",
         ),
-        ("x.json", '[{"a": 1}', r"x.json is broken behind row \[0\] \(Expecting value"),
+        ("x.json", '[{"a": 1}', r"x.json is broken after row \[0\] \(Expecting value"),
         ("x.json", "[{'a': 1}]", "x.json is broken at its first row"),
         ("x.json", '{"a": 1,\n "b"', "x.json is broken JSON"),
         ("x.json", "3", "x.json holds 3, not rows"),

@@ -69,7 +69,7 @@ def test_a_folder_with_train_and_test_is_not_trained_on_whole(tmp_path):
         ("{}/*.tsv", r"\*.tsv doesn't exist"),
         ("{}/more/empty", "more/empty holds no files"),
         ("{}/zero.jsonl", "zero.jsonl is empty"),
-        ("{}/x.docx", "x.docx is of no kind that can be read.* Readable: .json .jsonl"),
+        ("{}/x.docx", "x.docx has no file type that can be read.* Readable: .json .jsonl"),
         ("{}/broken.jsonl.gz", "broken.jsonl.gz can't be read .*BadGzipFile"),
         ("{}/broken.parquet", "broken.parquet can't be read .*ArrowInvalid.* that the file is whole"),
         ("{}/broken.json", "^data.source: .*broken.json is broken at its first row"),
