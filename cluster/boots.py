@@ -1,4 +1,4 @@
-"""What a box printed whose boot failed, kept in the cluster's folder (boots/NODE.log) before the box is destroyed."""
+"""Logs of a node whose boot failed, saved in the cluster's folder (boots/NODE.log) before it is destroyed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ do [ -s $f ] && echo "== $f" && tail -n 40 $f; done; echo "== nvidia-smi" && nvi
 
 
 def keep(folder: Folder, market: Market, rental: Rental, why: str) -> Path:
-    """The file. Takes some 20 s at most; what could not be had is said in it."""
+    """Writes the log file and returns its path. Takes at most about 20 s; the file also records what could not be fetched."""
     node = f"{rental.market}-{rental.id}"
     try:
         printed = market.logs(rental.id)

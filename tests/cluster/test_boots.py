@@ -145,7 +145,7 @@ def test_status_shows_how_far_a_boot_is(provider, sim):
 def test_ray_up_says_how_far_its_head_is_and_gives_up_one_that_never_boots(provider, sim, capsys):
     sim.control("next", market="runpod", fault="stuck")
     p = provider(boot_minutes=0.02)
-    with pytest.raises(ClickException, match=r"The head runpod-\w+ did not boot, and was ended\. Type ray up again"):
+    with pytest.raises(ClickException, match=r"The head runpod-\w+ did not boot and was destroyed\. Run ray up again"):
         p.create_node({"ladder": LADDER[2:]}, WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}, 1)
     assert "(boot_minutes: 0.02)" in capsys.readouterr().out
     sim.wait(lambda s: s["rentals"] == [])

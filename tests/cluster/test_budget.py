@@ -205,7 +205,7 @@ def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811
     enforce(ledger, market, NOW, [], busy=False)
     ledger = Ledger("c")
     assert Budget(total_usd=10.0).check(ledger, NOW + 1) == "hard"
-    assert "Raise it to go on" in Budget(total_usd=10.0).refuses(ledger, 0.001, NOW + 1)
+    assert "Raise it to continue" in Budget(total_usd=10.0).refuses(ledger, 0.001, NOW + 1)
     assert Budget(total_usd=20.0).check(ledger, NOW + 1) == "ok"
     assert ledger.spent(NOW + 99999) == pytest.approx(4.6 * 2.2, abs=0.01)
 
@@ -242,11 +242,17 @@ def test_hours_end_a_cluster_as_dollars_do(state):  # noqa: F811
     market.rentals.pop("2")
     assert enforce(ledger, market, at, log, budget=budget) == "saving"
     assert log == [
-        ("tell", "budget.max_hours: 8 hours are over but for what saving takes.", at + 288, pytest.approx(1.2))
+        (
+            "tell",
+            "budget.max_hours: the 8 hours are over, except for the time reserved for saving.",
+            at + 288,
+            pytest.approx(1.2),
+        )
     ]
     assert enforce(ledger, market, at + 1, log, busy=False, budget=budget) == "destroying" and not market.rentals
     ledger = Ledger("c")
     assert (
-        budget.refuses(ledger, 0.1, at) == "budget.max_hours of 8 was reached, and everything ended. Raise it to go on"
+        budget.refuses(ledger, 0.1, at)
+        == "budget.max_hours of 8 was reached, and all rentals were ended. Raise it to continue"
     )
     assert Budget(max_hours=9).check(ledger, at) == "ok" and Budget().check(ledger, at) == "ok"

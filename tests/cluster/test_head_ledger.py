@@ -143,7 +143,7 @@ def test_what_is_no_ledger_is_refused_and_the_own_one_stays(on, head, tmp_path):
     for lines in (b"{half\n", b'{"at": 1, "event": "rented"}\n', b"[]\n"):
         (tmp_path / "head/.shoestring/c/ledger.jsonl").write_bytes(lines)
         (copy,) = head_ledger.fetch("c")
-        assert "What vast-1 sent is no ledger" in copy.problem
+        assert "The file sent by vast-1 is not a ledger" in copy.problem
         with pytest.raises(Damaged):
             Ledger("c").take("vast-1", lines)
     assert Ledger("c").spent(T + 3600) == pytest.approx(dollars(3590))
