@@ -45,7 +45,7 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     assert len(machines) == IN_A_ROW  # none twice
     for _ in range(3):
         with pytest.raises(
-            MarketError, match=r"5 boxes in a row failed, the last one vast-\d+: no login in login_minutes"
+            MarketError, match=r"5 boxes in a row failed, the last one vast-\d+: no login within login_minutes"
         ):
             p.create_node({"ladder": ANY}, WORKER, 1)
     assert len(sim.bill()["rentals"]) == IN_A_ROW

@@ -232,7 +232,7 @@ def test_waits_are_told(clock, caplog):
         f"vast, offers: HTTP 503: busy. Retrying in {clock.slept[0]:.0f}",
         "vast, offers: HTTP 429, too many calls: slow. Retrying in 20",
     ]
-    assert "try 3 of 5" in caplog.text
+    assert "attempt 3 of 5" in caplog.text
     with serving((200, {"price": 1})) as (url, _):
         api = Client("vast", url, KEY, {"create": (1, 4.5), "offers": (2, 63.0)})
         for kind in ("create", "create", "offers", "offers", "offers"):

@@ -125,7 +125,7 @@ def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, hea
     at = Ledger("c").taken("vast-1")
     (copy,) = head_ledger.fetch("c")
     assert copy.at == at and "Connection refused" in copy.problem
-    assert copy.says(at + 720).startswith("as of 12 minutes ago: its head vast-1 can't be asked (")
+    assert copy.says(at + 720).startswith("as of 12 minutes ago: its head vast-1 can't be reached (")
     assert cost.main(["c"]) == 0
     assert "  as of 0 minutes ago: its head vast-1" in capsys.readouterr().out
     assert json.loads((cost.main(["c", "--json"]), capsys.readouterr().out)[1])[0]["incomplete"]
