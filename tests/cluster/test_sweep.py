@@ -153,7 +153,7 @@ def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys)
     assert f"No market lists a rental {node[:-1]} of ours. Nearest: {node}." in capsys.readouterr().err
     sim.wait(lambda s: s["rentals"][0]["state"] == "running")
     assert ssh.main([node]) == 2
-    assert f"{node} is a box of c, whose key (" in capsys.readouterr().err
+    assert f"{node} belongs to c, whose key (" in capsys.readouterr().err
     Folder("c")
     assert ssh.main([node, "true"]) == 255  # a box of this simulator has no sshd
     sim.control("offline", id=id)
