@@ -151,9 +151,8 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
 
     cls = AutoModelForSequenceClassification if makes == "reward" else AutoModelForCausalLM
     attention = model.attn_implementation or ("sdpa" if gpu else "eager")
-    kernel = (
-        "sdpa" if attention.startswith("flash") else attention
-    )  # flash attention isn't installed here, and saves the same tensors as sdpa
+    # Flash attention isn't installed here, and saves the same tensors as sdpa.
+    kernel = "sdpa" if attention.startswith("flash") else attention
     with torch.device("meta"):
         net = cls.from_config(config, dtype=getattr(torch, models.dtype(model, precision)), attn_implementation=kernel)
         if model.adapter == "lora":

@@ -23,13 +23,13 @@ def keep(folder: Folder, market: Market, rental: Rental, why: str) -> Path:
     try:
         printed = market.logs(rental.id)
     except MarketError as e:
-        printed = f"not to be had: {e}"
+        printed = f"not available: {e}"
     parts = [
         f"{node}, {rental.count} x {rental.gpu}, machine {rental.machine}: {why}",
         f"{time.strftime('%F %T', time.gmtime())} UTC; it existed for {time.time() - rental.created:.0f} s",
-        f"== {rental.market} says: {rental.state}, {rental.why}",
-        f"== the container's log, by {rental.market}\n{printed or 'none is kept'}",
-        f"== the box itself\n{_inside(folder, node, rental)}",
+        f"== {rental.market} reports: {rental.state}, {rental.why}",
+        f"== the container's log from {rental.market}\n{printed or 'none'}",
+        f"== from the node itself\n{_inside(folder, node, rental)}",
     ]
     path = folder.path / "boots" / f"{node}.log"
     path.parent.mkdir(exist_ok=True, mode=0o700)
@@ -39,7 +39,7 @@ def keep(folder: Folder, market: Market, rental: Rental, why: str) -> Path:
 
 def _inside(folder: Folder, node: str, rental: Rental) -> str:
     if rental.ssh is None:
-        return "has no SSH"
+        return "no SSH address"
     shell = folder.ssh(node, rental.ssh, BatchMode="yes", ConnectTimeout=str(LOGIN_S))
     try:
         done = subprocess.run([*shell, COMMAND], capture_output=True, timeout=ALL_S)

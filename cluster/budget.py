@@ -57,7 +57,7 @@ class Budget:
         if cap := self._cap(ledger):
             return ended(cap)
         if self.per_hour_usd is not None and rate > self.per_hour_usd + 1e-9:
-            return f"${rate:.3f} an hour with it, and budget.per_hour_usd is {self.per_hour_usd:g}"
+            return f"${rate:.3f} an hour with this rental, but budget.per_hour_usd is {self.per_hour_usd:g}"
         left_s = self._left_s(ledger, now)
         if left_s is not None and left_s <= (self.save_minutes + self.useful_minutes) * 60:
             return f"of budget.max_hours {self.max_hours:g} only {max(0.0, left_s) / 60:.0f} minutes are left"
@@ -65,7 +65,7 @@ class Budget:
             left = self.total_usd - spent - rate * (self.save_minutes + self.useful_minutes) / 60
             if left <= 0:
                 return (
-                    f"${spent:.2f} of budget.total_usd {self.total_usd:g} are spent, and at ${rate:.3f} an hour with it the rest "
+                    f"${spent:.2f} of budget.total_usd {self.total_usd:g} are spent, and at ${rate:.3f} an hour with this rental the rest "
                     f"is gone in {max(0.0, self.total_usd - spent) / rate * 60 if rate else 0:.0f} minutes"
                 )
         return None
@@ -149,9 +149,8 @@ class Budget:
                     failed.append(error)
             if failed:
                 raise failed[0]
-        if all(
-            e.id is not None for e in living
-        ):  # else a create is still open: wait until it is listed or counts as failed
+        # A create without an id is still open: wait until it is listed or counts as failed.
+        if all(e.id is not None for e in living):
             for e in ledger.living():
                 ledger.leave(e)
                 markets[e.market].destroy(e.id)

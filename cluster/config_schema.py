@@ -72,7 +72,7 @@ def _join(where: str, key: str) -> str:
 def _meaning(config: dict) -> list[str]:
     types, head, out = config["available_node_types"], config["head_node_type"], []
     if head not in types:
-        out.append(f"head_node_type: {head} is none of available_node_types.{nearest(head, types)}")
+        out.append(f"head_node_type: {head} is not in available_node_types.{nearest(head, types)}")
     names = config["provider"].get("markets")
     for name in names if isinstance(names, list) else []:
         if name not in markets.MARKETS:

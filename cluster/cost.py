@@ -202,7 +202,7 @@ def main(argv: list[str]) -> int:
 
 
 def show(c: Costs) -> None:
-    uncertain = f", up to ${c.uncertain_usd:.2f} of it perhaps not charged" if c.uncertain_usd >= 0.005 else ""
+    uncertain = f", up to ${c.uncertain_usd:.2f} of it possibly not charged" if c.uncertain_usd >= 0.005 else ""
     print(f"{c.cluster}: ${c.usd:.2f}, {c.wasted:.0%} of it wasted{uncertain}; now ${c.usd_per_hour:.3f} an hour")
     for warning in c.incomplete:
         print(f"  {warning}")

@@ -59,7 +59,7 @@ class Ending:
         self._fetched.add(node_id)
         try:
             if node.rental.ssh is None:
-                raise OSError("there is no way to log in")
+                raise OSError("it has no SSH address")
             head_ledger.fetch_from(self.ledger, node_id, node.rental.ssh)
             self.ledger.note(head_ledger.LED, node_id, fetched=True)
         except (OSError, Damaged) as e:

@@ -130,9 +130,7 @@ def _held(a: Anatomy, s: Setting) -> dict[str, int]:
         weights, states = weights // n, states // n
         exchange = (2 * a.largest + 2 * a.head) * (2 if half else 4)
     else:
-        exchange = (
-            a.trainable_bytes
-        )  # DDP's buckets, in addition to the gradients; Ray Train uses DDP for one worker too
+        exchange = a.trainable_bytes  # DDP's buckets, besides the gradients; Ray Train uses DDP for one worker too
     if s.offload and s.gpu:
         states = master = 0
         weights = 0 if s.strategy in ("zero3", "fsdp") else weights

@@ -176,7 +176,7 @@ def _check(i: int, rung: Rung) -> None:
             raise ValueError(f"ladder[{i}].{key}: must be above 0, is {value}")
     if rung.spot and not has_spot(rung.market):
         raise ValueError(
-            f"ladder[{i}].spot: {rung.market} rents nothing by bid (any more). Remove it: on demand is its default"
+            f"ladder[{i}].spot: {rung.market} has no spot offers (any more). Remove the key: on demand is its default"
         )
     for name in rung.gpus:
         if not any(gpus.fits(known, name) for known in rung.tflops) and (hint := gpus.mistaken(name)):

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
             continue
         kinds = [spot for spot in args.spot if market.has_spot or not spot]
         if not kinds:
-            left_out[name] = f"{name} rents nothing by bid. Its offers: --on-demand"
+            left_out[name] = f"{name} has no spot offers. To see its others: --on-demand"
         rungs += [(_rung(args, name, spot), market) for spot in kinds]
     rows: list[tuple[ladder.Rung, Offer]] = []
     for rung, market in rungs:

@@ -300,9 +300,7 @@ class Provider(NodeProvider):
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
         boots = node.made and node.tags.get(ray.TAG_RAY_NODE_STATUS) != ray.STATUS_UP_TO_DATE
-        taken = node.rental.spot and (
-            node.rental.state == "lost" or not exists
-        )  # preempted by a higher bid: nothing failed
+        taken = node.rental.spot and (node.rental.state == "lost" or not exists)  # preempted: nothing failed
         if boots and not taken:
             self._failed(node_id, node, why)
         elif node.rental.state != "lost" and exists:
@@ -310,7 +308,7 @@ class Provider(NodeProvider):
         if exists:
             self.ending.destroy_later(node_id, node if boots else None, why)
         if self._leads:
-            self.ending.later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
+            self.ending.later(f"reporting the loss of {node_id} to Ray", lost.tell, self._leads, {node_id})
 
     def _failed(self, node_id: str, node: Node, why: str) -> None:
         """Records a node that this process rented and that never worked."""

@@ -57,7 +57,7 @@ def ours(model: type[Row], rows: list, key: str, what: str) -> list[Row]:
         except ValidationError as e:
             odd = {str(each["loc"][0]) for each in e.errors() if each["loc"]}
             found.append(model.model_validate({k: v for k, v in row.items() if k not in odd}))
-            _tell(f"{what}: {_named(row)} can't be read in full ({_first(e)}); what can't be read counts as absent")
+            _tell(f"{what}: {_named(row)} can't be read in full ({_first(e)}); unreadable fields count as absent")
     return found
 
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
             print(
                 "Nothing is rented."
                 if complete
-                else "The list of rentals isn't known: not every market could be reached."
+                else "It isn't known whether anything is rented: not every market could be reached."
             )
         _show(found, links, steps, led, ray, now)
     return 2 if len(without_key) == len(MARKETS) else 1 if failed else 0

@@ -32,7 +32,7 @@ def verdict(cluster: str, rentals: list[Rental], now: float) -> tuple[Literal["l
     here = cluster in clusters()
     asked = Ledger(cluster).polled() if here else 0.0
     if asked > now - LED_S:
-        return "led", f"its head asked the markets {max(0.0, now - asked):.0f} s ago"
+        return "led", f"its head listed the markets {max(0.0, now - asked):.0f} s ago"
     heads = [r for r in rentals if tags.is_head(r.label)]
     running = [r for r in heads if r.state != "lost"]
     if running:
@@ -61,8 +61,12 @@ def main(argv: list[str]) -> int:
     for rental in found:
         by_cluster[cluster_of(rental.label)].append(rental)
     asked = sorted(set(markets.MARKETS) - {*without_key, *failed})
-    lists = f"{' and '.join(asked)} list{'s' * (len(asked) == 1)} no" if asked else "No market could be asked for a"
-    unknown_there = f" What runs at {' and '.join(sorted(failed))} isn't known: try again." if failed else ""
+    lists = (
+        f"{' and '.join(asked)} list{'s' * (len(asked) == 1)} no"
+        if asked
+        else "No market could be reached to look for a"
+    )
+    unknown_there = f" Rentals at {' and '.join(sorted(failed))} are unknown: try again." if failed else ""
     for name in args.cluster:
         if name not in by_cluster:
             print(f"{lists} rental of {name}.{unknown_there or nearest(name, by_cluster)}", file=sys.stderr)
@@ -79,7 +83,9 @@ def main(argv: list[str]) -> int:
             unknown.append(name)
     show(by_cluster, verdicts, now)
     if unknown:
-        print(f"If nobody leads {'it' if len(unknown) == 1 else 'them'}: python -m cluster sweep {' '.join(unknown)}")
+        print(
+            f"If no other machine leads {'it' if len(unknown) == 1 else 'them'}: python -m cluster sweep {' '.join(unknown)}"
+        )
     if not doomed:
         print(f"Nothing {'else ' * bool(unknown)}is left behind{' there' * bool(failed)}.{unknown_there}")
         return 1 if failed or unknown else 0

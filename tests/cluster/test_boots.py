@@ -82,7 +82,7 @@ def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, mark
     p.terminate_node(id)
     said = (p.folder.path / "boots" / f"{id}.log").read_text()
     assert "what the container printed" in said  # the market's own log, which is there at the second look
-    assert "its set-up failed" in said and f"machine {machine}" in said and f"== {market} says: running" in said
+    assert "its set-up failed" in said and f"machine {machine}" in said and f"== {market} reports: running" in said
     assert p.memory.is_bad(market, machine)
 
 

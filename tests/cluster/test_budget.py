@@ -45,7 +45,7 @@ def test_per_hour_is_a_soft_cap():
     ledger, _ = fleet()  # $2.2 an hour
     budget = Budget(per_hour_usd=3.2)
     assert budget.refuses(ledger, 1.0, START + 60) is None
-    assert "3.210 an hour with it, and budget.per_hour_usd is 3.2" in budget.refuses(ledger, 1.01, START + 60)
+    assert "3.210 an hour with this rental, but budget.per_hour_usd is 3.2" in budget.refuses(ledger, 1.01, START + 60)
     assert budget.check(ledger, START + 99 * HOUR) == "ok"
     assert Budget(per_hour_usd=2.0).check(ledger, START + 60) == "soft"
 
@@ -224,7 +224,7 @@ def test_nothing_is_rented_beyond_the_budget(state):  # noqa: F811
 
     with ThreadPoolExecutor(2) as pool:
         first, second = sorted([f.result() for f in [pool.submit(rent), pool.submit(rent)]], key=len)
-    assert first == "1" and second == "$0.792 an hour with it, and budget.per_hour_usd is 0.5"
+    assert first == "1" and second == "$0.792 an hour with this rental, but budget.per_hour_usd is 0.5"
     assert [e.id for e in Ledger("c").entries()] == ["1"] and len(kept.list()) == 1
     kept.destroy("1")
     assert not Ledger("c").living() and Ledger("c").polled()

@@ -102,7 +102,7 @@ def test_a_wrong_key(account, monkeypatch, capsys):
 def test_runpod_has_no_spot(account, capsys):
     assert main(["offers", "--gpu", "RTX 4090", "--spot"]) == 0
     out, err = capsys.readouterr()
-    assert "runpod" not in out and "Left out: runpod rents nothing by bid. Its offers: --on-demand" in err
+    assert "runpod" not in out and "Left out: runpod has no spot offers. To see its others: --on-demand" in err
     assert main(["offers", "--market", "runpod", "--spot"]) == 2
     assert main(["offers", "--gpu", "RTX_4090", "--market", "runpod", "--datacenter"]) == 0
     assert "Community" not in capsys.readouterr().out
