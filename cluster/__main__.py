@@ -8,9 +8,9 @@ import sys
 from cluster.journal import Damaged
 
 COMMANDS = {
-    "offers": "priced candidates of all markets",
+    "offers": "offers of all markets with their prices",
     "plan": "memory, hours and dollars of a job, before anything is rented",
-    "check": "rents one box for a few minutes and checks every part on it",
+    "check": "rents one node for a few minutes and checks that every part works",
     "head": "makes this machine the head, which rents workers",
     "status": "nodes, jobs and network links",
     "cost": "cost by job, stage and node",

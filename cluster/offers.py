@@ -79,8 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         help="maximum $/h of the whole machine, disk included",
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--spot", dest="spot", action="store_const", const=(True,), default=(True, False))
-    kind.add_argument("--on-demand", dest="spot", action="store_const", const=(False,), help="default: both")
+    kind.add_argument(
+        "--spot", dest="spot", action="store_const", const=(True,), default=(True, False), help="only spot offers"
+    )
+    kind.add_argument(
+        "--on-demand", dest="spot", action="store_const", const=(False,), help="only on-demand offers (default: both)"
+    )
     add("--bid", type=float, default=1.1, metavar="FACTOR", help="our bid, as a multiple of the lowest (default: 1.1)")
     add("--memory", type=float, metavar="GB", help="minimum memory of each GPU")
     add("--cpus", type=int, default=0, metavar="N", help="minimum number of virtual cores")

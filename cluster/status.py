@@ -166,7 +166,7 @@ def _show(
         ))  # fmt: skip
     table(columns, rows)
     for c in led:
-        asked = f"listed its markets {c.asked_s:.0f} s ago" if c.asked_s < 3600 else "has no head on this machine"
+        asked = f"markets listed {c.asked_s:.0f} s ago" if c.asked_s < 3600 else "not led from this machine"
         print(f"{c.cluster}: ${c.usd:.2f} spent, ${c.usd_per_hour:.3f} an hour, {asked}")
         for warning in c.incomplete:
             print(f"  {warning}")
