@@ -12,7 +12,7 @@ from cluster.work import Work
 from lib import hardware
 
 MTBF_H = 8.0
-"""Mean hours between preemptions of a spot machine; an assumption to replace with your own experience."""
+"""Mean hours between preemptions of a spot machine. Assumed; set --mtbf-hours from your own experience."""
 CALM_H = 720.0
 """Mean hours between failures of an on-demand machine. Assumed; used only for how often to save."""
 START_S = 330.0

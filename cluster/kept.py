@@ -23,7 +23,7 @@ class Kept(Market):
     def create(self, offer: Offer, order: Order) -> str:
         """Also raises Taken if the budget doesn't allow the offer, since a cheaper one may fit."""
         refuses = lambda usd: self.budget.refuses(self.ledger, usd, time.time())  # noqa: E731
-        alone = None if tags.is_head(order.label) else self.unattended_s  # a head has no head that could lose it
+        alone = None if tags.is_head(order.label) else self.unattended_s  # only workers end by losing their head
         return self.ledger.rent(self.market, offer, order, alone, refuses)
 
     def list(self) -> list[Rental]:
