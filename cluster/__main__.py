@@ -8,16 +8,16 @@ import sys
 from cluster.journal import Damaged
 
 COMMANDS = {
-    "offers": "priced candidates of all markets",
+    "offers": "offers of all markets with their prices",
     "plan": "memory, hours and dollars of a job, before anything is rented",
-    "check": "rents one box for minutes and proves that all of it works",
-    "head": "this machine becomes the head and scales out",
-    "status": "what runs, and the network to it",
-    "cost": "what it cost: by job, stage and node",
-    "ssh": "a shell or a command on a box",
-    "sweep": "what was left behind, and ending it",
+    "check": "rents one node for a few minutes and checks that every part works",
+    "head": "makes this machine the head, which rents workers",
+    "status": "nodes, jobs and network links",
+    "cost": "cost by job, stage and node",
+    "ssh": "a shell or a command on a node",
+    "sweep": "lists rentals left behind, and ends them",
 }
-"""Each is `main(argv) -> exit code` of the module of its name."""
+"""Command → summary. Each command is `main(argv) -> exit code` in the module of the same name."""
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the lines of a ledger add up to: its rentals, when its markets were asked, what others noted in it."""
+"""The sum of a ledger's lines: its rentals, when each market was last listed, and the notes of other modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Accounts:
         """(market, id) → rental"""
         self.by_nonce: dict[str, Entry] = {}
         self.polled: dict[str, float] = {}
-        """Market → Unix time when it was last asked."""
+        """Market → Unix time when it was last listed."""
         self.notes: dict[str, dict[str, list[dict]]] = {}
         """Kind → key → all notes of it, oldest first."""
 
@@ -25,7 +25,8 @@ class Accounts:
         return self.by_id.get((r.market, r.id)) or (self.by_nonce.get(nonce) if nonce else None)
 
     def apply(self, event: dict) -> None:
-        """Lines of one machine come in their order; those of others may come before what they follow, as clocks differ."""
+        """Applies one line. Lines of one machine arrive in order; between machines, a line may arrive before one that it follows, as
+        clocks differ."""
         at = event["at"]
         match event["event"]:
             case "intent":

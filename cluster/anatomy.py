@@ -1,9 +1,9 @@
-"""What a model is made of, from its config alone: parameters, what a token is multiplied with, what is kept for the backward pass.
+"""A model's sizes, from its config alone: parameters, weights that a token is multiplied with, bytes saved for the backward pass.
 
 The model is built without storage (torch's meta device), PEFT adds its adapter, and the model's own forward runs on shapes
-(FakeTensorMode) while autograd's hooks add up what is saved. So the numbers are those of this architecture, attention kernel,
-adapter and precision, and not of a formula for one of them; Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198,
-section 4) is that formula for GPT.
+(FakeTensorMode) while autograd's hooks sum what is saved. So the numbers hold for the actual architecture, attention kernel,
+adapter and precision; a formula holds for one architecture only, such as Korthikanti et al. 2022
+(https://arxiv.org/abs/2205.05198, section 4) for GPT.
 
 Shapes: B sequences of T tokens, H hidden, V vocabulary.
 """
@@ -28,15 +28,15 @@ NF4 = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 @dataclass(frozen=True)
 class Anatomy:
     parameters: int
-    """With the adapter, without what quantisation adds."""
+    """Including the adapter, excluding quantisation constants."""
     trainable: int
     weight_bytes: int
-    """As they are stored, the adapter and quantisation included."""
+    """As stored, adapter and quantisation included."""
     trainable_bytes: int
     multiplied: int
-    """Weights that one token is multiplied with, the head left out; of a mixture's experts, those that are chosen."""
+    """Weights that one token is multiplied with, without the head; of a mixture of experts, only the chosen experts."""
     adapter: int
-    """Of them, low-rank ones, which train where the others don't."""
+    """Parameters of the LoRA adapter, which train while the base is frozen."""
     head: int
     """V × H; 0 for a reward model."""
     head_trains: bool
@@ -48,7 +48,7 @@ class Anatomy:
     largest: int
     """Parameters of the largest layer, which a sharded model gathers."""
     copies: int
-    """Bytes of weights in the compute type that are saved whatever B is (autocast)."""
+    """Bytes of weights cast to the compute type and saved by autocast; independent of B."""
     sequence: int
     """Bytes saved for one sequence of T tokens."""
     tokens: int
@@ -58,10 +58,11 @@ class Anatomy:
 def study(
     model: Model, tokens: int, gpu: bool, precision: str, makes: str = "causal_lm", keep_layers: int | None = None
 ) -> Anatomy:
-    """Of the model that a worker would train. tokens: T; precision: as lib.hardware.precision gives it; makes: of the stage.
+    """Returns the anatomy of the model that a worker would train. tokens: T; precision: as returned by lib.hardware.precision; makes:
+    the stage's `makes`.
 
-    The first time for each question takes seconds, for it imports torch; the answer is kept in the cache.
-    Raises ValueError where the config is of no model that transformers knows.
+    The first call with the same arguments takes seconds, since it imports torch; the result is cached on disk.
+    Raises ValueError if transformers doesn't know the config's architecture.
     """
     where = described(model.base, model.revision)
     text = (Path(where) / "config.json").read_text(encoding="utf-8")
@@ -77,8 +78,8 @@ def study(
 
 
 def described(base: str, revision: str | None = None) -> str:
-    """A folder with config.json and the tokenizer of a base as lib.models.locate returned it; of weights that are elsewhere,
-    nothing is fetched."""
+    """Returns a folder with config.json and the tokenizer of a base as returned by lib.models.locate; remote weights are not
+    downloaded."""
     files = ["*.json", "*.jinja", "*.txt", "tokenizer*", "vocab*"]
     if base.startswith("s3://"):
         run = Run(base)
@@ -144,13 +145,14 @@ def _study(
 
 
 def _net(config, model: Model, gpu: bool, precision: str, makes: str):
-    """The model that a worker would train, without storage."""
+    """Builds the model that a worker would train, without storage."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     cls = AutoModelForSequenceClassification if makes == "reward" else AutoModelForCausalLM
     attention = model.attn_implementation or ("sdpa" if gpu else "eager")
-    kernel = "sdpa" if attention.startswith("flash") else attention  # which isn't here, and saves the same
+    # Flash attention isn't installed here, and saves the same tensors as sdpa.
+    kernel = "sdpa" if attention.startswith("flash") else attention
     with torch.device("meta"):
         net = cls.from_config(config, dtype=getattr(torch, models.dtype(model, precision)), attn_implementation=kernel)
         if model.adapter == "lora":
@@ -170,14 +172,15 @@ def _layers(net):
 
 
 def _cut(shape, layers: int) -> None:
-    """Makes a config one of so many layers."""
+    """Reduces a config to its first `layers` layers."""
     shape.num_hidden_layers = layers
     if getattr(shape, "layer_types", None):
         shape.layer_types = shape.layer_types[:layers]
 
 
 def _kept(net, config, build, tokens: int, precision: str) -> tuple[int, int]:
-    """(bytes whatever B is, bytes for each sequence). Where all layers are alike, two of them tell about all."""
+    """Returns (bytes independent of B, bytes per sequence). If all layers are alike, models of one and two layers are measured and
+    extrapolated."""
     shape = config.get_text_config()
     kinds = getattr(shape, "layer_types", None) or [""] * shape.num_hidden_layers
     looks = [[(n, p.shape) for n, p in layer.named_parameters()] for layer in _layers(net)]
@@ -203,7 +206,7 @@ def _multiplied(layers, shape) -> int:
 
 
 def _saved(net, batch: int, tokens: int, precision: str) -> int:
-    """Bytes that autograd keeps of a forward through the layers, the weights themselves left out."""
+    """Returns the bytes that autograd saves in a forward pass through the layers, without the weights themselves."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -226,7 +229,7 @@ def _saved(net, batch: int, tokens: int, precision: str) -> int:
 
 
 def _pretend(net, mode) -> set[int]:
-    """Puts tensors that say they are on a CPU in the place of meta ones: autocast does nothing to those. Returns the weights'."""
+    """Replaces meta tensors, which autocast ignores, by fake CPU tensors. Returns the ids of the weights' storages."""
     import torch
 
     fake: dict[int, torch.nn.Parameter] = {}

@@ -1,4 +1,4 @@
-"""What a box printed whose boot failed, kept in the cluster's folder (boots/NODE.log) before the box is destroyed."""
+"""Logs of a node whose boot failed, saved in the cluster's folder (boots/NODE.log) before it is destroyed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ do [ -s $f ] && echo "== $f" && tail -n 40 $f; done; echo "== nvidia-smi" && nvi
 
 
 def keep(folder: Folder, market: Market, rental: Rental, why: str) -> Path:
-    """The file. Takes some 20 s at most; what could not be had is said in it."""
+    """Writes the log file and returns its path. Takes at most about 20 s; the file also records what could not be fetched."""
     node = f"{rental.market}-{rental.id}"
     try:
         printed = market.logs(rental.id)
     except MarketError as e:
-        printed = f"not to be had: {e}"
+        printed = f"not available: {e}"
     parts = [
         f"{node}, {rental.count} x {rental.gpu}, machine {rental.machine}: {why}",
         f"{time.strftime('%F %T', time.gmtime())} UTC; it existed for {time.time() - rental.created:.0f} s",
-        f"== {rental.market} says: {rental.state}, {rental.why}",
-        f"== the container's log, by {rental.market}\n{printed or 'none is kept'}",
-        f"== the box itself\n{_inside(folder, node, rental)}",
+        f"== {rental.market} reports: {rental.state}, {rental.why}",
+        f"== the container's log from {rental.market}\n{printed or 'none'}",
+        f"== from the node itself\n{_inside(folder, node, rental)}",
     ]
     path = folder.path / "boots" / f"{node}.log"
     path.parent.mkdir(exist_ok=True, mode=0o700)
@@ -39,7 +39,7 @@ def keep(folder: Folder, market: Market, rental: Rental, why: str) -> Path:
 
 def _inside(folder: Folder, node: str, rental: Rental) -> str:
     if rental.ssh is None:
-        return "has no SSH"
+        return "no SSH address"
     shell = folder.ssh(node, rental.ssh, BatchMode="yes", ConnectTimeout=str(LOGIN_S))
     try:
         done = subprocess.run([*shell, COMMAND], capture_output=True, timeout=ALL_S)

@@ -1,4 +1,4 @@
-"""From the short YAML of a cluster to the whole one that Ray works with: what every cluster of ours has in common."""
+"""Completes the short YAML of a cluster to the full one for Ray, with everything that all of this project's clusters share."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ CODE = "/opt/shoestring"
 """Where this project is on a rented head: the autoscaler imports provider.py there, outside any job's runtime environment."""
 
 ON_EVERY_NODE = {
-    # A peer that went dark is noticed by gRPC after 15 s instead of never: a driver waits on the connection, not on the GCS.
+    # gRPC detects an unreachable peer after 15 s instead of never: a driver waits on the connection, not on the GCS.
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
     "RAY_worker_niceness": "0",  # as lib/ray_session.py
-    # Nodes and drivers may have another 3.11.x than the head (ray/_private/utils.py, check_version_info: by default they may not).
+    # Allow nodes and drivers another Python 3.11.x than the head's (ray/_private/utils.py, check_version_info; Ray's default refuses).
     "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
 }
 ON_THE_HEAD = {
-    # Dead after 6 to 10 s without an answer (Ray's own: 30 s).
+    # A node counts as dead after 6 to 10 s without an answer (Ray's default: 30 s).
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "4000",
     "RAY_health_check_failure_threshold": "3",
     "AUTOSCALER_UPDATE_INTERVAL_S": "3",
     "AUTOSCALER_NODE_SSH_INTERVAL_S": "2",
     "RAY_enable_autoscaler_v2": "1",
-    # So long the autoscaler waits for a box that was rented and lost before it first looked (Ray's own: 600 s); a create that takes
-    # longer, where a market stalls, is asked for a second time.
+    # How long the autoscaler waits for a node that was rented and lost before its first check (Ray's default: 600 s). A create that
+    # takes longer, because a market stalls, is requested a second time.
     "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": "180",
 }
-"""Environment of `ray start`. With Ray's defaults a task on a host that went dark was not retried after 275 s."""
+"""Environment of `ray start`. With Ray's defaults, a task on an unreachable host was still not retried after 275 s."""
 
 VENV = "/opt/venv"
 INSTALL_GB = 3.1
-"""What install() downloads where the image has nothing: 171 wheels for x86-64 and Python 3.11, 2.7 GB of them torch and CUDA
-(`uv lock` of pyproject.toml's requirements notes each one's size)."""
+"""Download size of install() on an image without any of the packages: 171 wheels for x86-64 and Python 3.11, 2.7 GB of them torch
+and CUDA (`uv lock` of pyproject.toml's requirements records each size)."""
 IMAGE_GB = 0.6
-"""Of the image of cluster/*.yaml, compressed, by what its users report; a market's hosts may have it already."""
+"""Compressed size of the image in cluster/*.yaml, as reported by its users; a market's hosts may have it cached."""
 SETUP_GB = IMAGE_GB + INSTALL_GB
-"""What a box downloads before its first job."""
+"""Gigabytes that a node downloads before its first job."""
 STOP = "if grep -qsxE 'raylet|gcs_server|ray::.*|ray-dashboard.*' /proc/[0-9]*/comm; then ray stop; fi"
-"""What a head that is gone has left, or a start that failed: a gcs_server alone holds the port of the next. Asking `ray stop` in
-vain takes seconds."""
+"""Shell command that stops processes left by an earlier head or a failed start; a leftover gcs_server would hold the port. `ray stop`
+runs only if there are any, since it takes seconds."""
 
 
 def packages() -> list[str]:
-    """What a node needs, as `pip install` takes it."""
+    """Returns the requirements of a node, as arguments of `pip install`."""
     others = [r for r in requires("shoestring") if "extra ==" not in r and not r.startswith("ray[")]
     return [*others, f"ray[train,tune,serve,default]=={version('ray')}"]
 
 
 def install(torch: str | None = None) -> str:
-    """Shell: on a node whose image hasn't this Ray, this Python with all that this project requires. torch: a build (cu129)."""
+    """Returns the shell command that installs this Python and all requirements of this project on a node whose image lacks this
+    version of Ray. torch: a build such as cu129; None: PyPI's."""
     script = Path(__file__).with_name("install.sh").read_text(encoding="utf-8")
     arguments = [VENV, platform.python_version(), torch or "", *packages()]
     return f"{shlex.join(['bash', '-c', script, 'install.sh', *arguments])} < /dev/null"
@@ -68,35 +69,36 @@ Network = Literal["mesh", "flat"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The provider section of the YAML, but for type and module."""
+    """The provider section of the YAML, without type and module."""
 
     markets: tuple[str, ...]
     """Where to rent: vast, runpod."""
     network: Network = "mesh"
-    """mesh: tunnels that the head dials. flat: nodes reach each other by their private addresses."""
+    """mesh: SSH tunnels opened by the head. flat: nodes reach each other by their private addresses."""
     image: str = ""
     """Container image of all nodes, unless their node_config names one."""
     registry: str = ""
-    """Where `image` is, if it is private: ghcr.io. The login is REGISTRY_API_KEY, USER:TOKEN, or in a file as markets' keys are."""
+    """Server of a private `image`, such as ghcr.io; empty: the image is public. The login is USER:TOKEN in REGISTRY_API_KEY, or in a
+    file like the markets' keys."""
     runpod_registry: str = ""
-    """RunPod keeps such a login itself: its id there (`runpodctl registry create`)."""
+    """Id of the same login as stored at RunPod (`runpodctl registry create`)."""
     torch: str | None = None
-    """Another build of torch than PyPI's, such as cu129 for older drivers: https://download.pytorch.org/whl/cu129."""
+    """A build of torch other than PyPI's, such as cu129 for older drivers: https://download.pytorch.org/whl/cu129. None: PyPI's."""
     budget: Budget = field(default_factory=Budget)
     unattended_minutes: float = 10.0
-    """A worker that no head has reached for so long destroys itself."""
+    """A worker that no head has reached for this long destroys itself."""
     boot_minutes: float = 25.0
-    """A rental that doesn't run by then is given up: its image doesn't load. Slow hosts take 10 to 20."""
+    """A rental that doesn't run after this long is given up, usually because its image doesn't load. Slow hosts take 10 to 20."""
     login_minutes: float = 3.0
-    """So is one that runs, and can't be logged in to by then."""
+    """A running rental without a successful login after this long is given up."""
     here: bool = False
-    """The head is the machine that this runs on, and not rented (`python -m cluster head`)."""
+    """The head is this machine and is not rented (`python -m cluster head`)."""
     slots: int = 0
-    """The highest number of a node in the mesh; numbers are used in turn."""
+    """The highest node number in the mesh; numbers are reused in turn."""
 
     @classmethod
     def read(cls, section: dict) -> Settings:
-        """Raises ValueError that names the key."""
+        """Reads the section. Raises ValueError that names the key."""
         from lib.cli import nearest
 
         known = {f.name for f in fields(cls)}
@@ -116,14 +118,14 @@ class Settings:
         driver.needed(given.get("torch"))
         if given.get("registry") and "runpod" in names and not given.get("runpod_registry"):
             raise ValueError(
-                "provider.registry: RunPod keeps logins of registries itself. `runpodctl registry create` makes one; "
-                "write its id into provider.runpod_registry."
+                "provider.registry: RunPod stores registry logins itself. Create one with `runpodctl registry create` "
+                "and write its id into provider.runpod_registry."
             )
         return cls(**{**given, "markets": tuple(names), "budget": Budget.read(given.get("budget", {}))})
 
 
 def complete(config: dict) -> dict:
-    """`config` with everything that Ray needs; what it says itself is kept. Raises ValueError that names the key."""
+    """Returns `config` with everything that Ray needs; keys that it sets itself are kept. Raises ValueError that names the key."""
     tags.check_name("cluster_name", config["cluster_name"])
     provider = {**config["provider"], "slots": mesh.slots(config["max_workers"])}
     settings = Settings.read(provider)
@@ -134,7 +136,7 @@ def complete(config: dict) -> dict:
         _check_node(name, node.get("node_config") or {}, settings, config["head_node_type"])
         if (node.get("resources") or {}).get("GPU") and node.get("node_config"):
             _ask_for_driver(node["node_config"], settings)
-    # RunPod gives each pod a key of its own by the account's name for it; the account's is in a file (join.py).
+    # RunPod sets RUNPOD_API_KEY in each pod to a key of the pod itself; the account's key is in a file (join.py).
     own = " ".join(f"{name.upper()}_API_KEY" for name in settings.markets)
     head = (
         f"unset {own}; ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
@@ -155,7 +157,7 @@ def complete(config: dict) -> dict:
         config[key] = config.get(key) or value
     for key in ("head_setup_commands", "worker_setup_commands"):
         config[key] = [install(settings.torch), *(config.get(key) or [])]
-    config["setup_commands"] = []  # Ray has put them into both already, and would again on the head
+    config["setup_commands"] = []  # Ray has already added them to both, and would again on the head
     return config | {"provider": provider}
 
 
@@ -182,7 +184,7 @@ def _check_node(name: str, node: dict, settings: Settings, head: str) -> None:
 
 
 def _ask_for_driver(node: dict, settings: Settings) -> None:
-    """Rungs whose GPUs jobs will use, and that don't say what driver these need, ask for what torch needs."""
+    """Sets min_cuda to the CUDA version that torch needs, in every rung with GPUs that doesn't set it."""
     rows = node.get("ladder") or []
     asks = {"min_cuda": driver.needed(settings.torch)}
     node["ladder"] = [row if not row.get("count", 1) or row.get("min_cuda") else row | asks for row in rows]

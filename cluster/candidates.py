@@ -1,4 +1,4 @@
-"""Where a job could run: this machine, a T4 on Colab, and what the markets offer."""
+"""Machines on which a job could run: this machine, a T4 on Colab, and the markets' offers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ GIB = 1 << 30
 class Candidate:
     where: str
     device: str
-    """A GPU's name, or "cpu × cores" as provenance.json has it."""
+    """A GPU's name, or "cpu × cores" as in provenance.json."""
     gpus: int
     """Of one machine; 0: it has none."""
     memory: int
-    """Bytes of each GPU; of the whole machine where it has none."""
+    """Bytes of each GPU; of the whole machine if it has none."""
     machines: int = 1
     usd_per_hour: float = 0.0
-    """Of one machine, with its disk; for spot, our bid."""
+    """Of one machine, disk included; for spot, our bid."""
     spot: bool = False
     boot_usd: float = 0.0
-    """What its host charges for the traffic of one boot: image and packages."""
+    """The host's charge for the traffic of one boot: image and packages."""
     session_s: float | None = None
-    """The machine is taken away then, whatever happens. None: no such limit."""
+    """Seconds after which the machine is always taken away. None: no such limit."""
 
 
 def here(scale: Scale) -> Candidate:
@@ -42,14 +42,14 @@ def here(scale: Scale) -> Candidate:
 
 
 COLAB = Candidate("Colab", "Tesla T4", 1, round(14.7 * GIB), session_s=12 * 3600.0)
-"""Free: one T4 of 15,360 MiB, of which the driver keeps some, for at most 12 hours
-(https://research.google.com/colaboratory/faq.html); less when many want one."""
+"""Free: one T4 of 15,360 MiB, part of it reserved by the driver, for at most 12 hours
+(https://research.google.com/colaboratory/faq.html), or less when demand is high."""
 
 
 def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: float) -> tuple[list[Candidate], list[str]]:
-    """(the best offer of each kind of machine, why a market is missing). Machines have one GPU, or all that the job wants.
+    """Returns (the best offer of each kind of machine, why each missing market is missing). Machines have one GPU, or one per worker.
 
-    The best is the cheapest work: cluster/ladder.py. max_price: $/h of a machine.
+    The best offer has the lowest price per operation (cluster/ladder.py). max_price: $/h of a machine.
     """
     from cluster import bootstrap, ladder, markets
 
@@ -63,7 +63,7 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
                     rung = ladder.Rung(name, max_usd_per_hour=max_price, gpus=gpus, count=count, spot=spot)
                     for offer in ladder.ranked(rung, market.offers(rung.want(disk_gb))):
                         usd = rung.price(offer) + offer.disk_usd_per_hour
-                        memory = round(offer.gpu_memory_gb * 0.98 * GIB)  # the driver keeps some
+                        memory = round(offer.gpu_memory_gb * 0.98 * GIB)  # the driver reserves some
                         machines = -(-workers // count)
                         boot = offer.download_usd_per_gb * bootstrap.SETUP_GB
                         one = Candidate(name, offer.gpu, count, memory, machines, usd, spot, boot)

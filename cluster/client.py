@@ -1,6 +1,6 @@
-"""A market's HTTP API: paced, retried where that can't rent twice, its replies checked against a typed model.
+"""A market's HTTP API: rate-limited, retried unless that could rent twice, replies validated against a typed model.
 
-The key goes into one header and nowhere else: not into an address, a message, a log or a repr.
+The API key is sent in one header and appears nowhere else: in no URL, message, log or repr.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ Reply = TypeVar("Reply", bound=BaseModel)
 TRIES = 5
 BACKOFF = wait_exponential_jitter(initial=1, max=20, jitter=1)  # 1, 2, 4, 8 s, each and up to one more
 LONGEST_CALL_S = 60.0
-"""No try begins later than that."""
+"""No attempt begins later than this after the first."""
 LONGEST_WAIT_S = 60.0
-"""A longer Retry-After isn't waited for; whoever asked decides."""
+"""A longer Retry-After raises instead of waiting; the caller decides."""
 TOLD_S = 5.0
-"""A longer wait for a market's rate limit is told."""
+"""A longer wait for a market's rate limit is logged."""
 NO_KEY = ("auth_error", "invalid user key", "session expired")
-"""What Vast says of a key that it doesn't know, in lower case, with 401, 403 or 404: its documentation has the first two
+"""Vast's error texts for an unknown key, in lower case, with status 401, 403 or 404: its documentation has the first two
 statuses (api-reference/openapi/yaml), its own command line also expects 404 (vast-cli, vastai/cli/main.py)."""
 
-sleep = time.sleep  # tests put a clock of their own here
+sleep = time.sleep  # replaced by tests
 clock = time.monotonic
 
 
 class _Again(Exception):
-    """A try that failed and may be made again."""
+    """A failed attempt that may be retried. after_s: the reply's Retry-After in seconds."""
 
     def __init__(self, error: MarketError, after_s: float | None = None):
         super().__init__(str(error))
@@ -56,12 +56,12 @@ class _Again(Exception):
 
 
 def key_file(market: str) -> Path:
-    """Where the account's key is when the environment has none."""
+    """Returns the file of the account's key, used if the environment has none."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "shoestring" / f"{market}_api_key"
 
 
 class Pace:
-    """At most `calls` in any `seconds`, over all threads, in the order in which they came. what: of what, for the log."""
+    """A rate limiter: at most `calls` in any `seconds`, over all threads, first come first served. what: the limit's name in the log."""
 
     def __init__(self, calls: int, seconds: float, what: str = ""):
         self.calls, self.seconds, self.what, self.lock = calls, seconds, what, threading.Lock()
@@ -74,7 +74,7 @@ class Pace:
             self.last.append(turn)
         if turn - now >= TOLD_S:
             limit = f"{self.calls} call{'s' * (self.calls > 1)} in {self.seconds:.0f} s"
-            log.warning(f"{self.what}: waiting {turn - now:.0f} s, since it allows {limit}.")
+            log.warning(f"{self.what}: waiting {turn - now:.0f} s, since the market allows {limit}.")
         if turn > now:
             sleep(turn - now)
 
@@ -82,7 +82,7 @@ class Pace:
 class Client:
     """Thread-safe.
 
-    `pace`: {kind of call: (calls, seconds)}, the market's own limits; a kind that isn't there is not paced.
+    `pace`: {kind of call: (calls, seconds)}, the market's own limits; other kinds are not limited.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class Client:
         gone: Callable[[int, dict], bool] = lambda status, body: False,
         taken: Callable[[int, str], bool] = lambda status, text: False,
     ) -> Reply:
-        """The reply to `method` `path`, parsed as `reply`. `kind` paces it and names it in messages.
+        """Sends `method` `path` and returns the reply parsed as `reply`. `kind` selects the rate limit and names the call in messages.
 
-        gone(status, JSON body or {}): this failure is the market's own word for "there is no such rental", so a success, parsed
-        as {}. A 404 alone is not: a key that isn't known, a path that was retired and a gateway answer it too.
-        Waited for and asked again, which the log says each time: 429 (as long as Retry-After says), 5xx, time-outs, broken
-        connections and cut-off replies. Of a call that `creates` something, only what certainly did nothing: 429, and a connection
-        that never came about; after anything else it may have worked, and Unsure is raised.
-        Raises Taken where taken(status, text) says so, Refused for any other 4xx, Unreachable, else MarketError.
+        gone(status, JSON body or {}): whether this failure is how the market reports "there is no such rental", which is a success
+        here, parsed as {}. A 404 alone isn't enough: an unknown key, a retired path and a gateway also return it.
+        Retried, and logged each time: 429 (after its Retry-After), 5xx, timeouts, broken connections and truncated replies. A call
+        that `creates` something is retried only if it certainly did nothing (429, no connection); after anything else it may have
+        worked, and Unsure is raised.
+        Raises Taken if taken(status, text) is true, Refused for any other 4xx, Unreachable, else MarketError.
         """
         retrying = Retrying(
             retry=retry_if_exception_type(_Again),
@@ -166,20 +166,20 @@ class Client:
             }
             raise Refused(self._says(kind, f"HTTP {status}: {text}{hint.get(status, '')}"))
         if status >= 300:
-            raise MarketError(self._says(kind, f"HTTP {status}, where an answer was expected"))
+            raise MarketError(self._says(kind, f"unexpected HTTP {status}"))
         try:
             return reply.model_validate_json(answer.content or b"{}")
         except ValidationError as e:
             first = e.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "body"
             problem = f"the reply's {field} is wrong: {first['msg']}"
-            if creates or first["type"] == "json_invalid":  # cut off, or a gateway's page
+            if creates or first["type"] == "json_invalid":  # truncated, or a gateway's page
                 self._uncertain(kind, creates, problem)
             raise MarketError(self._says(kind, problem)) from None
 
     def stream(self, kind: str, path: str, seconds: float, params: dict | None = None) -> list[str]:
-        """The data of the server-sent events that GET `path` answers within that time: such a stream has no end. Raises
-        MarketError; tried once."""
+        """Returns the data of the server-sent events of GET `path` that arrive within `seconds`, since such a stream never ends. No
+        retries. Raises MarketError."""
         found, give_up = [], clock() + seconds
         try:
             with self.http.stream("GET", path, params=params, timeout=seconds) as answer:
@@ -191,14 +191,14 @@ class Client:
                     if clock() > give_up:
                         break
         except httpx.ReadTimeout:
-            pass  # that was all for now
+            pass  # no more events for now
         except httpx.RequestError as e:
             raise MarketError(self._says(kind, f"no answer: {_name(e)}")) from None
         return found
 
     def _uncertain(self, kind: str, creates: bool, problem: str):
         if creates:
-            raise Unsure(self._says(kind, f"{problem}. It may have worked: look for its label before asking again."))
+            raise Unsure(self._says(kind, f"{problem}. It may have worked: look for its label before trying again."))
         raise _Again(MarketError(self._says(kind, problem)))
 
     def _says(self, kind: str, problem: str) -> str:
@@ -206,7 +206,7 @@ class Client:
 
 
 def _object(answer: httpx.Response) -> dict:
-    """{} where it isn't a JSON object; the reply's model then says what is wrong with it."""
+    """Returns the body's JSON object; {} if it isn't one, in which case validating the reply fails with the details."""
     try:
         body = answer.json()
     except ValueError:
@@ -215,20 +215,20 @@ def _object(answer: httpx.Response) -> dict:
 
 
 def _detail(body: dict, answer: httpx.Response) -> str:
-    """The error in the API's own words: Vast's error and msg, RunPod's title, detail and errors, a page's title, or the body's
-    beginning."""
-    said = [body.get(k) for k in ("error", "title", "msg", "message", "detail")]
-    said += body["errors"] if isinstance(body.get("errors"), list) else []
+    """Returns the error in the API's own words: Vast's error and msg, RunPod's title, detail and errors, a page's title, or the start
+    of the body."""
+    texts = [body.get(k) for k in ("error", "title", "msg", "message", "detail")]
+    texts += body["errors"] if isinstance(body.get("errors"), list) else []
     page = re.search(r"<title>(.*?)</title>", answer.text, re.IGNORECASE | re.DOTALL)
     if page:
         return f"a web page, {' '.join(page[1].split())[:200]!r}"
-    return ": ".join(str(s) for s in said if s)[:400] or " ".join(answer.text.split())[:200]
+    return ": ".join(str(s) for s in texts if s)[:400] or " ".join(answer.text.split())[:200]
 
 
 def _tell(state: RetryCallState) -> None:
-    """Before a wait: else a minute would pass in silence. In `ray up` and our commands the log is stderr."""
+    """Logs a retry before its wait, so that a minute doesn't pass in silence. `ray up` and this project's commands log to stderr."""
     log.warning(
-        f"{state.outcome.exception()}. Asked again in {state.next_action.sleep:.0f} s, try {state.attempt_number + 1} of {TRIES}."
+        f"{state.outcome.exception()}. Retrying in {state.next_action.sleep:.0f} s, attempt {state.attempt_number + 1} of {TRIES}."
     )
 
 
@@ -238,7 +238,7 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds; a date there (RFC 9110 allows one, neither market sends one) counts as none."""
+    """Parses Retry-After in seconds; a date (allowed by RFC 9110, sent by neither market) counts as none."""
     return float(header) if header and header.strip().isdigit() else None
 
 

@@ -1,4 +1,4 @@
-"""The shape of a cluster's YAML, by Ray's own schema: each mistake by its key, where Ray would print the whole schema."""
+"""Checks a cluster's YAML against Ray's own schema and reports each mistake by its key; Ray itself would print the whole schema."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KINDS = {
 
 
 def check(config: object) -> None:
-    """Raises ValueError with a line for every mistake."""
+    """Raises ValueError with one line per mistake."""
     import ray.autoscaler
     from jsonschema import Draft7Validator
 
     if not isinstance(config, dict):
         raise ValueError("the YAML holds no keys.")
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    # The first error at a place: what follows from it says nothing new.
+    # Sorted by key; lines that repeat a missing key of NEEDED are dropped below.
     found = sorted(Draft7Validator(schema).iter_errors(config), key=lambda e: [str(part) for part in e.absolute_path])
     problems = [f"there is no {key}." for key in NEEDED if key not in config]
     problems += [line for error in found for line in _lines(error) if line not in problems]
@@ -41,7 +41,7 @@ def check(config: object) -> None:
 
 
 def _lines(error) -> list[str]:
-    """What an error of jsonschema says, in our words."""
+    """Returns an error of jsonschema as readable lines."""
     where, value = ".".join(map(str, error.absolute_path)), error.instance
     if error.validator == "additionalProperties":
         return [_unknown(where, key, error.schema) for key in value if key not in error.schema["properties"]]
@@ -57,7 +57,7 @@ def _lines(error) -> list[str]:
 
 def _unknown(where: str, key: str, schema: dict) -> str:
     known = {k: _join(where, k) for k in schema["properties"]}
-    if not where:  # a key of a section, a level too high
+    if not where:  # perhaps a key of the provider section, one level too high
         known = {f.name: f"provider.{f.name}" for f in fields(Settings)} | known
     if where.startswith("available_node_types."):
         known = {k: f"{where}.node_config.{k}" for k in NODE_KEYS} | known
@@ -72,7 +72,7 @@ def _join(where: str, key: str) -> str:
 def _meaning(config: dict) -> list[str]:
     types, head, out = config["available_node_types"], config["head_node_type"], []
     if head not in types:
-        out.append(f"head_node_type: {head} is none of available_node_types.{nearest(head, types)}")
+        out.append(f"head_node_type: {head} is not in available_node_types.{nearest(head, types)}")
     names = config["provider"].get("markets")
     for name in names if isinstance(names, list) else []:
         if name not in markets.MARKETS:

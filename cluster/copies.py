@@ -1,8 +1,8 @@
-"""One ledger of many machines: what each of them wrote, in a file of its own, which only ever grows.
+"""The ledger files of a cluster's machines. Each machine writes one append-only file of its own.
 
-The union of these files is the cluster's ledger, whoever reads it: lines are taken once, whatever copies they come in, so that
-two machines with the same files know the same to the cent. A laptop sends all that it has to the head that it rents (join.py),
-and fetches the head's (head_ledger.py); a store, where there is one, has the copies of machines that can't be reached any more.
+The cluster's ledger is the union of these files. Each line counts once, however many copies hold it, so two machines with the same
+files compute the same cost. A laptop sends its files to the head that it rents (join.py) and fetches the head's (head_ledger.py); a
+store, if there is one, keeps the files of machines that can't be reached any more.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 def union(machines: list[list[dict]]) -> list[dict]:
-    """The lines of all, each once, in the order in which they happened as far as clocks tell. The lines of one machine stay in
-    their order, also where its clock went back."""
+    """Merges the machines' lines by time and drops duplicates. The lines of one machine stay in order even if its clock was set
+    back."""
     ordered = []
     for lines in machines:
         times = accumulate((line["at"] for line in lines), max)
@@ -36,26 +36,26 @@ def union(machines: list[list[dict]]) -> list[dict]:
 
 
 class Others:
-    """What other machines wrote, as far as it is here: others/MACHINE.jsonl of the cluster's folder."""
+    """This machine's copies of other machines' ledgers: others/MACHINE.jsonl in the cluster's folder."""
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder / "others", folder / "copy"
         self._read: tuple | None = ()
-        """What read() found: names, sizes."""
+        """(name, size) of each file at the last read()."""
 
     def me(self) -> str:
-        """This machine's name, made up at its first use."""
+        """Returns this machine's name, a random one generated at its first use."""
         if not self.name.exists():
             self.name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.name.write_text(secrets.token_hex(6))
         return self.name.read_text()
 
     def changed(self) -> bool:
-        """Since it was read."""
+        """Returns whether a file changed since the last read()."""
         return self._there() != self._read
 
     def read(self) -> list[list[dict]]:
-        """The lines of each. Raises Damaged."""
+        """Returns the lines of each machine. Raises Damaged."""
         self._read = self._there()
         paths = [self.folder / name for name, _ in self._read]
         return [parsed(path.read_bytes(), path) for path in paths]
@@ -64,7 +64,7 @@ class Others:
         return {Path(name).stem: (self.folder / name).read_bytes() for name, _ in self._there()}
 
     def take(self, machine: str, lines: bytes) -> None:
-        """Replaces what was known of it, unless that was more, as a copy of a copy may be older."""
+        """Replaces this machine's copy unless it is longer: a copy received through a third machine may be older."""
         path = self.folder / f"{machine}.jsonl"
         if machine == self.me():
             return
@@ -85,15 +85,15 @@ class Others:
 
 
 class Copies:
-    """The same in a store: a folder or s3://bucket/path."""
+    """Copies of all machines' ledgers in a store: a folder or s3://bucket/path."""
 
     def __init__(self, store: str, cluster: str, others: Others):
         self.place, self.here = Run(f"{store.rstrip('/')}/{cluster}"), others
         self.sent: int | None = None
 
     def others(self, needed: bool) -> list[list[dict]]:
-        """What other machines wrote, as the lines of their ledgers. needed: raises where the store can't be read; else they are
-        left out, since whoever only looks, or sweeps, may have no credentials for it."""
+        """Returns the lines of other machines' ledgers. needed: raise if the store can't be read; else return those read so far, since
+        a user who only runs `status` or `sweep` may have no credentials for the store."""
         found = []
         try:
             fs = self.place.fs
@@ -103,13 +103,13 @@ class Copies:
         except Exception as e:  # whatever the store's client raises
             if needed:
                 raise
-            log.warning("%s can't be read (%s): what other machines spent is missing here.", self.place.path, e)
+            log.warning("%s can't be read (%s): the spending of other machines is missing here.", self.place.path, e)
         return found
 
     def send(self, ledger: Path) -> None:
-        """Replaces this machine's copy, if there is more than was sent. Raises OSError where the store can't be reached."""
+        """Replaces this machine's copy in the store if the ledger has grown. Raises OSError if the store can't be reached."""
         text = ledger.read_text()
-        text = text[: text.rfind("\n") + 1]  # without a line that is being written
+        text = text[: text.rfind("\n") + 1]  # drop an unfinished last line
         if len(text) == self.sent:
             return
         self.place.write_text(f"{self.here.me()}.jsonl", text)

@@ -1,11 +1,11 @@
-"""What a cluster cost: by node, by job and by stage, and how much of it bought nothing.
+"""Cost of a cluster by node, job and stage, and the share of it that was wasted.
 
     python -m cluster cost [CLUSTER] [--json]
 
-From the ledger on this machine, and that of a rented head, which is fetched. A node's money goes in equal parts to the jobs
-that used it at the time; a training job uses the nodes that its workers are on, any other job, and all jobs the head, every
-node. Wasted are: starting (before a rental first ran), idle (no job used it), and lost (what a training job's nodes cost
-between its last checkpoint and the loss of one of them: it is done again).
+Computed from the ledger on this machine and that of a rented head, which is fetched. A node's cost is split equally among the jobs
+that use it at the time. A training job uses the head and its workers' nodes; any other job uses every node. Wasted are: starting
+(before a rental first ran), idle (no job used it), and lost (the cost of a training job's nodes between its last checkpoint and the
+loss of one of them, since that work is repeated).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NodeCost:
 class JobCost:
     entrypoint: str
     stage: str
-    """Of jobs/STAGE.py; "" for another program."""
+    """STAGE of jobs/STAGE.py; "" for another program."""
     run: str
     began: float
     ended: float | None
@@ -48,7 +48,7 @@ class JobCost:
     step: int | None = None
     max_steps: int | None = None
     to_finish_usd: float | None = None
-    """What the steps left would cost, at the run's own speed and its nodes' price. None: it is finished, or can't be told."""
+    """Cost of the remaining steps at the run's own speed and its nodes' prices. None: the run is finished, or it can't be estimated."""
 
 
 @dataclass
@@ -56,26 +56,26 @@ class Costs:
     cluster: str
     usd: float
     usd_per_hour: float
-    """Now."""
+    """At the time `asked`."""
     asked: float
-    """Unix time of that."""
+    """Unix time up to which costs are counted."""
     uncertain_usd: float
-    """The part of it that may not have been charged: rentals that ended while nobody asked."""
+    """Part of usd that may not have been charged: rentals that ended between two polls."""
     nodes: list[NodeCost]
     jobs: list[JobCost]
     stages: dict[str, float] = field(default_factory=dict)
     wasted: float = 0.0
     """Share of usd."""
     traffic_usd: float = 0.0
-    """Not part of usd: about what hosts charge for the download of image and packages (SETUP_GB), at the prices that they
-    offered. No market lists traffic in a unit that it documents."""
+    """Estimated charge for downloading image and packages (SETUP_GB), at the hosts' offered prices. Not part of usd: no market reports
+    traffic in a documented unit."""
     incomplete: list[str] = field(default_factory=list)
-    """What is missing of the ledger here, and why."""
+    """Which parts of the ledger are missing here, and why."""
 
 
 @dataclass
 class _Job:
-    """A job as the ledger's notes have it."""
+    """A job as recorded in the ledger's notes. until: Unix time at which it ended, or up to which it is known to run."""
 
     notes: list[dict]
     until: float
@@ -94,13 +94,13 @@ class _Job:
         return bool(now) and node in now[-1]["nodes"]
 
     def saved(self, at: float) -> float:
-        """When its last checkpoint before `at` was whole; else when training began."""
+        """Returns the Unix time of its last complete checkpoint before `at`, or else of the start of training."""
         notes = [n for n in self.notes if n.get("nodes") is not None]
         return max([n["saved"] for n in notes if n["saved"] and n["saved"] <= at] or [notes[0]["training_began"]])
 
 
 def costs(ledger: Ledger, now: float) -> Costs:
-    """All of it up to Unix time `now`."""
+    """Returns the costs up to Unix time `now`."""
     from cluster import tags
 
     entries = [e for e in ledger.entries() if e.usd(now) > 0 or e.living]
@@ -174,12 +174,12 @@ def _to_finish(row: JobCost, used: list[Entry]) -> float | None:
 
 
 def main(argv: list[str]) -> int:
-    """0: shown. 2: there is no such cluster here."""
+    """Returns the exit code. 0: printed. 2: no such cluster on this machine."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cluster", nargs="?", help="its name (default: every one that this machine has a ledger of)")
-    parser.add_argument("--json", action="store_true", help="everything, to be read by programs")
+    parser.add_argument("cluster", nargs="?", help="its name (default: all clusters with a ledger on this machine)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args(argv)
     known = clusters()
     if args.cluster and args.cluster not in known:
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
     now = time.time()
     all_of_them = []
     for name in [args.cluster] if args.cluster else known:
-        incomplete = [said for copy in head_ledger.fetch(name) if (said := copy.says(now))]
+        incomplete = [warning for copy in head_ledger.fetch(name) if (warning := copy.says(now))]
         all_of_them.append(costs(Ledger(name), time.time()))
         all_of_them[-1].incomplete = incomplete
     if args.json:
@@ -202,10 +202,10 @@ def main(argv: list[str]) -> int:
 
 
 def show(c: Costs) -> None:
-    uncertain = f", up to ${c.uncertain_usd:.2f} of it perhaps not charged" if c.uncertain_usd >= 0.005 else ""
+    uncertain = f", up to ${c.uncertain_usd:.2f} of it possibly not charged" if c.uncertain_usd >= 0.005 else ""
     print(f"{c.cluster}: ${c.usd:.2f}, {c.wasted:.0%} of it wasted{uncertain}; now ${c.usd_per_hour:.3f} an hour")
-    for said in c.incomplete:
-        print(f"  {said}")
+    for warning in c.incomplete:
+        print(f"  {warning}")
     if c.traffic_usd >= 0.005:
         print(
             f"  not counted: traffic; the set-up of these nodes ({SETUP_GB:.1f} GB each) was about ${c.traffic_usd:.2f} more"
@@ -229,7 +229,7 @@ def show(c: Costs) -> None:
 
 
 def table(columns: list[tuple[str, str]], rows: list[tuple[str, ...]]) -> None:
-    """Prints it, unless it has no rows. columns: (header, "r" where it is aligned to the right)."""
+    """Prints a table, or nothing if it has no rows. columns: (header, "r" for right-aligned or "")."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""How rentals end: at once or beside other work, with what has to be known of them first, all of a cluster, and tried again."""
+"""Destroying rentals: immediately or in the background, after saving their logs and ledger, with retries."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cluster.nodes import Node, Nodes
 log = logging.getLogger(__name__)
 
 TRIES, AGAIN_S = 5, 2.0
-"""How often, and after how long, what could not be ended is tried again."""
+"""Attempts to destroy all rentals of a cluster, and seconds between two."""
 
 
 class Ending:
-    """Thread-safe. leads: this process writes the cluster's ledger itself; in others a rented head does."""
+    """Thread-safe. leads: whether this process is the head's, which writes the cluster's ledger itself."""
 
     def __init__(self, folder: Folder, ledger: Ledger, markets: Mapping[str, Kept], nodes: Nodes, leads: bool):
         self.folder, self.ledger, self.markets, self.nodes, self.leads = folder, ledger, markets, nodes, leads
         self._fetched: set[str] = set()
-        """Heads whose ledger was fetched, or could not be."""
+        """Heads whose ledger was fetched, or for which that was tried and failed."""
         self._later = ThreadPoolExecutor(max_workers=4, thread_name_prefix="shoestring")
 
     def destroy(self, node_id: str) -> None:
@@ -35,7 +35,8 @@ class Ending:
         self.markets[market].destroy(id)
 
     def destroy_later(self, node_id: str, failed: Node | None = None, why: str = "") -> None:
-        """Where that fails the provider tries again, as long as it is listed. failed: its boot did, so what it printed is kept."""
+        """Destroys in the background. If that fails, the provider tries again as long as the rental is listed. failed: the node, if its
+        boot failed, so that its logs are saved."""
         self.nodes.end(node_id)
         self.later(f"destroying {node_id}", self._end, node_id, failed, why)
 
@@ -48,16 +49,17 @@ class Ending:
 
     def keep_log(self, node_id: str, node: Node, why: str) -> None:
         path = boots.keep(self.folder, self.markets[node.rental.market], node.rental, why)
-        log.warning("%s: what it printed is in %s.", node_id, path)
+        log.warning("%s: its logs are in %s.", node_id, path)
 
     def fetch_ledger(self, node_id: str, node: Node) -> None:
-        """Of a head that led, once, before anything of its cluster ends; where that fails, it says what isn't known now."""
+        """Fetches the ledger of a head that was up, once, before any of its cluster is destroyed; a failure is logged with the age of
+        the last copy."""
         if self.leads or node_id in self._fetched or node_id not in self.ledger.notes(head_ledger.LED):
             return
         self._fetched.add(node_id)
         try:
             if node.rental.ssh is None:
-                raise OSError("there is no way to log in")
+                raise OSError("it has no SSH address")
             head_ledger.fetch_from(self.ledger, node_id, node.rental.ssh)
             self.ledger.note(head_ledger.LED, node_id, fetched=True)
         except (OSError, Damaged) as e:
@@ -68,8 +70,8 @@ class Ending:
             )
 
     def all(self) -> int:
-        """Destroys all that the cluster rents, the head and what is lost too; how many there were. What fails hinders nothing
-        else and is tried again. Raises MarketError where it still fails then."""
+        """Destroys all rentals of the cluster, head and lost ones included, and returns their number. A failure doesn't stop the rest
+        and is retried. Raises MarketError if it persists."""
         ended: set[str] = set()
         for left in reversed(range(TRIES)):
             failed, listed = None, []
@@ -92,7 +94,7 @@ class Ending:
                 raise failed
             if failed:
                 time.sleep(AGAIN_S)
-            elif not new:  # a market may list one a little longer
+            elif not new:  # a market may list a destroyed rental a little longer
                 break
         return len(ended)
 

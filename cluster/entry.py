@@ -1,4 +1,4 @@
-"""One rental's life, as the market told it, and what it costs."""
+"""The history of one rental, as listed by its market, and its cost."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 from cluster.market import Rental
 
 WATCHDOG_S = 60.0
-"""What a watchdog may take to notice, and its market to answer, beyond its time."""
+"""Seconds that a watchdog may take beyond its limit, to act and for its market to answer."""
 
 
 @dataclass
 class Charge:
-    """usd_per_hour from `since` until `until` (None: still). machine: while it runs; disk: as long as it exists."""
+    """usd_per_hour from `since` to `until` (None: still charged). machine: while the rental runs; disk: as long as it exists."""
 
     what: Literal["machine", "disk"]
     since: float
@@ -21,7 +21,7 @@ class Charge:
     usd_per_hour: float
 
     def usd(self, begin: float, end: float) -> float:
-        """What of it falls between two Unix times."""
+        """Returns the dollars charged between two Unix times."""
         until = end if self.until is None else min(self.until, end)
         return max(0.0, until - max(self.since, begin)) * self.usd_per_hour / 3600
 
@@ -32,25 +32,25 @@ class Entry:
 
     market: str
     id: str | None = None
-    """None: asked for, and no id known yet."""
+    """None: requested, but its id isn't known yet."""
     nonce: str | None = None
-    """None: not asked for through this ledger (the head that `ray up` rented, what a lost head left)."""
+    """None: not requested through this ledger (the head that `ray up` rented, rentals left by a lost head)."""
     label: str = ""
     gpu: str = ""
     count: int = 0
     spot: bool = False
     offered_usd_per_hour: float = 0.0
-    """Disk included; what it counts for until the market lists it."""
+    """Disk included; its price until the market lists it."""
     download_usd_per_gb: float = 0.0
-    """What its host charges for traffic, as offered. Not part of usd(): markets don't list the traffic in a documented unit."""
+    """Its host's offered price of traffic. Not part of usd(): markets don't report traffic in a documented unit."""
     asked: float = 0.0
-    """Unix time of the intent, or when it was first listed."""
+    """Unix time of the intent; of a rental without one, of its creation."""
     answered: float | None = None
-    """When `create` returned its id. None: it hasn't; a rental of this entry was found by its label."""
+    """Unix time when `create` returned its id. None: it hasn't; if the entry has an id, the rental was found by its label."""
     failed: bool = False
-    """`create` raised something that leaves open whether it exists."""
+    """`create` raised an error that leaves open whether the rental exists."""
     unattended_s: float | None = None
-    """After how long without a head it ends itself (watchdog.sh)."""
+    """Seconds without a head after which it ends itself (watchdog.sh)."""
     rental: Rental | None = None
     """As last listed."""
     up: float | None = None
@@ -58,15 +58,15 @@ class Entry:
     seen: float | None = None
     """When it was last listed."""
     lost: float | None = None
-    """When it was first seen to answer no more, without our doing."""
+    """When it was first seen to be lost, that is, not ended by this project."""
     ended: float | None = None
     why: str = ""
-    """Of its end."""
+    """How it ended: gone, destroyed, or the reason of a refusal."""
     charges: list[Charge] = field(default_factory=list)
 
     @property
     def node(self) -> str:
-        """Its name as a node of Ray; "" as long as it has no id."""
+        """Its node id for Ray; "" as long as it has no id."""
         return f"{self.market}-{self.id}" if self.id else ""
 
     @property
@@ -75,39 +75,39 @@ class Entry:
 
     @property
     def usd_per_hour(self) -> float:
-        """What it costs now, or will as soon as it is up."""
+        """Its price now; of a rental that is starting, its price once it runs."""
         if self.ended is not None:
             return 0.0
         if self.rental is None:
             return self.offered_usd_per_hour
         price = self.rental.disk_usd_per_hour + (self.rental.usd_per_hour if self.rental.charged else 0.0)
-        # RunPod lists a pod that doesn't run yet at $0; its place below the cap isn't free.
+        # RunPod lists a pod that doesn't run yet at $0, but it must count towards the cap.
         return max(price, self.offered_usd_per_hour) if self.rental.state == "starting" else price
 
     def usd(self, now: float, since: float = 0.0) -> float:
-        if self.rental is None:  # it may be running for all we know; where there is no id after all, it cost nothing
+        if self.rental is None:  # it may be running; if it ended without an id, it cost nothing
             none = self.id is None and self.ended is not None
             begin = self.answered or self.asked
             return 0.0 if none else Charge("machine", begin, self.ended, self.offered_usd_per_hour).usd(since, now)
         return sum(c.usd(since, now) for c in self.charges)
 
     def uncertain_usd(self) -> float:
-        """How much of it was charged for the time between the last list that had it and the first that hadn't."""
+        """Returns the dollars counted between the last list with the rental and the first without it."""
         if self.ended is None or self.seen is None or self.why != "gone":
             return 0.0
         return self.usd(self.ended, self.seen)
 
     def seen_until(self, at: float | None) -> None:
-        """It was listed then, too, as it was before."""
+        """Records that it was still listed unchanged at Unix time `at`."""
         if at is not None and self.seen is not None:
             self.seen = max(self.seen, at)
 
     def see(self, r: Rental, at: float) -> None:
-        """Takes in how the market listed it at Unix time `at`."""
+        """Records how the market listed it at Unix time `at`."""
         if self.ended is not None:
-            if at <= self.ended:  # this list was under way when it was destroyed
+            if at <= self.ended:  # this list was requested before the rental was destroyed
                 return
-            for c in self.charges:  # it isn't gone after all
+            for c in self.charges:  # it still exists
                 c.until = None if c.until == self.ended else c.until
             self.ended = None
         before, self.seen = self.seen, at
@@ -122,9 +122,9 @@ class Entry:
         self._charge("machine", r.started, r.usd_per_hour if runs else None, before)
 
     def end(self, at: float, why: Literal["gone", "destroyed"]) -> None:
-        """Ends what it costs: it was destroyed at `at`, or wasn't listed any more by then."""
+        """Ends its charges: it was destroyed at `at`, or no longer listed by then."""
         self.why, self.ended = why, at
-        if why == "gone" and self.unattended_s and self.seen:  # nobody asked for longer than it lives alone
+        if why == "gone" and self.unattended_s and self.seen:  # no poll for longer than it outlives its head
             self.ended = min(at, self.seen + self.unattended_s + WATCHDOG_S)
         if why == "gone":
             self.lost = self.lost or self.ended
@@ -132,12 +132,13 @@ class Entry:
             c.until = max(c.since, self.ended) if c.until is None else c.until
 
     def _charge(self, what: str, since: float | None, usd_per_hour: float | None, before: float | None) -> None:
-        """usd_per_hour is charged since `since`, as now seen, and not yet when last seen (before). None: no more of it."""
+        """Records a price as now seen, charged since `since`. before: when the rental was last seen, not yet with this price.
+        usd_per_hour None: no longer charged."""
         past = [c for c in self.charges if c.what == what]
         now = past[-1] if past and past[-1].until is None else None
         if now and now.usd_per_hour == usd_per_hour:
             return
-        if now:  # a higher price is charged since it was last seen with the lower one
+        if now:  # a higher price counts from when the lower one was last seen
             dearer = usd_per_hour is not None and usd_per_hour > now.usd_per_hour and before is not None
             now.until = max(now.since, before if dearer else self.seen)
         if usd_per_hour is None:

@@ -1,7 +1,7 @@
-"""Why nothing is rented: said to the jobs that wait for it, noted for `status`; and an end to renting what fails every time.
+"""Why nothing is rented: published to waiting jobs and recorded for `status`; and a pause after repeated failures.
 
-A box that doesn't boot, can't be logged in to or breaks in its set-up costs until it is given up. After IN_A_ROW of one node
-type none of that type is rented for PAUSE_S; then one more is tried. A new head (ray up, cluster head) begins at nought.
+A node that doesn't boot, can't be logged in to or fails in its set-up costs money until it is given up. After IN_A_ROW failures of
+one node type, none of that type is rented for PAUSE_S; then one more is tried. A new head (ray up, cluster head) starts at zero.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ log = logging.getLogger(__name__)
 IN_A_ROW = 5
 PAUSE_S = 30 * 60.0
 AGAIN_S = 5.0
-"""The same is published again after so long: what jobs read grows old (notice.OLD_S)."""
+"""An unchanged reason is published again after this long, since jobs ignore old ones (notice.OLD_S)."""
 NOTE_S = 60.0
-"""And noted in the ledger, whose file only grows."""
+"""A reason is recorded in the ledger at most this often, since the file only grows."""
 MARKETS = "markets"
-"""In the place of a node type: the markets could not be asked."""
+"""Used as node type for a failure to list the markets."""
 NOTES = "rent"
-"""Kind of the ledger's notes {node type: why it can't be rented, None: it can}."""
+"""Kind of the ledger's notes {node type: why it can't be rented, or None if it can}."""
 
 
 class Paused(MarketError):
-    """So many of this node type failed in a row that no more are tried for a while."""
+    """IN_A_ROW rentals of this node type failed in a row, so no more are tried for PAUSE_S."""
 
 
 class Failures:
-    """Thread-safe. address: of Ray's GCS, host:port; None: no job of this process's cluster waits."""
+    """Thread-safe. address: host:port of Ray's GCS; None: nothing is published, since no job can be waiting."""
 
     def __init__(self, ledger: Ledger, address: str | None):
         self.ledger, self.address, self._lock = ledger, address, threading.RLock()
         self._row: dict[str, list[str]] = {}
-        """Node type → what failed since one of it last worked."""
+        """Node type → failures since one of it last worked."""
         self._until: dict[str, float] = {}
         """Node type → Unix time when one more is tried."""
         self._why: dict[str, str] = {}
@@ -47,7 +47,7 @@ class Failures:
         self._gcs = None
 
     def failed(self, node_type: str, what: str) -> None:
-        """what: the node, and why it was given up."""
+        """Records a failure. what: the node, and why it was given up."""
         with self._lock:
             row = self._row.setdefault(node_type, [])
             row.append(what)
@@ -55,24 +55,24 @@ class Failures:
                 self._until[node_type] = time.time() + PAUSE_S
 
     def worked(self, node_type: str) -> None:
-        """Ray runs on one of it."""
+        """Records that Ray runs on a node of this type."""
         with self._lock:
             self._row.pop(node_type, None)
             self._until.pop(node_type, None)
 
     def check(self, node_type: str) -> None:
-        """Raises Paused."""
+        """Raises Paused if this node type isn't to be rented now."""
         with self._lock:
             row, left = self._row.get(node_type, []), self._until.get(node_type, 0.0) - time.time()
             if len(row) >= IN_A_ROW and left > 0:
                 raise Paused(
                     f"{len(row)} boxes in a row failed, the last one {row[-1]}. The next is tried in {left / 60:.0f} minutes; "
-                    f"what they printed: {self.ledger.path.parent}/boots. Change `image`, `setup_commands` or the ladder of "
+                    f"their logs: {self.ledger.path.parent}/boots. Change `image`, `setup_commands` or the ladder of "
                     f"{node_type}, and start the head again."
                 )
 
     def cannot(self, node_type: str, why: str) -> None:
-        """Nothing of it can be rented now."""
+        """Records and publishes why nothing of this type can be rented now."""
         with self._lock:
             self._why[node_type] = why
             self._note(node_type, why)
@@ -100,4 +100,4 @@ class Failures:
             notice.cannot_rent(self._gcs, text or None)
             self._published = time.time(), text
         except GcsError as e:
-            log.warning("Ray could not be told why nothing is rented: %s", e)
+            log.warning("Publishing to Ray why nothing is rented failed: %s", e)

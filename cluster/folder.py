@@ -1,4 +1,4 @@
-"""~/.shoestring/NAME: what a machine that leads the cluster NAME knows and nobody else may: its SSH key, which host keys it has seen."""
+"""~/.shoestring/NAME, the private folder of cluster NAME on the machine that leads it: its SSH key and the host keys it has seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.tags import check_name
 
 
 class Folder:
-    """The folder of one cluster, made with its key pair where it isn't there (0700)."""
+    """The folder of one cluster (0700), created with a key pair if it doesn't exist."""
 
     def __init__(self, name: str):
         check_name("cluster_name", name)
@@ -20,9 +20,9 @@ class Folder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.chmod(0o700)
         self.key = self.path / "key"
-        """OpenSSH private key. One per cluster, so that a stranger's machine that we log in to learns nothing of use elsewhere."""
+        """OpenSSH private key. One per cluster, so that nothing a rented machine learns is of use elsewhere."""
         self.known_hosts = self.path / "known_hosts"
-        """Host keys by rental: pinned the first time that a rental is reached, which is the first time that anybody can."""
+        """Host keys by rental, pinned at the first login."""
         with open(self.path / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.key.exists():
@@ -41,7 +41,7 @@ class Folder:
         return Path(f"{self.key}.pub").read_text().strip()
 
     def ssh_options(self, rental: str) -> dict[str, str]:
-        """What ssh needs to reach that rental and no other machine at its address."""
+        """Returns the ssh options that reach this rental, and refuse another machine at the same address."""
         return {
             "IdentityFile": str(self.key),
             "IdentitiesOnly": "yes",
@@ -51,13 +51,13 @@ class Folder:
             "CheckHostIP": "no",
             "HashKnownHosts": "no",
             "PasswordAuthentication": "no",
-            "ForwardAgent": "no",  # whatever ~/.ssh/config says: the machine is a stranger's
+            "ForwardAgent": "no",  # overrides ~/.ssh/config: the machine isn't trusted
             "ForwardX11": "no",
             "LogLevel": "ERROR",
         }
 
     def ssh(self, rental: str, address: tuple[str, int], **options: str) -> list[str]:
-        """The command that logs in to that rental; words after it are run there. address: (host, port) of its sshd."""
+        """Returns the command that logs in to a rental; words appended to it are run there. address: (host, port) of its sshd."""
         words = [
             word for key, value in (self.ssh_options(rental) | options).items() for word in ("-o", f"{key}={value}")
         ]

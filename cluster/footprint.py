@@ -1,12 +1,12 @@
-"""Bytes on each device while a job trains, by what they are for: arithmetic on a model's anatomy (anatomy.py).
+"""Memory on each device while a job trains, by purpose, computed from the model's sizes (anatomy.py).
 
-Weights, gradients and optimizer under ZeRO are those of Rajbhandari et al. 2020 (https://arxiv.org/abs/1910.02054, section 5 and
-figure 1), with what this project's own settings change: all weights train in float32 under autocast, so that K = 8 bytes of Adam
-stand beside 4 + 4 of weight and gradient; an adapter's frozen base has neither. With gradient checkpointing each layer keeps its
-input and one layer at a time is worked out again (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 5).
+Weights, gradients and optimizer under ZeRO follow Rajbhandari et al. 2020 (https://arxiv.org/abs/1910.02054, section 5 and
+figure 1), adapted to this project's settings: all weights train in float32 under autocast, so a trained weight takes 4 bytes, its
+gradient 4, and Adam K = 8; an adapter's frozen base has no gradients and no Adam state. With gradient checkpointing each layer
+saves its input, and one layer at a time is recomputed (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 5).
 
-Two moments are compared, and the larger one is the peak: `backward`, when everything is saved and the loss has its logits, and
-`step`, when every gradient is there and nothing is saved any more.
+The peak is the larger of two moments: `backward`, when all activations are saved and the loss holds its logits, and `step`, when
+all gradients exist and no activations.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ STATES = {
     "adamw_torch": 2.0, "adamw_torch_fused": 2.0, "adamw_torch_8bit": 0.5, "adamw_bnb_8bit": 0.5, "adamw_8bit": 0.5, "adafactor": 0.0, "sgd": 0.0,
     "adagrad": 1.0, "rmsprop": 1.0, "lion_32bit": 1.0, "lion_8bit": 0.25, "paged_adamw_32bit": 2.0, "paged_adamw_8bit": 0.5,
 }  # fmt: skip
-"""train.optim → float32 numbers kept per trained weight; others are taken for AdamW."""
+"""train.optim → float32 numbers kept per trained weight; an unlisted optimizer counts like AdamW."""
 
 TILE = 32768
 """Columns of the vocabulary that TRL projects at a time (_CHUNKED_LOGPROB_CHUNK_SIZE), for at most ROWS positions."""
 ROWS = 4096
 
 HOLES = {True: 1.65, False: 1.2}
-"""CPU: with an adapter or without, the heap's size per byte that is saved: glibc can't close the gaps which a forward's temporaries
-leave, and PEFT has more of them. Measured on SmolLM2-135M (adapter 1.59 to 1.77, none 1.13 to 1.27; 2 to 8 sequences of 91 or 256)."""
+"""CPU: {with an adapter: heap bytes per saved byte}. glibc can't reuse the gaps that a forward pass's temporaries leave, and PEFT
+creates more of them. Measured on SmolLM2-135M (adapter 1.59 to 1.77, none 1.13 to 1.27; 2 to 8 sequences of 91 or 256 tokens)."""
 FILLED = 0.6
-"""CPU: part of the gradients that doesn't fit into those gaps. Measured likewise."""
+"""CPU: share of the gradients that doesn't fit into those gaps. Measured likewise."""
 PYTHON = 826 << 20
-"""A worker before its model is there: Python, torch, Ray, transformers, TRL, PEFT and their libraries' code. Measured."""
+"""Bytes of a worker before its model is loaded: Python, torch, Ray, transformers, TRL, PEFT and their libraries' code. Measured."""
 CONTEXT = 600 << 20
-"""GPU: CUDA's context, kernels and cuBLAS workspaces, which torch doesn't count. Not measured here."""
+"""GPU: bytes of CUDA's context, kernels and cuBLAS workspaces, which torch doesn't count. Not measured here."""
 SLACK = 1.08
-"""GPU: reserved by torch's allocator per byte in use. Assumed."""
+"""GPU: bytes reserved by torch's allocator per byte in use. Assumed."""
 
 BUCKET = 500_000_000
-"""Numbers in DeepSpeed's reduce bucket (two where it overlaps), and half of what ZeRO-3 keeps gathered: its defaults."""
+"""DeepSpeed's defaults: numbers in a reduce bucket (there are two with overlap), and half of those that ZeRO-3 keeps gathered."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +51,27 @@ class Setting:
     workers: int = 1
     offload: bool = False
     sequences: int = 1
-    """B: micro_batch × sequences of an example."""
+    """B: micro_batch × sequences per example."""
     labelled: int = 0
-    """Most positions of a micro-batch at which a loss is taken."""
+    """Maximum positions of a micro-batch at which a loss is computed."""
     accumulates: bool = False
-    """More than one micro-batch a step: gradients are there when the second one begins."""
+    """More than one micro-batch per step, so gradients already exist when the second one begins."""
     checkpointing: bool = False
     optimizer: str = "adamw_torch_fused"
     whole_logits: bool = False
-    """Distillation: several distributions over the vocabulary at every labelled position, and not a tile of it."""
+    """Distillation: several full distributions over the vocabulary at every labelled position, instead of one tile."""
     reference: int = 0
     """Bytes of a frozen copy of the base (DPO without an adapter)."""
     teacher: int = 0
     """Bytes of a teacher's weights beside the student."""
     reread: int = 0
-    """Bytes of the base's file that are mapped once more, at the end, to merge an adapter."""
+    """Bytes of the base's weight files, mapped once more at the end to merge an adapter."""
 
 
 @dataclass(frozen=True)
 class Footprint:
     parts: dict[str, int] = field(default_factory=dict)
-    """Bytes at the peak, by what they are for."""
+    """Purpose → bytes at the peak."""
     moment: str = "backward"
 
     @property
@@ -80,12 +80,12 @@ class Footprint:
 
     @property
     def counted(self) -> int:
-        """What provenance.json calls peak_memory_bytes: on a GPU torch's own count, without context and slack."""
+        """Bytes comparable to peak_memory_bytes in provenance.json: on a GPU torch's own count, without context and slack."""
         return self.total - self.parts.get("context", 0) - self.parts.get("slack", 0)
 
 
 def footprint(a: Anatomy, s: Setting) -> Footprint:
-    """Of one worker."""
+    """Returns the memory of one worker."""
     held = _held(a, s)
     saved, loss = _saved(a, s), _loss(a, s)
     gradients = _gradients(a, s)
@@ -112,13 +112,13 @@ def footprint(a: Anatomy, s: Setting) -> Footprint:
 
 
 def _held(a: Anatomy, s: Setting) -> dict[str, int]:
-    """What stays from step to step."""
+    """Returns the bytes that stay allocated from step to step, by purpose."""
     n, wide = s.workers, a.trainable * 4
     states = round(STATES.get(s.optimizer, 2.0) * (a.trainable_bytes if s.strategy in ("ddp", "fsdp") else wide))
     zero, half = s.strategy.startswith("zero"), s.precision != "fp32"
     weights, master, exchange = a.weight_bytes, 0, 0
     if zero:
-        if half:  # DeepSpeed holds 16-bit weights, and float32 ones in its optimizer
+        if half:  # DeepSpeed keeps 16-bit weights, and float32 copies in its optimizer
             weights -= a.trainable_bytes - a.trainable * 2
         master = wide // n
         exchange = BUCKET * (2 if half else 4) * 2 if s.gpu else 0
@@ -130,9 +130,7 @@ def _held(a: Anatomy, s: Setting) -> dict[str, int]:
         weights, states = weights // n, states // n
         exchange = (2 * a.largest + 2 * a.head) * (2 if half else 4)
     else:
-        exchange = (
-            a.trainable_bytes
-        )  # DDP's buckets, beside the gradients themselves; Ray Train has one worker use it too
+        exchange = a.trainable_bytes  # DDP's buckets, besides the gradients; Ray Train uses DDP for one worker too
     if s.offload and s.gpu:
         states = master = 0
         weights = 0 if s.strategy in ("zero3", "fsdp") else weights
@@ -167,7 +165,7 @@ def _loss(a: Anatomy, s: Setting) -> int:
     tile = min(s.labelled, ROWS) * min(TILE, a.vocabulary)
     columns = min(TILE, a.vocabulary) * a.hidden
     half = s.precision != "fp32"
-    own = a.head * 4 if a.head_trains else 0  # its gradient, before it is added to the one that is kept
-    if s.gpu:  # one tile in the compute type, which a kernel overwrites; weights in it, where they are float32
+    own = a.head * 4 if a.head_trains else 0  # its gradient, before it is added to the accumulated one
+    if s.gpu:  # one tile in the compute type, overwritten in place by a kernel; and float32 weights cast to that type
         return tile * (2 if half else 4) + columns * (2 if half and a.head_trains else 0) + own
     return tile * (7 * 4 + (2 if half else 4)) + columns * (4 if half else 0) + own

@@ -1,4 +1,4 @@
-"""GPUs: what markets call them, and how fast they are by their makers' own figures."""
+"""GPUs: their names on the markets, and their manufacturer's published speed."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ TFLOPS = {
 }
 """Name on Vast → dense bfloat16 TFLOPS with float32 accumulation (float16 for V100 and T4, which have no bfloat16), without
 sparsity. From NVIDIA's data sheets of B200, H200, H100, A100, A40, A30, A10, L40S, L40, L4, RTX A6000/A5000/A4000, RTX 6000
-Ada, V100, T4, and its whitepapers on GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50, RTX PRO 6000). What training
-gets of it is a half at best, so it ranks GPUs; hours are planned with measured numbers."""
+Ada, V100, T4, and its whitepapers on GA102 (RTX 30), Ada (RTX 40) and RTX Blackwell (RTX 50, RTX PRO 6000). Training reaches
+half of it at best, so these numbers rank GPUs; hours are planned with measured speeds where there are any."""
 
 OTHERS = frozenset(
     """
@@ -60,14 +60,15 @@ Q RTX 5000|Q RTX 6000|Q RTX 8000|RTX A2000|RTX A4500|RTX 2000Ada|RTX 4000Ada|RTX
 RTX PRO 2000|RTX PRO 4000|RTX PRO 4500|RTX PRO 5000|RTX PRO 6000|RTX PRO 6000 Max-Q
 """.replace("\n", "").split("|")
 )
-"""More names that exist (vast-cli, vastai/data/query.py, and RunPod's catalog), whose speed isn't looked up here."""
+"""Other existing names (vast-cli, vastai/data/query.py, and RunPod's catalog), for which TFLOPS has no speed."""
 
 FORMS = {"sxm", "pcie", "nvl", "hbm2", "hbm3"}
-"""Words that tell forms of one GPU apart."""
+"""Words that distinguish variants of one GPU."""
 
 
 def words(name: str) -> frozenset[str]:
-    """{"a100", "sxm"} for each of "A100 SXM4", "A100_SXM4", "A100-SXM4-80GB" and "NVIDIA A100 SXM 80GB"."""
+    """Returns the words that identify a GPU: {"a100", "sxm"} for each of "A100 SXM4", "A100_SXM4", "A100-SXM4-80GB" and
+    "NVIDIA A100 SXM 80GB"."""
     name = re.sub(
         r"\b\d+ ?gb\b|\bnvidia\b|\bgeforce\b|\btesla\b", " ", name.lower().replace("-", " ").replace("_", " ")
     )
@@ -76,18 +77,18 @@ def words(name: str) -> frozenset[str]:
 
 
 def fits(wanted: str, name: str) -> bool:
-    """Is `name` the GPU that was asked for? "A100" is fulfilled by each of its forms, "RTX 4090" not by "RTX 4090D"."""
+    """Returns whether `name` is the wanted GPU. "A100" matches all its variants; "RTX 4090" doesn't match "RTX 4090D"."""
     return words(wanted) <= words(name) and words(name) - words(wanted) <= FORMS
 
 
 def speed(name: str) -> float | None:
-    """Dense bfloat16 TFLOPS of one, or None where TFLOPS doesn't have it."""
+    """Returns the dense bfloat16 TFLOPS of one GPU; None if TFLOPS doesn't list it."""
     same = [v for k, v in TFLOPS.items() if words(k) == words(name)]
     return same[0] if same else next((v for k, v in TFLOPS.items() if fits(k, name)), None)
 
 
 def mistaken(name: str) -> str:
-    """ " Nearest: …." where `name` is no GPU that is known here and looks like one misspelt; "" where it is known, or may be new."""
+    """Returns " Nearest: …." if `name` looks like a misspelt known GPU; "" if it is known, or may be a new one."""
     known = TFLOPS.keys() | OTHERS
     if any(fits(name, k) or words(k) == words(name) for k in known):
         return ""

@@ -1,7 +1,7 @@
 """python -m cluster head --config cluster/vast.yaml
 
-This machine becomes the head of a cluster and rents workers by itself. It dials them, so a laptop or a Colab behind any router
-will do. Ctrl-C, or `--stop` in another terminal, ends the workers and Ray.
+Makes this machine the head of a cluster, which rents workers as jobs need them. The head opens the connections to its workers, so
+a laptop or a Colab behind any router will do. Ctrl-C, or `--stop` in another terminal, ends the workers and Ray.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from cluster.market import MarketError, Refused
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Also a terminal that is closed ends what it began, unless that was told not to care (nohup)."""
+"""SIGHUP included: closing the terminal ends the head, unless it runs under nohup."""
 START_S = 120.0
-"""Ray's head is up by then."""
+"""Time allowed for Ray's head to start."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,13 +35,11 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m cluster head", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--config", required=True, help="YAML of the cluster, as for `ray up`")
-    parser.add_argument("--stop", action="store_true", help="end the head that runs, and every rental of the cluster")
+    parser.add_argument("--stop", action="store_true", help="end the running head and every rental of the cluster")
     args = parser.parse_args(argv)
     with refusing("python -m cluster head"):
         if sys.platform != "linux":
-            raise ValueError(
-                "the head dials its workers by a network that only Linux has. Rent the head instead: ray up"
-            )
+            raise ValueError("the head's network to its workers works only on Linux. Rent the head instead: ray up")
         programs.check(*programs.TO_BE_THE_HEAD)
         config = read(args.config)
         try:
@@ -54,26 +52,28 @@ def main(argv: list[str]) -> int:
         return stop(config, folder) if args.stop else lead(config, folder, args.config)
     except MarketError as e:
         name = config["cluster_name"]
-        print(f"{name}: rentals may be left, which end by themselves once their head is gone: {e}", file=sys.stderr)
-        print(f"Look, and end them: python -m cluster sweep {name}", file=sys.stderr)
+        print(
+            f"{name}: some rentals may still run, and end by themselves once their head is gone: {e}", file=sys.stderr
+        )
+        print(f"List and end them: python -m cluster sweep {name}", file=sys.stderr)
     except RuntimeError as e:
         print(f"python -m cluster head: {e}", file=sys.stderr)
-    except subprocess.CalledProcessError as e:  # whose own words are above
+    except subprocess.CalledProcessError as e:  # its own message was printed above
         print(f"python -m cluster head: {e.cmd[0]} failed with exit code {e.returncode}", file=sys.stderr)
     return 1
 
 
 def read(path: str) -> dict:
-    """The YAML, completed for a head that is this machine. Raises ValueError."""
+    """Reads the YAML and completes it for a head on this machine. Raises ValueError."""
     from ray.autoscaler.sdk import fillout_defaults
 
     from lib.cli import read_yaml
 
     config = {"cluster_synced_files": []} | read_yaml(path)
     config_schema.check(config)
-    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # what it fills in is nobody's mistake
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # else it warns about defaults that it fills in
     if config["provider"].get("network") == "flat":
-        raise ValueError("provider.network: flat is for a rented head; this machine reaches its workers by mesh.")
+        raise ValueError("provider.network: flat is for a rented head. A head on this machine needs mesh.")
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         config.setdefault(key, [])
     config["provider"]["here"] = True
@@ -87,7 +87,8 @@ def read(path: str) -> dict:
 
 
 def _filled(config: dict) -> dict:
-    """As `ray up` hands a YAML to the autoscaler: each node's setup_commands, and how many there may be of each type."""
+    """Fills in what `ray up` would before starting the autoscaler: each node's setup_commands, and min_workers and max_workers of each
+    type."""
     for who in ("head", "worker"):
         config[f"{who}_setup_commands"] = config["setup_commands"] + config[f"{who}_setup_commands"]
     for name, node in config["available_node_types"].items():
@@ -97,24 +98,24 @@ def _filled(config: dict) -> dict:
 
 
 def _keep_key(name: str) -> None:
-    """The market's API key is in its file (0600), since the environment of Ray's processes can be read by every job."""
+    """Stores the market's API key in its file (0600), since every job can read the environment of Ray's processes."""
     variable, path = f"{name.upper()}_API_KEY", markets.key_file(name)
     key = markets.key(name)
     if os.environ.pop(variable, None) and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f:
             f.write(key + "\n")
-        print(f"{variable} is kept in {path} from now on; only you can read it.")
+        print(f"Stored {variable} in {path}, which only you can read.")
     elif markets.key(name) != key:
-        raise ValueError(f"{variable} isn't what {path} holds. Remove one of them.")
+        raise ValueError(f"{variable} differs from the key in {path}. Remove one of them.")
 
 
 def lead(config: dict, folder: Folder, path: str) -> int:
-    """Returns when it was stopped."""
+    """Runs the head until it is stopped. Returns the exit code."""
     with _lock(folder) as mine:
         if not mine:
             print(
-                f"{config['cluster_name']} has a head here already: {DASHBOARD}\n"
+                f"{config['cluster_name']} already has a head on this machine: {DASHBOARD}\n"
                 f"Use that, or end it first: python -m cluster head --config {path} --stop",
                 file=sys.stderr,
             )
@@ -140,7 +141,7 @@ def lead(config: dict, folder: Folder, path: str) -> int:
         except KeyboardInterrupt:
             return 0
         finally:
-            for number in ENDS:  # what is being ended now, is ended
+            for number in ENDS:  # a second Ctrl-C doesn't interrupt the cleanup
                 signal.signal(number, signal.SIG_IGN)
             if ray:
                 ray.terminate()
@@ -149,7 +150,7 @@ def lead(config: dict, folder: Folder, path: str) -> int:
 
 
 def _check_ports() -> None:
-    """Raises RuntimeError where another program listens where Ray's head would."""
+    """Raises RuntimeError if another program uses a port that Ray's head needs."""
     for address, port, what in (
         (mesh.ip(mesh.HEAD), mesh.GCS_PORT, "Ray's head"),
         ("127.0.0.1", 8265, "its dashboard"),
@@ -166,14 +167,14 @@ def _check_ports() -> None:
 
 
 def _check_keys(config: dict) -> None:
-    """Asks each market once, so that a key it refuses is said now and not by a job later. Raises RuntimeError."""
+    """Calls each market once, so that a refused key is reported now and not when a job needs a worker. Raises RuntimeError."""
     for name in config["provider"]["markets"]:
         try:
             markets.find(name).list()
         except Refused as e:
             raise RuntimeError(f"{e} (the key is in {markets.key_file(name)}.)") from None
         except MarketError as e:
-            print(f"{e}. It is asked again when a worker is wanted.", file=sys.stderr)
+            print(f"{e}. The market is tried again when a worker is needed.", file=sys.stderr)
 
 
 def _interrupt(number, frame):
@@ -181,17 +182,17 @@ def _interrupt(number, frame):
 
 
 def dependent(module: str, *words: str) -> list[str]:
-    """The command that runs a module of Python, and is ended as this process ends, however that does."""
+    """Returns the command that runs a Python module and is terminated when this process ends for any reason."""
     return ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", module, *words]
 
 
 def python_path() -> str:
-    """PYTHONPATH for it, with this project first."""
+    """Returns PYTHONPATH for a child process, with this project first."""
     return os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _start(config: dict, folder: Folder) -> subprocess.Popen:
-    """Ray's head on this machine, ended with this process. Raises RuntimeError."""
+    """Starts Ray's head on this machine, to be ended with this process. Raises RuntimeError."""
     written = folder.path / "head.yaml"
     written.write_text(json.dumps(config), encoding="utf-8")
     head = config["head_node_type"]
@@ -200,10 +201,10 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
         **bootstrap.ON_EVERY_NODE,
         **bootstrap.ON_THE_HEAD,
         **mesh.environment(mesh.HEAD, mesh.build_shim(folder.path)),
-        # A job's `python` is this one, also where its environment wasn't activated.
+        # A job's `python` is this interpreter, even if its virtual environment isn't activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": python_path(),
-        # Where a job has run before, Ray keeps a token in ~/.ray/auth_token and would ask for it here; no rented worker has it.
+        # Ray writes ~/.ray/auth_token when a job runs, and would then require that token here; rented workers don't have it.
         "RAY_AUTH_MODE": "disabled",
         "RAY_CLOUD_INSTANCE_ID": "here",
         "RAY_NODE_TYPE_NAME": head,
@@ -212,10 +213,10 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
     }
     command = dependent("ray.scripts.scripts", "start", "--head", "--block")
     command += [f"--port={mesh.GCS_PORT}", *mesh.ray_options(mesh.HEAD), "--disable-usage-stats"]
-    with (folder.path / "head.log").open("w") as said:
+    with (folder.path / "head.log").open("w") as output:
         ray = subprocess.Popen(
-            [*command, f"--autoscaling-config={written}"], env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-            start_new_session=True,  # a Ctrl-C is for us alone
+            [*command, f"--autoscaling-config={written}"], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,  # Ctrl-C reaches this process only
         )  # fmt: skip
     give_up = time.monotonic() + START_S
     while time.monotonic() < give_up and ray.poll() is None:
@@ -226,13 +227,13 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
     ray.terminate()
     last = [line.strip() for line in (folder.path / "head.log").read_text().splitlines() if line.strip()][-1:]
     raise RuntimeError(
-        f"Ray's head {what}. The last it printed: {''.join(last) or 'nothing'}\nAll of it: {folder.path}/head.log, and "
+        f"Ray's head {what}. Its last line: {''.join(last) or 'nothing'}\nFull output: {folder.path}/head.log, and "
         "/tmp/ray/session_latest/logs"
     )
 
 
 def stop(config: dict, folder: Folder) -> int:
-    """Ends the head, if one runs here, and all that the cluster rents."""
+    """Ends the head, if one runs here, and all rentals of the cluster. Returns the exit code."""
     with _lock(folder) as mine:
         if not mine:
             os.kill(int((folder.path / "head.lock").read_text()), signal.SIGTERM)
@@ -253,7 +254,7 @@ def _end_rentals(config: dict) -> None:
 
 @contextlib.contextmanager
 def _lock(folder: Folder, wait: bool = False):
-    """Whether this process is the only one that leads the cluster on this machine."""
+    """Yields whether this process holds the lock, so is the only head of the cluster on this machine."""
     with open(folder.path / "head.lock", "a+", encoding="utf-8") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -1,4 +1,4 @@
-"""The whole ledger of a cluster with a rented head: the head writes it, and this fetches it over SSH with the cluster's key."""
+"""Fetches the ledger of a rented head, which the head writes, over SSH with the cluster's key."""
 
 from __future__ import annotations
 
@@ -18,47 +18,48 @@ from cluster.market import MarketError
 
 LOGIN_S, ALL_S = 8, 60.0
 MARK = b"---- shoestring ----\n"
-"""Before what is fetched: whatever a login prints comes first."""
+"""Separates the archive from anything that the login prints before it."""
 LED = "led"
-"""Kind of the notes {node id of a head: at} when Ray was up on it, and `fetched`: when it ended, and its ledger was here."""
+"""Kind of the ledger's notes {node id of a head: note}: written when Ray is up on it, and again with `fetched` when its ledger was
+fetched before it was destroyed."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """What is here of a rented head's ledger."""
+    """The state of this machine's copy of a rented head's ledger."""
 
     head: str
     """Its node id."""
     at: float | None
     """Unix time when it was fetched. None: never."""
     problem: str = ""
-    """Why not now."""
+    """Why it can't be fetched now; "" if it was."""
 
     def says(self, now: float) -> str:
-        """A line for who reads the costs; "" where they are complete."""
+        """Returns a warning to print with the costs; "" if they are complete."""
         if not self.problem:
             return ""
         if self.at is None:
-            return f"the ledger of its head {self.head} was never fetched ({self.problem}): what the head rented is missing here"
-        return f"as of {(now - self.at) / 60:.0f} minutes ago: its head {self.head} can't be asked ({self.problem})"
+            return f"the ledger of its head {self.head} was never fetched ({self.problem}): the rentals of that head are missing here"
+        return f"as of {(now - self.at) / 60:.0f} minutes ago: its head {self.head} can't be reached ({self.problem})"
 
 
 def head_of(ledger: Ledger) -> Entry | None:
-    """The rented head that leads, unless that is this machine."""
+    """Returns the cluster's living rented head; None if there is none or it is this machine."""
     heads = [e for e in ledger.living() if e.id and tags.is_head(e.label) and e.node != ledger.machine]
     return heads[-1] if heads else None
 
 
 def fetch(cluster: str) -> list[Copy]:
-    """Brings the ledger of the cluster's rented head here. What is known of that head, and of those that ended before their
-    ledger was here; [] where nothing is missing and nobody else writes it."""
+    """Fetches the ledger of the cluster's rented head. Returns the state of that copy and of those of heads that ended before their
+    ledger was fetched; [] if there are no such heads."""
     ledger, found = Ledger(cluster), []
     if head := head_of(ledger):
         try:
             if head.rental is None or head.rental.ssh is None:
-                raise OSError("it isn't known yet where to log in")
+                raise OSError("it has no SSH address yet")
             if not (ledger.path.parent / "key").exists():
-                raise OSError("this machine has no key of its cluster")
+                raise OSError("this machine doesn't have the cluster's key")
             fetch_from(ledger, head.node, head.rental.ssh)
             found = [Copy(head.node, ledger.taken(head.node))]
         except (OSError, Damaged) as e:
@@ -73,7 +74,7 @@ def fetch(cluster: str) -> list[Copy]:
 
 
 def _has_ended(ledger: Ledger, head: Entry) -> bool:
-    """By its market, of which the ledger then knows what else it doesn't list any more. False where that can't be asked."""
+    """Returns whether the head's market no longer lists it; the ledger takes in that list. False if the market can't be reached."""
     at = time.time()
     try:
         listed = markets.find(head.market).list()
@@ -84,8 +85,8 @@ def _has_ended(ledger: Ledger, head: Entry) -> bool:
 
 
 def fetch_from(ledger: Ledger, node: str, address: tuple[str, int]) -> None:
-    """Takes in what the head has: its ledger, those that it was sent, and the logs of boots that failed. Raises OSError where it
-    can't be reached, Damaged."""
+    """Fetches a head's ledger, the ledgers that it received, and the logs of failed boots. Raises OSError if it can't be reached,
+    Damaged if a ledger can't be read."""
     folder = Folder(ledger.cluster)
     command = (
         f"cd ~/.shoestring/{ledger.cluster} && echo '{MARK.decode().strip()}' && "
@@ -98,12 +99,12 @@ def fetch_from(ledger: Ledger, node: str, address: tuple[str, int]) -> None:
         raise OSError(f"no answer in {ALL_S:.0f} s") from None
     _, marked, packed = done.stdout.partition(MARK)
     if not marked:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(said[-1] if said else f"ssh ended with {done.returncode}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(lines[-1] if lines else f"ssh ended with {done.returncode}")
     try:
         files = _unpacked(packed)
     except tarfile.TarError as e:
-        raise OSError(f"what it sent is cut off: {e}") from None
+        raise OSError(f"its reply is truncated: {e}") from None
     for name, content in files.items():
         if name == "ledger.jsonl":
             ledger.take(node, content)
@@ -115,6 +116,6 @@ def fetch_from(ledger: Ledger, node: str, address: tuple[str, int]) -> None:
 
 
 def _unpacked(packed: bytes) -> dict[str, bytes]:
-    """The regular files of a tar archive; nothing is written, whatever their names are."""
+    """Returns the regular files of a tar archive, in memory: names from an untrusted machine never reach the disk."""
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         return {m.name: tar.extractfile(m).read() for m in tar.getmembers() if m.isreg()}

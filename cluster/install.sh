@@ -1,8 +1,8 @@
-# On a rented box: the head's Python with all that this project requires, in the folder VENV. Its image may have it already.
+# Runs on a rented node: installs the head's Python and this project's requirements in the folder VENV, unless the image has them.
 # usage: install.sh VENV PYTHON TORCH PACKAGE…   PYTHON: 3.11.7; TORCH: cu129 (https://download.pytorch.org/whl/cu129), or ""
 #
-# It may be killed at any time and typed again: what is there without the mark at its end is removed, and uv's cache still has
-# what was downloaded. The third time it does nothing.
+# It may be killed at any time and run again: a VENV without the mark of a complete installation is removed, and uv's cache keeps
+# the downloads. After a complete installation it does nothing.
 set -euo pipefail
 venv=$1 python=$2 torch=$3
 shift 3
@@ -27,7 +27,7 @@ END
 
 mkdir -p "$(dirname "$venv")"
 exec 9> "$venv.lock"
-flock 9 # a set-up whose connection broke may still run
+flock 9 # an earlier set-up whose connection broke may still run
 [ ! -e "$mark" ] || exit 0
 if command -v ray > /dev/null && image_has_it "$@"; then exit 0; fi
 
@@ -41,7 +41,7 @@ if ! "$uv" --version > /dev/null 2>&1; then
     fi
 fi
 export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} # hosts may be slow
-rm -rf "$venv"                                # `uv venv` refuses, or asks about, a folder that is there
+rm -rf "$venv"                                # `uv venv` refuses an existing folder, or prompts
 if ! "$uv" venv -q --no-project --python "$python" "$venv"; then
     echo "There is no Python $python for this box: another ${python%.*} will do." >&2
     rm -rf "$venv"

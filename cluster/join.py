@@ -1,4 +1,4 @@
-"""How a rental becomes a node: what the mesh and Ray need on it, and what a head has to be given."""
+"""How a rental becomes a node: sets up the mesh on it, and sends a head its code and keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.nodes import Nodes
 
 
 class Cluster(Protocol):
-    """What a node joins: cluster/provider.py."""
+    """The cluster that a node joins; implemented by cluster/provider.py."""
 
     cluster_name: str
     settings: bootstrap.Settings
@@ -31,7 +31,7 @@ class Cluster(Protocol):
 
 
 class Shell(Protocol):
-    """A login on the rental: cluster/runner.py."""
+    """A login on the rental; implemented by cluster/runner.py."""
 
     node_id: str
 
@@ -43,7 +43,7 @@ class Shell(Protocol):
 
 
 def environment(provider: Cluster, node_id: str) -> dict[str, str]:
-    """What `ray start` on this node has to find in its environment."""
+    """Returns the environment variables that `ray start` needs on this node."""
     named = ["SHOESTRING_PACE", *(f"{name.upper()}_URL" for name in provider.markets)]
     simulated = {k: os.environ[k] for k in named if k in os.environ}
     if provider.settings.network == "flat":
@@ -54,7 +54,7 @@ def environment(provider: Cluster, node_id: str) -> dict[str, str]:
 
 
 def worker(provider: Cluster, node_id: str, runner: Shell) -> None:
-    """Joins a worker that can be logged in to with the network. Raises CalledProcessError, RuntimeError."""
+    """Connects a worker with a working login to the network. Raises CalledProcessError, RuntimeError."""
     node = provider.nodes.get(node_id)
     if node is None:
         raise RuntimeError(f"{node_id} is gone.")
@@ -69,7 +69,8 @@ def worker(provider: Cluster, node_id: str, runner: Shell) -> None:
 
 
 def head(provider: Cluster, runner: Shell) -> None:
-    """Gives a rented head what it needs to lead: this code, the cluster's key, and the markets'. Workers get none of it."""
+    """Sends a rented head the files it needs: this code, the ledgers, the cluster's key and the markets' keys. Workers get none of
+    them."""
     for name in ("key", "key.pub", "known_hosts"):
         path = provider.folder.path / name
         if path.exists():
@@ -87,7 +88,7 @@ def head(provider: Cluster, runner: Shell) -> None:
 
 
 def _prepare(provider: Cluster, runner: Shell) -> None:
-    """What the mesh needs on a rented machine."""
+    """Installs the mesh's files on a rented machine."""
     files = {name: path.read_bytes() for name, path in mesh.files().items()}
     files["authorized_keys"] = f"restrict,port-forwarding {provider.folder.public_key}\n".encode()
     box = f'"$HOME"/{mesh.BOX}'
@@ -98,7 +99,7 @@ def _prepare(provider: Cluster, runner: Shell) -> None:
 
 
 def _packed(files: dict[str, bytes]) -> bytes:
-    """A tar archive of them."""
+    """Returns a tar archive of these files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, content in files.items():

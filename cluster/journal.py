@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines that threads and processes share, each line on the disk before the next step is taken."""
+"""An append-only file of JSON lines shared by threads and processes; each append is flushed to disk before it returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Damaged(ValueError):
-    """A line of it can't be read, and it isn't the last."""
+    """A line other than the last can't be parsed."""
 
 
 class Journal:
@@ -22,7 +22,7 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[list[dict]]:
-        """Holds the file alone and yields the lines that others added since. Its holder may enter again."""
+        """Locks the file and yields the lines that others added since the last time. Reentrant."""
         with self._lock:
             if self._held:
                 yield []
@@ -36,7 +36,7 @@ class Journal:
                     self._held = None
 
     def append(self, events: list[dict]) -> None:
-        """To be called by who holds it."""
+        """Appends events. The caller must hold the lock."""
         if not events:
             return
         lines = "".join(json.dumps(e) + "\n" for e in events).encode()
@@ -46,12 +46,12 @@ class Journal:
         self._offset += len(lines)
 
     def events(self) -> list[dict]:
-        """All lines so far, for who holds it."""
+        """Returns all events so far. The caller must hold the lock."""
         self._held.seek(0)
         return parsed(self._held.read(), self.path)
 
     def _read(self) -> list[dict]:
-        """What was added. A last line without its end was never acknowledged, and is cut off."""
+        """Returns the events added since the last read. An unfinished last line was never acknowledged and is truncated."""
         self._held.seek(self._offset)
         whole, end, torn = self._held.read().rpartition(b"\n")
         if torn:
@@ -62,11 +62,11 @@ class Journal:
 
 
 def parsed(text: bytes, path: Path) -> list[dict]:
-    """path: where they are, for the message. Raises Damaged."""
+    """Parses JSON lines. path: their file, for the message. Raises Damaged."""
     events = []
     for line in text.splitlines():
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError as e:
-            raise Damaged(f"{path} is damaged ({e}): mend or remove the line {line[:80]!r}.") from None
+            raise Damaged(f"{path} is damaged ({e}): repair or remove the line {line[:80]!r}.") from None
     return events

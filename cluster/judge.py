@@ -1,4 +1,4 @@
-"""What a job would take on one candidate: whether it fits, hours, dollars, how often to save; and what would make it fit."""
+"""Judges a job on one candidate machine: whether it fits, hours, dollars, how often to save; and, if not, which change makes it fit."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from cluster.work import Work
 from lib import hardware
 
 MTBF_H = 8.0
-"""Hours between two preemptions of a spot machine: assumed, until you know better."""
+"""Mean hours between preemptions of a spot machine. Assumed; set --mtbf-hours from your own experience."""
 CALM_H = 720.0
-"""Hours between two failures of a machine that nobody takes away: assumed, and used for nothing but how often to save."""
+"""Mean hours between failures of an on-demand machine. Assumed; used only for how often to save."""
 START_S = 330.0
-"""From a machine that is there to the first step: packages (bootstrap.INSTALL_GB, 125 s at 200 Mb/s), our code, Ray, the weights.
-Assumed for machines that are rented."""
+"""Seconds from a reachable machine to the first step: packages (bootstrap.INSTALL_GB, 125 s at 200 Mb/s), this project's code, Ray,
+the weights. Assumed for rented machines."""
 GONE_S = 300.0
-"""From a preemption to a new machine that answers; nothing is paid then. Assumed."""
+"""Seconds from a preemption to a reachable replacement, in which nothing is paid. Assumed."""
 RAY_BYTES = 1 << 30
-"""The driver and Ray's own processes on a machine without a GPU. Assumed."""
+"""Memory of the driver and Ray's own processes on a machine without a GPU. Assumed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a candidate would take."""
+    """The result for one candidate."""
 
     candidate: Candidate
     footprint: Footprint
     problem: str | None
-    """Why it can't run there."""
+    """Why the job can't run there; None: it can."""
     remedy: str | None
-    """The nearest change with which it could."""
+    """The smallest change with which it could run; None: none found."""
     speed: str | None
-    """How the hours were worked out; None: they couldn't be."""
+    """Source of the speed from which the hours follow; None: the speed or the number of steps is unknown."""
     hours: float | None = None
     usd: float | None = None
-    """With what hosts charge for the traffic of its boots."""
+    """Including the hosts' charge for the traffic of boots."""
     wasted: float | None = None
-    """Share of the hours after the first start in which no new step is made: saving, restarting, work done again."""
+    """Share of the hours after the first start spent on saving, restarting and repeated work."""
     preemptions: float | None = None
     save_steps: int | None = None
     sessions: int | None = None
     network: float = 0.0
-    """Share of a step in which machines that are not in one box wait for each other's gradients."""
+    """Share of a step spent on exchanging gradients between machines."""
     boots_usd: float = 0.0
-    """Of usd: for the traffic of boots, the first and one for each preemption."""
+    """Part of usd for the traffic of boots: the first one and one per preemption."""
 
 
 def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours: float) -> Row:
@@ -87,21 +87,21 @@ def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours
 def _problem(work: Work, c: Candidate, foot: Footprint) -> str | None:
     s = work.job.scale
     if c.gpus == 0 and s.device == "gpu":
-        return "scale.device asks for GPUs"
+        return "scale.device requires GPUs"
     if c.gpus and s.device == "cpu":
-        return "scale.device asks for CPUs"
+        return "scale.device requires CPUs"
     if c.gpus * c.machines < s.workers and c.gpus:
-        return f"{s.workers} workers want a GPU each, it has {c.gpus}"
+        return f"{s.workers} workers need a GPU each, it has {c.gpus}"
     if c.gpus == 0:
         cores = hardware.local_cpus()
         if s.precision == "fp16":
             return "scale.precision: fp16 needs a GPU"
         if s.workers * s.cpus_per_worker > cores:
-            return f"{s.workers} workers want {s.cpus_per_worker} of its {cores} cores each"
+            return f"{s.workers} workers need {s.cpus_per_worker} of its {cores} cores each"
     need = foot.total if c.gpus else s.workers * foot.total + RAY_BYTES
     if need > c.memory:
         most = max(foot.parts, key=foot.parts.get)
-        return f"needs {gib(need)}, has {gib(c.memory)}; most is {most}, {gib(foot.parts[most])}"
+        return f"needs {gib(need)}, has {gib(c.memory)}; the largest part is {most}, {gib(foot.parts[most])}"
     return None
 
 
@@ -113,11 +113,11 @@ CHANGES = (
     {"adapter": "lora", "micro_batch": 1, "gradient_checkpointing": True},
     {"adapter": "lora", "quantization": "4bit", "micro_batch": 1, "gradient_checkpointing": True},
 )
-"""What is tried where a job doesn't fit, after a smaller micro_batch: first what leaves the result as it is."""
+"""Changes tried in this order if a job doesn't fit, after a smaller micro_batch; those that don't change the result come first."""
 
 
 def _remedy(work: Work, c: Candidate, precision: str) -> str | None:
-    """The first change with which the job would run there."""
+    """Returns the first change with which the job would run there, or None."""
     smaller, size = [], work.job.scale.micro_batch // 2
     while size:
         smaller.append({"micro_batch": size})
@@ -133,7 +133,7 @@ def _remedy(work: Work, c: Candidate, precision: str) -> str | None:
         try:
             other = work.changed(**fewer | change)
             foot = other.footprint(c.gpus > 0, precision)
-        except ValueError:  # the global batch isn't divided by so many workers
+        except ValueError:  # the global batch isn't divisible by that many workers
             return None
         if _problem(other, c, foot) is None:
             return ", ".join(

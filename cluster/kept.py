@@ -1,4 +1,4 @@
-"""A market of which the ledger sees every call, and that rents nothing beyond the budget. What drives rentals uses no other."""
+"""A market wrapper that records every call in the ledger and rents nothing beyond the budget. All renting goes through it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.market import Market, Offer, Order, Rental, Want
 
 
 class Kept(Market):
-    """unattended_s: after how long without a head the watchdog of a worker that is created here ends it."""
+    """unattended_s: seconds without a head after which the watchdog of a worker created here ends it."""
 
     def __init__(self, market: Market, ledger: Ledger, budget: Budget, unattended_s: float | None = None):
         self.market, self.ledger, self.budget, self.unattended_s = market, ledger, budget, unattended_s
@@ -21,9 +21,9 @@ class Kept(Market):
         return self.market.offers(want)
 
     def create(self, offer: Offer, order: Order) -> str:
-        """Raises Taken also where the budget has no room for it: a cheaper one may fit."""
+        """Also raises Taken if the budget doesn't allow the offer, since a cheaper one may fit."""
         refuses = lambda usd: self.budget.refuses(self.ledger, usd, time.time())  # noqa: E731
-        alone = None if tags.is_head(order.label) else self.unattended_s  # a head is in nobody's care
+        alone = None if tags.is_head(order.label) else self.unattended_s  # only workers end by losing their head
         return self.ledger.rent(self.market, offer, order, alone, refuses)
 
     def list(self) -> list[Rental]:

@@ -1,12 +1,12 @@
-"""Which offer to rent next. Ray's autoscaler never falls back from a node type that can't be had; so every node climbs a ladder.
+"""Which offer to rent next. Ray's autoscaler has no fallback for an unavailable node type, so every node type has a ladder of rungs.
 
     ladder:                                                             # in node_config of cluster/*.yaml
-    - {market: vast, gpus: [RTX 4090], max_usd_per_hour: 0.40}           # spot, a tenth over the lowest bid that wins
+    - {market: vast, gpus: [RTX 4090], max_usd_per_hour: 0.40}           # spot, 10% above the lowest winning bid
     - {market: vast, gpus: [A100], max_usd_per_hour: 0.90, bid: 1.3}
     - {market: runpod, gpus: [RTX 4090], max_usd_per_hour: 0.60}         # RunPod has no spot
 
-Within a rung, offers are tried from the cheapest work to the dearest: (bid + disk + traffic) ÷ speed ÷ reliability. Those that may
-have no public address (RunPod's Community cloud) come after all others.
+Within a rung, offers are tried in order of price per operation: (bid + disk + traffic) ÷ speed ÷ reliability. Offers that may have
+no public address (RunPod's Community cloud) come last.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cluster.memory import Memory
 from lib.cli import nearest
 
 UNKNOWN = "unexpected_keyword_argument"
-"""pydantic's type of error for a key that doesn't exist."""
+"""pydantic's error type for an unknown key."""
 
 AT_MOST = 8
-"""Offers tried in one rung: by then the list is old, and Vast lets one be asked for every 4.5 s."""
+"""Maximum offers tried in one rung: by then the list is outdated, since Vast allows one create every 4.5 s."""
 
 
 def _names(given: object) -> object:
-    """RTX 4090, "RTX 4090|A100" or RTX_4090 (as Vast's command line has it) as a list of names."""
+    """Converts "RTX 4090", "RTX 4090|A100" or "RTX_4090" (as in Vast's command line) to a list of names."""
     given = given.split("|") if isinstance(given, str) else given
     each = lambda n: n.replace("_", " ").strip() if isinstance(n, str) else n  # noqa: E731
     return [each(n) for n in given] if isinstance(given, list | tuple) else given
@@ -49,40 +49,41 @@ class Rung:
     max_usd_per_hour: float
     """For the whole machine, its disk included."""
     gpus: Names = ()
-    """Any of these (RTX 4090; A100 means all its forms); empty: any. One that is too new to be known here needs its speed in
-    `tflops`: a name that isn't known and looks misspelt is refused."""
+    """Acceptable GPUs (RTX 4090; A100 means all its variants); empty: any. An unknown name that looks misspelt is refused; for a GPU
+    too new to be known here, set its speed in `tflops`."""
     count: int = 1
     """GPUs in the machine; 0: a machine without."""
     spot: bool | None = None
-    """False: on demand. None: spot where the market has it, which RunPod has no more; from `parse` on it is one of the two."""
+    """False: on demand. None: spot if the market has it (RunPod no longer does); set to True or False on construction."""
     bid: float = 1.1
-    """Spot: our bid, as a multiple of the lowest that would win now. Higher is outbid later; it is never above the cap."""
+    """Spot: our bid, as a multiple of the lowest that would win now. A higher bid survives longer; it never exceeds max_usd_per_hour."""
     bid_usd_per_hour: float | None = None
     """Spot: a fixed bid for the whole machine instead."""
     gpu_memory_gb: float | None = None
-    """Of each GPU, at least."""
+    """Minimum memory of each GPU."""
     cpus: int = 0
-    """Virtual cores of the machine, at least."""
+    """Minimum virtual cores of the machine."""
     min_cuda: float | None = None
-    """That the driver supports, at least: 13.0."""
+    """Minimum CUDA version that the driver supports, such as 13.0. None: any."""
     min_reliability: float | None = None
-    """0 to 1, as the market rates it. RunPod rates none."""
+    """0 to 1, as the market rates it; RunPod doesn't. None: any."""
     min_download_mbps: float | None = 200.0
-    """Mb/s from the internet: image and packages (bootstrap.SETUP_GB), a model and data are assumed to be 10 GB, for which 200 take 7 minutes. RunPod tells none."""
+    """Minimum Mb/s from the internet; RunPod doesn't report it. At 200, an assumed 10 GB of image and packages (bootstrap.SETUP_GB),
+    model and data take 7 minutes. None: any."""
     verified: bool = True
-    """False: also hosts that Vast hasn't verified."""
+    """False: include hosts that Vast hasn't verified."""
     datacenter: bool = False
     """Only machines in data centres: Vast's certified ones, RunPod's Secure cloud."""
     regions: Names = ()
-    """Two-letter countries; empty: anywhere."""
+    """Two-letter country codes; empty: anywhere."""
     network: str | None = None
     """Only machines of this flat network: a cluster_id of Vast, or global on RunPod."""
     image: str | None = None
-    """Another image than the node's own, as RunPod's need a start script that Vast's don't."""
+    """Overrides the node's image, since RunPod's images need a start script that Vast's don't. None: the node's image."""
     upload_gb_per_hour: float = 0.0
-    """Expected traffic out of the machine: what Vast's hosts charge for it counts as price."""
+    """Expected traffic out of the machine; the charge of Vast's hosts for it counts as part of the price."""
     download_gb_per_hour: float = 2.5
-    """Into it; 2.5 are those 10 GB over 4 hours."""
+    """Expected traffic into the machine; 2.5 is 10 GB over 4 hours."""
     tflops: dict[str, float] = field(default_factory=dict)
     """GPU → TFLOPS measured on your own job, instead of the published figure (gpus.py)."""
 
@@ -92,11 +93,11 @@ class Rung:
 
     @property
     def kind(self) -> str:
-        """What goes through the same of the market's calls, and so can be down while its other kinds are not."""
+        """Rungs of one kind use the same calls of their market, so they fail together, independently of its other kinds."""
         return f"{self.market} {'spot' if self.spot else 'on demand'}{'' if self.count else ', no GPU'}"
 
     def want(self, disk_gb: float) -> Want:
-        """No price in it: what was too dear belongs into the message."""
+        """Returns the requirements for an offer, without the price cap, so that a message can give the price of what was too expensive."""
         return Want(
             gpus=self.gpus,
             count=self.count,
@@ -114,7 +115,7 @@ class Rung:
         )
 
     def price(self, offer: Offer) -> float | None:
-        """$/h that we would pay for the machine without its disk: our bid, or its price. None: too dear."""
+        """Returns the $/h we would pay for the machine without its disk: our bid, or its price. None: above the cap."""
         cap = self.max_usd_per_hour - offer.disk_usd_per_hour
         if not self.spot:
             ours = offer.usd_per_hour
@@ -136,11 +137,11 @@ def has_spot(market: str) -> bool:
 
 
 class NothingLeft(MarketError):
-    """No rung could be rented; str() says for each one why."""
+    """No rung could be rented; the message gives the reason for each."""
 
 
 def parse(rows: list[dict]) -> tuple[Rung, ...]:
-    """`ladder` of a node_config. Raises ValueError that names the key, with the nearest ones where it doesn't exist."""
+    """Parses `ladder` of a node_config. Raises ValueError that names the key, and the nearest keys if it is unknown."""
     from cluster.markets import MARKETS
 
     if not isinstance(rows, list) or not rows:
@@ -175,12 +176,12 @@ def _check(i: int, rung: Rung) -> None:
             raise ValueError(f"ladder[{i}].{key}: must be above 0, is {value}")
     if rung.spot and not has_spot(rung.market):
         raise ValueError(
-            f"ladder[{i}].spot: {rung.market} rents nothing by bid (any more). Remove it: on demand is its default"
+            f"ladder[{i}].spot: {rung.market} has no spot offers (any more). Remove the key: on demand is its default"
         )
     for name in rung.gpus:
         if not any(gpus.fits(known, name) for known in rung.tflops) and (hint := gpus.mistaken(name)):
             raise ValueError(
-                f"ladder[{i}].gpus: {name} isn't a known GPU.{hint} If it is a new one, say how fast: tflops: {{{name}: 100}}"
+                f"ladder[{i}].gpus: {name} isn't a known GPU.{hint} If it is a new one, set its speed: tflops: {{{name}: 100}}"
             )
     if rung.bid < 1:
         raise ValueError(f"ladder[{i}].bid: is a multiple of the lowest winning bid, so at least 1, but is {rung.bid}")
@@ -196,7 +197,7 @@ def _check(i: int, rung: Rung) -> None:
 
 
 def effective(rung: Rung, offer: Offer) -> float | None:
-    """$ per hour and reliable hour: (what we would pay + disk + expected traffic) ÷ reliability. None: too dear."""
+    """Returns $ per reliable hour: (our price + disk + expected traffic) ÷ reliability. None: above the cap."""
     ours = rung.price(offer)
     if ours is None:
         return None
@@ -205,7 +206,7 @@ def effective(rung: Rung, offer: Offer) -> float | None:
 
 
 def speed(rung: Rung, offer: Offer) -> float | None:
-    """TFLOPS of the whole machine, as measured or published; of a machine without GPUs, its cores. None: unknown."""
+    """Returns the TFLOPS of the whole machine, measured or published; for a machine without GPUs, its cores. None: unknown."""
     if not offer.count:
         return offer.cpus or None
     measured = [v for name, v in rung.tflops.items() if gpus.fits(name, offer.gpu)]
@@ -214,13 +215,14 @@ def speed(rung: Rung, offer: Offer) -> float | None:
 
 
 def usd_per_eflop(rung: Rung, offer: Offer) -> float | None:
-    """$ for 10^18 operations at the rated speed. None: too dear, or a GPU whose speed isn't known."""
+    """Returns $ per 10^18 operations at the rated speed. None: above the cap, or the GPU's speed is unknown."""
     usd, tflops = effective(rung, offer), speed(rung, offer)
     return None if usd is None or tflops is None else usd / (tflops * 3600 / 1e6)
 
 
 def ranked(rung: Rung, offers: Sequence[Offer]) -> list[Offer]:
-    """Those within the cap: surely reachable ones first, then the cheapest work; GPUs of unknown speed last, by price."""
+    """Returns the offers within the cap, those with a certain public address first, then by price per operation; GPUs of unknown
+    speed come last, by price."""
 
     def key(offer: Offer) -> tuple[bool, bool, float]:
         work = usd_per_eflop(rung, offer)
@@ -238,10 +240,10 @@ def climb(
 ) -> tuple[Offer, str]:
     """Rents the first offer that can be had and returns it with the rental's id.
 
-    order: its bid and image are set by the rung. rent: what creates it and returns the id, such as Ledger.rent. Where a market
-    fails, rungs of that kind (Rung.kind) are left alone for a while, all of its rungs only where nobody answers at all: what one
-    call says is no word about another. Raises NothingLeft; and Unsure as soon as a create got no answer: renting on would be
-    renting twice.
+    order: its bid and image are set by the rung. rent: creates the rental and returns its id, such as Ledger.rent. If a market call
+    fails, rungs of that kind (Rung.kind) are skipped for a while; all rungs of the market only if it is unreachable, since one
+    call's failure says nothing about another. Raises NothingLeft, and Unsure as soon as a create got no conclusive answer, since
+    trying another offer could rent twice.
     """
     why = []
     for i, rung in enumerate(rungs):
@@ -263,7 +265,7 @@ def climb(
 def _rent(rung: Rung, market: Market, order: Order, memory: Memory, rent) -> tuple[Offer, str]:
     down = memory.is_down(rung.market) or memory.is_down(rung.kind)
     if down:
-        raise NothingLeft(f"not asked again yet, {down}")
+        raise NothingLeft(f"not tried again yet, {down}")
     offers = market.offers(rung.want(order.disk_gb))
     if not offers:
         raise NothingLeft("none is offered")

@@ -1,21 +1,21 @@
-"""Every rental of a cluster, from before it exists until it is gone, and what it cost.
+"""The ledger of a cluster: every rental, from before it exists until it is gone, and its cost.
 
-An append-only file of JSON lines, ~/.shoestring/CLUSTER/ledger.jsonl (SHOESTRING_STATE: another folder than ~/.shoestring), each
-on the disk before the next step is taken:
+An append-only file of JSON lines, ~/.shoestring/CLUSTER/ledger.jsonl (SHOESTRING_STATE replaces ~/.shoestring). Each line is
+flushed to disk before the next step is taken:
 
-    intent     a rental is about to be asked for; its label will carry the nonce
-    rented     the market gave it an id
+    intent     a rental is about to be requested; its label will carry the nonce
+    rented     the market returned an id
     refused    nothing was rented
-    unanswered the call failed, and the rental may exist all the same
-    seen       a rental as the market lists it, when that changed
-    gone       the market lists it no more
-    destroyed  we ended it
-    poll       the market was asked and nothing had changed (at most every POLL_S)
-    note       what others keep here: the budget's phase, jobs
+    unanswered the call failed, but the rental may exist
+    seen       a rental as the market lists it, written when it changed
+    gone       the market no longer lists it
+    destroyed  this project destroyed it
+    poll       the market was listed and nothing had changed (at most every POLL_S)
+    note       records of other modules: the budget's phase, jobs
 
-So a create whose answer never came, or whose process died, is found again by the nonce in `Market.list`. The ledger is what
-these lines add up to, here and on the cluster's other machines (copies.py); several processes may write it. Costs are the market's own prices over the market's own times. Where
-only the time between two polls is known, all of it is charged: `spent` errs towards too much.
+So a create without an answer, or whose process died, is found again in `Market.list` by its nonce. The ledger is the sum of
+these lines, from this machine and the cluster's others (copies.py); several processes may write it. Costs are the market's own
+prices over the market's own times. If only the interval between two polls is known, all of it is charged, so `spent` errs high.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
 log = logging.getLogger(__name__)
 
 POLL_S = 15.0
-"""How exactly the file tells when a market last answered."""
+"""Resolution with which the file records when a market last answered."""
 UNANSWERED_S = 300.0
-"""No create takes this long: after that the process that called it has died."""
+"""No create takes this long; after that, the process that called it is assumed dead."""
 UNLISTED_S = 60.0
-"""A create that failed, or died, and whose label isn't listed after this long rented nothing."""
+"""A create that failed or died rented nothing if its label isn't listed after this long."""
 
 
 def root() -> Path:
@@ -51,50 +51,50 @@ def root() -> Path:
 
 
 def clusters() -> list[str]:
-    """Names of the clusters that this machine has a ledger of."""
+    """Returns the names of the clusters that have a ledger on this machine."""
     return sorted(p.parent.name for p in root().glob("*/ledger.jsonl"))
 
 
 def cluster_of(label: str) -> str:
-    """The cluster whose rental has this label."""
+    """Returns the cluster to which a rental with this label belongs."""
     return re.split("[/;]", label.removeprefix(LABEL), maxsplit=1)[0]
 
 
 class Ledger:
-    """The ledger of one cluster. Safe between threads and processes; what others wrote is read before each use."""
+    """The ledger of one cluster. Safe for threads and processes; other processes' lines are read before each use."""
 
     def __init__(self, cluster: str, store: str | None = None):
-        """store: where copies are kept that outlive this machine, of all machines that write this cluster's ledger; None: as
-        it was the last time, as far as it can be read."""
+        """store: folder or s3:// address with copies of the ledgers of all this cluster's machines, which outlive the machines;
+        None: the last one used, if it can be read."""
         self.cluster, self.path = cluster, root() / cluster / "ledger.jsonl"
         self._accounts = Accounts()
         self._written: dict[str, float] = {}
-        """When this process last wrote a poll of a market."""
+        """Market → Unix time of the last poll that this process wrote."""
         self._unpriced: set[str] = set()
         self._journal = Journal(self.path)
         self._others = Others(self.path.parent)
         self._copies: Copies | None = None
         self._stored: list[list[dict]] = []
         self._mine: set[str] = set()
-        """Nonces of what was asked for from this machine."""
+        """Nonces of rentals requested from this machine."""
         self.refresh()
         self._join(store)
 
-    # -- what it knows ---------------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Reads what other processes added."""
+        """Reads lines that other processes added."""
         if self.path.exists() or self._others.changed():
             with self._locked():
                 pass
 
     def entries(self) -> list[Entry]:
-        """All rentals there ever were, oldest first."""
+        """Returns all rentals, ended ones included, oldest first."""
         self.refresh()
         return list(self._accounts.entries)
 
     def living(self) -> list[Entry]:
-        """Those that may still cost something, among them creates whose outcome isn't known yet (id None)."""
+        """Returns rentals that may still cost money, including creates whose outcome isn't known yet (id None)."""
         return [e for e in self.entries() if e.living]
 
     def entry(self, market: str, id: str) -> Entry | None:
@@ -102,32 +102,32 @@ class Ledger:
         return self._accounts.by_id.get((market, id))
 
     def spent(self, now: float, since: float = 0.0) -> float:
-        """Dollars between two Unix times."""
+        """Returns the dollars spent between two Unix times."""
         return sum(e.usd(now, since) for e in self.entries())
 
     def began(self) -> float | None:
-        """Unix time of the first rental. None: there was none."""
+        """Returns the Unix time of the first rental; None if there was none."""
         return min((e.asked for e in self.entries() if e.id is not None), default=None)
 
     def rate(self) -> float:
-        """Dollars per hour of all that lives, once it is up."""
+        """Returns the dollars per hour of all living rentals, counting those that are still starting as running."""
         return sum(e.usd_per_hour for e in self.living())
 
     def polled(self) -> float:
-        """When a market was last asked for this cluster: its head was alive then."""
+        """Returns the Unix time when this cluster's head last listed a market, so was alive; 0 if never."""
         self.refresh()
         return max(self._accounts.polled.values(), default=0.0)
 
     def notes(self, kind: str) -> dict[str, dict]:
-        """{key: last note of it} of one kind."""
+        """Returns {key: its last note} for one kind."""
         return {key: notes[-1] for key, notes in self.history(kind).items()}
 
     def history(self, kind: str) -> dict[str, list[dict]]:
-        """{key: all notes of it, oldest first}"""
+        """Returns {key: all its notes, oldest first} for one kind."""
         self.refresh()
         return dict(self._accounts.notes.get(kind, {}))
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def rent(
         self,
@@ -137,11 +137,12 @@ class Ledger:
         unattended_s: float | None = None,
         refuses: Callable[[float], str | None] = lambda usd_per_hour: None,
     ) -> str:
-        """`market.create`, of which nothing can get lost. Adds the tag n=NONCE to the label, which later labels must keep.
+        """Calls `market.create` so that the rental can't get lost, and returns its id. Adds the tag n=NONCE to the label, which later
+        labels must keep.
 
-        unattended_s: after how long without a head its watchdog ends it; refuses(price): why it may not be rented at that many
-        dollars an hour, asked while nobody else rents. Returns the id. Raises Taken where it may not, and what `create` raises;
-        unless that is Taken or Refused, the rental may exist all the same and will be among `orphans` when it is listed.
+        unattended_s: seconds without a head after which its watchdog ends it. refuses(usd_per_hour): why the rental isn't allowed at
+        that price, or None; called under the ledger's lock. Raises Taken if it isn't allowed, and whatever `create` raises; after
+        anything but Taken or Refused the rental may exist, and will be among `orphans` once it is listed.
         """
         nonce = secrets.token_hex(6)
         order = replace(order, label=f"{order.label};n={nonce}")
@@ -168,9 +169,9 @@ class Ledger:
         self._write(event="destroyed", market=market.name, id=id)
 
     def observe(self, market: str, rentals: list[Rental], at: float, whole: bool = True, leads: bool = True) -> None:
-        """Takes in what `Market.list` returned. rentals: all of the account; at: Unix time before `list` was called.
+        """Records the result of `Market.list`. rentals: all of the account; at: Unix time before `list` was called.
 
-        whole: False where these are only some. leads: False where it isn't the cluster's head that asked.
+        whole: False if the list is incomplete. leads: False if the caller isn't the cluster's head.
         """
         with self._locked():
             mine = {r.id: self._priced(r) for r in rentals if cluster_of(r.label) == self.cluster}
@@ -198,10 +199,10 @@ class Ledger:
             self._accounts.apply(poll)
 
     def orphans(self, rentals: list[Rental], everyones: bool = False) -> list[Rental]:
-        """Those of this cluster that exist although their `create` never returned: nobody waits for them. To be destroyed.
+        """Returns this cluster's rentals whose `create` never returned. No process waits for them, so they are to be destroyed.
 
-        everyones: also those that other machines asked for, which only the head can judge: a copy of its ledger may have ended
-        before the answer that came.
+        everyones: include those requested by other machines. Only the head may do so: elsewhere, a copy of the head's ledger may
+        lack an answer that arrived after it was copied.
         """
         self.refresh()
         found = [(r, self._accounts.find(r)) for r in rentals if cluster_of(r.label) == self.cluster]
@@ -217,57 +218,57 @@ class Ledger:
         ]
 
     def leave(self, e: Entry) -> None:
-        """Before the rental that this runs on is destroyed: it counts as ended, here and in the store."""
+        """Records a rental as ended, here and in the store. Called before destroying the machine that this process runs on."""
         self._write(event="destroyed", market=e.market, id=e.id)
         try:
             self.send()
-        except Exception:  # whatever the store does, the head goes: it costs
-            log.exception("The store doesn't have the end of this ledger.")
+        except Exception:  # the head is destroyed even if the store fails, since it costs money
+            log.exception("The last lines of this ledger could not be written to the store.")
 
     def send(self) -> None:
-        """Brings the store up to date, where there is one."""
+        """Writes this ledger to the store, if there is one."""
         if self._copies:
             self._copies.send(self.path)
 
     def note(self, kind: str, key: str, **fields) -> None:
-        """Keeps something else beside the rentals; the last one of a key counts."""
+        """Records other data beside the rentals; the last note of a key is the current one."""
         self._write(event="note", kind=kind, key=key, fields=fields)
 
-    # -- what other machines wrote ---------------------------------------------------------------------------------
+    # -- ledgers of other machines ---------------------------------------------------------------------------------
 
     @property
     def machine(self) -> str:
-        """The name of this machine among those that write the cluster's ledger; of a rented head, its node id."""
+        """Name of this machine among those that write the cluster's ledger; on a rented head, its node id."""
         return self._others.me()
 
     @property
     def stored(self) -> bool:
-        """Whether copies outlive the machines."""
+        """Whether there is a store for copies that outlive the machines."""
         return self._copies is not None
 
     def files(self) -> dict[str, bytes]:
-        """All that is known here: {machine: what it wrote}."""
+        """Returns all ledger files on this machine as {machine: its lines}."""
         mine = self.path.read_bytes() if self.path.exists() else b""
         return self._others.files() | {self.machine: mine[: mine.rfind(b"\n") + 1]}
 
     def take(self, machine: str, lines: bytes) -> None:
-        """What another machine wrote, all of it so far. Raises Damaged where it is no ledger: the machine may be a stranger's."""
-        whole = lines[: lines.rfind(b"\n") + 1]  # without one that is being written
+        """Takes in all lines of another machine so far. Raises Damaged if they are no ledger: a rented machine can't be trusted."""
+        whole = lines[: lines.rfind(b"\n") + 1]  # drop an unfinished last line
         try:
             seen = Accounts()
             for event in parsed(whole, Path(machine)):
                 seen.apply(event)
         except (KeyError, TypeError, ValueError) as e:
-            raise Damaged(f"What {machine} sent is no ledger: {type(e).__name__}: {e}") from None
+            raise Damaged(f"The file sent by {machine} is not a ledger: {type(e).__name__}: {e}") from None
         self._others.take(machine, whole)
         self.refresh()
 
     def taken(self, machine: str) -> float | None:
-        """Unix time when its lines came. None: never."""
+        """Returns the Unix time when a machine's lines were last taken in; None if never."""
         return self._others.taken(machine)
 
     def _join(self, store: str | None) -> None:
-        """Begins again with what is in the store."""
+        """Opens the store, if there is one, and rebuilds the accounts with its copies."""
         known = self.notes("store").get("place", {}).get("address")
         if store and store != known:
             self.note("store", "place", address=store)
@@ -279,7 +280,7 @@ class Ledger:
             self._rebuild()
 
     def _rebuild(self) -> None:
-        """Begins again with what every machine wrote."""
+        """Rebuilds the accounts from the lines of all machines."""
         mine = self._journal.events()
         self._accounts = Accounts()
         self._mine = {e["nonce"] for e in mine if e["event"] == "intent"}
@@ -288,7 +289,7 @@ class Ledger:
 
     @contextmanager
     def _locked(self):
-        """Around what reads or writes: nobody else does, and what others wrote is taken in."""
+        """Holds the ledger's lock around a read or write, after taking in lines that others wrote."""
         with self._journal.locked() as new:
             if self._others.changed():
                 self._rebuild()
@@ -311,8 +312,8 @@ class Ledger:
             self._append([{"at": time.time(), **event}])
 
     def _priced(self, r: Rental) -> Rental:
-        """With the price that it had, or was rented for, where the market says none; for one that nobody here rented that is
-        nothing, and the log says so."""
+        """Returns the rental with a price: if the market reports none, the last known one or that at rental; if neither is known, 0,
+        which is logged."""
         if r.usd_per_hour is not None:
             return r
         e = self._accounts.find(r)
@@ -325,5 +326,5 @@ class Ledger:
         )
         if not known and r.id not in self._unpriced:
             self._unpriced.add(r.id)
-            log.warning("%s doesn't say what %s costs, and it isn't known here: it counts as free.", r.market, r.id)
+            log.warning("%s reports no price for %s, and the ledger has none: it counts as free.", r.market, r.id)
         return replace(r, usd_per_hour=known)

@@ -1,4 +1,4 @@
-"""How long a job's rows are in tokens: memory follows the longest, time the mean."""
+"""Lengths of a job's rows in tokens. Memory depends on the longest, time on the mean."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from lib.config import Job
 from lib.rendering.sequences import Sequence, Settings, sequences
 
 SAMPLE = 512
-"""Rows that are turned into tokens."""
+"""Maximum rows that are tokenised."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one sequence; a preference pair has two."""
+    """Tokens per sequence; a preference pair has two sequences."""
 
     longest: int
     mean: float
     labelled: int
-    """Most places in one sequence at which a loss is taken."""
+    """Maximum positions of one sequence at which a loss is computed."""
     labelled_mean: float
     per_row: float
-    """Sequences that a row gives."""
+    """Sequences per row."""
     read: int
-    """Rows that were turned into tokens; 0: none could be, and all are taken to be as long as they may."""
+    """Rows that were tokenised; 0: none could be read, and all are assumed to have the maximum length."""
 
 
 def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
-    """Of the job's training rows. kinds: as the stage takes them. Raises ValueError as lib.data.check does."""
+    """Measures the job's training rows. kinds: row kinds that the stage accepts. Raises ValueError as lib.data.check does."""
     rows: list[tuple[str, dict]] = []
 
     def keep(kind: str, side: str, row: dict, place: str) -> None:

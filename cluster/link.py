@@ -1,4 +1,4 @@
-"""The link to a rental, measured: round trip and bandwidth each way, over one SSH connection."""
+"""Measures the network link to a rental: round trip and bandwidth each way, over one SSH connection."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Link:
 
 
 def measure(shell: list[str]) -> Link:
-    """shell: a command that runs a shell command given as its last word there, such as [ssh, …, HOST].
+    """Measures the link. shell: a command that runs its last argument in a shell on the rental, such as [ssh, …, HOST].
 
-    Raises OSError where the other side ends or takes longer than TIMEOUT_S.
+    Raises OSError if the connection ends or the measurement takes longer than TIMEOUT_S.
     """
     p = subprocess.Popen(
         [*shell, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0

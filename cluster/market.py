@@ -1,4 +1,4 @@
-"""A market of rented machines: what it offers, what is rented of it, and the five calls that everything else is made of."""
+"""The interface of a GPU market: its offers, its rentals, and the five calls on which everything else is built."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 LABEL = "shoestring/"
-"""What the label of every rental of ours begins with; after it the cluster's name, then its tags (tags.py)."""
+"""Prefix of the label of every rental made by this project; the cluster's name and its tags follow (tags.py)."""
 
 
 class MarketError(RuntimeError):
-    """The market didn't do what it was asked. Never turned into an empty answer: Ray would take every node for lost."""
+    """A market call failed. Never turn it into an empty result: Ray would treat every node as lost."""
 
 
 class Unreachable(MarketError):
-    """Nobody answers at the market's address: not one call of it can work, as where a single one fails."""
+    """Nothing answers at the market's address, so no call to this market can work."""
 
 
 class Taken(MarketError):
-    """The offer is no longer there, or not at this price. The next one may be."""
+    """The offer is gone, or its price has risen. Another offer may still be available."""
 
 
 class Refused(MarketError):
-    """A call that will be refused again: a wrong key, no money left, a malformed request."""
+    """A call that a retry can't fix: a wrong key, no credit left, a malformed request."""
 
 
 class Unsure(MarketError):
-    """A create that got no answer to go by: it may have worked. Nothing else is rented before `list` has told by the label."""
+    """A create without a conclusive answer: it may have worked. Nothing else is rented until `list` shows whether its label exists."""
 
 
 @dataclass(frozen=True)
 class Want:
-    """What an offer has to have. None: anything."""
+    """Requirements for an offer. None: no requirement."""
 
     gpus: tuple[str, ...] = ()
-    """Names, any of which will do (RTX 4090); one without its form (A100) means all its forms; empty: any."""
+    """Acceptable GPU names (RTX 4090); a name without its variant (A100) matches all variants; empty: any GPU."""
     count: int = 1
     """GPUs in the machine; 0: a machine without."""
     gpu_memory_gb: float | None = None
-    """Of each, at least."""
+    """Minimum memory of each GPU."""
     cpus: int = 0
-    """Virtual cores of the machine, at least. RunPod doesn't tell those of its GPU machines."""
+    """Minimum virtual cores of the machine. RunPod doesn't report those of its GPU machines."""
     spot: bool = True
     max_usd_per_hour: float | None = None
     """For the whole machine, disk included."""
     disk_gb: float = 20.0
     min_cuda: float | None = None
-    """That the host's driver supports, at least; no matter where there is no GPU."""
+    """Minimum CUDA version that the host's driver supports; ignored for a machine without a GPU."""
     min_reliability: float | None = None
     """0 to 1, as the market rates it."""
     min_download_mbps: float | None = None
-    """Mb/s from the internet, as Vast measured it. RunPod tells none."""
+    """Mb/s from the internet, as measured by Vast. RunPod doesn't report it."""
     verified: bool = True
-    """Only hosts that Vast has verified. RunPod knows no others."""
+    """Only hosts that Vast has verified. RunPod has no unverified ones."""
     datacenter: bool = False
     """Only machines in data centres: Vast's certified ones, RunPod's Secure cloud."""
     regions: tuple[str, ...] = ()
@@ -65,19 +65,19 @@ class Want:
 class Offer:
     market: str
     id: str
-    """What `create` takes."""
+    """Passed to `create`."""
     machine: str
-    """By which what went bad is remembered: on Vast the physical host; RunPod doesn't say which that is, so CLOUD/GPU/DATA CENTRE,
-    the last "" where it isn't known. Rental.machine says the same of a rental."""
+    """Key by which bad machines are remembered: on Vast the physical host; on RunPod, which doesn't identify the host,
+    CLOUD/GPU/DATA CENTRE, with "" for an unknown data centre. Rental.machine holds the same key."""
     gpu: str
     count: int
     gpu_memory_gb: float
-    """Of each."""
+    """Of each GPU."""
     spot: bool
     usd_per_hour: float
-    """Of the whole machine without its disk; for spot, the lowest bid that would win now."""
+    """For the whole machine without its disk; for spot, the lowest bid that would win now."""
     disk_usd_per_hour: float
-    """Of the wanted disk_gb."""
+    """For the requested disk_gb."""
     upload_usd_per_gb: float = 0.0
     download_usd_per_gb: float = 0.0
     reliability: float = 1.0
@@ -86,42 +86,42 @@ class Offer:
     region: str = ""
     cuda: float | None = None
     network: str | None = None
-    """Machines with the same one reach each other directly."""
+    """Machines of the same network reach each other directly."""
     datacenter: bool = False
     """In a data centre: certified by Vast, or RunPod's Secure cloud."""
     public_ip: bool = True
-    """False: it may turn out to have none, so that nobody can log in to it (RunPod's Community cloud)."""
+    """False: the machine may turn out to have no public address, so that nobody can log in to it (RunPod's Community cloud)."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """How a market pulls a private image."""
+    """Credentials with which a market pulls a private image."""
 
     server: str
-    """ghcr.io"""
+    """Such as ghcr.io."""
     login: str = field(repr=False)
-    """USER:TOKEN; the market sees it, the rented machine doesn't have to."""
+    """USER:TOKEN. Sent to the market; the rented machine doesn't need it."""
     runpod: str = ""
-    """Id of the login that RunPod keeps (`runpodctl registry create`), instead of `login`."""
+    """Id of a login stored at RunPod (`runpodctl registry create`), used there instead of `login`."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to run on an offer."""
+    """What to run on an offer."""
 
     label: str
     image: str
     disk_gb: float
     bid_usd_per_hour: float | None
-    """Of the whole machine; None rents on demand."""
+    """For the whole machine; None rents on demand."""
     public_key: str
-    """OpenSSH public key that may log in as root. It is the only thing of ours on the machine."""
+    """OpenSSH public key that may log in as root. It is the only credential put on the machine."""
     env: dict[str, str] = field(default_factory=dict)
-    """No secrets: the machine is a stranger's."""
+    """Must hold no secrets: the machine's owner can read it."""
     start: str = ""
     """Shell commands run as root when the machine has booted, beside sshd."""
     registry: Registry | None = None
-    """Of a private image."""
+    """None: the image is public."""
 
 
 @dataclass(frozen=True)
@@ -130,27 +130,27 @@ class Rental:
     id: str
     label: str
     state: Literal["starting", "running", "lost"]
-    """lost: outbid, stopped, exited, offline or in error. It answers no more, but may cost until it is destroyed."""
+    """lost: outbid, stopped, exited, offline or in error. It no longer answers, but may cost money until it is destroyed."""
     why: str
     """The market's own words for the state."""
     spot: bool
     usd_per_hour: float | None
-    """While it runs, without its disk. None: the market doesn't say; the ledger then goes on with what it was rented for."""
+    """Charged while it runs, without its disk. None: the market doesn't report it, and the ledger keeps the price at rental."""
     disk_usd_per_hour: float
-    """As long as it exists."""
+    """Charged as long as the rental exists."""
     created: float
-    """Unix time since when it exists."""
+    """Unix time of its creation."""
     started: float | None
-    """Unix time since when usd_per_hour is charged; None: not yet."""
+    """Unix time from which usd_per_hour is charged; None: not yet."""
     machine: str = ""
     gpu: str = ""
     count: int = 0
     ssh: tuple[str, int] | None = None
-    """Where its sshd can be reached from outside, once it runs."""
+    """Public (host, port) of its sshd, once it runs."""
     private_ip: str | None = None
     """On the flat network."""
     still_charged: bool = False
-    """Lost, and usd_per_hour is charged all the same: an instance that Vast froze."""
+    """Lost, but usd_per_hour is still charged: an instance that Vast froze."""
 
     @property
     def charged(self) -> bool:
@@ -159,31 +159,32 @@ class Rental:
 
 
 class Market(ABC):
-    """Every method is one HTTP request (of a long list, one a page), retried where that can help; MarketError where it failed."""
+    """Each method makes one HTTP request (for a long list, one per page), retries where that can help, and raises MarketError on
+    failure."""
 
     name: str
     has_spot: bool = True
-    """Whether it rents to the highest bidder, cheaper and until outbid."""
+    """Whether it rents to the highest bidder: cheaper, but only until outbid."""
 
     @abstractmethod
     def offers(self, want: Want) -> list[Offer]:
-        """Cheapest first; [] only where the market says that there is none."""
+        """Returns matching offers, cheapest first; [] only if the market reports that there are none."""
 
     @abstractmethod
     def create(self, offer: Offer, order: Order) -> str:
-        """The id of the rental, which `list` knows from now on. Raises Taken."""
+        """Returns the id of the new rental, which `list` includes from now on. Raises Taken."""
 
     @abstractmethod
     def list(self) -> list[Rental]:
-        """Every rental of the account whose label begins with LABEL."""
+        """Returns every rental of the account whose label begins with LABEL."""
 
     @abstractmethod
     def destroy(self, id: str) -> None:
-        """Ends it and all that it costs; one that is gone already is no error."""
+        """Ends a rental and all its charges. A rental that is already gone is not an error."""
 
     @abstractmethod
     def label(self, id: str, label: str) -> None: ...
 
     def logs(self, id: str) -> str:
-        """What the rental's container and its host printed last; "" where the market keeps nothing. A few requests."""
+        """Returns the last output of the rental's container and host; "" if the market keeps none. Makes a few requests."""
         return ""

@@ -16,11 +16,10 @@ MARKETS: dict[str, type[Vast] | type[RunPod]] = {"vast": Vast, "runpod": RunPod}
 
 
 def find(name: str, url: str | None = None) -> Market:
-    """The market, ready to be asked. `url`: another API than its own, such as the simulator's; None: that of the
-    environment variable <NAME>_URL, else its own. SHOESTRING_PACE: how many times faster than its limits that
-    other API may be asked.
+    """Returns the client of a market. `url`: another API to use, such as the simulator's; None: the environment variable <NAME>_URL,
+    else the market's own. SHOESTRING_PACE: factor on the market's rate limits for such another API.
 
-    Raises ValueError where there is no such market, no key, or a key file that others can read.
+    Raises ValueError if there is no such market, no key, or a key file that others can read.
     """
     if name not in MARKETS:
         known = f" There are: {', '.join(MARKETS)}."
@@ -32,7 +31,7 @@ def find(name: str, url: str | None = None) -> Market:
 
 
 def registry(server: str, runpod: str) -> Registry | None:
-    """The login for private images at `server`; None: they are public. Raises ValueError."""
+    """Returns the login for private images at `server`; None if `server` is empty (public images). Raises ValueError."""
     if not server:
         return None
     login = key("registry")
@@ -42,7 +41,8 @@ def registry(server: str, runpod: str) -> Registry | None:
 
 
 def key(name: str) -> str:
-    """The account's API key: <NAME>_API_KEY of the environment, else the file ~/.config/shoestring/<name>_api_key."""
+    """Returns the account's API key: environment variable <NAME>_API_KEY, else the file ~/.config/shoestring/<name>_api_key. Raises
+    ValueError."""
     variable = f"{name.upper()}_API_KEY"
     found = os.environ.get(variable, "").strip()
     if found:
@@ -52,7 +52,7 @@ def key(name: str) -> str:
         raise ValueError(f"{name}: there is no API key. Set {variable}, or write it into {path} and chmod 600 {path}")
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        raise ValueError(f"{name}: others can read {path} (mode {mode:04o}). Type: chmod 600 {path}")
+        raise ValueError(f"{name}: others can read {path} (mode {mode:04o}). Run: chmod 600 {path}")
     found = path.read_text(encoding="utf-8").strip()
     if not found:
         raise ValueError(f"{name}: {path} is empty. Write the API key into it.")
@@ -60,18 +60,18 @@ def key(name: str) -> str:
 
 
 def _word(key: str, where: str) -> str:
-    """A key that can stand in a header: errors of one that can't would show it."""
+    """Returns the key if it is valid in an HTTP header; otherwise the HTTP client's error would print it. Raises ValueError."""
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ValueError(f"{where} holds no API key: one is a single word of ASCII.")
+        raise ValueError(f"{where} holds no valid API key: a key is a single word of ASCII characters.")
     return key
 
 
 def _check_url(name: str, url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{name}: {url} is no http(s) address, such as http://127.0.0.1:8080")
+        raise ValueError(f"{name}: {url} is not an http(s) address, such as http://127.0.0.1:8080")
     if parts.scheme == "http" and not _here(parts.hostname):
-        raise ValueError(f"{name}: the API key would cross the net in the clear. Use https:// instead of {url}")
+        raise ValueError(f"{name}: the API key would be sent unencrypted. Use https:// instead of {url}")
 
 
 def _here(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What went wrong lately: machines that are bad and markets that don't answer, with the time and the reason.
+"""Recent failures: bad machines and markets that don't answer, with time and reason.
 
 One small JSON file, {"vast/12": {"at": Unix time, "until": Unix time, "why": "never booted"}, "vast": {…}}.
 """
@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 BAD_S = 6 * 3600.0
-"""A bad machine is left alone for so long; its host may have repaired it by then."""
+"""A bad machine is avoided for this long; its host may have repaired it by then."""
 DOWN_S = 30.0
-"""A market that didn't answer isn't asked for so long: a cluster may have no other."""
+"""A market that didn't answer isn't tried for this long; short, since a cluster may have no other."""
 
 
 class Memory:
@@ -24,12 +24,12 @@ class Memory:
         self.path, self.lock = Path(path), threading.Lock()
 
     def bad(self, market: str, machine: str, why: str) -> None:
-        """Nothing is remembered where the market doesn't say which machine it was ("")."""
+        """Records a bad machine; ignored if the market doesn't identify the machine ("")."""
         if machine:
             self._keep(f"{market}/{machine}", why, BAD_S)
 
     def is_bad(self, market: str, machine: str) -> str | None:
-        """Why, and how long ago; None: nothing is known against it."""
+        """Returns why a machine is bad, and how long ago that was; None if it isn't known to be bad."""
         return self._known(f"{market}/{machine}")
 
     def down(self, market: str, why: str) -> None:

@@ -1,9 +1,9 @@
-"""A network for nodes that share none, made of the SSH connections that the head dials: no key on a worker, no port open on the head.
+"""A network of SSH connections opened by the head, for nodes without a common one: no key on a worker, no open port on the head.
 
-Node k is 127.77.0.k on every machine, and listens on ports of its own block only. The head's ssh to worker k carries what
-goes to k (a local forward of k's block, -L) and, in the other direction, what k sends to anybody else (remote forwards, -R,
-of the head's block and the other workers'): workers reach each other through the head. Everything is TCP; Ray, gloo and torch
-are told their ports (`ray_options`, portpin.c). Loopback addresses other than 127.0.0.1 are Linux's.
+Node k has the address 127.77.0.k on every machine and listens only on ports of its own block. The head's ssh to worker k carries
+traffic to k (a local forward of k's block, -L) and traffic from k to all other nodes (remote forwards, -R, of the blocks of the head
+and the other workers), so workers reach each other through the head. Everything is TCP; the ports of Ray, gloo and torch are fixed
+by `ray_options` and portpin.c. Only Linux has loopback addresses other than 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cluster.folder import Folder
 log = logging.getLogger(__name__)
 
 HEAD = 1
-"""The head's number; workers have 2 and more."""
+"""The head's node number; workers have 2 and above."""
 LAST = 254
-"""The last number that has an address and ports."""
+"""The highest node number that has an address and ports."""
 MOST_WORKERS = (LAST - HEAD - 4) // 2
-"""slots(MOST_WORKERS) is the most that fits."""
+"""The largest number of workers for which slots() is at most LAST."""
 GCS_PORT = 6379
 BOX = ".shoestring/mesh"
-"""The folder on a worker, below its home, that mesh.sh sets up."""
+"""The folder on a worker, relative to its home, that mesh.sh sets up."""
 FILES = ("mesh.sh", "portpin.c")
 
 FIXED = (
@@ -38,16 +38,16 @@ FIXED = (
     "metrics-export-port",
 )
 WORKERS, PINNED = range(10, 50), range(50, 70)
-"""Offsets in a node's block: Ray's worker processes; the sockets that ask for any port (portpin.c)."""
+"""Offsets in a node's block for Ray's worker processes, and for sockets bound to port 0 (portpin.c)."""
 WAIT = f"for i in $(seq 150); do (: < /dev/tcp/127.77.0.1/{GCS_PORT}) 2> /dev/null && exit 0; sleep 0.2; done; exit 1"
-"""For bash on a worker: ends when it reaches Ray's head through its tunnel, with 1 if that takes more than 30 s."""
+"""bash command for a worker: exits with 0 once it reaches Ray's head through its tunnel, with 1 after 30 s."""
 
 
 def slots(workers: int) -> int:
-    """The highest number of a node, for so many workers at a time.
+    """Returns the highest node number for this many simultaneous workers.
 
-    Twice as many as are needed and a few: for up to two minutes, gRPC in Ray's head tries no address where the node before
-    has died, so numbers are used in turn.
+    There are more than twice as many numbers as workers, used in turn, since gRPC in Ray's head doesn't reconnect to the address of
+    a dead node for up to two minutes.
     """
     return HEAD + 2 * workers + 4
 
@@ -61,31 +61,31 @@ def base(k: int) -> int:
 
 
 def ports(k: int) -> list[int]:
-    """All that node k may be reached at."""
+    """Returns all ports at which node k may be reached."""
     block = [base(k) + i for i in (*range(len(FIXED)), *WORKERS, *PINNED)]
     return [GCS_PORT, *block] if k == HEAD else block
 
 
 def ray_options(k: int) -> list[str]:
-    """Options of `ray start` for node k."""
+    """Returns the options of `ray start` for node k."""
     fixed = [f"--{name}={base(k) + i}" for i, name in enumerate(FIXED)]
     return [f"--node-ip-address={ip(k)}", *fixed, f"--worker-port-list={','.join(str(base(k) + i) for i in WORKERS)}"]
 
 
 def environment(k: int, shim: str) -> dict[str, str]:
-    """What processes of node k need; shim: path of portpin.so there."""
+    """Returns environment variables for the processes of node k. shim: path of portpin.so there."""
     pinned = f"{base(k) + PINNED[0]}-{base(k) + PINNED[-1]}"
-    # By itself NCCL leaves the loopback interface out.
+    # By default NCCL ignores the loopback interface.
     return {"LD_PRELOAD": shim, "MESH_IP": ip(k), "MESH_PORTS": pinned, "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def files() -> dict[str, Path]:
-    """{name: what of this package goes into BOX}"""
+    """Returns {name: path} of the files of this package to copy into BOX."""
     return {name: Path(__file__).with_name(name) for name in FILES}
 
 
 def build_shim(folder: Path) -> str:
-    """Compiles portpin.so for this machine into `folder`; its path."""
+    """Compiles portpin.so for this machine into `folder` and returns its path."""
     target = folder / "portpin.so"
     source = files()["portpin.c"]
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
@@ -96,9 +96,10 @@ def build_shim(folder: Path) -> str:
 
 
 def ssh_config(folder: Folder, k: int, slots: int, rental: str, host: str, port: int) -> str:
-    """For `ssh mesh`: into the box's sshd, and through it into ours (mesh.sh), with all forwards of worker k.
+    """Returns the configuration for `ssh mesh`: a connection to the node's sshd, and through it to the project's own (mesh.sh), with
+    all forwards of worker k.
 
-    slots: the highest number that a node may have.
+    slots: the highest node number.
     """
     path = folder.path / f"mesh-{k}.conf"
     alive = ["ServerAliveInterval 3", "ServerAliveCountMax 3", "ConnectTimeout 10", "BatchMode yes", "User root"]
@@ -112,7 +113,7 @@ def ssh_config(folder: Folder, k: int, slots: int, rental: str, host: str, port:
         f"ProxyCommand ssh -F {path} box {BOX}/enter",
         f"IdentityFile {folder.key}",
         "IdentitiesOnly yes",
-        # Inside a connection whose host key was checked.
+        # This runs inside a connection whose host key was checked.
         "StrictHostKeyChecking no",
         "UserKnownHostsFile /dev/null",
         "LogLevel ERROR",
@@ -125,7 +126,7 @@ def ssh_config(folder: Folder, k: int, slots: int, rental: str, host: str, port:
 
 
 class Tunnel:
-    """The head's connection to worker k, dialled again whenever it ends, until `close`. Ends with this process."""
+    """The head's connection to worker k, reopened whenever it ends, until `close`. Ends with this process."""
 
     def __init__(self, folder: Folder, k: int, slots: int, rental: str, host: str, port: int):
         self.k, self.rental, self.address = k, rental, (host, port)
@@ -135,17 +136,17 @@ class Tunnel:
         self._closed = threading.Event()
         self._ssh: subprocess.Popen | None = None
         self.dialled = 0
-        """How many times."""
+        """Number of connections opened so far."""
         self._thread = threading.Thread(target=self._run, name=f"mesh-{k}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        # The kernel ends ssh when this thread does, whatever ends the process.
+        # The kernel terminates ssh when this thread ends, however the process ends.
         command = ["setpriv", "--pdeathsig", "TERM", "ssh", "-N", "-T", "-F", str(self._config), "mesh"]
         while not self._closed.is_set():
             began = time.monotonic()
-            with self._log.open("ab") as said:
-                self._ssh = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            with self._log.open("ab") as output:
+                self._ssh = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             self.dialled += 1
             if self._closed.is_set():
                 self._ssh.terminate()
@@ -157,7 +158,7 @@ class Tunnel:
             self._closed.wait(1.0)
 
     def close(self) -> None:
-        """Its addresses are free again when this returns."""
+        """Closes the connection; its addresses are free again when this returns."""
         self._closed.set()
         if self._ssh:
             self._ssh.terminate()

@@ -1,6 +1,6 @@
-# On a rented box, beside authorized_keys and portpin.c: what the head needs to dial a tunnel into it. usage: mesh.sh HEARTBEAT
-# The box's own sshd may refuse forwards to addresses other than 127.0.0.1; ours allows them, listens nowhere, and ends with
-# the connection of the head that it serves.
+# Runs on a rented node, beside authorized_keys and portpin.c, and prepares it for the head's tunnel. usage: mesh.sh HEARTBEAT
+# The node's own sshd may refuse forwards to addresses other than 127.0.0.1. This one allows them, listens on no port, and ends
+# with the head's connection that it serves.
 set -eu
 cd "$(dirname "$0")"
 here=$PWD

@@ -1,4 +1,4 @@
-"""What this process knows of the cluster's rentals: their tags, their numbers in the mesh, which of them are gone."""
+"""This process's state of the cluster's rentals: their tags, their numbers in the mesh, and which of them are gone."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from cluster.market import Rental
 class Node:
     rental: Rental
     tags: dict[str, str]
-    """As Ray set them here; of a rental that another process made, as its label says."""
+    """As set by Ray in this process; for a rental made by another process, decoded from its label."""
     made: float = 0.0
-    """time.monotonic() when this process rented it; 0: another did."""
+    """time.monotonic() when this process rented it; 0: another process did."""
     running: float | None = None
     """time.monotonic() when it was first seen running."""
     reached: bool = False
-    """This process has logged in to it."""
+    """Whether this process has logged in to it."""
     ending: bool = False
-    """This process is destroying it: that no market lists it any more is no news."""
+    """Whether this process is destroying it, so that its disappearance from the list is expected."""
     tunnel: mesh.Tunnel | None = None
     offered: str = ""
-    """The machine, as its offer named it: some markets' lists of rentals don't."""
+    """Offer.machine: not every market's list of rentals identifies the machine."""
 
     @property
     def place(self) -> str:
-        """By which a bad one is remembered."""
+        """The key by which a bad machine is remembered (memory.py)."""
         return self.offered or self.rental.machine
 
     @property
     def type(self) -> str:
-        """Of available_node_types."""
+        """Its key in available_node_types."""
         return self.tags.get(ray.TAG_RAY_USER_NODE_TYPE, "")
 
     @property
@@ -45,18 +45,18 @@ class Node:
         return self.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
 
     def fault(self, settings: Settings, leads: bool) -> str | None:
-        """Why it is of no use, or None. Whether it can be logged in to is for those to say who set it up: this process rented it, or
-        leads (the autoscaler's)."""
+        """Returns why the node is unusable, or None. The login is judged only by the process that sets the node up: it rented the node,
+        or it leads (the autoscaler's process)."""
         rental, now = self.rental, time.monotonic()
         if rental.state == "lost":
             return rental.why or "lost"
         if rental.state == "starting" and time.time() - rental.created > settings.boot_minutes * 60:
-            return f"it has not started in boot_minutes, {settings.boot_minutes:g} ({rental.why})"
+            return f"it has not started within boot_minutes, {settings.boot_minutes:g} ({rental.why})"
         if rental.state == "running":
             self.running = self.running or now
             ours = self.made or (leads and self.tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER)
             if ours and not self.reached and now - self.running > settings.login_minutes * 60:
-                return f"no login in login_minutes, {settings.login_minutes:g}"
+                return f"no login within login_minutes, {settings.login_minutes:g}"
         return None
 
 
@@ -69,7 +69,7 @@ class Nodes:
         self._ended: dict[str, float] = {}
         """Node id → time.monotonic() when it was given up or destroyed; a market may list it a little longer."""
         self._reserved: set[int] = set()
-        """Numbers of rentals that are being made."""
+        """Mesh numbers of rentals that are being created."""
         self._last = mesh.HEAD
 
     def all(self) -> dict[str, Node]:
@@ -85,7 +85,7 @@ class Nodes:
             self._nodes[node_id] = node
 
     def take_in(self, listed: list[Rental], orphans: set[str], began: float) -> list[str]:
-        """What the markets list. began: time.monotonic() before they were asked. Returns the nodes that they don't list."""
+        """Takes in the markets' lists. began: time.monotonic() before they were requested. Returns ids of nodes not listed any more."""
         mine = {f"{r.market}-{r.id}": r for r in listed if tags.decode(r.label)[0] == self.cluster}
         with self.lock:
             for id, rental in mine.items():
@@ -97,12 +97,12 @@ class Nodes:
             return [id for id, node in self._nodes.items() if id not in mine and node.made < began]
 
     def undead(self, listed: list[Rental], before: float) -> list[str]:
-        """Those that are listed although they were ended before that time."""
+        """Returns ids of rentals that are still listed although they were ended before that time."""
         with self.lock:
             return [id for r in listed if self._ended.get(id := f"{r.market}-{r.id}", before) < before]
 
     def end(self, node_id: str) -> Node | None:
-        """From now on it is no node of ours. None: it was none."""
+        """Removes a node and closes its tunnel. Returns it; None if there was no such node."""
         with self.lock:
             node = self._nodes.pop(node_id, None)
             self._ended[node_id] = time.monotonic()
@@ -111,8 +111,8 @@ class Nodes:
         return node
 
     def reserve(self, slots: int) -> int:
-        """A worker's number in the mesh, up to `slots`: none that a node has, and of the others the one used longest ago.
-        Raises RuntimeError."""
+        """Reserves a worker's number in the mesh, up to `slots`: of those not in use, the one used longest ago. Raises RuntimeError if
+        all are in use."""
         with self.lock:
             used = self._reserved | {int(node.tags.get(tags.SLOT, 0)) for node in self._nodes.values()}
             first, count = mesh.HEAD + 1, slots - mesh.HEAD
@@ -125,6 +125,6 @@ class Nodes:
             return free
 
     def release(self, slot: int) -> None:
-        """The rental is known by now, or wasn't made."""
+        """Ends a reservation, once the rental is added or wasn't created."""
         with self.lock:
             self._reserved.discard(slot)

@@ -1,9 +1,9 @@
-"""Priced candidates of all markets for which there is an API key, the cheapest work first.
+"""Offers of all markets for which there is an API key, lowest price per operation first.
 
     python -m cluster offers --gpu "RTX 4090|A100" --max-price 0.40 --spot
 
-$/h effective is what a rung of a ladder would pay (ladder.py): (bid or price + disk) ÷ reliability; $/EFLOP divides that by
-the maker's dense bfloat16 speed, so it ranks GPUs and is no forecast.
+$/h effective is what a rung of a ladder would pay (ladder.py): (bid or price + disk) ÷ reliability. $/EFLOP divides that by
+the manufacturer's dense bfloat16 speed: it ranks GPUs, but doesn't predict a job's cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster.market import MarketError, Offer
 
 
 def main(argv: list[str]) -> int:
-    """0: there are candidates. 1: there are none. 2: a wrong option, or no market could be asked."""
+    """Returns the exit code. 0: there are offers. 1: there are none. 2: a wrong option, or no market answered."""
     args = _parser().parse_args(argv)
     rungs, left_out = [], {}
     for name in args.market or markets.MARKETS:
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
             continue
         kinds = [spot for spot in args.spot if market.has_spot or not spot]
         if not kinds:
-            left_out[name] = f"{name} rents nothing by bid. Its offers: --on-demand"
+            left_out[name] = f"{name} has no spot offers. To see its others: --on-demand"
         rungs += [(_rung(args, name, spot), market) for spot in kinds]
     rows: list[tuple[ladder.Rung, Offer]] = []
     for rung, market in rungs:
@@ -68,26 +68,41 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         default=(),
         metavar="NAME|NAME",
-        help="any of these; A100 means all its forms (default: any)",
+        help="one of these GPUs; A100 includes all its variants (default: any)",
     )
     add("--count", type=int, default=1, metavar="N", help="GPUs in the machine; 0: a machine without (default: 1)")
-    add("--max-price", type=float, default=math.inf, metavar="USD", help="$/h of the whole machine with its disk")
+    add(
+        "--max-price",
+        type=float,
+        default=math.inf,
+        metavar="USD",
+        help="maximum $/h of the whole machine, disk included",
+    )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--spot", dest="spot", action="store_const", const=(True,), default=(True, False))
-    kind.add_argument("--on-demand", dest="spot", action="store_const", const=(False,), help="default: both")
+    kind.add_argument(
+        "--spot", dest="spot", action="store_const", const=(True,), default=(True, False), help="only spot offers"
+    )
+    kind.add_argument(
+        "--on-demand", dest="spot", action="store_const", const=(False,), help="only on-demand offers (default: both)"
+    )
     add("--bid", type=float, default=1.1, metavar="FACTOR", help="our bid, as a multiple of the lowest (default: 1.1)")
-    add("--memory", type=float, metavar="GB", help="GPU memory, of each, at least")
-    add("--cpus", type=int, default=0, metavar="N", help="virtual cores, at least")
-    add("--disk", type=float, default=20.0, metavar="GB", help="disk that is priced in (default: 20)")
-    add("--cuda", type=float, metavar="VERSION", help="that the host's driver supports, at least, such as 12.8")
-    add("--download", type=float, default=200.0, metavar="MBPS", help="Mb/s from the internet, at least; RunPod tells none (default: 200)")  # fmt: skip
-    add("--unverified", action="store_true", help="also hosts that Vast hasn't verified")
+    add("--memory", type=float, metavar="GB", help="minimum memory of each GPU")
+    add("--cpus", type=int, default=0, metavar="N", help="minimum number of virtual cores")
+    add("--disk", type=float, default=20.0, metavar="GB", help="disk size included in the price (default: 20)")
+    add(
+        "--cuda",
+        type=float,
+        metavar="VERSION",
+        help="minimum CUDA version that the host's driver supports, such as 12.8",
+    )
+    add("--download", type=float, default=200.0, metavar="MBPS", help="minimum Mb/s from the internet; RunPod doesn't report it (default: 200)")  # fmt: skip
+    add("--unverified", action="store_true", help="include hosts that Vast hasn't verified")
     add("--datacenter", action="store_true", help="only Vast's certified data centres and RunPod's Secure cloud")
-    add("--reliability", type=float, metavar="0-1", help="as Vast rates it, at least; RunPod rates none")
-    add("--region", action="append", default=[], metavar="CC", help="two-letter country; may be repeated")
-    add("--market", action="append", choices=list(markets.MARKETS), help="default: all")
-    add("--limit", type=int, default=30, metavar="N", help="rows of the table (default: 30)")
-    add("--json", action="store_true", help="all of them, with every field")
+    add("--reliability", type=float, metavar="0-1", help="minimum reliability as rated by Vast; RunPod doesn't rate it")
+    add("--region", action="append", default=[], metavar="CC", help="two-letter country code; may be repeated")
+    add("--market", action="append", choices=list(markets.MARKETS), help="may be repeated (default: all)")
+    add("--limit", type=int, default=30, metavar="N", help="maximum rows of the table (default: 30)")
+    add("--json", action="store_true", help="print all offers with every field as JSON")
     return parser
 
 

@@ -2,8 +2,8 @@
 
     python -m cluster plan configs/dpo.yaml --train.max_length 1024 --gpu "RTX 4090|A100" --max-price 1.0
 
-The job is checked as jobs/dpo.py would check it. Nothing is rented or started, and no weights are loaded. Where the numbers come
-from is said beside them: memory (footprint.py), speed (throughput.py), what preemptions cost (waste.py).
+The job is checked as jobs/dpo.py would check it. Nothing is rented or started, and no weights are loaded. Each number is printed
+with its source: memory (footprint.py), speed (throughput.py), the cost of preemptions (waste.py).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lib.run import Run
 from lib.stage import plan
 
 LEARN = 3
-"""Finished runs beside this one that are looked at for their speed each time."""
+"""How many finished runs in the same folder, not read before, each call reads for their speed."""
 
 
 def main(argv: list[str]) -> int:
-    """0: there is a machine for it. 1: it fits nowhere. 2: a mistake in the job or an option."""
+    """Returns the exit code. 0: at least one machine can run the job. 1: none can. 2: a mistake in the job or an option."""
     args, rest = _parser().parse_known_args(argv)
     name = args.stage or Path(args.config).stem
     if not Path(args.config).is_file():
@@ -51,27 +51,27 @@ def main(argv: list[str]) -> int:
 
 
 def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
-    """The work of a job as jobs/<name>.py would be given it. Raises UsageError with every mistake."""
+    """Returns the work of a job, with the arguments that jobs/<name>.py would get. Raises UsageError that lists every mistake."""
     found = stage(name)
-    # A dry run, since nothing is started: a job whose run is already there can be planned again.
+    # A dry run, so that a job whose run folder already exists can be planned again.
     request = cli.parse(found, [*argv, "--dry-run"])
-    os.environ.setdefault("RAY_ADDRESS", "auto")  # it is checked for a cluster, and not for the cores of this machine
+    os.environ.setdefault("RAY_ADDRESS", "auto")  # check against a cluster, not against this machine's cores
     planned = plan.make(request, found, ask=False)
     return Work(planned.job, found, planned.check.rows if planned.check.complete else None), planned
 
 
 def learn(folder: Path) -> list[throughput.Measured]:
-    """What is known of devices' speed, with the newest finished runs in a folder added."""
+    """Returns the measured speeds of devices, after adding the newest finished runs in a folder."""
     known = throughput.load()
     seen, new = {m.run for m in known}, []
     finished = sorted(folder.glob("*/provenance.json"), key=lambda p: -p.stat().st_mtime)
-    found = {run.path: run for run in (Run(str(p.parent)) for p in finished)}  # a link leads to a run that is here too
+    found = {run.path: run for run in (Run(str(p.parent)) for p in finished)}  # a symlink and its target are one run
     for run in [run for path, run in found.items() if path not in seen][:LEARN]:
         try:
             p = run.provenance()
             if p.get("status") == "finished" and p.get("tokens_per_second"):
                 new.append(measured(run))
-        except (ValueError, KeyError):  # its files are damaged, or its base or its data are gone
+        except (ValueError, KeyError):  # damaged files, or its base model or data no longer exists
             continue
     return throughput.remember(new) if new else known
 
@@ -112,12 +112,12 @@ def show(work: Work, planned: plan.Plan, rows: list[Row], missing: list[str], ar
     read = (
         f"longest {n.longest}, mean {n.mean:.0f} in {n.read} rows"
         if n.read
-        else "unread: each taken to be as long as it may"
+        else "rows not read: each is assumed to have the maximum length"
     )
     count = (
         f"{steps * work.tokens_per_step():,.0f} in {steps:,} steps"
         if steps
-        else "unknown until the workers read the rows; give train.max_steps"
+        else "unknown until the workers read the rows; set train.max_steps"
     )
     job = [row for row in planned.lines() if row[0] in ("stage", "base", "trains", "data", "batch")]
     pairs(
@@ -156,7 +156,7 @@ def show(work: Work, planned: plan.Plan, rows: list[Row], missing: list[str], ar
     for how in dict.fromkeys(f"{r.candidate.device}: {r.speed}" for r in rows if r.speed):
         console.print(f"speed   {how}")
     console.print(
-        f"assumed a spot machine is lost every {args.mtbf_hours:g} h (--mtbf-hours), {GONE_S:.0f} s until another answers, {START_S:.0f} s until it trains"
+        f"assumed a spot machine is preempted every {args.mtbf_hours:g} h (--mtbf-hours), {GONE_S:.0f} s until a replacement answers, {START_S:.0f} s until it trains"
     )
     for why in missing:
         console.print(f"left out {why}")
@@ -167,18 +167,18 @@ def _hours(hours: float) -> str:
 
 
 def _words(r: Row) -> str:
-    said = []
+    notes = []
     if r.problem:
-        said.append(
-            f"doesn't fit: {r.problem}." + (f" Would: {r.remedy}" if r.remedy else " No change here would help.")
+        notes.append(
+            f"doesn't fit: {r.problem}." + (f" It would with: {r.remedy}" if r.remedy else " No setting changes that.")
         )
     if r.sessions and r.sessions > 1:
-        said.append(f"{r.sessions} sessions of {r.candidate.session_s / 3600:.0f} h, each going on with --resume")
+        notes.append(f"{r.sessions} sessions of {r.candidate.session_s / 3600:.0f} h, each continued with --resume")
     if r.usd and r.boots_usd > 0.05 * r.usd:
-        said.append(f"${r.boots_usd:.2f} of it is its host's price of traffic, for image and packages at each boot")
+        notes.append(f"${r.boots_usd:.2f} of it is the host's charge for downloading image and packages at each boot")
     if r.network > 0.2:
-        said.append(f"{r.network:.0%} of a step is the network, at an assumed 100 Mbit/s")
-    return "; ".join(said)
+        notes.append(f"{r.network:.0%} of a step is gradient exchange, at an assumed 100 Mbit/s")
+    return "; ".join(notes)
 
 
 def _hours_between(text: str) -> float:
@@ -196,22 +196,22 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("config", help="the job's YAML; keys of the job may follow, as for jobs/STAGE.py")
-    add("--stage", help="file in jobs/ (default: the config's name)")
+    add("config", help="the job's YAML; overrides may follow, as for jobs/STAGE.py")
+    add("--stage", help="name of the file in jobs/ (default: the config's name)")
     add(
         "--gpu",
         type=lambda text: tuple(n.strip() for n in text.split("|") if n.strip()),
         default=(),
         metavar="NAME|NAME",
-        help="of the markets' offers, these only",
+        help="only market offers with one of these GPUs",
     )
-    add("--max-price", type=float, default=math.inf, metavar="USD", help="$/h of a machine, at most")
+    add("--max-price", type=float, default=math.inf, metavar="USD", help="maximum $/h of a machine")
     add(
         "--mtbf-hours",
         type=_hours_between,
         default=MTBF_H,
         metavar="H",
-        help=f"hours between preemptions of a spot machine (default: {MTBF_H:g})",
+        help=f"mean hours between preemptions of a spot machine (default: {MTBF_H:g})",
     )
-    add("--json", action="store_true", help="all of it, with every field")
+    add("--json", action="store_true", help="print every field as JSON")
     return parser

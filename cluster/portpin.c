@@ -1,8 +1,8 @@
-/* LD_PRELOAD on every node of the mesh: what gloo and torch leave to chance has to be what the tunnels carry.
+/* LD_PRELOAD on every node of the mesh: makes gloo and torch use only addresses and ports that the tunnels carry.
 
-   A socket that asks for any port (0) gets one of MESH_PORTS ("20360-20399"); gethostname says MESH_IP, whose address gloo
-   then advertises, and it is the loopback interface's address, which NCCL (NCCL_SOCKET_IFNAME=lo) advertises. IPv4 and IPv6 TCP;
-   127.0.0.1 is left alone, nobody else is meant to reach it. */
+   A socket bound to port 0 gets one of MESH_PORTS ("20360-20399"). gethostname returns MESH_IP, whose address gloo then
+   advertises, and the loopback interface gets this address, which NCCL (NCCL_SOCKET_IFNAME=lo) advertises. Applies to IPv4 and
+   IPv6 TCP; sockets on 127.0.0.1 are unchanged, since no other node needs to reach them. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>

@@ -1,7 +1,7 @@
-"""What nvidia-smi and torch say of this machine's GPUs, as JSON: driver.py sends this file to a box and reads what it prints.
+"""Prints what nvidia-smi and torch report about this machine's GPUs, as JSON. Sent to a node by runner.py and judged by driver.py.
 
 {"simulated", "smi_error"? | "driver": "580.65.06", "cuda": 13.0, "gpus": 1, "torch": "2.13.0", "torch_cuda": "13.0" or null,
-"torch_error": why a GPU can't be computed on, or null}
+"torch_error": why torch can't compute on a GPU, or null}
 """
 
 import json
@@ -10,9 +10,9 @@ import re
 import subprocess
 
 
-def driver(said: str) -> dict:
-    """{"driver", "cuda"} in what nvidia-smi prints; {} where it tells none."""
-    found = re.search(r"Driver Version: *([\d.]+)", said), re.search(r"CUDA (?:\w+ )?Version: *(\d+\.\d+)", said)
+def driver(output: str) -> dict:
+    """Returns {"driver", "cuda"} from the output of nvidia-smi; {} if it has no versions."""
+    found = re.search(r"Driver Version: *([\d.]+)", output), re.search(r"CUDA (?:\w+ )?Version: *(\d+\.\d+)", output)
     return {"driver": found[0][1], "cuda": float(found[1][1])} if all(found) else {}
 
 
@@ -32,7 +32,7 @@ def report() -> dict:
 
     found |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "torch_error": None}
     try:
-        for i in range(found["gpus"]):  # also where this torch has no kernels for so old a GPU
+        for i in range(found["gpus"]):  # fails if this torch has no kernels for a GPU that is too old
             torch.ones(1, device=f"cuda:{i}").add_(1).item()
     except (RuntimeError, AssertionError) as e:  # AssertionError: a torch without CUDA
         found["torch_error"] = str(e).strip().splitlines()[0]

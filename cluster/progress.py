@@ -1,4 +1,4 @@
-"""How far a rental is on its way to a node of Ray: renting, loading, login, installing, Ray joined."""
+"""The progress of a rental towards a Ray node: renting, loading, login, installing, Ray joined."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SET_UP = {
     ray.STATUS_UP_TO_DATE: "Ray joined",
     ray.STATUS_UPDATE_FAILED: "set-up failed",
 }
-"""Ray's state of a node's set-up → ours."""
+"""Ray's set-up status of a node → the step shown."""
 
 
 @dataclass(frozen=True)
 class Progress:
     step: str
-    """renting, loading, login, installing, Ray joined; set-up failed; lost"""
+    """renting, loading, login, installing, Ray joined; set-up failed; lost; running (nothing is known after the boot)."""
     since: float
-    """Unix time when it came so far."""
+    """Unix time when it reached this step."""
 
     def says(self, now: float) -> str:
         minutes, seconds = divmod(round(max(0.0, now - self.since)), 60)
@@ -35,7 +35,7 @@ class Progress:
 
 
 def progress(rental: Rental, ledger: Ledger | None) -> Progress:
-    """ledger: of the rental's cluster; None: this machine has none, and what comes after the boot isn't known here."""
+    """Returns a rental's progress. ledger: that of its cluster; None: this machine has none, so steps after the boot are unknown."""
     e = ledger.entry(rental.market, rental.id) if ledger else None
     if rental.state == "lost":
         return Progress("lost", e.lost if e and e.lost else rental.created)
@@ -53,5 +53,5 @@ def progress(rental: Rental, ledger: Ledger | None) -> Progress:
 
 
 def renting(ledger: Ledger) -> list[Progress]:
-    """What was asked for, and has no answer yet."""
+    """Returns the creates that have no answer yet."""
     return [Progress("renting", e.asked) for e in ledger.living() if e.id is None]

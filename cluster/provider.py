@@ -1,10 +1,10 @@
-"""Ray's NodeProvider over all markets: what the autoscaler asks for is rented, what is lost is destroyed and reported at once.
+"""Ray's NodeProvider over all markets: rents what the autoscaler requests, destroys lost rentals and reports them to Ray at once.
 
     provider: {type: external, module: cluster.provider.Provider, markets: [vast, runpod], network: mesh}
 
-Ray calls it from several threads, on a laptop (`ray up`, `ray down`) and on the head (the autoscaler). What it knows comes
-from the markets' lists: a node's tags are in its rental's label. A market that can't be asked raises, since an empty answer
-would make Ray take every node for lost.
+Ray calls it from several threads, on a laptop (`ray up`, `ray down`) and on the head (the autoscaler). Its state comes from the
+markets' lists: a node's tags are stored in its rental's label. If a market can't be reached it raises, since Ray would take an
+empty list to mean that every node is lost.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from cluster.runner import Runner
 from cluster.steward import Steward, gcs_address
 
 log = logging.getLogger(__name__)
-logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request, into monitor.log
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else monitor.log gets a line for every request
 
 HERE = "here"
 """The node id of a head that is not rented."""
 STALE_S = 10.0
-"""The markets are asked again when what they said is older."""
+"""The markets' lists are fetched again when they are older than this."""
 AGAIN_S = 60.0
-"""So is a rental that is listed still, this long after it was destroyed."""
+"""A rental that is still listed this long after it was destroyed is destroyed again."""
 WAIT_S = 2.0
-"""So is a head that boots, by `ray up`."""
+"""How often `ray up` polls a booting head."""
 HEADS_MORE = 3
-"""A head has this many times its workers' time: it is set up only when it has run for a while, and holds the ledger."""
+"""The head's watchdog waits this many times unattended_minutes: set-up begins only after the head has run for a while, and the head
+holds the ledger."""
 
 
 class Provider(NodeProvider):
@@ -69,7 +70,7 @@ class Provider(NodeProvider):
             tags.SLOT: str(mesh.HEAD),
         }
         self._leads = gcs_address()
-        """Where Ray's GCS is, in the autoscaler's process."""
+        """host:port of Ray's GCS in the autoscaler's process; None in any other."""
         self._reminder = Reminder(self.nodes)
         self.failures = Failures(self.ledger, self._leads)
         self.ending = Ending(self.folder, self.ledger, self.markets, self.nodes, leads=self._leads is not None)
@@ -78,8 +79,8 @@ class Provider(NodeProvider):
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict) -> dict:
-        """The first that Ray calls with a YAML, before it checks that by its schema. What is raised here Ray prints as a warning and
-        goes on, so that a mistake ends the command itself."""
+        """Checks the YAML. Ray calls this first, before its own schema check, and only warns about an exception, so a mistake exits
+        the command here."""
         config = {"cluster_synced_files": []} | cluster_config
         try:
             programs.check(*programs.TO_RENT_A_HEAD)
@@ -96,7 +97,7 @@ class Provider(NodeProvider):
         except ValueError as e:
             raise click.ClickException(str(e)) from None
 
-    # ---- what there is
+    # ---- state
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         self.refresh()
@@ -106,7 +107,7 @@ class Provider(NodeProvider):
         return [id for id, has in found.items() if all(has.get(k) == v for k, v in tag_filters.items())]
 
     def refresh(self) -> None:
-        """Asks every market what is rented and gives up what is lost. Raises MarketError."""
+        """Lists the rentals of every market and gives up lost nodes. Raises MarketError."""
         with self._asking:
             began = time.monotonic()
             try:
@@ -130,7 +131,7 @@ class Provider(NodeProvider):
             self.ending.destroy_later(id)
 
     def _node(self, node_id: str) -> Node | None:
-        """None: gone. Raises MarketError."""
+        """Returns the node, from lists at most STALE_S old; None if it is gone. Raises MarketError."""
         if time.monotonic() - self._asked > STALE_S:
             self.refresh()
         return self.nodes.get(node_id)
@@ -151,7 +152,7 @@ class Provider(NodeProvider):
         return dict(node.tags) if node else {}
 
     def ssh(self, node_id: str) -> tuple[str, int] | None:
-        """(host, port) of its sshd, None as long as it has none."""
+        """Returns (host, port) of the node's sshd; None as long as it has none."""
         node = self._node(node_id)
         return node.rental.ssh if node else None
 
@@ -170,7 +171,7 @@ class Provider(NodeProvider):
         address = self.ssh(node_id)
         return address[0] if address else None
 
-    # ---- what changes
+    # ---- changes
 
     def set_node_tags(self, node_id: str, tags_: dict[str, str]) -> None:
         if node_id == HERE:
@@ -183,13 +184,13 @@ class Provider(NodeProvider):
             node.tags = node.tags | tags_
             label, rental = tags.encode(self.cluster_name, node.tags), node.rental
         self._note_boot(node_id, node, tags_)
-        # Who leads next sets a worker up again whatever its state was; the head's is read by the next `ray up`.
+        # Only the head's label is updated, which the next `ray up` reads. A new head sets its workers up again in any case.
         if node.is_head:
             self._reminder.watch(node_id)
             self.markets[rental.market].label(rental.id, label)
 
     def _note_boot(self, node_id: str, node: Node, tags_: dict[str, str]) -> None:
-        """How far it is, in the ledger, where `status` finds it."""
+        """Records the boot state in the ledger, where `status` reads it."""
         state = tags_.get(ray.TAG_RAY_NODE_STATUS)
         if not state:
             return
@@ -202,10 +203,10 @@ class Provider(NodeProvider):
     def create_node(self, node_config: dict, tags_: dict[str, str], count: int) -> None:
         head = tags_.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_HEAD
         node_type = tags_.get(ray.TAG_RAY_USER_NODE_TYPE, "")
-        if head and not self._leads:  # what earlier heads spent counts, and this one is told
+        if head and not self._leads:  # the spending of earlier heads counts, and the new head receives their ledgers
             for copy in head_ledger.fetch(self.cluster_name):
-                if said := copy.says(time.time()):
-                    log.warning("%s: %s", self.cluster_name, said)
+                if warning := copy.says(time.time()):
+                    log.warning("%s: %s", self.cluster_name, warning)
         for _ in range(count):
             slot = mesh.HEAD if head else self.nodes.reserve(self.settings.slots)
             try:
@@ -222,21 +223,21 @@ class Provider(NodeProvider):
                 self._wait(node_id)
 
     def _wait(self, node_id: str) -> None:
-        """Until it runs: `ray up` itself waits for no longer than 15 minutes, and shows nothing. Raises ClickException."""
-        said = ""
+        """Waits until the head runs; `ray up` itself gives up after 15 minutes and shows no progress. Raises ClickException."""
+        shown = ""
         while not self.is_running(node_id):
             node = self.nodes.get(node_id)
             if node is None:
-                raise click.ClickException(f"The head {node_id} did not boot, and was ended. Type ray up again.")
-            if node.rental.why != said:
-                said = node.rental.why
+                raise click.ClickException(f"The head {node_id} did not boot and was destroyed. Run ray up again.")
+            if node.rental.why != shown:
+                shown = node.rental.why
                 click.echo(
-                    f"{node_id}: {said}, {time.time() - node.rental.created:.0f} s (boot_minutes: {self.settings.boot_minutes:g})"
+                    f"{node_id}: {shown}, {time.time() - node.rental.created:.0f} s (boot_minutes: {self.settings.boot_minutes:g})"
                 )
             time.sleep(WAIT_S)
 
     def _rent(self, node_config: dict, tags_: dict[str, str]) -> str:
-        """Its node id."""
+        """Rents one machine by the node's ladder and returns its node id."""
         order = Order(
             label=tags.encode(self.cluster_name, tags_),
             image=node_config.get("image") or self.settings.image,
@@ -258,7 +259,7 @@ class Provider(NodeProvider):
         return f"{market}-{id}"
 
     def _watchdog(self, tags_: dict[str, str]) -> str:
-        """Shell commands that end the rental when its head is gone; a head when nothing on it leads the cluster any more."""
+        """Returns shell commands that end a worker's rental when its head is gone, and a head's when the autoscaler on it has stopped."""
         if tags_[ray.TAG_RAY_NODE_KIND] == ray.NODE_KIND_HEAD:
             return watchdog.start(HEADS_MORE * self.settings.unattended_minutes * 60)
         head = (self._head_ip(), mesh.GCS_PORT) if self.settings.network == "flat" else None
@@ -279,24 +280,27 @@ class Provider(NodeProvider):
         self.nodes.end(node_id)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
-        """`ray down`: all of them, the head first; and before anything ends, what its ledger knows of them is here."""
+        """Terminates nodes for `ray down`, the head first, so that its ledger is fetched before anything is destroyed."""
         for node_id in sorted(node_ids, key=lambda id: not ((node := self.nodes.get(id)) and node.is_head)):
             self.terminate_node(node_id)
 
     def end(self) -> int:
-        """Destroys all that the cluster rents, the head and what is lost too; how many there were. Raises MarketError."""
+        """Destroys all rentals of the cluster, head and lost ones included, and returns their number. Raises MarketError."""
         return self.ending.all()
 
-    # ---- what is lost
+    # ---- lost nodes
 
     def give_up(self, node_id: str, why: str, exists: bool = True) -> None:
-        """From now on it is no node of ours; what has to be done about it happens meanwhile."""
+        """Removes a node from the cluster at once; destroying it and reporting it to Ray happen in the background.
+
+        exists: whether a market may still list the rental.
+        """
         node = self.nodes.end(node_id)
         if node is None or (node.ending and not exists):
             return
         log.warning("%s (%s) is lost: %s.", node_id, node.rental.gpu, why)
         boots = node.made and node.tags.get(ray.TAG_RAY_NODE_STATUS) != ray.STATUS_UP_TO_DATE
-        taken = node.rental.spot and (node.rental.state == "lost" or not exists)  # by who bid more: nothing failed
+        taken = node.rental.spot and (node.rental.state == "lost" or not exists)  # preempted: nothing failed
         if boots and not taken:
             self._failed(node_id, node, why)
         elif node.rental.state != "lost" and exists:
@@ -304,10 +308,10 @@ class Provider(NodeProvider):
         if exists:
             self.ending.destroy_later(node_id, node if boots else None, why)
         if self._leads:
-            self.ending.later(f"telling Ray of {node_id}", lost.tell, self._leads, {node_id})
+            self.ending.later(f"reporting the loss of {node_id} to Ray", lost.tell, self._leads, {node_id})
 
     def _failed(self, node_id: str, node: Node, why: str) -> None:
-        """It was rented here, and never worked."""
+        """Records a node that this process rented and that never worked."""
         if node.rental.state != "lost":
             self.memory.bad(node.rental.market, node.place, why)
         self.failures.failed(node.type, f"{node_id}: {why}")
@@ -317,7 +321,7 @@ class Provider(NodeProvider):
             return mesh.ip(mesh.HEAD)
         return self.internal_ip(self.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD})[0])
 
-    # ---- how a node is set up: join.py
+    # ---- set-up: see join.py
 
     def get_command_runner(
         self, log_prefix, node_id, auth_config, cluster_name, process_runner, use_internal_ip, docker_config=None

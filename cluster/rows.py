@@ -1,4 +1,5 @@
-"""The rows of a market's reply, read one by one: an odd one must not hide the others, and one of ours must stay endable."""
+"""Parses the rows of a market's reply one by one: a malformed row must not hide the others, and our own rentals must remain
+destroyable."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from cluster.market import LABEL
 log = logging.getLogger(__name__)
 Row = TypeVar("Row", bound=BaseModel)
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""Of dollars, seconds, gigabytes."""
+"""Dollars, seconds or gigabytes."""
 _told: set[str] = set()
 
 
 def readable(model: type[Row], rows: list, what: str) -> list[Row]:
-    """Strangers' rows as `model`. Those that can't be read are left out, and the log says how many and why.
+    """Parses a market's public rows (offers) as `model`. Malformed rows are left out, and their number and the reason are logged.
 
-    what: of what they are rows, for the log. Raises ValueError where none of them can be read: then the API has changed, and
-    an empty list would say that the market has nothing.
+    what: name of the list, for the log. Raises ValueError if no row can be parsed: the API has probably changed, and an empty list
+    would mean that the market has nothing.
     """
     _listed(rows)
     good, odd = [], []
@@ -38,11 +39,11 @@ def readable(model: type[Row], rows: list, what: str) -> list[Row]:
 
 
 def ours(model: type[Row], rows: list, key: str, what: str) -> list[Row]:
-    """Of all rows of an account those of ours, by the label in `key`, as `model`: a field that can't be read counts as absent,
-    and the log says so. What other rows hold is no matter.
+    """Parses those rows of an account that belong to this project, by the label in `key`, as `model`. A malformed field counts as
+    absent and is logged. Other rows are not parsed.
 
-    Raises ValueError where it can't be told which are ours, or one has nothing by which it could be ended: a rental that is
-    left out counts as gone, though it costs.
+    Raises ValueError if no row has a label, or one of ours lacks a field that is needed to destroy it: a rental that is left out
+    would count as gone, though it costs money.
     """
     _listed(rows)
     if rows and not any(isinstance(row, dict) and key in row for row in rows):
@@ -56,7 +57,7 @@ def ours(model: type[Row], rows: list, key: str, what: str) -> list[Row]:
         except ValidationError as e:
             odd = {str(each["loc"][0]) for each in e.errors() if each["loc"]}
             found.append(model.model_validate({k: v for k, v in row.items() if k not in odd}))
-            _tell(f"{what}: {_named(row)} can't be read in full ({_first(e)}); what can't be read counts as absent")
+            _tell(f"{what}: {_named(row)} can't be read in full ({_first(e)}); unreadable fields count as absent")
     return found
 
 
@@ -75,7 +76,7 @@ def _first(e: ValidationError) -> str:
 
 
 def _tell(text: str) -> None:
-    """Once: lists are asked for every few seconds."""
+    """Logs a text only once, since lists are fetched every few seconds."""
     if text not in _told:
         _told.add(text)
         log.warning(text)

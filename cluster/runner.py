@@ -1,4 +1,4 @@
-"""Commands on a rented box, over SSH to the host and port that its market mapped; files with tar, which every image has."""
+"""Runs commands on a rented node, over SSH to the host and port mapped by its market. Files are sent with tar, which every image has."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cluster.folder import Folder
 
 EXCLUDED = ("__pycache__", ".git", ".venv")
 ADDRESS_S = 900.0
-"""A rental that has no address by then is an error."""
+"""A rental without an address after this long is an error."""
 AGAIN_S = 2.0
-"""Between two looks for the address."""
+"""Seconds between two checks for the address."""
 
 
 class Runner(CommandRunnerInterface):
-    """Ray's interface for commands on a node, with the cluster's own key, host keys pinned by rental, and a port.
+    """Ray's interface for commands on a node, with the cluster's own key, host keys pinned by rental, and a mapped port.
 
-    provider: supplies the address when it is first needed, since a rental has none before it runs.
+    provider: asked for the address when it is first needed, since a rental has none before it runs.
     """
 
     def __init__(self, provider, node_id: str, auth_config: dict, cluster_name: str, process_runner=subprocess):
@@ -35,13 +35,13 @@ class Runner(CommandRunnerInterface):
         self.folder: Folder = provider.folder
         self.user = auth_config["ssh_user"]
         self._proxy = auth_config.get("ssh_proxy_command")
-        # One connection for all commands of a set-up. The folder's name is short: a socket's path has at most 107 characters.
+        # One connection serves all commands of a set-up. The folder's name is short, since a socket's path has at most 107 characters.
         short = [hashlib.sha256(name.encode()).hexdigest()[:10] for name in (getpass.getuser(), cluster_name)]
         self._sockets = "/tmp/ray_ssh_{}/{}".format(*short)
         self._address: tuple[str, int] | None = None
 
     def address(self) -> tuple[str, int]:
-        """(host, port) of its sshd, waited for once. Raises ClickException where it gets none."""
+        """Returns (host, port) of the node's sshd; the first call waits for it. Raises ClickException if there is none in time."""
         deadline = time.monotonic() + ADDRESS_S
         while self._address is None:
             self._address = self.provider.ssh(self.node_id)
@@ -52,7 +52,7 @@ class Runner(CommandRunnerInterface):
         return self._address
 
     def _options(self, timeout: int | None = None) -> list[str]:
-        """The options of ssh, without its target. timeout: seconds for the connection."""
+        """Returns the options of ssh, without its target. timeout: seconds for the connection."""
         os.makedirs(self._sockets, mode=0o700, exist_ok=True)
         options = {
             "ExitOnForwardFailure": "yes",
@@ -86,8 +86,8 @@ class Runner(CommandRunnerInterface):
     ):
         """Runs `cmd` in an interactive login shell; without one, only forwards ports. Raises ClickException if it fails.
 
-        `ray start` gets the node's own options here, and isn't run where its GPUs can't be used.
-        ssh_options_override_ssh_key is ignored, since the cluster has one key; run_env, since there is no Docker around it.
+        For `ray start`, adds the node's own options, and first checks that its GPUs are usable.
+        ssh_options_override_ssh_key is ignored, since the cluster has one key, and run_env, since Ray doesn't run in Docker here.
         """
         if cmd and "ray start" in cmd:
             resources = (environment_variables or {}).get("RAY_OVERRIDE_RESOURCES") or {}
@@ -111,7 +111,8 @@ class Runner(CommandRunnerInterface):
         return result
 
     def _run(self, command: list[str], with_output: bool = False, show: bool = False):
-        """Its output, or its exit code. show: an error has the whole command. Raises ClickException."""
+        """Runs a command and returns its output, or else its exit code. show: include the command in the error. Raises
+        ClickException."""
         try:
             if with_output:
                 return self.process_runner.check_output(command)
@@ -124,19 +125,20 @@ class Runner(CommandRunnerInterface):
             sys.stderr.flush()
 
     def check_gpus(self, count: int) -> None:
-        """Gives the node up, remembers its machine as bad and raises ClickException with the reason where torch can't use them."""
-        # A login shell, as Ray's: its PATH leads to the Python that Ray will run by. Its complaints of having no terminal are not ours.
-        said = self.send(
+        """Checks that torch can use the node's GPUs. If not, gives the node up, remembers its machine as bad and raises ClickException
+        with the reason."""
+        # A login shell like Ray's, so that PATH selects the Python that Ray will use. Its warnings about a missing terminal are dropped.
+        output = self.send(
             driver.PROBE.read_bytes(),
             "bash --login -i -c 'python3 -' 2> ~/probe.log || { tail -5 ~/probe.log >&2; exit 1; }",
         )
-        report = json.loads(said.strip().splitlines()[-1])
+        report = json.loads(output.strip().splitlines()[-1])
         if why := driver.complaint(report, count, self.provider.settings.torch):
             self.provider.give_up(self.node_id, why)
             raise click.ClickException(f"{self.node_id} is given up: {why}.")
 
     def run_init(self, *, as_head: bool, file_mounts: dict, sync_run_yet: bool) -> None:
-        """Ray calls it once in every set-up, before Ray starts on the node."""
+        """Called by Ray once in every set-up, before Ray starts on the node."""
         if as_head:
             join.head(self.provider, self)
         else:
@@ -162,7 +164,7 @@ class Runner(CommandRunnerInterface):
         self._run(["rsync", "--rsh", shell, "-avz", *filters, f"{self._target}:{source}", target])
 
     def write(self, content: bytes, target: str, mode: int) -> None:
-        """A file on the box, whole or not at all; nobody else can read it at any time if `mode` says so."""
+        """Writes a file on the node atomically; a private `mode` holds from the first byte on."""
         new = _remote(f"{target}.new")
         self.send(
             content,
@@ -170,12 +172,12 @@ class Runner(CommandRunnerInterface):
         )
 
     def send(self, content: bytes, command: str) -> bytes:
-        """Runs `command` on the box with `content` on its standard input; its standard output. Raises CalledProcessError."""
+        """Runs `command` on the node with `content` as standard input and returns its standard output. Raises CalledProcessError."""
         ssh = ["ssh", "-T", *self._options(30), self._target, command]
         done = self.process_runner.run(ssh, input=content, capture_output=True)
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()
-            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, f"{said} ({self.node_id})")
+            errors = done.stderr.decode(errors="replace").strip()
+            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, f"{errors} ({self.node_id})")
         return done.stdout
 
     def remote_shell_command_str(self) -> str:
@@ -187,5 +189,5 @@ def _exports(variables: dict[str, str]) -> str:
 
 
 def _remote(path: str) -> str:
-    """Quoted for the box's shell, where ~ is its own."""
+    """Quotes a path for the node's shell; ~ expands to the node's home."""
     return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)

@@ -1,7 +1,7 @@
 """RunPod: pods on demand over its REST API v2, in its Secure and its Community cloud. Its spot pods were removed in 2026.
 
-An offer is a kind of GPU in one cloud and data centre, not a machine: `create` lets RunPod choose one, so what went bad is
-remembered by those three. A Community pod may have no public address, and v2 can't ask for one as v1 could (supportPublicIp);
+An offer is a kind of GPU in one cloud and data centre, not a machine: RunPod chooses the machine at `create`, so bad machines are
+remembered by these three. A Community pod may have no public address, and v2 can't request one as v1 could (supportPublicIp),
 so Secure comes first. https://docs.runpod.io/api-reference-v2
 """
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 URL = "https://api.runpod.io"
 DISK_USD_PER_GB_HOUR = 0.10 / 730
-"""Container disk, $0.10 per GB and month while the pod runs (https://docs.runpod.io/pods/pricing); no API tells it."""
+"""Container disk, $0.10 per GB and month while the pod runs (https://docs.runpod.io/pods/pricing); no API reports it."""
 LOG_S = 3.0
 CPU = "CPU"
-"""Begins the id of an offer without GPU, as SECURE and COMMUNITY begin the others."""
+"""First part of the id of an offer without a GPU, in place of SECURE or COMMUNITY."""
 LEVELS = ("NONE", "LOW", "MEDIUM", "HIGH")
-"""Of availability."""
+"""Availability, lowest first."""
 
 
 class RunPod(Market):
@@ -35,14 +35,14 @@ class RunPod(Market):
     has_spot = False
 
     def __init__(self, key: str, url: str | None = None, pace: float = 1.0):
-        """pace: nothing to do here; RunPod says Retry-After where it was asked too often."""
+        """pace: unused, since RunPod limits its clients by Retry-After."""
         self.client = Client(self.name, url or URL, key)
         self._first: dict[str, float] = {}
-        """When each pod was first listed: for one that doesn't say when it began."""
+        """Pod id → Unix time when it was first listed, used if its createdAt is missing."""
 
     def offers(self, want: Want) -> list[Offer]:
-        """One request for each cloud, Secure first; where one of them fails the other counts. Nothing is spot, and only GPUs
-        can be asked for by region or network."""
+        """Makes one request per cloud, Secure first; if one fails, the other's offers are returned. There is no spot, and only GPUs can
+        be filtered by region or network."""
         if want.spot or (not want.count and (want.network or want.regions)):
             return []
         found = self._gpus(want) if want.count else self._cpus(want)
@@ -58,7 +58,7 @@ class RunPod(Market):
     def create(self, offer: Offer, order: Order) -> str:
         assert order.bid_usd_per_hour is None, "RunPod takes no bids"
         cloud, kind = offer.machine.split("/")[:2]
-        env = {**order.env, "PUBLIC_KEY": order.public_key.strip()}  # RunPod's images let it log in
+        env = {**order.env, "PUBLIC_KEY": order.public_key.strip()}  # RunPod's images authorize it for login
         body = {
             "name": order.label,
             "image": order.image,
@@ -73,7 +73,7 @@ class RunPod(Market):
             **({"globalNetworking": True} if offer.network else {}),
             **({"registry": order.registry.runpod} if order.registry and order.registry.runpod else {}),
         }
-        # 400 is RunPod's only word for "none of these is free"; the next may be
+        # RunPod reports "none of these is free" only as 400; the next offer may be free
         return self.client.call(
             "create",
             "POST",
@@ -95,7 +95,8 @@ class RunPod(Market):
         self.client.call("label", "PATCH", f"/v2/pods/{id}", replies.Done, json={"name": label})
 
     def logs(self, id: str) -> str:
-        """The last lines of its container and its host. RunPod streams them and then what comes; LOG_S are waited for more."""
+        """Returns the last lines of the container and its host. RunPod streams these and then new ones, so the stream is cut off after
+        LOG_S."""
         rows = [json.loads(row) for row in self.client.stream("logs", f"/v2/pods/{id}/logs", LOG_S, {"tail": 200})]
         return "\n".join(f"{row.get('ts', '')} {row.get('source', '')}: {row.get('line', '')}" for row in rows)
 
@@ -109,7 +110,7 @@ class RunPod(Market):
         if failed and not found:
             raise failed[0]
         for e in failed:
-            log.warning(f"{e}. The other cloud is taken instead.")
+            log.warning(f"{e}. The other cloud is used instead.")
         return found
 
     def _cloud(self, cloud: str, want: Want) -> list[Offer]:
@@ -144,7 +145,7 @@ class RunPod(Market):
         ]
 
     def _cpus(self, want: Want) -> list[Offer]:
-        """The fewest cores that are enough, a power of two."""
+        """Returns offers without a GPU, each with the smallest sufficient power of two of cores."""
         params = {"include": "AVAILABILITY", "product": "POD"}
         types = self.client.call("offers", "GET", "/v2/catalog/cpus", replies.CpuTypes, params=params).cpus
         offers = []
@@ -171,24 +172,25 @@ class RunPod(Market):
 
 
 def _args(start: str) -> str:
-    """The pod's command line: `start` beside the start script of RunPod's images, which runs sshd. Packed, so that it can't
-    matter how RunPod splits it."""
+    """Returns the pod's command line, which runs `start` beside the start script of RunPod's images (that one runs sshd). `start` is
+    base64-encoded, so that it doesn't matter how RunPod splits the line."""
     packed = base64.b64encode(start.encode()).decode()
     return f"bash -c '(echo {packed} | base64 -d | bash) & test -x /start.sh && exec /start.sh; exec sleep infinity'"
 
 
 def _centers(t: replies.GpuType) -> list[str]:
-    """Data centres that have it, the fullest first; [""]: RunPod doesn't say which, and chooses."""
+    """Returns the data centres that have this GPU, highest availability first; [""] if RunPod names none and chooses itself."""
     there = [c for c in t.dataCenters if c.availability in LEVELS[1:]]
     return [c.id for c in sorted(there, key=lambda c: -LEVELS.index(c.availability))] or [""]
 
 
 def _gone(status: int, body: dict) -> bool:
-    """{"title": "Not Found", "status": 404, "detail": "pod not found"}: also "resource not found" and "The requested Pod does not
-    exist." in its OpenAPI description and its migration guide. A path that was retired may answer 404 too, with other words."""
-    said = str(body.get("detail")).lower()
-    missing = "not found" in said or "does not exist" in said
-    return status == body.get("status") == 404 and missing and ("pod" in said or "resource" in said)
+    """Recognises {"title": "Not Found", "status": 404, "detail": "pod not found"}, and the details "resource not found" and "The
+    requested Pod does not exist." of its OpenAPI description and migration guide. A retired path may also return 404, with another
+    text."""
+    detail = str(body.get("detail")).lower()
+    missing = "not found" in detail or "does not exist" in detail
+    return status == body.get("status") == 404 and missing and ("pod" in detail or "resource" in detail)
 
 
 def _compute(kind: str, offer: Offer) -> dict:
@@ -198,7 +200,7 @@ def _compute(kind: str, offer: Offer) -> dict:
 
 
 STATES = {"PROVISIONING": "starting", "STARTING": "starting", "RUNNING": "running", "EXITED": "lost", "ERROR": "lost"}
-"""Another status counts as running: Ray's own health check knows better whether the node lives."""
+"""Any other status counts as running; whether the node is alive is left to Ray's health check."""
 
 
 def _rental(pod: replies.Pod, first: float) -> Rental:

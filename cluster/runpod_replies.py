@@ -1,4 +1,4 @@
-"""What RunPod's API answers, as much of it as runpod.py reads: the shapes of REST v2's OpenAPI description."""
+"""The fields of RunPod's replies that runpod.py reads, after the schemas in REST v2's OpenAPI description."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ Moment = Annotated[datetime, AfterValidator(lambda at: at if at.year > 1970 else
 
 
 class Pod(BaseModel):
-    """Only what a pod of ours is known and ended by is needed; null is as if it weren't there."""
+    """Only the fields that identify and destroy one of our pods are required; null counts as absent."""
 
     id: str
     name: str
@@ -135,7 +135,7 @@ class Pods(BaseModel):
     @field_validator("pods", mode="before")
     @classmethod
     def ours(cls, found: list) -> list:
-        """Nothing that an account's other pods hold can keep us from seeing, and ending, our own."""
+        """Ignores the account's other pods, so that their contents can't prevent listing and destroying ours."""
         return rows.ours(Pod, found, "name", "runpod, list")
 
 

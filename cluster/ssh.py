@@ -1,9 +1,9 @@
-"""A shell, or a command, on a box of the cluster.
+"""Opens a shell, or runs a command, on a node of the cluster.
 
     python -m cluster ssh NODE [COMMAND ...]
 
-NODE: as `python -m cluster status` names it (vast-12345). With the cluster's own key, and the host key that was pinned when the
-box was first reached. The exit code is the command's.
+NODE: its name in `python -m cluster status` (vast-12345). Uses the cluster's own key, and the host key pinned at the first login to
+the node. The exit code is the command's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lib.cli import nearest
 
 
 def main(argv: list[str]) -> int:
-    """2: there is no such node, it has no SSH yet, or this machine has no key of its cluster; else what ssh ended with."""
+    """Returns the exit code of ssh. 2: no such node, it has no SSH yet, or this machine doesn't have its cluster's key."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster ssh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("node", help="such as vast-12345")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="run there (default: a shell)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="command to run on the node (default: a shell)")
     args = parser.parse_args(argv)
     found, without_key, failed = everything()
     rentals = {f"{r.market}-{r.id}": r for r in found}
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         return _no(f"{args.node} can't be logged in to: it is {rental.state} ({rental.why}).")
     if not (root() / cluster / "key").exists():
         return _no(
-            f"{args.node} is a box of {cluster}, whose key ({root() / cluster / 'key'}) is on the machine that leads it."
+            f"{args.node} belongs to {cluster}, whose key ({root() / cluster / 'key'}) is on the machine that leads it."
         )
     shell = Folder(cluster).ssh(args.node, rental.ssh)
     command = [shlex.join(args.command)] if len(args.command) > 1 else args.command

@@ -1,10 +1,10 @@
-"""What runs, what it costs, and the network to it.
+"""Shows what runs, what it costs, and the network links.
 
     python -m cluster status [--json]
 
-Rentals of all clusters as the markets list them, and how far each is (renting, loading, login, installing, Ray joined); the link
-to those that this machine can log in to, measured now; the ledger of each cluster, fetched from a rented head; why nothing can be
-rented; and what Ray says, where its head is this machine or RAY_ADDRESS (host:port) names it.
+Lists the rentals of all clusters at the markets with their progress (renting, loading, login, installing, Ray joined); the link to
+each node that this machine can log in to, measured now; the ledger of each cluster, fetched from a rented head; why nothing can be
+rented; and Ray's nodes, if the head is this machine or RAY_ADDRESS (host:port) names it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from lib.gcs import Gcs, GcsError
 
 @dataclass
 class Led:
-    """A cluster that this machine has a ledger of."""
+    """A cluster with a ledger on this machine."""
 
     cluster: str
     usd: float
     usd_per_hour: float
     asked_s: float
-    """How long ago its markets were asked."""
+    """Seconds since its head last listed the markets."""
     cap: dict | None
-    """What was decided when its money was out."""
+    """The note written when a budget cap was reached (budget.py); None: none was."""
     renting: list[Progress]
-    """What was asked for, and has no answer yet."""
+    """Creates without an answer yet."""
     cannot_rent: dict[str, str]
-    """Node type → why nothing of it can be rented, as its head last said."""
+    """Node type → why nothing of it can be rented, as last reported by its head."""
     incomplete: list[str]
-    """What is missing of its ledger here, and why."""
+    """Which parts of its ledger are missing here, and why."""
 
 
 @dataclass
@@ -55,15 +55,15 @@ class RayNodes:
     nodes: list[dict]
     """name, ip, status, total and available resources"""
     cannot_rent: str | None
-    """Why jobs that wait get no nodes."""
+    """Why waiting jobs get no nodes."""
 
 
 def main(argv: list[str]) -> int:
-    """0: shown. 1: a market could not be asked. 2: there is no API key of any."""
+    """Returns the exit code. 0: complete. 1: a market could not be reached. 2: there is no API key for any market."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="everything, to be read by programs")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args(argv)
     found, without_key, failed = everything()
     for why in [*without_key, *failed]:
@@ -86,13 +86,17 @@ def main(argv: list[str]) -> int:
     else:
         if not found:
             complete = not failed and len(without_key) < len(MARKETS)
-            print("Nothing is rented." if complete else "What is rented isn't known: not every market could be asked.")
+            print(
+                "Nothing is rented."
+                if complete
+                else "It isn't known whether anything is rented: not every market could be reached."
+            )
         _show(found, links, steps, led, ray, now)
     return 2 if len(without_key) == len(MARKETS) else 1 if failed else 0
 
 
 def link(r: Rental) -> Link | str:
-    """Measured, or why not."""
+    """Measures the link to a rental. Returns why that failed, or "" if this machine can't log in to it."""
     folder = root() / cluster_of(r.label)
     if r.state != "running" or r.ssh is None or not (folder / "key").exists():
         return ""
@@ -110,12 +114,12 @@ def _led(cluster: str, now: float, copies: list[head_ledger.Copy]) -> Led:
     cannot = {name: note["why"] for name, note in ledger.notes(failures.NOTES).items() if note["why"]}
     return Led(
         cluster, ledger.spent(now), ledger.rate(), now - ledger.polled(), ledger.notes("budget").get("cap"), renting(ledger),
-        cannot, [said for copy in copies if (said := copy.says(now))],
+        cannot, [warning for copy in copies if (warning := copy.says(now))],
     )  # fmt: skip
 
 
 def _ray(address: str) -> RayNodes | None:
-    """None: nobody answers there."""
+    """Returns the state of the Ray cluster at `address` (host:port); None if no GCS answers there."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=1).close()
@@ -126,7 +130,7 @@ def _ray(address: str) -> RayNodes | None:
     try:
         gcs = Gcs(address, timeout_s=5)
         nodes, cannot = gcs.node_states(), notice.reason(gcs)
-    except GcsError:  # another program, or a head that is just ending
+    except GcsError:  # another program, or a head that is shutting down
         return None
     return RayNodes(address, [
         {
@@ -162,10 +166,10 @@ def _show(
         ))  # fmt: skip
     table(columns, rows)
     for c in led:
-        asked = f"asked its markets {c.asked_s:.0f} s ago" if c.asked_s < 3600 else "isn't led from here"
+        asked = f"markets listed {c.asked_s:.0f} s ago" if c.asked_s < 3600 else "not led from this machine"
         print(f"{c.cluster}: ${c.usd:.2f} spent, ${c.usd_per_hour:.3f} an hour, {asked}")
-        for said in c.incomplete:
-            print(f"  {said}")
+        for warning in c.incomplete:
+            print(f"  {warning}")
         for step in c.renting:
             print(f"  {step.says(now)}")
         if c.cap:
@@ -175,7 +179,7 @@ def _show(
     if ray:
         print(f"Ray at {ray.address}:")
         if ray.cannot_rent:
-            print(f"Jobs that wait get no nodes. {ray.cannot_rent}")
+            print(f"Waiting jobs get no nodes. {ray.cannot_rent}")
         used = lambda n: ", ".join(  # noqa: E731
             f"{n['total'][k] - n['available'].get(k, 0):g} of {n['total'][k]:g} {k}" for k in ("CPU", "GPU") if k in n["total"]
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the head does once in a while whether the markets answer or not: notes the jobs in the ledger, and keeps to the budget."""
+"""The head's periodic work, done even if no market answers: records jobs in the ledger and enforces the budget."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ EVERY_S = 5.0
 
 
 def gcs_address() -> str | None:
-    """host:port of Ray's GCS, in the autoscaler's process; None in any other (`ray up`, our commands)."""
+    """Returns host:port of Ray's GCS in the autoscaler's process; None in any other (`ray up`, this project's commands)."""
     return next((a.split("=", 1)[1] for a in sys.argv if a.startswith("--gcs-address=")), None)
 
 
 def autoscaling_config() -> dict:
-    """The cluster's YAML as Ray's autoscaler, in whose process this is, has it."""
+    """Returns the cluster's YAML as given to Ray's autoscaler, in whose process this runs."""
     [path] = [a.split("=", 1)[1] for a in sys.argv if a.startswith("--autoscaling-config=")]
     return yaml.safe_load(Path(path).expanduser().read_text())
 
 
 class Steward(threading.Thread):
-    """Ends with its process. address: of Ray's GCS."""
+    """A daemon thread. address: host:port of Ray's GCS."""
 
     def __init__(self, ledger: Ledger, budget: Budget, markets: Mapping[str, Kept], address: str):
         super().__init__(daemon=True, name="steward")
@@ -48,11 +48,11 @@ class Steward(threading.Thread):
     def run(self) -> None:
         while True:
             try:
-                if not self.published:  # jobs settle their device by it
+                if not self.published:  # jobs choose their device from the node types
                     node_types.publish(self._gcs(), autoscaling_config())
                     self.published = True
                 self.turn(time.time())
-            except Exception:  # whatever it is, the budget has to be kept to the next time
+            except Exception:  # keep running: the budget must be enforced on the next turn
                 log.exception("The steward tries again in %.0f s.", EVERY_S)
             time.sleep(EVERY_S)
 
@@ -63,7 +63,7 @@ class Steward(threading.Thread):
         if state != self.state:
             log.warning("Budget: %s (was %s), $%.4f spent.", state, self.state, self.ledger.spent(now))
             self.state = state
-        # A rented head has a watchdog too: one that can't keep to its budget ends, and its workers' watchdogs after it.
+        # Feeds the watchdog of a rented head. If enforcing the budget fails for long, the head ends, and then its workers by theirs.
         if Path(HEARTBEAT).exists():
             Path(HEARTBEAT).touch()
         note_jobs(self.ledger, self._gcs())
@@ -82,16 +82,16 @@ class Steward(threading.Thread):
     def _drain(self, entries: list[Entry]) -> None:
         try:
             lost.tell(self.address, {e.node for e in entries})
-        except Exception:  # whatever Ray says, they go: they cost
-            log.exception("Ray could not be told that its nodes go.")
+        except Exception:  # the nodes are destroyed even if Ray can't be reached, since they cost money
+            log.exception("Ray could not be notified that its nodes are being destroyed.")
 
 
 def note_jobs(ledger: Ledger, gcs) -> None:
-    """Notes every job of this Ray in the ledger where something of it changed: when it ran, on what, what it had saved."""
+    """Records in the ledger every job of this Ray that changed: its times, its nodes and its last checkpoint."""
     known = ledger.notes("job")
     for job in notice.jobs(gcs):
-        told = job.pop("state")
-        state = asdict(told) | {"nodes": list(told.nodes), "training_began": told.began} if told else {}
+        training = job.pop("state")
+        state = asdict(training) | {"nodes": list(training.nodes), "training_began": training.began} if training else {}
         key, fields = f"{job['began']:.3f}-{job['id']}", {**state, **job}
         before = {k: v for k, v in known.get(key, {}).items() if k != "at"}
         if before != fields:

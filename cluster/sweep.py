@@ -1,10 +1,10 @@
-"""What was left behind: rentals whose cluster has no head any more. Lists them and, when told so, destroys them.
+"""Lists rentals left behind, whose cluster has no head any more, and destroys them on confirmation.
 
     python -m cluster sweep [CLUSTER ...] [--yes]
 
-A cluster has a head where this machine led it in the last two minutes, or where a rental that is its head runs. It has none
-where this machine has its ledger and neither is so. Of a cluster that this machine knows nothing about, another laptop may be
-the head: it is swept only by its name, as any cluster is.
+A cluster has a head if this machine led it in the last two minutes, or a rental that is its head runs. It has none if this machine
+has its ledger and neither is true. A cluster without a ledger on this machine may be led by another one, so it is swept only if it
+is named. A named cluster is always swept, even one with a head.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cluster.market import MarketError, Rental
 from lib.cli import nearest
 
 LED_S = 120.0
-"""A head asks its markets every few seconds."""
+"""A cluster counts as led this long after its head last listed the markets, which it does every few seconds."""
 
 
 def verdict(cluster: str, rentals: list[Rental], now: float) -> tuple[Literal["led", "left", "unknown"], str]:
-    """Whether a cluster with these rentals has a head, and how we know."""
+    """Returns whether a cluster with these rentals has a head, and the evidence."""
     here = cluster in clusters()
     asked = Ledger(cluster).polled() if here else 0.0
     if asked > now - LED_S:
-        return "led", f"its head asked the markets {max(0.0, now - asked):.0f} s ago"
+        return "led", f"its head listed the markets {max(0.0, now - asked):.0f} s ago"
     heads = [r for r in rentals if tags.is_head(r.label)]
     running = [r for r in heads if r.state != "lost"]
     if running:
@@ -45,12 +45,12 @@ def verdict(cluster: str, rentals: list[Rental], now: float) -> tuple[Literal["l
 
 
 def main(argv: list[str]) -> int:
-    """0: nothing is left behind. 1: something is, or could not be asked about. 2: a wrong name, or no market to ask."""
+    """Returns the exit code. 0: nothing is left behind. 1: something is, or a market didn't answer. 2: a wrong name, or no API key."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cluster", nargs="*", help="sweep these, led or not")
-    parser.add_argument("--yes", action="store_true", help="don't ask")
+    parser.add_argument("cluster", nargs="*", help="sweep these clusters, even if they have a head")
+    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
     args = parser.parse_args(argv)
     found, without_key, failed = by_market()
     for why in [*without_key.values(), *failed.values()]:
@@ -61,8 +61,12 @@ def main(argv: list[str]) -> int:
     for rental in found:
         by_cluster[cluster_of(rental.label)].append(rental)
     asked = sorted(set(markets.MARKETS) - {*without_key, *failed})
-    lists = f"{' and '.join(asked)} list{'s' * (len(asked) == 1)} no" if asked else "No market could be asked for a"
-    unknown_there = f" What runs at {' and '.join(sorted(failed))} isn't known: try again." if failed else ""
+    lists = (
+        f"{' and '.join(asked)} list{'s' * (len(asked) == 1)} no"
+        if asked
+        else "No market could be reached to look for a"
+    )
+    unknown_there = f" Rentals at {' and '.join(sorted(failed))} are unknown: try again." if failed else ""
     for name in args.cluster:
         if name not in by_cluster:
             print(f"{lists} rental of {name}.{unknown_there or nearest(name, by_cluster)}", file=sys.stderr)
@@ -79,7 +83,9 @@ def main(argv: list[str]) -> int:
             unknown.append(name)
     show(by_cluster, verdicts, now)
     if unknown:
-        print(f"If nobody leads {'it' if len(unknown) == 1 else 'them'}: python -m cluster sweep {' '.join(unknown)}")
+        print(
+            f"If no other machine leads {'it' if len(unknown) == 1 else 'them'}: python -m cluster sweep {' '.join(unknown)}"
+        )
     if not doomed:
         print(f"Nothing {'else ' * bool(unknown)}is left behind{' there' * bool(failed)}.{unknown_there}")
         return 1 if failed or unknown else 0
@@ -89,22 +95,22 @@ def main(argv: list[str]) -> int:
     ):
         print("Nothing was destroyed.")
         return 1
-    for name in doomed:  # what a rented head spent is in its ledger, which goes with it
+    for name in doomed:  # a rented head's ledger is lost with it, so fetch it first
         for copy in head_ledger.fetch(name):
-            if said := copy.says(now):
-                print(f"{name}: {said}", file=sys.stderr)
+            if warning := copy.says(now):
+                print(f"{name}: {warning}", file=sys.stderr)
     left = [r for name in doomed for r in by_cluster[name] if not _destroy(name, r)]
     return 1 if left or failed or unknown else 0
 
 
 def everything() -> tuple[list[Rental], list[str], list[str]]:
-    """(every rental with our label; which markets have no key here; why others could not be asked)"""
+    """Returns (every rental with our label; remedies for markets without a key here; errors of markets that failed)."""
     found, without_key, failed = by_market()
     return found, [*without_key.values()], [*failed.values()]
 
 
 def by_market() -> tuple[list[Rental], dict[str, str], dict[str, str]]:
-    """(every rental with our label; {market that has no key here: what to do}; {market that could not be asked: why})"""
+    """Returns (every rental with our label; {market without a key here: remedy}; {market that failed: error})."""
     found, without_key, failed = [], {}, {}
     for name in markets.MARKETS:
         try:
@@ -129,7 +135,7 @@ def show(by_cluster: dict[str, list[Rental]], verdicts: dict[str, tuple[str, str
 
 
 def rate(r: Rental) -> float:
-    """Dollars per hour that it costs now, as far as the market says."""
+    """Returns the dollars per hour that a rental costs now; a price that the market doesn't report counts as 0."""
     return r.disk_usd_per_hour + ((r.usd_per_hour or 0.0) if r.charged else 0.0)
 
 
@@ -142,7 +148,7 @@ def confirmed(question: str) -> bool:
 
 
 def _destroy(cluster: str, r: Rental) -> bool:
-    """In the cluster's ledger too, which knows of the rental from now on if it hadn't."""
+    """Destroys a rental and records it in the cluster's ledger, adding it if it was unknown. Returns whether that worked."""
     ledger = Ledger(cluster)
     ledger.observe(r.market, [r], time.time(), whole=False)
     try:

@@ -1,10 +1,10 @@
-"""Ray's tags of a node inside its rental's label, where every head, also a restarted one, finds them.
+"""Stores Ray's tags of a node in its rental's label, where every head finds them, even after a restart.
 
     shoestring/NAME;k=w;m=3;r=2b1f…;s=u;t=gpu
 
-Vast asks for less than 128 characters (vast.py). So names are short, keys and states one letter, and of each of Ray's hashes, of
-52 letters, only the beginning is kept. What can be derived is left out (the node's name), and what nobody asks for (a worker's
-launch hash: the autoscaler remembers it).
+Vast recommends less than 128 characters (vast.py). So names are short, keys and states are one letter, and only the beginning of each
+of Ray's 52-letter hashes is kept. Tags are left out if they can be derived (the node's name) or are never read (a worker's launch
+hash, which the autoscaler keeps in memory).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster.market import LABEL
 SLOT = "shoestring-slot"
 """Tag with the node's number in the mesh."""
 NONCE = "shoestring-nonce"
-"""Tag by which the ledger knows the rental (ledger.py puts it there)."""
+"""Tag by which the ledger identifies the rental; set by ledger.py."""
 
 KEYS = {
     ray.TAG_RAY_NODE_KIND: "k",
@@ -48,13 +48,13 @@ LONG_VALUES = {key: {short: value for value, short in values.items()} for key, v
 
 LONGEST = 127
 NAME = 24
-"""Characters that a cluster's name, and a node type's, may have, so that every label fits."""
+"""Maximum characters of a cluster's or node type's name, so that every label fits."""
 HASHES, HASH = ("l", "c", "f"), 9
-"""Keys whose values are hashes, and the letters that are kept of one: 45 bits."""
+"""Keys whose values are hashes, and the letters kept of each: 45 bits."""
 
 
 class Hash(str):
-    """The beginning of one of Ray's hashes: equal to every hash that begins so, and whether they are equal is all that Ray asks."""
+    """The beginning of one of Ray's hashes, equal to every hash that begins with it. Ray only compares hashes for equality."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, str) and (
@@ -68,15 +68,15 @@ class Hash(str):
 
 
 def check_name(what: str, name: str) -> None:
-    """Raises ValueError where `name` can't stand in a label, a folder and a file name."""
+    """Raises ValueError if `name` can't be used in a label and as a folder's or file's name."""
     if not name or len(name) > NAME or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
         raise ValueError(f"{what}: {name!r} must have 1 to {NAME} letters, digits, '-', '_' or '.'.")
-    if name[0] == ".":  # "..": a folder that isn't its own
+    if name[0] == ".":  # ".." is another folder
         raise ValueError(f"{what}: {name!r} must not begin with '.'.")
 
 
 def encode(cluster: str, tags: dict[str, str]) -> str:
-    """The label of a node of `cluster`."""
+    """Returns the label of a node of `cluster`."""
     short = {KEYS[key]: value for key, value in tags.items() if key != ray.TAG_RAY_NODE_NAME}
     short |= {key: str(short[key])[:HASH] for key in HASHES if key in short}
     if tags.get(ray.TAG_RAY_NODE_KIND) == ray.NODE_KIND_WORKER:
@@ -90,7 +90,7 @@ def encode(cluster: str, tags: dict[str, str]) -> str:
 
 
 def decode(label: str) -> tuple[str, dict[str, str]]:
-    """(cluster, tags) of a label that begins with LABEL. Keys that we don't write are left out: a person may add to a label."""
+    """Returns (cluster, tags) of a label that begins with LABEL. Unknown keys are ignored, since a user may add to a label."""
     cluster, *parts = label.removeprefix(LABEL).split(";")
     tags = {}
     for part in parts:
@@ -106,7 +106,7 @@ def decode(label: str) -> tuple[str, dict[str, str]]:
 
 
 def taken_up(label: str) -> bool:
-    """Whether somebody began to set the node up, so that it has an owner, whoever asked for it."""
+    """Returns whether set-up of the node has begun, so that some process owns it, whichever requested it."""
     status = decode(label)[1].get(ray.TAG_RAY_NODE_STATUS, ray.STATUS_UNINITIALIZED)
     return status != ray.STATUS_UNINITIALIZED
 

@@ -1,10 +1,10 @@
-"""How fast a job runs: its arithmetic, divided by what a device was measured to do of it, or by its maker's figure.
+"""A job's speed: its operations per token, and a device's operations per second as measured, or else as published.
 
 A weight takes 2 operations per token forward and 4 backward (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1), a
 frozen one 2 less; attention 4·T·width forward and twice that backward; gradient checkpointing repeats the layers' forward.
 
-Measured: tokens/s in provenance.json of finished runs, times the operations per token of their jobs, kept per device in the
-cache. They hold all that a real run waits for (padding, small kernels, saving), so they are preferred to any figure.
+Measured: tokens/s in provenance.json of finished runs times the operations per token of their jobs, cached per device. These
+include all overhead of a real run (padding, small kernels, saving), so they are preferred to published figures.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from cluster.anatomy import Anatomy
 from lib.run import Run, cache
 
 UTILISATION = 0.3
-"""Share of a GPU's published dense 16-bit speed that training gets where nothing was measured; assumed. Well-kept trainers reach 0.3
-to 0.5 with large models, small models less."""
+"""Share of a GPU's published dense 16-bit speed that training reaches, used if nothing was measured; assumed. Well-tuned trainers
+reach 0.3 to 0.5 with large models, less with small ones."""
 NETWORK = 12.5e6
 """Bytes/s between machines of a market: 100 Mbit/s, RunPod's figure for its global network; assumed for all."""
 DISK, STORE = 200e6, 50e6
-"""Bytes/s at which a checkpoint is written and hashed, on a disk and to s3://, where no run has been measured; assumed."""
+"""Bytes/s at which a checkpoint is written and hashed, on a disk and to s3://, used if no run was measured; assumed."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one finished run says about the device it ran on."""
+    """Measurements of one finished run on its device."""
 
     run: str
     hardware: str
@@ -40,7 +40,7 @@ class Measured:
     flops: float
     """Operations per second of one worker."""
     start_s: float
-    """Everything but training: starting Ray, loading, held-out loss, export."""
+    """Seconds of everything but training: starting Ray, loading, held-out loss, export."""
     save_bytes_per_s: float | None
 
 
@@ -49,24 +49,24 @@ class Speed:
     flops: float
     """Operations per second of one device."""
     how: str
-    """measured: … or published: …"""
+    """The source, for printing: measured: … or published: …"""
 
 
 def per_token(a: Anatomy, mean: float, labelled: float, checkpointing: bool, forwards: int, teacher: int) -> float:
-    """Operations for one token of training. mean: tokens of a sequence; labelled: share of tokens at which a loss is taken, the
-    only ones that meet the head; forwards: passes without gradient (1 for a reference model); teacher: parameters of one that
-    answers too."""
+    """Returns the operations for one token of training. mean: tokens per sequence; labelled: share of tokens at which a loss is
+    computed, the only ones that pass through the head; forwards: passes without gradient (1 for a reference model); teacher:
+    parameters of a teacher model, 0 without one."""
     layers = 2 * a.multiplied + 4 * a.layers * mean * a.attention
     head = 2 * a.head * labelled
     full = a.trainable > a.adapter or not a.adapter
     frozen = 0 if full else 2 * (a.multiplied - a.adapter)
-    backward = 2 * layers - frozen + head * (3 if a.head_trains else 2)  # the head's tile is worked out again
+    backward = 2 * layers - frozen + head * (3 if a.head_trains else 2)  # the head's tile is recomputed
     again = layers if checkpointing else 0
     return layers + head + backward + again + forwards * (layers + head) + 2 * teacher
 
 
 def speed(hardware: str, precision: str, stage: str, known: list[Measured]) -> Speed | None:
-    """Of a device by its name; None where nothing is known."""
+    """Returns the speed of a device by its name; None if nothing is known."""
     here = [m for m in known if m.precision == precision and _same(m.hardware, hardware)]
     here = [m for m in here if m.stage == stage] or here
     if here:
@@ -81,7 +81,8 @@ def speed(hardware: str, precision: str, stage: str, known: list[Measured]) -> S
 
 
 def matmul(precision: str) -> Speed:
-    """Of one core of this machine, where no run tells: a matrix product of a layer's size, half of whose speed is assumed."""
+    """Estimates the speed of one core of this machine without a measured run: half (assumed) the speed of a matrix product of a
+    layer's size."""
     import time
 
     import torch
@@ -100,7 +101,7 @@ def matmul(precision: str) -> Speed:
 
 
 def here(hardware: str) -> str:
-    """provenance.json's name of a device, with this machine's processor where it is a CPU."""
+    """Returns a device's name in provenance.json, prefixed by this machine's processor if it is a CPU."""
     return f"{processor()}, {hardware}" if hardware.startswith("cpu") else hardware
 
 
@@ -116,7 +117,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def save_speed(run: Run) -> float | None:
-    """Bytes/s at which a local run wrote its newest checkpoint, from the first file to DONE.json; None where that can't be seen."""
+    """Returns the bytes/s at which a local run wrote its newest checkpoint, from the first file to DONE.json; None if unknown."""
     folders = sorted(Path(run.at("checkpoints")).glob("checkpoint-*/DONE.json")) if not run.remote else []
     if not folders:
         return None
@@ -131,7 +132,7 @@ def load() -> list[Measured]:
 
 
 def remember(new: list[Measured]) -> list[Measured]:
-    """Adds to what is known; one run counts once."""
+    """Adds measurements to the cache, one per run, and returns all."""
     kept = {m.run: m for m in load()} | {m.run: m for m in new}
     Run(str(cache())).write_json("speeds.json", [asdict(m) for m in kept.values()])
     return list(kept.values())

@@ -1,7 +1,7 @@
-"""Vast.ai: a market of strangers' machines, rented by bid (interruptible) or on demand.
+"""Vast.ai: a market of machines of independent hosts, rented by bid (interruptible) or on demand.
 
-An offer is one machine, so it can be taken by somebody else between `offers` and `create`. Outbid means stopped, not gone:
-its disk is billed until it is destroyed. https://docs.vast.ai/api-reference, whose source is github.com/vast-ai/docs.
+An offer is one machine, so it may be taken by another customer between `offers` and `create`. An outbid instance is stopped, not
+gone: its disk is billed until it is destroyed. https://docs.vast.ai/api-reference, whose source is github.com/vast-ai/docs.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from cluster.market import Market, MarketError, Offer, Order, Refused, Rental, W
 
 URL = "https://console.vast.ai"
 PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": (1, 3.15), "label": (1, 1.05)}
-"""(calls, seconds): what Vast allows an account and a twentieth, as calls arrive less evenly than they leave."""
+"""Call → (calls, seconds): Vast's limits per account with 5% more time, since calls arrive less evenly than they are sent."""
 
 FRESH_S = 20.0
-"""A search this old serves again, less what was tried of it: else ten nodes that are started at once wait minutes for theirs."""
+"""A search result is reused for this long, without offers already tried; else ten nodes started at once would wait minutes for the
+rate limit."""
 LOG_TRIES, LOG_AGAIN_S, LOG_S = 20, 0.3, 5.0
-"""How often a log is looked for, and how long one look may take."""
+"""Attempts to download a log, seconds between two, and the timeout of one in seconds."""
 PAGE = 25
-"""Instances in one reply, at most."""
+"""Maximum instances in one reply."""
 LONGEST_ONSTART = 4048
-"""Characters that Vast keeps of a start script, it says in its API description (api-reference/openapi.yaml, "Key Quirks")."""
+"""Maximum characters of a start script, by Vast's API documentation (api-reference/openapi.yaml, "Key Quirks")."""
 LONGEST_LABEL = 127
-"""It takes 256 with an order and 1,024 later, but asks for less than 128 (openapi/yaml/create_instance, label_instance)."""
+"""Vast accepts 256 at create and 1,024 later, but recommends less than 128 (openapi/yaml/create_instance, label_instance)."""
 HOURS_PER_MONTH = 730.0
-"""By which storage_cost, $/GB/month, becomes $/GB/h."""
+"""Converts storage_cost, $/GB/month, to $/GB/h."""
 
 STARTING = {None, "created", "loading", "scheduling", "rebooting", "restarting"}
 LOST = {"stopped", "frozen", "exited", "offline"}
-"""actual_status; running is running, and so is unknown: the host's heartbeat is late, and Ray's own health check knows
-better whether the node lives."""
+"""Values of actual_status. Others, running and unknown, count as running: unknown means that the host's heartbeat is late, and
+whether the node is alive is left to Ray's health check."""
 CHARGED = {"frozen"}
-"""Lost, and yet "GPU charges apply": its memory is kept (cli/reference/show-instance)."""
+"""Lost, but "GPU charges apply", since its memory is kept (cli/reference/show-instance)."""
 AS_BEFORE = {"rebooting", "restarting"}
 """"Billed by previous state" (guides/serverless/worker-states)."""
 
@@ -52,14 +53,14 @@ class Vast(Market):
     name = "vast"
 
     def __init__(self, key: str, url: str | None = None, pace: float = 1.0):
-        """pace: how many times faster than Vast's own limits, for a simulator whose time is short."""
+        """pace: factor on Vast's rate limits, for a simulator with accelerated time."""
         self.client = Client(self.name, url or URL, key, {k: (n, s / pace) for k, (n, s) in PACE.items()})
         self._times: dict[str, tuple[float, float | None]] = {}
         self._fresh_s, self._search = FRESH_S / pace, threading.Lock()
         self._found: dict[Want, tuple[float, list[Offer]]] = {}
 
     def offers(self, want: Want) -> list[Offer]:
-        with self._search:  # who wants the same meanwhile waits for this answer
+        with self._search:  # concurrent callers wait for this answer
             at, found = self._found.get(want, (-math.inf, []))
             if time.monotonic() >= at + self._fresh_s:
                 found = self._ask(want)
@@ -105,7 +106,7 @@ class Vast(Market):
         return sorted((o for o in found if o not in dear), key=lambda o: o.usd_per_hour + o.disk_usd_per_hour)
 
     def create(self, offer: Offer, order: Order) -> str:
-        assert len(order.label) <= LONGEST_LABEL, order.label  # tags.py sees to it
+        assert len(order.label) <= LONGEST_LABEL, order.label  # ensured by tags.py
         body = {
             "image": order.image,
             "disk": order.disk_gb,
@@ -113,7 +114,7 @@ class Vast(Market):
             "env": order.env,
             "onstart": _onstart(order),
             "runtype": "ssh_direct",  # maps 22/tcp
-            "cancel_unavail": True,  # else an offer that is gone leaves a stopped instance whose disk is billed
+            "cancel_unavail": True,  # else an offer that was taken leaves a stopped instance with a billed disk
         }
         if order.bid_usd_per_hour is not None:
             body["price"] = order.bid_usd_per_hour
@@ -146,7 +147,7 @@ class Vast(Market):
         self.client.call("label", "PUT", f"/api/v0/instances/{id}/", replies.Done, json={"label": label})
 
     def logs(self, id: str) -> str:
-        """As `vastai logs`: the log is asked for, and is some seconds later at an address of S3, which no key opens."""
+        """Fetches the log as `vastai logs` does: after a request it appears within seconds at an S3 address that needs no key."""
         asked = self.client.call(
             "logs", "PUT", f"/api/v0/instances/request_logs/{id}/", replies.Logs, json={"tail": "200"}
         )
@@ -166,10 +167,10 @@ def _taken(status: int, text: str) -> bool:
 
 
 def _gone(status: int, body: dict) -> bool:
-    """{"error": "not_found", "msg": "Instance not found"} or {"error": "no_such_instance", "msg": "Instance 7 not found."}
+    """Recognises {"error": "not_found", "msg": "Instance not found"} and {"error": "no_such_instance", "msg": "Instance 7 not found."}
     (openapi/yaml/destroy_instance, manage_instance)."""
-    said = f"{body.get('error')} {body.get('msg')}".lower()
-    return status == 404 and ("no_such_instance" in said or ("instance" in said and "not found" in said))
+    text = f"{body.get('error')} {body.get('msg')}".lower()
+    return status == 404 and ("no_such_instance" in text or ("instance" in text and "not found" in text))
 
 
 def _offer(ask: replies.Ask, want: Want) -> Offer:
@@ -192,12 +193,13 @@ def _offer(ask: replies.Ask, want: Want) -> Offer:
         region=ask.geolocation or "",
         cuda=ask.cuda_max_good,
         network=ask.cluster_id,
-        datacenter=ask.hosting_type == 1,  # as vast-cli has it
+        datacenter=ask.hosting_type == 1,  # as in vast-cli
     )
 
 
 def _state(i: replies.Instance) -> Literal["starting", "running", "lost"]:
-    """Outbid: Vast would like it to run (intended_status) and starts it again once its bid wins; we don't wait for that."""
+    """Returns the state. An outbid instance counts as lost, although Vast restarts it once its bid wins (its intended_status stays
+    running)."""
     if i.intended_status == "stopped" or i.actual_status in LOST:
         return "lost"
     if i.actual_status in STARTING:
@@ -206,9 +208,10 @@ def _state(i: replies.Instance) -> Literal["starting", "running", "lost"]:
 
 
 def _times(i: replies.Instance, known: tuple[float, float | None] | None) -> tuple[float, float | None]:
-    """(created, started), the same in every list. Without uptime_mins, started is created: that errs towards too much."""
+    """Returns (created, started) as Unix times, stable between lists. Without uptime_mins, started is created, so that the cost errs
+    high."""
     now = time.time()
-    created = i.start_date or (known[0] if known else now)  # none yet: its contract begins now
+    created = i.start_date or (known[0] if known else now)  # no start_date yet: its contract begins now
     before = known[1] if known else None
     told = i.uptime_mins is not None or before is not None
     billed = _state(i) == "running" or i.actual_status in CHARGED
@@ -217,7 +220,7 @@ def _times(i: replies.Instance, known: tuple[float, float | None] | None) -> tup
     if i.uptime_mins is None:
         return created, created if before is None else before
     started = now - i.uptime_mins * 60
-    same = before is not None and abs(before - started) < 90  # it wasn't started again in between
+    same = before is not None and abs(before - started) < 90  # it wasn't restarted in between
     return created, before if same else started
 
 
@@ -246,16 +249,16 @@ def _rental(i: replies.Instance, created: float, started: float | None) -> Renta
 
 
 def _disk(usd_per_gb_month: float, total: float | None, gb: float) -> float:
-    """$/h of the disk: Vast's own total, where it says one."""
+    """Returns the $/h of the disk: Vast's own total if it reports one."""
     return total if total is not None else usd_per_gb_month * gb / HOURS_PER_MONTH
 
 
 def _onstart(order: Order) -> str:
-    """Lets order.public_key log in, then runs order.start. It runs again whenever the container starts.
+    """Returns a start script that authorizes order.public_key and runs order.start. Vast runs it at every start of the container.
 
-    Vast's images put every login into tmux, where Ray's commands would hang, unless ~/.no_auto_tmux is there
-    (https://github.com/vast-ai/base-image, README; SkyPilot does the same): it is before our key is, so no login comes too early.
-    Raises Refused where it is too long even when packed.
+    Vast's images put every login into tmux, where Ray's commands would hang, unless ~/.no_auto_tmux exists
+    (https://github.com/vast-ai/base-image, README; SkyPilot does the same). The script creates that file before it authorizes the
+    key, so that no login comes too early. Raises Refused if the script is too long even when compressed.
     """
     key = quote(order.public_key.strip())
     script = f"""touch ~/.no_auto_tmux
@@ -268,6 +271,6 @@ grep -qxF {key} ~/.ssh/authorized_keys || echo {key} >> ~/.ssh/authorized_keys
         script = f"echo {packed} | base64 -d | gunzip | bash\n"
         if len(script) > LONGEST_ONSTART:
             raise Refused(
-                f"vast, create: the start script has {len(script)} characters packed; {LONGEST_ONSTART} are kept"
+                f"vast, create: the compressed start script has {len(script)} characters; Vast allows {LONGEST_ONSTART}"
             )
     return script

@@ -1,4 +1,4 @@
-"""What Vast's API answers, as much of it as vast.py reads."""
+"""The fields of Vast's replies that vast.py reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Reply(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def null_is_absent(cls, row: object) -> object:
-        """Where a field may be left out: Vast's description doesn't say which may be null."""
+        """Applies to optional fields: Vast's documentation doesn't specify which fields may be null."""
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {k: v for k, v in row.items() if v is not None or k not in optional} if isinstance(row, dict) else row
 
@@ -86,7 +86,7 @@ class Instances(Reply):
     @field_validator("instances", mode="before")
     @classmethod
     def ours(cls, found: list) -> list:
-        """Nothing that an account's other instances hold can keep us from seeing, and ending, our own."""
+        """Ignores the account's other instances, so that their contents can't prevent listing and destroying ours."""
         return rows.ours(Instance, found, "label", "vast, list")
 
 

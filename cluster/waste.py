@@ -1,7 +1,7 @@
-"""How often to save where machines are taken away, and what that costs: a run of W seconds of work, saved every τ.
+"""How often to save on machines that are preempted, and the cost of saving and preemptions, for W seconds of work saved every τ.
 
-δ save, R restart (Python, Ray, weights, the checkpoint), D time without a machine, M mean time between preemptions, which come
-independently of one another (exponential). All in seconds.
+δ: one save; R: restart (Python, Ray, weights, the checkpoint); D: time without a machine; M: mean time between preemptions, which
+are independent (exponential). All in seconds.
 
     τ = √(2 δ M)                                                                       Young 1974, https://doi.org/10.1145/361147.361115
     τ = √(2 δ M) [1 + ⅓ √(δ / 2M) + ⅑ δ / 2M] − δ   for δ < 2M, else M                 Daly 2006, https://doi.org/10.1016/j.future.2004.11.016
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Expected:
     seconds: float
-    """Until the work is done, machines waited for included."""
+    """Until the work is done, including the wait for machines."""
     paid_seconds: float
-    """In which a machine was there."""
+    """Seconds with a machine."""
     wasted: float
-    """Share of the paid seconds that was not work: saving, restarting, and work done again. 0 to 1."""
+    """Share of the paid seconds spent on saving, restarting and repeated work, 0 to 1."""
     preemptions: float
 
 
@@ -30,7 +30,8 @@ def young(save_s: float, mtbf_s: float) -> float:
 
 
 def daly(save_s: float, mtbf_s: float) -> float:
-    """The interval of work between two saves that loses least, nearly exactly also where M is not much longer than δ."""
+    """Returns the interval between two saves, in seconds of work, that minimises the expected loss. Accurate even if M is not much
+    longer than δ."""
     if save_s >= 2 * mtbf_s:
         return mtbf_s
     part = save_s / (2 * mtbf_s)
@@ -40,7 +41,8 @@ def daly(save_s: float, mtbf_s: float) -> float:
 def expected(
     work_s: float, interval_s: float, save_s: float, restart_s: float, gone_s: float, mtbf_s: float
 ) -> Expected:
-    """mtbf_s: math.inf where nothing is taken away. The last piece of the work may be shorter, and is saved like the others."""
+    """Returns the expected times of a run. mtbf_s: math.inf without preemptions. The last piece of work may be shorter, and is saved
+    like the others."""
     whole, rest = divmod(work_s, interval_s)
     pieces = [(whole, interval_s)] + ([(1, rest)] if rest > 1e-9 * interval_s else [])
     if math.isinf(mtbf_s):
@@ -52,7 +54,7 @@ def expected(
 
 
 def sessions(work_s: float, interval_s: float, save_s: float, restart_s: float, session_s: float) -> int | None:
-    """How many sessions of fixed length the work takes, what was not saved at the end of one being lost. None: not one interval
-    fits into a session."""
+    """Returns how many sessions of fixed length the work takes, if unsaved work is lost at the end of each; None if not even one
+    interval fits into a session."""
     in_one = int((session_s - restart_s) // (interval_s + save_s))
     return math.ceil(math.ceil(work_s / interval_s) / in_one) if in_one > 0 else None

@@ -1,17 +1,18 @@
-"""How watchdog.sh, which ends a rental without a head, gets onto it."""
+"""Starts watchdog.sh, which ends a rental without a head, on the rental."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 HEARTBEAT = "/tmp/shoestring/heartbeat"
-"""What a head that is connected touches on the rental, more often than the watchdog's time."""
+"""File on the rental that a connected head touches more often than the watchdog's limit."""
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 
 
 def start(seconds: float, head: tuple[str, int] | None = None) -> str:
-    """Shell commands for Order.start. head: where the rental can reach the head itself, in a flat network."""
+    """Returns shell commands for Order.start. seconds: the watchdog's limit; head: (host, port) at which the rental reaches the head
+    itself, in a flat network."""
     arguments = f"{int(seconds)} {head[0]} {head[1]}" if head else f"{int(seconds)}"
     return (
         "mkdir -p /tmp/shoestring\n"

@@ -1,8 +1,8 @@
-# Ends the rental that it runs on when no head has been seen for a while. usage: watchdog.sh SECONDS [HEAD_HOST PORT]
+# Ends the rental that it runs on when no head has been seen for SECONDS. usage: watchdog.sh SECONDS [HEAD_HOST PORT]
 #
-# A head that is connected by SSH touches $beat (watchdog.py: HEARTBEAT); in a flat network this script looks for the head's port
-# itself, and touches it too. The rental is destroyed with the key that the market puts on its machines, which is good for this
-# one only: no key of the account is here. Where that fails it is tried again until it works or a head is back.
+# A head that is connected by SSH touches $beat (watchdog.py: HEARTBEAT); in a flat network this script checks the head's port
+# and touches $beat itself. The rental is destroyed with the key that the market puts on each machine, valid for that machine
+# only: the account's key is never here. If that fails, it is retried until it works or a head is back.
 set -u
 limit=$1 host=${2:-} port=${3:-}
 beat=${SHOESTRING_HEARTBEAT:-/tmp/shoestring/heartbeat}
@@ -11,8 +11,8 @@ mkdir -p "$(dirname "$beat")"
 touch "$beat" "$beat.seen"
 say() { echo "$(date -u +%FT%TZ) $*"; }
 
-# request METHOD URL KEY: succeeds where the market did it, or says itself that there is no such rental; a 404 alone may be a key
-# that it doesn't know. The key is in no command line.
+# request METHOD URL KEY: succeeds if the market did it or reports that there is no such rental; a 404 alone may mean an unknown
+# key. The key appears in no command line.
 request() {
     if command -v curl > /dev/null; then
         answer=$(printf 'header = "Authorization: Bearer %s"\n' "$3" | curl -K - -s -m 30 -w '%{http_code}' -X "$1" "$2")
@@ -55,7 +55,7 @@ end() {
 idle=0
 while sleep "$every"; do
     [ -n "$host" ] && timeout 5 bash -c "exec 3<>/dev/tcp/$host/$port" 2> /dev/null && touch "$beat"
-    if [ "$beat" -nt "$beat.seen" ]; then # no clock is compared, so none can jump
+    if [ "$beat" -nt "$beat.seen" ]; then # compares file times with each other, so a clock that jumps doesn't matter
         touch -r "$beat" "$beat.seen"
         idle=0
     else

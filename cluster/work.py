@@ -1,4 +1,4 @@
-"""What a job asks of the devices that train it: how much memory in which setting, how many tokens, how many operations each."""
+"""A job's demands on the devices that train it: memory in a given setting, number of tokens, operations per token."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ JOBS = Path(__file__).parent.parent / "jobs"
 
 
 def stages() -> dict[str, Stage]:
-    """{name: stage} of all in jobs/ that train."""
+    """Returns {name: stage} of all stages in jobs/ that train."""
     found = [importlib.import_module(f"jobs.{file.stem}") for file in sorted(JOBS.glob("*.py"))]
     declared = [vars(module).get("STAGE") for module in found]
     return {s.name: s for s in declared if isinstance(s, Stage)}
 
 
 def stage(name: str) -> Stage:
-    """Raises UsageError where there is no such stage, or it trains nothing."""
+    """Returns a stage by name. Raises UsageError if there is no such stage or it trains nothing."""
     known = stages()
     if name not in known:
         raise UsageError(
@@ -38,7 +38,7 @@ def stage(name: str) -> Stage:
 
 @dataclass
 class Work:
-    """job: as lib/stage/plan.py made it; rows: how many there are, None where nobody has counted them."""
+    """job: as returned by lib/stage/plan.py; rows: number of training rows, None if they weren't counted."""
 
     job: Job
     stage: Stage
@@ -51,32 +51,32 @@ class Work:
         self.lengths = measure(self.job, self.stage.rows, self.train("max_length") or 1024)
 
     def train(self, key: str):
-        """A key of `train:`, or its default; None where the stage has none."""
+        """Returns a key of `train:`, or its default; None if the stage doesn't have it."""
         return self.job.train.get(key, self.defaults.get(key))
 
     @property
     def pairs(self) -> int:
-        """Sequences of an example."""
+        """Sequences per example: 2 for preference pairs, else 1."""
         return 2 if self.stage.rows in (("preference",), ("comparison",)) else 1
 
     @property
     def tokens(self) -> int:
-        """T: of the longest sequence."""
+        """T: tokens of the longest sequence."""
         return self.train("max_length") if self.train("packing") else self.lengths.longest
 
     @property
     def reference(self) -> bool:
-        """Whether the base answers beside the policy."""
+        """Whether a frozen reference model runs beside the policy."""
         return "precompute_ref_log_probs" in self.defaults and not self.train("precompute_ref_log_probs")
 
     @property
     def forwards(self) -> int:
-        """Passes without gradient for each token: of the reference, and of both models over KTO's mismatched answers."""
+        """Passes without gradient per token: the reference model's, and both models' passes over KTO's mismatched answers."""
         mismatched = "desirable_weight" in self.defaults and self.train("loss_type") == "kto"
         return (1 if self.reference else 0) + (2 if mismatched else 0)
 
     def steps(self) -> int | None:
-        """None where the number of rows is known to the workers only."""
+        """Returns the number of optimizer steps; None if only the workers can count the rows."""
         if (self.train("max_steps") or -1) > 0:
             return self.train("max_steps")
         if not self.rows:
@@ -93,7 +93,7 @@ class Work:
         return self.job.scale.global_batch * self.pairs * mean
 
     def teacher(self, gpu: bool, precision: str) -> int:
-        """Parameters of a teacher beside the student."""
+        """Returns the parameters of a teacher held beside the student; 0 without one."""
         name = self.train("teacher")
         if not name or name.startswith("serve:") or self.train("top_k") or self.train("hard_weight") == 1:
             return 0
@@ -103,18 +103,18 @@ class Work:
         return study(self.job.model, self.tokens, gpu, precision, self.stage.makes, self.train("keep_layers"))
 
     def plain(self) -> Anatomy:
-        """For what doesn't depend on the device."""
+        """Returns the anatomy on a CPU, for numbers that don't depend on the device."""
         return self.anatomy(False, hardware.precision(self.job.scale.precision, "cpu"))
 
     def operations(self, gpu: bool, precision: str) -> float:
-        """Of one token."""
+        """Returns the operations per token of training."""
         share = self.lengths.labelled_mean / self.lengths.mean
         a, teacher = self.anatomy(gpu, precision), self.teacher(gpu, precision)
         again = self.train("gradient_checkpointing")
         return throughput.per_token(a, self.lengths.mean, share, again, self.forwards, teacher)
 
     def footprint(self, gpu: bool, precision: str) -> Footprint:
-        """Of one worker."""
+        """Returns the memory of one worker."""
         j, s = self.job, self.job.scale
         per_device, accumulation = strategy.split_batch(s.global_batch, s.micro_batch, s.workers)
         a = self.anatomy(gpu, precision)
@@ -136,11 +136,11 @@ class Work:
         )  # fmt: skip
 
     def checkpoint_bytes(self) -> int:
-        """Trained weights and AdamW's two numbers for each."""
+        """Returns the bytes of a checkpoint: each trained weight and AdamW's two numbers for it, in float32."""
         return self.plain().trainable * 12
 
     def changed(self, **keys) -> Work:
-        """The same work with other settings: micro_batch=2, gradient_checkpointing=True, adapter="lora"."""
+        """Returns the same work with other settings, such as micro_batch=2, gradient_checkpointing=True, adapter="lora"."""
         job = self.job
         for key, value in keys.items():
             for section in ("scale", "model"):

@@ -45,7 +45,7 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     assert len(machines) == IN_A_ROW  # none twice
     for _ in range(3):
         with pytest.raises(
-            MarketError, match=r"5 boxes in a row failed, the last one vast-\d+: no login in login_minutes"
+            MarketError, match=r"5 boxes in a row failed, the last one vast-\d+: no login within login_minutes"
         ):
             p.create_node({"ladder": ANY}, WORKER, 1)
     assert len(sim.bill()["rentals"]) == IN_A_ROW
@@ -82,7 +82,7 @@ def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, mark
     p.terminate_node(id)
     said = (p.folder.path / "boots" / f"{id}.log").read_text()
     assert "what the container printed" in said  # the market's own log, which is there at the second look
-    assert "its set-up failed" in said and f"machine {machine}" in said and f"== {market} says: running" in said
+    assert "its set-up failed" in said and f"machine {machine}" in said and f"== {market} reports: running" in said
     assert p.memory.is_bad(market, machine)
 
 
@@ -145,7 +145,7 @@ def test_status_shows_how_far_a_boot_is(provider, sim):
 def test_ray_up_says_how_far_its_head_is_and_gives_up_one_that_never_boots(provider, sim, capsys):
     sim.control("next", market="runpod", fault="stuck")
     p = provider(boot_minutes=0.02)
-    with pytest.raises(ClickException, match=r"The head runpod-\w+ did not boot, and was ended\. Type ray up again"):
+    with pytest.raises(ClickException, match=r"The head runpod-\w+ did not boot and was destroyed\. Run ray up again"):
         p.create_node({"ladder": LADDER[2:]}, WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}, 1)
     assert "(boot_minutes: 0.02)" in capsys.readouterr().out
     sim.wait(lambda s: s["rentals"] == [])

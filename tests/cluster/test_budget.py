@@ -45,7 +45,7 @@ def test_per_hour_is_a_soft_cap():
     ledger, _ = fleet()  # $2.2 an hour
     budget = Budget(per_hour_usd=3.2)
     assert budget.refuses(ledger, 1.0, START + 60) is None
-    assert "3.210 an hour with it, and budget.per_hour_usd is 3.2" in budget.refuses(ledger, 1.01, START + 60)
+    assert "3.210 an hour with this rental, but budget.per_hour_usd is 3.2" in budget.refuses(ledger, 1.01, START + 60)
     assert budget.check(ledger, START + 99 * HOUR) == "ok"
     assert Budget(per_hour_usd=2.0).check(ledger, START + 60) == "soft"
 
@@ -205,7 +205,7 @@ def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811
     enforce(ledger, market, NOW, [], busy=False)
     ledger = Ledger("c")
     assert Budget(total_usd=10.0).check(ledger, NOW + 1) == "hard"
-    assert "Raise it to go on" in Budget(total_usd=10.0).refuses(ledger, 0.001, NOW + 1)
+    assert "Raise it to continue" in Budget(total_usd=10.0).refuses(ledger, 0.001, NOW + 1)
     assert Budget(total_usd=20.0).check(ledger, NOW + 1) == "ok"
     assert ledger.spent(NOW + 99999) == pytest.approx(4.6 * 2.2, abs=0.01)
 
@@ -224,7 +224,7 @@ def test_nothing_is_rented_beyond_the_budget(state):  # noqa: F811
 
     with ThreadPoolExecutor(2) as pool:
         first, second = sorted([f.result() for f in [pool.submit(rent), pool.submit(rent)]], key=len)
-    assert first == "1" and second == "$0.792 an hour with it, and budget.per_hour_usd is 0.5"
+    assert first == "1" and second == "$0.792 an hour with this rental, but budget.per_hour_usd is 0.5"
     assert [e.id for e in Ledger("c").entries()] == ["1"] and len(kept.list()) == 1
     kept.destroy("1")
     assert not Ledger("c").living() and Ledger("c").polled()
@@ -242,11 +242,17 @@ def test_hours_end_a_cluster_as_dollars_do(state):  # noqa: F811
     market.rentals.pop("2")
     assert enforce(ledger, market, at, log, budget=budget) == "saving"
     assert log == [
-        ("tell", "budget.max_hours: 8 hours are over but for what saving takes.", at + 288, pytest.approx(1.2))
+        (
+            "tell",
+            "budget.max_hours: the 8 hours are over, except for the time reserved for saving.",
+            at + 288,
+            pytest.approx(1.2),
+        )
     ]
     assert enforce(ledger, market, at + 1, log, busy=False, budget=budget) == "destroying" and not market.rentals
     ledger = Ledger("c")
     assert (
-        budget.refuses(ledger, 0.1, at) == "budget.max_hours of 8 was reached, and everything ended. Raise it to go on"
+        budget.refuses(ledger, 0.1, at)
+        == "budget.max_hours of 8 was reached, and all rentals were ended. Raise it to continue"
     )
     assert Budget(max_hours=9).check(ledger, at) == "ok" and Budget().check(ledger, at) == "ok"

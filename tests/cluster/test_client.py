@@ -229,16 +229,16 @@ def test_waits_are_told(clock, caplog):
     with serving((503, "busy"), (429, "slow", {"Retry-After": "20"}), (200, {"price": 1})) as (url, _):
         ask(url)
     assert [r.message.split(" s, ")[0] for r in caplog.records if r.name == "cluster.client"] == [
-        f"vast, offers: HTTP 503: busy. Asked again in {clock.slept[0]:.0f}",
-        "vast, offers: HTTP 429, too many calls: slow. Asked again in 20",
+        f"vast, offers: HTTP 503: busy. Retrying in {clock.slept[0]:.0f}",
+        "vast, offers: HTTP 429, too many calls: slow. Retrying in 20",
     ]
-    assert "try 3 of 5" in caplog.text
+    assert "attempt 3 of 5" in caplog.text
     with serving((200, {"price": 1})) as (url, _):
         api = Client("vast", url, KEY, {"create": (1, 4.5), "offers": (2, 63.0)})
         for kind in ("create", "create", "offers", "offers", "offers"):
             api.call(kind, "GET", "/x", Reply)
     assert (
-        "vast, offers: waiting 63 s, since it allows 2 calls in 63 s." in caplog.text
+        "vast, offers: waiting 63 s, since the market allows 2 calls in 63 s." in caplog.text
         and "create: waiting" not in caplog.text
     )
 

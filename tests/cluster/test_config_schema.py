@@ -35,7 +35,7 @@ TYPES = cluster("vast")["available_node_types"]
             "available_node_types.box.resources.GPU: must be a whole number, is 0.5.",
         ),
         ({"available_node_types": TYPES | {"box": {"resources": {}}}}, "there is no available_node_types.box.node_config."),
-        ({"head_node_type": "haed"}, "head_node_type: haed is none of available_node_types. Nearest: head."),
+        ({"head_node_type": "haed"}, "head_node_type: haed is not in available_node_types. Nearest: head."),
         ({"provider": cluster("vast")["provider"] | {"markets": ["vats"]}}, "provider.markets: there is no market vats. Nearest: vast."),
     ],
 )  # fmt: skip

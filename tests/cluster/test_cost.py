@@ -149,7 +149,7 @@ def test_a_damaged_ledger_is_named(state, capsys):  # noqa: F811
     file.write_text("{half\n{}\n")
     assert main(["cost"]) == 1
     assert (
-        f"python -m cluster cost: {file} is damaged" in (said := capsys.readouterr().err) and "mend or remove" in said
+        f"python -m cluster cost: {file} is damaged" in (said := capsys.readouterr().err) and "repair or remove" in said
     )
 
 

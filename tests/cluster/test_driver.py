@@ -24,16 +24,16 @@ GOOD = {
         ({}, None, None),
         ({"cuda": 13.2, "driver": "595.1"}, None, None),
         ({"cuda": 12.8, "driver": "570.86.15"}, None, "its driver 570.86.15 supports CUDA 12.8, and torch 2.13.0 needs CUDA 13.0. "
-         "Rent newer drivers only (min_cuda: 13.0 in the rung), or take torch for older drivers (provider.torch: cu129)"),
+         "Rent only hosts with newer drivers (min_cuda: 13.0 in the rung), or use torch for older drivers (provider.torch: cu129)"),
         ({"cuda": 12.4, "torch": "2.13.0+cu129", "torch_cuda": "12.9"}, "cu129", None),  # a minor version doesn't matter
         ({"cuda": 11.8, "driver": "520.61.05", "torch": "2.13.0+cu129", "torch_cuda": "12.9"}, "cu129",
-         "its driver 520.61.05 supports CUDA 11.8, and torch 2.13.0+cu129 needs CUDA 12.0. Rent newer drivers only (min_cuda: 12.0 in the rung)"),
+         "its driver 520.61.05 supports CUDA 11.8, and torch 2.13.0+cu129 needs CUDA 12.0. Rent only hosts with newer drivers (min_cuda: 12.0 in the rung)"),
         ({"torch": "2.13.0+cpu", "torch_cuda": None, "torch_error": "not compiled with CUDA"}, None,
          "its torch 2.13.0+cpu was built without CUDA"),
-        ({"smi_error": "No such file"}, None, "it was rented with a GPU, and nvidia-smi finds no driver in it: No such file"),
+        ({"smi_error": "No such file"}, None, "it was rented with a GPU, but nvidia-smi finds no driver in it: No such file"),
         ({"torch_error": "CUDA error: no kernel image is available"}, None,
          "torch 2.13.0 can't use its GPU (driver 580.65.06): CUDA error: no kernel image is available"),
-        ({"gpus": 0}, None, "it was rented with 1 GPUs, and nvidia-smi lists 0"),
+        ({"gpus": 0}, None, "it was rented with 1 GPUs, but nvidia-smi lists 0"),
         # A simulated box is asked for its driver alone.
         ({"simulated": True, "torch": "2.13.0+cpu", "torch_cuda": None, "torch_error": "not compiled with CUDA"}, None, None),
         ({"simulated": True, "cuda": 12.2, "torch": "2.13.0+cpu", "torch_cuda": None}, None, "needs CUDA 13.0"),
@@ -89,5 +89,5 @@ def test_offers_are_asked_for_the_driver_that_torch_needs():
     assert asked() == [None, 13.0, 12.6, None]
     assert asked(torch="cu129") == [None, 12.0, 12.6, None]
     assert "--torch-backend" in bootstrap.install("cu129") and " cu129 " in bootstrap.install("cu129")
-    with pytest.raises(ValueError, match=r"provider\.torch must be a build of torch.*but is 'cu13'"):
+    with pytest.raises(ValueError, match=r"provider\.torch must be a CUDA build of torch.*but is 'cu13'"):
         asked(torch="cu13")

@@ -43,7 +43,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         said, _ = job.communicate(timeout=PATIENCE)
         took("dearer → job ended", raised)
         assert job.returncode != 0, said[-3000:]
-        assert "of $0.06 are spent, and the rest pays for saving. Saved at step" in said, said[-3000:]
+        assert "of $0.06 are spent, and the rest is reserved for saving. Saved at step" in said, said[-3000:]
         assert f"Continue with: python jobs/sft.py --resume {run.path}" in said
         boxes.wait(lambda state: state["rentals"] == [])
         took("dearer → nothing is rented", raised)

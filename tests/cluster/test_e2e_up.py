@@ -52,7 +52,7 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         state = boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
         head = f"runpod-{state['rentals'][0]['id']}"
         shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout
-        assert "Ray joined" in shown and f"{name}: $" in shown and "can't be asked" not in shown, shown
+        assert "Ray joined" in shown and f"{name}: $" in shown and "can't be reached" not in shown, shown
         here = costs(laptop.run(sys.executable, "-m", "cluster", "cost", name, "--json"))
         there = f"cd {CODE} && python3 -m cluster cost {name} --json"
         there = costs(laptop.run(sys.executable, "-m", "cluster", "ssh", head, there))

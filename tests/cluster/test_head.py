@@ -47,7 +47,7 @@ def test_ray_reads_how_long_a_box_that_was_lost_at_once_is_waited_for():
 def test_another_key_than_the_files_is_refused(home, monkeypatch):
     head.read(written(home, cluster("vast")))
     monkeypatch.setenv("VAST_API_KEY", "secret-2")
-    with pytest.raises(ValueError, match=r"VAST_API_KEY isn't what .*vast_api_key holds"):
+    with pytest.raises(ValueError, match=r"VAST_API_KEY differs from the key in .*vast_api_key"):
         head.read(written(home, cluster("vast")))
 
 
@@ -106,7 +106,7 @@ def test_a_second_head_and_a_port_that_is_taken(home, monkeypatch, capsys):
     with head._lock(Folder("e2e-vast")):
         assert head.main(["--config", path]) == 2
     assert (
-        "e2e-vast has a head here already" in (said := capsys.readouterr().err)
+        "e2e-vast already has a head on this machine" in (said := capsys.readouterr().err)
         and f"head --config {path} --stop" in said
     )
     with socket.socket() as s:

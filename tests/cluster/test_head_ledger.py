@@ -125,7 +125,7 @@ def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, hea
     at = Ledger("c").taken("vast-1")
     (copy,) = head_ledger.fetch("c")
     assert copy.at == at and "Connection refused" in copy.problem
-    assert copy.says(at + 720).startswith("as of 12 minutes ago: its head vast-1 can't be asked (")
+    assert copy.says(at + 720).startswith("as of 12 minutes ago: its head vast-1 can't be reached (")
     assert cost.main(["c"]) == 0
     assert "  as of 0 minutes ago: its head vast-1" in capsys.readouterr().out
     assert json.loads((cost.main(["c", "--json"]), capsys.readouterr().out)[1])[0]["incomplete"]
@@ -143,7 +143,7 @@ def test_what_is_no_ledger_is_refused_and_the_own_one_stays(on, head, tmp_path):
     for lines in (b"{half\n", b'{"at": 1, "event": "rented"}\n', b"[]\n"):
         (tmp_path / "head/.shoestring/c/ledger.jsonl").write_bytes(lines)
         (copy,) = head_ledger.fetch("c")
-        assert "What vast-1 sent is no ledger" in copy.problem
+        assert "The file sent by vast-1 is not a ledger" in copy.problem
         with pytest.raises(Damaged):
             Ledger("c").take("vast-1", lines)
     assert Ledger("c").spent(T + 3600) == pytest.approx(dollars(3590))

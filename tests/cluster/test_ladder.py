@@ -85,7 +85,7 @@ def test_ranked():
         ),
         (
             {"market": "runpod", "max_usd_per_hour": 1, "spot": True},
-            r"ladder\[1\].spot: runpod rents nothing by bid \(any more\). Remove it: on demand is its default",
+            r"ladder\[1\].spot: runpod has no spot offers \(any more\). Remove the key: on demand is its default",
         ),
         ({"market": "runpod", "max_usd_per_hour": 1, "bid_usd_per_hour": 0.3}, "there is no bid on demand"),
         ("vast", r"ladder\[1\]: must be keys and values"),

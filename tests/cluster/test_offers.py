@@ -102,7 +102,7 @@ def test_a_wrong_key(account, monkeypatch, capsys):
 def test_runpod_has_no_spot(account, capsys):
     assert main(["offers", "--gpu", "RTX 4090", "--spot"]) == 0
     out, err = capsys.readouterr()
-    assert "runpod" not in out and "Left out: runpod rents nothing by bid. Its offers: --on-demand" in err
+    assert "runpod" not in out and "Left out: runpod has no spot offers. To see its others: --on-demand" in err
     assert main(["offers", "--market", "runpod", "--spot"]) == 2
     assert main(["offers", "--gpu", "RTX_4090", "--market", "runpod", "--datacenter"]) == 0
     assert "Community" not in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_key_from_a_file(sim, tmp_path, monkeypatch, capsys):
     path.write_text(sim.env["VAST_API_KEY"] + "\n")
     path.chmod(0o644)
     assert main(["offers", "--market", "vast"]) == 2
-    assert f"others can read {path} (mode 0644). Type: chmod 600 {path}" in capsys.readouterr().err
+    assert f"others can read {path} (mode 0644). Run: chmod 600 {path}" in capsys.readouterr().err
     path.chmod(0o600)
     assert main(["offers", "--market", "vast"]) == 0
     path.write_text("\n")
@@ -137,9 +137,9 @@ def test_key_from_a_file(sim, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("127.0.0.1:80", "is no http"),
-        ("http://console.vast.ai", "in the clear"),
-        ("http://8.8.8.8", "in the clear"),
+        ("127.0.0.1:80", "is not an http"),
+        ("http://console.vast.ai", "sent unencrypted"),
+        ("http://8.8.8.8", "sent unencrypted"),
     ],
 )
 def test_addresses_that_are_refused(url, says, monkeypatch):
@@ -171,4 +171,4 @@ def test_what_is_no_key_is_not_shown(key, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("VAST_API_KEY", key)
     assert offers.main(["--market", "vast"]) == 2
     said = capsys.readouterr().err
-    assert "VAST_API_KEY holds no API key" in said and "secret" not in said and "geheim" not in said
+    assert "VAST_API_KEY holds no valid API key" in said and "secret" not in said and "geheim" not in said

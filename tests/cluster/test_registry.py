@@ -35,5 +35,5 @@ def test_a_private_image_is_pulled_by_both_markets(provider, sim, monkeypatch, t
 
 
 def test_runpods_login_is_kept_by_runpod():
-    with pytest.raises(ValueError, match=r"provider\.registry: RunPod keeps.*runpod_registry"):
+    with pytest.raises(ValueError, match=r"provider\.registry: RunPod stores.*runpod_registry"):
         complete(cluster(image="private.example/mine:1", registry="private.example"))

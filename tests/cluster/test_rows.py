@@ -125,4 +125,4 @@ def test_a_price_that_the_market_does_not_say_is_the_one_it_was_rented_for(tmp_p
     assert ledger.rate() == pytest.approx(0.52)
     unknown = INSTANCE | {"id": 6, "dph_total": None}
     ledger.observe("vast", answering(Vast("k", pace=1000), {"instances": [row, unknown]}).list(), now + 2)
-    assert "vast doesn't say what 6 costs, and it isn't known here: it counts as free" in caplog.text
+    assert "vast reports no price for 6, and the ledger has none: it counts as free" in caplog.text

@@ -89,7 +89,7 @@ def test_one_cloud_that_fails_hides_not_the_other(market, caplog):
         offers = market.offers(Want(gpus=("RTX 4090",), spot=False))
         assert offers == [o for o in every if o.id.startswith(other)] != []
     assert (
-        "HTTP 410: a web page, 'Retired'. It seems that runpod has retired this call. The other cloud is taken"
+        "HTTP 410: a web page, 'Retired'. It seems that runpod has retired this call. The other cloud is used"
         in caplog.text
     )
     with pytest.raises(Refused, match="410"):  # Secure alone was wanted, and nothing is known of it

@@ -72,15 +72,14 @@ def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
         told = "".join(capsys.readouterr())
         assert "Left out: vast, list: HTTP 502: a web page, '502 Bad Gateway'" in told
         assert (
-            f"runpod lists no rental of {args[0] if args else 'ours'}. What runs at vast isn't known: try again."
-            in told
+            f"runpod lists no rental of {args[0] if args else 'ours'}. Rentals at vast are unknown: try again." in told
         )
     monkeypatch.setenv("VAST_API_KEY", "wrong")
     monkeypatch.setenv("RUNPOD_API_KEY", "wrong")
     assert sweep.main([]) == 1
     told = "".join(capsys.readouterr())
     assert told.count("the API key is refused") == 2
-    assert "No market could be asked for a rental of ours. What runs at runpod and vast isn't known" in told
+    assert "No market could be reached to look for a rental of ours. Rentals at runpod and vast are unknown" in told
     monkeypatch.delenv("VAST_API_KEY")
     monkeypatch.setenv("RUNPOD_API_KEY", sim.env["RUNPOD_API_KEY"])
     monkeypatch.setenv("XDG_CONFIG_HOME", os.devnull)
@@ -89,7 +88,7 @@ def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
     rent("unknown", market="runpod")
     monkeypatch.setenv("VAST_API_KEY", "wrong")
     assert sweep.main([]) == 1
-    assert "Nothing else is left behind there. What runs at vast isn't known" in capsys.readouterr().out
+    assert "Nothing else is left behind there. Rentals at vast are unknown" in capsys.readouterr().out
 
 
 def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, capsys):
@@ -153,7 +152,7 @@ def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys)
     assert f"No market lists a rental {node[:-1]} of ours. Nearest: {node}." in capsys.readouterr().err
     sim.wait(lambda s: s["rentals"][0]["state"] == "running")
     assert ssh.main([node]) == 2
-    assert f"{node} is a box of c, whose key (" in capsys.readouterr().err
+    assert f"{node} belongs to c, whose key (" in capsys.readouterr().err
     Folder("c")
     assert ssh.main([node, "true"]) == 255  # a box of this simulator has no sshd
     sim.control("offline", id=id)

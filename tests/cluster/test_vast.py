@@ -295,7 +295,7 @@ def test_the_real_start_fits(tmp_path):
             assert len(script) <= 4048
             subprocess.run(["bash", "-n"], input=script, text=True, check=True)
         assert len(packed(order(start=start, public_key=key))) < 3300
-    with pytest.raises(Refused, match=r"the start script has \d+ characters packed; 4048 are kept"):
+    with pytest.raises(Refused, match=r"the compressed start script has \d+ characters; Vast allows 4048"):
         vast._onstart(order(start=random.Random(0).randbytes(4000).hex()))
 
 
