@@ -136,16 +136,16 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     until_step(runs, "dpo", 5, process)
     warm.kill(psutil.Process(process.pid))
     out, _ = process.communicate()
-    assert "sft (going on)" in out
+    assert "sft (resuming)" in out
 
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sft: done before" in done.stdout and "dpo (going on)" in done.stdout
+    assert "sft: already done" in done.stdout and "dpo (resuming)" in done.stdout
     assert len(list(runs.glob("*-*/provenance.json"))) == 2
     assert {os.readlink(runs / stage) for stage in steps} == {p.parent.name for p in runs.glob("*-*/provenance.json")}
     again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
-    assert again.returncode == 0 and "dpo: done before" in again.stdout
+    assert again.returncode == 0 and "dpo: already done" in again.stdout
     weights = next(runs.glob("sft-*/model/model.safetensors"))
     os.truncate(weights, 100)
     again = subprocess.run([*command, "--dry-run"], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
-    assert "sft (going on)" in again.stdout and "dpo: done before" in again.stdout, again.stdout + again.stderr
+    assert "sft (resuming)" in again.stdout and "dpo: already done" in again.stdout, again.stdout + again.stderr
