@@ -59,7 +59,7 @@ def test_models_say_the_engine(url):
 def test_what_it_cannot_do_is_said(url):
     with pytest.raises(openai.NotFoundError, match="no model 'dpo' here"):
         client(url).chat.completions.create(model="dpo", messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match=r"logprobs: transformers .* doesn't do that; vLLM does"):
+    with pytest.raises(openai.BadRequestError, match=r"logprobs: transformers .* doesn't support that; vLLM does"):
         client(url).chat.completions.create(model="sft", messages=HELLO, logprobs=True)
     assert httpx.post(f"{url.removesuffix('/v1')}/load_model", json={"model": "x/y"}).status_code == 404
 

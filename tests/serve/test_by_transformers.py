@@ -105,7 +105,7 @@ def test_lengths(app, tiny_model):
     """512 tokens of prompt and answer together."""
     long = [{"role": "user", "content": "red " * 600}]
     (reply,) = ask(app, HELLO | {"messages": long})
-    assert reply.status_code == 400 and "tokens; with its answer it can have 512." in reply.json()["error"]["message"]
+    assert reply.status_code == 400 and "tokens; with its answer it may have 512." in reply.json()["error"]["message"]
     (reply,) = ask(application(tiny_model, "tiny", "float32", "cpu", 64), HELLO | {"max_tokens": 500, "temperature": 0})
     assert reply.json()["usage"]["total_tokens"] <= 64 and reply.json()["choices"][0]["finish_reason"] == "length"
 
@@ -116,7 +116,7 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
         ({"model": tiny_model}, "messages: must be"),
         (HELLO | {"messages": ["hello"]}, "messages: must be"),
         (HELLO | {"prompt_logprobs": 1}, "prompt_logprobs"),
-        (HELLO | {"generation_config": '{"num_beams": 3}'}, "generation_config: beams"),
+        (HELLO | {"generation_config": '{"num_beams": 3}'}, "generation_config: beam search"),
         (HELLO | {"generation_config": "{"}, "generation_config: "),
         (HELLO | {"temperature": "warm"}, "temperature: must be"),
         (HELLO | {"temperature": -1}, "temperature: must be"),
@@ -169,7 +169,7 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
     Path(strict, "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     (reply,) = ask(application(str(strict), "strict", "float32", "cpu", None), HELLO | {"model": str(strict)})
     assert reply.status_code == 400
-    assert reply.json()["error"]["message"] == "messages: the model's chat template refuses them: roles must alternate"
+    assert reply.json()["error"]["message"] == "messages: the model's chat template rejects them: roles must alternate"
 
 
 def test_a_stop_that_is_no_text_at_all_and_parts_of_text_are_answered(app):

@@ -115,7 +115,7 @@ def test_who_is_asked(url2, models, found):
         (["--url2", "http://:8000/v1"], "--url2: 'http://:8000/v1' is no http"),
         (["--port", "99999"], "--port: must be from 1 to 65535, is 99999"),
         (["--url", "http://me:pass@x/v1"], "--url: holds a secret or a query"),
-        (["--models", "a", "b", "c"], "--models: one or two are asked side by side, not 3"),
+        (["--models", "a", "b", "c"], "--models: takes one or two models, not 3"),
     ],
 )
 def test_wrong_requests(options, says, capsys):
@@ -150,11 +150,13 @@ def test_errors_are_the_apis_own_words(monkeypatch):
             {"error": "404: There is no model 'ecko' here. Nearest: echo. It has echo."}
         ]
         assert ask(open_, "error")[-1] == {"error": "out of memory"}
-        assert ask(open_, "break off")[-1]["error"].endswith("broke the answer off (its time may be limited).")
-        assert "can't be reached or went away" in ask(nowhere, "x")[0]["error"]
+        assert ask(open_, "break off")[-1]["error"].endswith(
+            "ended the answer early (it may limit the time per request)."
+        )
+        assert "can't be reached or closed the connection" in ask(nowhere, "x")[0]["error"]
         assert "can't be reached" in nowhere.get("/sides").json()[0]["error"]
-        assert "broke the answer off" in ask(html, "x")[0]["error"]
-        assert "is no list of models: <h1>hello</h1>" in html.get("/sides").json()[0]["error"]
+        assert "ended the answer early" in ask(html, "x")[0]["error"]
+        assert "did not return a list of models: <h1>hello</h1>" in html.get("/sides").json()[0]["error"]
         with busy(f"{full}/v1", "forever"):
             (refused,) = ask(page(Side(f"{full}/v1")), "x")
         assert refused["error"].startswith("429: 1 requests are under way or waiting here")

@@ -75,7 +75,7 @@ def test_the_reply(address):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"input": "x", "dimensions": 8}, "dimensions: vectors here have 64 numbers"),
+        ({"input": "x", "dimensions": 8}, "dimensions: this model's vectors have 64 numbers"),
         ({"input": ["x", ""]}, "input: number 1 is empty"),
         ({"input": []}, "input: must be a text, or a list of texts"),
         ({"input": {"a": 1}}, "input: must be a text, or a list of texts"),
@@ -122,7 +122,10 @@ def test_encoders_that_pool_in_another_way_are_refused(tiny_model, tmp_path, mon
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     asked = parse({"run": str(folder), "task": "embed"})
-    for mode, said in (("mean_tokens", ""), ("cls_token", "task: .* pools by pooling_mode_cls_token, which vLLM does")):
+    for mode, said in (
+        ("mean_tokens", ""),
+        ("cls_token", "task: .* pools by pooling_mode_cls_token, which needs vLLM"),
+    ):
         settings = {"word_embedding_dimension": 64, f"pooling_mode_{mode}": True, "pooling_mode_max_tokens": False}
         (folder / "1_Pooling/config.json").write_text(json.dumps(settings))
         if said:
@@ -133,7 +136,7 @@ def test_encoders_that_pool_in_another_way_are_refused(tiny_model, tmp_path, mon
     (folder / "modules.json").write_text(json.dumps([{"path": "3", "type": "sentence_transformers.models.Dense"}]))
     with pytest.raises(ValueError, match=r"^task: .* ends in a Dense layer"):
         plan(asked)
-    with pytest.raises(ValueError, match=r"^draft: not with task=embed"):
+    with pytest.raises(ValueError, match=r"^draft: can't be combined with task=embed"):
         plan(parse({"run": tiny_model, "task": "embed", "draft": "ngram"}))
 
 

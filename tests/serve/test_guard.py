@@ -76,13 +76,13 @@ def test_the_engine_gets_its_own_name_of_the_model():
         (b'{"seed": 18446744073709551616}', 400, "seed: has a number beyond 64 bits"),
         (b'{"temperature": 1e999}', 400, "temperature: has a number beyond 64 bits"),
         (b'{"temperature": NaN}', 400, "NaN is not a JSON number"),
-        (b'{"prompt": "\\ud800"}', 400, "prompt: has half of a surrogate pair"),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "messages: has half of a surrogate pair"),
-        (b'{"\\udfff": 1}', 400, "half of a surrogate pair"),
+        (b'{"prompt": "\\ud800"}', 400, "prompt: has an unpaired surrogate"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "messages: has an unpaired surrogate"),
+        (b'{"\\udfff": 1}', 400, "an unpaired surrogate"),
         (b'{"prompt": "\xff"}', 400, "not JSON: .*utf-8"),
         (b"x" * 3_000_000, 413, r"larger than max_body_mb \(1 MB\)"),
         (CHAT | {"model": "dop"}, 404, "no model 'dop' here.*dpo.*It has dpo, lora"),
-        (CHAT | {"logprobs": True, "n": 2}, 400, "logprobs, n: the engine doesn't do that; vLLM does"),
+        (CHAT | {"logprobs": True, "n": 2}, 400, "logprobs, n: the engine doesn't support that; vLLM does"),
     ],
 )
 def test_requests_that_are_refused(body, status, says):
@@ -181,7 +181,7 @@ def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
     replies, closed, after = asyncio.run(life())
     assert [r.status_code for r in replies] == [503] * 3 and closed == [True]
     assert {int(r.headers["retry-after"]) for r in replies} <= {39, 40}
-    assert replies[0].json()["error"]["message"] == "The engine stopped and is being started again. Try again in 40 s."
+    assert replies[0].json()["error"]["message"] == "The engine stopped and is being restarted. Try again in 40 s."
     assert after.status_code == 200
 
 

@@ -17,7 +17,7 @@ def test_words_of_the_command_line():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({}, "run: say what is to be served"),
+        ({}, "run: is missing"),
         ({"rum": "x"}, "rum is not a key of serve.app.*run"),
         ({"run": "x", "replicas": "many"}, "replicas: .*'many'"),
         ({"run": "x", "at_once": 0}, "at_once: must be at least 1, is 0"),
@@ -26,19 +26,22 @@ def test_words_of_the_command_line():
         ({"run": "x", "port": 70000}, "port: must be from 1 to 65535, is 70000"),
         ({"run": "x", "timeout_s": "nan"}, "timeout_s: must be at least 0.001, is nan"),
         ({"run": "x", "adapters": "runs/sft"}, "adapters: 'runs/sft' has no name"),
-        ({"run": "runs/plain", "adapters.plain": "runs/sft"}, "adapters.plain: is what clients call the run itself"),
+        (
+            {"run": "runs/plain", "adapters.plain": "runs/sft"},
+            "adapters.plain: is already the run's own name for clients",
+        ),
         (
             {"run": "runs/x/", "name": "plain", "adapters": {"plain": "runs/sft"}},
             "adapters.plain: is what clients call",
         ),
         (
             {"run": "x", "adapters": {"a": "runs/sft"}, "adapters.a": "runs/dpo"},
-            "adapters.a: is there twice, for runs/sft and",
+            "adapters.a: is set twice, to runs/sft and",
         ),
         ({"run": "x", "adapters.": "runs/sft"}, "adapters: one has no name for clients"),
         ({"run": "x", "adapters": {" ": "runs/sft"}}, "adapters: one has no name for clients"),
         ({"run": "x", "name": " "}, "name: there is none"),
-        ({"run": "x", "draft_tokens": 3}, "draft_tokens: nothing drafts"),
+        ({"run": "x", "draft_tokens": 3}, "draft_tokens: needs a draft"),
         ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
         ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),
     ],
@@ -80,7 +83,7 @@ def test_the_cpu_settles_vllms_dtype(bf16, runs, tmp_path, monkeypatch):
 def test_named_adapters(runs, tiny_model, make_run, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     lora = Run(make_run("lora"))
-    with pytest.raises(ValueError, match=r"^adapters.a: .* keeps no adapter"):
+    with pytest.raises(ValueError, match=r"^adapters.a: .* has no adapter"):
         plan(parse({"run": tiny_model, "adapters.a": lora.path}))
     lora.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
     assert plan(parse({"run": tiny_model, "adapters.a": lora.path})).adapters == {"a": lora.at("adapter")}

@@ -205,9 +205,7 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
         assert "error" in end or '"finish_reason":"abort"' in end, end
         replies = [refused.result(), write(url, 2)]
     assert [r.status_code for r in replies] == [503, 503] and all(int(r.headers["retry-after"]) > 0 for r in replies)
-    assert (
-        replies[1].json()["error"]["message"].startswith("The engine stopped and is being started again. Try again in ")
-    )
+    assert replies[1].json()["error"]["message"].startswith("The engine stopped and is being restarted. Try again in ")
     assert httpx.get(url.replace("/v1", "/health")).status_code == 503
 
     def answered() -> bool:
