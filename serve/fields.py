@@ -20,7 +20,7 @@ def check(asked: dict[str, Any], needs: str, vocabulary: int, template: str = ""
             raise ValueError(f"{key}: must be {says}.")
     for token in asked.get("logit_bias") or {}:
         if not int(token) < vocabulary:
-            raise ValueError(f"logit_bias: token ids must be below {vocabulary}; {token} is not.")
+            raise ValueError(f"logit_bias: must be keyed by token ids below {vocabulary}; {token} is not.")
     if "messages" in asked:
         _messages(asked["messages"], template, only_text)
     if (more := asked.get("generation_config")) is not None:

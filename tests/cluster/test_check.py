@@ -141,7 +141,7 @@ def test_a_budget_that_is_too_small_is_named_before_anything_is_rented(home, sim
     assert sim.bill()["rentals"] == []
 
 
-@pytest.mark.parametrize(("fault", "why"), [("noboot", "container failed to start"), ("stuck", "not within")])
+@pytest.mark.parametrize(("fault", "why"), [("noboot", "container failed to start"), ("stuck", "timed out")])
 def test_a_box_that_never_boots_is_named(renting, sim, fault, why):
     sim.control("next", market="vast", fault=fault)
     made, _ = renting(boot_minutes=0.02)
@@ -162,7 +162,7 @@ def test_every_offer_taken_is_named(make, sim, monkeypatch):
         provider.create_node(made.cluster.config["available_node_types"]["box"]["node_config"], WORKER, 1)
 
     why = failed(made, "rented", made._rented)
-    assert why.startswith("not within 0.3 s: ") and "not available" in why
+    assert why.startswith("timed out after 0.3 s: ") and "not available" in why
 
 
 def test_a_box_without_a_login_is_named(renting, sim, monkeypatch):
@@ -242,7 +242,7 @@ def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(ho
     told = {s["step"]: s for s in json.loads((home / "check.json").read_text())["steps"]}
     assert (told["boot"]["outcome"], told["boot"]["detail"]) == ("failed", "it was interrupted")
     assert told["SSH login"]["outcome"] == "not reached" and told[steps.DESTROYED]["outcome"] == "passed"
-    assert sim.state()["rentals"] == [] and "what was rented is destroyed" in capsys.readouterr().err
+    assert sim.state()["rentals"] == [] and "the rented boxes are destroyed" in capsys.readouterr().err
 
 
 # ---- the report

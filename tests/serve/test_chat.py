@@ -111,8 +111,8 @@ def test_who_is_asked(url2, models, found):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--url", "127.0.0.1:8000"], "--url: '127.0.0.1:8000' is no http"),
-        (["--url2", "http://:8000/v1"], "--url2: 'http://:8000/v1' is no http"),
+        (["--url", "127.0.0.1:8000"], "--url: '127.0.0.1:8000' is not an http"),
+        (["--url2", "http://:8000/v1"], "--url2: 'http://:8000/v1' is not an http"),
         (["--port", "99999"], "--port: must be from 1 to 65535, is 99999"),
         (["--url", "http://me:pass@x/v1"], "--url: holds a secret or a query"),
         (["--models", "a", "b", "c"], "--models: takes one or two models, not 3"),

@@ -32,7 +32,7 @@ def test_words_of_the_command_line():
         ),
         (
             {"run": "runs/x/", "name": "plain", "adapters": {"plain": "runs/sft"}},
-            "adapters.plain: is what clients call",
+            "adapters.plain: is already the run's own name",
         ),
         (
             {"run": "x", "adapters": {"a": "runs/sft"}, "adapters.a": "runs/dpo"},
@@ -40,7 +40,7 @@ def test_words_of_the_command_line():
         ),
         ({"run": "x", "adapters.": "runs/sft"}, "adapters: one has no name for clients"),
         ({"run": "x", "adapters": {" ": "runs/sft"}}, "adapters: one has no name for clients"),
-        ({"run": "x", "name": " "}, "name: there is none"),
+        ({"run": "x", "name": " "}, "name: clients need a name"),
         ({"run": "x", "draft_tokens": 3}, "draft_tokens: needs a draft"),
         ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
         ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),

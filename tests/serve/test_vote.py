@@ -95,7 +95,7 @@ def test_fleiss_kappa():
     ("options", "message"),
     [
         (["--run", "nowhere", "--pair", "a", "b"], "--run: .*nowhere has no reports/examples.jsonl"),
-        (["--pair", "sft", "dpp"], r"--pair: dpp answered nothing .*Nearest: dpo"),
+        (["--pair", "sft", "dpp"], r"--pair: dpp has no answers in .*Nearest: dpo"),
         (["--pair", "sft", "dpo", "--task", "dem"], r"--task: dem is not in .*Nearest: demo"),
         (["--pair", "sft", "sft"], "--pair: sft and sft have no differing answers"),
     ],
