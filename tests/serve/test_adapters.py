@@ -1,4 +1,4 @@
-"""LoRA runs: those of this base only, found in a folder as they finish."""
+"""LoRA runs: only those of this base, found in a folder as they finish."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from serve.serving import parse, plan
 
 
 def lora(run: str, where: Path, **provenance) -> Run:
-    """A copy of a run, as a LoRA run that keeps its adapter."""
+    """Returns a copy of a run that looks like a LoRA run with its adapter."""
     made = Run(str(shutil.copytree(run, where)))
     made.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
     made.write_json("provenance.json", made.provenance() | provenance)
@@ -55,7 +55,7 @@ def test_a_folder_has_the_runs_that_finished(runs, tiny_model, tmp_path):
 
 
 def test_a_folder_whose_run_has_a_taken_name_is_refused(runs, tiny_model, tmp_path, monkeypatch):
-    """Clients could ask for one of the two only."""
+    """Clients could request only one of the two."""
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     root = tmp_path / "runs"
     plain, other = lora(runs["sft"], root / "plain"), lora(runs["sft"], tmp_path / "other")

@@ -1,4 +1,4 @@
-"""What may draft for a served model, and what is refused before anything starts."""
+"""Which drafts a served model may have, and which are rejected before anything starts."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from serve.serving import parse, plan
 
 @pytest.fixture
 def with_vllm(monkeypatch):
-    """Plans are those of a machine with vLLM; nothing of it runs."""
+    """Plans as on a machine with vLLM, without running it."""
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
 
 

@@ -1,4 +1,4 @@
-"""/v1/embeddings by transformers, asked by OpenAI's own client; no Ray."""
+"""/v1/embeddings with transformers, called by OpenAI's own client, without Ray."""
 
 import asyncio
 import importlib.util
@@ -23,7 +23,7 @@ def client(address: str) -> openai.OpenAI:
 
 
 def served(run: str):
-    """The run's embeddings behind the guard."""
+    """Serves the run's embeddings behind the guard."""
     planned = plan(
         parse({"run": run, "task": "embed", "engine": "transformers", "dtype": "float32", "name": "encoder"})
     )
@@ -38,7 +38,7 @@ def address(runs):
 
 
 def vectors(address: str, said, **more) -> np.ndarray:
-    """(texts, numbers)"""
+    """Returns an array (texts, dimensions)."""
     return np.array([d.embedding for d in client(address).embeddings.create(model="encoder", input=said, **more).data])
 
 
@@ -51,7 +51,7 @@ def test_vectors(address):
     assert np.abs(together[0] - together[1]).max() > 1e-2
     assert (
         np.abs(together - vectors(address, TEXTS, encoding_format="float")).max() < 1e-6
-    )  # the client's own choice is base64
+    )  # the client's default is base64
 
 
 def test_a_vector_is_the_mean_of_the_last_layer(address, runs):
@@ -97,7 +97,7 @@ def test_other_models_and_routes(address):
 
 
 def test_an_encoder_that_reads_less_than_it_has_places(tiny_model, tmp_path):
-    """RoBERTa counts places from the padding's id and one."""
+    """RoBERTa counts positions from the padding's id plus one."""
     import torch
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 

@@ -1,4 +1,4 @@
-"""What stands before the engine, with an engine whose answers are known; no Ray, no model."""
+"""The guard in front of an engine whose answers are known; without Ray and without a model."""
 
 import asyncio
 import hashlib
@@ -46,7 +46,7 @@ def guard(token: str | None = None, lacks=(), **settings) -> Guard:
 
 
 def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Response]:
-    """POSTs them all at the same time."""
+    """POSTs all bodies at the same time."""
 
     async def all_():
         transport = httpx.ASGITransport(app=app, client=(client, 1), raise_app_exceptions=False)
@@ -62,7 +62,7 @@ def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Respon
 def test_the_engine_gets_its_own_name_of_the_model():
     (reply,) = ask(guard(), CHAT | {"max_completion_tokens": 3})
     assert reply.json() == {"model": "/where/dpo", "messages": CHAT["messages"], "max_tokens": 3}
-    assert ask(guard(), {"messages": []})[0].json()["model"] == "/where/dpo"  # the run, where none is named
+    assert ask(guard(), {"messages": []})[0].json()["model"] == "/where/dpo"  # the run, if no model is named
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_those_who_wait_come_in_their_turn_and_no_more_than_at_once():
     app.keeper.engine.app = counting
     assert [r.status_code for r in ask(app, *[CHAT | {"number": i} for i in range(15)])] == [
         200
-    ] * 15  # 3 and 4 times 3
+    ] * 15  # 3 answered and 4 times 3 waiting
     assert most == 3 and order == list(range(15)) and engine is not counting
     assert {r.status_code for r in ask(guard(at_once=2, queue=0), *[CHAT | {"sleep": 0.2}] * 3)} == {200, 429}
 

@@ -1,4 +1,4 @@
-"""Arguments of serve.app: what they may be, and what is refused before anything starts."""
+"""Arguments of serve.app: which are accepted, and which are rejected before anything starts."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_as_many_wait_as_four_times_what_is_answered_at_once():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_cpu_settles_vllms_dtype(bf16, runs, tmp_path, monkeypatch):
-    """Which arithmetic this CPU has is what is pretended; quantised layers, other devices and whoever says a type aren't touched."""
+    """The CPU's arithmetic is faked; quantised layers, other devices and an explicit dtype are left alone."""
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     plain = f"{runs['sft']}/model"
@@ -90,7 +90,7 @@ def test_named_adapters(runs, tiny_model, make_run, monkeypatch):
 
 
 def test_the_name_is_the_runs():
-    """Not that of the package or the folder where its weights were found."""
+    """Not that of the package or folder with its weights."""
     for args, name in [
         ({"run": "HuggingFaceTB/SmolLM2-135M-Instruct"}, "SmolLM2-135M-Instruct"),
         ({"run": "runs/dpo/"}, "dpo"),
