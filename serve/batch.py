@@ -128,9 +128,8 @@ class Batch:
             return False
         ended = len(row.tokens) >= row.sampling.max_new_tokens or row.tokens[-1] in row.ends
         if stops := row.sampling.stop:
-            tail = self.text(
-                row.tokens[-(8 + max(map(len, stops))) :]
-            )  # 8 tokens extra, since a token may be only a part of a character
+            # 8 tokens extra, since a token may be only a part of a character.
+            tail = self.text(row.tokens[-(8 + max(map(len, stops))) :])
             ended = ended or any(s in tail for s in stops)
         if ended:
             _tell(row.done, None)

@@ -87,7 +87,8 @@ def sides(url: str, url2: str | None, models: list[str]) -> list[Side]:
 
 
 def app(sides: list[Side]):
-    """Returns the page with its routes GET /sides and POST /ask {side, model, messages, temperature, max_tokens}, which streams JSON lines."""
+    """Returns the page with its routes GET /sides and POST /ask {side, model, messages, temperature, max_tokens}, which streams
+    JSON lines."""
     from starlette.responses import JSONResponse, StreamingResponse
     from starlette.routing import Route
 

@@ -11,7 +11,8 @@ import importlib.util
 from dataclasses import dataclass
 
 METHODS = ("ngram", "suffix")
-"""Drafts that need no model: they propose what followed the same tokens earlier, in this conversation (ngram) or in any served one (suffix)."""
+"""Drafts that need no model: they propose what followed the same tokens earlier, in this conversation (ngram) or in any served
+one (suffix)."""
 TOKENS = 4
 
 

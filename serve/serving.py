@@ -103,7 +103,8 @@ class Plan:
 
 
 def read(kind: type, args: dict[str, Any], program: str):
-    """Returns the `args` of `serve run PROGRAM:app key=value …` as a `kind`, which has a key `run`. Raises ValueError naming the wrong key."""
+    """Returns the `args` of `serve run PROGRAM:app key=value …` as a `kind`, which has a key `run`. Raises ValueError naming
+    the wrong key."""
     from pydantic import TypeAdapter, ValidationError
 
     from lib.cli import nearest
@@ -170,7 +171,8 @@ def parse(args: dict[str, Any]) -> Serving:
 
 
 def plan(serving: Serving) -> Plan:
-    """Checks the settings against the files and packages on this machine. Raises ValueError with one line per problem, each naming its key."""
+    """Checks the settings against the files and packages on this machine. Raises ValueError with one line per problem, each
+    naming its key."""
     problems: list[str] = []
     base, template, adapters, drafts = "", None, {}, None
     try:

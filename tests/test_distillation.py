@@ -1,4 +1,5 @@
-"""Distillation: the loss equals its formula, a teacher equal to the student leaves only the loss on tokens, layers are removed; and whole jobs."""
+"""Distillation: the loss equals its formula, a teacher equal to the student leaves only the loss on tokens, layers are removed;
+and whole jobs."""
 
 import math
 

@@ -88,7 +88,8 @@ def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(or
 
 @pytest.mark.slow
 def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, tmp_path):
-    """64 rows in batches of 24: the third step of an epoch has the remaining 16 and 8 repeated rows. Of 5 held-out rows in batches of 4, one is left for both workers."""
+    """64 rows in batches of 24: the third step of an epoch has the remaining 16 and 8 repeated rows. Of 5 held-out rows in batches of 4,
+    one is left for both workers."""
     runs = [Run(tmp_path / name) for name in ("one", "two")]
     heldout = tmp_path / "heldout.jsonl"
     rows = Path(chats_file).read_text().replace("what is the", "where is the").splitlines()

@@ -48,8 +48,7 @@ def test_the_losses_are_those_of_bare_trl(stage, tiny_model, tmp_path):
     )
     plain, plain_heldout = losses(stage, job, tmp_path / "plain", saving=False)
     saved, saved_heldout = losses(stage, job, tmp_path / "saved", saving=True)
-    assert (
-        len(plain) == 3 and (min(plain[1:]) if stage == "kto" else plain[2]) < plain[0]
-    )  # KTO's loss depends on the labels within a step
+    # KTO's loss depends on the labels within a step.
+    assert len(plain) == 3 and (min(plain[1:]) if stage == "kto" else plain[2]) < plain[0]
     assert saved == pytest.approx(plain, rel=1e-5)
     assert saved_heldout == pytest.approx(plain_heldout, rel=1e-5)

@@ -23,7 +23,8 @@ def test_before_the_first_steps_it_is_what_the_yaml_says(tmp_path):
 
 
 def test_the_pace_of_the_first_steps_is_carried_over_to_the_others(tmp_path):
-    """Training takes 2 s per step, 100 s in all: with the time before and after it, the chain's step takes 30 + 98 + 8 s (120 s elsewhere)."""
+    """Training takes 2 s per step, 100 s in all: with the time before and after it, the chain's step takes 30 + 98 + 8 s (120 s
+    elsewhere)."""
     chain = Forecast({"sft": 2, "dpo": 3})
     whole = 30 + 2 * 49 + TAIL * 100
     seconds, unknown, measured = chain.left("sft", run(tmp_path, (1030, 1), (1034, 3)), 1000, 1034)

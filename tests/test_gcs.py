@@ -1,4 +1,5 @@
-"""lib/gcs.py: what is sent to the head, and how its absence is handled. Tests with a real head: tests/cluster/test_lost.py, test_notice.py."""
+"""lib/gcs.py: what is sent to the head, and how its absence is handled. Tests with a real head: tests/cluster/test_lost.py,
+test_notice.py."""
 
 import socket
 

@@ -13,7 +13,8 @@ def trl_utils(monkeypatch):
 
 
 def one_step(utils, folder):
-    """Returns (number of rows that reached the head, loss, gradients) of a forward and a backward pass over two rows of 12 tokens, 5 of them labelled."""
+    """Returns (number of rows that reached the head, loss, gradients) of a forward and a backward pass over two rows of 12
+    tokens, 5 of them labelled."""
     import torch
     from transformers import AutoModelForCausalLM
 

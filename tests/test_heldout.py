@@ -116,7 +116,8 @@ def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path
 
 
 def rounding(stage: str, key: str, metrics: dict[str, float]) -> float:
-    """Tolerance for float32. A margin near 0 has the rounding error of the log-probabilities, times β = 0.1, and of the rewards whose difference it is."""
+    """Tolerance for float32. A margin near 0 has the rounding error of the log-probabilities, times β = 0.1, and of the rewards
+    whose difference it is."""
     if stage not in ("kto", "orpo", "simpo") or not key.endswith("rewards/margins"):
         return 1e-7
     reward, logp = (abs(metrics[key.replace("rewards/margins", name)]) for name in ("rewards/chosen", "logps/chosen"))

@@ -82,7 +82,8 @@ def harm(file: str, how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["export", "last two checkpoints"])
 def test_resume_ends_in_the_same_bits(sft, lost, tmp_path):
-    """Resumes a copy of the run elsewhere: a finished one with a flipped bit in model/, and one as a kill leaves it, with a truncated newest checkpoint."""
+    """Resumes a copy of the run elsewhere: a finished one with a flipped bit in model/, and one as a kill leaves it, with a
+    truncated newest checkpoint."""
     original, _argv, _ = sft
     run = Run(tmp_path / "copy")
     shutil.copytree(original.path, run.path)

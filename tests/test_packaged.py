@@ -21,7 +21,8 @@ dist.barrier()
 
 @pytest.mark.slow
 def test_a_worker_that_is_not_rank_0_unpacks(tmp_path, monkeypatch):
-    """transformers' save_pretrained writes nothing on other ranks, so a worker with another rank that held the lock left an empty folder."""
+    """transformers' save_pretrained writes nothing on other ranks, so a worker with another rank that held the lock left an
+    empty folder."""
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
     ranks = [
         subprocess.Popen(

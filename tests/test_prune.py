@@ -84,7 +84,8 @@ def test_every_linear_layer_loses_its_share(method, pattern, tiny_model):
 
 
 def test_parts_that_add_nothing_are_found_and_gone_without_a_change(tiny_model, tmp_path):
-    """The removed channels and heads are those with zero weights, and the model that from_pretrained loads computes the same as the original."""
+    """The removed channels and heads are those with zero weights, and the model that from_pretrained loads computes the same as
+    the original."""
     m = model(tiny_model, num_attention_heads=8, num_key_value_heads=4, head_dim=16, num_hidden_layers=3)
     with torch.no_grad():
         for i, layer in enumerate(m.model.layers):

@@ -117,7 +117,8 @@ def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
 @pytest.mark.parametrize(("method", "dtype"), [("w8a8", "auto"), ("w4a16", "bfloat16")])
 @pytest.mark.slow
 def test_vllm_answers_with_integer_weights(method, dtype, tiny_model, tmp_path):
-    """With AMX, vLLM's kernel for w8a8 has no float32, so the dtype is the CPU's own. Heads of 32, as in test_vllm_generator. Log-probabilities are compared, since greedy answers may change at near-ties."""
+    """With AMX, vLLM's kernel for w8a8 has no float32, so the dtype is the CPU's own. Heads of 32, as in test_vllm_generator.
+    Log-probabilities are compared, since greedy answers may change at near-ties."""
     from transformers import AutoTokenizer
 
     from lib.vllm_generator import VllmGenerator

@@ -52,7 +52,8 @@ def test_a_rest_is_all_other_tokens_and_a_divergence_of_groups_is_no_larger():
 
 
 def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_anew(tiny_model, tmp_path):
-    """Batches differ from those for which distributions were stored; computed by two workers; read again without the model; one shard truncated."""
+    """Batches differ from those for which distributions were stored; computed by two workers; read again without the model; one
+    shard truncated."""
     from transformers import AutoModelForCausalLM
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 

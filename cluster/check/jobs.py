@@ -41,7 +41,8 @@ class Jobs:
             self._model.kill()
 
     def train(self) -> str:
-        """Submits the SFT and returns its id. Its driver also runs on the box, which shares no folder with the head unless --store is set."""
+        """Submits the SFT and returns its id. Its driver also runs on the box, which shares no folder with the head unless
+        --store is set."""
         _, errors = self._model.communicate()
         if self._model.returncode:
             raise Failed(f"the tiny model could not be made: {errors.strip().splitlines()[-1]}")

@@ -100,7 +100,8 @@ class Cluster:
     # ---- offers
 
     def candidates(self) -> list[tuple[ladder.Rung, Offer]]:
-        """Returns the offers that the rungs could rent, cheapest first; those that may lack a public address come last. Raises MarketError."""
+        """Returns the offers that the rungs could rent, cheapest first; those that may lack a public address come last. Raises
+        MarketError."""
         complete = bootstrap.complete(_with_head_here(self.config))
         rungs = ladder.parse(complete["available_node_types"]["box"]["node_config"]["ladder"])
         found = [

@@ -1,4 +1,5 @@
-"""python -m cluster.check.tiny_model FOLDER: writes a random 2-layer Llama (width 64) with a byte-level tokenizer, so that no hub is needed."""
+"""python -m cluster.check.tiny_model FOLDER: writes a random 2-layer Llama (width 64) with a byte-level tokenizer, so that no
+hub is needed."""
 
 from __future__ import annotations
 

@@ -59,9 +59,8 @@ def clear(name: str) -> None:
         run("ip", "netns", "del", space)
     for link in json.loads(run("ip", "-j", "link")):
         if re.fullmatch(rf"{name}(v\d+)?", link["ifname"]):
-            subprocess.run(
-                ["ip", "link", "del", link["ifname"]], capture_output=True
-            )  # may have gone with its namespace
+            # May have gone with its namespace.
+            subprocess.run(["ip", "link", "del", link["ifname"]], capture_output=True)
 
 
 def clear_dead(mine: Path) -> None:

@@ -1,4 +1,4 @@
-"""python -m cluster check: every provoked failure is named at its step. Without boxes: the real provider, the simulated markets."""
+"""python -m cluster check: every provoked failure is reported at its step. Without boxes: the real provider, the simulated markets."""
 
 import getpass
 import json
@@ -38,7 +38,7 @@ def home(tmp_path, monkeypatch, sim):
 
 @pytest.fixture
 def make(home):
-    """make(**asked) → a Check that has come to its question: key and offer are found."""
+    """make(**asked) → a Check that has found key and offer and is about to ask for confirmation."""
 
     def make(**asked):
         made = Check(Cluster("check-test", Asked(("vast",), **asked)), lambda question: False)
@@ -52,7 +52,7 @@ def make(home):
 
 @pytest.fixture
 def renting(make, monkeypatch):
-    """renting(**asked) → (check, provider): a box is rented as the autoscaler would, and its markets are asked as it does."""
+    """renting(**asked) → (check, provider): a box is rented, and its market polled, as the autoscaler does it."""
     over, threads = threading.Event(), []
 
     def make_rented(**asked):
@@ -82,7 +82,7 @@ def outcomes(made: Check) -> dict[str, str]:
 
 
 def failed(made: Check, step: str, prove) -> str:
-    """Why the step fails; it must."""
+    """Returns the reason why the step fails; asserts that it does."""
     assert made.pipeline.run(step, prove) is False
     [result] = [r for r in made.pipeline.results if r.outcome == "failed"]
     assert result.step == step
@@ -180,7 +180,7 @@ def test_a_set_up_that_fails_is_named(renting, monkeypatch, step):
     assert made.pipeline.run("boot", made.boot)
     made.box = HERE
     id = made.entry.node
-    # What Ray's updater and autoscaler do after the last try.
+    # Ray's updater and autoscaler do this after the last attempt.
     provider.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
     provider.terminate_node(id)
     monkeypatch.setattr(steps, "MARKS", str(Path(made.cluster.folder.path / "marks")))
@@ -197,7 +197,7 @@ def test_a_ray_that_never_joins_is_named(renting, monkeypatch):
 def test_a_budget_that_is_reached_is_named(renting, sim):
     made, _ = renting()
     cap = {"spent_usd": 1.0, "usd_per_hour": 1.0, "total_usd": 1.0, "deadline": time.time(), "saved": False}
-    made.cluster.ledger.note("budget", "cap", **cap)  # what the steward writes
+    made.cluster.ledger.note("budget", "cap", **cap)  # written by the steward
     monkey = failed(made, "boot", lambda: made._wait(lambda: None, 5, lambda: ""))
     assert "the budget of $1 is reached" in monkey
 
@@ -214,7 +214,7 @@ def test_what_could_not_be_destroyed_is_said_with_the_command_that_ends_it(renti
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(home, sim, monkeypatch, capsys, number):
-    """In this process, so without Ray: the box is rented here as its autoscaler would."""
+    """Runs in this process, so without Ray: the test rents the box as the autoscaler would."""
     sim.control("next", market="vast", fault="stuck")
 
     def leads(made):

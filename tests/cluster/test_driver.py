@@ -1,4 +1,4 @@
-"""cluster/driver.py: which CUDA the nodes' torch needs of a driver, and what is said of a box whose GPUs it can't use."""
+"""cluster/driver.py: the CUDA version that the nodes' torch needs of a driver, and the message about a box whose GPUs it can't use."""
 
 import json
 import os
@@ -34,7 +34,7 @@ GOOD = {
         ({"torch_error": "CUDA error: no kernel image is available"}, None,
          "torch 2.13.0 can't use its GPU (driver 580.65.06): CUDA error: no kernel image is available"),
         ({"gpus": 0}, None, "it was rented with 1 GPUs, and nvidia-smi lists 0"),
-        # A simulated box is asked for its driver alone.
+        # Of a simulated box, only the driver is checked.
         ({"simulated": True, "torch": "2.13.0+cpu", "torch_cuda": None, "torch_error": "not compiled with CUDA"}, None, None),
         ({"simulated": True, "cuda": 12.2, "torch": "2.13.0+cpu", "torch_cuda": None}, None, "needs CUDA 13.0"),
         ({"simulated": True, "cuda": 12.2, "torch": "2.13.0+cpu", "torch_cuda": None}, "cu129", None),
@@ -46,7 +46,7 @@ def test_what_is_said_of_a_box(change, torch, said):
 
 
 def test_the_probe_reads_nvidia_smi_and_asks_torch(tmp_path):
-    """By the real programs, but for nvidia-smi, which is the simulator's here, and with this machine's torch."""
+    """With the real programs and this machine's torch, except nvidia-smi, which is the simulator's."""
     machine = next(m for m in catalogue.machines(0) if m.count == 4)
     order = Order("", "", 1, 4, 1, False, 0, 0, {}, [], "", [])
     program = tmp_path / "nvidia-smi"
@@ -75,7 +75,7 @@ def test_the_probe_reads_nvidia_smi_and_asks_torch(tmp_path):
 
 
 def test_offers_are_asked_for_the_driver_that_torch_needs():
-    """In rungs of node types whose GPUs jobs use, and that don't say another themselves."""
+    """In rungs of node types whose GPUs jobs use, unless a rung has its own min_cuda."""
 
     def asked(**provider) -> list:
         config = cluster(**provider)

@@ -1,4 +1,4 @@
-"""cluster/head.py: what is refused before anything starts, and where the key goes."""
+"""cluster/head.py: what is rejected before anything starts, and where the key is sent."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def test_the_key_is_kept_in_a_file_and_in_no_process(home, monkeypatch):
 
 
 def test_ray_reads_how_long_a_box_that_was_lost_at_once_is_waited_for():
-    """From an environment variable, when it is imported: another name of it would change nothing, silently."""
+    """Ray reads it from an environment variable on import; if Ray renamed that, the setting would silently have no effect."""
     code = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as C; print(C().request_status_timeout_s)"
     asked = [sys.executable, "-c", code]
     for env, seconds in ((bootstrap.ON_THE_HEAD, 180), ({}, 600)):

@@ -1,4 +1,4 @@
-"""What the pictures are drawn from: the heat map's strengths, the frontier, calibration, and how answers vary."""
+"""The data behind the plots: the heat map's colours, the frontier, calibration, and the variation of answers."""
 
 import math
 import random
@@ -69,7 +69,7 @@ def test_frontiers_need_two_points_and_know_the_price(report):
 
 
 def test_the_frontier_leaves_out_what_another_beats():
-    """Of three points the slow and bad one is not on the line, which therefore has two ends."""
+    """Of three points the slow and bad one is not on the line, so the line has two ends."""
     points = [
         ("a", 1.0, metric("t", "a", 0.5), 0),
         ("b", 2.0, metric("t", "b", 0.8), 1),

@@ -49,9 +49,8 @@ def test_vectors(address):
     assert np.abs(together - alone).max() < 1e-5
     assert (vectors(address, TEXTS[0]) == vectors(address, TEXTS[0])).all()
     assert np.abs(together[0] - together[1]).max() > 1e-2
-    assert (
-        np.abs(together - vectors(address, TEXTS, encoding_format="float")).max() < 1e-6
-    )  # the client's default is base64
+    # The client's default is base64.
+    assert np.abs(together - vectors(address, TEXTS, encoding_format="float")).max() < 1e-6
 
 
 def test_a_vector_is_the_mean_of_the_last_layer(address, runs):
