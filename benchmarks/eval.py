@@ -79,18 +79,18 @@ def tasks(folder: Path, questions: int, texts: int) -> list[str]:
     from lib.evals.demo import DemoTask
 
     examples = DemoTask().examples(questions + 3)
-    said = [
+    solutions = [
         (e.prompt[-1]["content"], e.reference if isinstance(e.reference, str) else str(e.reference)) for e in examples
     ]
-    solved = "".join(f"{q}\nTicket: {a}\n\n" for q, a in said[:2])
+    solved = "".join(f"{q}\nTicket: {a}\n\n" for q, a in solutions[:2])
     rng, rows = random.Random(0), []
-    for q, a in said[3:]:
-        wrong = rng.sample([x for _, x in said if x != a], 3)
+    for q, a in solutions[3:]:
+        wrong = rng.sample([x for _, x in solutions if x != a], 3)
         choices = [f" {c}" for c in [a, *wrong]]
         rng.shuffle(choices)
         row = {"question": f"{solved}{q}\nTicket:", "choices": choices, "answer": choices.index(f" {a}")}
         rows.append(
-            row | {"text": "" if len(rows) >= texts else "\n".join(f"{q} {a}" for q, a in said[len(rows) :][:8])}
+            row | {"text": "" if len(rows) >= texts else "\n".join(f"{q} {a}" for q, a in solutions[len(rows) :][:8])}
         )
     out = []
     for name, kind in KINDS.items():

@@ -111,7 +111,11 @@ def show(rows: list) -> None:
             (seconds, p["seconds"]["train"]),
             (seconds + start, p["seconds"]["total"]),
         )
-        cells = [c for said, was in pairs for c in (f"{said:.0f}", f"{was:.0f}", f"{said / was - 1:+.0%}")]
+        cells = [
+            c
+            for predicted, actual in pairs
+            for c in (f"{predicted:.0f}", f"{actual:.0f}", f"{predicted / actual - 1:+.0%}")
+        ]
         table.add_row(name, str(work.job.scale.workers), p["precision"], *cells, fast.how)
     Console(width=170).print(table)
 

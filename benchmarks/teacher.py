@@ -84,12 +84,12 @@ def train(job_json: dict) -> int:
 
     job = Job.from_dict(job_json)
     torch.set_num_threads(job.scale.cpus_per_worker)
-    said: dict[str, list] = {"wall": [], "cpu": [], "losses": []}
+    record: dict[str, list] = {"wall": [], "cpu": [], "losses": []}
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            said["wall"].append(time.perf_counter())
-            said["cpu"].append(time.process_time())
+            record["wall"].append(time.perf_counter())
+            record["cpu"].append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
         args, _ = arguments(job, STAGE.config, 1, folder)
@@ -100,7 +100,7 @@ def train(job_json: dict) -> int:
         trainer.add_callback(Clock())
         trainer.train()
         losses = [x["loss"] for x in trainer.state.log_history if "loss" in x]
-    print(json.dumps(said | {"losses": losses, "before": before, "rows": len(trainer.train_dataset)}))
+    print(json.dumps(record | {"losses": losses, "before": before, "rows": len(trainer.train_dataset)}))
     return 0
 
 

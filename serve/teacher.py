@@ -90,8 +90,8 @@ class Teacher:
         batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
         with torch.inference_mode():
             batch = {name: value.to(self.device) for name, value in batch.items()}
-            said = Whole(self.model, temperature, self.tokens).likeliest(batch, k)
-        return said.tokens_NK.int().cpu().numpy(), said.logp_NK.cpu().numpy()
+            found = Whole(self.model, temperature, self.tokens).likeliest(batch, k)
+        return found.tokens_NK.int().cpu().numpy(), found.logp_NK.cpu().numpy()
 
     def __call__(self, request) -> str:
         return "A teacher for distillation. Students call it through Ray (train.teacher: serve:NAME).\n"

@@ -51,8 +51,8 @@ class Call:
         """Returns the rental of the path's id. Raises Refusal."""
         rental = world.rentals.get(self.request.path_params["id"])
         if not rental or not rental.alive or rental.machine.market != market:
-            said = {"vast": f"Instance {self.request.path_params['id']} not found.", "runpod": "pod not found"}
-            raise Refusal(404, "no_such_instance", said[market])
+            detail = {"vast": f"Instance {self.request.path_params['id']} not found.", "runpod": "pod not found"}
+            raise Refusal(404, "no_such_instance", detail[market])
         if self.only not in (None, rental):
             raise Refusal(403, "forbidden", "this key is of another instance")
         return rental

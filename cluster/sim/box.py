@@ -124,11 +124,11 @@ class NamespaceBox:
             env={"PATH": SYSTEM_PATH}, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdout
-        said = await self._process.stdout.readline()
-        if said != b"up\n":
-            said += await self._process.stdout.read()
+        output = await self._process.stdout.readline()
+        if output != b"up\n":
+            output += await self._process.stdout.read()
             await self.kill()
-            raise OSError(f"box.sh: {said.decode().strip()}")
+            raise OSError(f"box.sh: {output.decode().strip()}")
         self._watch = asyncio.create_task(self._ended(boot.ended))
 
     async def _ended(self, ended: Callable[[], Awaitable[None]]) -> None:

@@ -1,4 +1,4 @@
-"""cluster/head.py: what is rejected before anything starts, and where the key is sent."""
+"""cluster/head.py: errors before anything starts, and where the key is sent."""
 
 import os
 import socket

@@ -145,7 +145,7 @@ def test_those_who_wait_come_in_their_turn_and_no_more_than_at_once():
 
 
 def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
-    """503 for what was under way and what comes, with the time that a start takes; then answers again."""
+    """Requests in progress and new ones get 503 with the time that a start takes; then requests are answered again."""
 
     async def life():
         dead, closed = False, []
@@ -173,7 +173,7 @@ def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
             await asyncio.sleep(0.05)
             dead = True
             replies = [await under_way, await http.post("/v1/chat/completions", json=CHAT), await http.get("/health")]
-            await keeper.check()  # which is what Serve asks: no reason to replace the replica
+            await keeper.check()  # Serve calls this: it has no reason to replace the replica
             started.set()
             await keeper.replacing
             return replies, closed, await http.post("/v1/chat/completions", json=CHAT)
