@@ -8,7 +8,7 @@ from lib import exchange
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.9, 1), (0.2, 0)])
-def test_steps_that_mostly_wait_are_worth_a_word(seconds, said, monkeypatch):
+def test_steps_that_mostly_wait_are_reported(seconds, said, monkeypatch):
     """Steps of 1 s; the first ones don't count."""
     now, lines = [0.0], []
     monkeypatch.setattr(exchange.time, "monotonic", lambda: now[0])

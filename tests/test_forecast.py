@@ -35,7 +35,7 @@ def test_the_pace_of_the_first_steps_is_carried_over_to_the_others(tmp_path):
     )
 
 
-def test_finished_steps_tell_too_and_those_done_before_cost_nothing(tmp_path):
+def test_finished_steps_count_and_earlier_ones_cost_nothing(tmp_path):
     chain = Forecast({"sft": 2, "reward": 2, "dpo": 3, "eval": 4})
     chain.finished("sft", None)
     chain.finished("reward", 240.0)  # twice as slow

@@ -41,7 +41,9 @@ def wait_until(reached, process, log: Path, seconds: float = PATIENCE) -> None:
 
 
 @pytest.mark.slow
-def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model, chats_file, tmp_path, monkeypatch):
+def test_notified_at_any_step_it_saves_stops_and_resumes_to_the_same_bits(
+    tiny_model, chats_file, tmp_path, monkeypatch
+):
     """Two ranks. First its node is drained: it saves and continues. Then the budget is spent: it saves, stops and prints how to resume."""
     from ray.cluster_utils import Cluster
 

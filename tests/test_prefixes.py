@@ -110,7 +110,7 @@ def test_answers_are_written_as_before():
 @pytest.mark.parametrize(
     "settings", [{"attention_dropout": 0.1}, {"sliding_window": 8, "kind": "mistral"}, {"kind": "gpt2"}]
 )
-def test_models_of_which_this_would_not_be_true_are_left_alone(settings):
+def test_unsupported_models_are_left_alone(settings):
     kind = settings.pop("kind", "llama")
     shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 100} if kind == "gpt2" else SHAPE
     model = AutoModelForCausalLM.from_config(

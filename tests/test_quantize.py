@@ -189,7 +189,7 @@ def test_wrong_requests(runs, make_run, chats_file, tmp_path, monkeypatch):
             quantize_job.plan(quantize_job.parse(argv))
 
 
-def test_the_data_is_the_parents_unless_it_is_said(runs, pairs_file, chats_file, make_run):
+def test_the_data_is_the_parents_unless_given(runs, pairs_file, chats_file, make_run):
     base = Run(make_run("own-data"))
     base.write_json("job.yaml", base.job() | {"data": {"source": chats_file, "heldout_fraction": 0.5}})
     job = quantize_job.parse(["--model.base", base.path]).job

@@ -61,7 +61,7 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     p.create_node({"ladder": ANY}, WORKER, 1)  # the count restarts at zero
 
 
-def test_who_is_outbid_before_it_worked_has_not_failed(provider, sim):
+def test_a_box_outbid_before_it_worked_has_not_failed(provider, sim):
     p = provider()
     for _ in range(IN_A_ROW + 1):
         p.create_node({"ladder": ANY}, WORKER, 1)

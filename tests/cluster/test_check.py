@@ -89,7 +89,7 @@ def failed(made: Check, step: str, prove) -> str:
     return result.detail
 
 
-def test_the_cheapest_box_is_offered_at_its_price_and_a_no_rents_nothing(home, sim, capsys):
+def test_the_cheapest_box_is_offered_at_its_price_and_declining_rents_nothing(home, sim, capsys):
     asked = []
     made = Check(Cluster("check-test", Asked(("vast", "runpod"))), lambda question: bool(asked.append(question)))
     assert made.run() is False
@@ -202,7 +202,7 @@ def test_a_budget_that_is_reached_is_named(renting, sim):
     assert "the budget of $1 is reached" in monkey
 
 
-def test_what_could_not_be_destroyed_is_said_with_the_command_that_ends_it(renting, sim, monkeypatch):
+def test_a_failed_destruction_is_reported_with_the_command_that_ends_it(renting, sim, monkeypatch):
     made, _ = renting()
     monkeypatch.setattr("cluster.ending.AGAIN_S", 0.0)
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=100)

@@ -199,7 +199,7 @@ class Done(BaseModel):
         ("runpod", {"title": "Not Found", "status": 404, "detail": "The requested Pod does not exist."}),
     ],
 )
-def test_what_the_market_says_is_gone_is_no_error(market, body):
+def test_a_rental_that_is_already_gone_is_no_error(market, body):
     with serving((404, body)) as (url, got):
         MARKETS[market](KEY, url).destroy("7")
     assert got[0][0] == "DELETE"

@@ -151,7 +151,7 @@ def test_a_kind_that_is_down_is_left_alone_for_a_while_and_the_others_are_not(si
     assert not any("/api/" in k for k in new) and new["POST /v2/pods 201"] == 1
 
 
-def test_a_market_that_nobody_reaches_is_left_alone_whole(sim, markets, tmp_path, monkeypatch):
+def test_an_unreachable_market_is_skipped_entirely(sim, markets, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "sleep", lambda s: None)
     kept = Memory(tmp_path / "m")
     markets["vast"] = Vast("k", "http://127.0.0.1:9", pace=1000)

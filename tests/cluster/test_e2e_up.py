@@ -27,7 +27,7 @@ def laptop(boxes, shared, tmp_path):
     box.close()
 
 
-def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undisturbed, monkeypatch):
+def test_up_outbid_midway_same_bits_down(laptop, boxes, shared, undisturbed, monkeypatch):
     """A head from RunPod rents its workers on Vast, for a cluster with earlier rentals."""
     options, expected = undisturbed
     name, config = "e2e-vast", shared / "cluster.yaml"

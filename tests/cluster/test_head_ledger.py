@@ -116,7 +116,7 @@ def test_a_ledger_that_is_open_takes_in_what_was_fetched(on, head):
     assert [e.id for e in ledger.living()] == ["1", "3"] and len(ledger.entries()) == 3
 
 
-def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, head, capsys, monkeypatch):
+def test_an_unreachable_head_is_reported_with_the_age_of_our_copy(on, head, capsys, monkeypatch):
     _, _, sshd = head
     on("laptop", 3600)
     assert cost.main(["c"]) == 0 and "its head" not in capsys.readouterr().out
@@ -131,14 +131,14 @@ def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, hea
     assert json.loads((cost.main(["c", "--json"]), capsys.readouterr().out)[1])[0]["incomplete"]
 
 
-def test_a_head_that_ended_before_its_ledger_was_fetched_is_said(on, head):
+def test_a_head_that_ended_before_its_ledger_was_fetched_is_reported(on, head):
     on("laptop", 3600)
     Ledger("c").observe("vast", [], T + 3600)  # it destroyed itself
     (copy,) = head_ledger.fetch("c")
     assert copy.says(T).startswith("the ledger of its head vast-1 was never fetched (it has ended)")
 
 
-def test_what_is_no_ledger_is_refused_and_the_own_one_stays(on, head, tmp_path):
+def test_a_file_that_is_no_ledger_is_refused_and_ours_stays(on, head, tmp_path):
     on("laptop", 3600)
     for lines in (b"{half\n", b'{"at": 1, "event": "rented"}\n', b"[]\n"):
         (tmp_path / "head/.shoestring/c/ledger.jsonl").write_bytes(lines)

@@ -150,7 +150,7 @@ def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):
     assert provider().non_terminated_nodes({}) == [id]
 
 
-def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monkeypatch):
+def test_a_rental_that_could_not_be_destroyed_is_not_reported_as_ended(provider, sim, monkeypatch):
     """An outbid machine is no longer a node, but its disk is still billed."""
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     p = provider()

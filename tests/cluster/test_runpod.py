@@ -71,7 +71,7 @@ def test_there_is_no_spot(sim, market):
     assert not RunPod.has_spot and market.offers(Want(gpus=("RTX 4090",))) == [] and sim.state()["calls"] == before
 
 
-def test_one_cloud_that_fails_hides_not_the_other(market, caplog):
+def test_a_failing_cloud_does_not_hide_the_other(market, caplog):
     """Whatever the vendor changes in one, as it did with spot."""
     every = market.offers(Want(gpus=("RTX 4090",), spot=False))
     answer = market.client.http._transport.handle_request

@@ -97,7 +97,7 @@ class TestOnABox:
         except (click.ClickException, subprocess.CalledProcessError) as e:  # its sshd isn't up yet
             return str(e)
 
-    def test_a_driver_that_is_too_old_is_said_before_ray_joins_and_the_machine_remembered(self, provider, sim):
+    def test_an_old_driver_is_reported_before_ray_joins_and_the_machine_remembered(self, provider, sim):
         sim.control("next", market="vast", fault="driver")
         p = provider(network="flat")
         p.create_node({"ladder": [RUNG]}, HEAD, 1)

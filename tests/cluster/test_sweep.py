@@ -92,7 +92,7 @@ def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
     assert "Nothing else is left behind there. What runs at vast isn't known" in capsys.readouterr().out
 
 
-def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, capsys):
+def test_a_rental_that_could_not_be_destroyed_is_reported(rent, sim, monkeypatch, capsys):
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     id = rent("c")
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=9)
@@ -100,7 +100,7 @@ def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, ca
     assert f"vast-{id} could not be destroyed" in capsys.readouterr().err
 
 
-def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeypatch, capsys):
+def test_an_unreadable_store_does_not_stop_a_sweep(rent, sim, monkeypatch, capsys):
     """A shell without the credentials of budget.store can sweep, but still can't rent."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -160,7 +160,7 @@ def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys)
     assert ssh.main([node]) == 2 and f"{node} can't be logged in to: it is lost" in capsys.readouterr().err
 
 
-def test_a_head_that_ended_by_itself_costs_no_more_and_is_said(rent, sim, capsys):
+def test_a_head_that_ended_on_its_own_costs_no_more_and_is_reported(rent, sim, capsys):
     """Whatever this machine's ledger recorded last: its market is queried if the head can't be."""
     id = rent("c", "k=h", kept=True)
     Ledger("c").note(head_ledger.LED, f"vast-{id}")

@@ -92,7 +92,7 @@ def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatc
 
 
 @pytest.mark.slow
-def test_what_waits_fails_when_the_engine_closes(started):
+def test_waiting_requests_fail_when_the_engine_closes(started):
     waiting = [started.generate(m, PROMPTS, Sampling(max_new_tokens=n)) for m in ("base", "sft") for n in range(1, 30)]
     time.sleep(0.1)
     started.close()

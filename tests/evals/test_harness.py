@@ -165,7 +165,7 @@ def test_requests_that_are_wrong(job, tmp_path):
     assert "no file" in said and "nowhere.yaml" in said and "no key task" in said
 
 
-def test_a_gate_on_a_task_file_and_one_on_a_metric_that_a_task_has_not(job, files):
+def test_gates_on_a_task_file_and_on_an_unknown_metric(job, files):
     """A rule may use the name of lm-eval's task; a metric that our task doesn't have is rejected before the work."""
     plan(replace(job, gate=[Rule("toy_choice.acc", "tiny", at_least=0.1)]))
     with pytest.raises(ValueError, match=r"gate\[0\].metric: toy_chioce.acc: .*Nearest: toy_choice"):

@@ -58,7 +58,7 @@ def test_win_rates_of_two_tasks_have_titles_of_their_own(report):
     assert [p["title"] for p in panels.scores(report)] == ["dpo wins over sft", "mt_bench: dpo wins over sft"]
 
 
-def test_frontiers_need_two_points_and_know_the_price(report):
+def test_frontiers_need_two_points_and_include_the_price(report):
     assert panels.frontiers(report) == []
     report.settings["usd_per_hour"] = 0.36
     for decoding, value, seconds in (("greedy", 0.5, 1.0), ("best_of_4", 0.7, 4.0)):

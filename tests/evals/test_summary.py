@@ -150,7 +150,7 @@ def test_a_half_percent_is_shown(right, n, shown):
     assert formatting.show(summary.metric(s, 0)) == shown
 
 
-def test_of_a_narrow_interval_the_ends_have_a_decimal():
+def test_narrow_intervals_have_a_decimal():
     m = Metric("t", "m", "r", 0.42449, 0.41749, 0.43151, 20_000, "Wilson", kind="proportion")
     assert formatting.show(m) == "42.4% [41.7–43.2]"
 

@@ -21,7 +21,7 @@ def refusing(refused: range):
     return lambda p: (400, {}) if any(f"question {i}." in p for i in refused) else better(p)
 
 
-def test_refused_questions_in_a_row_are_no_silence(api, panel):
+def test_refused_questions_in_a_row_do_not_mean_a_dead_endpoint(api, panel):
     """Twelve in a row: the endpoint answers each, so the other questions are sent too, and the refused ones are counted."""
     ours = panel(api(refusing(range(6))).judge(at_once=1))
     assert [p.share for p in ours.compare(pairs(20))] == [None] * 6 + [1.0] * 14

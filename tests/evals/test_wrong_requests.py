@@ -93,7 +93,7 @@ def test_wrong_jobs(change, message, runs):
         plan(EvalJob(**good))
 
 
-def test_a_run_that_is_none_names_those_that_are(runs):
+def test_a_wrong_run_names_the_existing_ones(runs):
     """A misspelt run directory: the error names the nearest existing run."""
     with pytest.raises(ValueError, match=r"runs.sft: .*sftt.*sft"):
         plan(EvalJob(runs={"sft": runs["sft"] + "t"}))

@@ -67,7 +67,7 @@ def test_answers_written_together_are_those_written_alone(app):
     assert [text(r) for r in ask(few, *asked)] == alone
 
 
-def test_what_a_batch_does_not_heed_is_written_by_itself(app):
+def test_requests_that_the_batch_cannot_handle_run_alone(app):
     greedy = HELLO | {"temperature": 0, "max_tokens": 24}
     varied = greedy | {"generation_config": '{"no_repeat_ngram_size": 1}'}
     together = [text(r) for r in ask(app, greedy, varied, greedy, varied | {"stream": True})]

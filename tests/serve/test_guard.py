@@ -123,7 +123,7 @@ def test_a_flood_is_told_to_come_again():
     assert {r.headers["retry-after"] for r in replies if r.status_code == 429} == {"1"}
 
 
-def test_those_who_wait_come_in_their_turn_and_no_more_than_at_once():
+def test_waiting_requests_run_in_turn_and_at_most_at_once():
     app, most, inside, order = guard(at_once=3), 0, 0, []
     engine = app.keeper.engine.app
 
