@@ -1,4 +1,4 @@
-"""The HTTP applications of vLLM and of transformers, serving one run. Every use of vLLM's server is in this module."""
+"""The HTTP applications of vLLM and of transformers, serving one run. vLLM's server is used only here and in serve/resolver.py."""
 
 from __future__ import annotations
 
