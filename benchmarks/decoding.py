@@ -1,22 +1,22 @@
-"""Decoding and attention, measured: what each of the usual tricks is worth on this machine, in one run.
+"""Measures what each usual decoding and attention optimisation gains on this machine, in one run.
 
     python benchmarks/decoding.py [--model NAME|RUN] [--prompts 32] [--tokens 48] [--dtype float32] [--plot docs/decoding.png]
 
-Everybody writes the same number of tokens greedily (no early end) after the same prompts of exactly 32 and 256 tokens
-(pages of Python's manual), with the same weights, type and number of threads; what is divided by the seconds is the new
-tokens, so reading the prompt counts as work. The naive loop is what a beginner writes: one prompt at a time, all of it
-read again for every token. Then come transformers' generate without and with its KV cache, with the static cache, with
-each attention, our TransformersGenerator, and vLLM (in a process of its own, which sleeps while others work). Prompts
-share no beginning, so nobody gains by reading one once, and vLLM's prefix cache is emptied before each measurement.
+Every candidate generates the same number of tokens greedily (without ending early) after the same prompts of exactly 32 and 256
+tokens (pages of Python's manual), with the same weights, dtype and number of threads. Speed is new tokens per second, including the
+time to read the prompt. The naive loop is what a beginner writes: one prompt at a time, read again in full for every token. The other
+candidates are transformers' generate without and with its KV cache, with the static cache, and with each attention; our
+TransformersGenerator; and vLLM (in its own process, idle while others run). Prompts share no prefix, so prefix sharing gains nothing,
+and vLLM's prefix cache is emptied before each measurement.
 
-The candidates take turns, --repeats times, each time with other prompts; a speed is the median of its turns, a ratio the
-median of the ratios within a turn, so that a machine which is slower for a while is slow for all. Every answer is
-compared with that of generate with its KV cache and sdpa, all prompts in one batch. Exits 1 if one differs in float32;
-in bfloat16 rounding decides near-ties (lib/transformers_generator.py).
+The candidates take turns, --repeats times, with different prompts each time. A speed is the median over the turns, a ratio the median
+of the ratios within a turn, so that a temporarily slow machine is slow for all. Every answer is compared with that of generate with
+its KV cache and sdpa, all prompts in one batch. Exits with 1 if one differs in float32; in bfloat16, rounding decides near-ties
+(lib/transformers_generator.py).
 
-Folklore has 2-3x for the KV cache and 10-20x for vLLM over the naive loop; the table says what is true where it runs.
-The cache saves reading T tokens again for each new one, so its worth grows with T, and it is worth less than T where one
-token's pass is bound by reading the weights from memory; batches use these same weights for more rows.
+Folklore credits the KV cache with 2-3x and vLLM with 10-20x over the naive loop; the table shows the ratios on this machine. The cache
+saves rereading T tokens for each new one, so its gain grows with T, but stays below T where a single-token pass is bound by reading the
+weights from memory; a batch uses the same weights for more rows.
 """
 
 from __future__ import annotations
@@ -35,19 +35,22 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 NAIVE, REFERENCE = "naive loop", "generate, KV cache, sdpa"
 Decode = Callable[[list[list[int]], int], list[list[int]]]
-"""(prompts, new tokens) → the new tokens of each, all prompts in one batch."""
+"""(prompts, number of new tokens) → the new tokens of each prompt, all prompts in one batch."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="name, folder or run")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub name, folder or run")
     parser.add_argument("--prompts", type=int, default=32, help="the largest batch")
     parser.add_argument("--tokens", type=int, default=48, help="new tokens of each answer")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 256], help="tokens of the prompts")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--threads", type=int, default=1, help="two that share their cores with others wait for each other"
+        "--threads",
+        type=int,
+        default=1,
+        help="threads per candidate; on shared cores, more than one wait for each other",
     )
     parser.add_argument("--plot", type=Path, help="a PNG of the speeds")
     parser.add_argument("--vllm", help=argparse.SUPPRESS)
@@ -77,7 +80,7 @@ def main() -> int:
 
 
 def prompts(tokenizer, length: int, count: int) -> list[list[int]]:
-    """Pages of Python's manual, cut to so many tokens where the text of these tokens reads as the very same tokens."""
+    """Returns pages of Python's manual, cut to `length` tokens; only those whose text is tokenised into the same tokens again."""
     from pydoc_data.topics import topics
 
     found = []
@@ -91,7 +94,7 @@ def prompts(tokenizer, length: int, count: int) -> list[list[int]]:
 
 
 def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[str, str], object]:
-    """The candidates that run in this process, on one copy of the weights; why others are left out; the tokenizer."""
+    """Returns the candidates that run in this process, sharing one copy of the weights; why others are left out; the tokenizer."""
     import torch
     from transformers.utils import is_flash_attn_2_available, logging
 
@@ -104,7 +107,7 @@ def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = TransformersGenerator(where, dtype, device)
     model, generator.ends = generator.model, set()
-    model.generation_config.eos_token_id = None  # nobody ends early
+    model.generation_config.eos_token_id = None  # no answer ends early
     decode = generator.encoder.tokenizer.decode
 
     def naive(asked, tokens):
@@ -158,7 +161,7 @@ def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[
 
 
 def in_vllm(where: str, dtype: str) -> int:
-    """In a process of its own: answers each line of the standard input, prompts and number of tokens, with a line."""
+    """Runs vLLM in its own process: reads prompts and a number of tokens per line of stdin, and prints a line of answers."""
     import torch
 
     from lib.vllm_generator import VllmGenerator
@@ -167,10 +170,10 @@ def in_vllm(where: str, dtype: str) -> int:
     from vllm import SamplingParams
 
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         generator.llm.reset_prefix_cache()
-        one = SamplingParams(temperature=0, max_tokens=asked["tokens"], ignore_eos=True)
-        outputs = generator._run(asked["prompts"], [one] * len(asked["prompts"]))
+        one = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True)
+        outputs = generator._run(request["prompts"], [one] * len(request["prompts"]))
         print("RESULT", json.dumps([list(o.outputs[0].token_ids) for o in outputs]), flush=True)
     return 0
 
@@ -180,15 +183,15 @@ def ask(server: subprocess.Popen, asked: list[list[int]], tokens: int) -> list[l
     for line in server.stdout:
         if line.startswith("RESULT "):
             return json.loads(line.removeprefix("RESULT "))
-    raise SystemExit(f"vLLM's process ended with {server.wait()}; what it said is above.")
+    raise SystemExit(f"vLLM's process ended with exit code {server.wait()}; its output is above.")
 
 
 def measure(candidates: dict[str, Decode], pools: dict[int, list[list[int]]], sizes: list[int], options):
-    """({(candidate, length, batch): tokens per second in each turn}, {candidate: [answers equal, answers]})."""
+    """Returns ({(candidate, length, batch): tokens per second in each turn}, {candidate: [equal answers, answers]})."""
     speeds: dict[tuple[str, int, int], list[float]] = {}
     equal = {name: [0, 0] for name in candidates}
     truth = {n: candidates[REFERENCE](pool, options.tokens) for n, pool in pools.items()}
-    for decode in candidates.values():  # what is done once, at the first call
+    for decode in candidates.values():  # warm-up: one-time work of the first call
         for pool in pools.values():
             decode(pool[:2], 2)
     for turn in range(options.repeats):
@@ -196,7 +199,7 @@ def measure(candidates: dict[str, Decode], pools: dict[int, list[list[int]]], si
             for size in sizes:
                 for name, decode in candidates.items():
                     if (name == NAIVE and size > 1) or ("no KV" in name and (size > 8 or size * length > 256)):
-                        continue  # a batch makes them no faster, and takes its multiple of seconds
+                        continue  # batching makes these no faster, so it would only multiply the time
                     at = [(turn * size + i) % len(pool) for i in range(size)]
                     began = time.perf_counter()
                     written = decode([pool[i] for i in at], options.tokens)

@@ -1,12 +1,11 @@
-"""Our evaluation against lm-eval's hf backend: the same tasks, model and machine, in one run.
+"""Compares our evaluation with lm-eval's hf backend: the same tasks, model and machine, in one run.
 
     python benchmarks/eval.py [--model HuggingFaceTB/SmolLM2-135M-Instruct] [--questions 40] [--texts 12]
 
-The tasks are lm-eval's kinds on the demo's generated data: multiple choice (which of four ticket lines, after two solved
-examples, is right), answers until a line ends, and the perplexity of whole texts. lm-eval runs in a process of its own
-with every core and the best of the batch sizes tried; ours is jobs/eval.py's engine with one and with two processes.
-Seconds are of the work, loading the model left out on both sides; float32, so that scores can be equal. Exits 1 if a
-score differs by more than 1e-4 (relative).
+The tasks are lm-eval's kinds on the demo's generated data: multiple choice (which of four ticket lines is right, after two solved
+examples), answers up to the end of a line, and the perplexity of whole texts. lm-eval runs in its own process with every core and the
+best of the tried batch sizes; ours is jobs/eval.py's engine with one and with two processes. Times exclude loading the model on both
+sides; float32, so that scores can be equal. Exits with 1 if a score differs by more than 1e-4 (relative).
 """
 
 from __future__ import annotations
@@ -74,24 +73,24 @@ def main() -> int:
 
 
 def tasks(folder: Path, questions: int, texts: int) -> list[str]:
-    """Writes data and YAML of the three tasks; returns the YAML files."""
+    """Writes the data and the YAML files of the three tasks; returns the YAML files."""
     import yaml
 
     from lib.evals.demo import DemoTask
 
     examples = DemoTask().examples(questions + 3)
-    said = [
+    solutions = [
         (e.prompt[-1]["content"], e.reference if isinstance(e.reference, str) else str(e.reference)) for e in examples
     ]
-    solved = "".join(f"{q}\nTicket: {a}\n\n" for q, a in said[:2])
+    solved = "".join(f"{q}\nTicket: {a}\n\n" for q, a in solutions[:2])
     rng, rows = random.Random(0), []
-    for q, a in said[3:]:
-        wrong = rng.sample([x for _, x in said if x != a], 3)
+    for q, a in solutions[3:]:
+        wrong = rng.sample([x for _, x in solutions if x != a], 3)
         choices = [f" {c}" for c in [a, *wrong]]
         rng.shuffle(choices)
         row = {"question": f"{solved}{q}\nTicket:", "choices": choices, "answer": choices.index(f" {a}")}
         rows.append(
-            row | {"text": "" if len(rows) >= texts else "\n".join(f"{q} {a}" for q, a in said[len(rows) :][:8])}
+            row | {"text": "" if len(rows) >= texts else "\n".join(f"{q} {a}" for q, a in solutions[len(rows) :][:8])}
         )
     out = []
     for name, kind in KINDS.items():
@@ -112,7 +111,7 @@ def tasks(folder: Path, questions: int, texts: int) -> list[str]:
 
 
 def theirs(model: str, folder: str, batch: int) -> int:
-    """In a process of its own: seconds and scores of lm-eval's hf backend."""
+    """Runs lm-eval's hf backend in its own process; prints its seconds and scores."""
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -135,7 +134,7 @@ def theirs(model: str, folder: str, batch: int) -> int:
 
 
 def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
-    """Seconds of each task, from the first request to its scores, with the model loaded before; and the scores."""
+    """Returns the seconds of each task, from the first request to its scores with the model already loaded, and the scores."""
     from lib.evals import harness, summary
     from lib.evals.context import Context
     from lib.evals.engine import Engine
@@ -154,7 +153,9 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     seconds, scores = {}, {}
     try:
         with Engine(planned.specs, workers, say=lambda line: None) as engine:
-            warm = [f"warm {i}" for i in range(128)]  # two shards, so that every process has loaded the model
+            warm = [
+                f"warm {i}" for i in range(128)
+            ]  # two shards, so that every process loads the model before the timing
             engine.generate("m", warm, Sampling(max_new_tokens=1)).result()
             context = Context(request, engine, None, None)
             for name in request.tasks:

@@ -1,11 +1,11 @@
-"""Which quantised format loads in which engine, by trying: every method of jobs/quantize.py on one run, in one table.
+"""Tries which quantised format loads in which engine: every method of jobs/quantize.py on one run, in one table.
 
     python benchmarks/formats.py [--run RUN] [--limit 200] [--out runs/formats]
 
-Each method makes a run below --out; each run (and the one before quantisation) is then loaded by transformers and by vLLM
-in a process of its own with one core, answers held-out prompts one by one and 16 at a time (lib/compression/measure.py), and
-those that load are scored on the same examples (lib/evals). What doesn't load says the first line of its error. Where vLLM
-isn't installed its column says so. On this machine's CPU; GPUs are "not tried". A run that is there already isn't made again.
+Each method makes a run below --out. Each run (and the original) is loaded by transformers and by vLLM in its own process with one
+core and answers held-out prompts one by one and 16 at a time (lib/compression/measure.py); those that load are scored on the same
+examples (lib/evals). For a run that doesn't load, the table has the first line of the error; if vLLM isn't installed, its column
+notes that. Everything runs on this machine's CPU; GPUs are "not tried". Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="what to quantise")
-    parser.add_argument("--limit", type=int, default=200, help="examples of each task")
+    parser.add_argument(
+        "--run", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="run, folder or hub name to quantise"
+    )
+    parser.add_argument("--limit", type=int, default=200, help="examples per task")
     parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
-    parser.add_argument("--out", default="runs/formats", help="where the runs and the reports go")
+    parser.add_argument("--out", default="runs/formats", help="folder for the runs and reports")
     options = parser.parse_args()
     from lib import data, models, ray_session, vllm_generator
     from lib.apart import apart
@@ -70,7 +72,7 @@ def main() -> int:
 
 
 def _try(path: str, vllm: bool, job, prompts: list):
-    """What the model needs, or why it can't be loaded; in the process that tries, as not every error can leave it."""
+    """Returns the model's memory and speed, or why it can't be loaded, as text, since not every exception can be pickled."""
     from lib.compression.measure import needs
 
     try:
@@ -81,7 +83,7 @@ def _try(path: str, vllm: bool, job, prompts: list):
 
 
 def table(sizes: dict[str, int], found: dict, scores: dict) -> str:
-    """Markdown: a line per method and engine."""
+    """Returns a Markdown table with a line per method and engine."""
     from lib.evals.formatting import show
     from lib.evals.render import table as score_rows
 

@@ -1,12 +1,12 @@
-"""What our job costs over bare TRL on the same work: steady tokens/s, start to first step, memory, and whether the losses agree.
+"""Compares our job with bare TRL on the same work: steady tokens/s, time to the first step, memory, and losses.
 
     python benchmarks/overhead.py [--stage sft | reward | dpo] [--steps 12] [--repeats 3] [--train.KEY VALUE …]
 
-Both sides run the same job in turn, in one go on one machine, one worker each, with the same model, rows, TRL
-arguments, threads and malloc settings; bare is the stage's `build` called in a plain process (itself TRL and nothing
-else of ours around it). Both train, measure the held-out loss and write the merged model. Steady is the median step
-after the first two. On a CPU ours leaves operations out (lib/head.py, lib/prefixes.py, lib/lora.py); with --same-work bare
-does too, which leaves the cost of Ray and of keeping the run. Prints a table of ratios and exits 0.
+Both sides run the same job in turn on one machine, with one worker each and the same model, rows, TRL arguments, threads and malloc
+settings. Bare TRL is the stage's `build` called in a plain process, with nothing else of ours around it. Both train, measure the
+held-out loss and write the merged model. The steady speed is that of the median step after the first two. On a CPU our job skips
+operations (lib/head.py, lib/prefixes.py, lib/lora.py); with --same-work bare TRL skips them too, which isolates the cost of Ray and of
+keeping the run. Prints a table of ratios and exits with 0.
 """
 
 import argparse
@@ -24,7 +24,7 @@ STAGES = ("sft", "reward", "dpo")
 
 
 def bare(job_json: str, started: float, same_work: bool) -> None:
-    """In a process of its own: the Trainer that our worker would get, and trainer.train()."""
+    """Builds the Trainer that our worker would get and trains it, in its own process."""
     import resource
 
     import torch
@@ -60,7 +60,7 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
 
 
 def clock(base: type, started: float):
-    """A callback that prints when each step ended, with the tokens seen so far."""
+    """Returns a callback that prints when each step ended."""
 
     class Clock(base):
         def on_step_end(self, args, state, control, **kwargs):
@@ -72,12 +72,10 @@ def clock(base: type, started: float):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, default="sft")
-    parser.add_argument("--config", help="default: configs/STAGE.yaml")
+    parser.add_argument("--config", help="the job's YAML (default: configs/STAGE.yaml)")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--same-work", action="store_true", help="leave the same operations out of bare TRL's steps too"
-    )
+    parser.add_argument("--same-work", action="store_true", help="skip the same operations in bare TRL's steps")
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     options, extra = parser.parse_known_args()
@@ -143,7 +141,7 @@ def main() -> None:
 
 
 def steady(side: dict) -> float:
-    """Tokens per second: median over the steps after the second."""
+    """Returns tokens per second, the median over the steps after the second."""
     speeds = [
         (side["tokens"][i] - side["tokens"][i - 1]) / (side["steps"][i] - side["steps"][i - 1])
         for i in range(2, len(side["steps"]))

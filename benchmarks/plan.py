@@ -1,10 +1,10 @@
-"""What `python -m cluster plan` says about seven jobs, and what they take here: peak memory of a worker, and time.
+"""Compares the estimates of `python -m cluster plan` for seven jobs with measurements: a worker's peak memory, and time.
 
     python benchmarks/plan.py [--steps 4] [--jobs sft-lora dpo]
 
-Real jobs on SmolLM2-135M and the demo's rows, in turn, each in processes of its own. Memory is predicted before anything runs; the
-constants of cluster/footprint.py come from this machine and jobs like the first five, the last two are others. Time
-is predicted from the speeds that the other jobs of the same precision showed, never from a job's own run. Prints a table of errors.
+The jobs run for real, in turn, on SmolLM2-135M and the demo's rows, each in its own processes. Memory is predicted before anything
+runs; the constants of cluster/footprint.py were fitted on this machine to jobs like the first five, not the last two. Time is predicted
+from the measured speeds of the other jobs of the same precision, never from the job's own run. Prints a table of errors.
 """
 
 import argparse
@@ -32,7 +32,7 @@ JOBS = {
     ),
     "dpo-full": ("dpo", 1, ["--scale.micro_batch", "2"]),
 }
-"""Name → stage, workers, options."""
+"""{job: (stage, workers, options)}"""
 
 
 def main() -> None:
@@ -111,7 +111,11 @@ def show(rows: list) -> None:
             (seconds, p["seconds"]["train"]),
             (seconds + start, p["seconds"]["total"]),
         )
-        cells = [c for said, was in pairs for c in (f"{said:.0f}", f"{was:.0f}", f"{said / was - 1:+.0%}")]
+        cells = [
+            c
+            for predicted, actual in pairs
+            for c in (f"{predicted:.0f}", f"{actual:.0f}", f"{predicted / actual - 1:+.0%}")
+        ]
         table.add_row(name, str(work.job.scale.workers), p["precision"], *cells, fast.how)
     Console(width=170).print(table)
 

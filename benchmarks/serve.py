@@ -1,19 +1,19 @@
-"""Our deployment against vLLM's own server: the same model, threads and load, in one run.
+"""Compares our deployment with vLLM's own server: the same model, threads and load, in one run.
 
     .venv-vllm/bin/python benchmarks/serve.py [--run HuggingFaceTB/SmolLM2-135M-Instruct] [--requests 96] [--tokens 48]
     .venv-vllm/bin/python benchmarks/serve.py --engine transformers --dtype float32 --clients 1 16
 
 Ours is `serve run serve.app:app` (Ray Serve's proxy, our guard, vLLM's application or transformers' in a replica); theirs is `python -m
-vllm.entrypoints.openai.api_server`. They are started in turn, ours, theirs, theirs, ours, each alone on the machine, so that
-drift cancels. Each gets streaming chat requests of a fixed number of tokens over loopback: closed loops (--clients, each of
-which asks again as soon as it is answered), then arrivals as a Poisson process at 70% of the requests per second that
-the first of the four turns answered to the last of these loops. No two prompts begin alike, so the prefix cache gives nothing. The clients
-run on the same cores, in this process. Both get the environment of our replicas (lib/hardware.py, lib/vllm_generator.py);
-with --as-it-comes vLLM's server takes its own threads and allocator, as when somebody just starts it.
+vllm.entrypoints.openai.api_server`. They run in the order ours, theirs, theirs, ours, each alone on the machine, so that drift
+cancels. Each gets streaming chat requests of a fixed number of tokens over loopback: first closed loops (--clients, each of which sends
+its next request as soon as the last one is answered), then Poisson arrivals at 70% of the requests per second that the first of the
+four turns reached in the last closed loop. No two prompts share a prefix, so the prefix cache gains nothing. The clients run on the
+same cores, in this process. Both servers get the environment of our replicas (lib/hardware.py, lib/vllm_generator.py); with
+--as-it-comes, vLLM's server uses its own default threads and allocator.
 
-Tokens/s are all tokens of a side's two turns by their seconds, beside the ratio of each turn; percentiles are over the
-requests of both turns. Cold start is from the command to the first answered request, mean of two. Memory is PSS
-(shared pages counted once) of the whole process tree, Ray's own processes with it, the most seen after any load.
+Tokens/s is the total of a side's two turns divided by their seconds, shown beside the ratio of each turn; percentiles are over the
+requests of both turns. Cold start is the time from the command to the first answered request, mean of two. Memory is the PSS (shared
+pages counted once) of the whole process tree, including Ray's own processes, at its highest after any load.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ POISSON = "Poisson, 70%"
 
 @dataclass
 class Reply:
-    """Seconds: from the request to its first token, between two tokens (mean), and when it ended."""
+    """Seconds from the request to its first token, mean seconds between tokens, and the time when it ended."""
 
     first: float
     between: float
@@ -62,20 +62,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="run, folder or name")
     parser.add_argument(
-        "--requests", type=int, default=96, help="of each load; one client alone asks a quarter of them"
+        "--requests", type=int, default=96, help="requests per load; a single client sends a quarter of them"
     )
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="behind our deployment")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at once, of each closed loop")
-    parser.add_argument("--as-it-comes", action="store_true", help="no environment of ours for vLLM's own server")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="engine of our deployment")
+    parser.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 8, 32], help="concurrent clients of each closed loop"
+    )
+    parser.add_argument("--as-it-comes", action="store_true", help="run vLLM's own server with its default environment")
     options = parser.parse_args()
     from lib import hardware, vllm_generator
 
     if not vllm_generator.installed():
         print('vLLM is not installed here: make vllm, or with a GPU pip install -e ".[gpu]".', file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the server would outlive us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the server would outlive this process
     vllm_generator.environment("WARNING", "cuda" if hardware.local_gpus() else "cpu")
     turns: list[tuple[str, Turn]] = []
     rate = None
@@ -90,12 +92,12 @@ def main() -> int:
 
 
 def loads(options) -> list[str]:
-    """Names of the closed loops."""
+    """Returns the names of the closed loops."""
     return [f"{n} client{'s' if n > 1 else ''}" for n in options.clients]
 
 
 def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """What starts the server, and its environment."""
+    """Returns the command that starts the server, and its environment."""
     import yaml
 
     from lib import hardware, models
@@ -120,7 +122,7 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
 
 @contextmanager
 def serving(side: str, options) -> Iterator[tuple[str, object, float]]:
-    """One server until the block ends: (address, its psutil.Process, cold start in seconds)."""
+    """Runs a server until the block ends; yields (address, its psutil.Process, cold start in seconds)."""
     import httpx
     import psutil
 
@@ -156,7 +158,7 @@ def serving(side: str, options) -> Iterator[tuple[str, object, float]]:
 
 
 def ends(options) -> list[int]:
-    """Numbers of the tokens that would end an answer early."""
+    """Returns the ids of the tokens that would end an answer early."""
     from transformers import GenerationConfig
 
     from lib import models
@@ -166,9 +168,9 @@ def ends(options) -> list[int]:
 
 
 def asked(number: int, tokens: int, never: list[int]) -> dict:
-    """The request with this number: some 100 tokens of Python's manual, which the number makes unlike any other.
+    """Returns a request: some 100 tokens of Python's manual, made unique by the number.
 
-    never: tokens that the answer doesn't have (transformers' server knows no ignore_eos).
+    never: tokens that the answer must not contain (transformers' server has no ignore_eos).
     """
     from pydoc_data.topics import topics
 
@@ -199,7 +201,7 @@ async def ask(http, url: str, body: dict) -> Reply:
 
 
 async def closed(http, url: str, clients: int, bodies: list[dict]) -> list[Reply]:
-    """Each client asks its next question once it has its answer."""
+    """Runs a closed loop: each client sends its next request once the last one is answered."""
     left = iter(bodies)
 
     async def client() -> list[Reply]:
@@ -209,7 +211,7 @@ async def closed(http, url: str, clients: int, bodies: list[dict]) -> list[Reply
 
 
 async def poisson(http, url: str, rate: float, bodies: list[dict]) -> list[Reply]:
-    """Questions come `rate` times a second, whether the earlier ones are answered or not; always at the same moments."""
+    """Sends `rate` requests per second as a Poisson process, regardless of earlier answers; the arrival times are always the same."""
     dice, at, under_way = random.Random(0), time.perf_counter(), []
     for body in bodies:
         at += dice.expovariate(rate)
@@ -219,7 +221,7 @@ async def poisson(http, url: str, rate: float, bodies: list[dict]) -> list[Reply
 
 
 async def measure(side: str, options, rate: float | None) -> Turn:
-    """rate: of the arrivals; None takes it from this turn's own last closed loop."""
+    """Runs one turn. rate: Poisson arrivals per second; None: derived from this turn's last closed loop."""
     import httpx
     import psutil
 
@@ -234,7 +236,7 @@ async def measure(side: str, options, rate: float | None) -> Turn:
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
         async with httpx.AsyncClient(timeout=600, limits=limits) as http:
             never = ends(options)
-            await closed(http, url, 32, [asked(n, 4, never) for n in range(1, 33)])  # what is done once
+            await closed(http, url, 32, [asked(n, 4, never) for n in range(1, 33)])  # warm-up
             turn, at = Turn(cold, pss(), {}, {}), 100
             for load, clients in zip((*loads(options), POISSON), (*options.clients, None), strict=True):
                 count = max(1, options.requests // 4) if clients == 1 else options.requests
@@ -251,7 +253,7 @@ async def measure(side: str, options, rate: float | None) -> Turn:
 
 
 def speed(turns: list[Turn], load: str) -> float:
-    """Tokens per second."""
+    """Returns tokens per second."""
     return sum(r.tokens for t in turns for r in t.replies[load]) / sum(t.seconds[load] for t in turns)
 
 

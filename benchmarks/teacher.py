@@ -1,11 +1,12 @@
-"""What reading the teacher once saves: the same distillation with it beside the student and from what was kept of it.
+"""Measures what running the teacher only once saves: the same distillation with the teacher in memory and from its stored distributions.
 
     python benchmarks/teacher.py [--base HuggingFaceTB/SmolLM2-135M-Instruct] [--steps 8] [--repeats 2] [--train.KEY VALUE …]
 
-configs/distill.yaml (8 of the teacher's layers are the student) with the base as teacher, in processes of one thread, in turn:
-whole (every probability, the teacher's pass in every step), kept (train.top_k: 64, worked out before the first step) and none
-(train.hard_weight: 1, the tokens alone: what no teacher can be cheaper than). All take the same rows in the same order, so a ratio is of one step with itself. An epoch of what is kept costs its steps alone from
-the second on; what the first costs more, the working out, is printed. CPU seconds are the process's own, whatever else runs.
+Runs configs/distill.yaml (the student has 8 of the teacher's layers) with the base as teacher, in single-threaded processes, in turn:
+whole (all probabilities, with a pass of the teacher in every step), kept (train.top_k: 64, computed before the first step) and none
+(train.hard_weight: 1, the tokens alone, a lower bound on the cost). All take the same rows in the same order, so a ratio compares the
+same step. From the second epoch on, kept costs only its steps; the extra cost of the first epoch, computing the distributions, is
+printed. CPU seconds are those of the process itself, independent of other load.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ sys.path.insert(0, str(ROOT))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--base", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="the teacher; the student is cut of it"
+        "--base",
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        help="the teacher, from whose layers the student is made",
     )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
@@ -70,7 +73,7 @@ def main() -> int:
 
 
 def train(job_json: dict) -> int:
-    """In a process of its own: the trainer that a worker would get; says when each step ended."""
+    """Runs the trainer that a worker would get, in its own process; prints when each step ended."""
     import torch
     from transformers import TrainerCallback
 
@@ -81,12 +84,12 @@ def train(job_json: dict) -> int:
 
     job = Job.from_dict(job_json)
     torch.set_num_threads(job.scale.cpus_per_worker)
-    said: dict[str, list] = {"wall": [], "cpu": [], "losses": []}
+    record: dict[str, list] = {"wall": [], "cpu": [], "losses": []}
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            said["wall"].append(time.perf_counter())
-            said["cpu"].append(time.process_time())
+            record["wall"].append(time.perf_counter())
+            record["cpu"].append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
         args, _ = arguments(job, STAGE.config, 1, folder)
@@ -97,7 +100,7 @@ def train(job_json: dict) -> int:
         trainer.add_callback(Clock())
         trainer.train()
         losses = [x["loss"] for x in trainer.state.log_history if "loss" in x]
-    print(json.dumps(said | {"losses": losses, "before": before, "rows": len(trainer.train_dataset)}))
+    print(json.dumps(record | {"losses": losses, "before": before, "rows": len(trainer.train_dataset)}))
     return 0
 
 
@@ -114,9 +117,9 @@ def show(found: dict[str, list[dict]]) -> None:
                 f"  whole : {side} {statistics.median(ratios):.2f}× (quartiles {low:.2f}–{high:.2f} of {len(ratios)} steps)"
             )
     extra = first["before"] - found["kept"][-1]["before"]
-    print(f"working out what is kept of {first['rows']} rows: {extra:.1f} CPU seconds, once")
+    print(f"computing the stored distributions of {first['rows']} rows: {extra:.1f} CPU seconds, once")
     far = max(abs(a - b) / a for a, b in zip(found["whole"][0]["losses"], first["losses"], strict=True))
-    print(f"losses of the two differ by at most {far:.1%}")
+    print(f"losses of whole and kept differ by at most {far:.1%}")
 
 
 if __name__ == "__main__":

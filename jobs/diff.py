@@ -1,9 +1,9 @@
-"""What changed between two runs, and is it real: settings, paired scores, and the examples that changed most.
+"""Compares two runs: the settings that differ, their scores on the same examples, and the examples that changed most.
 
     python jobs/diff.py runs/quickstart/sft runs/quickstart/dpo
     python jobs/diff.py base dpo --report runs/eval
 
-Scores are those of an evaluation that has measured both (jobs/eval.py), compared on the same examples.
+The scores come from an evaluation that measured both runs (jobs/eval.py).
 """
 
 import argparse
@@ -11,11 +11,11 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: compared; 2: a run or a report that isn't there."""
+    """Returns 0 after the comparison. Exits with 2 if a run or report is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", help="a run, or its name in the report")
     parser.add_argument("b", help="the run to compare with it")
-    parser.add_argument("--report", help="run of the evaluation (default: the newest beside the runs that has both)")
+    parser.add_argument("--report", help="run of the evaluation (default: the newest beside the runs that covers both)")
     parser.add_argument("--examples", type=int, default=10, help="how many changed examples to show (default: 10)")
     options = parser.parse_args(argv)
     if options.examples < 0:

@@ -3,12 +3,12 @@
 L = α · hard + (1 − α) · T² · D(teacher ‖ student)        Hinton et al. 2015, https://arxiv.org/abs/1503.02531
 α is `train.hard_weight`, T `train.soft_temperature`, D `train.divergence`: lib/distillation.py.
 
-The student is `model.base`; with `train.keep_layers` it is made of it by leaving layers out.
+The student is `model.base`, or, with `train.keep_layers`, a copy of it with fewer layers.
 
     python jobs/distill.py --config configs/distill.yaml --train.teacher runs/quickstart/sft
-    python jobs/distill.py --config configs/distill.yaml --train.top_k 64                   # the teacher is read once, and let go
-    python jobs/distill.py --config configs/distill.yaml --train.answers teacher            # on its answers
-    python jobs/distill.py --config configs/distill.yaml --train.on_policy 0.5              # on the student's own
+    python jobs/distill.py --config configs/distill.yaml --train.top_k 64                   # run the teacher once, then unload it
+    python jobs/distill.py --config configs/distill.yaml --train.answers teacher            # on the teacher's answers
+    python jobs/distill.py --config configs/distill.yaml --train.on_policy 0.5              # half on the student's own answers
 """
 
 from lib import lessons

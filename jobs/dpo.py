@@ -3,7 +3,7 @@
     L(θ) = − log σ(β [log π_θ(y⁺|x)/π_ref(y⁺|x) − log π_θ(y⁻|x)/π_ref(y⁻|x)])
     Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, eq. 7.  β is `train.beta`; other losses by `train.loss_type`.
 
-The reference is the base that the job starts from: with an adapter the base with the adapter off, else a frozen copy.
+The reference is the base that the job starts from: with an adapter, the base with the adapter disabled; otherwise a frozen copy.
 
     python jobs/dpo.py --config configs/dpo.yaml --train.beta 0.05
 """

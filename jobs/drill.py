@@ -1,14 +1,14 @@
-"""Proves on your own job that nothing is lost: kills it, lets it go on, and compares the final weights bit for bit.
+"""Proves that interruptions don't change your job's result: kills the job, resumes it, and compares the final weights bit for bit.
 
     python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
 
-The job runs once undisturbed. Then, once per kill, it runs again and is disturbed at a chosen or random step:
-    worker    kill -9 of one training worker; Ray restarts the group by itself
+The job runs once undisturbed. Then it runs once per kill and is disturbed at a chosen or random step:
+    worker    kill -9 of one training worker; Ray restarts the group on its own
     driver    kill -9 of the job's own process, then --resume
     ray       kill -9 of the driver and every Ray process below it, then --resume
-    truncate  as driver, and the newest checkpoint loses the end of its largest file before --resume
-    flip      as driver, and one bit of that file is flipped
-Every run must end with the same SHA-256 of model/ and the same losses. Exit code 0 only then.
+    truncate  like driver, but the largest file of the newest checkpoint is also truncated before --resume
+    flip      like driver, but one bit of that file is also flipped before --resume
+Exits with 0 only if every run ends with the same SHA-256 of model/ and the same losses.
 """
 
 import argparse
@@ -29,7 +29,7 @@ KINDS = ("worker", "driver", "ray", "truncate", "flip")
 
 
 def start(stage: str, run: Run, config: str, extra: list[str], resume: bool = False) -> subprocess.Popen:
-    """Starts the job, its output in a file beside the run, so that a kill can't fill a pipe."""
+    """Starts the job and writes its output to a file beside the run, since an unread pipe could fill up and block the job."""
     where = ["--resume" if resume else "--run", run.path]
     log = Path(f"{run.path}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,8 @@ def start(stage: str, run: Run, config: str, extra: list[str], resume: bool = Fa
 
 
 def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: float) -> None:
-    """Kills when `step` has been logged, after `wait` more seconds. Raises RuntimeError if the job ended before that."""
-    damages = kind in ("truncate", "flip")  # which takes a checkpoint that is there
+    """Kills `wait` seconds after `step` has been logged. Raises RuntimeError if the job ends before that."""
+    damages = kind in ("truncate", "flip")  # these need a checkpoint to damage
     while not any(r["step"] >= step for r in run.metrics() if "loss" in r) or (damages and not checkpoint.steps(run)):
         if process.poll() is not None:
             raise RuntimeError(f"the job ended before step {step} was logged; its output is in {run.path}.log")
@@ -63,7 +63,7 @@ def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: flo
 
 
 def started_by(process: subprocess.Popen) -> list[psutil.Process]:
-    """All processes below it, Ray's too."""
+    """Returns all descendants of the process, including Ray's."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
@@ -82,7 +82,7 @@ def damage(run: Run, kind: str) -> None:
 
 
 def outcome(run: Run) -> tuple[str | None, list[tuple[int, float]]]:
-    """(SHA-256 of model/, logged losses) of a finished run."""
+    """Returns (SHA-256 of model/, logged losses) of a finished run."""
     return run.provenance().get("model_sha256"), [(r["step"], r["loss"]) for r in run.metrics() if "loss" in r]
 
 
@@ -90,19 +90,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the job's YAML; other options go to the job")
     parser.add_argument("--stage", help="file in jobs/ (default: the config's name)")
-    parser.add_argument("--kills", type=int, default=5, help="how often to disturb (default 5)")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="taken in turn (default: all)")
+    parser.add_argument("--kills", type=int, default=5, help="number of disturbed runs (default: 5)")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of kill, used in turn (default: all)"
+    )
     parser.add_argument("--at", type=int, nargs="+", help="steps to kill at, in turn (default: random)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", default="runs/drill", help="folder for the runs of the drill")
-    parser.add_argument("--dry-run", action="store_true", help="check the job as its own --dry-run does, kill nothing")
+    parser.add_argument("--dry-run", action="store_true", help="run the job's own --dry-run and kill nothing")
     options, extra = parser.parse_known_args()
     stage = options.stage or Path(options.config).stem
     if not (ROOT / "jobs" / f"{stage}.py").is_file():
         stages = [p.stem for p in (ROOT / "jobs").glob("*.py")]
         parser.error(f"--stage: there is no jobs/{stage}.py.{nearest(stage, stages)}")
     if options.kills < 1 or min(options.at or [1]) < 1:
-        parser.error("--kills and --at: must be 1 or more, or nothing is proved")
+        parser.error("--kills and --at: must be 1 or more")
     if options.dry_run:
         command = [sys.executable, f"jobs/{stage}.py", "--config", options.config, *extra, "--dry-run"]
         sys.exit(subprocess.run(command, cwd=ROOT).returncode)
@@ -142,6 +144,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print(
-            "\nInterrupted: nothing is proved. The runs so far are kept; type it again for new ones.", file=sys.stderr
+            "\nInterrupted before the proof was complete. The runs so far are kept; rerun the command to start new ones.",
+            file=sys.stderr,
         )
         sys.exit(130)

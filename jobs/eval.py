@@ -1,7 +1,7 @@
-"""Evaluate runs on held-out data: task scores, perplexity, preference accuracy, win rate, KL; then write the report.
+"""Evaluates runs on held-out data (task scores, perplexity, preference accuracy, win rate, KL) and writes a report.
 
-Every number comes with its n and 95% interval, and runs are compared on the same examples (lib/evals/statistics.py).
-Models work as Ray actors, one per GPU or CPU core (lib/evals/engine.py). What can be measured: lib/evals/tasks.py.
+Every number has its n and 95% interval, and runs are compared on the same examples (lib/evals/statistics.py).
+Models run as Ray actors, one per GPU or CPU core (lib/evals/engine.py). The tasks are listed in lib/evals/tasks.py.
 
     python jobs/eval.py --config configs/eval.yaml
     python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.sft runs/quickstart/sft --tasks demo perplexity

@@ -1,7 +1,7 @@
-"""ORPO: supervised fine-tuning on chosen answers that also lowers the odds of rejected ones, in one stage and without a reference.
+"""ORPO: supervised fine-tuning on chosen answers that also lowers the odds of rejected ones, in one stage without a reference.
 
 L(θ) = − mean log π_θ(y⁺_t) − λ log σ(log odds_θ(y⁺|x) − log odds_θ(y⁻|x))
-odds = p/(1 − p), log p the mean log-probability of the answer's tokens
+odds = p/(1 − p), where log p is the mean log-probability of the answer's tokens
 Hong et al. 2024, https://arxiv.org/abs/2403.07691, eq. 6 and 7.  λ is `train.beta`.
 
 python jobs/orpo.py --config configs/orpo.yaml

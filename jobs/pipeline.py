@@ -1,10 +1,10 @@
-"""A chain of jobs from one YAML: each step is a command anyone could type, and its run is named by a hash of its inputs.
+"""Runs a chain of jobs from one YAML file: each step is an ordinary command, and its run is named by a hash of its inputs.
 
     python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
 
-A step's hash covers its configuration, its data, its code, and (through their names) the runs it starts from. So
-running again skips what is done, goes on with what was interrupted, and does anew only what an edit has touched.
-<folder>/<step> is a link to the step's latest finished run, for use in other commands (local folders only).
+A step's hash covers its configuration, data and code and, through their names, the runs it starts from. A rerun
+therefore skips finished steps, resumes interrupted ones, and repeats only the steps that an edit affects.
+<folder>/<step> links to the step's latest finished run, for use in other commands (local folders only).
 """
 
 import argparse
@@ -33,18 +33,18 @@ from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent
 STEP = {"stage": "a job's name", "config": "a file's path", "set": "keys and values", "minutes": "a number"}
-"""Keys of a step and what they hold; minutes: how long it takes on some machine, which says how long it will here (lib/forecast.py)."""
+"""Keys of a step and their values. minutes: the step's duration on a reference machine, from which lib/forecast.py predicts it here."""
 DRIVER_ONLY = [
     f"lib.{name}" for name in (
         "stage.driver", "stage.plan", "stage.training", "stage.stops", "stage.progress", "stage.closing", "console", "cli", "failure", "forecast", "ray_session", "resume",
         "termination", "preflight", "structure", "limits", "ranges",
     )
 ]  # fmt: skip
-"""Modules that can't change what a step computes, so that editing them repeats nothing."""
+"""Modules that can't change what a step computes; editing them repeats no step."""
 
 
 def load(path: str) -> tuple[str, dict[str, dict]]:
-    """(folder, {step: {stage, config, set}}) of a pipeline file. Raises UsageError naming the key that is wrong."""
+    """Returns (folder, {step: {stage, config, set, minutes}}). Raises UsageError naming the wrong key."""
     tree = read_yaml(path)
     for key in tree:
         if key not in ("folder", "steps"):
@@ -80,17 +80,17 @@ def load(path: str) -> tuple[str, dict[str, dict]]:
 
 
 def _fill(value, runs: dict[str, str], where: str) -> str:
-    """`value` as one types it on a command line, with {step} replaced by that step's run directory."""
+    """Formats `value` for a command line, replacing {step} by that step's run directory."""
     if not isinstance(value, str):
         return json.dumps(value)
     try:
         return value.format(**runs)
     except (KeyError, IndexError, ValueError) as e:
-        raise UsageError(f"{where}: {e} is no earlier step.{nearest(str(e).strip(chr(39)), runs)}") from None
+        raise UsageError(f"{where}: {e} is not an earlier step.{nearest(str(e).strip(chr(39)), runs)}") from None
 
 
 def _parse(step: dict, runs: dict[str, str], where: str) -> None:
-    """Raises UsageError where the step's job would refuse a key or a value, which would show only when its turn comes."""
+    """Raises UsageError if the step's job would reject a key or value, instead of failing only when the step starts."""
     from lib import cli, ranges
     from lib.stage.stage import Stage
 
@@ -106,7 +106,7 @@ def _parse(step: dict, runs: dict[str, str], where: str) -> None:
 
 
 def identity(step: dict, settings: dict[str, str]) -> str:
-    """Eight hex digits that change with anything the step's result depends on."""
+    """Returns eight hex digits that change with anything the step's result depends on."""
     from lib import data, models
     from lib.config import Data
     from lib.data.rows import COMPARED, KINDS
@@ -140,7 +140,7 @@ def identity(step: dict, settings: dict[str, str]) -> str:
 
 
 def code(stage: str) -> str:
-    """SHA-256 of jobs/<stage>.py and of every module of this project that it and the workers import, however deep."""
+    """Returns the SHA-256 of jobs/<stage>.py and of every module of this project that it and the workers import, recursively."""
     finder = ModuleFinder(path=[str(ROOT)], excludes=DRIVER_ONLY)
     finder.run_script(str(ROOT / "jobs" / f"{stage}.py"))
     files = {m.__file__ for m in finder.modules.values() if m.__file__}
@@ -152,7 +152,7 @@ def code(stage: str) -> str:
 
 
 def commands(folder: str, steps: dict[str, dict]):
-    """Yields (name, run, command line) in order; a step's own run is settled only when the steps before it are."""
+    """Yields (name, run, command line) in order. A step's run name depends on the names of the runs before it."""
     runs: dict[str, str] = {}
     for name, step in steps.items():
         settings = {k: _fill(v, runs, f"steps.{name}.set.{k}") for k, v in step.get("set", {}).items()}
@@ -166,7 +166,7 @@ def commands(folder: str, steps: dict[str, dict]):
 
 
 def latest(folder: str, name: str) -> Path:
-    """The link to a step's latest finished run. Raises UsageError where something else has its name."""
+    """Returns the link to a step's latest finished run. Raises UsageError if another file has its name."""
     link = Path(folder, name)
     if link.exists() and not link.is_symlink():
         raise UsageError(
@@ -176,25 +176,25 @@ def latest(folder: str, name: str) -> Path:
 
 
 def point(link: Path, run: Run) -> None:
-    """Makes the link lead to the run, relatively, so that the folder can be moved; a reader never finds it missing."""
+    """Points the link at the run, atomically. The target is relative so that the folder can be moved."""
     temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
     temporary.symlink_to(run.name)
     os.replace(temporary, link)
 
 
 def run_step(command: list[str], forecast: Callable[[], str | None]) -> int:
-    """Exit code of the command, while what `forecast` says is printed: at once, as soon as it rests on this machine's pace (within
-    a minute), and then each minute. Ctrl-C gives the command time to stop its Ray before it reaches us."""
+    """Runs the command and returns its exit code. Prints the forecast at once, again when it is first based on this machine's own
+    speed (within a minute), and then every minute. On Ctrl-C, gives the command 60 s to stop its Ray before re-raising."""
     process = subprocess.Popen(command, cwd=ROOT)
-    said, measured = 0.0, False
+    printed, measured = 0.0, False
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(timeout=2)
             text = forecast()
-            if text and (time.time() - said >= 60 or ("elsewhere" not in text and not measured)):
+            if text and (time.time() - printed >= 60 or ("elsewhere" not in text and not measured)):
                 print(text, flush=True)
-                said, measured = time.time(), "elsewhere" not in text
+                printed, measured = time.time(), "elsewhere" not in text
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
@@ -202,26 +202,26 @@ def run_step(command: list[str], forecast: Callable[[], str | None]) -> int:
 
 
 def run_steps(folder: str, steps: dict[str, dict], dry_run: bool) -> None:
-    """Runs what isn't finished, in order; exits with the code of the first step that fails."""
+    """Runs the unfinished steps in order; exits with the code of the first one that fails."""
     started, total = time.time(), len(steps)
     forecast = Forecast({name: step.get("minutes") for name, step in steps.items()})
     links = {} if "://" in folder else {name: latest(folder, name) for name in steps}
     for i, (name, run, command) in enumerate(commands(folder, steps), 1):
         if run.finished() and not integrity.damage(run):
-            print(f"[{i}/{total}] {name}: done before, in {run.path}", flush=True)
+            print(f"[{i}/{total}] {name}: already done, in {run.path}", flush=True)
             if links and not dry_run:
                 point(links[name], run)
             forecast.finished(name, None)
             continue
-        going_on = run.is_run() and steps[name]["stage"] != "eval"
-        command = [*command[:-2], "--resume", run.path] if going_on else command
-        print(f"\n[{i}/{total}] {name}{' (going on)' if going_on else ''}: {shlex.join(command)}", flush=True)
+        resumes = run.is_run() and steps[name]["stage"] != "eval"
+        command = [*command[:-2], "--resume", run.path] if resumes else command
+        print(f"\n[{i}/{total}] {name}{' (resuming)' if resumes else ''}: {shlex.join(command)}", flush=True)
         if dry_run:
             continue
         begun = time.time()
         if code := run_step([sys.executable, *command[1:]], partial(forecast.line, name, run, begun)):
             print(
-                f"\nStep {name} ended with exit code {code}; the reason is above. Run the same command again to go on.",
+                f"\nStep {name} ended with exit code {code}; the reason is above. Rerun the same command to continue.",
                 file=sys.stderr,
             )
             sys.exit(code if code > 0 else 1)
@@ -240,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the pipeline's YAML: folder, steps")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the steps, what is done already, and the commands"
+        "--dry-run", action="store_true", help="print the steps, which of them are done, and their commands"
     )
     options = parser.parse_args()
     termination.as_interrupt()
@@ -248,7 +248,7 @@ def main() -> None:
         with refusing("jobs/pipeline.py"):
             run_steps(*load(options.config), options.dry_run)
     except KeyboardInterrupt:
-        print(f"\n{termination.word()}. Run the same command again to go on.", file=sys.stderr)
+        print(f"\n{termination.word()}. Rerun the same command to continue.", file=sys.stderr)
         sys.exit(termination.code())
 
 

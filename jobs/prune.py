@@ -1,7 +1,7 @@
-"""Pruning: parts of a model are taken away, and what is left is healed by distillation from it.
+"""Pruning: removes parts of a model, then heals the rest by distillation from the original model.
 
-W ← M ⊙ W with M of 0 and 1, or rows, columns and layers taken out for good; then L of jobs/distill.py, with the model as it was
-as teacher. Methods and papers: lib/prune/methods.py. Prune, then distil: Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679.
+Either W ← M ⊙ W with a mask M of 0 and 1, or rows, columns and layers are removed. Then the loss L of jobs/distill.py, with the
+original model as the teacher (Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679). Methods and papers: lib/prune/methods.py.
 The run loads and serves like any other; its reports/prune.md has size, memory, tokens/s and scores (of eval.tasks) before and after.
 
     python jobs/prune.py --config configs/prune.yaml

@@ -1,8 +1,8 @@
-"""Quantise a run after training: fewer bits for its weights, and a report of what that saves and what it costs.
+"""Quantises a trained run: stores its weights in fewer bits and reports what that saves and costs.
 
-w ≈ s · q with q a small integer (or, for nf4, one of 16 quantiles of a normal distribution) and a scale s per output or block.
-Methods and papers: lib/quantize/methods.py. The model becomes a run of its own: evaluation, serving and distillation (as
-its teacher) take it as any other. It can't be trained on; train its parent and quantise again.
+w ≈ s · q, where q is a small integer (for nf4, one of 16 quantiles of a normal distribution) and s a scale per output or block.
+Methods and papers: lib/quantize/methods.py. The result is a run of its own that can be evaluated, served and used as a
+distillation teacher. It can't be trained further; train its parent and quantise again.
 
     python jobs/quantize.py --config configs/quantize.yaml
     python jobs/quantize.py --model.base runs/quickstart/sft --method nf4 --tasks demo perplexity --run runs/nf4

@@ -1,4 +1,4 @@
-"""Reward model: a scalar head that gives the chosen answer of a pair more than the rejected one.
+"""Reward model: a scalar head that scores the chosen answer of a pair above the rejected one.
 
 L(φ) = − log σ(r_φ(x, y⁺) − r_φ(x, y⁻))        Bradley-Terry; Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1
 
@@ -10,7 +10,7 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    """model/ of the run loads with AutoModelForSequenceClassification, num_labels=1."""
+    """The run's model/ loads with AutoModelForSequenceClassification and num_labels=1."""
     from trl import RewardTrainer
 
     from lib import models

@@ -10,7 +10,7 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    """Chat rows become one example per assistant turn, everything before it being the prompt; plain text is learned whole."""
+    """A chat row becomes one example per assistant turn, with everything before it as the prompt; plain text is one example."""
     from trl import SFTTrainer
 
     from lib import data, models

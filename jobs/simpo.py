@@ -1,10 +1,10 @@
-"""SimPO: raise the chosen answer's log-probability per token over the rejected one's by a margin, without a reference.
+"""SimPO: raises the chosen answer's log-probability per token above the rejected one's by a margin, without a reference.
 
     L(θ) = − log σ(β [mean log π_θ(y⁺_t) − mean log π_θ(y⁻_t)] − γ)
     Meng et al. 2024, https://arxiv.org/abs/2405.14734, eq. 6.  β is `train.beta`, γ `train.simpo_gamma`.
 
-With `train.loss_type: cpo` sums in the place of means, no margin, and the chosen answers' NLL beside it (Xu et al. 2024,
-https://arxiv.org/abs/2401.08417, eq. 5; its weight is `train.cpo_alpha`).
+`train.loss_type: cpo` uses sums instead of means and no margin, and adds the chosen answers' NLL, weighted by
+`train.cpo_alpha` (Xu et al. 2024, https://arxiv.org/abs/2401.08417, eq. 5).
 
     python jobs/simpo.py --config configs/simpo.yaml --model.base runs/quickstart/sft
     python jobs/simpo.py --config configs/simpo.yaml --model.base runs/quickstart/sft --train.loss_type cpo

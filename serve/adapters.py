@@ -1,4 +1,4 @@
-"""LoRA runs of one base model: named one by one, or whatever a folder of runs holds, now or later."""
+"""LoRA runs of one base model: named one by one, or all those in a folder of runs, including ones added later."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from lib import models
 from lib.run import Run
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""vLLM's choices."""
+"""Values that vLLM's --max-lora-rank accepts."""
 LATER = 64
-"""Rank that there is room for where runs may come later."""
+"""Lowest rank to reserve room for when runs may be added later."""
 
 
 def folder(key: str, address: str, base: str) -> str:
-    """Folder of the adapter that a finished LoRA run of `base` keeps beside its merged model. Raises ValueError with `key`."""
+    """Returns the adapter folder that a finished LoRA run of `base` has beside its merged model. Raises ValueError naming `key`."""
     where, _ = models.locate_for(key, address)
     run = Run(where)
     if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
-        raise ValueError(f"{key}: {address} keeps no adapter: it is not a run with model.adapter: lora.")
+        raise ValueError(f"{key}: {address} has no adapter: it is not a run with model.adapter: lora.")
     trained_on, _ = models.locate(run.job()["model"]["base"])
     if trained_on != base:
-        raise ValueError(f"{key}: {address} was trained on {trained_on}, not on {base}, which `run` says.")
+        raise ValueError(f"{key}: {address} was trained on {trained_on}, but `run` is {base}.")
     trained, served = models.parent_template(where), Path(models.path(base), "chat_template.jinja")
     if trained and served.is_file() and hashlib.sha256(served.read_bytes()).hexdigest() != trained:
         raise ValueError(
-            f"{key}: {address} was trained with another chat template than {base} has, which every adapter on it is "
-            "asked in. Serve the run itself."
+            f"{key}: {address} was trained with another chat template than that of {base}, which all adapters served "
+            "with it use. Serve the run itself."
         )
     if run.remote:
         raise ValueError(f"{key}: {address} is remote; copy it here first, or serve the run itself.")
@@ -38,31 +38,31 @@ def folder(key: str, address: str, base: str) -> str:
 
 
 def rank(adapter: str) -> int:
-    """The highest rank in the adapter's folder."""
+    """Returns the highest rank of the adapter in this folder."""
     config = json.loads(Path(adapter, "adapter_config.json").read_text())
     return max([config["r"], *(config.get("rank_pattern") or {}).values()])
 
 
 def room(ranks: list[int]) -> int:
-    """The rank that vLLM is to make room for: all adapters cost what this one does, so no more than is needed."""
+    """Returns the smallest --max-lora-rank that fits all `ranks`. vLLM reserves that much memory for every adapter."""
     return next(r for r in RANKS if r >= max(ranks))
 
 
 class Shelf:
-    """The finished LoRA runs of `base` directly below the folder `root`, by their names; looked at anew when asked."""
+    """The finished LoRA runs of `base` directly below the folder `root`, by name. Every call rereads the folder."""
 
     def __init__(self, root: str, base: str):
         self.root, self.base = Path(root), base
         self.seen: dict[str, tuple[int, str | None]] = {}
-        """{run: (when its provenance.json was written, its adapter or None)}, so that no run is judged twice."""
+        """{run: (mtime of its provenance.json in ns, its adapter or None)}, so that an unchanged run is checked only once."""
 
     def names(self) -> dict[str, str]:
-        """{name: folder with the adapter}"""
+        """Returns {name: folder with the adapter}."""
         found = {p.parent.name: self._adapter(p) for p in sorted(self.root.glob("*/provenance.json"))}
         return {name: adapter for name, adapter in found.items() if adapter}
 
     def find(self, name: str) -> str | None:
-        """Folder with the adapter. A name that is no entry of the folder, such as ../x, is none of its runs."""
+        """Returns the adapter's folder, or None. A name that isn't an entry of the folder, such as ../x, finds nothing."""
         if name not in {p.name for p in self.root.iterdir()}:
             return None
         file = self.root / name / "provenance.json"
@@ -73,6 +73,6 @@ class Shelf:
         if self.seen.get(name, (0, None))[0] != written:
             try:
                 self.seen[name] = written, folder("adapters_from", str(provenance.parent), self.base)
-            except ValueError:  # not finished, no LoRA run, or of another base
+            except ValueError:  # unfinished, not a LoRA run, or of another base
                 self.seen[name] = written, None
         return self.seen[name][1]

@@ -24,23 +24,23 @@ from serve.keeper import Keeper
 from serve.serving import IDLE_S, Plan, parse, plan
 
 ARRIVING = 1000
-"""Requests at a time that a replica hasn't read yet; the next get 503 from Ray Serve's proxy."""
+"""Most requests that a replica hasn't read yet; beyond that, Ray Serve's proxy answers 503."""
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """The application for these arguments (serve/serving.py). Raises ClickException before anything is started."""
+    """Returns the application for these arguments (serve/serving.py). Raises ClickException, before starting anything, if one is wrong."""
     from lib.config import Scale
     from lib.hardware import gpus, worker_env
 
     try:
         planned = plan(parse(args))
     except ValueError as e:
-        raise click.ClickException(str(e)) from None  # which `serve run` prints without a traceback
+        raise click.ClickException(str(e)) from None  # `serve run` prints it without a traceback
     s = planned.serving
     if (run := click.get_current_context(silent=True)) and run.info_name == "run":
         session.begin(run.params, s.port, s.timeout_s)
     gpu = gpus() > 0
-    click.echo(f"logs    {log(planned)}: what the engine prints")
+    click.echo(f"logs    {log(planned)}: the engine's output")
     if s.max_replicas:
         most = {"min_replicas": s.replicas, "max_replicas": s.max_replicas, "downscale_delay_s": s.idle_s or IDLE_S}
         copies = {"autoscaling_config": most | {"target_ongoing_requests": max(1, s.at_once // 2)}}
@@ -49,16 +49,16 @@ def app(args: dict[str, Any]) -> serve.Application:
     return Endpoint.options(
         **copies,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu), "runtime_env": {"env_vars": worker_env(Scale(), gpu)}},
-        # More than a replica takes, so that the replica itself says 429 and when to come again; Serve would say 503.
+        # More than a replica accepts, so that the replica itself answers 429 with Retry-After; Serve would answer 503.
         max_ongoing_requests=ARRIVING + s.at_once + s.waiting,
         max_queued_requests=ARRIVING,
         graceful_shutdown_timeout_s=s.timeout_s + 5,  # the guard ends each request at timeout_s
-        health_check_period_s=2,  # so long it takes until a replica that died is replaced
+        health_check_period_s=2,  # the delay until a dead replica is replaced
     ).bind(planned)
 
 
 def log(planned: Plan) -> Path:
-    """The file for what the engine and its libraries print: in the run that is served, else in the cache."""
+    """Returns the file for the output of the engine and its libraries: in the served run if it is local, else in the cache."""
     name, run = f"serve-{engines.called(planned)}.log", Run(planned.base)
     here = not run.remote and Path(run.path).is_dir() and run.is_run()
     return Path(run.at(f"logs/{name}")) if here else cache("logs", name)

@@ -1,7 +1,7 @@
-"""A batch that requests join when they come and leave when they are answered, by one thread.
+"""Continuous batching in one thread: requests join the batch when they arrive and leave it when they are answered.
 
-A request is read by itself, in one pass, and then writes its tokens in the same passes as the others. What it is answered
-doesn't depend on them but for rounding (lib/transformers_generator.py), and its draws are its own.
+A request's prompt is read alone, in one pass; its tokens are then generated in the same passes as those of other requests. Apart
+from rounding (lib/transformers_generator.py), its answer doesn't depend on them, and it has its own random generator.
 
 Shapes: B rows of the batch, T tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ from lib.sampling import Sampling, choose, generator, penalise, race
 
 @dataclass(eq=False)
 class Row:
-    """A request. put(token) is called as its tokens are written, done(None) after the last one, or done(error)."""
+    """A request. put(token) is called for every generated token, then done(None), or done(error) on failure."""
 
     prompt: list[int]
     sampling: Sampling
@@ -30,22 +30,22 @@ class Row:
     put: Callable[[int], None]
     done: Callable[[Exception | None], None]
     bias: dict[int, float] = field(default_factory=dict)
-    """{token: what is added to its logit}"""
+    """{token: number added to its logit}"""
     gone: bool = False
-    """Nobody waits for it any more; set from any thread."""
+    """The client has disconnected; may be set from any thread."""
     tokens: list[int] = field(default_factory=list)
     dice: object = None
 
 
 class Batch:
-    """model: a causal language model; text(tokens): what they say; most: rows at a time."""
+    """model: a causal language model; text(tokens): decodes them; most: rows at a time; turn: held while the model runs."""
 
     def __init__(self, model, text: Callable[[list[int]], str], device: str, most: int, turn: threading.Lock):
         self.model, self.text, self.device, self.most, self.turn = model, text, device, most, turn
         self.coming: queue.SimpleQueue[Row] = queue.SimpleQueue()
         self.rows: list[Row] = []
         self.read: Cached | None = None
-        """What the rows have read; all but the last token of each."""
+        """Cached keys and values of the rows: of every token but each row's last."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def add(self, row: Row) -> None:
@@ -66,10 +66,10 @@ class Batch:
                     self._answer(self.rows, self._step)
 
     def _answer(self, rows: list[Row], write: Callable[[], None]) -> None:
-        """write(); its failure is that of `rows`, which leave."""
+        """Calls write(). If it fails, `rows` leave the batch with its error."""
         try:
             write()
-        except Exception as e:  # of any kind, such as no memory left: the next request may be smaller
+        except Exception as e:  # any kind, such as out of memory: the next request may be smaller
             self._keep([r for r in self.rows if r not in rows])
             for row in rows:
                 _tell(row.done, e)
@@ -88,7 +88,7 @@ class Batch:
         self.rows.append(row)
 
     def _step(self) -> None:
-        """Writes one token of each row."""
+        """Generates one token of each row."""
         import torch
 
         last_B1 = torch.tensor([[r.tokens[-1]] for r in self.rows], device=self.device)
@@ -96,7 +96,7 @@ class Batch:
         self._keep(self._write(self.rows, self.read.logits_BV))
 
     def _write(self, rows: list[Row], logits_BV) -> list[Row]:
-        """Takes the next token of each row; returns those that go on."""
+        """Chooses the next token of each row; returns the rows that continue."""
         alike = defaultdict(list)
         for i, row in enumerate(rows):
             alike[dataclasses.replace(row.sampling, seed=0, max_new_tokens=0, stop=())].append(i)
@@ -111,26 +111,25 @@ class Batch:
         return [row for row in rows if self._goes_on(row)]
 
     def _bent(self, rows: list[Row], logits_BV):
-        """Logits with each row's bias and penalty."""
+        """Returns the logits with each row's bias and penalty applied."""
         import torch
 
         if any(row.bias for row in rows):
             logits_BV = logits_BV.float().clone()
             for row_V, row in zip(logits_BV, rows, strict=True):
                 row_V[list(row.bias)] += torch.tensor(list(row.bias.values()), device=self.device)
-        if (penalty := rows[0].sampling.repetition_penalty) != 1:  # of rows that are chosen for alike
+        if (penalty := rows[0].sampling.repetition_penalty) != 1:  # the same for all these rows
             logits_BV = penalise(logits_BV, [row.prompt + row.tokens for row in rows], penalty)
         return logits_BV
 
     def _goes_on(self, row: Row) -> bool:
-        """Hands over the row's last token, and its end where that was the last one."""
+        """Delivers the row's newest token, and done(None) if that token ends the answer. Returns whether the row continues."""
         if row.gone or not _tell(row.put, row.tokens[-1]):
             return False
         ended = len(row.tokens) >= row.sampling.max_new_tokens or row.tokens[-1] in row.ends
         if stops := row.sampling.stop:
-            tail = self.text(
-                row.tokens[-(8 + max(map(len, stops))) :]
-            )  # a token has a character or more, but for parts of one
+            # 8 tokens extra, since a token may be only a part of a character.
+            tail = self.text(row.tokens[-(8 + max(map(len, stops))) :])
             ended = ended or any(s in tail for s in stops)
         if ended:
             _tell(row.done, None)
@@ -149,10 +148,10 @@ class Batch:
         self.rows = rows
 
 
-def _tell(whom: Callable, what) -> bool:
-    """Whether somebody still listens: an event loop that ended takes nothing more."""
+def _tell(callback: Callable, value) -> bool:
+    """Calls the callback. Returns False if its event loop has ended."""
     try:
-        whom(what)
+        callback(value)
     except RuntimeError:
         return False
     return True

@@ -1,15 +1,15 @@
-"""The JSON body of a request: read, and refused where an engine would stumble over it."""
+"""Parses the JSON body of a request and rejects values that would break an engine."""
 
 from __future__ import annotations
 
 import json
 
 DEPTH = 100
-"""Levels of nesting; vLLM's own parser allows 200, and Python's recursion ends at about 1,000."""
+"""Most levels of nesting. vLLM's own parser allows 200, and Python's recursion limit is about 1,000."""
 
 
 def read(body: bytes) -> dict:
-    """Raises ValueError saying what is wrong."""
+    """Returns the parsed body. Raises ValueError with the reason if it is invalid."""
     try:
         asked = json.loads(body, parse_constant=_refuse)
     except RecursionError:
@@ -34,16 +34,16 @@ def _refuse(constant: str):
 
 
 def _check(asked: dict) -> None:
-    """Raises ValueError for nesting, numbers and texts that JSON allows and engines don't, naming the field."""
+    """Raises ValueError, naming the field, for nesting, numbers and texts that JSON allows but engines don't."""
     for key, value in asked.items():
         if not _encodes(key):
-            raise ValueError("The body has a field with half of a surrogate pair in its name, which is no character.")
+            raise ValueError("The body has a field name with an unpaired surrogate, which is not a valid character.")
         _field(key, value)
 
 
 def _field(key: str, value) -> None:
     level: list = [value]
-    for _ in range(DEPTH - 1):  # the body itself is the first
+    for _ in range(DEPTH - 1):  # the body itself is the first level
         below: list = []
         for inside in level:
             if isinstance(inside, dict):
@@ -51,7 +51,7 @@ def _field(key: str, value) -> None:
             elif isinstance(inside, list):
                 below += inside
             elif isinstance(inside, str) and not _encodes(inside):
-                raise ValueError(f"{key}: has half of a surrogate pair, which is no character.")
+                raise ValueError(f"{key}: has an unpaired surrogate, which is not a valid character.")
             elif isinstance(inside, int | float) and not -(2**63) <= inside < 2**63:
                 raise ValueError(f"{key}: has a number beyond 64 bits.")
         if not below:

@@ -1,9 +1,9 @@
-"""`transformers serve` with one model in it, where transformers 5.19 answers otherwise than vLLM and OpenAI do.
+"""`transformers serve` with one model, corrected where transformers 5.19 behaves differently from vLLM and OpenAI.
 
-Left to itself it answers one request after the other; draws nothing whatever the temperature is, and of the 50 likeliest tokens only
-where it draws; sets the seed while another request is drawing; leaves the stop text in the answer; reads prompts that are longer
-than the model can; goes on writing what nobody waits for; and says errors in a form of its own. Its own continuous batching
-(--continuous-batching) takes temperature, top_p and the rest from the first request for all that follow.
+Without these corrections it answers one request at a time; decodes greedily whatever the temperature, and from the 50 likeliest
+tokens only where it samples; sets the seed while another request is sampling; leaves the stop text in the answer; accepts prompts
+longer than the model's window; continues generating after the client disconnects; and reports errors in its own format. Its own
+continuous batching (--continuous-batching) applies the first request's temperature, top_p etc. to all later ones.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from serve.batch import Batch, Row
 from serve.stop_texts import Stopped
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/health")
-"""Its other routes would load models, or unload ours."""
+"""Routes that are kept. Its other routes would load models, or unload ours."""
 HARMLESS = {"user", "metadata", "store", "stream_options", "service_tier", "parallel_tool_calls", "max_completion_tokens"}  # fmt: skip
 UNUSED = UNUSED_CHAT_COMPLETION_FIELDS | UNUSED_LEGACY_COMPLETION_FIELDS
 LACKS = tuple(sorted((UNUSED | {"frequency_penalty"}) - HARMLESS))
-"""Fields that it would leave out; frequency_penalty it takes for another penalty."""
+"""Fields that it would ignore; it would treat frequency_penalty as a different penalty."""
 
 
 def application(where: str, name: str, dtype: str, device: str, window: int | None, most: int = 32):
-    """The routes for chat and completions with the model in folder `where`, which replies call `name`.
+    """Returns the ASGI application for chat and completions with the model in folder `where`, called `name` in replies.
 
-    window: tokens of prompt and answer together; None: what the model can. most: answers written at a time.
+    window: most tokens of prompt and answer together; None: the model's own limit. most: answers generated at a time.
     """
     manager = ModelManager(device=device, dtype=dtype, force_model=where)
     model, processor = manager.load_model_and_processor(manager.process_model_name(where))
@@ -55,7 +55,7 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
 
     class Named:
         def _resolve_model(self, body):
-            return name, *super()._resolve_model(body)[1:]  # else replies would say the folder
+            return name, *super()._resolve_model(body)[1:]  # otherwise replies would name the folder
 
     chat = type("Chat", (Mended, Named, ChatCompletionHandler), {"needs": "messages", "reads": reads})(manager, state)
     completion = type("Completion", (Mended, Named, CompletionHandler), {"needs": "prompt", "reads": reads})(
@@ -74,8 +74,8 @@ async def _refused(request, e: HTTPException) -> JSONResponse:
 
 
 class Mended:
-    """What both handlers do with a request before they answer it. needs: the field that says what is to be answered; reads: what
-    serve/fields.py is told of the model."""
+    """Corrections to both request handlers. needs: the required field (messages or prompt); reads: the model's properties that
+    serve/fields.py checks against."""
 
     needs: str
     reads: dict
@@ -89,11 +89,11 @@ class Mended:
         try:
             return await super().handle_request(body, request_id)
         except jinja2.TemplateError as e:
-            raise HTTPException(400, f"messages: the model's chat template refuses them: {e}") from None
+            raise HTTPException(400, f"messages: the model's chat template rejects them: {e}") from None
 
     @staticmethod
     def get_processor_inputs_from_messages(messages: list[dict], modality) -> list[dict]:
-        """With what transformers leaves out: what a message says beside its tool calls, its reasoning and its name."""
+        """Adds what transformers drops: a message's content beside its tool calls, its reasoning and its name."""
         read = ChatCompletionHandler.get_processor_inputs_from_messages
         made = read(messages, modality)
         for message, given in zip(made, messages, strict=True):
@@ -104,9 +104,9 @@ class Mended:
 
     def _build_generation_config(self, body: dict, defaults, use_cb: bool = False):
         config = super()._build_generation_config(body | {"seed": None}, defaults, use_cb)
-        config.do_sample = config.temperature is None or config.temperature > 0  # 1 where nobody says, as vLLM has it
+        config.do_sample = config.temperature is None or config.temperature > 0  # the default is 1, as in vLLM
         config.top_k = config.top_k or 0
-        if config.sequence_bias:  # it wants no integers, which clients send
+        if config.sequence_bias:  # clients send integers, which transformers rejects
             config.sequence_bias = {ids: float(bias) for ids, bias in config.sequence_bias.items()}
         config.seed = body.get("seed")
         return config
@@ -122,9 +122,9 @@ class State(GenerationState):
 
 
 class Writer(GenerateManager):
-    """Writes answers together (serve/batch.py); one that needs more than that, such as beams or an image, by itself.
+    """Generates answers in a batch (serve/batch.py); one that the batch can't handle, such as beams or an image, alone.
 
-    window: tokens of prompt and answer together; most: answers at a time.
+    window: most tokens of prompt and answer together; most: answers at a time.
     """
 
     def __init__(self, model, tokenizer, window: int, most: int):
@@ -132,7 +132,7 @@ class Writer(GenerateManager):
         self.window, self.turn = window, threading.Lock()
         self.vocabulary = model.config.get_text_config().vocab_size
         self.seed: int | None = None
-        """Of the stream that is handed over; whoever sets it hands over before anybody else can run."""
+        """Seed of the stream that is being submitted. No other coroutine can run between setting and submitting it."""
         text = partial(tokenizer.decode, skip_special_tokens=True)
         self.batch = Batch(model, text, str(model.device), most, self.turn)
 
@@ -147,7 +147,7 @@ class Writer(GenerateManager):
         queue: asyncio.Queue = asyncio.Queue()
         loop = asyncio.get_running_loop()
         streamer = Streamer(getattr(processor, "tokenizer", processor)._tokenizer, loop, queue, response_parser)
-        streamer.put(None)  # the prompt, which it leaves out
+        streamer.put(None)  # stands for the prompt, which the streamer skips
 
         def done(error: Exception | None) -> None:
             if error:
@@ -198,7 +198,7 @@ class Writer(GenerateManager):
         return ids_1T[0, inputs["input_ids"].shape[-1] :].tolist()
 
     def submit(self, fn, *args, **kwargs):
-        """What generate_streaming does in its thread."""
+        """Runs the work of generate_streaming in its thread, one at a time."""
         return super().submit(self._in_turn(fn, self.seed), *args, **kwargs)
 
     def _in_turn(self, write, seed: int | None):
@@ -213,7 +213,7 @@ class Writer(GenerateManager):
     def _fit(self, inputs, config) -> None:
         length = inputs["input_ids"].shape[-1]
         if length >= self.window:
-            raise HTTPException(400, f"The prompt has {length} tokens; with its answer it can have {self.window}.")
+            raise HTTPException(400, f"The prompt has {length} tokens; with its answer it may have {self.window}.")
         config.max_new_tokens = min(config.max_new_tokens or self.window, self.window - length)
 
 
@@ -229,13 +229,13 @@ TOGETHER = {
     "max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_strings",
     "sequence_bias", "seed", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "use_cache",
 }  # fmt: skip
-"""Settings of a GenerationConfig that a batch heeds, or that say nothing."""
+"""Settings of a GenerationConfig that the batch supports, or that have no effect."""
 
 
 def plain(inputs, config) -> bool:
-    """Whether the batch can write the answer."""
-    told = {k for k, v in config.to_diff_dict().items() if v not in (None, False) and not k.startswith("_")}
-    return set(inputs) <= {"input_ids", "attention_mask", "token_type_ids"} and told <= TOGETHER
+    """Returns whether the batch can generate the answer."""
+    settings = {k for k, v in config.to_diff_dict().items() if v not in (None, False) and not k.startswith("_")}
+    return set(inputs) <= {"input_ids", "attention_mask", "token_type_ids"} and settings <= TOGETHER
 
 
 def row(inputs, config, put, done) -> Row:
@@ -251,11 +251,11 @@ def row(inputs, config, put, done) -> Row:
 
 
 class Abandoned(Exception):
-    """Nobody waits for the answer."""
+    """The client has disconnected."""
 
 
 class Waiting:
-    """A streamer that streams nothing, and ends the writing once nobody waits."""
+    """A streamer that streams nothing and stops the generation once the client has disconnected."""
 
     nobody = False
 

@@ -1,10 +1,10 @@
-"""A page on which one model or two, behind any OpenAI-compatible API, are asked the same and answer side by side.
+"""A web page that sends each question to one or two models behind any OpenAI-compatible API and shows the answers side by side.
 
     python -m serve.chat --url http://127.0.0.1:8000/v1 --models sft dpo     # then open http://127.0.0.1:8101
     python -m serve.chat --url http://127.0.0.1:8000/sft/v1 --url2 http://127.0.0.1:8000/dpo/v1
 
-The bearer token in the environment variable SHOESTRING_TOKEN goes to these addresses and never to the browser: this
-program asks for it. It listens on this machine only; people elsewhere come through ssh -L 8101:127.0.0.1:8101 HOST.
+The bearer token in the environment variable SHOESTRING_TOKEN is sent to these addresses and never to the browser: this program
+makes the requests. It listens on this machine only; from elsewhere, connect with ssh -L 8101:127.0.0.1:8101 HOST.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Side:
     url: str
     """An OpenAI-compatible API, up to and with /v1."""
     model: str = ""
-    """Its name there. Empty: the first that the API lists."""
+    """The model's name there. Empty: the first one that the API lists."""
 
     def http(self):
-        """An httpx.AsyncClient for it, with the token."""
+        """Returns an httpx.AsyncClient for it, with the token."""
         import httpx
 
         token = os.environ.get(TOKEN)
@@ -46,16 +46,16 @@ class Side:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: it was ended; 2: a mistake in the request."""
+    """Serves the page until Ctrl-C, then returns 0. Exits with 2 if an option is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m serve.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--url", default="http://127.0.0.1:8000/v1", help="an OpenAI-compatible API (default: %(default)s)"
     )
-    parser.add_argument("--url2", help="another, beside it")
+    parser.add_argument("--url2", help="a second API to compare with")
     parser.add_argument(
-        "--models", nargs="+", default=[], metavar="NAME", help="one or two (default: the first listed)"
+        "--models", nargs="+", default=[], metavar="NAME", help="one or two models (default: the first listed)"
     )
     parser.add_argument("--port", type=int, default=8101)
     options = parser.parse_args(argv)
@@ -64,30 +64,31 @@ def main(argv: list[str] | None = None) -> int:
     with refusing("serve.chat"):
         asked = sides(options.url, options.url2, options.models)
         page.free(options.port)
-    print(f"Ask at http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    print(f"Ask at http://127.0.0.1:{options.port} (Ctrl-C stops it)", flush=True)
     page.serve(app(asked), options.port)
     return 0
 
 
 def sides(url: str, url2: str | None, models: list[str]) -> list[Side]:
-    """Raises ValueError naming the option."""
+    """Returns the APIs and models to compare. Raises ValueError naming the wrong option."""
     for option, address in (("--url", url), ("--url2", url2)):
         parts = urlsplit(address or url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{option}: {address!r} is no http(s) address, such as http://127.0.0.1:8000/v1.")
+            raise ValueError(f"{option}: {address!r} is not an http(s) address, such as http://127.0.0.1:8000/v1.")
         if parts.username or parts.password or parts.query:
             raise ValueError(
                 f"{option}: holds a secret or a query. Put the token into the environment variable {TOKEN}."
             )
     if len(models) > 2:
-        raise ValueError(f"--models: one or two are asked side by side, not {len(models)}.")
+        raise ValueError(f"--models: takes one or two models, not {len(models)}.")
     urls = [url, url2] if url2 else [url] * max(1, len(models))
     names = models if len(models) == len(urls) else (models or [""]) * len(urls)
     return [Side(address.rstrip("/"), name) for address, name in zip(urls, names, strict=True)]
 
 
 def app(sides: list[Side]):
-    """The page and its routes: GET /sides; POST /ask {side, model, messages, temperature, max_tokens}, JSON lines."""
+    """Returns the page with its routes GET /sides and POST /ask {side, model, messages, temperature, max_tokens}, which streams
+    JSON lines."""
     from starlette.responses import JSONResponse, StreamingResponse
     from starlette.routing import Route
 
@@ -98,13 +99,13 @@ def app(sides: list[Side]):
         if not page.is_json(request):
             return JSONResponse({"error": "send JSON"}, 415)
         try:
-            said = await request.json()
-            side = sides[int(said.pop("side"))]
+            question = await request.json()
+            side = sides[int(question.pop("side"))]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
             return JSONResponse({"error": f"side: {e}"}, 400)
 
-        async def lines():  # ended by Starlette when the browser goes away, which ends the model's work too
-            async with aclosing(answer(side, said)) as parts:
+        async def lines():  # Starlette closes it when the browser disconnects, which also stops the model
+            async with aclosing(answer(side, question)) as parts:
                 async for part in parts:
                     yield json.dumps(part) + "\n"
 
@@ -114,7 +115,7 @@ def app(sides: list[Side]):
 
 
 async def models(side: Side) -> dict:
-    """{"models": names} as the API lists them, or {"error": why not}."""
+    """Returns {"models": names} as the API lists them, or {"error": reason}."""
     import httpx
 
     try:
@@ -126,18 +127,18 @@ async def models(side: Side) -> dict:
     except (httpx.HTTPError, httpx.InvalidURL) as e:
         return {"error": gone(side, e)}
     except (ValueError, KeyError, TypeError):
-        return {"error": f"{side.url}/models is no list of models: {found.text[:300]}"}
+        return {"error": f"{side.url}/models did not return a list of models: {found.text[:300]}"}
 
 
-async def answer(side: Side, said: dict) -> AsyncGenerator[dict]:
-    """{"text": …} as they come, then {"end": finish_reason}; or {"error": …} at whatever place it failed."""
+async def answer(side: Side, question: dict) -> AsyncGenerator[dict]:
+    """Yields {"text": …} as they arrive, then {"end": finish_reason}; or {"error": …} where it failed."""
     import httpx
 
     end = None
     try:
         async with (
             side.http() as http,
-            http.stream("POST", f"{side.url}/chat/completions", json=said | {"stream": True}) as reply,
+            http.stream("POST", f"{side.url}/chat/completions", json=question | {"stream": True}) as reply,
         ):
             if reply.status_code != 200:
                 yield {"error": refused(reply.status_code, (await reply.aread()).decode(errors="replace"))}
@@ -149,7 +150,7 @@ async def answer(side: Side, said: dict) -> AsyncGenerator[dict]:
                 if "error" in event:
                     yield {"error": _message(event)}
                     return
-                for choice in event["choices"][:1]:  # none in a last event that tells the usage only
+                for choice in event["choices"][:1]:  # empty in a final event that has only the usage
                     if text := choice["delta"].get("content"):
                         yield {"text": text}
                     end = choice.get("finish_reason") or end
@@ -157,30 +158,30 @@ async def answer(side: Side, said: dict) -> AsyncGenerator[dict]:
         yield {"error": gone(side, e)}
         return
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        yield {"error": f"{side.url} doesn't stream as OpenAI does: {type(e).__name__} {e}"}
+        yield {"error": f"{side.url} doesn't stream in OpenAI's format: {type(e).__name__} {e}"}
         return
-    yield {"end": end} if end else {"error": f"{side.url} broke the answer off (its time may be limited)."}
+    yield {"end": end} if end else {"error": f"{side.url} ended the answer early (it may limit the time per request)."}
 
 
 def refused(status: int, body: str) -> str:
-    """The API's own words."""
+    """Returns the status and the API's own error message."""
     try:
-        said = _message(json.loads(body))
+        message = _message(json.loads(body))
     except ValueError:
-        said = body.strip()[:2000]
-    return f"{status}: {said}"
+        message = body.strip()[:2000]
+    return f"{status}: {message}"
 
 
 def gone(side: Side, e: Exception) -> str:
-    return f"{side.url} can't be reached or went away: {e or type(e).__name__}"
+    return f"{side.url} can't be reached or closed the connection: {e or type(e).__name__}"
 
 
-def _message(said) -> str:
-    """OpenAI has {"error": {"message"}}; others {"error": text}, {"message"} or {"detail"}."""
+def _message(error) -> str:
+    """OpenAI sends {"error": {"message"}}; others {"error": text}, {"message"} or {"detail"}."""
     for key in ("error", "message", "detail"):
-        if isinstance(said, dict) and said.get(key):
-            return _message(said[key])
-    return said if isinstance(said, str) else json.dumps(said)
+        if isinstance(error, dict) and error.get(key):
+            return _message(error[key])
+    return error if isinstance(error, str) else json.dumps(error)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What guesses tokens ahead of the served model (speculative decoding, lib/speculative.py): found and checked.
+"""Finds and checks the draft that proposes tokens for the served model (speculative decoding, lib/speculative.py).
 
-Answers are those without it, from fewer passes. Greedy ones are the very same in float32; in bfloat16, where a pass over several
-tokens rounds otherwise than one over a single token, some turn at a near-tie, as lib/transformers_generator.py measured.
+A draft saves passes without changing the distribution of answers. In float32, greedy answers are identical; in bfloat16, a pass over
+several tokens rounds differently from a pass over one, which changes some answers at near-ties (lib/transformers_generator.py has
+measurements).
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import importlib.util
 from dataclasses import dataclass
 
 METHODS = ("ngram", "suffix")
-"""Drafts that are no model: what followed the same tokens before, in this conversation, or in any that was served."""
+"""Drafts that need no model: they propose what followed the same tokens earlier, in this conversation (ngram) or in any served
+one (suffix)."""
 TOKENS = 4
 
 
 @dataclass(frozen=True)
 class Draft:
     method: str
-    """ngram, suffix or draft_model, as vLLM calls them."""
+    """ngram, suffix or draft_model, vLLM's names."""
     tokens: int
-    """Guessed at a time."""
+    """Tokens proposed at a time."""
     base: str = ""
-    """The model that drafts, as lib.models.locate returned it."""
+    """The draft model, as returned by lib.models.locate."""
 
 
 def find(draft: str, tokens: int, target: str) -> Draft:
-    """`draft` and `tokens` as serve/serving.py's keys say; target: the served model, as lib.models.locate returned it.
+    """Returns the draft. draft, tokens: the keys `draft` and `draft_tokens` of serve/serving.py; target: the served model, as returned
+    by lib.models.locate.
 
-    Raises ValueError naming the key: no such run, not finished, a reward model, another vocabulary, or a missing package.
+    Raises ValueError naming the key: no such run, unfinished, a reward model, a different vocabulary, or a missing package.
     """
     from lib.cli import nearest
     from lib.evals import spec
@@ -38,21 +41,21 @@ def find(draft: str, tokens: int, target: str) -> Draft:
     if draft in METHODS:
         return Draft(draft, tokens or TOKENS)
     if near := nearest(draft, METHODS):
-        raise ValueError(f"draft: there is no {draft}.{near} Or a run that drafts.")
+        raise ValueError(f"draft: there is no {draft}.{near} Or name a run that drafts.")
     base = spec.find("draft", "draft", draft, "auto").base
     run = Run(base)
     if _vocabulary(base) != _vocabulary(target):
         raise ValueError(
-            f"draft: {draft} has another vocabulary than {target}, so its tokens are others. Take a model of the same "
-            "family, or make one: python jobs/distill.py --config configs/distill.yaml"
+            f"draft: {draft} has another vocabulary than {target}. Use a model of the same family, or distil one: "
+            "python jobs/distill.py --config configs/distill.yaml"
         )
     return Draft("draft_model", tokens or _certified(run) or TOKENS, base)
 
 
 def _certified(run) -> int | None:
-    """The number that its certificate found best."""
+    """Returns the best number of tokens according to the run's certificate, or None."""
     where = "reports/certificate.json"
-    remedy = "Delete it, or say draft_tokens."
+    remedy = "Delete it, or set draft_tokens."
     return run.read_json(where, remedy).get("draft_tokens") if run.fs.exists(run.at(where)) else None
 
 

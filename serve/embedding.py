@@ -1,7 +1,7 @@
-"""Vectors of texts by transformers, as OpenAI's /v1/embeddings: the mean of the last layer over a text's tokens, at length 1.
+"""OpenAI's /v1/embeddings with transformers: the mean of the last layer over a text's tokens, scaled to length 1.
 
-That is how sentence encoders such as all-MiniLM-L6-v2 were trained (Reimers & Gurevych 2019,
-https://arxiv.org/abs/1908.10084). Shapes: B texts, T tokens (right-padded, since encoders count places from the left), D numbers.
+Sentence encoders such as all-MiniLM-L6-v2 are trained this way (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084).
+Shapes: B texts, T tokens (right-padded, since encoders count positions from the left), D dimensions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from lib.batching import batches
 
 AT_ONCE, TOKENS = 32, 4096
-"""Texts, and tokens with padding, read together at most."""
+"""Most texts, and most tokens including padding, per forward pass."""
 MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def check(folder: str) -> None:
-    """Raises ValueError where sentence-transformers' files beside the weights say that vectors are made in another way."""
+    """Raises ValueError if the sentence-transformers files beside the weights describe another kind of embedding."""
     file = Path(folder, "modules.json")
     if not file.is_file():
         return
@@ -31,13 +31,15 @@ def check(folder: str) -> None:
                 k for k, v in json.loads(settings.read_text()).items() if k.startswith("pooling_mode_") and v is True
             }
             if modes != {"pooling_mode_mean_tokens"}:
-                raise ValueError(f"task: {folder} pools by {', '.join(sorted(modes))}, which vLLM does (engine: vllm).")
+                raise ValueError(
+                    f"task: {folder} pools by {', '.join(sorted(modes))}, which needs vLLM (engine: vllm)."
+                )
         elif kind not in MODULES:
-            raise ValueError(f"task: {folder} ends in a {kind} layer, which vLLM does (engine: vllm).")
+            raise ValueError(f"task: {folder} ends in a {kind} layer, which needs vLLM (engine: vllm).")
 
 
 class Embedder:
-    """The model in `folder`; thread-safe, one request after the other."""
+    """The model in `folder`; thread-safe, one request at a time."""
 
     def __init__(self, folder: str, dtype, device: str):
         from transformers import AutoModel, AutoTokenizer
@@ -45,16 +47,15 @@ class Embedder:
         self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # masked, so any does
-        # RoBERTa and MPNet have two places more than they read tokens; their tokenizers know.
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # masked, so any token works
+        # RoBERTa and MPNet have two positions more than they accept tokens; their tokenizers have the true limit.
         self.window = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
         self.device, self.lock = device, threading.Lock()
 
-    def read(self, said) -> list[list[int]]:
-        """Tokens of each text of a request's `input`: a text, texts, tokens, or lists of tokens. Raises ValueError."""
-        texts = (
-            [said] if isinstance(said, str) or (said and isinstance(said, list) and isinstance(said[0], int)) else said
-        )
+    def read(self, given) -> list[list[int]]:
+        """Returns the tokens of each text of a request's `input`: a text, texts, tokens, or lists of tokens. Raises ValueError."""
+        single = isinstance(given, str) or (given and isinstance(given, list) and isinstance(given[0], int))
+        texts = [given] if single else given
         if not isinstance(texts, list) or not texts:
             raise ValueError("input: must be a text, or a list of texts.")
         ids = [self.tokenizer(t)["input_ids"] if isinstance(t, str) else t for t in texts]
@@ -69,7 +70,7 @@ class Embedder:
         return ids
 
     def vectors(self, ids: list[list[int]]) -> list[list[float]]:
-        """A vector of length 1 for each; which others it is read with moves it by rounding."""
+        """Returns one vector (D,) of length 1 per text. The other texts in its batch change it only by rounding."""
         import torch
 
         found: list[list[float]] = [[]] * len(ids)
@@ -89,7 +90,7 @@ class Embedder:
         return found
 
     def route(self, name: str):
-        """The Starlette route /v1/embeddings of the model that clients call `name`."""
+        """Returns the Starlette route /v1/embeddings for the model that clients call `name`."""
         from starlette.concurrency import run_in_threadpool
         from starlette.responses import JSONResponse
         from starlette.routing import Route
@@ -104,19 +105,19 @@ class Embedder:
         return Route("/v1/embeddings", embeddings, methods=["POST"])
 
     def answer(self, asked: dict, name: str) -> dict:
-        """The reply to a request. Raises ValueError naming the field."""
+        """Returns the reply to a request. Raises ValueError naming the wrong field."""
         import struct
 
         if asked.get("dimensions") is not None:
             raise ValueError(
-                f"dimensions: vectors here have {self.model.config.hidden_size} numbers, and can't be cut."
+                f"dimensions: this model's vectors have {self.model.config.hidden_size} numbers and can't be shortened."
             )
         form = asked.get("encoding_format") or "float"
         if form not in ("float", "base64"):
             raise ValueError(f"encoding_format: {form!r} is neither float nor base64.")
         ids = self.read(asked.get("input"))
         vectors = self.vectors(ids)
-        if form == "base64":  # little-endian float32, which OpenAI's client asks for unless told otherwise
+        if form == "base64":  # little-endian float32, which OpenAI's client requests by default
             vectors = [base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for v in vectors]
         tokens = sum(map(len, ids))
         data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]

@@ -1,4 +1,4 @@
-"""The HTTP applications of vLLM and of transformers, with one run in them. What this project takes of vLLM's server is here."""
+"""The HTTP applications of vLLM and of transformers, serving one run. vLLM's server is used only here and in serve/resolver.py."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Engine:
     """ASGI."""
     title: str
     names: dict[str, str]
-    """{what clients call a model: what the application calls it}, the run first."""
+    """{a model's name for clients: its name in the application}, the run first."""
     lacks: tuple[str, ...]
-    """Fields of a request that it would leave out silently."""
+    """Request fields that it would silently ignore."""
     check: Callable[[], Awaitable[None]]
-    """Raises where the engine is dead."""
+    """Raises if the engine is dead."""
     close: Callable[[], None] = lambda: None
-    """Frees what a dead engine holds."""
+    """Frees the resources of a dead engine."""
     shelf: Shelf | None = None
     """Runs whose adapters `load` can load."""
     load: Callable[[str], Awaitable[bool]] | None = None
-    """Loads the run of this name, and adds it to `names`. False: there is none. Raises ValueError: it can't be loaded."""
+    """Loads the run of this name and adds it to `names`. Returns False if there is none; raises ValueError if it can't be loaded."""
 
 
 def called(planned: Plan) -> str:
@@ -43,7 +43,7 @@ def called(planned: Plan) -> str:
 
 
 def speculative(draft: Draft) -> dict[str, Any]:
-    """vLLM's speculative_config."""
+    """Returns vLLM's speculative_config."""
     more: dict[str, dict[str, Any]] = {
         "ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 3},  # as lib/speculative.py's Lookup
         "draft_model": {"model": models.path(draft.base)} if draft.base else {},
@@ -52,19 +52,19 @@ def speculative(draft: Draft) -> dict[str, Any]:
 
 
 def dtype(wanted: str, device: str, base: str) -> str:
-    """What vLLM is told: its own auto is bfloat16 on CPUs too that have none. It knows best what quantised layers compute in."""
+    """Returns vLLM's --dtype. Its own auto picks bfloat16 even on CPUs without it; quantised layers are left to vLLM's choice."""
     return hardware.dtype(wanted, device) if device == "cpu" and not quantized.found(base) else wanted
 
 
 async def vllm(planned: Plan) -> Engine:
-    """vLLM's own routes: chat, completions, models, tokenize, metrics, …; answers of many requests are written together."""
+    """Starts vLLM with its own routes (chat, completions, models, tokenize, metrics, …) and its continuous batching."""
     device = of_worker()
     vllm_generator.environment("WARNING", device)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.usage.usage_lib import UsageContext  # which decides how much a GPU reads at a time
+    from vllm.usage.usage_lib import UsageContext  # it determines vLLM's default batch size on a GPU
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -85,18 +85,18 @@ async def vllm(planned: Plan) -> Engine:
         argv += ["--lora-modules", *(f"{k}={folder}" for k, folder in planned.adapters.items())]
     if planned.serving.task == "embed":
         argv += ["--runner", "pooling"]
-        if not Path(models.path(planned.base), "modules.json").is_file():  # else as that says
+        if not Path(models.path(planned.base), "modules.json").is_file():  # otherwise vLLM follows that file
             argv += ["--pooler-config", json.dumps({"pooling_type": "MEAN"})]
     argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
-    # In a thread, since whoever asks while an engine is replaced is to be told so.
+    # In a thread, so that requests that arrive while an engine is being replaced get their 503.
     engine = await asyncio.to_thread(
         AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args), usage_context=UsageContext.OPENAI_API_SERVER
     )
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's own would end when the engine dies
+    app.state.server = SimpleNamespace(should_exit=False)  # vLLM would make its own server exit when the engine dies
     names = {name: name} | {k: k for k in planned.adapters}
     load = None
     if shelf:
@@ -107,7 +107,7 @@ async def vllm(planned: Plan) -> Engine:
 
 
 async def transformers(planned: Plan) -> Engine:
-    """The routes of `transformers serve` for chat and completions, or /v1/embeddings."""
+    """Starts the routes of `transformers serve` for chat and completions, or /v1/embeddings."""
     from importlib.metadata import version
 
     import torch
@@ -120,10 +120,10 @@ async def transformers(planned: Plan) -> Engine:
     where, name, title = models.path(planned.base), called(planned), f"transformers {version('transformers')}"
 
     async def check() -> None:
-        """It works in this process, so whoever is asked is alive."""
+        """Never fails: the engine runs in this process."""
 
-    said = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": title}]}
-    listed = Route("/v1/models", lambda request: JSONResponse(said))
+    listing = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": title}]}
+    listed = Route("/v1/models", lambda request: JSONResponse(listing))
     if planned.serving.task == "embed":
         embedder = Embedder(where, getattr(torch, kind), device)
         health = Route("/health", lambda request: JSONResponse({"status": "ok"}))

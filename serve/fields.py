@@ -1,4 +1,4 @@
-"""Fields of a request, checked before transformers' server meets them: it would answer 500 for most that are wrong."""
+"""Checks the fields of a request before transformers' server reads them: it would answer 500 to most wrong ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 
 def check(asked: dict[str, Any], needs: str, vocabulary: int, template: str = "", only_text: bool = True) -> None:
-    """Raises ValueError naming the first field that is wrong, or missing: `needs`. vocabulary: number of tokens; template: the
-    model's chat template; only_text: whether it reads nothing else."""
+    """Raises ValueError naming the first wrong field, or the required field `needs` if it is missing.
+
+    vocabulary: number of tokens; template: the model's chat template; only_text: whether the model reads only text.
+    """
     if needs not in asked:
         raise ValueError(f"{needs}: must be {RULES[needs][1]}.")
     for key, (good, says) in RULES.items():
@@ -18,7 +20,7 @@ def check(asked: dict[str, Any], needs: str, vocabulary: int, template: str = ""
             raise ValueError(f"{key}: must be {says}.")
     for token in asked.get("logit_bias") or {}:
         if not int(token) < vocabulary:
-            raise ValueError(f"logit_bias: must be of tokens below {vocabulary}, is of {token}.")
+            raise ValueError(f"logit_bias: must be keyed by token ids below {vocabulary}; {token} is not.")
     if "messages" in asked:
         _messages(asked["messages"], template, only_text)
     if (more := asked.get("generation_config")) is not None:
@@ -26,7 +28,7 @@ def check(asked: dict[str, Any], needs: str, vocabulary: int, template: str = ""
 
 
 def number(low: float, high: float, above: bool = False):
-    """Whether it is one from `low` to `high`; above: but not `low`."""
+    """Returns a check for a number from `low` to `high`; above: `low` itself is excluded."""
     return lambda x: type(x) in (int, float) and low <= x <= high and not (above and x == low)
 
 
@@ -72,7 +74,7 @@ RULES = {
     "logprobs": (lambda x: x is False, "false: the transformers engine gives none"),
     "top_logprobs": (lambda x: type(x) is int and x == 0, "0: the transformers engine gives none"),
     "stop": (_stop, "a text, or a list of texts, none of them empty"),
-    "logit_bias": (_bias, "an object of tokens' numbers and numbers from -100 to 100"),
+    "logit_bias": (_bias, "an object {token id: number from -100 to 100}"),
     "tools": (_named, "a list of objects, each with a function that has a name"),
     "chat_template_kwargs": (_template_kwargs, "an object without the arguments that the server sets itself"),
     "suffix": (text, "a text"),
@@ -82,15 +84,15 @@ RULES = {
         "a list of objects with a role",
     ),
 }
-"""{field: (whether a value is good, what it must be)}; null is as if it weren't there."""
+"""{field: (check of a value, description of valid values)}; null counts as missing."""
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TEXTS = ("text", "input_text", "output_text")
 INSTEAD = ("tool_calls", "function_call", "refusal", "reasoning_content")
-"""What an assistant's message may hold without content."""
+"""Fields that an assistant's message may have instead of content."""
 ANY_ROLE = r"""\{\{[^}]*(\[['"]role['"]\]|\.role)"""
-"""In a chat template that writes whatever role it is given."""
+"""Matches a chat template that prints the role it is given."""
 
 
 def _messages(messages: list[dict], template: str, only_text: bool) -> None:
@@ -99,7 +101,7 @@ def _messages(messages: list[dict], template: str, only_text: bool) -> None:
         named = re.search(ANY_ROLE, template) or any(quoted in template for quoted in (f"'{role}'", f'"{role}"'))
         if role not in ROLES and not named:
             raise ValueError(
-                f"messages: the role of number {i} is {role!r}, of which the model's chat template says nothing. Known: {', '.join(ROLES)}."
+                f"messages: the role of number {i} is {role!r}, which the model's chat template doesn't mention. Known: {', '.join(ROLES)}."
             )
         if content is None and not (role == "assistant" and any(m.get(k) is not None for k in INSTEAD)):
             raise ValueError(f"messages: number {i} has no content.")
@@ -113,7 +115,7 @@ def _messages(messages: list[dict], template: str, only_text: bool) -> None:
                     f"messages: a part of number {i} is of type {other[0]}, and this model reads text only."
                 )
             if not all(text(part.get("text")) for part in content if part["type"] in TEXTS):
-                raise ValueError(f"messages: a part of number {i} is of type text and has none.")
+                raise ValueError(f"messages: a part of number {i} has type text but no text.")
         if m.get("tool_calls") is not None:
             _tool_calls(i, m["tool_calls"])
 
@@ -129,19 +131,17 @@ def _tool_calls(i: int, calls) -> None:
             raise ValueError(f"messages: the arguments of a tool call of number {i} are not JSON.") from None
 
 
-def _generation_config(said) -> None:
+def _generation_config(given) -> None:
     from transformers import GenerationConfig
 
     try:
-        config = GenerationConfig(**json.loads(said))
+        config = GenerationConfig(**json.loads(given))
         config.validate()
     except (ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise ValueError(
-            f"generation_config: must be an object of transformers' GenerationConfig as text: {e}"
-        ) from None
+        raise ValueError(f"generation_config: must be the JSON text of a transformers GenerationConfig: {e}") from None
     if config.stop_strings is not None and not _stop(config.stop_strings):
         raise ValueError(f"generation_config: stop_strings must be {RULES['stop'][1]}.")
     if (config.num_beams or 1) > 1:
         raise ValueError(
-            "generation_config: beams can't be stopped when their client goes away, and so aren't searched here."
+            "generation_config: beam search is not supported, since it can't be stopped when the client disconnects."
         )

@@ -1,6 +1,6 @@
-"""What stands before an engine's HTTP application: token, size, JSON, model name, load, time, and an engine that died.
+"""Guards an engine's HTTP application: checks token, size, JSON, model name and load, limits the time, and handles a dead engine.
 
-Every refusal is an OpenAI error object. 429, 503 and 504 may be tried again; the others say what to change.
+Every refusal is an OpenAI error object. 429, 503 and 504 may be retried; the others name what to change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Refusal(Exception):
 
 
 class Guard:
-    """An ASGI application around the engine's. busy: requests in it, those that wait their turn included."""
+    """An ASGI application around the engine's. busy: requests in it, including those waiting their turn."""
 
     def __init__(self, planned: Plan, keeper: Keeper):
         self.planned, self.serving, self.keeper, self.busy = planned, planned.serving, keeper, 0
@@ -43,7 +43,7 @@ class Guard:
             nonlocal begun, died
             failed = message["type"] == "http.response.start" and message["status"] >= 500
             died = died or (failed and not await self.keeper.alive())
-            if not died:  # else what the engine says of its own death is replaced
+            if not died:  # otherwise the engine's own error is replaced by the 503 below
                 begun = True
                 await send(message)
 
@@ -58,12 +58,12 @@ class Guard:
                 raise self._down()
         except TimeoutError:
             if begun:
-                raise  # the stream ends here; there is no way to say why
+                raise  # the stream ends here; it is too late to send an error
             late = Refusal(504, f"The answer took longer than timeout_s ({self.serving.timeout_s:g} s).")
             await late.response(scope, receive, send)
         except Refusal as e:
             await e.response(scope, receive, send)
-        except Exception:  # whatever the engine raised: of a living one it is raised again, a dead one is a 503
+        except Exception:  # any engine error: re-raised while the engine is alive, 503 if it is dead
             if begun or await self.keeper.alive():
                 raise
             await self._down().response(scope, receive, send)
@@ -71,18 +71,18 @@ class Guard:
     async def _post(self, scope, receive, send) -> None:
         s = self.serving
         if self.busy >= s.at_once + s.waiting:
-            said = f"{self.busy} requests are under way or waiting here, the most that at_once and queue allow."
-            raise Refusal(429, f"{said} Try again in a second.", {"Retry-After": "1"})
+            reason = f"{self.busy} requests are under way or waiting here, the most that at_once and queue allow."
+            raise Refusal(429, f"{reason} Try again in a second.", {"Retry-After": "1"})
         self.busy += 1
         try:
             async with asyncio.timeout(s.timeout_s):
                 asked = await self._read(scope, receive)
                 async with self.turn:
-                    said = await self._asked(asked)
-                    about = {b"content-length": str(len(said)).encode(), b"content-type": b"application/json"}
+                    body = await self._asked(asked)
+                    about = {b"content-length": str(len(body)).encode(), b"content-type": b"application/json"}
                     headers = [(k, v) for k, v in scope["headers"] if k not in about]
                     scope = scope | {"headers": [*headers, *about.items()]}
-                    await self._engine().app(scope, _again(said, receive), send)
+                    await self._engine().app(scope, _again(body, receive), send)
         finally:
             self.busy -= 1
 
@@ -93,8 +93,9 @@ class Guard:
 
     def _down(self) -> Refusal:
         wait = self.keeper.wait()
-        said = f"The engine stopped and is being started again. Try again in {wait} s."
-        return Refusal(503, said, {"Retry-After": str(wait)})
+        return Refusal(
+            503, f"The engine stopped and is being restarted. Try again in {wait} s.", {"Retry-After": str(wait)}
+        )
 
     def _token(self, scope) -> None:
         wanted = self.planned.token_sha256
@@ -102,7 +103,7 @@ class Guard:
             host = (scope.get("client") or ("127.0.0.1",))[0]
             if host not in LOOPBACK:
                 env = self.serving.token_env
-                raise Refusal(403, f"Without a token only this machine is answered. Set {env} where it is served.")
+                raise Refusal(403, f"Without a token, only this machine is answered. Set {env} on the serving machine.")
             return
         given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
         if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), wanted):
@@ -110,14 +111,14 @@ class Guard:
 
     async def _body(self, scope, receive) -> bytes:
         most, parts, size = int(self.serving.max_body_mb * 2**20), [], 0
-        told = dict(scope["headers"]).get(b"content-length", b"0")
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = Refusal(413, f"The request is larger than max_body_mb ({self.serving.max_body_mb:g} MB).")
-        if told.isdigit() and int(told) > most:
+        if announced.isdigit() and int(announced) > most:
             raise too_large
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "The client went away before it had said what it wants.")
+                raise Refusal(400, "The client disconnected before it had sent the whole request.")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > most:
@@ -132,21 +133,21 @@ class Guard:
             raise Refusal(400, str(e)) from None
 
     async def _asked(self, asked: dict) -> bytes:
-        """The request with the engine's own name of the model, once it can be answered."""
+        """Returns the request with the engine's own name of the model. Raises Refusal if it can't be answered."""
         engine = self._engine()
         names = engine.names
         model = str(asked.get("model") or next(iter(names)))
         if model not in names:
             await self._load(engine, model)
-        if asked.get("max_completion_tokens") is not None:  # transformers knows it by its older name only
+        if asked.get("max_completion_tokens") is not None:  # transformers reads only the older name
             asked["max_tokens"] = asked.pop("max_completion_tokens")
         one = {k for k in ("n", "best_of") if asked.get(k) == 1}
         if lacking := [k for k in engine.lacks if asked.get(k) not in (None, False) and k not in one]:
-            raise Refusal(400, f"{', '.join(lacking)}: {engine.title} doesn't do that; vLLM does (engine: vllm).")
+            raise Refusal(400, f"{', '.join(lacking)}: {engine.title} doesn't support that; vLLM does (engine: vllm).")
         return bodies.write(asked | {"model": names[model]})
 
     async def _load(self, engine, model: str) -> None:
-        """Has the engine load what it isn't holding yet."""
+        """Has the engine load the adapter of this name. Raises Refusal if there is none."""
         try:
             if engine.load and await engine.load(model):
                 return
@@ -160,7 +161,7 @@ class Guard:
 
 
 def _again(body: bytes, receive):
-    """A receive that gives the body that was read already, then what comes (a client that goes away)."""
+    """Returns a receive that replays the body, which was read already, then later messages (such as a disconnect)."""
     given = False
 
     async def replay():

@@ -1,4 +1,4 @@
-"""Keeps an engine running: when it dies, another is started in the same replica, and requests are refused until it is ready."""
+"""Keeps an engine running: when it dies, starts another in the same replica. Requests are refused until it is ready."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Keeper:
-    """engine: the one that answers; None while another is starting."""
+    """engine: the running engine; None while a new one is starting."""
 
     def __init__(self, start: Callable[[], Awaitable[Engine]]):
         self.start = start
@@ -27,13 +27,13 @@ class Keeper:
         self.took = time.monotonic() - self.began
 
     async def alive(self) -> bool:
-        """Whether the engine can answer. If it can't, its successor is starting when this returns."""
+        """Returns whether the engine can answer. If it can't, a new one is already starting."""
         if not (engine := self.engine):
             return False
         try:
             await engine.check()
-        except Exception:  # whatever it died of
-            if self.engine is engine:  # nobody else noticed meanwhile
+        except Exception:  # whatever the cause
+            if self.engine is engine:  # no other request has noticed it yet
                 self.engine = None
                 self.began = time.monotonic()
                 self.replacing = asyncio.create_task(self._replace(engine))
@@ -45,10 +45,10 @@ class Keeper:
         await self.begin()
 
     async def check(self) -> None:
-        """Serve's health check. Raises only if no successor could be started: Serve then replaces the replica."""
+        """Serve's health check. Raises only if no new engine could be started; Serve then replaces the replica."""
         if not await self.alive() and self.replacing and self.replacing.done():
             self.replacing.result()
 
     def wait(self) -> int:
-        """Seconds until the successor is likely to be ready, from how long the last start took."""
+        """Returns the estimated seconds until the new engine is ready, from the duration of the last start."""
         return max(1, math.ceil(self.began + self.took - time.monotonic()))

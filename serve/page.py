@@ -1,4 +1,4 @@
-"""A page for the people at this machine: it listens on loopback only, and heeds nothing that another site's page sends."""
+"""Serves a web page to users of this machine: it listens on loopback only and ignores requests from other sites' pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def free(port: int) -> None:
-    """Raises ValueError where something listens already, or nothing can."""
+    """Raises ValueError if the port is taken or invalid."""
     import socket
 
     if not 0 < port < 65536:
@@ -17,7 +17,7 @@ def free(port: int) -> None:
 
 
 def app(page: Path, routes: list):
-    """The file `page` at /, with the Starlette routes that it calls."""
+    """Returns an application that serves the file `page` at / and the Starlette routes that it calls."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -27,18 +27,18 @@ def app(page: Path, routes: list):
     async def shown(request):
         return HTMLResponse(page.read_text(encoding="utf-8"))
 
-    # A page elsewhere could point its own name at 127.0.0.1.
+    # Against DNS rebinding: another site could resolve its own name to 127.0.0.1.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     return Starlette(routes=[Route("/", shown), *routes], middleware=[hosts])
 
 
 def is_json(request) -> bool:
-    """Whether a POST says it is JSON, which no form of another site can."""
+    """Returns whether a POST has the content type JSON, which another site's form can't send."""
     return request.headers.get("content-type", "").split(";")[0] == "application/json"
 
 
 def serve(app, port: int) -> None:
-    """Until Ctrl-C."""
+    """Serves until Ctrl-C."""
     import uvicorn
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -1,7 +1,7 @@
-"""What Serve's HTTP proxy says where no replica could answer: 503 and when to come again, as an OpenAI error object.
+"""Makes Serve's HTTP proxy answer 503 with Retry-After, as an OpenAI error object, when no replica could answer.
 
-Left to itself it answers 500 "Internal Server Error" where a replica died with the request, closes the connection after the
-headers where the replica died before the body, and answers 404 while the application is starting or ending.
+By default it answers 500 "Internal Server Error" if a replica died with the request, closes the connection after the headers if
+the replica died before the body, and answers 404 while the application is starting or stopping.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def middlewares() -> list[Middleware]:
 
 
 class Unanswered:
-    """ASGI. Replaces what the proxy says for itself, in plain text; what replicas say, in JSON or as a stream, passes.
+    """ASGI middleware. Replaces the proxy's own plain-text errors; replicas' replies (JSON or a stream) pass unchanged.
 
-    Headers wait for the first piece of their body: they come in messages of their own, and a replica may die in between.
+    Headers are held until the first part of the body, since they arrive separately and a replica may die in between.
     """
 
     def __init__(self, app):
@@ -50,6 +50,6 @@ class Unanswered:
 
 
 def _refusal() -> JSONResponse:
-    said = f"No replica could answer: one stopped, or the application is starting or ending. Try again in {RETRY_S} s."
-    error = {"message": said, "type": "server_error", "code": 503}
+    reason = "No replica could answer: one stopped, or the application is starting or stopping."
+    error = {"message": f"{reason} Try again in {RETRY_S} s.", "type": "server_error", "code": 503}
     return JSONResponse({"error": error}, 503, {"Retry-After": str(RETRY_S)})

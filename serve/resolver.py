@@ -1,7 +1,7 @@
-"""LoRA runs of a folder that vLLM loads when one is first asked for, by its own LoRAResolver.
+"""Loads the LoRA runs of a folder on first request, through vLLM's LoRAResolver.
 
-VLLM_ALLOW_RUNTIME_LORA_UPDATING, which would consult resolvers too, stays unset: it opens a route by which a client could
-have any path on the server loaded. A client here says a name, and the folder decides what that is.
+VLLM_ALLOW_RUNTIME_LORA_UPDATING, which would also consult resolvers, stays unset: it opens a route by which a client could make
+the server load any path. Here a client sends only a name, which is looked up in the folder.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Resolver(LoRAResolver):
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         adapter = await asyncio.to_thread(self.shelf.find, lora_name)
-        return LoRARequest(lora_name, 1, adapter) if adapter else None  # vLLM gives it its number
+        return LoRARequest(lora_name, 1, adapter) if adapter else None  # vLLM replaces the id 1
 
 
 def attach(app, shelf: Shelf, names: dict[str, str], most: int) -> Callable[[str], Awaitable[bool]]:
-    """Gives vLLM's application the runs of `shelf`: /v1/models lists them, and what is returned loads one, adding it to `names`.
+    """Adds the runs of `shelf` to vLLM's application: /v1/models lists them, and the returned function loads one by name.
 
-    That says False where there is no such run, and raises ValueError where its adapter can't be loaded. most: the highest
-    rank that there is room for.
+    The function adds the run to `names` and returns True, returns False if there is no such run, and raises ValueError if its
+    adapter can't be loaded. most: the highest rank that the engine was started for.
     """
     models = app.state.openai_serving_models
     models.lora_resolvers = [Resolver(shelf)]
@@ -41,7 +41,7 @@ def attach(app, shelf: Shelf, names: dict[str, str], most: int) -> Callable[[str
         if not adapter:
             return False
         if (high := rank(adapter)) > most:
-            raise ValueError(f"{name} has rank {high}, and there is room for {most}. Start the server again.")
+            raise ValueError(f"{name} has rank {high}, and there is room for {most}. Restart the server.")
         found = await models.resolve_lora(name)
         if isinstance(found, ErrorResponse):
             raise ValueError(found.error.message)

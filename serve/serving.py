@@ -1,8 +1,8 @@
-"""What is to be served, and every check that needs no model in memory.
+"""Settings of a served run, and every check of them that needs no model in memory.
 
-An engine is one replica's, on one GPU. ray.serve.llm, which spreads one over several nodes, is no choice here: its HTTP ingress
-is its own, so nothing of serve/guard.py (token, 429, sizes, times) would stand before it, it takes LoRA runs from s3 alone and
-answers 500 for one that isn't there (ray 2.60), and on a CPU it can't be tried with more than one worker.
+Each replica has one engine on one GPU. ray.serve.llm, which can spread an engine over several nodes, is not used: it has its own
+HTTP ingress, so serve/guard.py (token, 429, size and time limits) could not protect it; it loads LoRA runs only from s3 and
+answers 500 for a missing one (ray 2.60); and on a CPU it can't be tested with more than one worker.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ class Serving:
     run: str
     """A run directory, local or s3://, a model folder or a hub name."""
     name: str = ""
-    """What clients call the model. Default: the last part of `run`."""
+    """The model's name for clients. Default: the last part of `run`."""
     task: Literal["generate", "embed"] = "generate"
-    """generate: chat and completions. embed: /v1/embeddings, the mean of the last layer over a text's tokens, at length 1, or
-    as the sentence-transformers files beside the weights say (with transformers only the mean)."""
+    """generate: chat and completions. embed: /v1/embeddings, the mean of the last layer over a text's tokens, scaled to length 1,
+    or as described by the sentence-transformers files beside the weights (the transformers engine supports only the mean)."""
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
     adapters_from: str = ""
-    """A folder of runs: the finished LoRA runs of the same base in it, also those to come, by their names, loaded when first
-    asked for. Needs vLLM."""
+    """A folder whose finished LoRA runs of the same base, including ones added later, are served under their names. Each is loaded
+    on its first request. Needs vLLM."""
     draft: str = ""
-    """What guesses tokens ahead, so that answers come sooner: ngram, suffix (serve/draft.py) or a run or model with the same
-    vocabulary, such as a distilled one. Empty: nothing does. Needs vLLM."""
+    """Draft for speculative decoding, which makes answers arrive sooner: ngram, suffix (serve/draft.py), or a run or model with
+    the same vocabulary, such as a distilled one. Empty: none. Needs vLLM."""
     draft_tokens: int = 0
-    """Tokens guessed at a time. 0: as the draft run's reports/certificate.json found best, else 4."""
+    """Tokens proposed at a time. 0: the best number in the draft run's reports/certificate.json, else 4."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vLLM where it is installed and loads the format, else transformers (no logprobs, n or JSON schema)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and arithmetic. auto: as lib/hardware.py says, with transformers and on a CPU; the weights' own with vLLM on a GPU."""
+    """Type of weights and arithmetic. auto: with vLLM on a GPU, the weights' own type; otherwise the choice of lib/hardware.py."""
     max_model_len: int | None = None
-    """Tokens of prompt and answer together. None: what the model can."""
+    """Most tokens of prompt and answer together. None: the model's own limit."""
     tool_calls: str = "hermes"
-    """How the model writes a call of a tool, by the name of vLLM's parser; hermes: <tool_call>{"name": …}</tool_call>, as Qwen
-    and many others do. Empty: its calls stay text. With transformers they are text where the tokenizer doesn't say how it writes them."""
+    """Format of the model's tool calls, as the name of a vLLM parser; hermes is <tool_call>{"name": …}</tool_call>, used by Qwen and
+    many others. Empty: calls stay text. The transformers engine uses the tokenizer's own format; without one, calls stay text."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    """Type of the keys and values kept of what was read. auto: the weights' own; fp8 (e4m3) halves them. Needs vLLM."""
+    """Type of the cached keys and values. auto: the weights' own type; fp8 (e4m3) halves the cache. Needs vLLM."""
     replicas: int = 1
     """Copies of the model, each with a GPU where there are any."""
     max_replicas: int | None = None
-    """As many at most, started and ended with the load. None: always `replicas`."""
+    """Most replicas; their number follows the load. None: always `replicas`."""
     idle_s: float | None = None
-    """Seconds for which the load of the last half minute needs fewer than there are, before one is ended; with max_replicas. None: IDLE_S."""
+    """Seconds for which the load of the last half minute must need fewer replicas before one is stopped. Needs max_replicas. None: 300."""
     at_once: int = 32
-    """Requests under way in a replica; more wait their turn."""
+    """Requests that a replica works on at a time; more wait their turn."""
     queue: int | None = None
-    """Requests that wait their turn in a replica; more are told 429 and when to come again. None: 4 times at_once."""
+    """Requests that may wait their turn in a replica; beyond that, it answers 429 with Retry-After. None: 4 times at_once."""
     timeout_s: float = 300.0
-    """Seconds for one request, its wait included; then 504, or the end of its stream."""
+    """Most seconds for one request, including its wait; then it gets 504, or its stream ends."""
     max_body_mb: float = 4.0
-    """Megabytes of one request; more are told 413."""
+    """Largest request body in megabytes; larger ones get 413."""
     token_env: str = "SHOESTRING_TOKEN"
-    """Environment variable that holds the bearer token clients must send. Where it isn't set, only this machine is answered."""
+    """Environment variable with the bearer token that clients must send. If it isn't set, only this machine is answered."""
     port: int = 8000
-    """Port of this machine where `serve run` listens. On a cluster that runs already, its own port counts (http_options)."""
+    """Port on this machine where `serve run` listens. A cluster that is already running keeps its own port (http_options)."""
 
     @property
     def called(self) -> str:
-        """What clients call the run."""
+        """The run's name for clients."""
         return self.name or self.run.rstrip("/").removeprefix("package:").rsplit("/", 1)[-1]
 
     @property
     def waiting(self) -> int:
-        """Requests that may wait their turn."""
+        """The number of requests that may wait their turn."""
         return 4 * self.at_once if self.queue is None else self.queue
 
 
@@ -90,20 +90,21 @@ class Serving:
 class Plan:
     serving: Serving
     base: str
-    """As lib.models.locate returned it."""
+    """The served model, as returned by lib.models.locate."""
     adapters: dict[str, str]
     """{name: folder with the adapter}"""
     vllm: bool
     trained_template: str | None
     token_sha256: str | None
-    """The token itself stays in the environment of whoever starts the application."""
+    """SHA-256 of the bearer token; the token itself stays in the environment of the process that starts the application."""
     draft: Draft | None = None
     adapters_from: str = ""
     """The folder, absolute."""
 
 
 def read(kind: type, args: dict[str, Any], program: str):
-    """`args` of `serve run PROGRAM:app key=value …` as a `kind`, which has a key `run`. Raises ValueError naming the key."""
+    """Returns the `args` of `serve run PROGRAM:app key=value …` as a `kind`, which has a key `run`. Raises ValueError naming
+    the wrong key."""
     from pydantic import TypeAdapter, ValidationError
 
     from lib.cli import nearest
@@ -113,7 +114,7 @@ def read(kind: type, args: dict[str, Any], program: str):
         if key not in known:
             raise ValueError(f"{key} is not a key of {program}.{nearest(key, known)} Known: {', '.join(known)}.")
     if "run" not in args:
-        raise ValueError("run: say what is to be served, such as run=runs/dpo.")
+        raise ValueError("run: is missing. Name the run to serve, such as run=runs/dpo.")
     try:
         return TypeAdapter(kind).validate_python(args)
     except ValidationError as e:
@@ -122,28 +123,27 @@ def read(kind: type, args: dict[str, Any], program: str):
 
 
 def at_least(found, **lows: float) -> None:
-    """Raises ValueError naming the first key whose value is below its low, or no number at all."""
+    """Raises ValueError naming the first key whose value is below its minimum or NaN."""
     for key, low in lows.items():
         if (value := getattr(found, key)) is not None and not value >= low:
             raise ValueError(f"{key}: must be at least {low}, is {value}.")
 
 
 def parse(args: dict[str, Any]) -> Serving:
-    """The arguments of `serve run serve.app:app key=value …`, or `args` of a YAML file; adapters also as adapters.NAME=RUN.
+    """Returns the settings in the arguments of `serve run serve.app:app key=value …`, or in `args` of a YAML file. Adapters may also be
+    given as adapters.NAME=RUN.
 
-    Raises ValueError naming the key.
+    Raises ValueError naming the wrong key.
     """
     given = dict(args)
     adapters = given.pop("adapters", None) or {}
     if not isinstance(adapters, dict):
-        raise ValueError(f"adapters: {adapters!r} has no name for clients. Say adapters.NAME=RUN.")
+        raise ValueError(f"adapters: {adapters!r} has no name for clients. Use adapters.NAME=RUN.")
     adapters = dict(adapters)
     for key in [k for k in given if k.startswith("adapters.")]:
         name = key.partition(".")[2]
         if name in adapters:
-            raise ValueError(
-                f"{key}: is there twice, for {adapters[name]} and {given[key]}. Give each a name of its own."
-            )
+            raise ValueError(f"{key}: is set twice, to {adapters[name]} and {given[key]}. Give each its own name.")
         adapters[name] = given.pop(key)
     found = read(Serving, given | {"adapters": adapters}, "serve.app")
     at_least(
@@ -151,27 +151,28 @@ def parse(args: dict[str, Any]) -> Serving:
         draft_tokens=0, port=1,
     )  # fmt: skip
     if not found.called.strip():
-        raise ValueError("name: there is none that clients could call the run. Say name=…")
+        raise ValueError("name: clients need a name for the run. Set name=…")
     for name in found.adapters:
         if not name.strip():
-            raise ValueError("adapters: one has no name for clients. Say adapters.NAME=RUN.")
+            raise ValueError("adapters: one has no name for clients. Use adapters.NAME=RUN.")
         if name == found.called:
             raise ValueError(
-                f"adapters.{name}: is what clients call the run itself. Give the adapter another name, or the run: name=…"
+                f"adapters.{name}: is already the run's own name for clients. Rename the adapter, or the run with name=…"
             )
     if found.port > 65535:
         raise ValueError(f"port: must be from 1 to 65535, is {found.port}.")
     if found.draft_tokens and not found.draft:
-        raise ValueError("draft_tokens: nothing drafts. Say what does: draft=ngram, or a run.")
+        raise ValueError("draft_tokens: needs a draft. Set draft=ngram, or draft to a run.")
     if found.idle_s is not None and found.max_replicas is None:
-        raise ValueError("idle_s: replicas neither come nor go. Say how many there may be: max_replicas=4.")
+        raise ValueError("idle_s: the number of replicas is fixed. Set a maximum as well, such as max_replicas=4.")
     if found.max_replicas is not None and found.max_replicas < found.replicas:
         raise ValueError(f"max_replicas: {found.max_replicas} is below replicas ({found.replicas}).")
     return found
 
 
 def plan(serving: Serving) -> Plan:
-    """Raises ValueError listing every problem found, one a line, each naming its key."""
+    """Checks the settings against the files and packages on this machine. Raises ValueError with one line per problem, each
+    naming its key."""
     problems: list[str] = []
     base, template, adapters, drafts = "", None, {}, None
     try:
@@ -190,11 +191,11 @@ def plan(serving: Serving) -> Plan:
         problems.append("engine: vllm is not installed here: make vllm, or with a GPU pip install -e '.[gpu]'.")
     if serving.kv_cache_dtype != "auto" and not vllm:
         problems.append(
-            f"kv_cache_dtype: only vLLM keeps keys and values as {serving.kv_cache_dtype}. Install it (make vllm), or say auto."
+            f"kv_cache_dtype: only vLLM keeps keys and values as {serving.kv_cache_dtype}. Install it (make vllm), or use auto."
         )
     for key in ("adapters", "adapters_from", "draft"):
         if getattr(serving, key) and serving.task == "embed":
-            problems.append(f"{key}: not with task=embed.")
+            problems.append(f"{key}: can't be combined with task=embed.")
     if serving.task == "embed" and not vllm and Path(base).is_dir():
         try:
             embedding.check(base)
@@ -203,15 +204,13 @@ def plan(serving: Serving) -> Plan:
     for key in ("adapters", "adapters_from"):
         if getattr(serving, key) and not vllm:
             problems.append(
-                f"{key}: only vLLM serves several on one base. Install it, or serve the adapter's run itself."
+                f"{key}: only vLLM serves several runs on one base. Install it, or serve the adapter's run itself."
             )
     runs = absolute(serving.adapters_from) if serving.adapters_from else ""
     if runs and not Path(runs).is_dir():
         problems.append(f"adapters_from: there is no folder {runs} on this machine.")
     if serving.draft and not vllm:
-        problems.append(
-            "draft: only vLLM takes one here. Install it: make vllm, or with a GPU pip install -e '.[gpu]'."
-        )
+        problems.append("draft: only vLLM supports one. Install it: make vllm, or with a GPU pip install -e '.[gpu]'.")
     elif serving.draft and base:
         try:
             drafts = draft.find(serving.draft, serving.draft_tokens, base)
@@ -226,7 +225,7 @@ def plan(serving: Serving) -> Plan:
         if name == serving.called or adapters.get(name, there) != there:
             taken = "the run itself" if name == serving.called else serving.adapters[name]
             problems.append(
-                f"adapters_from: {runs}/{name} has the name by which clients call {taken}. Give that another: name=… or adapters.NAME=…"
+                f"adapters_from: {runs}/{name} has the same name for clients as {taken}. Rename that: name=… or adapters.NAME=…"
             )
     if problems:
         raise ValueError("\n".join(problems))

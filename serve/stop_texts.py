@@ -1,4 +1,4 @@
-"""A stream of text that ends before the first stop text."""
+"""Cuts a stream of text before the first stop text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Stopped:
-    """A queue's texts up to the first stop text, which may begin in one and end in a later one. None ends them."""
+    """A queue's texts up to the first stop text, which may span several of them. None ends the stream."""
 
     def __init__(self, queue: asyncio.Queue | None, texts: list[str]):
         self.queue, self.texts = queue, texts
@@ -23,10 +23,10 @@ class Stopped:
         if item is None and self.held:
             self.queue.put_nowait(None)
             return self.cut("", True)
-        return self.cut(item, False) if type(item) is str else item  # reasoning is a str of its own kind
+        return self.cut(item, False) if type(item) is str else item  # reasoning arrives as a subclass of str and passes
 
     def cut(self, text: str, last: bool) -> str:
-        """What of `text` can be said by now. last: nothing comes after it."""
+        """Returns the part of the text so far that can be released now. last: no more text follows."""
         text, self.held = self.held + text, ""
         if self.over:
             return ""

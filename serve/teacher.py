@@ -1,9 +1,9 @@
-"""A teacher for distillation as a Ray Serve application: as many replicas as the cluster has room for, asked by the students.
+"""A teacher for distillation as a Ray Serve application, with any number of replicas.
 
 serve run serve.teacher:app --name teacher run=runs/quickstart/sft replicas=2
 RAY_ADDRESS=auto python jobs/distill.py --config configs/distill.yaml --train.teacher serve:teacher --train.top_k 64
 
-Nothing of it is reachable over HTTP but its health: students ask through Ray.
+Students call it through Ray; over HTTP only a status line is reachable.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Teaching:
     replicas: int = 1
     """Copies of the model, each with a GPU where there are any."""
     cpus: float = 1.0
-    """CPU cores (and threads) of each."""
+    """CPU cores (and threads) of each replica."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights and arithmetic."""
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """Raises ClickException before anything is started."""
+    """Returns the application. Raises ClickException, before starting anything, if an argument is wrong."""
     from lib import models
     from lib.config import Scale
     from lib.hardware import gpus, worker_env
@@ -70,13 +70,13 @@ class Teacher:
         self.tokens = width(tokenizer)
         self.known = {"base": base, "identity": f"{identity} {dtype}", "vocabulary": vocabulary(tokenizer)}
         self.known["positions"] = positions(self.model.config)
-        self.turn = asyncio.Lock()  # two forward passes at once would share the cores and both be late
+        self.turn = asyncio.Lock()  # two forward passes at once would share the cores and both finish late
 
     def who(self) -> dict:
         return self.known
 
     async def about(self, ids: list[list[int]], labels: list[list[int]], k: int, temperature: float):
-        """(tokens (N, K), log-probabilities (N, K + 1)) as numpy arrays: lib/teacher.py, Said."""
+        """Returns (tokens (N, K), log-probabilities (N, K + 1)) as numpy arrays; see Said in lib/teacher.py."""
         async with self.turn:
             return await asyncio.to_thread(self._about, ids, labels, k, temperature)
 
@@ -90,8 +90,8 @@ class Teacher:
         batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
         with torch.inference_mode():
             batch = {name: value.to(self.device) for name, value in batch.items()}
-            said = Whole(self.model, temperature, self.tokens).likeliest(batch, k)
-        return said.tokens_NK.int().cpu().numpy(), said.logp_NK.cpu().numpy()
+            found = Whole(self.model, temperature, self.tokens).likeliest(batch, k)
+        return found.tokens_NK.int().cpu().numpy(), found.logp_NK.cpu().numpy()
 
     def __call__(self, request) -> str:
-        return "A teacher: students ask it through Ray (train.teacher: serve:NAME).\n"
+        return "A teacher for distillation. Students call it through Ray (train.teacher: serve:NAME).\n"

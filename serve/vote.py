@@ -1,10 +1,10 @@
-"""A page on which people compare two runs' answers blind, by keyboard; their votes train a reward model as they are.
+"""A web page for blind comparisons of two runs' answers, by keyboard. The votes can train a reward model directly.
 
     python -m serve.vote --run runs/eval --pair sft dpo          # then open http://127.0.0.1:8100
     python -m serve.vote --run runs/eval --pair sft dpo --results
 
-The answers are those of an evaluation (its reports/examples.jsonl). Stop it and start it again: it goes on. It listens
-on this machine only; raters elsewhere come through ssh -L 8100:127.0.0.1:8100 HOST.
+The answers come from an evaluation (its reports/examples.jsonl). After a restart, voting continues where it stopped. The page
+listens on this machine only; from elsewhere, connect with ssh -L 8100:127.0.0.1:8100 HOST.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGE = Path(__file__).with_name("vote.html")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: votes were counted; 2: a mistake in the request."""
+    """Serves the page until Ctrl-C, or prints the results, and returns 0. Exits with 2 if an option is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m serve.vote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pair", nargs=2, required=True, metavar=("A", "B"), help="two of its runs")
     parser.add_argument("--task", help="only the answers to this task (default: all)")
     parser.add_argument("--port", type=int, default=8100)
-    parser.add_argument("--results", action="store_true", help="print what was voted so far, and end")
+    parser.add_argument("--results", action="store_true", help="print the votes so far and exit")
     options = parser.parse_args(argv)
     from lib.cli import refusing
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             page.free(options.port)
     if not options.results:
         print(
-            f"{len(box.ballots)} pairs to compare at http://127.0.0.1:{options.port} (Ctrl-C ends it; votes are kept)",
+            f"{len(box.ballots)} pairs to compare at http://127.0.0.1:{options.port} (Ctrl-C stops it; votes are kept)",
             flush=True,
         )
         page.serve(app(box), options.port)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def app(box: Box):
-    """The page and its two routes: GET /next?rater=NAME, POST /vote {rater, id, vote}."""
+    """Returns the page with its routes GET /next?rater=NAME and POST /vote {rater, id, vote}."""
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
     from starlette.routing import Route
@@ -61,8 +61,8 @@ def app(box: Box):
         if not page.is_json(request):
             return JSONResponse({"error": "send JSON"}, 415)
         try:
-            said = await request.json()
-            rater, ballot, choice = (str(said[k]) for k in ("rater", "id", "vote"))
+            given = await request.json()
+            rater, ballot, choice = (str(given[k]) for k in ("rater", "id", "vote"))
             await run_in_threadpool(box.vote, rater, ballot, choice)
         except (ValueError, KeyError, TypeError) as e:
             return JSONResponse({"error": str(e)}, 400)
@@ -72,7 +72,7 @@ def app(box: Box):
 
 
 def _shown(box: Box, rater: str) -> dict:
-    """What the page needs for the rater's next ballot; no run is named."""
+    """Returns the page's data for the rater's next ballot, without the runs' names."""
     with box.lock:
         done = sum(who == rater for who, _ in box.votes)
         found = {"done": done, "total": len(box.ballots), "last": box.last(rater), "ballot": None}
@@ -84,7 +84,7 @@ def _shown(box: Box, rater: str) -> dict:
 
 
 def results(box: Box) -> None:
-    """Prints how often the second run won, how far the raters agree, and what to do with the pairs."""
+    """Prints how often the second run won, how well the raters agree, and the next command."""
     from lib.console import show
 
     if not (won := box.win_rate()):
@@ -98,7 +98,7 @@ def results(box: Box) -> None:
     ]
     if agreed := box.agreement():
         rows.append(
-            ("agreement", f"Fleiss' kappa {agreed[0]:.2f} on {agreed[1]} pairs that all of the most raters judged")
+            ("agreement", f"Fleiss' kappa {agreed[0]:.2f} on the {agreed[1]} pairs that the most raters judged")
         )
     pairs = box.run.at("pairs.jsonl")
     rows.append(("pairs", f"{len(box.pairs())} in {pairs}"))

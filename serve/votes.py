@@ -1,7 +1,7 @@
-"""Ballots: pairs of answers of two runs that people compare without knowing whose is whose, and what they said.
+"""Ballots (pairs of two runs' answers, compared without knowing which run wrote which) and the votes on them.
 
-Votes are kept in <eval run>/votes.jsonl, one line each, the last one of a rater about a pair counting; what the raters
-agree on is <eval run>/pairs.jsonl, preference pairs that jobs/reward.py and jobs/dpo.py train on as they are.
+Votes are stored in <eval run>/votes.jsonl, one per line; a rater's last vote on a pair counts. <eval run>/pairs.jsonl has the
+majority's preference pairs, which jobs/reward.py and jobs/dpo.py can train on directly.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Ballot:
     id: str
     prompt: list[dict]
     answers: tuple[str, str]
-    """Of the first run and of the second."""
+    """The answers of the first and the second run."""
 
 
 def ballots(run: Run, pair: tuple[str, str], task: str | None = None) -> list[Ballot]:
-    """Every prompt that both runs answered differently in the evaluation `run`, in an order drawn once.
+    """Returns a ballot for every prompt that the two runs answered differently in the evaluation `run`, in a fixed random order.
 
-    Raises ValueError: no such evaluation, run or task in it, or no pair whose answers differ.
+    Raises ValueError: no such evaluation, no such run or task in it, or no differing answers.
     """
     from lib.cli import nearest
 
@@ -42,7 +42,7 @@ def ballots(run: Run, pair: tuple[str, str], task: str | None = None) -> list[Ba
     for name in pair:
         if name not in there:
             raise ValueError(
-                f"--pair: {name} answered nothing in {run.path}.{nearest(name, there)} It has {', '.join(there)}."
+                f"--pair: {name} has no answers in {run.path}.{nearest(name, there)} It has {', '.join(there)}."
             )
     tasks = list(dict.fromkeys(r["task"] for r in rows))
     if task and task not in tasks:
@@ -63,7 +63,7 @@ def ballots(run: Run, pair: tuple[str, str], task: str | None = None) -> list[Ba
 
 
 class Box:
-    """The votes on `ballots` for the pair of runs; thread-safe, and as it was after a restart."""
+    """The votes on `ballots` for the pair of runs. Thread-safe; votes survive a restart."""
 
     def __init__(self, run: Run, pair: tuple[str, str], ballots: list[Ballot]):
         self.run, self.pair, self.ballots, self.lock = run, pair, ballots, threading.Lock()
@@ -75,15 +75,15 @@ class Box:
                 self._count(row["rater"], row["id"], row["vote"])
 
     def first_on_left(self, rater: str, ballot: str) -> bool:
-        """Whether the first run's answer stands left: a coin per rater and ballot, the same after a restart."""
+        """Returns whether the first run's answer is shown left: a coin toss per rater and ballot that a restart doesn't change."""
         return hashlib.sha256(f"{rater} {ballot}".encode()).digest()[0] < 128
 
     def next(self, rater: str) -> Ballot | None:
-        """The rater's first ballot without a vote; None when there is none left."""
+        """Returns the rater's first ballot without a vote, or None if none is left."""
         return next((b for b in self.ballots if (rater, b.id) not in self.votes), None)
 
     def vote(self, rater: str, ballot: str, choice: str) -> None:
-        """choice: left, right or tie as the rater saw it, or skip, or undo. Raises ValueError for anything else."""
+        """Stores a vote. choice: left, right or tie as the rater saw it, skip, or undo. Raises ValueError for anything else."""
         if ballot not in self.by_id:
             raise ValueError(f"id: there is no ballot {ballot!r}.")
         if choice not in CHOICES:
@@ -97,23 +97,23 @@ class Box:
             self.run.write_text("pairs.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in self.pairs()))
 
     def last(self, rater: str) -> str | None:
-        """The ballot that an undo would take back."""
+        """Returns the ballot that an undo would revert."""
         mine = [ballot for who, ballot in self.votes if who == rater]
         return mine[-1] if mine else None
 
     def pairs(self) -> list[dict]:
-        """{prompt, chosen, rejected} of every ballot that more raters gave to one answer than to the other."""
+        """Returns {prompt, chosen, rejected} of every ballot on which one answer got more votes than the other."""
         out = []
         for b in self.ballots:
-            said = Counter(v for (_, ballot), v in self.votes.items() if ballot == b.id)
-            if said["first"] != said["second"]:
-                better, worse = b.answers if said["first"] > said["second"] else b.answers[::-1]
+            counts = Counter(v for (_, ballot), v in self.votes.items() if ballot == b.id)
+            if counts["first"] != counts["second"]:
+                better, worse = b.answers if counts["first"] > counts["second"] else b.answers[::-1]
                 turns = [[{"role": "assistant", "content": text}] for text in (better, worse)]
                 out.append({"prompt": b.prompt, "chosen": turns[0], "rejected": turns[1]})
         return out
 
     def win_rate(self) -> Estimate | None:
-        """How often the second run's answer was preferred, over ballots, raters averaged; a tie counts half."""
+        """Returns how often the second run's answer was preferred, averaged over raters, then over ballots; a tie counts half."""
         value = {"first": 0.0, "second": 1.0, "tie": 0.5}
         by_ballot: dict[str, list[float]] = {}
         for (_, ballot), v in self.votes.items():
@@ -122,13 +122,13 @@ class Box:
         return proportion([sum(v) / len(v) for v in by_ballot.values()]) if by_ballot else None
 
     def agreement(self) -> tuple[float, int] | None:
-        """(Fleiss' kappa, ballots) over the ballots that as many raters judged as the most judged one, two at least."""
-        said: dict[str, Counter] = {}
+        """Returns (Fleiss' kappa, number of ballots) over the ballots with the most raters, or None if that is fewer than two raters."""
+        counts: dict[str, Counter] = {}
         for (_, ballot), v in self.votes.items():
             if v in ("first", "second", "tie"):
-                said.setdefault(ballot, Counter())[v] += 1
-        raters = max((sum(c.values()) for c in said.values()), default=0)
-        full = [[c[v] for v in ("first", "second", "tie")] for c in said.values() if sum(c.values()) == raters]
+                counts.setdefault(ballot, Counter())[v] += 1
+        raters = max((sum(c.values()) for c in counts.values()), default=0)
+        full = [[c[v] for v in ("first", "second", "tie")] for c in counts.values() if sum(c.values()) == raters]
         return (fleiss_kappa(full), len(full)) if raters > 1 else None
 
     def _count(self, rater: str, ballot: str, choice: str) -> None:
@@ -138,9 +138,9 @@ class Box:
 
 
 def fleiss_kappa(table: list[list[int]]) -> float:
-    """Agreement beyond chance of the same number of raters (Fleiss 1971; with two raters Scott's pi).
+    """Returns Fleiss' kappa, the agreement beyond chance (Fleiss 1971; with two raters, Scott's pi).
 
-    table[i][j]: how many raters put item i into category j. 1 where everybody always said the same.
+    table[i][j]: how many raters put item i into category j, with the same number of raters for each item. 1 if all always agree.
     """
     n, raters = len(table), sum(table[0])
     agree = sum(sum(x * (x - 1) for x in row) for row in table) / (n * raters * (raters - 1))

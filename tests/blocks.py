@@ -10,9 +10,9 @@ from tests.conftest import REPO
 
 README = "README.md"
 PAGES = [README, *(f"docs/{path.name}" for path in sorted((REPO / "docs").glob("*.md")))]
-"""In this order, all in one copy: later pages use the runs of README's journeys."""
+"""README comes first and all run in one copy, since later pages use the runs of README's journeys."""
 MARK = re.compile(r"not run by the tests: needs \w+")
-"""In the paragraph before a block: its commands are not run, and why."""
+"""Text of the paragraph before a block whose commands are not run, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Command:
     line: int
     text: str
     block: int = 0
-    """Number of its code block on the page; 0: it is in the text."""
+    """Number of its code block on the page; 0: the command is in the text."""
     marked: bool = False
-    """Its block is introduced by MARK."""
+    """MARK introduces its block."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.text}"
 
 
 def commands(page: str, text: str) -> Iterator[Command]:
-    """Those of a page's code blocks, and jobs in its text, in order. Comments are removed and continued lines joined. A block with
-    a language (```mermaid) holds no commands."""
+    """Yields the commands of a page's code blocks, and the jobs in its text, in order. Removes comments and joins continued lines. A block
+    with a language (```mermaid) has no commands."""
     fence, blocks, begun, paragraph, ended = None, 0, "", "", False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random model with a real tokenizer, small data files, and one way to run a job as a user does."""
+"""Shared fixtures: a tiny random model with a real tokenizer, small data files, and run_job to run a job as a user does."""
 
 import importlib.util
 import json
@@ -17,9 +17,9 @@ import pytest
 from lib.run import Run
 from tests import warm
 
-# Before torch is imported; threads that share a core wait for each other, spinning.
+# Set before torch is imported: threads that share a core would busy-wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/ray_session.py, for the Rays that tests start by themselves
+os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/ray_session.py, for Rays that tests start themselves
 
 REPO = Path(__file__).parent.parent
 CHATML = (
@@ -50,11 +50,11 @@ WORDS = [
 ]
 
 PATIENCE = 900
-"""Seconds for which a test waits for a state before it fails: more than the slowest machine needs; none waits for this long."""
+"""Seconds for which a test waits for a state before it fails: more than the slowest machine needs."""
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Files with most end-to-end tests first, so that with several processes no long one is left for the end."""
+    """Runs the files with the most end-to-end tests first, so that parallel processes don't end with a long one."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
     for item in items:
@@ -141,7 +141,7 @@ def chats_file(tmp_path_factory) -> str:
 
 @contextmanager
 def s3_serving(host: str):
-    """Address of a real S3 server (moto) on that address of this machine, in a process of its own, with an empty bucket `runs`."""
+    """Yields the address of a real S3 server (moto) with an empty bucket `runs`, running in its own process on the address `host`."""
     import boto3
 
     address = f"http://{host}:{(port := free_port())}"
@@ -168,10 +168,10 @@ def s3_server():
 
 @pytest.fixture
 def s3(s3_server, monkeypatch):
-    """The environment of a user of that server, in this process and those it starts."""
+    """Sets the environment of a user of that server, for this process and its children."""
     import s3fs
 
-    s3fs.S3FileSystem.clear_instance_cache()  # an earlier test may have made one that found no credentials
+    s3fs.S3FileSystem.clear_instance_cache()  # an earlier test may have cached a file system without credentials
     for k, v in s3_environment(s3_server).items():
         monkeypatch.setenv(k, v)
     return s3_server
@@ -179,7 +179,7 @@ def s3(s3_server, monkeypatch):
 
 @pytest.fixture(scope="session")
 def browser() -> str:
-    """Path of a Chromium."""
+    """Path of a Chromium executable."""
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if not found:
         pytest.fail("no Chromium on this machine: apt-get install chromium (or put Chrome on PATH)")
@@ -193,7 +193,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, process: subprocess.Popen, seconds: int = PATIENCE) -> None:
-    """Returns when `process` listens. Raises TimeoutError."""
+    """Returns when `process` listens on the port. Raises TimeoutError."""
     give_up = time.time() + seconds
     while time.time() < give_up:
         assert process.poll() is None, "the server ended"
@@ -214,7 +214,7 @@ def s3_environment(address: str) -> dict[str, str]:
 
 
 def run_job(stage: str, *args, env: dict | None = None, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
-    """Runs jobs/<stage>.py, in processes that needn't import the libraries; returns the CompletedProcess with text output."""
+    """Runs jobs/<stage>.py in a process forked from one that has imported the libraries; returns the CompletedProcess with text output."""
     clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [warm.python(), f"jobs/{stage}.py", *map(str, args)]
     return subprocess.run(command, cwd=REPO, env=clean | (env or {}), capture_output=True, text=True, timeout=timeout)
@@ -222,7 +222,7 @@ def run_job(stage: str, *args, env: dict | None = None, timeout: float = PATIENC
 
 @pytest.fixture(scope="session")
 def make_run(tiny_model, tmp_path_factory):
-    """make_run("sft") → path of a finished run; its model is `tiny_model` with every weight moved by `noise`."""
+    """make_run("sft") → path of a finished run. Its model is `tiny_model` with normal noise of deviation `noise` added to every weight."""
     from lib.chat_template import template_sha256
 
     root = tmp_path_factory.mktemp("runs")
@@ -269,7 +269,7 @@ def make_run(tiny_model, tmp_path_factory):
 
 
 def sign(run: Run) -> None:
-    """Records what the run's model/ holds now, as a job does at its end."""
+    """Records the hash of the run's current model/, as a job does at its end."""
     from lib import manifest
 
     files = manifest.hashes(Path(run.at("model")))
@@ -290,7 +290,7 @@ def runs(make_run, tiny_model) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """One Ray for the tests of a session; never another cluster on the machine."""
+    """One Ray for the tests of a session, never an existing cluster on the machine."""
     import ray
 
     from lib.ray_session import connect
@@ -298,7 +298,7 @@ def local_ray():
     with pytest.MonkeyPatch.context() as m:
         m.delenv("RAY_ADDRESS", raising=False)
         with pytest.MonkeyPatch.context() as started_by:
-            started_by.setattr(sys, "executable", warm.python())  # its workers too
+            started_by.setattr(sys, "executable", warm.python())  # also for its workers
             connect()
         yield
         ray.shutdown()
@@ -317,5 +317,5 @@ def generator(tiny_model):
 
 @pytest.fixture(scope="session")
 def prompts() -> list:
-    """Questions of very different lengths, about ASKED_FOR."""
+    """Questions of very different lengths about ASKED_FOR."""
     return [[{"role": "user", "content": f"what is {w}?"}] for w in ASKED_FOR]

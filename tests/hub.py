@@ -1,18 +1,18 @@
-"""A model hub without a network: small stand-ins under the names that users type, in the hub libraries' own caches."""
+"""A model hub without a network: small stand-ins in the hub libraries' own caches, under the names that users type."""
 
 import json
 from pathlib import Path
 
 
 class Hub:
-    """In `folder`; `env` is the environment of a machine that loaded all of it before and is offline now."""
+    """Stand-ins in `folder`; `env` is the environment of an offline machine that has downloaded all of them before."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.env = {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
     def model(self, name: str, path: str) -> None:
-        """The model folder at `path` as `name` ("owner/model")."""
+        """Adds the model folder at `path` under the name `name` ("owner/model")."""
         kept = self.folder / "hub" / f"models--{name.replace('/', '--')}"
         (kept / "refs").mkdir(parents=True)
         (kept / "refs/main").write_text("0" * 40)
@@ -20,7 +20,7 @@ class Hub:
         (kept / "snapshots" / ("0" * 40)).symlink_to(path)
 
     def dataset(self, name: str, configuration: str, split: str, rows: list[dict]) -> None:
-        """The rows as a split of `name` ("owner/dataset"), as load_dataset leaves them behind."""
+        """Adds the rows as a split of `name` ("owner/dataset"), in the form in which load_dataset caches them."""
         import datasets
         from datasets.naming import camelcase_to_snakecase
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs the Debian packages that the tests need, as root or through sudo; where it can't, says what to type and fails.
+# Installs the Debian packages that the tests need, as root or through sudo; if it can't, prints the command to run and fails.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 needs=""
-need() { # PACKAGE PROGRAM…: the package is needed unless one of the programs is there
+need() { # PACKAGE PROGRAM…: the package is needed unless one of the programs exists
   package=$1
   shift
   for program; do

@@ -1,8 +1,8 @@
-"""The commands of README.md and docs/*.md, as a reader would paste them: taken from the code blocks and run in a copy of the project.
+"""The commands of README.md and docs/*.md, taken from the code blocks and run in a copy of the project as a reader would paste them.
 
 README's jobs and its server run in full. Elsewhere a job is planned with --dry-run, and `serve` and `ray` commands are checked by
-their own parsers; markets are simulated everywhere. The first rule of README_RULES and RULES that matches a command is applied; a
-command without a rule is an error, so that none is left out unnoticed. A block that can't be run at all is introduced by MARK (tests/blocks.py).
+their own parsers; markets are simulated everywhere. The first matching rule of README_RULES and RULES applies; a command without a
+rule is an error, so that none is skipped unnoticed. MARK (tests/blocks.py) introduces a block that can't be run at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.blocks import README, Command
 from tests.conftest import free_port
 
 NO_CLUSTER = "http://127.0.0.1:8265"
-"""For RAY_ADDRESS: no GCS answers there, as if the cluster couldn't be asked yet."""
+"""Value of RAY_ADDRESS: no GCS answers there, as if the cluster could not be reached."""
 
 
 class Wrong(AssertionError):
@@ -33,20 +33,20 @@ class Wrong(AssertionError):
 
 @dataclass
 class Terminal:
-    """A shell in `folder`, which holds the project; `markets`: what a simulator says to export."""
+    """A shell in `folder`, which contains the project. markets: the exports that a simulator prints."""
 
     folder: Path
     env: dict[str, str]
     markets: dict[str, str]
     settings: list[str] = field(default_factory=list)
-    """Lines that hold for all later ones."""
+    """Lines that stay in effect for all later ones."""
     parsed: list[tuple[Command, list[str]]] = field(default_factory=list)
-    """Commands that check() hands to the programs' own parsers, all at once since those take seconds to import."""
+    """Commands that check() passes to the programs' own parsers, all at once since importing those takes seconds."""
     server: tuple[subprocess.Popen, int] | None = None
-    """The server of the block at hand, and its port."""
+    """The server of the current block, and its port."""
 
     def paste(self, found: list[Command]) -> list[str]:
-        """What is wrong, one text for each command that is. Marked commands are skipped."""
+        """Runs the commands and returns one text for each that fails. Skips marked commands."""
         wrong, at = [], None
         for command in (c for c in found if not c.marked):
             try:
@@ -70,7 +70,7 @@ class Terminal:
         rule(self, command, text)
 
     def run(self, text: str) -> str:
-        """What a command prints. Raises Wrong where it fails."""
+        """Runs a command and returns its output. Raises Wrong if it fails."""
         script = "\n".join(["set -eo pipefail", *self.settings, text])
         done = subprocess.run(["bash", "-c", script], cwd=self.folder, env=self.env, capture_output=True, text=True)
         if done.returncode:
@@ -83,7 +83,7 @@ class Terminal:
         self.run(text)
 
     def setting(self, command: Command, text: str) -> None:
-        """A line such as export; keys of the markets that a reader has to fill in are the simulator's."""
+        """A line such as export. Market keys that a reader has to fill in are replaced by the simulator's."""
         if "…" in text:
             names = re.findall(r"(\w+)=…", text)
             if unknown := set(names) - self.markets.keys():
@@ -93,12 +93,12 @@ class Terminal:
         self.settings.append(text)
 
     def target(self, command: Command, text: str) -> None:
-        """Whether make knows how, without doing it."""
+        """Checks with --dry-run that make has the target."""
         self.run(f"{text} --dry-run")
 
     def planned(self, command: Command, text: str) -> None:
-        """The job's own --dry-run. Where it would leave a run, a link to the quickstart's takes its place for later commands."""
-        text = text.replace("RAY_ADDRESS=auto", f"RAY_ADDRESS={NO_CLUSTER}")  # auto may find the Ray of another test
+        """Runs the job's own --dry-run. If the job would leave a run, a link to one of the quickstart's is created for later commands."""
+        text = text.replace("RAY_ADDRESS=auto", f"RAY_ADDRESS={NO_CLUSTER}")  # auto might find the Ray of another test
         said = self.run(f"{text} --dry-run")
         made = re.search(r"^stage +jobs/\w+\.py → (/\S+)", said, re.M)
         if made and "jobs/drill.py" not in text:
@@ -107,7 +107,7 @@ class Terminal:
                 run.symlink_to(self.folder / "runs/quickstart/sft")
 
     def page(self, command: Command, text: str) -> None:
-        """A page that is served until Ctrl-C: once it answers, that is typed."""
+        """A page that is served until Ctrl-C, which is sent once the page answers."""
         port = free_port()
         script = "\n".join([*self.settings, f"exec {text} --port {port}"])
         process = subprocess.Popen(
@@ -125,7 +125,7 @@ class Terminal:
             raise Wrong(f"exit code {process.returncode}\n{said[-1500:]}")
 
     def served(self, command: Command, text: str) -> None:
-        """A server that later commands of its block ask; it is stopped after them. It gets a Ray and a port of its own."""
+        """A server that later commands of its block use, on its own Ray and port. It is stopped at the end of the block."""
         port, log = free_port(), self.folder / "server.log"
         text = text.replace("serve run ", "serve run --address local ", 1)
         script = "\n".join([*self.settings, f"exec {text} port={port}"])
@@ -145,7 +145,7 @@ class Terminal:
         raise Wrong(f"exit code {process.returncode}\n{log.read_text()[-3000:]}")
 
     def stop(self) -> None:
-        """Ctrl-C to the server, if one runs."""
+        """Sends Ctrl-C to the server, if one is running."""
         if not self.server:
             return
         (process, _), self.server = self.server, None
@@ -160,12 +160,12 @@ class Terminal:
         self.run(text.replace("127.0.0.1:8000", f"127.0.0.1:{self.server[1]}"))
 
     def gated(self, command: Command, text: str) -> None:
-        """The small model need not pass the gate, but the gate must be judged."""
+        """The gate must be evaluated, but the small model need not pass it."""
         if "gate: " not in (said := self.run(f"{text} 2>&1 || [ $? = 1 ]")):
             raise Wrong(said[-1500:])
 
     def simulated(self, command: Command, text: str) -> None:
-        """The simulator, without boxes, which need root; once it says what to export, it is stopped."""
+        """The simulator, without boxes, which need root. It is stopped once it has printed its exports."""
         text = text.removeprefix("sudo ") + f" --boxes none --vast 0 --runpod 0 --state {self.folder}/sim"
         script = "\n".join([*self.settings, f"exec {text}"])
         process = subprocess.Popen(
@@ -182,21 +182,21 @@ class Terminal:
             raise Wrong("".join(said)[-1500:])
 
     def head(self, command: Command, text: str) -> None:
-        """Without a machine to rent it is stopped instead, which reads the same file and asks the same markets."""
+        """Runs the command with --stop, which reads the same file and calls the same markets, since there is no machine to rent."""
         self.run(f"{text} --stop")
 
     def asked(self, command: Command, text: str) -> None:
-        """Up to its question, to which nobody says yes."""
+        """A command up to its confirmation question, which gets no yes."""
         if "Nothing was rented." not in (said := self.run(f"{text} < /dev/null || true")):
             raise Wrong(said[-1500:])
 
     def elsewhere(self, command: Command, text: str) -> None:
-        """On a box that isn't there."""
+        """A command for a box that doesn't exist here."""
         if "No market lists a rental" not in (said := self.run(f"{text} 2>&1 || true")):
             raise Wrong(said[-1500:])
 
     def submitted(self, command: Command, text: str) -> None:
-        """The options by Ray's own parser, and the job by its dry run, as on a cluster."""
+        """Checks the options with Ray's own parser, and the job with its dry run, as on a cluster."""
         outer, _, inner = text.partition(" -- ")
         self.parse(command, outer + " -- true")
         self.one(command, f"RAY_ADDRESS={NO_CLUSTER} " + inner.replace("s3://BUCKET/", "s3://runs/"))
@@ -208,7 +208,7 @@ class Terminal:
         self.parsed.append((command, words))
 
     def check(self) -> list[str]:
-        """What the parsers of ray and serve, and our applications, find wrong."""
+        """Returns the errors that the parsers of ray and serve, and our applications, report."""
         todo, self.parsed = self.parsed, []
         if not todo:
             return []
@@ -226,7 +226,7 @@ README_RULES = [
     (r"serve run ", Terminal.served),
     (r"curl ", Terminal.asking),
 ]
-"""Of README.md, before RULES: its journeys run in full."""
+"""Rules for README.md, tried before RULES: its journeys run in full."""
 
 RULES = [
     (r"source |export ", Terminal.setting),
@@ -252,7 +252,7 @@ RULES = [
 
 
 def rule_of(command: Command, text: str):
-    """The method of Terminal for `text`, which is the command's or a part of it. None: there is none."""
+    """Returns the Terminal method for `text`, the command or a part of it, or None if no rule matches."""
     rules = README_RULES + RULES if command.page == README else RULES
     return next((rule for pattern, rule in rules if re.match(pattern, text)), None)
 
@@ -300,7 +300,7 @@ print(json.dumps([why(words) for words in json.loads(sys.argv[1])]))
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    """That of a reader whose home is in `folder`, without what this process has of markets, clusters and tokens."""
+    """The environment of a reader whose home is in `folder`, without this process's markets, clusters and tokens."""
     ours = ("RAY_", "VAST_", "RUNPOD_", "SHOESTRING_", "HF_", "AWS_", "XDG_")
     home = folder / "home"
     home.mkdir()

@@ -1,4 +1,4 @@
-"""Prompts with the same beginning: read once, and the next token's logits are those of each prompt read alone."""
+"""Prompts with a common prefix: it is read once, and the next token's logits equal those of each prompt read alone."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_logits_are_those_of_each_prompt_alone(model, beginning):
     with torch.inference_mode():
         read = Cached(model, prompts, 3, "cpu")
         hook.remove()
-        assert (fed[0][0] == 1) == (beginning >= cache.WORTH)  # one row for all of them, where it's worth it
+        assert (fed[0][0] == 1) == (beginning >= cache.WORTH)  # one row for all of them, if the prefix is long enough
         for step in range(3):
             for i, prompt in enumerate(prompts):
                 alone = model(input_ids=torch.tensor([prompt + more[i : i + 1] * step])).logits[0, -1]
@@ -34,7 +34,7 @@ def test_logits_are_those_of_each_prompt_alone(model, beginning):
 
 
 def test_rows_join_and_leave_while_others_are_written(model):
-    """A shorter one, then a longer one; once the longest has left, no column is only padding."""
+    """A shorter row joins, then a longer one; once the longest has left, no column is only padding."""
 
     def alone(*ids):
         return model(input_ids=torch.tensor([ids])).logits[0, -1]
@@ -66,7 +66,7 @@ def test_a_prompt_that_is_the_beginning_of_the_others(model):
 
 
 def test_a_sliding_window_shares_nothing(tiny_model):
-    """Padding between the beginning and the rest would use the window up."""
+    """The padding between the prefix and the rest would use up the window."""
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)

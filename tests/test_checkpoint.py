@@ -1,4 +1,4 @@
-"""A checkpoint is used only if every byte is as it was written."""
+"""A checkpoint is used only if every byte is as written."""
 
 import json
 
@@ -10,7 +10,7 @@ from lib.run import Run
 
 @pytest.fixture(params=["local", "s3"])
 def run(request, tmp_path):
-    """A run with whole checkpoints of steps 2 and 4, on disk and on a real S3 server."""
+    """A run with complete checkpoints of steps 2 and 4, on disk and on a real S3 server."""
     if request.param == "s3":
         request.getfixturevalue("s3")
     run = Run(f"s3://runs/{tmp_path.name}" if request.param == "s3" else str(tmp_path / "run"))
@@ -62,7 +62,7 @@ def test_damaged_one_is_refused_and_the_one_before_used(run, harm, says):
     assert len(refused) == 1 and refused[0].startswith("checkpoint-4 refused") and says in refused[0]
     checkpoint.set_aside_after(run, step)
     assert checkpoint.steps(run) == [2]
-    # What was whole once is kept until a newer whole one stands.
+    # A checkpoint that was once complete is kept until a newer complete one exists.
     kept = [n for n in run.folders("checkpoints") if n.startswith("damaged")]
     assert kept == ([] if "half-written" in says else ["damaged-checkpoint-4"])
 

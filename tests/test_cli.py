@@ -1,4 +1,4 @@
-"""Configs and command lines: what is accepted, and that every mistake names its key before anything starts."""
+"""Configs and command lines: which are accepted, and that every mistake names its key before anything starts."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
     )
     job = parse("--config", str(path), "--train.beta", "0.05", "--scale.workers", "2").job
     assert job.run == "runs/x" and job.stage == "dpo"
-    assert job.train == {"beta": 0.05, "learning_rate": 5e-7}  # only what was set: TRL fills in the rest
+    assert job.train == {"beta": 0.05, "learning_rate": 5e-7}  # only the given keys: TRL fills in the rest
     assert job.model.lora == {"r": 4, "target_modules": "all-linear"}
     assert job.scale.workers == 2 and job.scale.global_batch == 32
 
@@ -93,7 +93,7 @@ def test_schema_knows_our_keys_and_trl_s():
 
 
 def test_driver_imports_nothing_heavy():
-    """--help in under a second stays true only as long as no driver module imports these."""
+    """--help takes less than a second only as long as no driver module imports these."""
     code = (
         "import sys; sys.argv=['jobs/dpo.py','--help']; import runpy\n"
         "try: runpy.run_path('jobs/dpo.py', run_name='__main__')\n"

@@ -1,4 +1,4 @@
-"""A job's YAML is read as people mean it, or refused with the file's name."""
+"""A job's YAML is read as people mean it, or rejected with the file's name."""
 
 import typing
 
@@ -13,7 +13,7 @@ SFT = "trl.trainer.sft_config:SFTConfig"
 
 @pytest.fixture
 def read(tmp_path):
-    """read(text or bytes, *options) → the sft Job that a file with it makes."""
+    """read(text or bytes, *options) → the sft Job of a file with that content."""
 
     def job(data: str | bytes, *options: str):
         path = tmp_path / "c.yaml"
@@ -54,7 +54,7 @@ def test_text_stays_as_it_is_written(read):
 
 
 def test_a_revision_like_a_number_survives_a_resume(tmp_path):
-    """job.yaml holds it as 1e5 without quotes."""
+    """job.yaml stores it as 1e5 without quotes."""
     import yaml
 
     from lib.run import Run

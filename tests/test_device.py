@@ -1,4 +1,4 @@
-"""lib/device.py: the device of a job, by what its cluster can have, and a GPU that can't be used."""
+"""lib/device.py: chooses a job's device by the resources its cluster can have, and reports a GPU that can't be used."""
 
 import os
 import subprocess
@@ -109,7 +109,7 @@ cluster.shutdown()
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that can be used")
 def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
-    """A job waits for the GPU that the cluster can have, says so, and stops where torch can't use it; on CPUs it trains when told."""
+    """A job waits for a GPU that the cluster can have and reports that, stops if torch can't use it, and trains on CPUs if told to."""
     argv = [
         "--model.base",
         tiny_model,
@@ -138,9 +138,8 @@ def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
             assert ray.stdout.readline() == f"{what}\n"
 
         try:
-            planned = job(
-                "--dry-run", "--run", str(tmp_path / "planned")
-            )  # while nothing is published: it waits for that
+            # It waits until something is published.
+            planned = job("--dry-run", "--run", str(tmp_path / "planned"))
             do("publish")
             said = planned.communicate(timeout=PATIENCE)[0]
             assert "GPU, available on nodes of type gpu; to use CPUs: --scale.device cpu" in said, said

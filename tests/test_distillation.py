@@ -1,4 +1,5 @@
-"""Distillation: the loss is its formula, a teacher that is the student leaves only the tokens, layers left out, and the job."""
+"""Distillation: the loss equals its formula, a teacher equal to the student leaves only the loss on tokens, layers are removed;
+and whole jobs."""
 
 import math
 
@@ -31,7 +32,7 @@ def test_divergences_are_their_formulas(temperature):
 
 
 def test_the_first_and_the_last_layer_stay(tiny_model):
-    """What is kept computes what it did: with all layers kept nothing changes, and the cache still works."""
+    """Kept layers compute the same: with all layers kept nothing changes, and the cache still works."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(tiny_model)

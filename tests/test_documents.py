@@ -22,22 +22,22 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(
     r"(?<![\w/])(?:jobs|lib|serve|cluster|tune|configs|tests|benchmarks|docs)/[\w./-]*\.(?:pyi?|ya?ml|ipynb|sh|md|txt|png)\b"
 )
-"""A file of this repository by its path from the root. NAME stands for a name of the reader's."""
+"""Matches a file of this repository by its path from the root. NAME stands for a name of the reader's choice."""
 
 
 def prose(text: str) -> str:
-    """A page without its code blocks."""
+    """Returns a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
 def anchors(text: str) -> set[str]:
-    """The fragments that GitHub gives a page's headings."""
+    """Returns the fragments that GitHub generates for a page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(text), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def broken(page: str, text: str) -> list[str]:
-    """Relative links of a page that lead nowhere, and named files that do not exist."""
+    """Returns a page's broken relative links and the named files that don't exist."""
     found = []
     for target in LINK.findall(prose(text)):
         if re.match(r"[a-z]+:", target):

@@ -1,4 +1,4 @@
-"""The drill itself: killed jobs end with the undisturbed run's very weights, and a job that doesn't is told apart."""
+"""The drill: killed jobs end with exactly the undisturbed run's weights, and a job that doesn't is reported."""
 
 import json
 
@@ -22,8 +22,8 @@ def test_a_drill_without_a_kill_proves_nothing(options, monkeypatch, capsys):
 def test_bit_equal_after_a_killed_worker_and_a_damaged_checkpoint(
     tiny_model, pairs_file, tmp_path, monkeypatch, capsys
 ):
-    """On two workers, at random steps; the disturbed runs really were killed: each went on from a checkpoint. `make soak` has
-    all five kinds of kill, of two stages."""
+    """On two workers, at random steps. The disturbed runs really were killed: each continued from a checkpoint. `make soak` runs all five
+    kinds of kill for two stages."""
     config = {
         "model": {"base": tiny_model, "adapter": "lora", "lora": {"r": 4, "target_modules": "all-linear"}},
         "data": {"source": pairs_file},

@@ -1,4 +1,4 @@
-"""Nodes go and come back: the group shrinks, goes on with the same global batch, and grows again."""
+"""Nodes leave and return: the worker group shrinks, continues with the same global batch, and grows again."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 
-# Far more steps than the test takes: it stops the job once the group has grown back, however fast the machine is.
+# Far more steps than needed: the test stops the job once the group has grown back, however fast the machine is.
 ARGS = "--train.lr_scheduler_type constant --train.save_steps 4 --train.logging_steps 1 --train.learning_rate 1e-3 --scale.global_batch 32 --scale.micro_batch 1 --scale.precision fp32"
 
 
@@ -22,7 +22,7 @@ def losses(run: Run) -> list[float]:
 
 
 def groups(log) -> list[int]:
-    """Sizes of the worker groups that were started, in turn."""
+    """Returns the sizes of the started worker groups, in order."""
     return [int(n) for n in re.findall(r"from step \d+ on (\d) ×", log.read_text())]
 
 
@@ -40,7 +40,7 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split()]
     fixed, elastic, log = Run(tmp_path / "fixed"), Run(tmp_path / "elastic"), tmp_path / "log"
-    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}  # how long the lost one is waited for
+    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}  # how long Ray waits for the lost worker
     monkeypatch.setattr(sys, "executable", warm.python())  # for the workers of this Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -66,5 +66,5 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
     assert groups(log) == [2, 1, 2]
     steps = min(grown + 6, 80)
     assert run_job("sft", *argv, "--train.max_steps", str(steps), "--run", fixed.path, timeout=PATIENCE).returncode == 0
-    # Same samples in the same steps; sums are taken in another order, and every step carries the difference along.
+    # The same samples in the same steps; but sums are taken in another order, and the difference accumulates over the steps.
     assert losses(elastic)[:steps] == pytest.approx(losses(fixed), abs=2e-3)

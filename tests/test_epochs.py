@@ -1,4 +1,4 @@
-"""A step has the same rows on 1, 2 and 4 workers, also the last one of an epoch, for any number of rows."""
+"""A step has the same rows on 1, 2 and 4 workers, including the last step of an epoch, for any number of rows."""
 
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.stages import built
 
 
 def steps(rows: int, batch: int, micro: int, workers: int, epoch: int = 0, drop: bool = False) -> list[list[int]]:
-    """The rows of each step of an epoch, sorted, as Trainer's dataloaders on all workers give them."""
+    """Returns the rows of each step of an epoch, sorted, as the Trainer's dataloaders on all workers yield them."""
     per_worker = batch // workers
     shards = []
     for worker in range(workers):
@@ -36,7 +36,7 @@ def test_any_number_of_workers_takes_the_same_rows(rows):
     for epoch in (0, 1):
         one = steps(rows, 8, 2, 1, epoch)
         assert all(len(step) == 8 for step in one) and len(one) == -(-rows // 8)
-        assert set(chain(*one)) == set(range(rows))  # each row is there
+        assert set(chain(*one)) == set(range(rows))  # every row occurs
         assert steps(rows, 8, 2, 2, epoch) == one and steps(rows, 8, 2, 4, epoch) == one
         assert steps(rows, 8, 4, 1, epoch) == one
 
@@ -64,7 +64,7 @@ def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
 
 @pytest.mark.parametrize("order", ["random", "sequential"])
 def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(order, tiny_model, chats_file, tmp_path):
-    """10 rows by 4 are 3 steps an epoch; the checkpoint is of step 4."""
+    """10 rows in batches of 4 are 3 steps per epoch; the checkpoint is of step 4."""
     from lib.config import Data, Job, Model, Scale
 
     train = {"num_train_epochs": 2, "save_steps": 4, "train_sampling_strategy": order, "max_length": 64}
@@ -88,7 +88,8 @@ def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(or
 
 @pytest.mark.slow
 def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, tmp_path):
-    """64 rows by 24: the third step of an epoch has 16 and 8 that come again. Of 5 held-out rows, by 4, one is left for both workers."""
+    """64 rows in batches of 24: the third step of an epoch has the remaining 16 and 8 repeated rows. Of 5 held-out rows in batches of 4,
+    one is left for both workers."""
     runs = [Run(tmp_path / name) for name in ("one", "two")]
     heldout = tmp_path / "heldout.jsonl"
     rows = Path(chats_file).read_text().replace("what is the", "where is the").splitlines()

@@ -1,4 +1,4 @@
-"""The operations that lib/head.py, lib/prefixes.py and lib/lora.py leave out change no loss: TRL's trainers with and without them."""
+"""The operations that lib/head.py, lib/prefixes.py and lib/lora.py skip change no loss: compares TRL's trainers with and without them."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests import stages
 
 
 def losses(stage: str, job: Job, folder, saving: bool) -> tuple[list[float], float]:
-    """Three training losses and the held-out loss."""
+    """Returns three training losses and the held-out loss."""
     from trl.trainer import utils
 
     with pytest.MonkeyPatch.context() as m:
@@ -48,8 +48,7 @@ def test_the_losses_are_those_of_bare_trl(stage, tiny_model, tmp_path):
     )
     plain, plain_heldout = losses(stage, job, tmp_path / "plain", saving=False)
     saved, saved_heldout = losses(stage, job, tmp_path / "saved", saving=True)
-    assert (
-        len(plain) == 3 and (min(plain[1:]) if stage == "kto" else plain[2]) < plain[0]
-    )  # KTO's depends on the labels of a step
+    # KTO's loss depends on the labels within a step.
+    assert len(plain) == 3 and (min(plain[1:]) if stage == "kto" else plain[2]) < plain[0]
     assert saved == pytest.approx(plain, rel=1e-5)
     assert saved_heldout == pytest.approx(plain_heldout, rel=1e-5)

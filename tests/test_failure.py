@@ -1,4 +1,4 @@
-"""What a person is told, and what Ray tries again."""
+"""The messages that a user gets, and the failures that Ray retries."""
 
 import errno
 
@@ -73,7 +73,7 @@ def test_what_fails_after_the_training_says_that_the_model_is_there(runs, capsys
 
 
 def test_a_quantisation_that_never_began_leaves_no_run(tmp_path, capsys):
-    """Its folder would else be refused as one that is no run."""
+    """Otherwise its folder would be rejected because it isn't a run."""
     from lib.run import Run
     from lib.stage.driver import ending
 

@@ -1,4 +1,4 @@
-"""Fields read from source are those of the imported class."""
+"""Fields parsed from source equal those of the imported class."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a chain says is left, from literal metrics: by what its steps took elsewhere, and then by this machine's pace."""
+"""The predicted time left of a chain, from literal metrics: first from its steps' durations elsewhere, then from this machine's speed."""
 
 import json
 
@@ -23,7 +23,8 @@ def test_before_the_first_steps_it_is_what_the_yaml_says(tmp_path):
 
 
 def test_the_pace_of_the_first_steps_is_carried_over_to_the_others(tmp_path):
-    """Two seconds a step where 100 s were expected for all: with what comes before and after it the step takes 30 + 98 + 8 s."""
+    """Training takes 2 s per step, 100 s in all: with the time before and after it, the chain's step takes 30 + 98 + 8 s (120 s
+    elsewhere)."""
     chain = Forecast({"sft": 2, "dpo": 3})
     whole = 30 + 2 * 49 + TAIL * 100
     seconds, unknown, measured = chain.left("sft", run(tmp_path, (1030, 1), (1034, 3)), 1000, 1034)
@@ -34,7 +35,7 @@ def test_the_pace_of_the_first_steps_is_carried_over_to_the_others(tmp_path):
     )
 
 
-def test_finished_steps_tell_too_and_those_done_before_cost_nothing(tmp_path):
+def test_finished_steps_count_and_earlier_ones_cost_nothing(tmp_path):
     chain = Forecast({"sft": 2, "reward": 2, "dpo": 3, "eval": 4})
     chain.finished("sft", None)
     chain.finished("reward", 240.0)  # twice as slow

@@ -1,4 +1,5 @@
-"""lib/gcs.py: what goes to the head, and what its absence looks like. Against a real head: tests/cluster/test_lost.py, test_notice.py."""
+"""lib/gcs.py: what is sent to the head, and how its absence is handled. Tests with a real head: tests/cluster/test_lost.py,
+test_notice.py."""
 
 import socket
 
@@ -9,7 +10,7 @@ from lib.gcs import Gcs, GcsError
 
 
 def test_a_head_that_does_not_answer():
-    with socket.socket() as other:  # takes connections and says nothing
+    with socket.socket() as other:  # accepts connections but never replies
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = "{}:{}".format(*other.getsockname())
@@ -37,8 +38,8 @@ def test_the_token(tmp_path, monkeypatch):
 def test_the_address_of_the_last_ray_that_was_started_here(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever tests before this one have started
-    assert node_types.address() is None  # none was
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever earlier tests have started
+    assert node_types.address() is None  # there was none
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
@@ -46,4 +47,4 @@ def test_the_address_of_the_last_ray_that_was_started_here(tmp_path, monkeypatch
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray/ray_current_cluster").write_text(address)
         assert node_types.address() == address
-    assert node_types.address() is None  # it is gone
+    assert node_types.address() is None  # it has gone

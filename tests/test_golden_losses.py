@@ -1,7 +1,7 @@
-"""The loss of each stage on hand-written log-probabilities, against a literal worked out by hand from its paper's formula.
+"""The loss of each stage on hand-written log-probabilities, compared with a literal computed by hand from its paper's formula.
 
-Two pairs; each answer's tokens and their log-probabilities. Sums: chosen −1.5 (2 tokens) and −1.5 (3), rejected −2 (1) and −1.6 (2).
-The reference gives the answers −2, −1, −1, −2.
+Two pairs, given as each answer's tokens and their log-probabilities. Sums: chosen −1.5 (2 tokens) and −1.5 (3), rejected −2 (1) and
+−1.6 (2). The reference's sums are −2, −1, −1, −2.
 """
 
 import json
@@ -20,7 +20,7 @@ REAL = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
 SCORES = [2.0, 0.5, 1.0, 1.5]
 
 GOLDEN = [
-    ("sft", {}, 0.6),  # 3.0 nats of 5 tokens of the two chosen answers
+    ("sft", {}, 0.6),  # 3.0 nats over the 5 tokens of the two chosen answers
     ("reward", {}, 0.8132616875),  # −½ (log σ(1) + log σ(−1))
     ("dpo", {"beta": 0.1}, 0.6800581934),  # −½ (log σ(0.1 · 1.5) + log σ(0.1 · −0.9))
     ("kto", {"beta": 0.1, "desirable_weight": 1.5}, 0.6225064779),
@@ -32,7 +32,7 @@ GOLDEN = [
 
 
 def hand(logps: list[list[float]]):
-    """A model that gives these log-probabilities, and SCORES as a reward model."""
+    """Returns a model with these log-probabilities, or with SCORES as a reward model."""
     import torch
 
     logps = torch.tensor(logps)
@@ -74,7 +74,7 @@ def test_loss(stage, train, loss, tiny_model, pairs_file, chats_file, tmp_path):
 
 
 def test_odds_at_the_ends_of_their_range():
-    """Finite losses and gradients for answers that are nearly certain, or nearly impossible."""
+    """Losses and gradients are finite for answers that are nearly certain or nearly impossible."""
     import torch
 
     from lib.preference_losses import odds_ratio
@@ -98,7 +98,7 @@ def test_mismatched_answers_are_of_other_prompts():
 
 
 def test_reference_point_is_the_mean_over_the_step(tiny_model, tmp_path):
-    """z₀ of one step of KTO on two workers' worth of micro-batches, against a plain sum over the rows with transformers alone."""
+    """z₀ of one KTO step on two workers' micro-batches equals a plain sum over the rows with transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""lib/hardware.py: what of the machine is ours, in a container too."""
+"""lib/hardware.py: the share of the machine that is ours, also in a container."""
 
 import ast
 import os
@@ -45,7 +45,7 @@ def cgroup(tmp_path, monkeypatch):
     ],
 )
 def test_cores(cgroup, files, cores):
-    """The numbers are Ray 2.60's for these files, also where they are odd: 0 for half a core, 64 of a machine with 8."""
+    """The numbers are Ray 2.60's for these files, even the odd ones: 0 for half a core, 64 on a machine with 8."""
     for name, text in files.items():
         cgroup(name, text)
     assert hardware.local_cpus() == cores
@@ -73,7 +73,7 @@ def test_memory(cgroup):
     assert hardware.local_memory() == whole
     cgroup("memory.max", str(1 << 29))
     assert hardware.local_memory() == 1 << 29
-    cgroup("memory/memory.limit_in_bytes", str(1 << 62))  # cgroups v1's way to say that there is none
+    cgroup("memory/memory.limit_in_bytes", str(1 << 62))  # in cgroups v1 this means no limit
     assert hardware.local_memory() == whole
 
 

@@ -1,4 +1,4 @@
-"""lib/head.py: the head sees the labelled positions only, and loss and gradients stay what they were."""
+"""lib/head.py: the head computes only the labelled positions, and loss and gradients stay the same."""
 
 import pytest
 
@@ -8,12 +8,13 @@ def trl_utils(monkeypatch):
     from trl.trainer import utils
 
     for name in ("_use_triton", "_ChunkedLogProbFunction"):
-        monkeypatch.setattr(utils, name, getattr(utils, name))  # put back whatever the test makes of it
+        monkeypatch.setattr(utils, name, getattr(utils, name))  # restores whatever the test replaces
     return utils
 
 
 def one_step(utils, folder):
-    """(rows that the head saw, loss, gradients) of a forward and a backward over two rows of 12 tokens, 5 labelled."""
+    """Returns (number of rows that reached the head, loss, gradients) of a forward and a backward pass over two rows of 12
+    tokens, 5 of them labelled."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -57,7 +58,7 @@ def test_only_labelled_positions_are_projected_and_nothing_else_changes(tiny_mod
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_a_head_that_does_not_train_is_computed_once(trl_utils, monkeypatch, kind):
-    """Log-probabilities, gradients, entropies, mean logits and hits are those of TRL's tiles; 600 rows are three tiles of ours."""
+    """Log-probabilities, gradients, entropies, mean logits and hits equal those of TRL's tiles; 600 rows are three tiles of ours."""
     import torch
 
     from lib.head import project_labelled_only
@@ -83,7 +84,7 @@ def test_a_head_that_does_not_train_is_computed_once(trl_utils, monkeypatch, kin
     for a, b in zip(*found, strict=True):
         assert (a - b).norm() <= (1e-5 if kind == "float32" else 5e-3) * a.norm()
     assert found[1][3].sum() >= 190
-    # Whatever it can't do is TRL's to do: here the weight's own gradient, and a temperature.
+    # Cases that it doesn't support are left to TRL: here the weight's own gradient, and a temperature.
     w = weight.clone().requires_grad_()
     ours.apply(hidden, w, None, targets, 2.0, 128, None, 1.0, ("log_probs",))[0].sum().backward()
     assert w.grad.abs().sum() > 0

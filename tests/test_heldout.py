@@ -1,4 +1,4 @@
-"""The held-out loss and TRL's metrics: the same at any size of micro-batch and on any number of workers, and what they claim to be."""
+"""The held-out loss and TRL's metrics don't depend on the micro-batch size or the number of workers, and have their stated meaning."""
 
 import json
 from itertools import chain
@@ -12,12 +12,12 @@ from lib.training_arguments import arguments
 from tests import stages
 
 WORDS = ["red", "small river stone", "the lamp is red. " * 10, "salt", "the door", "bread and salt " * 5, "blue"]
-"""Answers of 7 rows: no size of micro-batch but 1 and 7 divides them."""
+"""Answers of 7 rows: only micro-batches of 1 and 7 divide them evenly."""
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """{kind: (file to train on, file of held-out rows)}; the same answers to other prompts."""
+    """{kind: (file of training rows, file of held-out rows)}; the same answers to different prompts."""
     folder, found = tmp_path_factory.mktemp("heldout"), {}
     for kind in ("chats", "pairs"):
         found[kind] = tuple(str(folder / f"{kind}-{asked}.jsonl") for asked in ("what", "where"))
@@ -32,7 +32,7 @@ def rows(tmp_path_factory):
 
 
 def trained(stage: str, model: str, files: tuple[str, str], folder, micro: int, **train):
-    """The stage's trainer, as a worker has it."""
+    """Returns the stage's trainer as a worker builds it."""
     train = {
         "max_length": 200,
         "learning_rate": 1e-2,
@@ -97,7 +97,7 @@ def test_a_held_out_loss_is_nats_by_tokens(stage, tiny_model, rows, tmp_path):
     ],
 )
 def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path):
-    """One batch of all pairs is TRL's own number."""
+    """A single batch of all pairs gives TRL's own number."""
     found = []
     for micro in (7, 4, 2, 1):
         trainer = trained(stage, tiny_model, rows["pairs"], tmp_path, micro, **train)
@@ -105,7 +105,8 @@ def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path
         if stage == "reward":
             model.score.weight.data.copy_(model.model.embed_tokens.weight[5:6])
         else:
-            model.lm_head.weight.data.mul_(0.5 if stage == "kto" else 1.5)  # else policy and reference are one
+            # Otherwise policy and reference would be equal.
+            model.lm_head.weight.data.mul_(0.5 if stage == "kto" else 1.5)
         found.append(trainer.evaluate())
     numbers = {k: v for k, v in found[0].items() if "per_second" not in k and "time" not in k}
     assert {"eval_loss"} < numbers.keys() and (train or stage != "kto" or numbers["eval_kl"] > 0.1)
@@ -115,7 +116,8 @@ def test_held_out_pairs_count_once_each(stage, train, tiny_model, rows, tmp_path
 
 
 def rounding(stage: str, key: str, metrics: dict[str, float]) -> float:
-    """Of float32; a margin near 0 has that of the log-probabilities, times β = 0.1, and of the rewards that it is a difference of."""
+    """Tolerance for float32. A margin near 0 has the rounding error of the log-probabilities, times β = 0.1, and of the rewards
+    whose difference it is."""
     if stage not in ("kto", "orpo", "simpo") or not key.endswith("rewards/margins"):
         return 1e-7
     reward, logp = (abs(metrics[key.replace("rewards/margins", name)]) for name in ("rewards/chosen", "logps/chosen"))
@@ -146,7 +148,7 @@ def test_a_step_is_the_same_however_it_is_cut(stage, train, tiny_model, rows, tm
     for micro in (7, 1):
         asked = {"optim": "sgd", "learning_rate": 0.1, "seed": 0} | train | (teacher if stage == "distill" else {})
         trainer = trained(stage, tiny_model, source, tmp_path, micro, **asked)
-        if stage in ("distill", "kto"):  # else the two models are one, and KTO's reference point is 0
+        if stage in ("distill", "kto"):  # otherwise the two models would be equal, and KTO's reference point 0
             trainer.model.lm_head.weight.data.mul_(1.5 if stage == "distill" else 0.5)
         trainer.train()
         weights.append([p.detach().clone() for p in trainer.model.parameters()])

@@ -1,4 +1,4 @@
-"""A finished run is used only while its model/ is what the run wrote, wherever it is named; damaged files say their remedy."""
+"""A finished run is used only while its model/ is unchanged, wherever it is named; errors about damaged files name the remedy."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SFT = "trl.trainer.sft_config:SFTConfig"
 
 
 def flip(file: str, times: bool = True) -> None:
-    """One bit in the middle; with times the clock's traces are wiped, as far as a user can."""
+    """Flips one bit in the middle of a file. times: also restores its timestamps, as far as a user can."""
     path, before = Path(file), os.stat(file)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -53,7 +53,7 @@ def test_a_damaged_model_is_refused_with_the_remedy(run, harm):
 
 
 def test_it_is_refused_wherever_a_run_is_named(runs, run, tmp_path, capsys):
-    """Base, teacher, evaluated run, reward, served run, its draft, adapter's base, and what is quantised."""
+    """As base, teacher, evaluated run, reward, served run, its draft, an adapter's base, and the run to quantise."""
     from lib.evals import plan as evals
     from lib.quantize import job as quantize
     from serve import serving

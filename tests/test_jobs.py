@@ -37,7 +37,7 @@ def losses(run: Run) -> list[float]:
 
 @pytest.fixture(scope="module")
 def sft(tmp_path_factory, tiny_model, chats_file):
-    """A finished SFT run (every weight, one worker), its arguments and its output."""
+    """A finished SFT run (all weights, one worker), its arguments and its output."""
     run = Run(tmp_path_factory.mktemp("jobs") / "sft")
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT]
     done = run_job("sft", *argv, "--run", run.path)
@@ -51,7 +51,7 @@ def test_a_finished_run(sft):
     provenance = run.provenance()
     assert provenance["status"] == "finished" and provenance["steps"] == 6 and provenance["tokens"] > 0
     assert len(provenance["template_sha256"]) == 64 and len(provenance["model_sha256"]) == 64
-    assert provenance["train"]["learning_rate"] == 1e-3  # effective values of every setting
+    assert provenance["train"]["learning_rate"] == 1e-3  # effective values of all settings
     assert len(losses(run)) == 6 and losses(run)[-1] < losses(run)[0]
     assert checkpoint.steps(run) == [4, 6]
     assert "step 6/6" in out and "Next:" in out and "jobs/eval.py" in out
@@ -82,7 +82,8 @@ def harm(file: str, how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["export", "last two checkpoints"])
 def test_resume_ends_in_the_same_bits(sft, lost, tmp_path):
-    """A copy elsewhere, finished with a flipped bit in model/, or as a kill leaves a run whose newest checkpoint is cut off."""
+    """Resumes a copy of the run elsewhere: a finished one with a flipped bit in model/, and one as a kill leaves it, with a
+    truncated newest checkpoint."""
     original, _argv, _ = sft
     run = Run(tmp_path / "copy")
     shutil.copytree(original.path, run.path)
@@ -104,7 +105,7 @@ def test_resume_ends_in_the_same_bits(sft, lost, tmp_path):
     was, p = original.provenance(), run.provenance()
     assert p["model_sha256"] == was["model_sha256"] and integrity.damage(run) is None and p["status"] == "finished"
     assert losses(run) == losses(original)
-    # Of the whole run, though this attempt trained for two steps or for none.
+    # Totals of the whole run, though this attempt trained for two steps or none.
     assert p["train_loss"] == was["train_loss"] == pytest.approx(sum(losses(run)) / 6)
     assert [r["train_loss"] for r in run.metrics() if "train_loss" in r] == [p["train_loss"]]
     assert p["tokens"] == was["tokens"] and p["tokens_per_second"] == pytest.approx(
@@ -178,7 +179,7 @@ def test_lora_dpo_from_a_run_then_its_model_and_adapter_load(sft, pairs_file, tm
         beside = PeftModel.from_pretrained(base, run.at("adapter"))(ids).logits
         after = merged(ids).logits
     assert (after - before).abs().max() > 1e-3
-    assert torch.allclose(after, beside, atol=3e-2)  # merged weights are stored in bf16 where the CPU has it
+    assert torch.allclose(after, beside, atol=3e-2)  # merged weights are stored in bf16 if the CPU supports it
     assert run.provenance()["parent_sha256"] == f"run:{parent.provenance()['model_sha256']}"
     assert run.provenance()["template_sha256"] == parent.provenance()["template_sha256"]
 
@@ -220,7 +221,7 @@ def test_quantized_base_trains_and_model_is_plain(bits, tiny_model, chats_file, 
 
 @pytest.mark.slow
 def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_file, tmp_path):
-    """The run lives on an S3 server; the driver and all of its Ray die after step 3."""
+    """The run is on an S3 server; the driver and all of its Ray processes are killed after step 3."""
     import psutil
 
     env = s3_environment(s3_server)
@@ -254,7 +255,7 @@ def test_reward_model_on_s3_is_killed_and_resumed(s3_server, tiny_model, pairs_f
 @pytest.mark.slow
 @pytest.mark.parametrize("logging", ["1", "50"])
 def test_diverging_run_stops_with_the_cause_and_keeps_what_is_finite(logging, tiny_model, chats_file, tmp_path):
-    """Also where it logs more rarely than it saves, or never."""
+    """Also if it logs more rarely than it saves, or never."""
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *SHORT, "--run", str(tmp_path / "run")]
     argv += ["--train.save_steps", "1", "--train.save_total_limit", "1", "--train.logging_steps", logging]
     done = run_job(
@@ -273,18 +274,18 @@ def test_diverging_run_stops_with_the_cause_and_keeps_what_is_finite(logging, ti
 
 @pytest.mark.slow
 def test_job_submission(sft, pairs_file, tmp_path):
-    """ray job submit to a cluster that is already there, of this very folder."""
+    """ray job submit of this folder to an existing cluster."""
     parent, _, _ = sft
     run = Run(tmp_path / "submitted")
     import psutil
 
     ray = f"{os.path.dirname(sys.executable)}/ray"
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    # As on a machine where a job has run before: Ray's token is there, and a head that is started afterwards wants it.
+    # As on a machine where a job has run before: Ray's token exists, and a head started later requires it.
     env = {k: v for k, v in env.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
     subprocess.run([ray, "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"  # `python` on the node is this one
-    # The agent, without which no job is taken, doesn't look for a free port when another Ray has its own.
+    # The agent, without which no job is accepted, doesn't look for a free port if another Ray has its default one.
     dashboard, agent = free_port(), free_port()
     ports = ["--port", "0", "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
     command = [ray, "start", "--head", "--block", "--num-cpus", "2", *ports]
@@ -293,10 +294,12 @@ def test_job_submission(sft, pairs_file, tmp_path):
         address = ["--address", f"http://127.0.0.1:{dashboard}"]
         deadline = time.time() + PATIENCE
         submit = [ray, "job", "submit", *address]
-        wait_for_port(agent, head)  # asking takes seconds of a core each time
+        wait_for_port(agent, head)  # each probe costs seconds of a core
         probe, without = [*submit, "--", "true"], env
         env = env | {"RAY_AUTH_MODE": "token"}
-        while (done := subprocess.run(probe, env=env, capture_output=True, text=True)).returncode:  # the agent is last
+        while (
+            done := subprocess.run(probe, env=env, capture_output=True, text=True)
+        ).returncode:  # the agent starts last
             assert head.poll() is None and time.time() < deadline, done.stderr[-3000:]
             time.sleep(1)
         refused = subprocess.run(probe, env=without, capture_output=True, text=True)
@@ -306,7 +309,7 @@ def test_job_submission(sft, pairs_file, tmp_path):
         done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert run.finished() and run.provenance()["steps"] == 6
-    finally:  # `ray stop` would stop every Ray of this machine
+    finally:  # `ray stop` would stop every Ray on this machine
         mine = [head, *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
         for p in mine:
             p.kill()

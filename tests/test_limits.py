@@ -1,4 +1,4 @@
-"""Values that a key's type lets through and that mean nothing: refused on the driver, before any process starts."""
+"""Values that a key's type allows but that make no sense are rejected on the driver before any process starts."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ CONFIGS = {name: stage(name).config for name in ("sft", "dpo")}
 
 @pytest.fixture
 def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
-    """refused(stage, *options) → what is said of a job that is right but for the options."""
+    """refused(stage, *options) → the error message for a job that is valid except for the options."""
     monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -140,7 +140,7 @@ def test_evaluations(change, says, tiny_model, chats_file, monkeypatch):
 
 
 def test_a_file_for_a_task_has_no_split_of_the_data(tiny_model, chats_file):
-    """data.split says what part of data.source is meant."""
+    """data.split selects a part of data.source."""
     job = EvalJob(runs={"base": tiny_model}, tasks=["perplexity"], task_data={"perplexity": chats_file})
     job.data.source, job.data.split, job.data.name = "org/name", "validation", "en"
     assert eval_plan.plan(job).checks["perplexity"].heldout_rows == 64
@@ -158,7 +158,7 @@ def test_quantisations(tiny_model, chats_file, monkeypatch):
 
 
 def test_known_words_are_the_installed_libraries():
-    """Their lists, read from their source, where they have one."""
+    """Their lists, read from the libraries' source, if they have one."""
     from transformers.training_args import trainer_log_levels
 
     trainers = Path(importlib.util.find_spec("trl").submodule_search_locations[0], "trainer")

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN say what PyTorch's own say."""
+"""Linear layers computed by oneDNN give the same results as PyTorch's own."""
 
 import pytest
 import torch
@@ -24,6 +24,6 @@ def test_the_same_up_to_rounding_and_other_layers_are_left_alone(monkeypatch):
     with torch.inference_mode():
         for shape in ((1, 576), (2, 3, 576), (1, 576, 64), (0, 576)):
             x = torch.randn(shape)
-            x = x.transpose(1, 2) if shape[-1] == 64 else x  # as it lies after attention
+            x = x.transpose(1, 2) if shape[-1] == 64 else x  # the memory layout after attention
             for m in (plain, unbiased):
                 torch.testing.assert_close(m(x), torch.nn.functional.linear(x, m.weight, m.bias), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What libraries print is kept in the run, and what a user needs is still seen."""
+"""The output of libraries is stored in the run, and the messages for the user are still shown."""
 
 import logging
 import os
@@ -27,7 +27,8 @@ print("after")
 
 
 def test_only_what_is_said_reaches_the_terminal(tmp_path):
-    """Python's, native and a child process's output is in the file, which is added to; afterwards all is as before."""
+    """The file, which is appended to, gets the output of Python, of native code and of a child process; afterwards everything
+    is restored."""
     done = subprocess.run([sys.executable, "-c", PRINTS, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "step 1\nstep 2\nafter\n" and done.stderr == ""
     kept = (tmp_path / "logs/worker-0.log").read_text()

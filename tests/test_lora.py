@@ -1,4 +1,4 @@
-"""lib/lora.py: the outputs and gradients of PEFT's own layers."""
+"""lib/lora.py: outputs and gradients equal those of PEFT's own layers."""
 
 import copy
 
@@ -24,7 +24,7 @@ def adapted(**settings):
     model = get_peft_model(Net(), config)
     for name, p in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(p)  # as after some training: PEFT starts at 0
+            torch.nn.init.normal_(p)  # as after some training, since PEFT starts with 0
     return model
 
 

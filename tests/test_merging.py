@@ -1,4 +1,4 @@
-"""An exported model says what the adapter and its base said when training ended, whatever the adapter is on."""
+"""An exported model gives the same outputs as the adapter and its base at the end of training, whatever kind of base it is."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ EMBED = {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}
 def exported(
     stage: str, base: str, source: str, folder: Path, lora: dict, quantization: str = "none", before=lambda: None
 ):
-    """(trainer after a long step, folder with model/ and adapter/). before: called between the two."""
+    """Returns (trainer after a large step, folder with model/ and adapter/). before: called between the two."""
     train = {"max_length": 100, "max_steps": 1, "learning_rate": 0.05, "save_strategy": "no"}
     scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
     model = Model(base, adapter="lora", lora=lora, quantization=quantization)
@@ -83,7 +83,7 @@ def test_a_quantised_base_is_merged_unquantised(tiny_model, chats_file, tmp_path
 
 
 def test_the_base_is_loaded_whole_where_zero3_trained(tiny_model, chats_file, tmp_path):
-    """Only the first rank loads it, and while transformers has DeepSpeed's configuration every rank would have to."""
+    """Only the first rank loads it. While transformers has DeepSpeed's configuration, every rank would have to."""
     pytest.importorskip("deepspeed")
     from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
@@ -96,7 +96,7 @@ def test_the_base_is_loaded_whole_where_zero3_trained(tiny_model, chats_file, tm
 
 
 def test_a_model_that_is_not_what_was_trained_is_not_published(tiny_model, tmp_path):
-    """Both kinds of model, each with one weight that the merge would have lost."""
+    """Both kinds of model, each with one weight that the merge would lose."""
     for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
         model, ids = (
             kind.from_pretrained(tiny_model, **({} if kind is AutoModelForCausalLM else {"num_labels": 1})),

@@ -1,4 +1,4 @@
-"""A job on a cluster that is told that the money is out, or that its node goes away."""
+"""A job on a cluster is notified that the budget is spent or that its node will go away."""
 
 import os
 import re
@@ -15,13 +15,13 @@ from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 
-STEPS = 10**6  # the job can't end first, however late Ray's preemption watcher starts beside it
+STEPS = 10**6  # so many that the job can't end first, however late Ray's preemption watcher starts
 EVERY = 500  # steps between two checkpoints
 ARGS = f"--train.save_steps {EVERY} --train.logging_steps 1 --scale.global_batch 8 --scale.micro_batch 4 --scale.precision fp32 --train.learning_rate 1e-3 --train.lr_scheduler_type constant"
 
 
 def said_by(log: Path) -> str:
-    """What the job printed, with only every hundredth of its steps."""
+    """Returns the job's output with only every hundredth of its steps."""
     return "\n".join(x for x in log.read_text().splitlines() if not re.match(r"\s+step \d*([1-9]\d|\d[1-9])/", x))
 
 
@@ -41,28 +41,30 @@ def wait_until(reached, process, log: Path, seconds: float = PATIENCE) -> None:
 
 
 @pytest.mark.slow
-def test_told_at_any_step_it_saves_stops_and_goes_on_to_the_same_bits(tiny_model, chats_file, tmp_path, monkeypatch):
-    """Two ranks. First its node is drained: it saves and goes on. Then the money is out: it saves, stops and says how to go on."""
+def test_notified_at_any_step_it_saves_stops_and_resumes_to_the_same_bits(
+    tiny_model, chats_file, tmp_path, monkeypatch
+):
+    """Two ranks. First its node is drained: it saves and continues. Then the budget is spent: it saves, stops and prints how to resume."""
     from ray.cluster_utils import Cluster
 
     argv = ["--model.base", tiny_model, "--data.source", chats_file, *ARGS.split(), "--scale.workers", "2"]
     straight, told, log = Run(tmp_path / "straight"), Run(tmp_path / "told"), tmp_path / "log"
     saving = re.compile(r"Saving at step (\d+): ranks? [01] ")
-    python = sys.executable  # of the driver, whose command line Ray shows as the entrypoint
+    python = sys.executable  # the driver's, whose command line Ray shows as the entrypoint
     monkeypatch.setattr(sys, "executable", warm.python())  # for the workers of this Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
-    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # which lib.ray_session.connect sets where a test calls it
+    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # lib.ray_session.connect sets it when a test calls it
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     drain = f"drain-node --address {cluster.address} --node-id {second.node_id} --deadline-remaining-seconds 600"
     drain += " --reason DRAIN_NODE_REASON_PREEMPTION --reason-message taken"
-    # Imported before the job begins, which could end in the meantime: its steps take less than 0.1 s.
+    # Imported before the job starts: its steps take less than 0.1 s, so it might end during the import.
     ready = [python, "-c", "from ray.scripts.scripts import main; input(); main()", *drain.split()]
     drainer = subprocess.Popen(ready, env=env, stdin=subprocess.PIPE)
     try:
         gcs = Gcs(cluster.address)
-        notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # which means nothing
+        notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # has no effect
         assert not notice.busy(gcs)
         with log.open("w") as f:
             process = subprocess.Popen(

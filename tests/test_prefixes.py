@@ -1,4 +1,4 @@
-"""lib/prefixes.py: rows as a tree, and a decoder that reads each of its nodes once, with the loss and gradients of the plain one."""
+"""lib/prefixes.py: rows as a tree, and a decoder that reads each node once, with the loss and gradients of the plain one."""
 
 import copy
 
@@ -15,7 +15,7 @@ SHAPE = {
 
 
 def made(kind: str = "llama", auto=AutoModelForCausalLM, **settings):
-    """(plain model, one with the same weights and lib/prefixes.py)"""
+    """Returns (plain model, a model with the same weights and lib/prefixes.py)."""
     torch.manual_seed(0)
     settings = SHAPE | ({"head_dim": 8} if kind == "qwen3" else {}) | settings
     if kind == "mistral":
@@ -27,7 +27,7 @@ def made(kind: str = "llama", auto=AutoModelForCausalLM, **settings):
 
 
 def pairs():
-    """Four rows: two that begin alike, one that is another's beginning, one alone; padded on the right."""
+    """Four rows: two with a common prefix, one that is a prefix of another, one separate; padded on the right."""
     ids = torch.randint(3, 100, (4, 12), generator=torch.Generator().manual_seed(0))
     ids[1, :7], ids[2, :5] = ids[0, :7], ids[0, :5]
     lengths = torch.tensor([12, 10, 5, 8])
@@ -110,7 +110,7 @@ def test_answers_are_written_as_before():
 @pytest.mark.parametrize(
     "settings", [{"attention_dropout": 0.1}, {"sliding_window": 8, "kind": "mistral"}, {"kind": "gpt2"}]
 )
-def test_models_of_which_this_would_not_be_true_are_left_alone(settings):
+def test_unsupported_models_are_left_alone(settings):
     kind = settings.pop("kind", "llama")
     shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 100} if kind == "gpt2" else SHAPE
     model = AutoModelForCausalLM.from_config(

@@ -1,4 +1,4 @@
-"""What TRL, transformers and PEFT refuse or pass over is refused on the driver, by building what a worker will."""
+"""Settings that TRL, transformers and PEFT reject or ignore are rejected on the driver, by building what a worker will build."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ SFT = "trl.trainer.sft_config:SFTConfig"
 
 
 def found(base: str, train: dict | None = None, lora: dict | None = None, gpu: bool = False, stage="sft", config=SFT, **model) -> list[str]:  # fmt: skip
-    """What is said of a job with these settings, in this process."""
+    """Returns the messages about a job with these settings, in this process."""
     adapter = "none" if lora is None else "lora"
     job = Job("run", stage, Model(base, adapter=adapter, lora=lora or {}, **model), train=train or {})
     return preflight.check(job, config, gpu)
@@ -92,7 +92,7 @@ def test_right(asked, tiny_model):
 
 
 def test_a_base_that_could_not_be_saved(tiny_model, tmp_path):
-    """transformers would say so after the last step, when model/ is written."""
+    """transformers would fail only after the last step, when model/ is written."""
     base = shutil.copytree(tiny_model, tmp_path / "base")
     greedy = {"do_sample": False, "temperature": 0.5, "transformers_version": "5.0.0"}
     (base / "generation_config.json").write_text(json.dumps(greedy))
@@ -162,10 +162,10 @@ def test_settings_that_were_right_once_are_not_tried_again(tiny_model, monkeypat
 
 @pytest.mark.slow
 def test_a_base_that_is_not_here_yet_is_looked_into_once_it_is(tiny_model, tmp_path, monkeypatch):
-    """As the first job of a machine finds a base that its workers will unpack or fetch."""
+    """As when a machine's first job has a base that its workers will unpack or download."""
     monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
     monkeypatch.setattr(sys, "executable", warm.python())
-    planned = plan(str(tmp_path / "base"))  # whose attention kernel there isn't
+    planned = plan(str(tmp_path / "base"))  # its attention kernel doesn't exist
     with preflight.Preflight(SFT, planned.job) as asked:
         asked.ask(planned)
     shutil.copytree(tiny_model, tmp_path / "base")
@@ -175,7 +175,7 @@ def test_a_base_that_is_not_here_yet_is_looked_into_once_it_is(tiny_model, tmp_p
 
 @pytest.mark.slow
 def test_the_command_refuses_before_ray(tiny_model, chats_file, tmp_path):
-    """However slow the machine is meanwhile: here the command waits."""
+    """However slow the machine is: here the command waits."""
     right = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run"), "--model.adapter", "lora"]  # fmt: skip
 
     def typed(*options: str) -> subprocess.CompletedProcess:

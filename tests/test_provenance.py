@@ -1,4 +1,4 @@
-"""What provenance.json says of a run's attempts, and of what it was started with."""
+"""provenance.json records a run's attempts and its inputs."""
 
 import signal
 import subprocess
@@ -46,7 +46,7 @@ def test_what_ended_before_it_was_a_run_leaves_nothing(tmp_path):
 
 
 def test_what_was_found_on_the_workers_is_pinned(run):
-    """A served teacher, or rows of which the driver saw a part."""
+    """A served teacher, or rows of which the driver read only a part."""
     provenance.pin(run, "train.teacher", "run:a float32", "its weights are")
     provenance.pin(run, "data.source", "b", "its rows are")
     provenance.pin(run, "train.teacher", "run:a float32", "its weights are")
@@ -60,7 +60,7 @@ def test_what_was_found_on_the_workers_is_pinned(run):
 
 @pytest.mark.parametrize("before", ["SIG_IGN", "default_int_handler"])
 def test_sigterm_is_an_interrupt_also_where_ctrl_c_is_ignored(before):
-    """As it is in what a shell starts in the background."""
+    """As in processes that a shell starts in the background."""
     code = (
         f"import os, signal; signal.signal(signal.SIGINT, signal.{before})\n"
         "from lib import termination; termination.as_interrupt()\n"

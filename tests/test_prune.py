@@ -1,4 +1,4 @@
-"""Pruning: what goes is what adds least, what stays computes what it did, zeros stay zeros, and the job as a user runs it."""
+"""Pruning: the parts that contribute least are removed, the rest computes the same, zeros stay zeros; and the job as a user runs it."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_the_smallest_by_hand():
 
 
 def test_norms_and_influence_by_hand(tiny_model):
-    """The norms are of the very inputs that the layers get; a layer that adds nothing has no influence."""
+    """The norms are those of the layers' actual inputs; a layer that adds nothing has no influence."""
     m = model(tiny_model)
     with torch.no_grad():
         m.model.layers[1].self_attn.o_proj.weight.zero_()
@@ -84,12 +84,13 @@ def test_every_linear_layer_loses_its_share(method, pattern, tiny_model):
 
 
 def test_parts_that_add_nothing_are_found_and_gone_without_a_change(tiny_model, tmp_path):
-    """Channels and heads of 0 are those taken out, and what from_pretrained loads computes what the whole model did."""
+    """The removed channels and heads are those with zero weights, and the model that from_pretrained loads computes the same as
+    the original."""
     m = model(tiny_model, num_attention_heads=8, num_key_value_heads=4, head_dim=16, num_hidden_layers=3)
     with torch.no_grad():
         for i, layer in enumerate(m.model.layers):
             layer.mlp.down_proj.weight[:, [i, 40, 127]] = 0
-            for head in (i, (i + 2) % 4):  # each is asked by two query heads
+            for head in (i, (i + 2) % 4):  # each is used by two query heads
                 layer.self_attn.o_proj.weight[:, head * 32 : head * 32 + 32] = 0
     whole, looked = logits(m), seen(m, IDS.tolist())
     methods.METHODS["width"].run(m, looked, args(keep_channels=125, keep_kv_heads=2))
@@ -185,7 +186,7 @@ def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
 
 
 def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch):
-    """By its name, in the hub's own cache, as for a run's folder."""
+    """A hub model's weights are found by its name in the hub's own cache, as a run's are in its folder."""
     from lib import models
     from lib.compression import measure
 

@@ -1,4 +1,4 @@
-"""Only Ray's public modules and names are used, also by the scripts that tests keep as strings."""
+"""Only Ray's public modules and names are used, also in scripts that tests have as strings."""
 
 import ast
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ def private(name: str) -> bool:
 
 
 def uses(source: str) -> Iterator[str]:
-    """Private modules and names of Ray in Python source, each as a dotted name."""
+    """Yields the private modules and names of Ray in Python source, each as a dotted name."""
     tree = ast.parse(source)
-    bound = {}  # name in this file → what of Ray it is
+    bound = {}  # {name in this file: the Ray object it refers to}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -34,7 +34,7 @@ def uses(source: str) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
             try:
                 yield from uses(node.value)
-            except (SyntaxError, ValueError):  # no script
+            except (SyntaxError, ValueError):  # not a script
                 continue
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and private(node.attr):

@@ -1,5 +1,5 @@
-"""Quantisation-aware training: the model that trains is the one that is written, the job resumes to the same bits, and what
-can't go with it is refused."""
+"""Quantisation-aware training: the trained model is the one that is written, the job resumes to the same bits, and incompatible
+settings are rejected."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def logits(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", KINDS)
 def test_what_trains_is_what_is_written(method, tiny_model, tmp_path):
-    """With rounded weights the loss has gradients for the plain ones, and the written model computes what the trained did."""
+    """With rounded weights, the loss has gradients for the unrounded ones, and the written model computes the same as the trained one."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     plain, names = logits(model), list(model.state_dict())
     parameters = list(model.parameters())

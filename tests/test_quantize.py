@@ -1,4 +1,4 @@
-"""Quantisation: every method gives a run that loads and answers nearly the same, smaller; what can't be done is refused."""
+"""Quantisation: every method gives a smaller run that loads and answers nearly the same; unsupported requests are rejected."""
 
 import json
 import os
@@ -30,8 +30,8 @@ from tests.conftest import PATIENCE, REPO, run_job, sign
 from tests.stages import planned
 
 NEAR = {"int8": 0.012, "int8_dynamic": 0.016, "w8a8": 0.016, "w4a16": 0.196, "bnb_int8": 0.016, "nf4": 0.17}
-"""‖logits − the original's‖ / ‖the original's‖ that each method stays below on the tiny model: half as much again as was
-measured (0.0078, 0.0105, 0.0104, 0.1306, 0.0104, 0.1155)."""
+"""Upper bound of ‖logits − the original's‖ / ‖the original's‖ for each method on the tiny model: 1.5 times the measured values
+(0.0078, 0.0105, 0.0104, 0.1306, 0.0104, 0.1155)."""
 
 
 def logits(folder: str) -> torch.Tensor:
@@ -42,7 +42,7 @@ def logits(folder: str) -> torch.Tensor:
 
 
 def made(make_run, method: str, base: str, name: str | None = None) -> str:
-    """A finished run with quantised weights, by the function that the job calls."""
+    """Returns a finished run with quantised weights, made by the job's own function."""
     run = Run(make_run(name or f"{method}-run", "quantize"))
     run.remove("model")
     methods.quantize(method, Run(base).at("model"), run.at("model"), None)
@@ -54,7 +54,7 @@ def made(make_run, method: str, base: str, name: str | None = None) -> str:
 @pytest.mark.parametrize("method", list(NEAR))
 def test_every_method_loads_again_is_smaller_and_near(method, runs, make_run):
     before, after = Path(runs["sft"], "model"), Path(made(make_run, method, runs["sft"]), "model")
-    assert {p.suffix for p in after.iterdir()} <= {".safetensors", ".json", ".jinja"}  # nothing that is unpickled
+    assert {p.suffix for p in after.iterdir()} <= {".safetensors", ".json", ".jinja"}  # no pickle files
     sizes = [sum(p.stat().st_size for p in d.glob("*.safetensors")) for d in (before, after)]
     assert sizes[1] < 0.7 * sizes[0]
     a, b = logits(str(before)), logits(str(after))
@@ -63,18 +63,18 @@ def test_every_method_loads_again_is_smaller_and_near(method, runs, make_run):
     assert 0 < distance < NEAR[method]
     assert quantized.found(str(after)) == methods.METHODS[method].format
     text = TransformersGenerator(str(after), "float32").generate(["the red"], Sampling(max_new_tokens=2))[0][0].text
-    assert isinstance(text, str)  # the layers that evaluation swaps are not those that a format brought
+    assert isinstance(text, str)  # evaluation must not replace the layers of a quantised format
 
 
 def test_rows_by_hand():
-    """s = max|w| / 127: 1.27 / 127 = 0.01; a row of zeros has a scale too."""
+    """s = max|w| / 127: 1.27 / 127 = 0.01; a row of zeros also has a scale."""
     q, scale = compressed.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
     assert q.tolist() == [[127, -50, 0, 1], [0, 0, 0, 0]] and q.dtype == torch.int8
     assert scale[:, 0].tolist() == pytest.approx([0.01, 1e-8])
 
 
 def test_groups_by_hand():
-    """s = max|w| / 7.5 of each 32: 7.5 / 7.5 = 1, and 15 / 7.5 = 2; the largest is cut to 7, eight stand in an int32."""
+    """s = max|w| / 7.5 for each 32: 7.5 / 7.5 = 1, and 15 / 7.5 = 2; the largest value is clipped to 7; an int32 stores eight."""
     weight = torch.zeros(1, 64)
     weight[0, :4], weight[0, 32:34] = torch.tensor([7.5, -6.0, 0.4, 0.6]), torch.tensor([-15.0, 5.0])
     q, scale = compressed.groups(weight)
@@ -96,7 +96,7 @@ def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_p
         if name in layers:
             step = new[f"{name}_scale"].double()
             assert new[name].dtype == torch.int8 and step.shape == (weight.shape[0], 1)
-            # 1e-6: in float32 w / s itself is rounded before it is rounded to an integer.
+            # 1e-6: in float32, w / s itself is rounded before it is rounded to an integer.
             assert ((weight.double() - step * new[name]).abs() <= step / 2 * (1 + 1e-6)).all()
         else:
             assert torch.equal(new[name], weight)
@@ -117,7 +117,8 @@ def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
 @pytest.mark.parametrize(("method", "dtype"), [("w8a8", "auto"), ("w4a16", "bfloat16")])
 @pytest.mark.slow
 def test_vllm_answers_with_integer_weights(method, dtype, tiny_model, tmp_path):
-    """With AMX vLLM's kernel for w8a8 has no float32, so the type is the CPU's own. As in test_vllm_generator: heads of 32. Greedy answers may turn at near-ties, so log-probabilities are compared."""
+    """With AMX, vLLM's kernel for w8a8 has no float32, so the dtype is the CPU's own. Heads of 32, as in test_vllm_generator.
+    Log-probabilities are compared, since greedy answers may change at near-ties."""
     from transformers import AutoTokenizer
 
     from lib.vllm_generator import VllmGenerator
@@ -129,7 +130,7 @@ def test_vllm_answers_with_integer_weights(method, dtype, tiny_model, tmp_path):
     methods.quantize(method, str(plain), str(tmp_path / "q"), None)
     dtype = hardware.dtype(dtype, "cpu")
     near = {"float32": 0.02, "bfloat16": 0.05}[dtype]
-    # Its kernel for 4 bits on a CPU has no float32.
+    # vLLM's 4-bit kernel for CPUs has no float32.
     scores = [
         VllmGenerator(str(p), dtype).score(["the lamp is"], [" near the river"])[0] for p in (plain, tmp_path / "q")
     ]
@@ -188,7 +189,7 @@ def test_wrong_requests(runs, make_run, chats_file, tmp_path, monkeypatch):
             quantize_job.plan(quantize_job.parse(argv))
 
 
-def test_the_data_is_the_parents_unless_it_is_said(runs, pairs_file, chats_file, make_run):
+def test_the_data_is_the_parents_unless_given(runs, pairs_file, chats_file, make_run):
     base = Run(make_run("own-data"))
     base.write_json("job.yaml", base.job() | {"data": {"source": chats_file, "heldout_fraction": 0.5}})
     job = quantize_job.parse(["--model.base", base.path]).job
@@ -201,11 +202,11 @@ def test_the_shipped_configuration_is_right(runs, tmp_path):
     assert quantize_job.plan(quantize_job.parse([*argv, "--method", "nf4"])).check.heldout_rows == 200
     known = methods.METHODS
     assert quantize_job.KEYS.schema()["properties"]["method"]["enum"] == list(known)
-    assert list(NEAR) == [m for m in known if not known[m].calibrated]  # GPTQ's environment takes a package index
+    assert list(NEAR) == [m for m in known if not known[m].calibrated]  # GPTQ needs an environment with a package index
 
 
 def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
-    """Training refuses it; vLLM is refused an nf4 run before any worker starts, and auto takes transformers."""
+    """Training rejects it; vLLM is refused for an nf4 run before any worker starts, and auto chooses transformers."""
     nf4 = made(make_run, "nf4", runs["sft"], "nf4-met")
     with pytest.raises(UsageError, match=f"model.base: .*bitsandbytes weights, which can't be trained.*{runs['sft']}"):
         planned("sft", ["--model.base", nf4, "--run", str(tmp_path / "r")])
@@ -257,8 +258,8 @@ def test_the_report_by_hand():
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_goes_on(runs, tmp_path):
-    """kill -9 while the weights are quantised leaves a run that isn't finished; --resume makes it whole, with its report,
-    and the run is a teacher and a parent like any other."""
+    """kill -9 while the weights are quantised leaves an unfinished run; --resume completes it with its report,
+    and the run can be a teacher and a parent like any other."""
     run = Run(str(tmp_path / "q"))
     words = ["--model.base", runs["sft"], "--method", "nf4", "--engine", "transformers", "--run", run.path]
     words += ["--tasks", "demo", "perplexity", "--limit", "8", "--max_new_tokens", "6"]
@@ -281,7 +282,7 @@ def test_a_job_that_is_killed_goes_on(runs, tmp_path):
     assert p["status"] == "finished" and p["parent"] == runs["sft"] and p["template_sha256"] and p["model_sha256"]
     assert "weights on disk" in run.read_text("reports/quantize.md") and "weights on disk" in done.stdout
     assert "already finished" in run_job("quantize", "--resume", run.path).stdout
-    run.remove("reports")  # as after a kill while measuring: the model stays, the report is made again
+    run.remove("reports")  # as after a kill while measuring: the model stays, the report is repeated
     again = run_job("quantize", "--resume", run.path, "--dry-run")
     assert "only the report is missing" in again.stdout
 

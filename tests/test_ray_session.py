@@ -1,4 +1,4 @@
-"""A Ray that doesn't start in time is tried again, nothing of the failed one stays, and in the end it is explained."""
+"""A Ray that doesn't start in time is retried, leaves nothing behind, and the final failure is explained."""
 
 import subprocess
 import sys
@@ -14,13 +14,13 @@ LATE = "The current node timed out during startup. This could happen because som
 
 @pytest.fixture(autouse=True)
 def the_sessions_ray_stays(monkeypatch):
-    """A start that failed is cleared by ray.shutdown(), which would end the Ray of other tests."""
+    """A failed start is cleaned up by ray.shutdown(), which would end the Ray of other tests."""
     monkeypatch.setattr(ray, "shutdown", lambda: None)
 
 
 @pytest.fixture
 def slow_machine(monkeypatch):
-    """slow_machine(failures) → the processes that failed starts leave; ray.init raises what Ray does so many times."""
+    """slow_machine(failures) → the leftover processes of failed starts; ray.init raises Ray's error `failures` times."""
     left = []
 
     def make(failures: int) -> list[psutil.Process]:

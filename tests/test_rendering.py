@@ -1,4 +1,4 @@
-"""What the model will see of a row is held against the row while a job is planned."""
+"""While a job is planned, the text that the model will see of a row is compared with the row."""
 
 import json
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def call(name: str, **arguments) -> dict:
 
 
 def chats(*before: dict, answer=None, n: int = 20, **columns) -> list[dict]:
-    """n conversations, each with a question of its own."""
+    """Returns n conversations, each with its own question."""
     answers = answer or (lambda i: assistant(f"a {WORDS[i % 18]} stone"))
     return [{"messages": [*before, user(f"what is number {i}?"), answers(i)], **columns} for i in range(n)]
 
@@ -103,7 +103,7 @@ def test_a_template_that_writes_everything(planned):
 
 
 def test_reasoning_of_earlier_answers_may_be_left_out():
-    """Templates of reasoning models do so when the model is asked, too; the answer that is learnt keeps its own."""
+    """Templates of reasoning models leave it out of prompts too; the answer that is learnt keeps its own reasoning."""
     earlier = assistant("<think>old thought</think>first", reasoning_content="older thought")
     said = "what? first and then? <think> new thought </think> second"
     prompt = [user("what?"), earlier, user("and then?")]
@@ -132,7 +132,7 @@ def test_a_template_that_fails_at_one_row(planned):
     rows = chats()
     rows[13]["messages"].insert(0, SYSTEM)
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + ALL
-    for accept in ([], ["--data.incomplete", "accept"]):  # training would die of it
+    for accept in ([], ["--data.incomplete", "accept"]):  # training would fail on it
         with pytest.raises(UsageError, match=r"fails at 1 of 20 rows.*rows.jsonl:14: TemplateError: no system role"):
             planned("sft", rows, template, *accept)
     with pytest.raises(UsageError, match=r"fails at 20 of 20 rows.*TemplateSyntaxError"):
@@ -146,7 +146,8 @@ def test_a_generation_prompt_that_training_leaves_out(planned):
     pairs = [{"prompt": f"what is {i}?", "chosen": "good", "rejected": "bad"} for i in range(20)]
     with pytest.raises(UsageError, match=r"generation prompt .*20 of 20 pairs"):
         planned("dpo", pairs, thinking)
-    assert planned("reward", pairs, thinking).rendered.train.parted == 0  # asks for no answer
+    # A reward model generates no answer, so its rows have no generation prompt.
+    assert planned("reward", pairs, thinking).rendered.train.parted == 0
 
 
 def test_a_template_that_ends_no_turn(planned):
@@ -156,17 +157,17 @@ def test_a_template_that_ends_no_turn(planned):
 
 
 def test_the_token_that_ends_a_turn(planned, tiny_model):
-    other = ALL.replace("<|im_end|>", "<|endoftext|>")  # special, and not the tokenizer's eos_token
+    other = ALL.replace("<|im_end|>", "<|endoftext|>")  # special, but not the tokenizer's eos_token
     assert planned("sft", chats(), other).rendered.train.ends == {"<|endoftext|>": 20}
     assert planned("sft", chats(), ALL).rendered.train.ends == {"<|im_end|>": 20}
 
 
 LONG = 60
-"""Words (more tokens) of a long prompt or answer; train.max_length is 48 below."""
+"""Words of a long prompt or answer (in tokens it is longer); train.max_length is 48 below."""
 
 
 def lengths(n_long_prompts: int, n_long_answers: int, n: int = 20):
-    """Rows 0 … with a long prompt, then such with a long answer, then short ones."""
+    """Returns rows with a long prompt, then rows with a long answer, then short ones."""
     for i in range(n):
         asked = "lamp " * (LONG if i < n_long_prompts else 1) + str(i)
         answered = "stone " * (LONG if n_long_prompts <= i < n_long_prompts + n_long_answers else 1)
@@ -198,7 +199,7 @@ def test_a_few_long_answers_are_mentioned_and_no_error(planned):
 
 
 def test_lengths_of_pairs(planned):
-    """Where both sides begin alike, they are the same once cut."""
+    """If both sides begin alike, they are equal after truncation."""
     rows = [{"prompt": q, "chosen": a + " red", "rejected": a + " salt"} for q, a in lengths(4, 6)]
     accept = [ALL, "--train.max_length", "48", "--data.incomplete", "accept"]
     train = planned("dpo", rows, *accept).rendered.train

@@ -1,4 +1,4 @@
-"""Every row is rendered on the workers as TRL's trainers do, and the exported model stops where the turns learnt end."""
+"""Every row is rendered on the workers as TRL's trainers do it, and the exported model stops where the learnt turns end."""
 
 import json
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def test_generation_stops_where_turns_end(tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_sequences_are_those_of_the_trainers(tiny_model, tmp_path):
-    """Token for token, label for label, and the rows that are dropped: against TRL's own preparation."""
+    """Token for token, label for label, and the dropped rows, compared with TRL's own preparation."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: it draws in light and dark and at a phone's width, and asks the network for nothing."""
+"""The report in a real browser: it renders in light and dark and at a phone's width, and makes no network request."""
 
 import subprocess
 
@@ -23,7 +23,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def chromium(browser, tmp_path):
-    """chromium(*flags) → its standard output, or with log=True its log; every call has a profile of its own."""
+    """chromium(*flags) → its standard output, or with log=True its log; every call has its own profile."""
 
     def run(*flags: str, log: bool = False) -> str:
         command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags]
@@ -37,7 +37,7 @@ def chromium(browser, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "height", "dark"), [(1200, 4000, False), (1200, 4000, True), (390, 3000, False)])
 def test_screenshot(chromium, page, tmp_path, width, height, dark):
-    """Paper, panels, text and marks in the runs' colours are there, light or dark as asked."""
+    """Background, panels, text and marks have the runs' colours, in light and dark."""
     from PIL import Image
 
     shot = tmp_path / "shot.png"
@@ -63,7 +63,7 @@ def test_nothing_is_wider_than_the_screen(chromium, page, tmp_path, width):
 
 @pytest.mark.slow
 def test_the_probe_sees_requests_and_width(chromium, tmp_path):
-    """That the test above can fail."""
+    """Proves that the test above can fail."""
     text = (
         '<!doctype html><body style="margin:0"><img src="http://127.0.0.1:9/x.png" style="width:900px;display:block">'
     )
@@ -74,18 +74,18 @@ def test_the_probe_sees_requests_and_width(chromium, tmp_path):
 def test_the_page_says_nothing_on_the_console(chromium, page, tmp_path):
     noisy = tmp_path / "noisy.html"
     noisy.write_text("<!doctype html><script>missing()</script>")
-    assert "missing is not defined" in _console(chromium, noisy)[0]  # that the check can fail
+    assert "missing is not defined" in _console(chromium, noisy)[0]  # proves that the check can fail
     assert _console(chromium, page) == []
 
 
 def _console(chromium, page) -> list[str]:
-    """What the page's scripts and the browser wrote to the console."""
+    """Returns what the page's scripts and the browser wrote to the console."""
     log = chromium("--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom", page.as_uri(), log=True)
     return [line for line in log.splitlines() if ":CONSOLE" in line]
 
 
 def _probe(chromium, text: str, tmp_path, width: int) -> str:
-    """Loads a page in a frame of exactly `width` pixels and returns the DOM with what was measured in it."""
+    """Loads a page in a frame of exactly `width` pixels and returns the DOM with the measurements in it."""
     probe = tmp_path / "probe.html"
     probe.write_text(
         f'<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{_attribute(text)}"></iframe><script>'

@@ -1,4 +1,4 @@
-"""One job, any number of workers and any strategy: the same steps on the same samples."""
+"""A job takes the same steps on the same samples with any number of workers and any strategy."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def one_worker(tmp_path_factory, tiny_model, chats_file):
     ],
 )
 def test_two_workers_follow_one_worker(options, one_worker, tmp_path):
-    """The Trainer logs losses in fp32, summed in another order on two workers; what is wrong in a strategy shows in the third digit."""
+    """The Trainer logs losses in fp32, which two workers sum in another order; an error in a strategy shows in the third digit."""
     from tests.conftest import run_job
 
     base, expected = one_worker

@@ -1,4 +1,4 @@
-"""Speculative decoding writes what decoding without it writes, whoever guesses; and what is forgotten was never read."""
+"""Speculative decoding gives the same answers as decoding without it, whatever the draft; and dropped cache entries were never used."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def target(tiny_model):
 
 @pytest.fixture(scope="module")
 def near(tiny_model):
-    """The target with a little noise: it guesses right sometimes."""
+    """The target with a little noise: its guesses are sometimes right."""
     import torch
 
     model, dice = TransformersGenerator(tiny_model), torch.Generator().manual_seed(3)
@@ -40,9 +40,10 @@ def test_answers_are_those_without_a_drafter(target, near, settings, k, rows):
     for name, drafter in (("lookup", Lookup()), ("near", near.drafter()), ("itself", target.drafter())):
         drafted = Sampling(**settings, draft=name, draft_tokens=k)
         assert target.generate(PROMPTS, drafted, drafter=drafter) == plain, name
-        settled = sum(len(a.tokens) for answers in plain for a in answers) - sum(map(len, plain))  # but the first ones
+        # All tokens but the first of each answer.
+        settled = sum(len(a.tokens) for answers in plain for a in answers) - sum(map(len, plain))
         assert drafter.written >= settled
-        if name == "itself":  # which is always right: a pass settles its guesses and one more
+        if name == "itself":  # always right: a pass confirms its guesses and adds one token
             assert drafter.right == drafter.proposed
         if name == "near" and "temperature" in settings:
             assert 0 < sum(drafter.right) < sum(drafter.proposed)
@@ -60,7 +61,12 @@ def test_a_drafter_that_is_always_right_saves_passes(target):
 
 def test_lookup_takes_what_followed_the_longest_match_last(target):
     find = Lookup().find
-    assert find([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 4) == [9, 2, 3, 8]  # three tokens match further back than two
+    assert find([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 4) == [
+        9,
+        2,
+        3,
+        8,
+    ]  # a match of three tokens further back is preferred to one of two
     assert find([5, 2, 3, 9, 2, 3, 8, 1, 2, 3], 2) == [8, 1]
     assert find([1, 2, 3], 4) == [] and find([7], 4) == []
     assert find([4, 4], 3) == [4]
@@ -74,7 +80,7 @@ def test_what_is_forgotten_was_never_read(target):
         cached = Cached(target.model, prompts, target.encoder.pad, "cpu")
         cached.feed(torch.tensor(more))
         cached.forget(torch.tensor([[1, 0, 0], [1, 1, 0]]))
-        assert cached.cache.get_seq_length() == cached.mask_BT.shape[1] == 6  # the last column is nobody's
+        assert cached.cache.get_seq_length() == cached.mask_BT.shape[1] == 6  # the last column belongs to no row
         got = cached.feed(torch.tensor([[20], [21]]))[:, -1]
         for row, ids in zip(got, ([5, 6, 7, 8, 11, 20], [9, 10, 14, 15, 21]), strict=True):
             assert torch.allclose(row, target.model(torch.tensor([ids])).logits[0, -1], atol=1e-5)

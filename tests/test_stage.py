@@ -1,4 +1,4 @@
-"""The contract of jobs/: stages are data, and train() is a function that jobs, Tune and tests call alike."""
+"""The contract of jobs/: stages are data, and jobs, Tune and tests all call the same function train()."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def test_train_leaves_the_process_and_its_ray_alone(words, local_ray):
 
 
 def test_what_stops_train_is_raised_and_recorded(words, local_ray, tmp_path):
-    """A KeyError comes again however often it is tried: Ray restarts no worker for it."""
+    """A KeyError recurs however often the step is retried, so Ray restarts no worker for it."""
     asked = planned("sft", words)
     builds = tmp_path / "builds"
 

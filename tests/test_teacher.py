@@ -1,5 +1,5 @@
-"""Teachers: kept and served say what the whole one says, of its likeliest tokens; a shard that lost its end, a replica that is
-killed and a job that is killed change nothing; answers by the teacher and by the student."""
+"""Teachers: stored and served ones give the same results as the teacher in memory, for its likeliest tokens; a truncated shard, a
+killed replica and a killed job change nothing; answers by the teacher and by the student."""
 
 import contextlib
 import json
@@ -46,13 +46,14 @@ def test_a_rest_is_all_other_tokens_and_a_divergence_of_groups_is_no_larger():
     few = teacher.grouped_as(q, said.tokens_NK)
     for kind in ("forward_kl", "reverse_kl", "jsd"):
         assert 0 < distillation.divergence(said.logp_NK, few, kind).item() < distillation.divergence(p, q, kind).item()
-    every = teacher.grouped(p, 9)  # of all but one the rest is that one: nothing is lost
+    every = teacher.grouped(p, 9)  # with all tokens but one, the remainder is that one, so nothing is lost
     grouped = distillation.divergence(every.logp_NK, teacher.grouped_as(q, every.tokens_NK), "forward_kl").item()
     assert grouped == pytest.approx(distillation.divergence(p, q, "forward_kl").item(), abs=1e-6)
 
 
 def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_anew(tiny_model, tmp_path):
-    """Batches of another make-up than those that were kept; by two workers; read again without the model; one shard cut short."""
+    """Batches differ from those for which distributions were stored; computed by two workers; read again without the model; one
+    shard truncated."""
     from transformers import AutoModelForCausalLM
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -73,9 +74,9 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
             str(tmp_path / "kept"), rows, "tiny", 8, 2.0, load, collate, "cpu", (number, of), 3, lambda: None
         )
 
-    with pytest.raises(FileNotFoundError):  # the other worker's shard, which in a job the barrier waits for
+    with pytest.raises(FileNotFoundError):  # the other worker's shard, for which a job's barrier waits
         kept(0, 2)
-    both = kept(1, 2)  # comes when the first has done its share already
+    both = kept(1, 2)  # starts when the first has already finished its share
     assert len(loaded) == 2
     batch = collate([{"input_ids": i, "labels": label} for i, label in rows[60:68]])
     said, want = both.about(batch), whole.likeliest(batch, 8)
@@ -86,15 +87,14 @@ def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_
     shard.write_bytes(written[: len(written) // 2])
     again = kept(0, 1).about(batch)
     assert len(loaded) == 3 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
-    shard.write_bytes(
-        written[:-9] + bytes([written[-9] ^ 1]) + written[-8:]
-    )  # a bit of the numbers: it still can be read
+    # One bit of the numbers is flipped; the file is still readable.
+    shard.write_bytes(written[:-9] + bytes([written[-9] ^ 1]) + written[-8:])
     again = kept(0, 1).about(batch)
     assert len(loaded) == 4 and shard.read_bytes() == written and torch.equal(again.logp_NK, said.logp_NK)
 
 
 def test_answers_that_were_damaged_are_written_anew(tmp_path):
-    """A shard that lost a line would give each later prompt the answer of the one after it."""
+    """Otherwise a shard that lost a line would give each later prompt the answer of the next one."""
     from datasets import Dataset
 
     from lib import teacher_answers
@@ -124,13 +124,13 @@ def test_answers_that_were_damaged_are_written_anew(tmp_path):
 
 
 def test_a_vocabulary_that_is_padded_further_changes_nothing(tiny_model):
-    """As Qwen2.5's are: 151,936 rows of its 0.5B, 152,064 of its 7B, with the same tokens."""
+    """As in Qwen2.5: 151,936 rows in its 0.5B and 152,064 in its 7B, with the same tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     plain, padded = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32") for _ in range(2))
     padded.resize_token_embeddings(1088)
     with torch.no_grad():
-        padded.get_input_embeddings().weight[1024:] = 3.0  # what was never trained may be likely
+        padded.get_input_embeddings().weight[1024:] = 3.0  # untrained rows may be likely
     tokens = teacher.width(AutoTokenizer.from_pretrained(tiny_model))
     ids = torch.arange(5, 45).reshape(2, 20)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
@@ -170,7 +170,7 @@ def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
 
 @pytest.mark.slow
 def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path):
-    """Half of the batches are the student's; killed after step 2, it goes on to the same bits."""
+    """Half of the batches are the student's own answers; killed after step 2, it resumes to the same bits."""
     more = ["--train.on_policy", "0.5", "--train.answer_tokens", "8", "--train.hard_weight", "0"]
     whole = distil(tmp_path / "whole", runs["sft"], runs["base"], *more)
     assert whole.returncode == 0, whole.stderr[-2000:]
@@ -188,7 +188,7 @@ def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path)
 
 @pytest.mark.slow
 def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
-    """Sequence-level: the teacher writes, once; a student with another vocabulary learns the texts."""
+    """Sequence-level distillation: the teacher writes its answers once; a student with another vocabulary learns the texts."""
     from transformers import AutoTokenizer
 
     other = shutil.copytree(runs["base"], tmp_path / "other")
@@ -197,7 +197,7 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
     tok.save_pretrained(other)
     more = ["--train.answers", "teacher", "--train.answer_tokens", "6", "--train.answer_temperature", "1", "--train.hard_weight", "1"]  # fmt: skip
     config = json.loads((other / "generation_config.json").read_text())
-    config["eos_token_id"] = list(range(300))  # so that a random model comes to an end
+    config["eos_token_id"] = list(range(300))  # so that a random model's answer ends
     (other / "generation_config.json").write_text(json.dumps(config))
     done = distil(tmp_path / "run", runs["sft"], str(other), *more)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -242,13 +242,13 @@ def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
-    """Two replicas; one is killed after the second step: training goes on, and its losses are the undisturbed ones."""
+    """Two replicas; one is killed after the second step: training continues, and its losses are those of the undisturbed run."""
     import psutil
 
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
-    env["RAY_AUTH_MODE"] = "disabled"  # else whether a token is wanted hangs on what the machine's owner did before
+    env["RAY_AUTH_MODE"] = "disabled"  # otherwise it would depend on the machine's history whether a token is required
     python, port = warm.python(), free_port()
-    here = tempfile.mkdtemp(prefix="t", dir="/tmp")  # short: Ray's sockets are in it
+    here = tempfile.mkdtemp(prefix="t", dir="/tmp")  # short, since it contains Ray's sockets
 
     def ray(*words, **options):
         command = [python, "-m", "ray.scripts.scripts", *words]
@@ -272,7 +272,7 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         more = ["--train.top_k", "1023", "--train.max_steps", "12"]
 
         def replicas():
-            found = psutil.process_iter(["cmdline"])  # a zombie's is None
+            found = psutil.process_iter(["cmdline"])  # None for a zombie
             return [p for p in found if p.pid not in before and "ServeReplica:t" in (p.info["cmdline"] or [""])[0]]
 
         give_up = time.time() + PATIENCE
@@ -299,19 +299,19 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         ]
         mine += [c for p in mine for c in p.children(recursive=True)]
         for p in mine:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the previous one
                 p.kill()
         psutil.wait_procs(mine, 30)
         shutil.rmtree(here, ignore_errors=True)
 
 
 def _about(cmdline: list[str], *paths: str) -> bool:
-    """Whether one of the paths, which no other test has, is in the command line."""
+    """Returns whether the command line contains one of the paths, which no other test uses."""
     return any(path in " ".join(cmdline) for path in paths)
 
 
 def test_the_log_of_a_share_is_a_number():
-    """A rest of nothing is no NaN in any divergence."""
+    """A remainder of nothing gives no NaN in any divergence."""
     p = torch.tensor([[0.0, -200.0, -200.0]]).log_softmax(-1)
     said = teacher.grouped(p, 1)
     for kind in ("forward_kl", "reverse_kl", "jsd"):

@@ -1,4 +1,4 @@
-"""Generation: against plain forward passes, and the same whatever the batch."""
+"""Generation: compared with plain forward passes, and independent of the batch."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_beam_search_is_transformers_own_and_likelier_than_greedy(generator, pro
     greedy = [a[0] for a in generator.generate(prompts, Sampling(max_new_tokens=6))]
     mean = lambda answers: [s.logprob / s.tokens for s in generator.score(prompts, answers)]  # noqa: E731
     better = [b >= g - 1e-4 for b, g in zip(mean(together), mean(greedy), strict=True)]
-    assert sum(better) >= 0.9 * len(better)  # greedy's beginning may have fallen out of the beam
+    assert sum(better) >= 0.9 * len(better)  # greedy's prefix may have fallen out of the beam
 
 
 def test_an_answer_that_is_begun_goes_on_as_if_it_had_never_stopped(generator, prompts):
@@ -58,7 +58,7 @@ def test_an_answer_that_is_begun_goes_on_as_if_it_had_never_stopped(generator, p
 
 
 def test_contrastive_decoding(tiny_model, generator, prompts):
-    """By a plain loop over whole forward passes of both models; against itself it's greedy decoding."""
+    """Compared with a plain loop over whole forward passes of both models; with itself as amateur it equals greedy decoding."""
     import torch
 
     weak, dice = TransformersGenerator(tiny_model), torch.Generator().manual_seed(5)
@@ -95,7 +95,7 @@ def test_an_amateur_with_other_words_is_refused(generator, tiny_model, prompts, 
 
 
 def test_it_stops_at_the_end_token(tiny_model, prompts):
-    """With the likeliest first token declared an end, every row stops there, and the rest of the batch goes on."""
+    """With the likeliest first token declared an end token, every row stops there, and the rest of the batch continues."""
     g = TransformersGenerator(tiny_model)
     free = g.generate(prompts, Sampling(max_new_tokens=8))
     first = free[0][0].tokens[3]
@@ -141,13 +141,13 @@ def test_choose_follows_the_distribution(sampling, want):
 
 
 def test_grouped_attention_is_sdpa(tiny_model, prompts):
-    """lib/attention.py against transformers' own sdpa, one decoding step with a cache and padding."""
+    """lib/attention.py compared with transformers' own sdpa, for one decoding step with a cache and padding."""
     import torch
 
     from lib import prefixes
 
     g = TransformersGenerator(tiny_model)
-    assert g.model.config._attn_implementation == prefixes.NAME  # which leaves all but its own to lib/attention.py
+    assert g.model.config._attn_implementation == prefixes.NAME  # all masks but its own are left to lib/attention.py
     ids = torch.tensor([g.encoder.render(prompts[0], True)] * 3)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
@@ -167,7 +167,7 @@ def test_another_template_is_refused(tiny_model):
 
 
 def test_tools_reach_the_template(generator):
-    """The tiny template ignores tools; a model without any template says so."""
+    """The tiny template ignores tools; a model without a template raises an error."""
     from lib.encode import Encoder
 
     e = Encoder(generator.encoder.model_dir)

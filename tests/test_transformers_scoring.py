@@ -1,4 +1,4 @@
-"""Scoring: against plain forward passes, and the same whatever the batch."""
+"""Scoring: compared with plain forward passes, and independent of the batch."""
 
 import pytest
 
@@ -35,8 +35,8 @@ def test_score_does_not_depend_on_the_batch(generator, prompts):
 
 
 def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
-    """Of a multiple-choice question the question is fed once, its answers after it, and the scores are those of a pass
-    over both; of a prompt with several samples too, and the samples are the same."""
+    """A multiple-choice question is read once, with its answers after it, and the scores equal those of a pass over
+    both; so is a prompt with several samples, and the samples are the same."""
     context, fed = "the red lamp is near the", []
     questions = [f"{context} {w}" for w in ASKED_FOR[:3] for _ in range(3)] + [context]
     answers = [" red", " small round stone", " it"] * 3 + [" door and door"]
@@ -47,7 +47,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
         return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(generator, "tree", False)  # which reads everything once anyway (the next test)
+        m.setattr(generator, "tree", False)  # the tree reads everything once anyway (the next test)
         m.setattr(generator.model, "forward", counted)
         together = generator.score(questions, answers)
         seen, fed[:] = sum(fed), []
@@ -56,7 +56,7 @@ def test_a_prompt_that_is_there_several_times_is_read_once(generator, prompts):
         fed.clear()
         several = generator.generate(prompts[:2], Sampling(1.0, n=4, max_new_tokens=1))
         a, b = (generator.encoder.render(p, answering=True) for p in prompts[:2])
-        same = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)  # the template's beginning
+        same = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)  # the template's prefix
         assert sum(fed) == len(a) + len(b) - same
     for a, b in zip(together, alone, strict=True):
         assert (a.tokens, a.bytes, a.greedy) == (b.tokens, b.bytes, b.greedy)
@@ -81,7 +81,7 @@ def test_on_a_cpu_what_several_rows_begin_with_is_read_once(generator, prompts, 
 
 
 def test_reading_once_stays_within_the_batch(generator, monkeypatch):
-    """Many continuations of one context are cut to batch_tokens; whole texts share only a start token, which isn't worth it."""
+    """Many continuations of one context are limited to batch_tokens; whole texts share only a start token, which isn't worth sharing."""
     rows = []
     forward = generator.model.forward
 
@@ -100,7 +100,7 @@ def test_reading_once_stays_within_the_batch(generator, monkeypatch):
 
 
 def test_an_answers_own_tokens_are_scored_not_its_text(generator, prompts):
-    """Sampled tokens are often not the tokenizer's own cut of their text; what is scored must be what was sampled."""
+    """Sampled tokens often differ from the tokenizer's own tokenisation of their text; the sampled ones must be scored."""
     drawn = generator.generate(prompts, Sampling(1.0, max_new_tokens=6))
     scores = generator.score(prompts, [a[0] for a in drawn])
     assert [s.tokens for s in scores] == [len(a[0].tokens) for a in drawn]
@@ -108,7 +108,7 @@ def test_an_answers_own_tokens_are_scored_not_its_text(generator, prompts):
 
 
 def test_text_is_scored_whole_in_windows(tiny_model):
-    """A document longer than the window: every token once, and with a window as long as the document a plain pass."""
+    """A document longer than the window: every token is scored once; with a window as long as the document it equals a plain pass."""
     import torch
 
     text = " ".join(f"the {w} is near the {v}." for w in ASKED_FOR for v in ASKED_FOR[:3])
@@ -141,7 +141,7 @@ def test_batches_by_hand():
 
 
 def test_bfloat16_is_close_and_how_close(tiny_model, prompts):
-    """In bfloat16 padding moves log-probabilities; this measures how far (some 1e-2 per token), and holds the bound."""
+    """In bfloat16, padding changes log-probabilities; this measures by how much (some 1e-2 per token) and checks the bound."""
     g = TransformersGenerator(tiny_model, dtype="bfloat16")
     answers = [[{"role": "assistant", "content": w}] for w in ASKED_FOR]
     together = g.score(prompts, answers)

@@ -1,4 +1,4 @@
-"""vLLM against transformers on the same tiny model. `make test` runs these in an environment that has vLLM (.venv-vllm)."""
+"""Compares vLLM with transformers on the same tiny model. `make test` runs these in an environment with vLLM (.venv-vllm)."""
 
 import pytest
 
@@ -13,7 +13,7 @@ PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the
 
 @pytest.fixture(scope="module")
 def both(tiny_model, tmp_path_factory):
-    """The tiny model with heads of 32, since vLLM's attention on CPUs has none of 16."""
+    """The tiny model with heads of 32, since vLLM's attention for CPUs doesn't support 16."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

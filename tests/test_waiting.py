@@ -1,4 +1,4 @@
-"""lib/waiting.py: what a job says of the nodes that it waits for."""
+"""lib/waiting.py: a job's message about the nodes for which it waits."""
 
 import pytest
 from ray.autoscaler.v2.schema import (
@@ -20,7 +20,7 @@ EACH = {"CPU": 8, "GPU": 1}
 
 
 def node(kind: str, id: str = "", used: float = 0, **resources: float) -> NodeInfo:
-    """used: the share of its resources that work has."""
+    """used: the share of its resources that is in use."""
     usage = [ResourceUsage(k, v, v * used) for k, v in resources.items()]
     return NodeInfo("", kind, id, "10.0.0.1", resource_usage=NodeUsage(usage, 0))
 
@@ -28,7 +28,7 @@ def node(kind: str, id: str = "", used: float = 0, **resources: float) -> NodeIn
 def status(
     demand: dict | None = EACH, launches: int = 0, pending: int = 0, up: int = 0, used: float = 0
 ) -> ClusterStatus:
-    """Two workers wait for a node each. The first node that is up is also among the pending ones: it has just joined."""
+    """Two workers wait for a node each. The first node that is up is also among the pending ones, since it has just joined."""
     wanted = [PlacementGroupResourceDemand([ResourceRequestByCount(demand, 2)], "")] if demand else []
     launch = LaunchRequest("", "gpu", launches, LaunchRequest.Status.PENDING, 0)
     joined = [node("gpu", f"vast-{i}", used, CPU=8, GPU=1) for i in range(up)]
@@ -51,14 +51,14 @@ def status(
         (status(pending=1, up=1), None, True, "1 × gpu up; 1 × gpu rented and booting"),
         (status(launches=2), "gpu: $10 are spent", False, "nothing can be rented: gpu: $10 are spent"),
         (status(pending=1), "gpu: a\nbox: b", True, "1 × gpu rented and booting; no more can be rented:\n  gpu: a\n  box: b"),
-        (status(), None, False, None),  # the autoscaler hasn't looked yet
+        (status(), None, False, None),  # the autoscaler hasn't run yet
         (status(), None, True, "no node is free, and none is being rented. `ray status` shows what the nodes are used for"),
-        (status(up=2), "gpu: an old reason", True, None),  # both nodes are there: the workers are being started
+        (status(up=2), "gpu: an old reason", True, None),  # both nodes are up: the workers are being started
         (status(pending=2), "gpu: an old reason", True, "2 × gpu rented and booting"),
         (status(up=2, used=1), None, True, "no node is free, and none is being rented. `ray status` shows what the nodes are used for"),
-        (status(up=2, used=1), "too dear", True, "2 × gpu up; no more can be rented: too dear"),  # another job's
-        (status(demand=None, up=2, used=1), "too dear", True, None),  # they are at work
-        (status(demand=None, up=1, launches=1), None, True, "1 × gpu up; 1 × gpu being rented"),  # of a group that may shrink
+        (status(up=2, used=1), "too dear", True, "2 × gpu up; no more can be rented: too dear"),  # the nodes work for another job
+        (status(demand=None, up=2, used=1), "too dear", True, None),  # the workers are running
+        (status(demand=None, up=1, launches=1), None, True, "1 × gpu up; 1 × gpu being rented"),  # a group that may shrink
     ],
 )  # fmt: skip
 def test_what_is_said(now, why, long, says):

@@ -1,4 +1,4 @@
-"""A model of 64 positions: nothing reads past them in silence."""
+"""A model of 64 positions: nothing silently reads beyond them."""
 
 import json
 import shutil
@@ -27,21 +27,21 @@ def narrow(tiny_model, tmp_path_factory) -> str:
 
 
 def plain(generator, tokens: int) -> tuple[int, ...]:
-    """A prompt of so many tokens."""
+    """Returns a prompt with this many tokens."""
     return tuple(generator.encoder.bare(LONG * 20)[:tokens])
 
 
 @pytest.mark.parametrize("how", [{}, {"draft": "lookup"}, {"beams": 2}, {"temperature": 1.0, "seed": 3}], ids=str)
 def test_an_answer_ends_unfinished_where_the_positions_do(how, narrow, tiny_model):
-    """The prompts before and after it are answered as a wider model answers them."""
+    """The prompts before and after it get the same answers as from a model with more positions."""
     wide, model = TransformersGenerator(tiny_model), TransformersGenerator(narrow)
     for generator in (wide, model):
-        generator.ends = {-1}  # so that none ends by itself
+        generator.ends = {-1}  # so that no answer ends on its own
     prompts = [plain(model, n) for n in (10, 50, 63)]
     expected = [a[0].tokens for a in wide.generate(prompts, Sampling(max_new_tokens=20, **how))]
     answers = [a[0] for a in model.generate(prompts, Sampling(max_new_tokens=20, **how))]
     assert [len(a.tokens) for a in answers] == [20, 14, 1] and not any(a.finished for a in answers)
-    if "beams" not in how:  # whose best answer of 14 tokens is no beginning of the best of 20
+    if "beams" not in how:  # the best beam of 14 tokens is not a prefix of the best one of 20
         assert [a.tokens for a in answers] == [e[: len(a.tokens)] for a, e in zip(answers, expected, strict=True)]
 
 
@@ -54,7 +54,7 @@ def test_a_prompt_without_room_for_an_answer_is_refused(narrow):
 
 
 def test_rows_longer_than_the_positions_are_not_scored(narrow):
-    """64 are read, and a 65th is predicted. A text is read in windows, and may have any length."""
+    """64 tokens are read, and a 65th is predicted. A text is read in windows and may have any length."""
     model = TransformersGenerator(narrow)
     whole = plain(model, 66)
     fits = model.score([whole[:40], None], [whole[40:65], LONG * 20])

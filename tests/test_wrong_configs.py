@@ -1,4 +1,4 @@
-"""Wrong configs, made at random over every section of every stage: refused before Ray with their key, or legitimate after all."""
+"""Random wrong configs, covering every section of every stage, are rejected before Ray with their key, unless they turn out to be valid."""
 
 import math
 import random
@@ -49,7 +49,7 @@ FREE = {
     "lm_eval.system_instruction",
     "data.source",  # may be a dataset on the hub, which the workers load
 }  # fmt: skip
-"""Keys that any text is right for."""
+"""Keys for which any text is valid."""
 ZERO = {
     "lm_eval.num_fewshot", "data.heldout_fraction", "accuracy_floor", "samples", "seed", "usd_per_hour", "judge.usd_per_million_in",
     "judge.usd_per_million_out", "scale.max_failures", "model.lora.lora_dropout", "train.seed", "train.data_seed",
@@ -60,7 +60,7 @@ ZERO = {
     "train.router_aux_loss_coef", "train.warmup_steps", "train.weight_decay",
     "train.desirable_weight", "train.undesirable_weight", "train.simpo_gamma", "train.cpo_alpha",
 }  # fmt: skip
-"""Keys that 0 is right for: it turns them off, or is a value like any other."""
+"""Keys for which 0 is valid: it turns them off, or is an ordinary value."""
 MORE = {
     "usd_per_hour", "judge.usd_per_million_in", "judge.usd_per_million_out", "judge.timeout_s", "kl_ceiling",
     "train.learning_rate", "train.weight_decay", "train.max_grad_norm", "train.num_train_epochs", "train.eval_delay",
@@ -68,9 +68,9 @@ MORE = {
     "train.f_alpha_divergence_coef", "train.neftune_noise_alpha", "train.router_aux_loss_coef", "train.soft_temperature",
     "train.desirable_weight", "train.undesirable_weight", "train.simpo_gamma", "train.cpo_alpha",
 }  # fmt: skip
-"""Keys that 1.5 is right for: no share, no count."""
+"""Keys for which 1.5 is valid: neither a share nor a count."""
 LESS = {
-    "train.max_steps": (-1,),  # by num_train_epochs
+    "train.max_steps": (-1,),  # num_train_epochs decides
     "scale.max_failures": (-1,),  # always
     "train.local_rank": (-1,),  # not started by torchrun
     "train.f_alpha_divergence_coef": (-1, -0.5),
@@ -82,7 +82,7 @@ def legitimate(key: str, kind: object, value) -> bool:
         return config_file.takes(kind, type(None))
     if isinstance(value, bool):
         return config_file.takes(kind, bool)
-    if value == "":  # as null
+    if value == "":  # same as null
         return (config_file.takes(kind, type(None)) or key in FREE | {"train.debug"}) and not key.startswith(
             ("model.", "data.", "run")
         )
@@ -95,7 +95,7 @@ def legitimate(key: str, kind: object, value) -> bool:
 
 
 def kinds(stage: str) -> dict[str, object]:
-    """{key: type} of all keys of a stage's YAML."""
+    """Returns {key: type} of all keys of a stage's YAML."""
     if stage == "eval":
         return eval_cli.KEYS.kinds
     if stage == "quantize":
@@ -110,7 +110,7 @@ def kinds(stage: str) -> dict[str, object]:
 
 
 def wrong(rng: random.Random, key: str, kind: object):
-    """(key as it is written, value): of another type, out of any range, null, or under a misspelt name."""
+    """Returns (key as written, value): of another type, out of range, null, or under a misspelt name."""
     if rng.random() < 0.1:
         at = rng.randrange(key.rfind(".") + 1, len(key))
         return key[:at] + "_q" + key[at:], 1
@@ -122,7 +122,7 @@ def wrong(rng: random.Random, key: str, kind: object):
 
 
 def tree(stage: str, base: str, source: dict[str, str], run: str) -> dict:
-    """A config that is right."""
+    """Returns a valid config."""
     data = {"source": source["preference" if stage in ("dpo", "reward", "kto", "orpo", "simpo") else "chat"]}
     if stage == "eval":
         return {"run": run, "runs": {"base": base}, "tasks": ["perplexity"], "data": data, "workers": 1}
@@ -144,7 +144,7 @@ def put(config: dict, key: str, value) -> dict:
 
 
 def plan_it(stage: str, path: str) -> Job | None:
-    """What jobs/<stage>.py checks before it starts anything, in this process. Raises ValueError."""
+    """Runs the checks that jobs/<stage>.py makes before it starts anything, in this process. Raises ValueError."""
     if stage == "eval":
         return eval_plan.plan(eval_cli.parse(["--config", path]).job) and None
     if stage == "quantize":
@@ -162,7 +162,7 @@ def test_every_wrong_config_is_refused_with_its_key(tiny_model, chats_file, pair
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     rng, source = random.Random(14), {"chat": chats_file, "preference": pairs_file}
     path, run, left, refused = tmp_path / "c.yaml", str(tmp_path / "runs" / "x"), [], 0
-    for stage in STAGES:  # right before anything is made wrong
+    for stage in STAGES:  # valid before anything is made wrong
         path.write_text(yaml.safe_dump(tree(stage, tiny_model, source, run)))
         plan_it(stage, str(path))
     for _ in range(COUNT):

@@ -1,11 +1,11 @@
-"""Does it work for real, with your keys, on today's markets? One box for a few minutes, for cents.
+"""Checks that everything works with your keys on today's real markets: rents one box for a few minutes, for cents.
 
     python -m cluster check [--market runpod] [--gpu "RTX 4090|RTX 3090"] [--max-price 0.40] [--workers 2] [--store s3://BUCKET/PATH]
 
-Shows the price and asks; rents the cheapest box that fits, on the path that every job takes (`cluster head`, its autoscaler, ladder,
-mesh and ledger), goes through the steps below, and destroys it, also after a failure, Ctrl-C or a crash. Steps after a failed one
-aren't reached. Exit code: 0 all that was asked for passed, 1 it didn't, 2 it couldn't begin. The report holds no key, address, host or
-user name.
+Shows the price and asks for confirmation; rents the cheapest suitable box in the way every job does (`cluster head`, its autoscaler,
+ladder, mesh and ledger), runs the steps of cluster/check/steps.py, and destroys the box, also after a failure, Ctrl-C or a crash. The
+first failure skips the remaining steps. Exit code: 0 all requested steps passed, 1 one failed, 2 the check couldn't start. The report
+contains no key, address, host or user name.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
     try:
         agreed = check.run()
     except KeyboardInterrupt:
-        print("\nInterrupted: what was rented is destroyed.", file=sys.stderr, flush=True)
+        print("\nInterrupted: the rented boxes are destroyed.", file=sys.stderr, flush=True)
     finally:
-        for number in ENDS:  # what is being ended now, is ended
+        for number in ENDS:  # no further signal may interrupt the destruction
             signal.signal(number, signal.SIG_IGN)
         check.end()
         path = Path(args.report or cluster.folder.path / "check.json")
@@ -73,22 +73,28 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cluster check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--market", action="append", choices=list(MARKETS), help="only this one (default: all with a key)")
-    add("--gpu", type=_names, default=(), metavar="NAME|NAME", help="any of these (default: any)")
-    add("--max-price", type=float, default=1.0, metavar="USD", help="$/h of a box with its disk (default: 1)")
-    add("--workers", type=int, choices=(1, 2), default=1, help="2: a second box, with which tensors are exchanged")
-    add("--device", choices=("gpu", "cpu"), default="gpu", help="cpu: a box without GPUs; its driver isn't asked for")
+    add("--market", action="append", choices=list(MARKETS), help="only this market (default: all with a key)")
+    add("--gpu", type=_names, default=(), metavar="NAME|NAME", help="one of these GPUs (default: any)")
+    add("--max-price", type=float, default=1.0, metavar="USD", help="highest $/h of a box with its disk (default: 1)")
+    add("--workers", type=int, choices=(1, 2), default=1, help="2: rent a second box and exchange tensors with it")
+    add("--device", choices=("gpu", "cpu"), default="gpu", help="cpu: a box without GPUs; skips the GPU steps")
     add(
         "--store",
         metavar="s3://…",
-        help="where the box must be able to write; AWS_* of this environment are given to it",
+        help="a folder to which the box must be able to write; it receives this environment's AWS_* variables",
     )
-    add("--budget", type=float, default=1.0, metavar="USD", help="all of it is destroyed at this cost (default: 1)")
-    add("--boot-minutes", type=float, default=10.0, metavar="N", help="a box must run by then (default: 10)")
+    add("--budget", type=float, default=1.0, metavar="USD", help="destroy all boxes at this total cost (default: 1)")
+    add(
+        "--boot-minutes",
+        type=float,
+        default=10.0,
+        metavar="N",
+        help="minutes within which a box must run (default: 10)",
+    )
     add("--download", metavar="URL", default=os.environ.get("SHOESTRING_DOWNLOAD"),
-        help="what the box's download is measured with (default: torch's wheel on PyPI)")  # fmt: skip
-    add("--report", metavar="FILE", help="default: ~/.shoestring/<cluster>/check.json")
-    add("--yes", action="store_true", help="don't ask")
+        help="file for measuring the box's download speed (default: torch's wheel on PyPI)")  # fmt: skip
+    add("--report", metavar="FILE", help="report file (default: ~/.shoestring/<cluster>/check.json)")
+    add("--yes", action="store_true", help="don't ask for confirmation")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a rented box over SSH, as the head reaches it."""
+"""The checks of a rented box, run over the same SSH connection that the head uses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cluster.folder import Folder
 from cluster.link import Link, measure
 
 MARKS = "/tmp/shoestring/check"
-"""A folder on the box: `go` lets the set-up begin (see HOLD), `ready` is there after it."""
+"""A folder on the box: the file `go` lets the set-up begin (see HOLD), `ready` is created after it."""
 HOLD = f"for i in $(seq 600); do [ -e {MARKS}/go ] && break; sleep 0.5; done"
-"""The cluster's first command on a box: nothing is set up while its disk and its download are measured, for 5 minutes at most."""
+"""The cluster's first command on a box: delays the set-up by up to 5 minutes while disk and download are measured."""
 READY = f"mkdir -p {MARKS} && touch {MARKS}/ready"
-"""Its last."""
+"""The cluster's last set-up command on a box."""
 
 LEAST_FREE_GB = 15.0
-"""What torch with CUDA's libraries, Ray and the package manager's cache need."""
+"""Space for torch with CUDA's libraries, Ray and the package manager's cache."""
 LEAST_DISK_MB_S = 20.0
-"""Below it, unpacking them takes longer than ten minutes."""
+"""Below this speed, unpacking them takes longer than ten minutes."""
 LEAST_DOWNLOAD_MB_S = 5.0
-"""Below it, fetching them takes longer than ten minutes."""
+"""Below this speed, downloading them takes longer than ten minutes."""
 WRITTEN_MB = 256
 
 DISK = f"""
@@ -48,7 +48,7 @@ with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "
         count += len(part)
 print(count, time.monotonic() - began)
 """
-"""Python: prints the bytes and the seconds."""
+"""Python script: downloads for 10 s at most and prints the bytes and the seconds."""
 
 TORCH = """
 import json, time, torch
@@ -75,21 +75,21 @@ fs.rm_file(path)
 
 
 class Box:
-    """shell: a command that runs a shell command, given as its last word, on the box."""
+    """A rented box. shell: a command that runs its last argument as a shell command on the box."""
 
     def __init__(self, shell: list[str]):
         self.shell = shell
 
     @classmethod
     def of(cls, folder: Folder, entry: Entry) -> Box:
-        """The rental must run."""
+        """Returns the box of a running rental."""
         alive = {"ServerAliveInterval": "3", "ServerAliveCountMax": "3"}
         return cls(folder.ssh(entry.node, entry.rental.ssh, BatchMode="yes", ConnectTimeout="8", **alive))
 
-    def run(self, command: str, seconds: float, said: str = "") -> str:
-        """What the command, given `said`, printed. Raises Failed with the last of its errors."""
+    def run(self, command: str, seconds: float, stdin: str = "") -> str:
+        """Runs the command and returns its stdout. Raises Failed with its last line of errors, or after `seconds`."""
         try:
-            done = subprocess.run([*self.shell, command], input=said, capture_output=True, text=True, timeout=seconds)
+            done = subprocess.run([*self.shell, command], input=stdin, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             raise Failed(f"no answer within {seconds:.0f} s") from None
         if done.returncode:
@@ -97,18 +97,18 @@ class Box:
             raise Failed(lines[-1] if lines else f"exit code {done.returncode}")
         return done.stdout
 
-    def python(self, script: str, seconds: float, *arguments: str, said: str = "") -> str:
-        """As Ray's commands run there (bash --login -i), where set-up has put its Python first."""
+    def python(self, script: str, seconds: float, *arguments: str, stdin: str = "") -> str:
+        """Runs a Python script in the shell that Ray's commands use (bash --login -i), where set-up's Python comes first in PATH."""
         command = shlex.join(["python3", "-c", script, *arguments])
-        return self.run(shlex.join(["bash", "--login", "-i", "-c", command]), seconds, said)
+        return self.run(shlex.join(["bash", "--login", "-i", "-c", command]), seconds, stdin)
 
-    # ---- what each step asks
+    # ---- the checks, one per step
 
     def driver(self, needed: float | None) -> str:
-        """needed: the CUDA that the driver has to support."""
+        """Checks that the driver supports the CUDA version `needed`."""
         found = probe.driver(self.run("nvidia-smi", 60))
         if not found:
-            raise Failed("nvidia-smi tells no driver: is the GPU passed through to the container?")
+            raise Failed("nvidia-smi reports no driver: is the GPU passed through to the container?")
         text = f"driver {found['driver']}, CUDA {found['cuda']:.1f}"
         if needed and found["cuda"] < needed:
             raise Failed(f"{text}: the torch that will be installed needs CUDA {needed:g}")
@@ -130,21 +130,21 @@ class Box:
             raise Failed(str(e)) from None
 
     def download(self, url: str | None) -> str:
-        said = self.run(shlex.join(["python3", "-c", DOWNLOAD, url or ""]), 90).split()
-        mb_s = int(said[0]) / 1e6 / float(said[1])
+        count, seconds = self.run(shlex.join(["python3", "-c", DOWNLOAD, url or ""]), 90).split()
+        mb_s = int(count) / 1e6 / float(seconds)
         if mb_s < LEAST_DOWNLOAD_MB_S:
             raise Failed(f"{mb_s:.1f} MB/s, and set-up fetches gigabytes: {LEAST_DOWNLOAD_MB_S:g} are needed")
         return f"{mb_s:.0f} MB/s"
 
     def torch(self) -> str:
         found = json.loads(self.python(TORCH, 180).strip().splitlines()[-1])
-        if not found["off"] < 1.0:  # sums of 4,096 products in float16, of the order of 64
-            raise Failed(f"its products are wrong by {found['off']:g} on {found['gpu']}")
+        if not found["off"] < 1.0:  # the entries are sums of 4,096 float16 products, of the order of 64
+            raise Failed(f"matrix products are wrong by {found['off']:g} on {found['gpu']}")
         return (
             f"torch {found['torch']} (CUDA {found['cuda']}) on {found['gpu']}: {found['tflops']:.0f} TFLOPS in float16"
         )
 
     def store(self, place: str, environment: dict[str, str]) -> str:
-        """Credentials are in no command line."""
-        self.python(STORE, 120, said=json.dumps([place, environment]) + "\n")
+        """Writes, reads and removes a file. Credentials are sent on stdin, so that no command line contains them."""
+        self.python(STORE, 120, stdin=json.dumps([place, environment]) + "\n")
         return "written, read and removed"

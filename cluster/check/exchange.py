@@ -1,6 +1,6 @@
-"""The job of `check --workers 2`: two boxes sum a tensor, with the backend and over the network that training would use.
+"""The job of `check --workers 2`: two boxes sum a tensor with the backend and over the network of a training job.
 
-Runs by itself in the cluster (`python exchange.py gpu|cpu`); prints EXCHANGED and a JSON object.
+Runs in the cluster without the rest of the project (`python exchange.py gpu|cpu`); prints EXCHANGED and a JSON object.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import sys
 import time
 
 NUMBERS = 4_000_000
-"""float32; 16 MB."""
+"""float32 numbers in the tensor, 16 MB."""
 LIMIT_S = 120.0
 
 
 class Rank:
     def place(self) -> tuple[str, str, int]:
-        """(node, its address, a port that is free there)"""
+        """Returns (node, its address, a free port there)."""
         import ray
 
         with socket.socket() as s:
-            s.bind(("", 0))  # in the mesh, portpin.c gives one that is forwarded
+            s.bind(("", 0))  # in the mesh, portpin.c assigns a forwarded port
             return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), s.getsockname()[1]
 
     def exchange(self, rank: int, address: str, port: int, backend: str) -> float:
-        """Seconds that the sum of both ranks' tensors took. Raises ValueError where it is wrong."""
+        """Sums both ranks' tensors and returns the seconds it took. Raises ValueError if the sum is wrong."""
         import torch
         import torch.distributed as dist
 
@@ -34,7 +34,7 @@ class Rank:
         dist.init_process_group(backend, rank=rank, world_size=2)
         device = "cuda" if backend == "nccl" else "cpu"
         seconds = []
-        for _ in range(2):  # the first also connects
+        for _ in range(2):  # the first round includes the connection
             tensor = torch.full((NUMBERS,), rank + 1.0, device=device)
             began = time.perf_counter()
             dist.all_reduce(tensor)
@@ -50,7 +50,7 @@ def main(device: str) -> None:
     import ray
 
     ray.init(logging_level="ERROR", log_to_driver=False)
-    # All that a node has of them, so that each rank is on a box of its own.
+    # All of a node's GPUs or CPUs, so that each rank gets its own box.
     options = {"num_gpus": 1} if device == "gpu" else {"num_cpus": 2}
     ranks = [ray.remote(**options)(Rank).remote() for _ in range(2)]
     places = ray.get([r.place.remote() for r in ranks])
@@ -63,9 +63,7 @@ def main(device: str) -> None:
         sums = [r.exchange.remote(i, address, port, backend) for i, r in enumerate(ranks)]
         seconds = max(ray.get(sums, timeout=LIMIT_S))
     except ray.exceptions.GetTimeoutError:
-        sys.exit(
-            f"{backend} exchanged nothing within {LIMIT_S:g} s: it doesn't get from one box to the other over the mesh"
-        )
+        sys.exit(f"{backend} exchanged nothing within {LIMIT_S:g} s: it can't connect the two boxes over the mesh")
     print("EXCHANGED", json.dumps({"backend": backend, "mb": NUMBERS * 4 / 1e6, "seconds": seconds}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the check runs in its cluster, by `ray job submit`: the LoRA SFT that the box is rented for, and the exchange of two boxes."""
+"""The Ray jobs of the check: the LoRA SFT for which the box is rented, and the tensor exchange between two boxes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Jobs:
-    """The code is what `--working-dir .` sends of a checkout, and the tiny model, which no hub has to have."""
+    """Submits the jobs. Their working directory has the code that `--working-dir .` would send, and a tiny model, so no hub is needed."""
 
     def __init__(self, folder: Folder, asked: Asked):
         self.asked, self.code = asked, folder.path / "code"
         for package in ("jobs", "lib"):
             shutil.copytree(REPO / package, self.code / package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(Path(__file__).with_name("exchange.py"), self.code / "exchange.py")
-        # Beside the head's start; importing torch takes seconds.
+        # In parallel with the head's start, since importing torch takes seconds.
         command = [sys.executable, "-m", "cluster.check.tiny_model", str(self.code / "model")]
         self._model = subprocess.Popen(
             command, cwd=REPO, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -41,10 +41,11 @@ class Jobs:
             self._model.kill()
 
     def train(self) -> str:
-        """Submits the SFT; its id. It runs on the box from its first line on, since without a store it shares no folder with the head."""
-        _, said = self._model.communicate()
+        """Submits the SFT and returns its id. Its driver also runs on the box, which shares no folder with the head unless
+        --store is set."""
+        _, errors = self._model.communicate()
         if self._model.returncode:
-            raise Failed(f"the tiny model could not be made: {said.strip().splitlines()[-1]}")
+            raise Failed(f"the tiny model could not be made: {errors.strip().splitlines()[-1]}")
         options = {
             "run": f"{self.place}/run" if self.place else "/tmp/shoestring/check/run", "model.base": "model", "model.adapter": "lora",
             "model.lora.r": 8, "model.lora.target_modules": "all-linear", "data.limit": 200, "data.heldout_limit": 4,
@@ -58,19 +59,19 @@ class Jobs:
         return self._submit(f"python exchange.py {self.asked.device}")
 
     def _submit(self, entrypoint: str, on_a_box: bool = False) -> str:
-        # The model is in what is uploaded, where relative paths don't lead otherwise (lib/run.py).
+        # The model is in the uploaded folder; SHOESTRING_HOME makes its relative path resolve there (lib/run.py).
         environment = {"HF_HUB_OFFLINE": "1", "SHOESTRING_HOME": "."} | (store_environment() if self.place else {})
         return self._client().submit_job(
             entrypoint=entrypoint,
             runtime_env={"working_dir": str(self.code), "env_vars": environment},
-            entrypoint_num_cpus=1 if on_a_box else None,  # the head has none
+            entrypoint_num_cpus=1 if on_a_box else None,  # the head has no CPUs
         )
 
     def ended(self, id: str) -> str | None:
-        """How; None: it hasn't."""
+        """Returns the job's final status, or None while it is running."""
         try:
             status = self._client().get_job_status(id).value
-        except (OSError, RuntimeError):  # a busy head answers the next time; one that ended, the caller sees
+        except (OSError, RuntimeError):  # a busy head answers the next time; the caller notices a dead one
             return None
         return status if status in ENDED else None
 
@@ -78,12 +79,12 @@ class Jobs:
         return self._client().get_job_logs(id) or ""
 
     def trained(self, id: str) -> str:
-        """What the SFT that has ended found. Raises Failed."""
+        """Returns a summary of the finished SFT. Raises Failed if it failed or its loss didn't fall."""
         if self.ended(id) != "SUCCEEDED":
             raise Failed(self.why(id))
         loss = re.search(r"loss\s+([\d.]+) → ([\d.]+)", self.said(id))
         if not loss:
-            raise Failed("it ended well and tells no loss: its log is not that of a training job")
+            raise Failed("the job succeeded, but its log has no loss")
         if not float(loss[2]) < float(loss[1]):
             raise Failed(f"its loss doesn't fall: {loss[1]} → {loss[2]}")
         return f"{STEPS} steps on the {self.asked.device.upper()}, loss {loss[1]} → {loss[2]}"
@@ -91,11 +92,11 @@ class Jobs:
     def exchanged(self, id: str) -> str:
         if self.ended(id) != "SUCCEEDED" or not (found := re.search(r"EXCHANGED (\{.*\})", self.said(id))):
             raise Failed(self.why(id))
-        told = json.loads(found[1])
-        return f"{told['backend']}: {told['mb']:.0f} MB summed in {told['seconds']:.2f} s, {told['mb'] / told['seconds']:.0f} MB/s"
+        r = json.loads(found[1])
+        return f"{r['backend']}: {r['mb']:.0f} MB summed in {r['seconds']:.2f} s, {r['mb'] / r['seconds']:.0f} MB/s"
 
     def why(self, id: str) -> str:
-        """The last of what the job printed, or what Ray says of it."""
+        """Returns the last lines of the job's output, or Ray's message about it."""
         lines = [
             line.strip() for line in self.said(id).splitlines() if line.strip() and "Running entrypoint" not in line
         ]
@@ -104,12 +105,12 @@ class Jobs:
     def _client(self):
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.WARNING)  # what it uploads
+        logging.getLogger("ray").setLevel(logging.WARNING)  # hides its upload messages
         return JobSubmissionClient(DASHBOARD)
 
 
 def joined(ip: str) -> bool:
-    """Whether a node that is alive has this address in the mesh."""
+    """Returns whether a living node has this mesh address."""
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
 
@@ -120,5 +121,5 @@ def joined(ip: str) -> bool:
 
 
 def store_environment() -> dict[str, str]:
-    """What the store's client reads: a bucket's credentials do reach the box."""
+    """Returns the variables that the store's client reads. The bucket's credentials do reach the box."""
     return {key: value for key, value in os.environ.items() if key.startswith("AWS_")}

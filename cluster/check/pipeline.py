@@ -1,4 +1,4 @@
-"""Steps that are gone through in order: what each said, its time and its cost."""
+"""Steps that run in order, each with its result, time and cost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 
 
 class Failed(Exception):
-    """What a step proves isn't so; str() says why, and what to do about it."""
+    """A step failed; str() is the reason and the remedy."""
 
 
 class NotAskedFor(Exception):
-    """The step has nothing to prove here; str() names the option with which it would."""
+    """The step was not requested; str() names the option that requests it."""
 
 
 @dataclass
@@ -22,14 +22,14 @@ class Result:
     step: str
     outcome: Literal["passed", "failed", "not asked for", "not reached"] = "not reached"
     detail: str = ""
-    """What it found, or why it failed."""
+    """The step's finding, or the reason for its failure."""
     seconds: float = 0.0
     usd: float = 0.0
-    """What the cluster cost meanwhile, by its ledger."""
+    """The cluster's cost during the step, according to its ledger."""
 
 
 class Pipeline:
-    """results: of all steps, also of those that aren't reached. spent() → dollars up to now."""
+    """results: of all steps, including those not reached. spent() → dollars spent so far."""
 
     def __init__(self, steps: list[str], spent: Callable[[], float]):
         self.results = [Result(step) for step in steps]
@@ -37,8 +37,8 @@ class Pipeline:
         self.told = ""
 
     def run(self, step: str, prove: Callable[[], str]) -> bool:
-        """Whether it didn't fail. prove() → what it found; raises Failed, NotAskedFor. Any other exception ends the step as failed too, and
-        is raised on."""
+        """Runs a step and returns False if it failed. prove() returns its finding, or raises Failed or NotAskedFor. Any other exception
+        also fails the step, and is re-raised."""
         [result] = [r for r in self.results if r.step == step]
         began, before, self.told = time.monotonic(), self.spent(), ""
         result.outcome, result.detail = "failed", "it was interrupted"
@@ -58,7 +58,7 @@ class Pipeline:
         return result.outcome != "failed"
 
     def progress(self, text: str) -> None:
-        """Of the step that runs; shown when it is another than before."""
+        """Prints the running step's progress when the text changes."""
         if text and text != self.told:
             print(f"    {text}", file=sys.stderr, flush=True)
         self.told = text

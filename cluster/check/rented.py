@@ -1,4 +1,4 @@
-"""The check's own cluster: its configuration, this machine as its head, its rentals, and their end."""
+"""The check's own cluster: its configuration, this machine as its head, its rentals and their destruction."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from cluster.provider import Provider
 REPO = Path(__file__).parents[2]
 DISK_GB = 40.0
 KINDS = 3
-"""Rungs of the ladder: the cheapest kinds of machines, as the cheapest may be taken."""
+"""Rungs of the ladder: the cheapest kinds of machines, since the cheapest one may be taken."""
 MINUTES = 45.0
-"""A check lasts no longer, wherever it hangs, but for the end of everything."""
+"""Longest duration of a check, wherever it hangs, not counting the destruction of its rentals."""
 END_S = 180.0
-"""The head has destroyed everything by then, or can't."""
+"""Seconds within which the head must have destroyed everything."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How the check was asked for."""
+    """The check's options."""
 
     markets: tuple[str, ...]
     gpus: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Cluster:
     markets: dict[str, Market] = field(default_factory=dict)
     head: subprocess.Popen | None = None
     until: float = math.inf
-    """time.monotonic() when it has lasted for MINUTES."""
+    """time.monotonic() at which MINUTES are over."""
 
     def __post_init__(self):
         self.folder = Folder(self.name)
@@ -97,10 +97,11 @@ class Cluster:
             "worker_setup_commands": [box.READY],
         }  # fmt: skip
 
-    # ---- what there is
+    # ---- offers
 
     def candidates(self) -> list[tuple[ladder.Rung, Offer]]:
-        """What the rungs could rent, the cheapest first; last what may turn out to have no public address. Raises MarketError."""
+        """Returns the offers that the rungs could rent, cheapest first; those that may lack a public address come last. Raises
+        MarketError."""
         complete = bootstrap.complete(_with_head_here(self.config))
         rungs = ladder.parse(complete["available_node_types"]["box"]["node_config"]["ladder"])
         found = [
@@ -109,7 +110,7 @@ class Cluster:
         return sorted(found, key=lambda row: (not row[1].public_ip, usd_per_hour(*row)))
 
     def narrow(self, chosen: list[tuple[ladder.Rung, Offer]]) -> None:
-        """The ladder is the kinds of the first of `chosen`, the cheapest first."""
+        """Limits the ladder to the first KINDS kinds of machine in `chosen`, in that order."""
         rows = {}
         for rung, offer in chosen:
             [row] = [
@@ -124,30 +125,30 @@ class Cluster:
         self.config["available_node_types"]["box"]["node_config"]["ladder"] = list(rows.values())
 
     def needed_cuda(self) -> float | None:
-        """That drivers have to support."""
+        """Returns the CUDA version that drivers must support; None if there is no such limit."""
         rows = bootstrap.complete(_with_head_here(self.config))["available_node_types"]["box"]["node_config"]["ladder"]
         return rows[0].get("min_cuda")
 
-    # ---- this machine leads it
+    # ---- this machine as its head
 
     def write(self) -> None:
         self.config_path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
 
     def lead(self, progress: Callable[[str], None]) -> None:
-        """`python -m cluster head`, as a user would; ends with this process, and with it what it rented."""
+        """Starts `python -m cluster head`, as a user would. It ends with this process and destroys its rentals."""
         self.write()
         self.until = time.monotonic() + MINUTES * 60
         environment = {
             **os.environ,
             "PYTHONPATH": head.python_path(),
-            # The job waits for its box for as long as that may boot and be set up; Ray's own limit is 15 minutes.
+            # The job waits for its box while that boots and is set up; Ray's default limit is 15 minutes.
             "RAY_JOB_START_TIMEOUT_SECONDS": str(int((self.asked.boot_minutes + 60) * 60)),
         }
         command = head.dependent("cluster", "head", "--config", str(self.config_path))
         with self.said.open("w") as file:
             self.head = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,  # a Ctrl-C is for us alone
+                stderr=subprocess.STDOUT, start_new_session=True,  # a Ctrl-C reaches only this process
             )  # fmt: skip
         while "The head is up" not in self.said.read_text():
             if self.head.poll() is not None:
@@ -158,8 +159,8 @@ class Cluster:
     def wait(
         self, what: Callable[[], object], seconds: float, waiting: Callable[[], str], progress: Callable[[str], None]
     ):
-        """The first value of what() that isn't None or False. Raises Failed where the time is over, the money is spent, or the head or a
-        box is lost; waiting() → what is waited for, in the market's or Ray's own words."""
+        """Polls what() and returns its first true value. Raises Failed if the time is over, the budget is spent, or the head or a box is
+        lost. waiting() → what is being waited for, in the market's or Ray's own words."""
         give_up = time.monotonic() + seconds
         while not (found := what()):
             if cap := self.ledger.notes("budget").get("cap"):
@@ -169,9 +170,9 @@ class Cluster:
             if lost := self.lost():
                 raise Failed(lost)
             if time.monotonic() > self.until:
-                raise Failed(f"the check has lasted for {MINUTES:g} minutes: {waiting()}")
+                raise Failed(f"the check's {MINUTES:g} minutes are over: {waiting()}")
             if time.monotonic() > give_up:
-                raise Failed(f"not within {seconds:g} s: {waiting()}")
+                raise Failed(f"timed out after {seconds:g} s: {waiting()}")
             progress(waiting())
             time.sleep(0.3)
         return found
@@ -179,11 +180,11 @@ class Cluster:
     # ---- its rentals
 
     def rentals(self) -> list[Entry]:
-        """Oldest first, those that exist and have an id."""
+        """Returns the living rentals that have an id, oldest first."""
         return [e for e in self.ledger.living() if e.id is not None]
 
     def lost(self) -> str | None:
-        """Why a box that was rented is one no more; None: none was lost."""
+        """Returns why a rented box was lost; None if none was."""
         ended = [e for e in self.ledger.entries() if e.id is not None and not e.living]
         if not ended:
             return None
@@ -193,7 +194,7 @@ class Cluster:
         return f"{e.node} is lost: {why or state or e.why}"
 
     def refused(self) -> str:
-        """Why nothing is rented, as far as the autoscaler has said."""
+        """Returns why nothing is rented, as far as the autoscaler has reported it."""
         tried = [e.why for e in self.ledger.entries() if e.id is None and e.ended is not None]
         if tried:
             return tried[-1]
@@ -203,10 +204,10 @@ class Cluster:
     def usd(self) -> float:
         return self.ledger.spent(time.time())
 
-    # ---- their end
+    # ---- their destruction
 
     def end(self) -> str:
-        """Destroys all of it and asks the markets whether anything is left. Raises Failed, with the command that ends it."""
+        """Destroys all rentals and checks with the markets that none is left. Raises Failed with the command that destroys the rest."""
         why = ""
         if self.head:
             if self.head.poll() is None:
@@ -225,13 +226,16 @@ class Cluster:
                 why = str(e)
             left, unknown = self._left()
         if left or unknown:
-            found = ", ".join(f"{r.market}-{r.id} ({r.state})" for r in left) or f"what is left isn't known: {unknown}"
+            found = (
+                ", ".join(f"{r.market}-{r.id} ({r.state})" for r in left)
+                or f"the remaining rentals are unknown: {unknown}"
+            )
             raise Failed(f"{found}. {why}\nEnd it: python -m cluster sweep {self.name}")
         count = sum(e.id is not None for e in self.ledger.entries())
         return f"{count} rental{'s' * (count != 1)} ended, and {' and '.join(self.markets)} list{'s' * (len(self.markets) == 1)} none"
 
     def _left(self) -> tuple[list[Rental], str]:
-        """(what the markets list of this cluster, why one could not be asked)"""
+        """Returns (this cluster's rentals in the markets' lists, why a market could not be reached or "")."""
         found, unknown = [], ""
         for market in self.markets.values():
             try:
@@ -242,12 +246,12 @@ class Cluster:
 
 
 def usd_per_hour(rung: ladder.Rung, offer: Offer) -> float:
-    """What we would pay, disk included."""
+    """Returns the price we would pay, including the disk."""
     return rung.price(offer) + offer.disk_usd_per_hour
 
 
 def image_of(market: str) -> str:
-    """The one that cluster/<market>.yaml has."""
+    """Returns the image in cluster/<market>.yaml."""
     return yaml.safe_load((REPO / f"cluster/{market}.yaml").read_text(encoding="utf-8"))["provider"]["image"]
 
 
@@ -262,7 +266,7 @@ def _last(text: str, count: int) -> str:
 
 
 def asked_markets(names: list[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(markets to ask, {market: why it is left out}): those named, else all that there is a key of."""
+    """Returns (markets to use, {market: why it is left out}). names: markets to consider; None: all. Markets without a key are left out."""
     found, left_out = [], {}
     for name in names or markets.MARKETS:
         try:

@@ -1,4 +1,4 @@
-"""The table, and the JSON that a person may attach to a bug report: no key, address, host or user name is in it."""
+"""The check's table, and its JSON report for bug reports, which contains no key, address, host or user name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ HOST = re.compile(
     r"(?<=://)[^/\s'\"]+|(?<=@)[\w.-]+|(?:(?<=host )|(?<=hostname ))[\w.-]+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}(?=:\d)",
     re.IGNORECASE,
 )
-"""Of a URL, a login, ssh's complaints, or one that is followed by a port."""
+"""A host in a URL, a login or an error of ssh, or one followed by a port."""
 PUBLIC = ("console.vast.ai", "api.runpod.io", "pypi.org", "files.pythonhosted.org", "download.pytorch.org")
-"""Hosts that say nothing about anybody."""
+"""Hosts that reveal nothing about the user."""
 
 
 def clean(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without what may name somebody, or let somebody in. secrets: keys and whatever else may not be in it."""
+    """Returns `text` without names, addresses and credentials. secrets: keys and other texts to remove."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "<secret>")
     text = HOST.sub(lambda found: found[0] if found[0] in PUBLIC else "<host>", text)
@@ -44,7 +44,7 @@ def clean(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def made(pipeline: Pipeline, what: dict, usd: float, secrets: Iterable[str]) -> dict:
-    """what: the rental and how the check was asked for, as JSON."""
+    """Returns the report. what: the rental and the check's options, as JSON."""
     versions = {name: version(name) for name in ("ray", "torch", "transformers")}
     report = {
         "passed": pipeline.passed,

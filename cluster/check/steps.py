@@ -1,4 +1,4 @@
-"""The steps of a check, in order: what each proves, and in whose words it fails."""
+"""The steps of a check, in order."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ STEPS = [
     "boxes exchange tensors",
     "destroyed, nothing bills",
 ]
-"""Each is proved by the method of Check that proof() names."""
+"""Check.run pairs each with the method that proves it."""
 DESTROYED = STEPS[-1]
 
 RENTED_S = 120.0
-"""Offers may be taken again and again, and a market's limits be reached."""
+"""Long, since offers may be taken by others repeatedly and a market may rate-limit us."""
 LOGIN_S, SET_UP_S, JOINED_S, TRAINED_S = 180.0, 1200.0, 180.0, 300.0
 
 
 class Check:
-    """agreed(question): whether the user agrees to the price."""
+    """A check of one cluster. agreed(question): whether the user agrees to the price."""
 
     def __init__(self, cluster: Cluster, agreed: Callable[[str], bool]):
         self.cluster, self.asked, self.agreed = cluster, cluster.asked, agreed
@@ -55,7 +55,7 @@ class Check:
         self.box: Box | None = None
 
     def run(self) -> bool:
-        """Up to the first step that fails, or the question that is answered with no: then False."""
+        """Runs the steps up to the first failure. Returns False if the user declines the price."""
         proofs = [
             self.key, self.offer, self.leads, self.rented, self.boot, self.login, self.driver, self.disk, self.link, self.download,
             self.set_up, self.torch, self.store, self.joined, self.train, self.second, self.exchange,
@@ -71,7 +71,7 @@ class Check:
     def end(self) -> None:
         if self.jobs:
             self.jobs.close()
-        if self.cluster.config_path.exists():  # as soon as it may rent
+        if self.cluster.config_path.exists():  # from then on, something may have been rented
             self.pipeline.run(DESTROYED, self.cluster.end)
 
     # ---- the market
@@ -110,7 +110,7 @@ class Check:
         boxes, hourly = self.asked.workers, self.asked.workers * self.usd_per_hour
         return (
             f"Rent {'two such boxes' if boxes > 1 else 'such a box'} at ${hourly:.3f}/h: about ${hourly / 20:.3f} for three minutes, "
-            f"${hourly * MINUTES / 60:.2f} for the {MINUTES:.0f} after which it ends by itself, never more than ${self.asked.budget_usd:g}?"
+            f"${hourly * MINUTES / 60:.2f} for the {MINUTES:.0f} after which it ends on its own, never more than ${self.asked.budget_usd:g}?"
         )
 
     def leads(self) -> str:
@@ -140,7 +140,7 @@ class Check:
             self.asked.boot_minutes * 60,
             listed,
         )
-        return "the market says that it runs"
+        return "the market reports that it runs"
 
     def _now(self, entry: Entry) -> Entry:
         return self.cluster.ledger.entry(entry.market, entry.id)
@@ -152,17 +152,17 @@ class Check:
         return "as root, by the cluster's own key"
 
     def _login(self, entry: Entry) -> Box:
-        box, said = Box.of(self.cluster.folder, self._now(entry)), ["ssh gets no answer"]
+        box, reason = Box.of(self.cluster.folder, self._now(entry)), ["ssh gets no answer"]
 
         def works() -> bool:
             try:
                 box.run("true", 20)
             except Failed as e:
-                said[0] = str(e)
+                reason[0] = str(e)
                 return False
             return True
 
-        self._wait(works, LOGIN_S, lambda: said[0])
+        self._wait(works, LOGIN_S, lambda: reason[0])
         return box
 
     def driver(self) -> str:
@@ -185,7 +185,7 @@ class Check:
 
     def set_up(self) -> str:
         self._set_up(self.box)
-        return "Python, Ray and packages are there"
+        return "Python, Ray and packages are installed"
 
     def _set_up(self, box: Box) -> None:
         box.run(f"mkdir -p {MARKS} && touch {MARKS}/go", 30)
@@ -193,10 +193,10 @@ class Check:
         def ready() -> bool:
             try:
                 return box.run(f"[ -e {MARKS}/ready ] && echo yes || true", 30) == "yes\n"
-            except Failed:  # it may be gone, which the ledger tells better
+            except Failed:  # the box may be gone; _wait finds the reason in the ledger
                 return False
 
-        where = "what it prints is in /tmp/ray/session_latest/logs/monitor.out"
+        where = "the output is in /tmp/ray/session_latest/logs/monitor.out"
         self._wait(ready, SET_UP_S, lambda: f"packages are installed; {where}")
 
     def torch(self) -> str:
@@ -212,7 +212,7 @@ class Check:
 
     def joined(self) -> str:
         self._joined(self.entry)
-        return "the head reaches it through its SSH port alone"
+        return "the head reaches it through nothing but its SSH port"
 
     def _joined(self, entry: Entry) -> None:
         ip = mesh.ip(int(tags.decode(self._now(entry).label)[1][tags.SLOT]))
@@ -241,7 +241,7 @@ class Check:
     def _wait(self, what, seconds: float, waiting):
         return self.cluster.wait(what, seconds, waiting, self.pipeline.progress)
 
-    # ---- what is told of it
+    # ---- the report
 
     def report(self) -> dict:
         e = self.entry

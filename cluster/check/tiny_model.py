@@ -1,4 +1,5 @@
-"""python -m cluster.check.tiny_model FOLDER: a random 2-layer Llama (64 wide) and a byte-level tokenizer, for a machine without a hub."""
+"""python -m cluster.check.tiny_model FOLDER: writes a random 2-layer Llama (width 64) with a byte-level tokenizer, so that no
+hub is needed."""
 
 from __future__ import annotations
 

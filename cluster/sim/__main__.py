@@ -1,4 +1,4 @@
-"""python -m cluster.sim: both markets on this machine, until Ctrl-C. Real boxes need root; --boxes none needs nothing."""
+"""python -m cluster.sim: simulates both markets on this machine until Ctrl-C. Real boxes need root; --boxes none doesn't."""
 
 from __future__ import annotations
 
@@ -32,32 +32,36 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         epilog="Controls:\n" + faults.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--vast", type=int, default=8801, metavar="PORT", help="of Vast's API (8801); 0: any free one")
-    parser.add_argument("--runpod", type=int, default=8802, metavar="PORT", help="of RunPod's API (8802); 0: any")
+    parser.add_argument(
+        "--vast", type=int, default=8801, metavar="PORT", help="port of Vast's API (8801); 0: any free one"
+    )
+    parser.add_argument("--runpod", type=int, default=8802, metavar="PORT", help="port of RunPod's API (8802); 0: any")
     parser.add_argument("--boxes", choices=("namespaces", "none"), default="namespaces",
-                        help="none: instances are only said to run")  # fmt: skip
+                        help="none: instances are reported as running, but nothing runs")  # fmt: skip
     parser.add_argument("--image", choices=("here", "bare"), default="here",
-                        help="of the boxes. here: Ray and this checkout are on them; bare: they aren't, as on a market's")  # fmt: skip
+                        help="image of the boxes. here: with Ray and this checkout; bare: without, as on the real markets")  # fmt: skip
     parser.add_argument("--network", choices=("flat", "isolated"), default="isolated",
-                        help="isolated: boxes reach each other only by mapped ports; flat: by their own addresses")  # fmt: skip
-    parser.add_argument("--boot", type=float, default=5.0, metavar="SECONDS", help="from the order to running")
+                        help="isolated: boxes reach each other only through mapped ports; flat: by their own addresses")  # fmt: skip
+    parser.add_argument(
+        "--boot", type=float, default=5.0, metavar="SECONDS", help="time from the order until a box runs (5)"
+    )
     parser.add_argument("--faults", type=float, default=0.0, metavar="RATE", help="random faults per minute (0)")
     parser.add_argument("--realistic", action="store_true",
-                        help="with what is always so at the real markets: hosts with an old driver, a slow line or no public "
-                        "address among the cheapest, boots of 0.5 to 3 times --boot")  # fmt: skip
+                        help="as at the real markets, some of the cheapest hosts have an old driver, a slow line or no public "
+                        "address, and boots take 0.5 to 3 times --boot")  # fmt: skip
     parser.add_argument("--pace", type=float, default=1.0, metavar="N", help="rate limits N times as generous, for clients with SHOESTRING_PACE=N (1)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of prices, machines and faults")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of prices, machines and faults (0)")
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "shoestring-sim", metavar="FOLDER",
-                        help="disks of the boxes; leftovers of a dead simulator in it are cleared up")  # fmt: skip
+                        help="folder for the boxes' disks; leftovers of a dead simulator in it are removed")  # fmt: skip
     parser.add_argument("--share", type=Path, action="append", default=[], metavar="PATH",
-                        help="seen in every box at the same path, writable: a shared file system; repeatable")  # fmt: skip
+                        help="mounted writable in every box at the same path, as a shared file system; repeatable")  # fmt: skip
     parser.add_argument("--runpod-spec", type=Path, metavar="FILE",
-                        help="RunPod's OpenAPI description: every body and reply is checked against it too")  # fmt: skip
+                        help="RunPod's OpenAPI description, against which every body and reply is also checked")  # fmt: skip
     return parser.parse_args(argv)
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to us, who run two of them."""
+    """A server without signal handlers, since this process runs two."""
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -65,7 +69,7 @@ class Server(uvicorn.Server):
 
 
 def listen(addresses: list[str], port: int) -> list[socket.socket]:
-    """The same port on all addresses."""
+    """Returns sockets that listen on the same port on all addresses."""
     sockets = []
     for address in addresses:
         s = socket.socket()
@@ -79,7 +83,7 @@ def listen(addresses: list[str], port: int) -> list[socket.socket]:
 def make_apps(
     world: World, faults_per_minute: float, seed: int, runpod_spec: Path | None = None
 ) -> tuple[dict[str, Starlette], faults.Controls]:
-    """By market; both with the controls."""
+    """Returns the application of each market, both with the controls, and the controls."""
     apis = {"vast": Vast(world), "runpod": RunPod(world, runpod_spec)}
     controls = faults.Controls(world, apis, faults_per_minute, seed)
     return {market: Starlette(routes=api.routes + controls.routes) for market, api in apis.items()}, controls
@@ -89,7 +93,7 @@ async def serve(args: argparse.Namespace) -> None:
     addresses, make_box, network = ["127.0.0.1"], NoBox, None
     if args.boxes == "namespaces":
         network = Network(args.state)
-        addresses.append(network.public)  # boxes reach the APIs there
+        addresses.append(network.public)  # for the boxes
         state, shared = args.state.resolve(), [path.resolve(strict=True) for path in args.share]
         shutil.rmtree(state / "boxes", ignore_errors=True)
         make_box = lambda: NamespaceBox(network, state, shared, bare=args.image == "bare")  # noqa: E731
@@ -103,7 +107,9 @@ async def serve(args: argparse.Namespace) -> None:
     servers, tasks = [], []
     for market, app in apps.items():
         sockets = listen(addresses, getattr(args, market))
-        world.urls[market] = f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"  # public where there is one
+        world.urls[market] = (
+            f"http://{addresses[-1]}:{sockets[0].getsockname()[1]}"  # the public address if there is one
+        )
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
         servers.append(Server(config))
         tasks.append(asyncio.create_task(servers[-1].serve(sockets=sockets)))
@@ -154,7 +160,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         asyncio.run(serve(args))
-    except (ValueError, OSError, OverflowError) as error:  # the last: a port above 65535
+    except (ValueError, OSError, OverflowError) as error:  # OverflowError: a port above 65535
         print(f"python -m cluster.sim: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""What every endpoint of both markets shares: calls counted, faults injected, keys, rate limits, strict bodies."""
+"""The common parts of all endpoints of both markets: call counts, injected faults, keys, rate limits, strict bodies."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from cluster.sim.rental import Rental
 from cluster.sim.world import World
 
 RETIRED = {"404html": (404, True), "404json": (404, False), "410html": (410, True), "410json": (410, False)}
-"""How an endpoint that a vendor has retired answers: (status, a web page)."""
+"""Replies of an endpoint that a vendor has retired: {name: (status, whether the body is a web page)}."""
 PAGE = "<!DOCTYPE html>\n<html><head><title>{0}</title></head>\n<body><h1>{0}</h1>\n<hr>nginx</body></html>\n"
 
 
 class Strict(BaseModel):
-    """A request's body: no unknown field, no type coerced. ints are accepted as numbers."""
+    """A request's body, without unknown fields and without type coercion, except that ints are valid floats."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Refusal(Exception):
-    """An answer other than success."""
+    """An error reply."""
 
     def __init__(self, status: int, kind: str, message: str, errors: list[str] | None = None):
         super().__init__(message)
@@ -43,23 +43,23 @@ class Call:
 
     request: Request
     body: object
-    """The JSON, {} without one."""
+    """The parsed JSON body; {} if there is none."""
     only: Rental | None
-    """The rental whose own key this is; None: the account's."""
+    """The rental whose own key was used; None: the account's key."""
 
     def rental(self, world: World, market: str) -> Rental:
-        """Of the path's id. Raises Refusal."""
+        """Returns the rental of the path's id. Raises Refusal."""
         rental = world.rentals.get(self.request.path_params["id"])
         if not rental or not rental.alive or rental.machine.market != market:
-            said = {"vast": f"Instance {self.request.path_params['id']} not found.", "runpod": "pod not found"}
-            raise Refusal(404, "no_such_instance", said[market])
+            detail = {"vast": f"Instance {self.request.path_params['id']} not found.", "runpod": "pod not found"}
+            raise Refusal(404, "no_such_instance", detail[market])
         if self.only not in (None, rental):
             raise Refusal(403, "forbidden", "this key is of another instance")
         return rental
 
 
 def parse(model: type[BaseModel], body: object) -> BaseModel:
-    """Raises Refusal 400; RunPod's API makes it 422."""
+    """Returns the body as a `model`. Raises Refusal 400, which RunPod's API turns into 422."""
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -72,23 +72,23 @@ class Api(ABC):
 
     market: str
     no_key = 401
-    """The status for a key that isn't known."""
+    """Status of the reply to an unknown key."""
     boxes_may: frozenset[str] = frozenset()
-    """Endpoints that a box's own key opens."""
+    """Endpoints that a box's own key may use."""
 
     def __init__(self, world: World):
         self.world = world
         self.routes: list[Route] = []
         self.faults: dict[str, list[str]] = defaultdict(list)
-        """By endpoint ("PUT /api/v0/asks/{id}/"), what goes wrong with its coming calls: see faults.API_FAULTS."""
+        """{endpoint, such as "PUT /api/v0/asks/{id}/": faults of its next calls (faults.API_FAULTS)}"""
         self.retired: dict[str, str] = {}
-        """Endpoints that exist no more → how they say so: one of RETIRED."""
+        """{retired endpoint: its reply, one of RETIRED}"""
         self._times: dict[tuple[str, str], deque[float]] = defaultdict(deque)
 
     def add(
         self, method: str, path: str, handler: Callable[[Call], Awaitable[Response]], calls: int, seconds: float
     ) -> None:
-        """At most `calls` in `seconds`, per key."""
+        """Adds an endpoint that allows at most `calls` in `seconds`, per key."""
         endpoint = f"{method} {path}"
 
         async def serve(request: Request) -> Response:
@@ -143,7 +143,7 @@ class Api(ABC):
             return self.refuse(refusal)
 
     def _wait(self, endpoint: str, key: str, calls: int, seconds: float) -> float:
-        """Seconds until the next call is allowed; 0: now, and this one is counted."""
+        """Returns the seconds until the next call is allowed. 0: this call is allowed, and counted."""
         times, now = self._times[endpoint, key], time.monotonic()
         while times and times[0] <= now - seconds:
             times.popleft()
@@ -158,8 +158,8 @@ class Api(ABC):
 
     @abstractmethod
     def refuse(self, refusal: Refusal) -> Response:
-        """As this market says no."""
+        """Returns the error reply in this market's format."""
 
     @abstractmethod
     def too_many(self, wait: float) -> Response:
-        """Its 429. wait: seconds until the next call is allowed."""
+        """Returns this market's 429. wait: seconds until the next call is allowed."""

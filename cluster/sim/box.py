@@ -1,11 +1,11 @@
-"""A box: what a market's container looks like from inside, made of Linux namespaces. Needs root, util-linux, iproute2, sshd.
+"""A box: Linux namespaces that look like a market's container from inside. Needs root, util-linux, iproute2 and sshd.
 
-From inside: a host of its own (processes, address, host name, HOME, /tmp, /run, /dev/shm, SSH host key) whose image is this
-machine (its packages; the running Python, its environment and this checkout read-only, the checkout on PYTHONPATH). A bare
-box has neither that environment nor the checkout, as a market's container before its first set-up; the running Python is
-found last on its PATH, where a real box would download it. What survives a stop is on Vast the whole disk, on RunPod the
-persistent volume. The environment of the market's containers is set for the container's command and for logins.
-A box with GPUs has an nvidia-smi (smi.py), and no GPU. Vast's put logins into tmux.
+From inside, a box is a separate host (processes, address, host name, HOME, /tmp, /run, /dev/shm, SSH host key) whose image is this
+machine (its packages; read-only the running Python, its environment and this checkout, which is on PYTHONPATH). A bare box has
+neither that environment nor the checkout, like a market's container before its first set-up; the running Python comes last on its
+PATH, where a real box would download it. On Vast the whole disk survives a stop, on RunPod only the persistent volume. The
+container's command and logins get the environment variables of the market's containers. A box with GPUs has an nvidia-smi (smi.py)
+but no GPU. Vast's boxes start logins in tmux.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ TMUX = """if [[ -z $TMUX && -n $SSH_CONNECTION && ! -e ~/.no_auto_tmux ]]; then
     exit
 fi
 """
-"""What Vast adds to /root/.bashrc: its base image's README says that `touch ~/.no_auto_tmux` turns it off; the session's name is
-seen on its machines; and whoever runs `ssh HOST COMMAND` with it there reports that tmux says something and COMMAND never runs."""
+"""Vast's addition to /root/.bashrc. `touch ~/.no_auto_tmux` disables it, according to its base image's README; the session's name was
+seen on its machines; users report that with it, `ssh HOST COMMAND` prints a message of tmux and never runs COMMAND."""
 
 
 def environment(boot: Boot, public: str, mapped: dict[int, Port], bare: bool) -> dict[str, str]:
-    """What the market's own containers have, the order's env, and where the simulated APIs are (the real ones have DNS)."""
+    """Returns the variables of the market's containers, the order's env, and the simulated APIs' addresses (real ones are found by DNS)."""
     rental, m, order = boot.rental, boot.rental.machine, boot.rental.order
     env = {"HOME": "/root", "LANG": "C.UTF-8", "SHOESTRING_SIMULATED": "1"}
     env |= (
@@ -76,7 +76,7 @@ def environment(boot: Boot, public: str, mapped: dict[int, Port], bare: bool) ->
 
 
 def why_not() -> str | None:
-    """Why this machine can't run boxes, and the remedy; None: it can."""
+    """Returns why this machine can't run boxes, with the remedy, or None if it can."""
     if os.geteuid() != 0:
         return "boxes are Linux namespaces, which need root: sudo, or --boxes none"
     programs = {"ip": "iproute2", "unshare": "util-linux", "setpriv": "util-linux"}
@@ -114,7 +114,7 @@ class NamespaceBox:
         volume = [f"{self._folder}/volume={order.volume}"] if order.volume else []
         seen = [sys.base_prefix] if self._bare else [sys.prefix, sys.base_prefix, str(REPO)]
         name = f"{rental.machine.market}-{rental.id}"
-        # setpriv: it dies with us, and the whole box with it, even if we are killed.
+        # setpriv makes the process, and with it the whole box, die with this one, even if this one is killed.
         self._process = await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", space,
             "unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child",
@@ -124,22 +124,22 @@ class NamespaceBox:
             env={"PATH": SYSTEM_PATH}, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdout
-        said = await self._process.stdout.readline()
-        if said != b"up\n":
-            said += await self._process.stdout.read()
+        output = await self._process.stdout.readline()
+        if output != b"up\n":
+            output += await self._process.stdout.read()
             await self.kill()
-            raise OSError(f"box.sh: {said.decode().strip()}")
+            raise OSError(f"box.sh: {output.decode().strip()}")
         self._watch = asyncio.create_task(self._ended(boot.ended))
 
     async def _ended(self, ended: Callable[[], Awaitable[None]]) -> None:
-        """A container whose command ends is exited."""
+        """Waits for the container's command to end, then calls ended()."""
         assert self._process
         await self._process.wait()
         self._watch = None
         await ended()
 
     async def _write(self, boot: Boot) -> str:
-        """The disk of a new box, and of every start its environment; returns the container's command."""
+        """Writes a new box's disk and, at every start, its environment; returns the container's command."""
         assert self._folder
         folder, rental, order = self._folder, boot.rental, boot.rental.order
         if rental.machine.market == "runpod" and folder.exists():
@@ -171,7 +171,7 @@ class NamespaceBox:
         serve = boot.sshd and order.sshd
         start.write_text(START + ("exec /usr/sbin/sshd -D -e\n" if serve else "exec sleep infinity\n"))
         start.chmod(0o755)
-        if rental.machine.market == "runpod":  # args replace the image's command, and no shell sees them
+        if rental.machine.market == "runpod":  # args replace the image's command without a shell
             try:
                 return "exec " + shlex.join(shlex.split(order.start) or ["/start.sh"])
             except ValueError as error:
@@ -205,7 +205,7 @@ class NamespaceBox:
 
 
 class NoBox:
-    """Runs nothing: for tests of clients, which need no namespaces. Its ports refuse."""
+    """A box that runs nothing, for tests of clients, which need no namespaces. Its ports refuse connections."""
 
     def __init__(self) -> None:
         self.address, self.public, self.mapped = "", "127.0.0.1", {}

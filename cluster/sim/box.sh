@@ -1,5 +1,5 @@
-# Pid 1 of a box, in namespaces of its own (net, pid, mount, uts, ipc). Its root is this machine's, copied on write into
-# FOLDER/upper, with HOME, /tmp, /run and /dev/shm of its own; nothing that it writes reaches the machine.
+# PID 1 of a box, in its own namespaces (net, pid, mount, uts, ipc). Its root file system is this machine's, copied on write into
+# FOLDER/upper, with its own HOME, /tmp, /run and /dev/shm; none of its writes reach the machine.
 # usage: box.sh FOLDER HOSTNAME STATE COMMAND [SEEN…] -- [SHARED…]
 # Each SEEN is mounted read-only, each SHARED (PATH, or PATH=PATH IN THE BOX) for writing.
 set -e
@@ -42,4 +42,4 @@ umount -l /.outside
 echo up
 exec >/root/box.log 2>&1 # the container's log
 bash -c "$command" &
-wait $! # and not exec: pid 1 has to reap whatever is orphaned here, which bash does
+wait $! # instead of exec, since PID 1 has to reap orphaned processes, which bash does

@@ -1,4 +1,4 @@
-"""The machines of the default world. Prices are of the order of 2026's; GPUs are imaginary."""
+"""The machines of the default world. Prices are roughly those of 2026; the GPUs are imaginary."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ RUNPOD_PLACES = ["EU-SE-1", "US-TX-3", "CA-MTL-1", "EU-RO-1"]
 
 
 def machines(seed: int) -> list[Machine]:
-    """The same for the same seed. A spot bid starts at 35 to 60% of the listed price."""
+    """Returns the machines, which depend only on the seed. The lowest spot bid is 35 to 60% of the listed price."""
     chance = random.Random(seed)
     made = []
     for market, rows, places in (("vast", VAST, VAST_PLACES), ("runpod", RUNPOD, RUNPOD_PLACES)):
         for gpu, count, memory, price, cuda, cpus, ram in rows:
             each = max(count, 1)
-            secure = not any(m.gpu == gpu for m in made)  # RunPod's second machine of a type is a community's
+            secure = not any(m.gpu == gpu for m in made)  # RunPod's second machine of a type is in the COMMUNITY cloud
             if market == "runpod" and not secure:
                 price *= 0.75
             made.append(
@@ -78,7 +78,7 @@ def machines(seed: int) -> list[Machine]:
 
 
 def bad_machines(seed: int) -> list[Machine]:
-    """Each the cheapest of its kind by far, and each with something that makes it useless."""
+    """Returns machines that are by far the cheapest of their kind, each with a defect that makes it useless."""
     chance = random.Random(seed + 7)
     made = []
     for market, gpus in (("vast", ("RTX 4090", "RTX 3090", "RTX 3060")), ("runpod", ("NVIDIA GeForce RTX 4090",))):

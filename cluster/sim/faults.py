@@ -1,32 +1,32 @@
-"""POST /_sim/CONTROL with a JSON body; each answers {"ok": true}, or 400 with the reason. On both markets' ports, no key.
+"""POST /_sim/CONTROL with a JSON body; replies {"ok": true}, or 400 with the reason. On both markets' ports, without a key.
 
-outbid    {"id"}        somebody bids more: Vast stops it (disk billed on)
+outbid    {"id"}        someone bids more: Vast stops the rental (and continues to bill its disk)
 exit      {"id"}        its container ends: Vast exited, RunPod EXITED
-vanish    {"id"}        no list knows it any more, nothing is billed; its host is not offered again
-dark      {"id"}        its host's network is cut; the API still says running, and bills
-light     {"id"}        ... is back
-offline   {"id"}        dark, and Vast's API says offline (RunPod's says RUNNING without `runtime`)
-freeze    {"id"}        Vast pauses it, and bills it in full
-restart   {"id"}        its container ends and is started, again and again; billed as before
+vanish    {"id"}        it disappears from all lists and is no longer billed; its host is not offered again
+dark      {"id"}        its host's network is cut; the API still reports it as running and bills it
+light     {"id"}        undoes dark
+offline   {"id"}        like dark, and Vast's API reports offline (RunPod's reports RUNNING without `runtime`)
+freeze    {"id"}        Vast pauses it and bills it in full
+restart   {"id"}        its container ends and is restarted, again and again; billed as before
 driver    {"machine", "cuda"}     its host has another driver from now on
-take      {"machine"}   somebody else rents it, if nobody has        release  {"machine"}   ... and leaves
+take      {"machine"}   someone else rents it if it is free          release  {"machine"}   undoes take
 price     {"machine" | "gpu", "usd_per_hour"?, "min_bid"?}   per machine; running bids below min_bid are outbid
 machines  {"machines": [{"id", "market", "gpu", "count", "gpu_memory_gb", "usd_per_hour", "min_bid", ...}]}
-                        adds or replaces; {"only": true} also withdraws all others from the market
-next      {"market", "fault", "count"?}      what goes wrong with the next `count` (1) rentals of the market:
-            stuck (its image is pulled for ever)  slow (five times as long)  noboot (never runs)  nosshd (runs without sshd)
+                        adds or replaces machines; {"only": true} also withdraws all others from the market
+next      {"market", "fault", "count"?}      fault of the next `count` (1) rentals of the market:
+            stuck (its image is pulled forever)  slow (boots five times as long)  noboot (never runs)  nosshd (runs without sshd)
             noip (runs without a public address)  taken (just before the create)
-            driver (older than the market says: CUDA 12.2)  ok (nothing: to let some through first)
-api       {"market", "endpoint", "fault", "count"?}   with the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
-            429 (as the market's own)  429bare  429wait (without, with Retry-After)  500  502  503  html (502, a web page)
-            timeout (no answer)  json (cut off)  shape (not the documented object)  lost (carried out, but answered 502)
+            driver (older than the market claims: CUDA 12.2)  ok (no fault: lets some rentals through first)
+api       {"market", "endpoint", "fault", "count"?}   fault of the next `count` calls of e.g. "PUT /api/v0/asks/{id}/":
+            429 (the market's own)  429bare (without Retry-After)  429wait (with it)  500  502  503  html (502, a web page)
+            timeout (no reply)  json (cut off)  shape (not the documented object)  lost (executed, but answered 502)
             404html  404json  410html  410json (as if it had been retired)
-retire    {"market", "endpoint", "as"?}   from now on it answers so: one of the last four (410html); null: it is there again
+retire    {"market", "endpoint", "as"?}   replies from now on with one of the last four (default 410html); null: works again
 
-GET /_sim/state   {"rentals": those alive, "calls": {endpoint and status: n}, "faults": those injected at random}
+GET /_sim/state   {"rentals": the living ones, "calls": {endpoint and status: n}, "faults": those injected at random}
 GET /_sim/bill    {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}
-GET /_sim/machines   [{id, market, gpu, …, taken, free: GPUs of it that can be rented now}]
-GET /_sim/download   32 MB, for measuring a box's download where it reaches nothing else
+GET /_sim/machines   [{id, market, gpu, …, taken, free: number of its GPUs that can be rented now}]
+GET /_sim/download   32 MB, for measuring the download speed of a box that reaches nothing else
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Driver(Strict):
 
 class Controls:
     def __init__(self, world: World, apis: dict[str, Api], rate: float, seed: int):
-        """rate: mean faults per minute that happen by themselves; 0: none."""
+        """rate: mean number of random faults per minute; 0: none."""
         self.world, self.apis, self.rate, self.chance = world, apis, rate, random.Random(seed + 1)
         self.done: list[dict] = []
         models = {
@@ -119,7 +119,7 @@ class Controls:
             self.routes.append(Route(f"/_sim/{name}", self._control(name, model), methods=["POST"]))
 
     def _show(self, data: Callable[[], object]):
-        async def serve(request: Request) -> Response:  # async: in the world's thread
+        async def serve(request: Request) -> Response:  # async, so that it runs in the world's thread
             return JSONResponse(data())
 
         return serve
@@ -242,14 +242,14 @@ class Controls:
     # ---- at random
 
     async def run(self, stop: asyncio.Event) -> None:
-        """The world's clock, and `rate` faults a minute."""
+        """Runs the world's clock and injects `rate` faults per minute."""
         beat = 0.1
         while not stop.is_set():
             await asyncio.sleep(beat)
             await self.world.tick()
             if self.chance.random() < self.rate / 60 * beat:
                 await self._fault()
-            if self.rate and self.chance.random() < beat / 20:  # whoever took a machine leaves after 20 s on average
+            if self.rate and self.chance.random() < beat / 20:  # a taken machine is released after 20 s on average
                 taken = [m for m in self.world.machines.values() if m.taken]
                 if taken:
                     self.chance.choice(taken).taken = False
@@ -278,7 +278,7 @@ class Controls:
         elif name == "api":
             route = choice(self.apis[market].routes)
             endpoint = f"{next(iter(route.methods - {'HEAD'}))} {route.path}"
-            # What lists or ends rentals isn't retired in passing: nothing could be ended meanwhile.
+            # Endpoints that list or end rentals are never retired at random, since nothing could then be ended.
             some = [f for f in API_FAULTS if f not in RETIRED or endpoint.startswith(("POST", "PUT"))]
             want = ApiFault(market=market, endpoint=endpoint, fault=choice(some), count=self.chance.randint(1, 3))
         elif rentals:

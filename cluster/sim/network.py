@@ -1,10 +1,10 @@
-"""The addresses of one simulator: a subnet of its own, and the clearing up of dead ones.
+"""A simulator's network: its own subnet, and the cleanup of dead simulators.
 
-Several simulators fit on a machine. Number N (1 to 250) has 10.213.N.0/24. Its name is ssN, for its hub (a network
-namespace with the bridge of the flat network) and for the link between the hub and this machine, whose end here carries
-10.213.N.1, the 'public' address. Box K is 10.213.N.K in the namespace ssN-K, on a cable ssNvK that ends in the hub (flat),
-or here, with a route to the public address and nothing else (isolated). Whether a simulator lives is told by the lock on
-its state folder, which is written in its link's alias.
+Several simulators can run on one machine. Number N (1 to 250) has the subnet 10.213.N.0/24. Its hub (a network namespace with the
+bridge of the flat network) and the link between the hub and this machine are called ssN; this machine's end of the link has
+10.213.N.1, the 'public' address. Box K has the address 10.213.N.K in the namespace ssN-K. Its link ssNvK ends in the hub (flat), or on
+this machine, with a route only to the public address (isolated). A simulator is alive while its state folder, whose path is the alias
+of its link, is locked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 def run(*command: str) -> str:
-    """Its stdout. Raises OSError."""
+    """Runs the command and returns its stdout. Raises OSError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -33,7 +33,7 @@ async def arun(*command: str) -> str:
 
 
 def lock(state: Path, wait: bool = False) -> int | None:
-    """A file descriptor that holds the folder's lock; None: somebody else holds it."""
+    """Returns a file descriptor that holds the folder's lock, or None if another process holds it."""
     state.mkdir(parents=True, exist_ok=True)
     handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
@@ -49,7 +49,7 @@ def spaces() -> list[str]:
 
 
 def clear(name: str) -> None:
-    """Every process, namespace and link of the simulator ssN."""
+    """Removes every process, namespace and link of the simulator ssN."""
     for space in [s for s in spaces() if re.fullmatch(rf"{name}(-\d+)?", s)]:
         for pid in run("ip", "netns", "pids", space).split():
             try:
@@ -59,11 +59,12 @@ def clear(name: str) -> None:
         run("ip", "netns", "del", space)
     for link in json.loads(run("ip", "-j", "link")):
         if re.fullmatch(rf"{name}(v\d+)?", link["ifname"]):
-            subprocess.run(["ip", "link", "del", link["ifname"]], capture_output=True)  # gone with its namespace, maybe
+            # May have gone with its namespace.
+            subprocess.run(["ip", "link", "del", link["ifname"]], capture_output=True)
 
 
 def clear_dead(mine: Path) -> None:
-    """Whatever simulators left that were killed. `mine`: a folder whose lock we hold."""
+    """Removes the leftovers of killed simulators. `mine`: a folder whose lock we hold."""
     for link in json.loads(run("ip", "-j", "link")):
         if re.fullmatch(r"ss\d+", link["ifname"]) and (alias := link.get("ifalias")):
             state = Path(alias)
@@ -76,7 +77,7 @@ def clear_dead(mine: Path) -> None:
 
 class Network:
     def __init__(self, state: Path):
-        """Raises ValueError: a simulator lives on that state folder."""
+        """Raises ValueError if a living simulator uses that state folder."""
         self._lock = lock(state)
         if self._lock is None:
             raise ValueError(f"--state {state}: another simulator is using this folder; end it, or name another folder")
@@ -102,7 +103,7 @@ class Network:
         return subprocess.run(["ip", "netns", "add", f"ss{number}"], capture_output=True).returncode == 0
 
     def take(self) -> int:
-        """A free K, the one longest unused: addresses should not come back at once."""
+        """Returns the free K that has been unused for longest, so that addresses aren't reused at once."""
         order = [*range(self._last + 1, 251), *range(2, self._last + 1)]
         self._last = next(k for k in order if k not in self._used)
         self._used.add(self._last)
@@ -112,7 +113,7 @@ class Network:
         return f"10.213.{self.number}.{k}"
 
     async def plug(self, k: int, flat: bool) -> str:
-        """The name of a new network namespace with the address of K."""
+        """Creates a network namespace with the address of K and returns its name."""
         space, cable = f"{self.name}-{k}", f"{self.name}v{k}"
         await arun("ip", "netns", "add", space)
         inside, here = ("ip", "-n", space), ("ip", "-n", self.name) if flat else ("ip",)

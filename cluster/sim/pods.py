@@ -1,6 +1,6 @@
-"""The bodies of RunPod's REST v2, by its OpenAPI description and as strict as that (`unevaluatedProperties: false`).
+"""The request bodies of RunPod's REST v2, as strict as its OpenAPI description (`unevaluatedProperties: false`).
 
-They are cut to what the simulator does: a field that it would have to ignore is refused, even if RunPod takes it.
+They have only the fields that the simulator implements; a field that it would ignore is rejected, even if RunPod accepts it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Mounts(Strict):
 
 
 class Update(Strict):
-    """Everything but the name counts from the next start on."""
+    """Everything but the name takes effect at the next start."""
 
     name: str | None = Field(default=None, min_length=1)
     args: str | None = None
@@ -73,7 +73,7 @@ class SshKeys(Strict):
 
 
 def tcp_ports(ports: list[str]) -> list[int]:
-    """Of ["22/tcp", "8888/http"]: those that are mapped to a public one. Raises Refusal."""
+    """Returns the TCP ports, which are mapped to public ones, of a list such as ["22/tcp", "8888/http"]. Raises Refusal."""
     found = []
     for port in ports:
         number, _, kind = port.partition("/")

@@ -1,4 +1,4 @@
-"""The mapped ports of a box: a TCP forwarder on the 'public' address."""
+"""The mapped ports of a box: TCP forwarders on the 'public' address."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 
 class Port:
-    """A public port that is forwarded to `target`, counting bytes."""
+    """A public port that forwards to `target` and counts bytes."""
 
     def __init__(self, public: int):
         self.public, self.bytes_in, self.bytes_out = public, 0, 0
@@ -17,7 +17,7 @@ class Port:
 
     @classmethod
     async def open(cls, address: str, target: tuple[str, int] | None, same: bool = False) -> Port:
-        """target None: a port that refuses. same: the box's port is the public one, whatever that is."""
+        """Opens a public port. target None: it refuses connections. same: the box's port gets the public port's number."""
         listener = socket.socket()
         listener.bind((address, 0))
         port = cls(listener.getsockname()[1])
@@ -25,7 +25,7 @@ class Port:
             listener.close()
             return port
         goal = (target[0], port.public if same else target[1])
-        # The socket that has the number: let go of for a moment, any other process could take it.
+        # Listens on the socket that already has the number; another process could take a released one.
         port._server = await asyncio.start_server(
             lambda r, w: port._serve(goal, r, w), sock=listener, limit=1 << 20, backlog=512
         )
@@ -42,7 +42,7 @@ class Port:
                 w.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.gather(self._pump(reader, there, "bytes_in"), self._pump(far, writer, "bytes_out"))
         except (OSError, asyncio.CancelledError):
-            pass  # either side hung up, nothing listens in the box, or `close`: the other side sees the same
+            pass  # either side hung up, nothing listens in the box, or close(): the other side is closed too
         finally:
             self._pumps.discard(task)
             for w in (writer, there):

@@ -1,4 +1,4 @@
-"""A machine of a market, what is ordered of it, what that costs, and the box that it becomes."""
+"""A market's machine, the order for it, the resulting rental with its bill, and the rental's box."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Machine:
     id: int
     market: Literal["vast", "runpod"]
     gpu: str
-    """A flavour of CPU machine (RunPod) or "" (Vast) where count is 0."""
+    """The GPU's name. If count is 0, a CPU flavour (RunPod) or "" (Vast)."""
     count: int
-    """GPUs. Vast rents the whole machine, RunPod as many of them as are free."""
+    """Number of GPUs. Vast rents only the whole machine, RunPod any number of free ones."""
     gpu_memory_gb: float
     usd_per_hour: float
-    """Of the whole machine, on demand. A CPU flavour's: of one vCPU."""
+    """On-demand price of the whole machine; for a CPU flavour, of one vCPU."""
     min_bid: float
-    """The lowest bid per hour for the whole machine that wins now; RunPod takes none."""
+    """Lowest winning bid, in $/h for the whole machine; RunPod has no bids."""
     disk_usd_per_gb_month: float = 0.1
     cpus: int = 8
     memory_gb: float = 32
@@ -38,44 +38,44 @@ class Machine:
     up_usd_per_gb: float = 0.0
     down_usd_per_gb: float = 0.0
     secure: bool = True
-    """RunPod's SECURE cloud; else COMMUNITY. On Vast: in a certified data centre."""
+    """RunPod: in the SECURE cloud, otherwise COMMUNITY. Vast: in a certified data centre."""
     verified: bool = True
-    """By Vast."""
+    """Verified by Vast."""
     public_ip: bool = True
-    """False: its containers run, and nobody reaches them (RunPod's COMMUNITY)."""
+    """False: its containers run but can't be reached (RunPod's COMMUNITY)."""
     taken: bool = False
-    """Rented by somebody else."""
+    """Rented by someone else."""
 
 
 @dataclass
 class Order:
-    """What both APIs make of a request to create."""
+    """A request to create a rental, in the form common to both APIs."""
 
     label: str
     image: str
     disk_gb: float
     count: int
     usd_per_hour: float
-    """While it runs: the bid, or the listed price."""
+    """Price while it runs: the bid or the listed price."""
     spot: bool
     disk_usd_per_hour: float
-    """While it runs."""
+    """Price of the disk while it runs."""
     stopped_disk_usd_per_hour: float
-    """While it exists and doesn't run."""
+    """Price of the disk while it exists but doesn't run."""
     env: dict[str, str]
     ports: list[int]
-    """TCP ports of the container that are mapped; a port ≥ 70000 is mapped to itself (Vast)."""
+    """The container's mapped TCP ports; a port ≥ 70000 stands for one that is mapped to the same number (Vast)."""
     start: str
-    """Shell commands for the booted box."""
+    """Shell commands that run after the boot."""
     keys: list[str]
-    """authorized_keys; [] with `sshd` False: no SSH server."""
+    """authorized_keys; [] and `sshd` False: no SSH server."""
     sshd: bool = True
     volume: str = ""
-    """Where a persistent volume is mounted in the container."""
+    """Mount point of a persistent volume in the container."""
     flat: bool = False
-    """On the network where the boxes reach each other, if the world has one."""
+    """Connected to the network on which boxes reach each other, if the world has one."""
     extra: dict = field(default_factory=dict)
-    """What only the API that made it understands."""
+    """Data that only the API that created the order uses."""
 
 
 @dataclass
@@ -93,38 +93,38 @@ State = Literal[
 
 @dataclass
 class Boot:
-    """What a box is booted with."""
+    """The arguments of a box's boot."""
 
     rental: Rental
     urls: dict[str, str]
-    """Of the simulated APIs, by market."""
+    """{market: URL of its simulated API}"""
     flat: bool
-    """The world has a network where boxes reach each other."""
+    """The world has a network on which boxes reach each other."""
     sshd: bool
     ended: Callable[[], Awaitable[None]]
-    """Called when the container's command has ended."""
+    """Called when the container's command ends."""
 
 
 class Box(Protocol):
-    """An instance. `boot` raises OSError."""
+    """An instance. `boot` raises OSError if it fails."""
 
     address: str
-    """Of its own; "" before it booted."""
+    """Its own address; "" before the boot."""
     public: str
-    """The address that its ports are mapped on."""
+    """The address on which its ports are mapped."""
     mapped: dict[int, Port]
-    """By the container's port."""
+    """{container port: public port}"""
 
     async def boot(self, boot: Boot) -> None: ...
 
     async def kill(self) -> None:
-        """Its processes and its network are gone, its disk is kept."""
+        """Ends its processes and its network; keeps its disk."""
 
     async def remove(self) -> None:
-        """Its disk too."""
+        """Also removes its disk."""
 
     async def link(self, up: bool) -> None:
-        """Its network cable."""
+        """Connects or disconnects its network."""
 
 
 @dataclass
@@ -133,21 +133,21 @@ class Rental:
     machine: Machine
     order: Order
     key: str
-    """Opens the API for this rental only; in the box's environment."""
+    """API key for this rental only, found in the box's environment."""
     box: Box
     created: float
     state: State = "provisioning"
     why: str = ""
     intended: Literal["running", "stopped"] = "running"
     started: float | None = None
-    """Of the running container."""
+    """Start time of the running container."""
     first_started: float | None = None
     ended: float | None = None
     charges: list[Charge] = field(default_factory=list)
     booting: asyncio.Task | None = None
     dark: bool = False
     public_ip: bool = True
-    """Its API shows the address at which its ports are mapped."""
+    """Whether the API shows the address on which its ports are mapped."""
 
     @property
     def name(self) -> str:
@@ -155,16 +155,16 @@ class Rental:
 
     @property
     def alive(self) -> bool:
-        """Listed, and billed for something."""
+        """Whether it is listed and billed."""
         return self.ended is None
 
     def usd(self, now: float, what: str | None = None) -> float:
-        """Until now; None: of everything."""
+        """Returns the cost until `now` of `what` (such as compute or disk); None: of everything."""
         charges = [c for c in self.charges if what in (None, c.what)]
         return sum(((c.end or now) - c.start) * c.usd_per_hour for c in charges) / 3600
 
     def charge(self, what: str, usd_per_hour: float, now: float) -> None:
-        """From now on `what` costs that much; 0: nothing more."""
+        """Sets the price of `what` from now on; 0: it is no longer billed."""
         for c in self.charges:
             if c.what == what and c.end is None:
                 if c.usd_per_hour == usd_per_hour:

@@ -1,8 +1,8 @@
-"""RunPod's REST v2 as its OpenAPI description has it, over the simulated world. There is no spot.
+"""RunPod's REST v2, after its OpenAPI description, for the simulated world. It has no spot pods.
 
-Bill: compute while RUNNING, at `cost`; container disk $0.10 per GB and month while RUNNING; persistent volume $0.10
-while RUNNING and $0.20 while not, until the pod is deleted (docs.runpod.io/pods/pricing). EXITED: not started again.
-With `--runpod-spec FILE` every body that pods.py accepts and every reply is also checked against the whole description.
+Bill: compute at `cost` while RUNNING; container disk $0.10 per GB and month while RUNNING; persistent volume $0.10 per GB and month
+while RUNNING and $0.20 otherwise, until the pod is deleted (docs.runpod.io/pods/pricing). An EXITED pod isn't restarted.
+With `--runpod-spec FILE`, every body that pods.py accepts and every reply is also checked against the complete description.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ STRANGERS_POD = {
     "env": None,
     "a_new_field": [{}],
 }
-"""Another pod of the account, which was not made by Shoestring."""
+"""Another pod of the account, not created by Shoestring, with values that clients don't know."""
 NEW_GPU = {
     "id": "NVIDIA Mystery", "name": None, "memory": None, "secure": True, "community": True, "price": None, "maxCount": {},
     "availability": "SOON", "a_new_field": 1,
 }  # fmt: skip
-"""A row of the catalog that nobody can read."""
+"""A catalog row that no client can parse."""
 
 
 class RunPod(Api):
@@ -100,7 +100,7 @@ class RunPod(Api):
         return response
 
     def body(self, model: type[Strict], schema: str, call: Call) -> Strict:
-        """Raises Refusal 422."""
+        """Returns the call's body as a `model`. Raises Refusal 422."""
         try:
             want = parse(model, call.body)
         except Refusal as refusal:
@@ -109,12 +109,12 @@ class RunPod(Api):
         return want
 
     def reply(self, schema: str, data: dict, status: int = 200, odd: dict | None = None) -> Response:
-        """odd: {list in data: a row more in it, which the description doesn't know}"""
+        """Returns a reply. odd: {list in data: an additional row that the description doesn't allow}"""
         self.hold(schema, data)
         return JSONResponse(data | {name: [*data[name], row] for name, row in (odd or {}).items()}, status)
 
     def hold(self, schema: str, data: object) -> None:
-        """What our extract accepts or answers is right by the description, if there is one."""
+        """Checks that `data`, which our models accept or return, is valid by the description, if one is loaded."""
         if self.components:
             whole = {"$ref": f"#/components/schemas/{schema}", "components": self.components}
             errors = [e.message for e in Draft202012Validator(whole).iter_errors(data)]
@@ -124,7 +124,7 @@ class RunPod(Api):
 
     def order(self, name: str, image: str, disk: int, mounts: dict, env: dict[str, str], ports: list[str], args: str,
               ssh: bool, extra: dict, **more) -> Order:  # fmt: skip
-        """mounts: REST's. env.PUBLIC_KEY, or else the account's keys, may log in where startSsh is set."""
+        """mounts: as in REST. With startSsh, the keys in env.PUBLIC_KEY, or else the account's, may log in."""
         own = env.get("PUBLIC_KEY", "")
         keys = (own.splitlines() if own else self.world.ssh_keys["runpod"]) if ssh else []
         volume = mounts["persistent"]["size"] if mounts else 0
@@ -222,7 +222,7 @@ class RunPod(Api):
         return self.reply("Pod", self.pod(call.rental(self.world, "runpod")))
 
     async def logs(self, call: Call) -> Response:
-        """Server-sent events: what was printed so far, then nothing for ever."""
+        """Sends the output so far as server-sent events, then keeps the stream open without sending anything."""
         rental = call.rental(self.world, "runpod")
 
         async def events():
@@ -286,7 +286,7 @@ class RunPod(Api):
         return self.reply("ListCpuTypesResponse", {"cpus": stock.cpu_types(self.world, self.catalog_query(call))})
 
     def catalog_query(self, call: Call) -> stock.Query:
-        """Raises Refusal."""
+        """Returns the query of a catalog call. Raises Refusal."""
         query = parse(stock.Query, dict(call.request.query_params))
         assert isinstance(query, stock.Query)
         return query

@@ -1,4 +1,4 @@
-"""nvidia-smi of a box: the machine's driver in the real program's format, as far as a set-up reads it. There is no GPU."""
+"""nvidia-smi of a box: prints the machine's driver in the real program's format, as far as a set-up reads it. There is no GPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ DRIVERS = {
     12.8: "570.86.15",
     13.0: "580.65.06",
 }
-"""The first driver for each CUDA, or one of its branch: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes, table 3."""
+"""{CUDA version: its first driver, or one of that branch}: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes, table 3."""
 
 
 def program(machine: Machine, order: Order) -> str:
-    """The shell script. order.extra["driver_cuda"]: the host has an older driver than the market says."""
+    """Returns the shell script. order.extra["driver_cuda"]: CUDA version of a driver older than the market claims."""
     cuda = order.extra.get("driver_cuda", machine.cuda)
     driver = DRIVERS[max((known for known in DRIVERS if known <= cuda), default=min(DRIVERS))]
     gpu = machine.gpu if machine.gpu.startswith("NVIDIA") else f"NVIDIA GeForce {machine.gpu}"

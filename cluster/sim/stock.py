@@ -11,7 +11,7 @@ from cluster.sim.world import World
 
 
 class Query(BaseModel):
-    """Of both catalogs. The filters are valid only with include=AVAILABILITY, which requires `product`."""
+    """A query of either catalog. The filters are valid only with include=AVAILABILITY, which requires `product`."""
 
     model_config = ConfigDict(extra="forbid")
     include: Literal["AVAILABILITY"] | None = None
@@ -30,7 +30,7 @@ class Query(BaseModel):
 
 
 def country(region: str) -> str:
-    """Of US-TX-3: US; of EU-SE-1: SE."""
+    """Returns the country of a region: US of US-TX-3, SE of EU-SE-1."""
     first, second, _ = region.split("-")
     return second if first == "EU" else first
 
@@ -48,7 +48,7 @@ def choose(
     min_cuda: str = "0",
     exact_cuda: list[str] | None = None,
 ) -> list[Machine]:
-    """Those with that many of these GPUs free, cheapest first. clouds: allowed values of `secure`. None: any."""
+    """Returns the machines with that many free GPUs of this type, cheapest first. clouds: allowed values of `secure`. None: any."""
     able = [
         m
         for m in world.of("runpod")

@@ -1,8 +1,8 @@
-"""Vast's REST API as docs.vast.ai describes it, over the simulated world.
+"""Vast's REST API, after docs.vast.ai, for the simulated world.
 
-Bill: GPU from the moment the container runs until it stops, at the bid or the listed price; disk (`storage_cost` $ per GB
-and month) from creation to destruction, also while stopped. Outbid: stopped, and started again when the bid wins again.
-Frozen: billed in full. A key that isn't known: 404, the nastiest of the statuses that it is reported with.
+Bill: GPU while the container runs, at the bid or the listed price; disk (`storage_cost` $ per GB and month) from creation to
+destruction, also while stopped. An outbid instance is stopped, and restarted when its bid wins again. A frozen one is billed in full.
+An unknown key gets 404, the most misleading of the statuses that users report for it.
 Sources: docs.vast.ai/api-reference (create-instance, show-instances-v1, search-offers, change-bid, rate-limits-and-errors).
 """
 
@@ -33,17 +33,17 @@ OPERATORS = {
     "notin": lambda have, want: have not in want,
 }
 ODD = 10**7
-"""Added to the id of an offer that nobody can read."""
+"""Added to the id of an offer that no client can parse."""
 STRANGER = {
     "id": 1, "label": None, "actual_status": "dreaming", "intended_status": None, "num_gpus": None, "gpu_name": None,
     "machine_id": None, "ports": [], "dph_total": None, "start_date": None, "is_bid": None, "a_new_field": [{}],
 }  # fmt: skip
-"""Another instance of the account, which was not made by Shoestring."""
+"""Another instance of the account, not created by Shoestring."""
 PORT = re.compile(r"-p (\d+):(\d+)(/tcp)?")
 
 
 class Create(Strict):
-    """Cut to what the simulator does: a field that it would have to ignore is refused, even if Vast takes it."""
+    """Has only the fields that the simulator implements; a field that it would ignore is rejected, even if Vast accepts it."""
 
     image: str
     disk: float = Field(default=8.0, gt=0)
@@ -93,9 +93,9 @@ class Vast(Api):
         self.add("PUT", "/api/v0/instances/request_logs/{id}/", self.request_logs, 1, 1)
         self.routes.append(Route("/instance_logs/{id}.log", self.read_logs))
         self.logs: dict[str, str] = {}
-        """Id → its log when it was asked for."""
+        """{id: its log at the time of the request}"""
         self.early: set[str] = set()
-        """Ids whose log isn't there at the next look."""
+        """Ids whose log isn't available yet at the next request."""
         self.add("POST", "/api/v0/ssh/", self.add_key, 1, 1)
         self.add("GET", "/api/v0/ssh/", self.list_keys, 1, 1)
 
@@ -103,7 +103,7 @@ class Vast(Api):
         return JSONResponse({"success": False, "error": refusal.kind, "msg": refusal.message}, refusal.status)
 
     def too_many(self, wait: float) -> Response:
-        """Plain text and no Retry-After, as documented."""
+        """Returns plain text without Retry-After, as documented."""
         return PlainTextResponse(f"API requests too frequent: endpoint threshold={wait:.1f}", 429)
 
     # ---- offers
@@ -162,7 +162,7 @@ class Vast(Api):
             if pair[1] == "desc":
                 offers.reverse()
         offers = offers[:limit]
-        if offers:  # hosts list what they like, and fields come and go
+        if offers:  # an odd offer, since hosts enter arbitrary values, and fields change
             odd = dict.fromkeys(("reliability", "reliability2", "min_bid", "gpu_ram", "inet_down_cost", "geolocation"))
             offers.append(offers[-1] | {"id": offers[-1]["id"] + ODD, "ask_contract_id": None, "host_id": "?"} | odd)
         return JSONResponse({"success": True, "offers": offers})
@@ -207,7 +207,7 @@ class Vast(Api):
             flat=True,
             extra={"runtype": want.runtype, "login": want.image_login},
         )
-        # A bid that doesn't win, or a machine just taken, leaves a stopped and billed instance unless that is cancelled.
+        # If the bid loses or the machine was just taken, a stopped, billed instance remains unless cancel_unavail is set.
         cancel = want.cancel_unavail if want.cancel_unavail is not None else not order.spot
         try:
             rental = self.world.rent(machine, order)
@@ -252,7 +252,7 @@ class Vast(Api):
         rest = [r for r in mine if int(r.id) > after]
         page, more = rest[: int(limit)], rest[int(limit) :]
         shown = [self.instance(r) for r in page]
-        shown = shown if more else [*shown, STRANGER][: int(limit)]  # it may hide behind the end of a page
+        shown = shown if more else [*shown, STRANGER][: int(limit)]  # may be cut off at the end of a page
         return JSONResponse(
             {
                 "success": True,
@@ -279,7 +279,7 @@ class Vast(Api):
             rental.intended = want.state
             if want.state == "stopped" and rental.state != "stopped":
                 await self.world.halt(rental, "stopped", "stopped by its user")
-            # A wish to run is granted by the next tick, when the machine is free and the bid wins.
+            # The next tick starts it if the machine is free and the bid wins.
         return JSONResponse({"success": True})
 
     async def destroy(self, call: Call) -> Response:
@@ -303,7 +303,7 @@ class Vast(Api):
         return JSONResponse({"success": True, "result_url": url, "msg": ""})
 
     async def read_logs(self, request: Request) -> Response:
-        """In the place of S3: without a key, and not there at once."""
+        """Serves a log as S3 does: without a key, and not at once."""
         id = request.path_params["id"]
         if "Authorization" in request.headers:
             return PlainTextResponse("Only one auth mechanism allowed", 400)

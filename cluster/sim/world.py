@@ -1,7 +1,7 @@
-"""Machines, the rentals of them, their life and their bill: the truth behind both APIs.
+"""The state behind both APIs: machines, their rentals, and the rentals' life cycle and bill.
 
-A rental is billed by what it is, second by second (module docstrings of vast.py and runpod.py say whose rule is whose):
-its compute while its container runs, its disk while it exists. Everything here runs in one event loop; nothing needs a lock.
+A rental is billed by the second: its compute while its container runs, its disk while it exists (each market's rules are in the module
+docstrings of vast.py and runpod.py). Everything here runs in one event loop, so nothing needs a lock.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from cluster.sim.rental import Boot, Box, Machine, Order, Rental, State
 log = logging.getLogger("cluster.sim")
 
 PRIVATE = "private.example/"
-"""Images that only these logins pull: as Vast takes them (arguments of docker login), and as RunPod does (an id)."""
+"""Prefix of images that only LOGINS may pull: arguments of docker login (Vast) and a registry id (RunPod)."""
 LOGINS = ("-u me -p secret private.example", "reg_private")
 SLOW = 5.0
-"""Times the boot of a slow host."""
+"""Factor by which a slow host's boot takes longer."""
 
 
 class Unavailable(Exception):
-    """Somebody else has the machine, or the bid is too low for it."""
+    """The machine is rented by someone else, or the bid is too low."""
 
 
 class World:
@@ -41,23 +41,23 @@ class World:
         flat: bool,
         realistic: bool = False,
     ):
-        """realistic: boots take between half of boot_s and three times that."""
+        """realistic: boots take between 0.5 and 3 times boot_s."""
         self.machines = {m.id: m for m in machines}
         self.rentals: dict[str, Rental] = {}
-        """Every one there ever was."""
+        """All rentals, including ended ones."""
         self.make_box, self.boot_s, self.pace, self.flat = make_box, boot_s, pace, flat
         self.realistic, self.chance = realistic, random.Random(seed)
         self.keys = {market: f"{market}-sim-{secrets.token_hex(12)}" for market in ("vast", "runpod")}
         self.urls: dict[str, str] = {}
-        """Of the APIs, as boxes reach them."""
+        """URLs of the APIs for the boxes."""
         self.ssh_keys: dict[str, list[str]] = {"vast": [], "runpod": []}
-        """Of the account."""
+        """SSH keys of the account."""
         self.calls: Counter[str] = Counter()
-        """By endpoint and status: "PUT /api/v0/asks/{id}/ 200"."""
+        """{endpoint and status, such as "PUT /api/v0/asks/{id}/ 200": number of calls}"""
         self.next_faults: dict[str, list[str]] = {"vast": [], "runpod": []}
-        """What goes wrong with the coming rentals, in order; "" is nothing."""
+        """Faults of the next rentals, in order; "" is no fault."""
 
-    # ---- what is to be had
+    # ---- machines
 
     def of(self, market: str) -> list[Machine]:
         return [m for m in self.machines.values() if m.market == market]
@@ -66,7 +66,7 @@ class World:
         return [r for r in self.rentals.values() if r.alive and market in (None, r.machine.market)]
 
     def free(self, machine: Machine) -> int:
-        """GPUs that can be rented now; of a CPU machine 1 or 0."""
+        """Returns the number of GPUs that can be rented now; for a CPU machine, 1 or 0."""
         if machine.taken:
             return 0
         held = [r for r in self.alive() if r.machine is machine and r.state not in ("stopped", "exited", "error")]
@@ -74,10 +74,10 @@ class World:
             return 0 if held and machine.market == "vast" else max(machine.count, 1)
         return machine.count - sum(r.order.count for r in held)
 
-    # ---- life
+    # ---- life cycle
 
     def rent(self, machine: Machine, order: Order, stopped: bool = False) -> Rental:
-        """`stopped`: the contract exists and waits for the machine to become available, its disk billed.
+        """Rents the machine. stopped: the rental only waits for the machine to become available, with its disk billed.
 
         Raises Unavailable.
         """
@@ -135,7 +135,7 @@ class World:
             try:
                 await asyncio.shield(boot)
             except asyncio.CancelledError:
-                await boot  # half a box cannot be taken down
+                await boot  # a half-booted box can't be taken down
                 raise
             now = time.time()
             rental.state, rental.why, rental.started = "running", "success", now
@@ -143,7 +143,7 @@ class World:
             rental.charge("compute", rental.order.usd_per_hour, now)
             rental.charge("disk", rental.order.disk_usd_per_hour, now)
             log.info("%s runs: %s", rental.name, {p: port.public for p, port in rental.box.mapped.items()})
-        except OSError as error:  # no namespaces, no memory: the simulator's trouble, and the box's
+        except OSError as error:  # such as no namespaces or no memory on this machine
             rental.state, rental.why = "error", str(error)
             await rental.box.kill()
             log.error("%s did not boot: %s", rental.name, error)
@@ -151,7 +151,7 @@ class World:
             rental.booting = None
 
     async def halt(self, rental: Rental, state: State, why: str) -> None:
-        """Its container is gone and no compute is billed from now on; its disk stays."""
+        """Ends the container and the billing of compute; the disk stays."""
         now = time.time()
         rental.state, rental.why, rental.started = state, why, None
         rental.charge("compute", 0, now)
@@ -160,7 +160,7 @@ class World:
         await self._kill(rental)
 
     async def end(self, rental: Rental, state: State, why: str) -> None:
-        """Nothing is billed from now on, and no list knows it."""
+        """Ends all billing and removes the rental from the lists."""
         now = time.time()
         rental.state, rental.why, rental.started, rental.ended = state, why, None, now
         rental.charge("compute", 0, now)
@@ -177,12 +177,12 @@ class World:
         await rental.box.kill()
 
     async def pause(self, rental: Rental, state: State, why: str) -> None:
-        """Nobody reaches it, and it is billed as before."""
+        """Makes the rental unreachable; billing continues as before."""
         rental.state, rental.why = state, why
         await rental.box.link(False)
 
     async def outbid(self, rental: Rental) -> None:
-        """Somebody else has the machine now: it is stopped until its bid wins again."""
+        """Someone else gets the machine; the rental is stopped until its bid wins again."""
         rental.machine.taken = True
         await self.halt(rental, "stopped", "outbid")
 
@@ -192,9 +192,9 @@ class World:
             rental.charge("compute", usd_per_hour, time.time())
 
     async def tick(self) -> None:
-        """Outbids what is below the price, and starts again what waits for a bid that wins now."""
+        """Outbids rentals whose bid is below the price, and restarts stopped ones whose bid wins now."""
         for rental in self.alive():
-            if not rental.alive:  # ended while we waited for another
+            if not rental.alive:  # ended while another was being started or stopped
                 continue
             machine = rental.machine
             low = rental.order.spot and rental.order.usd_per_hour < machine.min_bid
@@ -206,10 +206,10 @@ class World:
             ):  # fmt: skip
                 self.start(rental)
 
-    # ---- what it cost
+    # ---- the bill
 
     def bill(self) -> dict:
-        """{"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}"""
+        """Returns {"rentals": [{id, market, label, created, started, ended, usd, compute_usd, disk_usd}], "total_usd"}."""
         now = time.time()
         rows = []
         for r in self.rentals.values():
@@ -223,7 +223,7 @@ class World:
         return {"rentals": rows, "total_usd": sum(row["usd"] for row in rows), "now": now}
 
     def state(self) -> dict:
-        """{"rentals": those alive, "calls": {endpoint and status: n}}"""
+        """Returns {"rentals": the living ones, "calls": {endpoint and status: n}}."""
         return {
             "rentals": [
                 {

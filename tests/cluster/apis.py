@@ -1,4 +1,4 @@
-"""Both simulated APIs in this process and without boxes."""
+"""Both simulated APIs in this process, without boxes."""
 
 import asyncio
 import os
@@ -12,12 +12,12 @@ from cluster.sim.box import NoBox
 from cluster.sim.world import World
 
 SPEC = os.environ.get("RUNPOD_SPEC")
-"""RunPod's OpenAPI description, where there is one; bodies and replies are then checked against it too."""
+"""RunPod's OpenAPI description, if available; bodies and replies are then also checked against it."""
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmQ me"
 
 
 class Held(World):
-    """Boots when it is told to."""
+    """A world whose rentals boot only when told to."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -42,7 +42,7 @@ class Both:
         return self.vast.post(f"/_sim/{name}", json=body)
 
     def tick(self) -> None:
-        """The world's clock beats, and what is booting boots."""
+        """Advances the world's clock and boots what is booting."""
 
         async def beat() -> None:
             await self.world.tick()

@@ -1,4 +1,4 @@
-"""The simulated markets, for every test of the cluster."""
+"""The simulated markets, for all tests of the cluster."""
 
 import re
 import subprocess
@@ -20,14 +20,14 @@ pytest.register_assert_rewrite("tests.cluster.e2e")
 
 
 class Sim:
-    """A simulator in a process of its own."""
+    """A simulator in its own process."""
 
     def __init__(self, process: subprocess.Popen, env: dict[str, str], output: str):
         self.process, self.env, self.output = process, env, output
         self.vast_url, self.runpod_url = env["VAST_URL"], env["RUNPOD_URL"]
 
     def laptop(self, folder: Path, shared: Path) -> Laptop:
-        """One from which these markets are reached, with keys of both."""
+        """Returns a laptop that reaches these markets and has keys of both."""
         public = re.search(r"//([\d.]+):", self.vast_url)[1]
         return Laptop(folder, public, self.env | {"SHOESTRING_PACE": "100"}, shared)
 
@@ -46,7 +46,7 @@ class Sim:
         return self.get("bill")
 
     def wait(self, ok, seconds: float = PATIENCE) -> dict:
-        """The first state that is ok(state). Raises TimeoutError with the last."""
+        """Returns the first state for which ok(state) is true. Raises TimeoutError with the last state."""
         give_up = time.time() + seconds
         while not ok(state := self.state()):
             if time.time() > give_up:
@@ -57,7 +57,7 @@ class Sim:
 
 @contextmanager
 def simulator(**options):
-    """simulator(network="flat", boot=0.5) → Sim, with free ports; options are `python -m cluster.sim`'s."""
+    """simulator(network="flat", boot=0.5) → Sim, with free ports; the options are those of `python -m cluster.sim`."""
     with tempfile.TemporaryDirectory(prefix="sim-") as folder:
         options = {
             "vast": 0,
@@ -87,15 +87,15 @@ def simulator(**options):
 
 @pytest.fixture
 def sim(request):
-    """A simulator without boxes; @pytest.mark.parametrize("sim", [{"boxes": "namespaces", …}], indirect=True) for others,
-    which need e2e.NAMESPACES."""
+    """A simulator without boxes. @pytest.mark.parametrize("sim", [{"boxes": "namespaces", …}], indirect=True) gives one with boxes,
+    which needs e2e.NAMESPACES."""
     with simulator(**getattr(request, "param", {})) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def shared():
-    """A folder that every machine of an end-to-end test sees: where runs are kept, as a bucket would be."""
+    """A folder that every machine of an end-to-end test shares; runs are stored there, as in a bucket."""
     with tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder:
         yield Path(folder)
 
@@ -109,7 +109,7 @@ def boxes(shared):
 
 @pytest.fixture
 def apart(tmp_path):
-    """(laptop, boxes, shared folder), the test's own: the simulator's bill is that of this test's cluster alone."""
+    """(laptop, boxes, shared folder) for one test only, so that the simulator's bill is that of this test's cluster."""
     with (
         tempfile.TemporaryDirectory(prefix="shoestring-shared-", dir="/tmp") as folder,
         simulator(boxes="namespaces", network="isolated", boot=1.0, pace=100, share=folder, realistic=True) as boxes,
@@ -137,14 +137,14 @@ def both():
     from tests.cluster.apis import Both
 
     made = Both()
-    with made.vast:  # one event loop, in which rentals boot
+    with made.vast:  # the event loop in which rentals boot
         made.runpod.portal = made.vast.portal
         yield made
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """clock(seconds) moves the world's time, which otherwise stands still."""
+    """clock(seconds) advances the world's time, which otherwise stands still."""
     from cluster.sim import world
 
     now = [1_800_000_000.0]
@@ -158,7 +158,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def provider(sim, tmp_path, monkeypatch):
-    """make() → a Provider of the same cluster, as another process would have it."""
+    """make() → a Provider of the same cluster, as in another process."""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
     monkeypatch.setenv("SHOESTRING_PACE", "1000")
     for name in ("VAST", "RUNPOD"):

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: a cluster's YAML, a job that loses a worker in the middle, and how its end must look."""
+"""Common parts of the end-to-end tests: a cluster's YAML, a job that loses a worker halfway, and the checks of its result."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def took(what: str, since: float) -> None:
 
 
 def spots(state: dict) -> list[str]:
-    """Ids of the workers that run."""
+    """Returns the ids of the running workers."""
     return [r["id"] for r in state["rentals"] if r["state"] == "running" and r["count"]]
 
 
 def wait_for_nodes(laptop: Laptop, count: int) -> None:
-    """Until the head knows so many Ray nodes that live. One process asks, since each takes seconds to import Ray."""
+    """Waits until the head has this many living Ray nodes. One process polls, since importing Ray takes seconds."""
     code = (
         "import ray, time; ray.init(address='auto', logging_level='ERROR')\n"
         f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.2)"
@@ -77,7 +77,7 @@ def cluster(market: str, **changes) -> dict:
 
 @contextmanager
 def leading(laptop: Laptop, shared: Path, ladder: list[dict] | None = None, max_workers: int = 2, **provider):
-    """`python -m cluster head` runs on the laptop meanwhile."""
+    """Runs `python -m cluster head` on the laptop during the block."""
     settings = cluster("vast", idle_timeout_minutes=2, max_workers=max_workers)
     settings["provider"] |= provider
     if ladder:
@@ -99,13 +99,13 @@ def leading(laptop: Laptop, shared: Path, ladder: list[dict] | None = None, max_
 
 
 def submit(laptop: Laptop, *command, **kwargs) -> subprocess.Popen:
-    """`ray job submit`, which shows what the job prints until it ends."""
+    """Starts `ray job submit`, which prints the job's output until it ends."""
     said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
     return laptop.start("ray", "job", "submit", "--address", DASHBOARD, *map(str, command), **said)
 
 
 class Submitted:
-    """A job of `ray job submit`, watched by asking: nothing depends on a connection that lasts."""
+    """A job of `ray job submit` that is polled, so that no long-lived connection is needed."""
 
     def __init__(self, laptop: Laptop, *command: str | Path):
         self.laptop = laptop
@@ -114,7 +114,7 @@ class Submitted:
         self.id = re.search(r"raysubmit_\w+", said.stdout)[0]
 
     def _ask(self, what: str = "") -> dict:
-        """By Ray's REST API for jobs; {} where nobody answers. `ray job status` would take seconds of a core for each time."""
+        """Calls Ray's REST API for jobs; returns {} if it doesn't answer. `ray job status` would take seconds of CPU per call."""
         said = self.laptop.run("curl", "-sf", "-m", "20", f"{DASHBOARD}/api/jobs/{self.id}{what}")
         return json.loads(said.stdout) if said.returncode == 0 else {}
 
@@ -125,7 +125,7 @@ class Submitted:
         return self._ask("/logs").get("logs", "")
 
     def wait(self, seconds: float) -> str:
-        """Its logs, when it has succeeded."""
+        """Waits until the job succeeds and returns its logs."""
         give_up = time.time() + seconds
         while (status := self.status()) in ("PENDING", "RUNNING", None):
             assert time.time() < give_up, self.logs()
@@ -136,7 +136,7 @@ class Submitted:
 
 
 def options(shared: Path, model: str, data: str) -> list[str]:
-    """Of jobs/sft.py: two workers, a tiny model, 60 steps; model and data copied to where every node sees them."""
+    """Options of jobs/sft.py: two workers, a tiny model, 60 steps. Copies model and data to a folder that every node sees."""
     for path in map(Path, (model, data)):
         if not (shared / path.name).exists():
             (shutil.copytree if path.is_dir() else shutil.copy)(path, shared / path.name)
@@ -145,7 +145,7 @@ def options(shared: Path, model: str, data: str) -> list[str]:
 
 
 def code(shared: Path) -> Path:
-    """What `--working-dir .` sends of a checkout."""
+    """Returns the code that `--working-dir .` would send."""
     folder = shared / "code"
     for package in ("jobs", "lib"):
         shutil.copytree(REPO / package, folder / package, dirs_exist_ok=True)
@@ -153,9 +153,9 @@ def code(shared: Path) -> Path:
 
 
 def lost_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str], cluster: str, fault: str) -> str:
-    """Submits the job, loses one of its two workers by that control of the simulator after the first checkpoint; the finished
-    run's model_sha256."""
-    run = Run(tempfile.mkdtemp(prefix="run-", dir=shared) + "/run")  # other tests have a cluster of this name too
+    """Submits the job and, after the first checkpoint, loses one of its two workers through that control of the simulator. Returns the
+    finished run's model_sha256."""
+    run = Run(tempfile.mkdtemp(prefix="run-", dir=shared) + "/run")  # other tests also have a cluster of this name
     began = time.time()
     job = Submitted(laptop, "--working-dir", code(shared), "--", "python", "jobs/sft.py", *options, "--run", run.path)
     sim.wait(lambda state: len(spots(state)) == 2)
@@ -182,10 +182,9 @@ def lost_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str
 
 
 def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[str]:
-    """Where on these boxes' disks, command lines or environments an account's key or the cluster's private key is."""
-    private = (
-        (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[3]
-    )  # the first two say the same of every key
+    """Returns where these boxes' disks, command lines or environments contain an account's key or the cluster's private key."""
+    # The first two lines are the same in every key.
+    private = (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[3]
     keys = [sim.env["VAST_API_KEY"], sim.env["RUNPOD_API_KEY"], private]
     found = []
     for rental in sim.state()["rentals"]:

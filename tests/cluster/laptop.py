@@ -1,4 +1,4 @@
-"""A laptop behind a router: namespaces of its own on this machine, from which only the simulator's public address is reached."""
+"""A laptop behind a router: namespaces on this machine from which only the simulator's public address can be reached."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _numbers = itertools.count(os.getpid() % 60000 * 4)
 
 
 class Laptop:
-    """With its own processes, /tmp, HOME and network. `env` is added to every command's environment."""
+    """A machine with its own processes, /tmp, HOME and network. `env` is added to every command's environment."""
 
     def __init__(self, folder: Path, public: str, env: dict[str, str], *shared: Path):
-        """public: an address of this machine that it can reach. shared: folders below /tmp that it sees, besides the checkout and
-        its environment, which may be there too."""
+        """public: an address of this machine that the laptop can reach. shared: folders below /tmp that it sees, besides the checkout and
+        its environment, which may also be there."""
         n = next(_numbers)
         self.space = f"lap{n}"
         here, there = (f"10.{100 + n // 16384 % 100}.{n // 64 % 256}.{n % 64 * 4 + i}" for i in (1, 2))
@@ -38,10 +38,9 @@ class Laptop:
         needed = [*shared, *(p for p in map(Path, (REPO, sys.prefix, sys.base_prefix)) if p.is_relative_to("/tmp"))]
         self.home = folder / "tmp/home"  # as seen from outside
         (self.home / ".ray").mkdir(parents=True)
-        (self.home / ".ray/auth_token").write_text(
-            "a" * 32
-        )  # as after a first job here: Ray then wants it of what joins it
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as if activated
+        # As after a first job here: Ray then requires the token of joining nodes.
+        (self.home / ".ray/auth_token").write_text("a" * 32)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
         self.env = {**os.environ, "HOME": "/tmp/home", "PATH": path, "PYTHONPATH": str(REPO), **env}
         self.env.pop("RAY_ADDRESS", None)
         self.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What tests of nodes rent: a ladder over both markets, and a cluster of it."""
+"""The rentals of node tests: a ladder over both markets, and a cluster that uses it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def cluster(**provider) -> dict:
 
 
 def running(sim, provider) -> list[str]:
-    """Node ids, once all that is rented runs."""
+    """Waits until all rentals run and returns their node ids."""
     sim.wait(lambda s: s["rentals"] and all(r["state"] == "running" for r in s["rentals"]))
     return provider.non_terminated_nodes({})

@@ -1,4 +1,4 @@
-"""The ledger against the simulated markets' own bill, through the real clients, over a random life of many rentals."""
+"""The ledger equals the simulated markets' own bill, through the real clients, over a random history of many rentals."""
 
 import random
 
@@ -16,7 +16,7 @@ POLL_S = 5.0
 
 @pytest.fixture
 def markets(both, tmp_path, monkeypatch):
-    """{name: Kept}, of a new ledger object each time, as a new process would have"""
+    """Returns {name: Kept} with a new ledger object each time, as in a new process."""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     clients = {"vast": Vast("k"), "runpod": RunPod("k")}
@@ -31,7 +31,7 @@ def markets(both, tmp_path, monkeypatch):
 
 
 def poll(markets, chance) -> None:
-    """As the provider does: what is lost is destroyed, here not always at once. A host that is offline may bill, so it is."""
+    """Polls like the provider: destroys lost rentals, here with random delays. Also an offline host, since it may bill."""
     for market in markets.values():
         for rental in market.list():
             if rental.state == "lost" and ("offline" in rental.why or chance.random() < 0.3):
@@ -40,8 +40,8 @@ def poll(markets, chance) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_random_life_to_the_cent(both, clock, markets, seed):
-    """Rented, outbid, vanished, exited, never booted, destroyed, APIs that fail and processes that die: the bill is the
-    ledger's, and no rental is unknown to it."""
+    """Rentals are created, outbid, vanish, exit, never boot or are destroyed, APIs fail and processes die: the bill equals the
+    ledger's, and the ledger has every rental."""
     chance, kept, failed = random.Random(seed), markets(), 0
     for i in range(150):
         alive = [r for r in both.world.rentals.values() if r.alive]
@@ -82,7 +82,7 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):
                 for machine in both.world.machines.values():
                     machine.taken = False
                 for rental in alive:
-                    if rental.state in ("provisioning", "loading"):  # given up, as the provider does after ten minutes
+                    if rental.state in ("provisioning", "loading"):  # given up, as by the provider after ten minutes
                         kept[rental.machine.market].destroy(rental.id)
                 clock(1800.0)
                 poll(kept, chance)
@@ -103,6 +103,7 @@ def test_a_random_life_to_the_cent(both, clock, markets, seed):
     assert {r["id"] for r in bill["rentals"]} <= ours.keys()
     assert len(bill["rentals"]) > 12 and failed and bill["total_usd"] > 1.5
     for r in bill["rentals"]:
-        assert -1e-4 < ours[r["id"]].usd(now) - r["usd"] < 0.005, r  # what ended by itself did so between two polls
+        # A rental that ended on its own did so between two polls.
+        assert -1e-4 < ours[r["id"]].usd(now) - r["usd"] < 0.005, r
     assert ledger.spent(now) == pytest.approx(bill["total_usd"], abs=0.01)
     print(f"{len(bill['rentals'])} rentals: ledger ${ledger.spent(now):.4f}, bill ${bill['total_usd']:.4f}")

@@ -1,4 +1,4 @@
-"""Boots that fail, one or many in a row; and how far they are, in `status` and in `ray up`."""
+"""Failed boots, single or several in a row; and the progress of a boot in `status` and `ray up`."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.cluster.nodes import ANY, LADDER, WORKER, running
 
 
 def login_fails(sim, p: Provider) -> str:
-    """One more is rented, and given up since it can't be logged in to. Its machine."""
+    """Rents one more box and gives it up because login fails. Returns its machine."""
     p.create_node({"ladder": ANY}, WORKER, 1)
     [id] = running(sim, p)
     place = p.nodes.get(id).place
@@ -29,7 +29,7 @@ def login_fails(sim, p: Provider) -> str:
 
 
 def test_a_slow_host_has_25_minutes_to_boot(provider, sim):
-    """Vast's slow hosts take 10 to 30."""
+    """Vast's slow hosts take 10 to 30 minutes."""
     p = provider()
     p.create_node({"ladder": ANY}, WORKER, 1)
     [id] = p.non_terminated_nodes({})
@@ -42,7 +42,7 @@ def test_a_slow_host_has_25_minutes_to_boot(provider, sim):
 def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(provider, sim, monkeypatch):
     p = provider()
     machines = {login_fails(sim, p) for _ in range(IN_A_ROW)}
-    assert len(machines) == IN_A_ROW  # none twice
+    assert len(machines) == IN_A_ROW  # all different
     for _ in range(3):
         with pytest.raises(
             MarketError, match=r"5 boxes in a row failed, the last one vast-\d+: no login within login_minutes"
@@ -58,10 +58,10 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     p.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UP_TO_DATE})
     p.terminate_node(id)
     login_fails(sim, p)
-    p.create_node({"ladder": ANY}, WORKER, 1)  # it begins at nought again
+    p.create_node({"ladder": ANY}, WORKER, 1)  # the count restarts at zero
 
 
-def test_who_is_outbid_before_it_worked_has_not_failed(provider, sim):
+def test_a_box_outbid_before_it_worked_has_not_failed(provider, sim):
     p = provider()
     for _ in range(IN_A_ROW + 1):
         p.create_node({"ladder": ANY}, WORKER, 1)
@@ -87,7 +87,7 @@ def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, mark
 
 
 def test_what_the_market_does_not_say_of_a_rental_is_known_from_its_offer(provider, sim):
-    """RunPod's list names no place, and a bad one is remembered by it."""
+    """RunPod's list has no place, by which a bad machine is remembered."""
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)
     [id] = running(sim, p)
@@ -152,7 +152,7 @@ def test_ray_up_says_how_far_its_head_is_and_gives_up_one_that_never_boots(provi
 
 
 def test_ray_up_says_what_an_earlier_head_spent_is_not_known(provider, sim, caplog):
-    """Its budget.total_usd is of the cluster's whole life."""
+    """budget.total_usd covers the cluster's whole life."""
     p, head = provider(), WORKER | {ray.TAG_RAY_NODE_KIND: ray.NODE_KIND_HEAD}
     p.create_node({"ladder": LADDER[2:]}, head, 1)
     [id] = running(sim, p)

@@ -1,4 +1,4 @@
-"""The caps to the cent, and that enforcing them goes on after a crash at any point."""
+"""The caps hold to the cent, and enforcing them continues after a crash at any point."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ HOUR = 3600.0
 
 
 def fleet(n: int = 2) -> tuple[Ledger, Shelf]:
-    """A head at $0.2 and n workers at $1 an hour, all since START."""
+    """Returns a head at $0.2 and n workers at $1 an hour, all since START."""
     ledger, market = Ledger("c"), Shelf()
     market.rentals = {"9": HEAD} | {str(i): replace(WORKER, id=str(i)) for i in range(1, n + 1)}
     ledger.observe("vast", market.list(), at=START + 1)
@@ -51,7 +51,7 @@ def test_per_hour_is_a_soft_cap():
 
 
 def test_total_keeps_back_what_saving_takes():
-    """$2.2 an hour; 6 minutes for saving are $0.22, 15 more that a node has to be of use $0.55."""
+    """$2.2 an hour: 6 minutes for saving are $0.22; 15 more minutes, for which a new node must be useful, $0.55."""
     ledger, _ = fleet()
     budget = Budget(total_usd=10.0, save_minutes=6, useful_minutes=15)
     soft, hard = (10 - 0.77) / 2.2 * HOUR, (10 - 0.22) / 2.2 * HOUR
@@ -103,12 +103,12 @@ def test_waits_no_longer_than_the_deadline(state):  # noqa: F811
 
 
 class Crash(BaseException):
-    """What no code catches, as a kill."""
+    """Not caught by any code, like a kill."""
 
 
 @pytest.mark.parametrize("crash_at", range(12))
 def test_a_crash_at_any_point_is_gone_on_from(state, crash_at):  # noqa: F811
-    """Each call of the outside world dies once, before or after it was done; a new process then ends the job."""
+    """Each external call fails once, before or after its effect; a new process then completes the shutdown."""
     market = fleet()[1]
     log, calls = [], 0
 
@@ -137,14 +137,14 @@ def test_a_crash_at_any_point_is_gone_on_from(state, crash_at):  # noqa: F811
         try:
             ledger = Ledger("c")
             kept = {"vast": Kept(market, ledger, budget)}
-            kept["vast"].list()  # by the autoscaler, every few seconds
+            kept["vast"].list()  # the autoscaler does this every few seconds
             budget.enforce(ledger, NOW + i, kept, lambda e: "k=h" in e.label, **hooks)
         except Crash:
             crashed = True
     assert not market.rentals and log and not Ledger("c").living()
     assert crashed == (crash_at // 2 < 5)  # tell, drain, 3 × destroy
     deadline = {a[1] for a in log}
-    assert deadline == {NOW + 240}  # jobs told twice have no more time for it
+    assert deadline == {NOW + 240}  # jobs that are notified twice get no extra time
 
 
 def test_the_head_outlives_workers_that_could_not_be_destroyed(state):  # noqa: F811
@@ -173,7 +173,7 @@ def test_what_is_on_a_market_that_the_yaml_no_longer_has_keeps_nothing_else_aliv
 
 
 def test_a_head_shows_life_only_where_it_could_keep_to_the_budget(state, monkeypatch, tmp_path):  # noqa: F811
-    """Whatever stops it from doing so for long, its watchdog then ends it. What Ray says doesn't keep a worker alive."""
+    """If anything prevents that for long, the watchdog ends the head. A report from Ray doesn't keep a worker alive."""
     beat = tmp_path / "heartbeat"
     beat.touch()
     os.utime(beat, (0, 0))
@@ -211,7 +211,7 @@ def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811
 
 
 def test_nothing_is_rented_beyond_the_budget(state):  # noqa: F811
-    """Two at once can't both take the last room."""
+    """Two concurrent rentals can't both use the last of the budget."""
     market, started = Shelf(), threading.Barrier(2)
     kept = Kept(market, Ledger("c"), Budget(per_hour_usd=0.5))
 
@@ -231,11 +231,11 @@ def test_nothing_is_rented_beyond_the_budget(state):  # noqa: F811
 
 
 def test_hours_end_a_cluster_as_dollars_do(state):  # noqa: F811
-    """From its first rental on, also after that one ended; raising the cap lifts it."""
+    """Counted from its first rental, even after that has ended; raising the cap lifts the limit."""
     log: list = []
     ledger, market = fleet()
     budget, end = Budget(max_hours=8, save_minutes=6, useful_minutes=15), START + 8 * HOUR
-    ledger.observe("vast", [HEAD, replace(WORKER, id="1")], at=START + HOUR)  # 2 is gone
+    ledger.observe("vast", [HEAD, replace(WORKER, id="1")], at=START + HOUR)  # 2 has gone
     assert budget.check(ledger, end - 22 * 60) == "ok" and budget.check(ledger, end - 20 * 60) == "soft"
     assert "of budget.max_hours 8 only 20 minutes are left" in budget.refuses(ledger, 0.1, end - 20 * 60)
     at = end - 5 * 60

@@ -1,4 +1,4 @@
-"""python -m cluster check: every provoked failure is named at its step. Without boxes: the real provider, the simulated markets."""
+"""python -m cluster check: every provoked failure is reported at its step. Without boxes: the real provider, the simulated markets."""
 
 import getpass
 import json
@@ -38,7 +38,7 @@ def home(tmp_path, monkeypatch, sim):
 
 @pytest.fixture
 def make(home):
-    """make(**asked) → a Check that has come to its question: key and offer are found."""
+    """make(**asked) → a Check that has found key and offer and is about to ask for confirmation."""
 
     def make(**asked):
         made = Check(Cluster("check-test", Asked(("vast",), **asked)), lambda question: False)
@@ -52,7 +52,7 @@ def make(home):
 
 @pytest.fixture
 def renting(make, monkeypatch):
-    """renting(**asked) → (check, provider): a box is rented as the autoscaler would, and its markets are asked as it does."""
+    """renting(**asked) → (check, provider): a box is rented, and its market polled, as the autoscaler does it."""
     over, threads = threading.Event(), []
 
     def make_rented(**asked):
@@ -82,14 +82,14 @@ def outcomes(made: Check) -> dict[str, str]:
 
 
 def failed(made: Check, step: str, prove) -> str:
-    """Why the step fails; it must."""
+    """Returns the reason why the step fails; asserts that it does."""
     assert made.pipeline.run(step, prove) is False
     [result] = [r for r in made.pipeline.results if r.outcome == "failed"]
     assert result.step == step
     return result.detail
 
 
-def test_the_cheapest_box_is_offered_at_its_price_and_a_no_rents_nothing(home, sim, capsys):
+def test_the_cheapest_box_is_offered_at_its_price_and_declining_rents_nothing(home, sim, capsys):
     asked = []
     made = Check(Cluster("check-test", Asked(("vast", "runpod"))), lambda question: bool(asked.append(question)))
     assert made.run() is False
@@ -141,7 +141,7 @@ def test_a_budget_that_is_too_small_is_named_before_anything_is_rented(home, sim
     assert sim.bill()["rentals"] == []
 
 
-@pytest.mark.parametrize(("fault", "why"), [("noboot", "container failed to start"), ("stuck", "not within")])
+@pytest.mark.parametrize(("fault", "why"), [("noboot", "container failed to start"), ("stuck", "timed out")])
 def test_a_box_that_never_boots_is_named(renting, sim, fault, why):
     sim.control("next", market="vast", fault=fault)
     made, _ = renting(boot_minutes=0.02)
@@ -162,7 +162,7 @@ def test_every_offer_taken_is_named(make, sim, monkeypatch):
         provider.create_node(made.cluster.config["available_node_types"]["box"]["node_config"], WORKER, 1)
 
     why = failed(made, "rented", made._rented)
-    assert why.startswith("not within 0.3 s: ") and "not available" in why
+    assert why.startswith("timed out after 0.3 s: ") and "not available" in why
 
 
 def test_a_box_without_a_login_is_named(renting, sim, monkeypatch):
@@ -180,7 +180,7 @@ def test_a_set_up_that_fails_is_named(renting, monkeypatch, step):
     assert made.pipeline.run("boot", made.boot)
     made.box = HERE
     id = made.entry.node
-    # What Ray's updater and autoscaler do after the last try.
+    # Ray's updater and autoscaler do this after the last attempt.
     provider.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_UPDATE_FAILED})
     provider.terminate_node(id)
     monkeypatch.setattr(steps, "MARKS", str(Path(made.cluster.folder.path / "marks")))
@@ -197,12 +197,12 @@ def test_a_ray_that_never_joins_is_named(renting, monkeypatch):
 def test_a_budget_that_is_reached_is_named(renting, sim):
     made, _ = renting()
     cap = {"spent_usd": 1.0, "usd_per_hour": 1.0, "total_usd": 1.0, "deadline": time.time(), "saved": False}
-    made.cluster.ledger.note("budget", "cap", **cap)  # what the steward writes
+    made.cluster.ledger.note("budget", "cap", **cap)  # written by the steward
     monkey = failed(made, "boot", lambda: made._wait(lambda: None, 5, lambda: ""))
     assert "the budget of $1 is reached" in monkey
 
 
-def test_what_could_not_be_destroyed_is_said_with_the_command_that_ends_it(renting, sim, monkeypatch):
+def test_a_failed_destruction_is_reported_with_the_command_that_ends_it(renting, sim, monkeypatch):
     made, _ = renting()
     monkeypatch.setattr("cluster.ending.AGAIN_S", 0.0)
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=100)
@@ -214,7 +214,7 @@ def test_what_could_not_be_destroyed_is_said_with_the_command_that_ends_it(renti
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(home, sim, monkeypatch, capsys, number):
-    """In this process, so without Ray: the box is rented here as its autoscaler would."""
+    """Runs in this process, so without Ray: the test rents the box as the autoscaler would."""
     sim.control("next", market="vast", fault="stuck")
 
     def leads(made):
@@ -242,7 +242,7 @@ def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(ho
     told = {s["step"]: s for s in json.loads((home / "check.json").read_text())["steps"]}
     assert (told["boot"]["outcome"], told["boot"]["detail"]) == ("failed", "it was interrupted")
     assert told["SSH login"]["outcome"] == "not reached" and told[steps.DESTROYED]["outcome"] == "passed"
-    assert sim.state()["rentals"] == [] and "what was rented is destroyed" in capsys.readouterr().err
+    assert sim.state()["rentals"] == [] and "the rented boxes are destroyed" in capsys.readouterr().err
 
 
 # ---- the report

@@ -1,4 +1,4 @@
-"""cluster/check/box.py: what is asked of a box, asked of this machine; what is wrong there is named."""
+"""cluster/check/box.py: the checks of a box, run on this machine; each defect is reported."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from cluster.check.pipeline import Failed
 from tests.cluster import e2e
 
 HERE = Box(["bash", "-c"])
-"""This machine instead of one behind SSH."""
+"""This machine instead of a box behind SSH."""
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -72,7 +72,7 @@ def test_a_slow_download_or_none_is_named(sim, monkeypatch):
 
 
 def test_a_torch_without_a_gpu_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # also where this machine has one
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # also if this machine has a GPU
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".bash_profile").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
     with pytest.raises(Failed, match=r"CUDA|NVIDIA"):

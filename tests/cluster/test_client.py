@@ -1,4 +1,4 @@
-"""The HTTP client against a server on loopback that answers as it is told."""
+"""The HTTP client against a loopback server with prescribed replies."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ class Reply(BaseModel):
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes only during sleeps."""
 
     def __init__(self):
         self.now, self.slept = 0.0, []
@@ -43,9 +43,9 @@ def clock(monkeypatch):
 
 @contextmanager
 def serving(*answers):
-    """A server that gives these answers, (status, body[, headers]) or "hang" or "drop", the last one for ever.
+    """Serves these replies, (status, body[, headers]) or "hang" or "drop"; the last one is repeated forever.
 
-    Yields (its address, the requests it got as (method, path, key))."""
+    Yields (its address, the received requests as (method, path, key))."""
     left, got, released = list(answers), [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -199,7 +199,7 @@ class Done(BaseModel):
         ("runpod", {"title": "Not Found", "status": 404, "detail": "The requested Pod does not exist."}),
     ],
 )
-def test_what_the_market_says_is_gone_is_no_error(market, body):
+def test_a_rental_that_is_already_gone_is_no_error(market, body):
     with serving((404, body)) as (url, got):
         MARKETS[market](KEY, url).destroy("7")
     assert got[0][0] == "DELETE"
@@ -220,7 +220,7 @@ def test_what_the_market_says_is_gone_is_no_error(market, body):
     ],
 )
 def test_another_failure_is_not_gone(market, answer):
-    """The ledger would end a rental that still bills."""
+    """Otherwise the ledger would end a rental that is still billed."""
     with serving(answer) as (url, _), pytest.raises(Refused):
         MARKETS[market](KEY, url).destroy("7")
 
@@ -245,7 +245,7 @@ def test_waits_are_told(clock, caplog):
 
 def test_the_key_is_in_no_message_repr_or_log(clock, caplog):
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.DEBUG, "httpx")  # which what other tests import quietens
+    caplog.set_level(logging.DEBUG, "httpx")  # importing other tests' modules silences it
     said = []
     for answer in ((401, {"msg": f"bad key {KEY}"}), (500, KEY), (200, {"price": KEY}), "drop"):
         with serving(answer) as (url, _), pytest.raises(MarketError) as caught:

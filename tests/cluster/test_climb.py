@@ -1,4 +1,4 @@
-"""Ladders that are climbed on the simulated markets."""
+"""Climbing ladders on the simulated markets."""
 
 import subprocess
 import time
@@ -72,7 +72,7 @@ def test_a_taken_offer_is_followed_by_the_next(sim, markets, tmp_path):
 
 
 def test_spot_then_on_demand_then_the_other_market(sim, markets, tmp_path):
-    """Every create on Vast fails: 3 machines as spot, and as by then they are somebody's, none on demand."""
+    """Every create on Vast fails: 3 machines are tried as spot; by then others have rented them, so none is tried on demand."""
     asked = []
 
     def rent(market, offer, order):
@@ -138,7 +138,7 @@ def test_nothing_left_says_why(sim, markets, tmp_path):
 
 
 def test_a_kind_that_is_down_is_left_alone_for_a_while_and_the_others_are_not(sim, markets, tmp_path, monkeypatch):
-    """On Vast the search for bids fails as long as it is tried; that of machines on demand works."""
+    """On Vast, every search for bids fails; the search for on-demand machines works."""
     monkeypatch.setattr(client, "sleep", lambda s: None)
     kept = Memory(tmp_path / "m")
     sim.control("api", market="vast", endpoint=SEARCH, fault="503", count=client.TRIES)
@@ -151,7 +151,7 @@ def test_a_kind_that_is_down_is_left_alone_for_a_while_and_the_others_are_not(si
     assert not any("/api/" in k for k in new) and new["POST /v2/pods 201"] == 1
 
 
-def test_a_market_that_nobody_reaches_is_left_alone_whole(sim, markets, tmp_path, monkeypatch):
+def test_an_unreachable_market_is_skipped_entirely(sim, markets, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "sleep", lambda s: None)
     kept = Memory(tmp_path / "m")
     markets["vast"] = Vast("k", "http://127.0.0.1:9", pace=1000)
@@ -162,7 +162,7 @@ def test_a_market_that_nobody_reaches_is_left_alone_whole(sim, markets, tmp_path
 
 @pytest.mark.parametrize("answer", ["410html", "410json", "404html", "404json"])
 def test_a_retired_endpoint_fails_its_rungs_alone(sim, markets, tmp_path, answer):
-    """RunPod's spot went like that: https://docs.runpod.io/pods/pricing has none since May 2026."""
+    """This happened to RunPod's spot: https://docs.runpod.io/pods/pricing has had none since May 2026."""
     kept, rungs = Memory(tmp_path / "m"), [RUNGS[2], replace(RUNGS[2], count=0, gpus=())]
     for endpoint in ("POST /v2/pods", "GET /v2/catalog/gpus"):
         sim.control("retire", market="runpod", endpoint=endpoint, **{"as": answer})
@@ -178,7 +178,7 @@ def test_a_retired_endpoint_fails_its_rungs_alone(sim, markets, tmp_path, answer
     offer, _ = climb(RUNGS, markets, ORDER, kept)
     assert (offer.market, offer.count) == ("runpod", 1)
     sim.control("retire", market="vast", endpoint=CREATE, **{"as": None})
-    assert climb(RUNGS, markets, ORDER, kept)[0].market == "vast"  # as soon as it is there again
+    assert climb(RUNGS, markets, ORDER, kept)[0].market == "vast"  # as soon as it is available again
 
 
 def test_nothing_else_is_rented_while_a_create_is_open(sim, markets, tmp_path):
@@ -202,7 +202,7 @@ def test_the_orders_key_opens_the_machine_and_its_start_has_run(tmp_path):
             climb([rung], markets, order, Memory(tmp_path / "m"))
         sim.wait(lambda s: [r["state"] for r in s["rentals"]] == ["running"] * 2)
         for host, port in [r.ssh for m in markets.values() for r in m.list()]:
-            for _ in range(50):  # sshd and start run beside each other
+            for _ in range(50):  # sshd and the start command run in parallel
                 said = subprocess.run([*ssh, "-p", str(port), f"root@{host}", "cat /tmp/started"], capture_output=True)
                 if said.returncode == 0:
                     break

@@ -1,4 +1,4 @@
-"""cluster/colab.ipynb: its cells, and all but Colab's own carried out here with a tiny model."""
+"""cluster/colab.ipynb: its cells; all but those that need Colab are executed here with a tiny model."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ NOTEBOOK = REPO / "cluster" / "colab.ipynb"
 
 @pytest.mark.slow
 def test_top_to_bottom(tiny_model, tmp_path, monkeypatch):
-    """A cell that fails fails the test: bash cells raise what their commands exit with."""
+    """A failing cell fails the test: bash cells raise if their commands fail."""
     import nbformat
     from nbclient import NotebookClient
 

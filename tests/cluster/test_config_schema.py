@@ -1,4 +1,4 @@
-"""cluster/config_schema.py: mistakes in a cluster's YAML, by `python -m cluster head` and by `ray up`."""
+"""cluster/config_schema.py: mistakes in a cluster's YAML, in `python -m cluster head` and in `ray up`."""
 
 import subprocess
 import sys

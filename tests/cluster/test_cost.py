@@ -1,4 +1,4 @@
-"""Who pays for what, on a hand-written life of a cluster, to the cent."""
+"""The cost of each job and node on a hand-written history of a cluster, to the cent."""
 
 import json
 import time
@@ -40,8 +40,8 @@ B = replace(A, id="2")
 
 @pytest.fixture
 def life(state, monkeypatch):  # noqa: F811
-    """Head and two workers since T. sft on both from 1 h to 3 h, saved at 1:30; B lost at 2 h, sft goes on on A, saved at
-    2:30. eval from 3 h to 4 h. At 5 h A goes."""
+    """Head and two workers, from T on. sft runs on both from 1 h to 3 h and saves at 1:30; B is lost at 2 h, sft continues on A and saves
+    at 2:30. eval runs from 3 h to 4 h. A leaves at 5 h."""
     ledger = Ledger("c")
 
     def at(hours):
@@ -81,7 +81,7 @@ def life(state, monkeypatch):  # noqa: F811
 
 def test_each_dollar_goes_somewhere(life):
     c = cost.costs(life, T + 5 * H)
-    # A ran from 0:30 to 5:00, B from 0:30 to 2:00, the head all five hours.
+    # A ran from 0:30 to 5:00, B from 0:30 to 2:00, the head for all five hours.
     assert {n.node: pytest.approx(n.usd) for n in c.nodes} == {"vast-1": 4.5, "vast-2": 1.5, "vast-9": 0.5}
     sft, evaluation = c.jobs
     assert sft.usd == pytest.approx(2.0 + 1.0 + 0.2)  # A for 2 h, B for 1, the head for 2

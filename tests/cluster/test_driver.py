@@ -1,4 +1,4 @@
-"""cluster/driver.py: which CUDA the nodes' torch needs of a driver, and what is said of a box whose GPUs it can't use."""
+"""cluster/driver.py: the CUDA version that the nodes' torch needs of a driver, and the message about a box whose GPUs it can't use."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_what_is_said_of_a_box(change, torch, said):
 
 
 def test_the_probe_reads_nvidia_smi_and_asks_torch(tmp_path):
-    """By the real programs, but for nvidia-smi, which is the simulator's here, and with this machine's torch."""
+    """With the real programs and this machine's torch, except nvidia-smi, which is the simulator's."""
     machine = next(m for m in catalogue.machines(0) if m.count == 4)
     order = Order("", "", 1, 4, 1, False, 0, 0, {}, [], "", [])
     program = tmp_path / "nvidia-smi"
@@ -75,7 +75,7 @@ def test_the_probe_reads_nvidia_smi_and_asks_torch(tmp_path):
 
 
 def test_offers_are_asked_for_the_driver_that_torch_needs():
-    """In rungs of node types whose GPUs jobs use, and that don't say another themselves."""
+    """In rungs of node types whose GPUs jobs use, unless a rung has its own min_cuda."""
 
     def asked(**provider) -> list:
         config = cluster(**provider)

@@ -1,4 +1,4 @@
-"""python -m cluster check on real boxes: all steps pass; a job that fails is named, and a check that is killed leaves nothing."""
+"""python -m cluster check on real boxes: all steps pass; a failing job is reported, and a killed check leaves nothing behind."""
 
 import json
 import os
@@ -20,7 +20,7 @@ COMMAND = (sys.executable, "-m", "cluster", "check", "--market", "vast", "--devi
 
 @pytest.fixture
 def bucket(apart):
-    """s3://runs, on the only address that a laptop and the boxes reach."""
+    """s3://runs, on the only address that the laptop and the boxes can reach."""
     laptop, _, _ = apart
     with s3_serving(re.search(r"//([\d.]+):", laptop.env["VAST_URL"])[1]) as address:
         laptop.env |= s3_environment(address)
@@ -49,7 +49,7 @@ def test_two_boxes_pass_every_step_and_the_ledger_is_the_bill(apart, bucket):
     assert state["rentals"] == [] and len(bill["rentals"]) == 2
     assert report["usd"] == pytest.approx(bill["total_usd"], rel=0.02)
     assert sum(s["usd"] for s in report["steps"]) == pytest.approx(report["usd"], rel=0.02)
-    # What the report may not hold.
+    # Texts that the report must not contain.
     text = path.read_text()
     hosts = {os.uname().nodename, re.search(r"//([\d.]+):", laptop.env["VAST_URL"])[1], "127.77.0."}
     for gone in {laptop.env["VAST_API_KEY"], "runs/checks", *hosts}:
@@ -63,7 +63,7 @@ def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
     said = ""
     for line in running.stdout:
         said += line
-        if line.startswith("✔ SSH login"):  # before it can begin, it is stopped
+        if line.startswith("✔ SSH login"):  # the job is stopped before it can start
             [job] = json.loads(laptop.run("curl", "-sf", f"{DASHBOARD}/api/jobs/").stdout)
             stop = laptop.run("curl", "-sf", "-X", "POST", f"{DASHBOARD}/api/jobs/{job['submission_id']}/stop")
             assert stop.returncode == 0, stop.stderr
@@ -75,7 +75,7 @@ def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
 
 
 def test_a_check_that_is_killed_leaves_nothing(apart):
-    """The head ends with it, and with the head what it rented."""
+    """The head ends with it and destroys its rentals."""
     laptop, boxes, _ = apart
     boxes.control("next", market="vast", fault="stuck")
     running = laptop.start(*COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

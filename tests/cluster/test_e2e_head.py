@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
 @pytest.fixture(scope="module")
 def laptop(boxes, shared, tmp_path_factory):
-    """With a head that runs."""
+    """A laptop with a running head."""
     box = boxes.laptop(tmp_path_factory.mktemp("laptop"), shared)
     config = shared / "cluster.yaml"
     told = cluster("runpod")
@@ -48,7 +48,7 @@ def laptop(boxes, shared, tmp_path_factory):
 
 
 def test_a_fresh_cluster_rents_the_gpu_that_a_job_trains_on(laptop, boxes, shared, undisturbed):
-    """The boxes' GPUs are imaginary: Ray grants one, torch can't use it, and no CPU takes its place."""
+    """The boxes' GPUs are imaginary: Ray grants one, torch can't use it, and no CPU replaces it."""
     options, _ = undisturbed
     run = Run(str(shared / "imaginary"))
     job = Submitted(

@@ -1,4 +1,4 @@
-"""The money runs out in the middle of a job on real boxes; then the head is killed. A laptop leads, and pays for nothing else."""
+"""The budget is spent in the middle of a job on real boxes; then the head is killed. The head is a laptop, which costs nothing."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
 def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tiny_model, chats_file, tmp_path):
     laptop, boxes, shared = apart
-    steps = 100_000  # more than the money pays for
+    steps = 100_000  # more than the budget pays for
     given = [o for o in e2e.options(shared, tiny_model, chats_file) if "steps" not in o or "logging" in o]
     given += ["--train.lr_scheduler_type=constant", "--train.save_steps=100000"]
     run, began = Run(str(shared / "run")), time.time()
@@ -35,7 +35,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
             assert job.poll() is None and time.time() < began + PATIENCE, job.stdout.read()
             time.sleep(0.1)
         took("job logs", began)
-        # From here on one of the two workers costs $4 an hour, as somebody raised its bid.
+        # From here on, one of the two workers costs $4 an hour, since someone raised its bid.
         id, raised = spots(boxes.state())[0], time.time()
         bid = {"client_id": "me", "price": 4.0}
         key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
@@ -47,7 +47,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         assert f"Continue with: python jobs/sft.py --resume {run.path}" in said
         boxes.wait(lambda state: state["rentals"] == [])
         took("dearer → nothing is rented", raised)
-        time.sleep(6)  # nothing is rented again for what still asks
+        time.sleep(6)  # nothing is rented for the pending demand
         assert boxes.state()["rentals"] == []
         shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
         print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
@@ -66,7 +66,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
     assert (job["stage"], job["run"], job["step"], job["max_steps"]) == ("sft", run.path, step, steps)
     assert job["to_finish_usd"] > 0 and 0 < shown["wasted"] < 1
     assert job["usd"] + sum(n["idle_usd"] + n["starting_usd"] for n in shown["nodes"]) == pytest.approx(shown["usd"])
-    # Going on later ends with the bits of a run that never stopped. (The plan is cut short here: 100,000 steps take hours.)
+    # Resuming later ends with the same bits as an uninterrupted run. (The plan is shortened here: 100,000 steps take hours.)
     whole, settings = Run(str(tmp_path / "whole")), run.job()
     settings["train"]["max_steps"] = step + 5
     run.write_text("job.yaml", yaml.safe_dump(settings))
@@ -83,7 +83,7 @@ def test_a_killed_head_costs_nothing_after_the_watchdogs_time(apart):
         submit(laptop, "--", "python", shared / "nap.py", stdout=subprocess.DEVNULL)
         boxes.wait(lambda state: len(spots(state)) == 2)
         e2e.wait_for_nodes(laptop, 3)
-        time.sleep(35)  # longer than the watchdog waits: it is quiet as long as there is a head
+        time.sleep(35)  # longer than the watchdog's limit: it does nothing while there is a head
         assert len(spots(boxes.state())) == 2
         killed = time.time()
         laptop.close()

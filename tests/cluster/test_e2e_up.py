@@ -1,4 +1,5 @@
-"""ray up on the simulated markets: a rented head, a real job on spot boxes, an outbid, one ledger, and nothing left after ray down."""
+"""ray up on the simulated markets: a rented head, a real job on spot boxes, an outbid worker, one ledger, and nothing left
+after ray down."""
 
 import json
 import subprocess
@@ -26,8 +27,8 @@ def laptop(boxes, shared, tmp_path):
     box.close()
 
 
-def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undisturbed, monkeypatch):
-    """A head from RunPod, which rents its workers on Vast, for a cluster that has rented before."""
+def test_up_outbid_midway_same_bits_down(laptop, boxes, shared, undisturbed, monkeypatch):
+    """A head from RunPod rents its workers on Vast, for a cluster with earlier rentals."""
     options, expected = undisturbed
     name, config = "e2e-vast", shared / "cluster.yaml"
     empty = {"setup_commands": [], "head_setup_commands": [], "worker_setup_commands": []}
@@ -49,7 +50,7 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
             assert time.time() < give_up
             time.sleep(0.5)
         assert e2e.lost_in_the_middle(laptop, boxes, shared, options, name, "outbid") == expected
-        state = boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: the head alone
+        state = boxes.wait(lambda state: len(state["rentals"]) == 1)  # idle: only the head
         head = f"runpod-{state['rentals'][0]['id']}"
         shown = laptop.run(sys.executable, "-m", "cluster", "status").stdout
         assert "Ray joined" in shown and f"{name}: $" in shown and "can't be reached" not in shown, shown
@@ -63,9 +64,8 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
         assert [n["usd"] for n in there["nodes"] if n["node"] == "vast-1"] == [pytest.approx(had)]
         written = (laptop.home / ".shoestring" / name / "others" / f"{head}.jsonl").read_text().splitlines()
         states = [(e["key"], e["fields"]["state"]) for e in map(json.loads, written) if e.get("kind") == "boot"]
-        assert (
-            len({node for node, state in states if state == "up-to-date"}) >= 3
-        )  # as `status` shows each worker's boot
+        # `status` shows each worker's boot like this.
+        assert len({node for node, state in states if state == "up-to-date"}) >= 3
         (job,) = here["jobs"]
         assert job["stage"] == "sft" and job["step"] == 60
     finally:
@@ -81,13 +81,13 @@ def test_up_outbid_in_the_middle_the_same_bits_down(laptop, boxes, shared, undis
     billed = {f"{r['market']}-{r['id']}": r["usd"] for r in boxes.bill()["rentals"]}
     nodes = [n for n in after["nodes"] if n["node"] != "vast-1"]
     assert {n["node"] for n in nodes} <= billed.keys()
-    for node in nodes:  # what was outbid ended between two polls
+    for node in nodes:  # the outbid one ended between two polls
         assert -1e-4 < node["usd"] - billed[node["node"]] < 0.005, node
     assert after["usd"] >= here["usd"]
 
 
 def earlier_life(laptop, cluster: str, monkeypatch) -> float:
-    """Half an hour of one box, in the laptop's ledger of the cluster; what it cost."""
+    """Adds half an hour of one box to the cluster's ledger on the laptop; returns its cost."""
     began = time.time() - 7200
     with monkeypatch.context() as m:
         m.setenv("SHOESTRING_STATE", str(laptop.home / ".shoestring"))

@@ -1,4 +1,4 @@
-"""Anatomy and footprint against real tensors, hand counts and the papers' own figures."""
+"""Anatomy and footprint compared with real tensors, hand counts and the papers' own figures."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def saved_for_real(net, batch: int, tokens: int, half: bool) -> int:
-    """Bytes that a forward with storage keeps, the weights left out."""
+    """Returns the bytes that a forward pass actually keeps for the backward pass, without the weights."""
     import torch
 
     weights, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
@@ -62,7 +62,7 @@ def test_saved_bytes_are_those_of_real_tensors(tiny_model, precision, adapter):
 
 
 def test_two_layers_tell_about_all(tiny_model, tmp_path):
-    """A deeper model's bytes, found from its first two layers, are those of all of them."""
+    """A deeper model's bytes, extrapolated from its first two layers, equal those of all its layers."""
     import json
     import shutil
 
@@ -80,7 +80,7 @@ def test_two_layers_tell_about_all(tiny_model, tmp_path):
 
 
 def test_counts_by_hand(tiny_model):
-    """64 wide, 2 layers, 4 query and 2 key heads of 16, 128 in the middle, 1,024 tokens, tied."""
+    """Width 64, 2 layers, 4 query and 2 key heads of 16, 128 MLP channels, 1,024 tokens, tied."""
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     a = anatomy.study(Model(base=tiny_model), 8, False, "fp32")
     assert a.multiplied == 2 * layer and a.head == 1024 * 64 and a.attention == 64 and a.head_trains
@@ -116,7 +116,7 @@ def test_what_each_setting_saves():
     total = lambda **k: footprint.footprint(a, replace(setting, **k)).total  # noqa: E731
     activations = lambda **k: footprint.footprint(a, replace(setting, accumulates=True, **k)).parts["activations"]  # noqa: E731
     assert activations() == 8_000_000_000 and activations(sequences=2) == 2_000_000_000
-    # each layer's input in 16 bits, and one layer worked out again
+    # each layer's input in 16 bits, and one recomputed layer
     assert activations(checkpointing=True) == 40 * 8 * 1024 * 4096 * 2 + 8_000_000_000 // 40
     assert total(reference=30_000_000_000) > total() > total(optimizer="adamw_bnb_8bit") > total(optimizer="sgd")
     assert total(strategy="fsdp", workers=8) < total(strategy="ddp", workers=8)

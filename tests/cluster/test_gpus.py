@@ -1,4 +1,4 @@
-"""cluster/gpus.py: which names mean which GPU, and how fast those are."""
+"""cluster/gpus.py: which names mean which GPU, and the GPUs' speeds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""cluster/head.py: what is refused before anything starts, and where the key goes."""
+"""cluster/head.py: errors before anything starts, and where the key is sent."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def test_the_key_is_kept_in_a_file_and_in_no_process(home, monkeypatch):
 
 
 def test_ray_reads_how_long_a_box_that_was_lost_at_once_is_waited_for():
-    """From an environment variable, when it is imported: another name of it would change nothing, silently."""
+    """Ray reads it from an environment variable on import; if Ray renamed that, the setting would silently have no effect."""
     code = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as C; print(C().request_status_timeout_s)"
     asked = [sys.executable, "-c", code]
     for env, seconds in ((bootstrap.ON_THE_HEAD, 180), ({}, 600)):
@@ -124,7 +124,7 @@ def test_a_key_that_the_market_refuses(home, sim, monkeypatch):
         head._check_keys(head.read(written(home, cluster("vast"))))
 
 
-def test_rentals_that_could_not_be_ended_are_said(home, monkeypatch, capsys):
+def test_rentals_that_could_not_be_ended_are_reported(home, monkeypatch, capsys):
     monkeypatch.setenv("VAST_URL", "http://127.0.0.1:1")
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     assert head.main(["--config", written(home, cluster("vast")), "--stop"]) == 1

@@ -1,4 +1,4 @@
-"""One ledger of two machines: what a rented head wrote is fetched over a real sshd, and both sides know the same to the cent."""
+"""One ledger on two machines: a rented head's entries are fetched over a real sshd, and both sides agree to the cent."""
 
 import getpass
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(getpass.getuser() != "root", reason="logs in as 
 
 @pytest.fixture
 def on(tmp_path, monkeypatch):
-    """on(machine, seconds=…): from here on, this is that machine of the cluster at that time."""
+    """on(machine, seconds=…): from here on, the test acts as that machine of the cluster at that time."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def be(machine: str, seconds: float) -> None:
@@ -36,8 +36,8 @@ def on(tmp_path, monkeypatch):
 
 @pytest.fixture
 def head(on, tmp_path):
-    """(laptop's market, address of the head's sshd, its process). The laptop rented a head, which rented two workers, of which one
-    ended; what the laptop knew is on the head, as join.py puts it there."""
+    """(laptop's market, address of the head's sshd, its process). The laptop rented a head, which rented two workers, one of which has
+    ended; the laptop's entries are on the head, where join.py puts them."""
     market = Shelf()
     on("laptop", 0)
     folder, ledger = Folder("c"), Ledger("c")
@@ -81,7 +81,7 @@ def head(on, tmp_path):
 
 
 def listed(market: Shelf, id: str, seconds: float, **more) -> None:
-    """It runs since then."""
+    """Lists it as running since then."""
     old = market.rentals[id]
     market.rentals[id] = replace(RENTAL, id=id, label=old.label, created=T + seconds, started=T + seconds, **more)
 
@@ -99,7 +99,7 @@ def test_the_laptop_and_the_head_know_the_same_to_the_cent(on, head, tmp_path):
     (boots / "vast-7.log").write_text("no driver")
     (boots / "key").write_text("not a log")
     on("laptop", 3600)
-    assert Ledger("c").spent(T + 3600) == pytest.approx(dollars(3590))  # the head alone
+    assert Ledger("c").spent(T + 3600) == pytest.approx(dollars(3590))  # only the head
     (copy,) = head_ledger.fetch("c")
     assert (copy.head, copy.problem, copy.says(T)) == ("vast-1", "", "")
     assert Ledger("c").spent(T + 3600) == pytest.approx(paid)
@@ -116,7 +116,7 @@ def test_a_ledger_that_is_open_takes_in_what_was_fetched(on, head):
     assert [e.id for e in ledger.living()] == ["1", "3"] and len(ledger.entries()) == 3
 
 
-def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, head, capsys, monkeypatch):
+def test_an_unreachable_head_is_reported_with_the_age_of_our_copy(on, head, capsys, monkeypatch):
     _, _, sshd = head
     on("laptop", 3600)
     assert cost.main(["c"]) == 0 and "its head" not in capsys.readouterr().out
@@ -131,14 +131,14 @@ def test_a_head_that_is_not_reached_is_said_with_the_age_of_what_is_here(on, hea
     assert json.loads((cost.main(["c", "--json"]), capsys.readouterr().out)[1])[0]["incomplete"]
 
 
-def test_a_head_that_ended_before_its_ledger_was_fetched_is_said(on, head):
+def test_a_head_that_ended_before_its_ledger_was_fetched_is_reported(on, head):
     on("laptop", 3600)
     Ledger("c").observe("vast", [], T + 3600)  # it destroyed itself
     (copy,) = head_ledger.fetch("c")
     assert copy.says(T).startswith("the ledger of its head vast-1 was never fetched (it has ended)")
 
 
-def test_what_is_no_ledger_is_refused_and_the_own_one_stays(on, head, tmp_path):
+def test_a_file_that_is_no_ledger_is_refused_and_ours_stays(on, head, tmp_path):
     on("laptop", 3600)
     for lines in (b"{half\n", b'{"at": 1, "event": "rented"}\n', b"[]\n"):
         (tmp_path / "head/.shoestring/c/ledger.jsonl").write_bytes(lines)
@@ -163,7 +163,7 @@ def test_a_copy_that_ends_before_an_answer_makes_no_orphan_here(on, head, tmp_pa
 
 
 def test_a_box_whose_clock_is_late_is_one_rental(on, head):
-    """The laptop lists a worker before the head's clock says that it asked for it."""
+    """The laptop lists a worker at a time when, by the head's clock, it hasn't been requested yet."""
     market, _, _ = head
     on("laptop", 3600)
     Ledger("c").observe("vast", market.list(), T + 25)

@@ -1,4 +1,4 @@
-"""Which offer next: scoring by hand-made numbers, and the climb over both simulated markets."""
+"""The choice of the next offer: scores of hand-made numbers, and the climb over both simulated markets."""
 
 import json
 import time
@@ -25,7 +25,7 @@ def offer(id="1", gpu="RTX 4090", usd=0.30, **fields) -> Offer:
     ("rung", "usd", "price"),
     [
         ({"bid": 1.5}, 0.20, 0.30),
-        ({"bid": 1.5}, 0.30, 0.39),  # not above the cap of 0.40, of which the disk is 0.01
+        ({"bid": 1.5}, 0.30, 0.39),  # within the cap of 0.40, of which the disk is 0.01
         ({"bid": 1.5}, 0.40, None),
         ({"bid_usd_per_hour": 0.25}, 0.20, 0.25),
         ({"bid_usd_per_hour": 0.25}, 0.26, None),
@@ -99,7 +99,7 @@ def test_mistakes_in_a_ladder(row, says):
 
 
 def test_what_a_rung_may_leave_out():
-    """Each market's own kind; one name for a list; a new GPU whose speed is given."""
+    """Each market's own kind; a single name instead of a list; a new GPU with its speed given."""
     spot, asked = ladder.parse(
         [{"market": m, "max_usd_per_hour": 1, "gpus": "RTX_4090|A100"} for m in ("vast", "runpod")]
     )
@@ -119,7 +119,7 @@ def test_what_a_rung_may_leave_out():
 def test_memory(tmp_path, monkeypatch):
     path = tmp_path / "cluster" / "memory.json"
     Memory(path).bad("vast", "12", "never booted")
-    Memory(path).bad("runpod", "", "never booted")  # RunPod doesn't say which machine it was
+    Memory(path).bad("runpod", "", "never booted")  # RunPod doesn't identify the machine
     Memory(path).down("runpod", "HTTP 503")
     kept = Memory(path)
     assert kept.is_bad("vast", "12") == "never booted (0 min ago)" and kept.is_down("runpod") == "HTTP 503 (0 min ago)"
@@ -130,4 +130,4 @@ def test_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(memory.time, "time", lambda: now + memory.BAD_S + 1)
     assert kept.is_bad("vast", "12") is None
     kept.bad("vast", "14", "x")
-    assert list(json.loads(path.read_text())) == ["vast/14"]  # what is forgotten isn't kept
+    assert list(json.loads(path.read_text())) == ["vast/14"]  # expired entries aren't stored

@@ -1,4 +1,4 @@
-"""The ledger's arithmetic on hand-written rentals, and that nothing is lost whatever dies when."""
+"""The ledger's arithmetic on hand-written rentals; and no entry is lost, whatever dies when."""
 
 import json
 import multiprocessing
@@ -52,22 +52,21 @@ def state(tmp_path, monkeypatch):
 
 
 def usd(ledger, now):
-    """With what a ledger read anew from the file says, which has to be the same."""
+    """Returns the cost, after checking that a ledger read again from the file gives the same."""
     assert Ledger(ledger.cluster).spent(now) == pytest.approx(ledger.spent(now), abs=1e-12)
     return pytest.approx(ledger.spent(now), abs=1e-9)
 
 
 def test_a_life_to_the_cent():
-    """Disk as long as it exists, the machine while it runs, by the market's times and prices."""
+    """The disk is charged while it exists, the machine while it runs, by the market's times and prices."""
     ledger = Ledger("c")
     ledger.observe("vast", [replace(RENTAL, state="starting", started=None)], at=1010)
     assert usd(ledger, 1100) == 100 * 0.036 / 3600
     ledger.observe("vast", [RENTAL], at=1105)
     assert usd(ledger, 2100) == 1100 * 0.036 / 3600 + 1000 * 0.36 / 3600
     ledger.observe("vast", [RENTAL], at=2100)
-    ledger.observe(
-        "vast", [replace(RENTAL, usd_per_hour=0.72)], at=2110
-    )  # since when isn't known: since it was seen last
+    # The start is unknown: it is charged since it was last seen.
+    ledger.observe("vast", [replace(RENTAL, usd_per_hour=0.72)], at=2110)
     ledger.observe("vast", [replace(RENTAL, state="lost", why="outbid")], at=2200)
     assert ledger.rate() == 0.036
     ledger.observe("vast", [], at=2300)
@@ -97,7 +96,7 @@ def test_a_rental_is_charged_before_the_market_lists_it_and_then_by_its_list():
     starting = replace(market.list()[0], state="starting", usd_per_hour=0.0, created=e.asked + 1, started=None)
     ledger.observe("vast", [starting], at=e.answered + 5)
     assert ledger.spent(e.asked + 3601) == pytest.approx(0.036)
-    assert ledger.rate() == pytest.approx(0.396)  # what it will cost, though RunPod says 0 as long as it doesn't run
+    assert ledger.rate() == pytest.approx(0.396)  # what it will cost, though RunPod reports 0 until it runs
 
 
 def test_other_clusters_rentals_are_not_ours():
@@ -120,7 +119,7 @@ def test_a_create_whose_answer_was_lost_is_found_by_its_label():
     with pytest.raises(MarketError):
         ledger.rent(market, OFFER, ORDER)
     (e,) = ledger.living()
-    assert e.id is None and ledger.rate() == pytest.approx(0.396)  # it may exist, and is counted
+    assert e.id is None and ledger.rate() == pytest.approx(0.396)  # it may exist, so it is counted
     assert ledger.orphans(market.list()) == market.list()
     ledger.observe("vast", market.list(), at=e.asked + 5)
     (e,) = Ledger("c").living()
@@ -138,7 +137,7 @@ def test_a_create_that_nobody_ever_lists_is_given_up():
     assert ledger.living()
     ledger.observe("vast", [], at=e.asked + UNLISTED_S + 1)
     assert not ledger.living() and ledger.spent(e.asked + 99999) == 0
-    # … and if it comes after all, it is there again.
+    # If it appears after all, it is listed again.
     ledger.observe("vast", [replace(RENTAL, label=e.label)], at=e.asked + UNLISTED_S + 100)
     assert [x.id for x in ledger.living()] == ["1"] and len(ledger.entries()) == 1
 
@@ -149,7 +148,7 @@ def _rent_and_die(state):
     class Deadly(Shelf):
         def create(self, offer, order):
             (state / "market.json").write_text(json.dumps(order.label))  # it is rented …
-            os.kill(os.getpid(), signal.SIGKILL)  # … and nobody hears of it
+            os.kill(os.getpid(), signal.SIGKILL)  # … but the reply never arrives
 
     Ledger("c").rent(Deadly(), OFFER, ORDER)
 
@@ -163,7 +162,7 @@ def test_killed_between_intent_and_id(state, monkeypatch):
     (e,) = ledger.living()
     assert e.id is None and e.label == label and ledger.rate() == pytest.approx(0.396)
     listed = [replace(RENTAL, label=label)]
-    assert not ledger.orphans(listed)  # as far as this process knows, the create may still be under way elsewhere
+    assert not ledger.orphans(listed)  # as far as this process can tell, the create may still be in progress elsewhere
     monkeypatch.setattr("cluster.ledger.time.time", lambda: e.asked + UNANSWERED_S + 1)
     assert ledger.orphans(listed) == listed
 
@@ -173,7 +172,7 @@ def test_a_list_that_began_before_a_change_doesn_t_undo_it():
     id = ledger.rent(market, OFFER, ORDER)
     e = ledger.entry("vast", id)
     before = market.list()
-    ledger.observe("vast", [], at=e.answered - 1)  # asked before it was rented
+    ledger.observe("vast", [], at=e.answered - 1)  # requested before it was rented
     assert ledger.entry("vast", id).living
     ledger.observe("vast", before, at=e.answered + 1)
     ledger.destroy(market, id)
@@ -182,7 +181,7 @@ def test_a_list_that_began_before_a_change_doesn_t_undo_it():
 
 
 def test_one_list_without_it_doesn_t_lose_it():
-    """Markets are eventually consistent: charged through when it is there again."""
+    """Markets are eventually consistent: when it reappears, the gap is charged too."""
     ledger = Ledger("c")
     for at, rentals in ((1200, [RENTAL]), (1210, []), (1220, [RENTAL])):
         ledger.observe("vast", rentals, at=at)
@@ -204,7 +203,7 @@ def test_a_half_written_last_line_is_cut_off(state):
 
 
 def test_another_process_reads_the_same_to_the_second():
-    """Although not every poll is written: what was seen, and until when, is."""
+    """Not every poll is written, but what was seen, and until when, is."""
     ledger = Ledger("c")
     for i in range(40):
         ledger.observe("vast", [RENTAL], at=1200 + 3 * i)
@@ -229,13 +228,14 @@ def test_with_no_head_it_is_charged_no_longer_than_its_watchdog_lets_it_live():
     id = ledger.rent(market, OFFER, ORDER, unattended_s=600)
     t = ledger.entry("vast", id).answered
     ledger.observe("vast", [replace(market.list()[0], created=t, started=t)], at=t + 10)
-    ledger.observe("vast", [], at=t + 86400)  # the head was gone for a day
+    ledger.observe("vast", [], at=t + 86400)  # the head was down for a day
     assert ledger.spent(t + 99999) == pytest.approx(670 * 0.396 / 3600)
     assert ledger.entry("vast", id).uncertain_usd() == pytest.approx(660 * 0.396 / 3600)
 
 
 def test_what_a_rented_head_spent_outlives_it(state, tmp_path, monkeypatch):
-    """A laptop rents the head; the head rents a worker, and is destroyed with its disk; the laptop, and the next head, know."""
+    """A laptop rents the head; the head rents a worker and is destroyed with its disk; the laptop and the next head still have
+    both costs."""
     store, market = str(tmp_path / "store"), Shelf()
 
     def machine(name, now):
@@ -260,7 +260,7 @@ def test_what_a_rented_head_spent_outlives_it(state, tmp_path, monkeypatch):
     assert spent == pytest.approx((1500 * 0.036 + 1000 * 0.36 + 1000 * 0.396) / 3600)
     for name in ("laptop", "next-head"):
         machine(name, 9000)
-        again = Ledger("c", None if name == "laptop" else store)  # the laptop remembers where
+        again = Ledger("c", None if name == "laptop" else store)  # the laptop remembers the store
         assert again.spent(9000) == pytest.approx(spent) and not again.living() and len(again.entries()) == 2
     again.observe("vast", [], at=9001)
     again.send()

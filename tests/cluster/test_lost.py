@@ -1,4 +1,4 @@
-"""What Ray is told at once: a node that went dark is dead (cluster/lost.py); why nothing can be rented (cluster/failures.py)."""
+"""Immediate notices to Ray: a node that went dark is dead (cluster/lost.py); why nothing can be rented (cluster/failures.py)."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ finally:
 
 @pytest.mark.slow
 def test_a_dark_node_is_dead_as_soon_as_ray_is_told_and_jobs_know_why_nothing_is_rented(tmp_path):
-    """In a process of its own, with the setting of `python -m cluster head`: Ray reads it once, and other tests' Rays want a token."""
+    """In its own process, with the setting of `python -m cluster head`: Ray reads it once, and other tests' Rays require a token."""
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
     env["SHOESTRING_STATE"] = str(tmp_path)
     command = [sys.executable, "-c", DARK, str(PATIENCE)]

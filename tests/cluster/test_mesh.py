@@ -1,4 +1,4 @@
-"""cluster/mesh.py: whose ports are whose, the shim, and a tunnel into a real box that is dialled again when it dies."""
+"""cluster/mesh.py: the nodes' port numbers, the shim, and a tunnel into a real box that is reconnected when it dies."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from tests.conftest import PATIENCE
 def test_every_node_has_ports_of_its_own():
     count = mesh.slots(8)
     seen = [p for k in range(mesh.HEAD, count + 1) for p in mesh.ports(k)]
-    assert len(seen) == len(set(seen)) and max(seen) < 32768  # below what the kernel gives to clients
+    assert len(seen) == len(set(seen)) and max(seen) < 32768  # below the range that the kernel assigns to clients
     options = mesh.ray_options(3)
     assert options[:2] == ["--node-ip-address=127.77.0.3", "--node-manager-port=20300"]
     used = [int(p) for option in options[1:] for p in option.split("=")[1].split(",")]
@@ -57,7 +57,7 @@ print(socket.gethostname(), *loopback, *[s.getsockname()[1] for s in [*found, da
 
 
 class Echo:
-    """Answers what it is sent, on an address of the head's."""
+    """Echoes what it receives, on an address of the head."""
 
     def __init__(self, address: str, port: int):
         self.socket = socket.create_server((address, port))
@@ -100,7 +100,7 @@ def test_both_ways_through_a_box_and_again_after_the_tunnel_died(boxes, tmp_path
         boxes.wait(lambda state: e2e.spots(state))
         [node] = provider.non_terminated_nodes(worker)
         runner = provider.get_command_runner("", node, told["auth"], "c", subprocess, True)
-        boxes.wait(lambda state: answers(runner))  # a box runs before its sshd does; Ray waits so too
+        boxes.wait(lambda state: answers(runner))  # a box runs before its sshd does; Ray also waits for it
         join.worker(provider, node, runner)
         k = provider.slot(node)
         here, there = mesh.base(mesh.HEAD) + 10, mesh.base(k) + 10
@@ -130,7 +130,7 @@ def test_both_ways_through_a_box_and_again_after_the_tunnel_died(boxes, tmp_path
         assert re.findall(r"^\S+", keys, re.M) == [node] * keys.count("\n")  # pinned by rental, not by address
         provider.terminate_node(node)
         with socket.socket() as s:
-            assert s.connect_ex((mesh.ip(k), there)) != 0  # nothing listens for a node that is gone
+            assert s.connect_ex((mesh.ip(k), there)) != 0  # nothing listens for a removed node
     finally:
         provider.end()
         for server in servers:

@@ -1,4 +1,4 @@
-"""python -m cluster offers, and where the keys come from, as a user meets them."""
+"""python -m cluster offers, and the sources of the keys, as a user meets them."""
 
 import json
 
@@ -49,15 +49,15 @@ def test_json_is_the_same_and_ordered(account, capsys):
     assert found["left_out"] == {} and work == sorted(work) and len(work) == 5
     for o in found["offers"]:
         assert o["spot"] and o["market"] == "vast" and o["count"] == 1
-        loaded = 2.5 * o["download_usd_per_gb"]  # what a machine loads before it works, per hour
+        loaded = 2.5 * o["download_usd_per_gb"]  # cost per hour of a machine's downloads before it works
         paid = (o["usd_per_hour"] * 1.1 + o["disk_usd_per_hour"] + loaded) / o["reliability"]
         assert o["usd_per_hour_effective"] == pytest.approx(paid)
         assert o["usd_per_eflop"] == pytest.approx(paid / ({"RTX 4090": 165.2, "RTX 3090": 71.0}[o["gpu"]] * 0.0036))
 
 
 def test_what_looks_cheapest_in_the_realistic_world_is_left_out(monkeypatch, capsys):
-    """A host with a slow line, one that isn't verified and one whose driver is old are half the price of the others; so is a pod
-    without a public address, which comes last in its rung."""
+    """A host with a slow line, an unverified one and one with an old driver are half as expensive as the others; so is a pod without
+    a public address, which comes last in its rung."""
     with simulator(realistic=True) as sim:
         for name, value in sim.env.items():
             monkeypatch.setenv(name, value)
@@ -96,7 +96,7 @@ def test_a_wrong_key(account, monkeypatch, capsys):
     assert main(["offers", "--market", "vast"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "vast, offers: the API key is refused" in err and "wrong-0123456789" not in err
-    assert main(["offers"]) == 0  # the other one has some
+    assert main(["offers"]) == 0  # the other market has some
 
 
 def test_runpod_has_no_spot(account, capsys):
@@ -166,7 +166,7 @@ def test_help_is_quick_and_whole(capsys):
 
 @pytest.mark.parametrize("key", ["secret-a\nsecret-b", "secret a", "geheim-ß"])
 def test_what_is_no_key_is_not_shown(key, monkeypatch, tmp_path, capsys):
-    """In a header it would end up in httpx's own message."""
+    """In a header, it would appear in httpx's own error message."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("VAST_API_KEY", key)
     assert offers.main(["--market", "vast"]) == 2

@@ -29,7 +29,7 @@ def nothing_set(monkeypatch, tmp_path):
         monkeypatch.delenv(f"{name.upper()}_URL", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("RAY_ADDRESS", "auto")  # which the command sets for its process
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the command sets this for its process
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
 
@@ -81,7 +81,7 @@ def test_offers_of_the_markets(config, sim, monkeypatch, capsys):
     spot = next(c for c in rented if c["candidate"]["spot"])
     while_up = spot["usd"] - spot["boots_usd"]
     assert while_up < spot["hours"] * spot["candidate"]["usd_per_hour"]  # nothing is paid while there is no machine
-    for c in rented:  # every boot pulls its image and packages again, at the host's price of traffic
+    for c in rented:  # every boot downloads its image and packages again, at the host's price of traffic
         boots = c["candidate"]["machines"] + c["preemptions"]
         assert c["boots_usd"] == pytest.approx(c["candidate"]["boot_usd"] * boots)
     prices = [m["down_usd_per_gb"] for m in sim.get("machines") if m["market"] == "vast"]
@@ -147,12 +147,12 @@ def test_stages(config, capsys):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[str(p.relative_to(REPO)) for p in CONFIGS])
 def test_every_config(file, tiny_model, tmp_path, monkeypatch, capsys):
-    """Each is planned, or is refused in one sentence because it isn't a training job's."""
+    """Each is planned, or rejected in one sentence because it isn't a training job's."""
     monkeypatch.chdir(REPO)
     job = read_yaml(str(file))
     options = ["--model.base", tiny_model, "--run", str(tmp_path / "run")]
     options += ["--train.teacher", tiny_model] if "teacher" in job.get("train", {}) else []
-    options += ["--train.keep_layers", "1"] if "keep_layers" in job.get("train", {}) else []  # of the model's 2
+    options += ["--train.keep_layers", "1"] if "keep_layers" in job.get("train", {}) else []  # of the model's 2 layers
     if "train" in job:
         assert planned(capsys, str(file), *options)["steps"] > 0
     else:
@@ -162,7 +162,7 @@ def test_every_config(file, tiny_model, tmp_path, monkeypatch, capsys):
 
 
 def test_a_job_whose_run_is_there_already(config, tmp_path, capsys):
-    """Its plan is printed all the same: by the job's own --dry-run, and here."""
+    """Its plan is still printed, both by the job's own --dry-run and here."""
     run = Run(str(tmp_path / "runs" / "dpo"))
     run.write_json("job.yaml", {})
     run.write_json("provenance.json", {"status": "finished"})
@@ -174,7 +174,7 @@ def test_a_job_whose_run_is_there_already(config, tmp_path, capsys):
 
 
 def test_a_finished_run_tells_the_speed(config, tmp_path, capsys):
-    """Its tokens/s times its own operations per token, of one worker."""
+    """Predicts from its tokens/s times its operations per token, for one worker."""
     work, planned_job = plan.understand("dpo", ["--config", config])
     run = Run(str(tmp_path / "runs" / "before"))
     run.write_json("job.yaml", planned_job.job.to_dict() | {"run": run.path})

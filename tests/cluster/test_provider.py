@@ -1,4 +1,4 @@
-"""cluster/provider.py over the simulated markets' real HTTP, without boxes: what Ray is told, and what is rented."""
+"""cluster/provider.py over the simulated markets' real HTTP, without boxes: its replies to Ray, and its rentals."""
 
 import time
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.cluster.nodes import LADDER, WORKER, cluster, running
 def test_a_node_has_its_tags_for_every_process_and_is_gone_when_terminated(provider, sim):
     first = provider()
     first.create_node({"ladder": LADDER}, WORKER, 2)
-    assert len(first.non_terminated_nodes({})) == 2  # listed from the first moment
+    assert len(first.non_terminated_nodes({})) == 2  # listed from the start
     ids = running(sim, first)
     second = provider()
     assert sorted(second.non_terminated_nodes({ray.TAG_RAY_NODE_KIND: "worker"})) == sorted(ids)
@@ -130,7 +130,7 @@ def test_a_create_without_an_answer_is_found_and_ended(provider, sim, monkeypatc
 
 
 def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):
-    """`ray up` dies before it notes the answer to its create, and is typed again: the head that it finds and sets up stays."""
+    """`ray up` dies before it records the reply to its create, and is rerun: the head that it finds and sets up stays."""
     write = Ledger._write
 
     def dies(self, **event):
@@ -150,8 +150,8 @@ def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):
     assert provider().non_terminated_nodes({}) == [id]
 
 
-def test_what_could_not_be_destroyed_is_not_said_to_be_ended(provider, sim, monkeypatch):
-    """A machine that was outbid is no node any more, and its disk costs."""
+def test_a_rental_that_could_not_be_destroyed_is_not_reported_as_ended(provider, sim, monkeypatch):
+    """An outbid machine is no longer a node, but its disk is still billed."""
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)

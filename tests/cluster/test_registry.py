@@ -1,4 +1,4 @@
-"""A private image: its registry's login reaches the market, and neither the YAML nor what is run on the machine."""
+"""A private image: its registry's login reaches the market, but neither the YAML nor the commands on the machine contain it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rows of the markets that nobody expects: a stranger's is left out and counted, one of ours is seen and can be ended."""
+"""Unexpected rows from the markets: a stranger's is skipped and counted, one of ours is listed and can be destroyed."""
 
 import json
 import time
@@ -30,7 +30,7 @@ GPU = {
 
 
 def answering(market, body: dict):
-    """`market` as if its API answered each call with `body`; .calls: [(method, path)]."""
+    """Makes `market` answer each call with `body`; .calls: [(method, path)]."""
     calls = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -95,7 +95,7 @@ def test_our_pod_is_seen_and_ended_whatever_its_fields(field, odd):
     "listed", [None, {"5": {}}, "x", [{"id": 5}], [{"id": 5}, "x"], [{"label": "shoestring/t", "name": "shoestring/t"}]]
 )
 def test_a_listing_that_has_changed_is_no_empty_one(listed):
-    """Nor one of which it can't be told what is ours, or how to end it: what is left out counts as gone."""
+    """Nor is one in which our rentals, or how to destroy them, can't be identified: a skipped row would count as gone."""
     for market, field in ((Vast("k", pace=1000), "instances"), (RunPod("k"), "pods")):
         with pytest.raises(MarketError):
             answering(market, {field: listed}).list()
@@ -107,7 +107,7 @@ def test_a_listing_that_has_changed_is_no_empty_one(listed):
 
 
 def test_an_unknown_status_is_no_loss():
-    """Ray's own health check knows whether the node lives; taking it for lost would end a machine that works."""
+    """Ray's own health check detects whether the node is alive; treating it as lost would destroy a working machine."""
     [pod] = answering(RunPod("k"), {"pods": [POD | {"status": "HIBERNATING"}]}).list()
     assert (pod.state, pod.why) == ("running", "HIBERNATING")
     [instance] = answering(Vast("k", pace=1000), {"instances": [INSTANCE | {"actual_status": "dreaming"}]}).list()

@@ -1,4 +1,4 @@
-"""RunPod's client against the simulated market, its requests also against RunPod's own OpenAPI description."""
+"""RunPod's client against the simulated market; its requests are also checked against RunPod's own OpenAPI description."""
 
 import json
 import re
@@ -54,9 +54,8 @@ def test_offers_on_demand(sim, market):
     there = of(sim, "NVIDIA GeForce RTX 4090")
     places = {f"{'SECURE' if m['secure'] else 'COMMUNITY'}/NVIDIA GeForce RTX 4090/{m['region']}" for m in there}
     assert {o.id for o in offers} == {o.machine for o in offers} == places and len(places) == 2
-    assert (
-        [o.public_ip for o in offers] == [o.datacenter for o in offers] == [True, False]
-    )  # Secure first, though it's dearer
+    # Secure first, though it is more expensive.
+    assert [o.public_ip for o in offers] == [o.datacenter for o in offers] == [True, False]
     for o in offers:
         same = [m for m in there if m["secure"] == o.id.startswith("SECURE")]
         assert o.usd_per_hour == min(m["usd_per_hour"] / m["count"] for m in same) and o.region == same[0]["region"]
@@ -72,8 +71,8 @@ def test_there_is_no_spot(sim, market):
     assert not RunPod.has_spot and market.offers(Want(gpus=("RTX 4090",))) == [] and sim.state()["calls"] == before
 
 
-def test_one_cloud_that_fails_hides_not_the_other(market, caplog):
-    """Whatever the vendor does to the one, as it did to spot."""
+def test_a_failing_cloud_does_not_hide_the_other(market, caplog):
+    """Whatever the vendor changes in one, as it did with spot."""
     every = market.offers(Want(gpus=("RTX 4090",), spot=False))
     answer = market.client.http._transport.handle_request
 
@@ -92,7 +91,7 @@ def test_one_cloud_that_fails_hides_not_the_other(market, caplog):
         "HTTP 410: a web page, 'Retired'. It seems that runpod has retired this call. The other cloud is used"
         in caplog.text
     )
-    with pytest.raises(Refused, match="410"):  # Secure alone was wanted, and nothing is known of it
+    with pytest.raises(Refused, match="410"):  # only Secure was requested, and its offers are unknown
         market.offers(Want(gpus=("RTX 4090",), spot=False, datacenter=True))
 
 
@@ -103,7 +102,7 @@ def test_a_pod_without_a_public_address_can_be_told_from_others(sim, market):
     market.create(secure, order())
     sim.wait(lambda s: [r["state"] for r in s["rentals"]] == ["running"] * 2)
     listed = {r.machine: r for r in market.list()}
-    assert listed.keys() == {secure.machine, community.machine}  # by which a failure is remembered
+    assert listed.keys() == {secure.machine, community.machine}  # the id by which a failure is remembered
     bare = listed[community.machine]
     assert (bare.state, bare.ssh) == ("running", None) and "without a public address for SSH yet (COMMUNITY" in bare.why
     assert listed[secure.machine].ssh and listed[secure.machine].why == "RUNNING"
@@ -149,7 +148,8 @@ def test_life_on_demand(sim, market):
 
 
 def test_the_hosts_cuda(sim, market):
-    newest = min(m["cuda"] for m in of(sim, "NVIDIA GeForce RTX 4090"))  # which all have; one of them not for long
+    # All have this version; one machine will lose it.
+    newest = min(m["cuda"] for m in of(sim, "NVIDIA GeForce RTX 4090"))
     (one, *others) = market.offers(Want(gpus=("RTX 4090",), spot=False, min_cuda=newest))
     for m in of(sim, "NVIDIA GeForce RTX 4090"):
         if not m["secure"]:
@@ -173,7 +173,9 @@ def test_other_peoples_pods_are_not_ours(market):
 
 def test_what_other_pods_hold_hides_none_of_ours():
     assert Pods.model_validate({"pods": [{"name": "mine", "status": "HIBERNATED"}]}).pods == []
-    with pytest.raises(ValueError, match="id"):  # it could not be ended, and left out it would count as gone
+    with pytest.raises(
+        ValueError, match="id"
+    ):  # a rental that can't be destroyed would count as gone if it were skipped
         Pods.model_validate({"pods": [{"name": "shoestring/c;k=w", "status": "HIBERNATED"}]})
 
 
@@ -208,7 +210,7 @@ def test_faults(sim, market, monkeypatch):
         sim.control("api", market="runpod", endpoint="POST /v2/pods", fault=fault)
         with pytest.raises(Unsure):
             market.create(asked, order())
-    for fault in ("404html", "404json", "410html", "410json"):  # it is certain that nothing was rented
+    for fault in ("404html", "404json", "410html", "410json"):  # certainly nothing was rented
         sim.control("api", market="runpod", endpoint="POST /v2/pods", fault=fault)
         with pytest.raises(Refused):
             market.create(asked, order())

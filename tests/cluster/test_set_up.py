@@ -1,4 +1,4 @@
-"""From a rented box to a node of Ray, by the code that `ray up` runs on it, and without the rest of Ray's autoscaler."""
+"""From a rented box to a Ray node, with the commands that `ray up` runs on it, but without the rest of Ray's autoscaler."""
 
 import atexit
 import os
@@ -53,7 +53,7 @@ def test_a_ray_up_that_fails_says_what_still_bills(provider, sim, monkeypatch, c
 
 
 class Starts:
-    """`ray start` on a box, as Ray's updater types it there."""
+    """`ray start` on a box, as Ray's updater runs it."""
 
     def __init__(self, provider, id: str):
         self.runner = provider.get_command_runner("", id, {"ssh_user": "root"}, "c1", subprocess, False)
@@ -80,9 +80,9 @@ class TestOnABox:
         [id] = p.non_terminated_nodes({})
         box = Starts(p, id)
         give_up = time.time() + PATIENCE
-        while "load average" not in (said := self.try_uptime(box)):  # with a terminal, and not put into tmux
+        while "load average" not in (said := self.try_uptime(box)):  # with a terminal, and not inside tmux
             assert time.time() < give_up, said
-        box.run(bootstrap.install())  # the image has it all
+        box.run(bootstrap.install())  # the image already has everything
         assert "No such file" in box.run(f"ls {bootstrap.VENV} 2>&1 || true")
         assert "Ray runtime started" in box.start()
         level = "tr '\\0' '\\n' < /proc/$(pgrep -o raylet)/environ | grep MATCH_LEVEL"
@@ -97,7 +97,7 @@ class TestOnABox:
         except (click.ClickException, subprocess.CalledProcessError) as e:  # its sshd isn't up yet
             return str(e)
 
-    def test_a_driver_that_is_too_old_is_said_before_ray_joins_and_the_machine_remembered(self, provider, sim):
+    def test_an_old_driver_is_reported_before_ray_joins_and_the_machine_remembered(self, provider, sim):
         sim.control("next", market="vast", fault="driver")
         p = provider(network="flat")
         p.create_node({"ladder": [RUNG]}, HEAD, 1)
@@ -118,8 +118,8 @@ class TestOnABox:
 
 @pytest.fixture(scope="module")
 def wheels():
-    """(folders, environment) by which pip and uv find there, without a network, all that a node needs: what this machine's pip
-    would install, in uv's own cache, where it stays for the next time."""
+    """(folders, environment) with which pip and uv find, without a network, everything that a node needs: the packages that this machine's
+    pip would install, in uv's own cache, where they stay for the next time."""
     python = [sys.executable, "-m", "pip"]
     listed = subprocess.run([*python, "config", "list"], capture_output=True, text=True, check=True).stdout
     pip = {
@@ -131,7 +131,7 @@ def wheels():
         subprocess.run([*python, "install", "-q", *wheels, "--target", f"{folder}/uv", "uv"], check=True)
         uv = [f"{folder}/uv/bin/uv", "-q"]
         cache = subprocess.run([uv[0], "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
-        env = {"UV_CACHE_DIR": cache, "UV_NO_CONFIG": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}  # as pip chooses
+        env = {"UV_CACHE_DIR": cache, "UV_NO_CONFIG": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip's strategy
         theirs = {
             "index-url": "DEFAULT_INDEX",
             "extra-index-url": "INDEX",
@@ -140,7 +140,7 @@ def wheels():
         }
         env |= {f"UV_{theirs[name]}": value for name, value in pip.items() if name in theirs}
         if not list(Path(pip.get("find-links", "/nowhere")).glob("torch-*")):
-            env["UV_TORCH_BACKEND"] = "cpu"  # and not 3 GB of CUDA
+            env["UV_TORCH_BACKEND"] = "cpu"  # instead of 3 GB of CUDA
         subprocess.run([*uv, "venv", "--python", sys.executable, f"{folder}/venv"], env=os.environ | env, check=True)
         install = [*uv, "pip", "install", "-p", f"{folder}/venv", *bootstrap.packages()]
         subprocess.run(install, env=os.environ | env, check=True)
@@ -152,7 +152,7 @@ class TestOnABareBox:
     pytestmark = BOXES
 
     def test_the_cuda_that_pypis_torch_needs(self, wheels):
-        """By its wheel's metadata, of which nothing but these is downloaded."""
+        """Read from its wheel's metadata, of which only these files are downloaded."""
         [pinned] = driver.ON_PYPI
         uv = [f"{wheels[0][0]}/uv/bin/uv", "--no-config", "pip", "compile", "-q", "-", "--no-annotate"]
         platform_ = ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.11"]
@@ -169,11 +169,11 @@ class TestOnABareBox:
             venv = root / bootstrap.VENV[1:]
 
             def login(command: str) -> str:
-                """As Ray types it."""
+                """Returns the command as Ray runs it."""
                 inner = shlex.quote(f"source ~/.bashrc; export OMP_NUM_THREADS=1 && ({command})")
                 return f"bash --login -c -i {inner}"
 
-            # The host dies in the middle.
+            # The host dies halfway.
             given = ["ssh", *self.options(sim, box, key), "-tt", "root@" + self.host(sim), login(bootstrap.install())]
             first = subprocess.Popen(
                 given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
@@ -209,14 +209,14 @@ class TestOnABareBox:
 
     @staticmethod
     def kill(box: dict, *words: bytes) -> None:
-        """Everything in the box whose command line has one of the words, at once."""
+        """Kills at once everything in the box whose command line contains one of the words."""
         _, _, n, k = box["address"].split(".")
         pids = subprocess.run(
             ["ip", "netns", "pids", f"ss{n}-{k}"], capture_output=True, text=True, check=True
         ).stdout.split()
         killed = 0
         for pid in pids:
-            with suppress(FileNotFoundError, ProcessLookupError):  # it ended by itself, such as a step of a pipeline
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended on its own, such as a step of a pipeline
                 if any(word in Path(f"/proc/{pid}/cmdline").read_bytes() for word in words):
                     os.kill(int(pid), signal.SIGKILL)
                     killed += 1

@@ -1,4 +1,4 @@
-"""The simulated instances: what a market's container is from inside and outside, and that nothing of it is left behind."""
+"""The simulated instances: a market's container seen from inside and outside, and its complete removal."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def key(tmp_path_factory):
 
 
 def ssh(sim, rental: dict, key, command: str, patience: float = PATIENCE) -> subprocess.CompletedProcess:
-    """In the box, by its mapped port; tried again that many seconds, since sshd comes up after the box does."""
+    """Runs the command in the box through its mapped port; retries for `patience` seconds, since sshd starts after the box."""
     host = sim.vast_url.split("//")[1].split(":")[0]
     options = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "LogLevel": "ERROR"}
     options |= {"BatchMode": "yes", "ConnectTimeout": "1" if not patience else "5"}
@@ -56,7 +56,7 @@ def running(sim, count: int) -> list[dict]:
 
 
 def leftovers(sim) -> list[str]:
-    """Namespaces and links of this simulator."""
+    """Returns the namespaces and links of this simulator."""
     number = sim.vast_url.split(".")[2]
     links = [line.split(":")[1].strip() for line in network.run("ip", "-o", "link").splitlines()]
     return [n for n in network.spaces() + links if n.split("@")[0].split("-")[0].split("v")[0] == f"ss{number}"]
@@ -77,8 +77,8 @@ def test_rented_used_outbid_destroyed_and_billed_to_the_cent(sim, key):
     assert ssh(sim, box, key, "true", patience=0).returncode == 255
     sim.control("release", machine=100000)
     (box,) = running(sim, 1)
-    assert ssh(sim, box, key, "cat kept").stdout == "kept\n"  # the disk outlives a stop
-    # With the key in its environment a box can destroy itself, and only itself.
+    assert ssh(sim, box, key, "cat kept").stdout == "kept\n"  # the disk survives a stop
+    # With the key in its environment, a box can destroy only itself.
     rent(sim, key, 100001)
     one, two = running(sim, 2)
     kill = 'curl -s -X DELETE -H "Authorization: Bearer $CONTAINER_API_KEY" $VAST_URL/api/v0/instances/{}/'

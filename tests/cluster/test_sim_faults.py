@@ -1,4 +1,4 @@
-"""What goes wrong in the simulated markets, as asked and at random."""
+"""Faults in the simulated markets, on request and at random."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from cluster.sim.world import World
 def test_an_endpoint_fails_as_often_as_asked_and_no_longer(both, fault):
     assert both.control("api", market="runpod", endpoint="GET /v2/pods", fault=fault, count=2).is_success
     answers = [both.runpod.get("/v2/pods") for _ in range(3)]
-    assert [p["id"] for p in answers[2].json()["pods"]] == ["zz"]  # somebody else's
+    assert [p["id"] for p in answers[2].json()["pods"]] == ["zz"]  # a stranger's
     status = 502 if fault == "html" else int(fault[:3]) if fault[0].isdigit() else 0
     for answer in answers[:2]:
         if status:
@@ -64,7 +64,7 @@ def test_the_cheapest_of_the_realistic_world_are_useless():
 
 
 def test_an_order_is_carried_out_though_its_answer_is_lost(both):
-    """The fault that leaves rentals nobody knows of."""
+    """This fault leaves rentals that the client doesn't know of."""
     both.control("api", market="vast", endpoint="PUT /api/v0/asks/{id}/", fault="lost")
     order = {"image": "x", "label": "shoestring/t", "cancel_unavail": True}
     assert both.vast.put("/api/v0/asks/100000/", json=order).status_code == 502
@@ -95,7 +95,7 @@ def test_a_wrong_control_is_refused(both, name, body):
 
 
 def test_random_faults_repeat_with_the_seed():
-    """The same seed, the same faults in the same order."""
+    """The same seed gives the same faults in the same order."""
 
     async def faults(seed: int) -> list[str]:
         made = World(catalogue.machines(seed), NoBox, 0.0, seed, 1.0, False)

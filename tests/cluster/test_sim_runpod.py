@@ -1,4 +1,4 @@
-"""The simulated RunPod: strict as the real APIs, and billed to the second."""
+"""The simulated RunPod: as strict as the real API, and billed to the second."""
 
 import pytest
 
@@ -58,9 +58,7 @@ def test_a_pod_lives(both):
     assert both.runpod.post(action, json={"action": "start"}).json()["status"] == "PROVISIONING"
     assert both.runpod.patch(f"/v2/pods/{pod['id']}", json={"name": "u"}).json()["name"] == "u"
     assert both.runpod.post(action, json={"action": "terminate"}).status_code == 204
-    assert [p["id"] for p in both.runpod.get("/v2/pods").json()["pods"]] == [
-        "zz"
-    ]  # somebody else's, whose rows are odd
+    assert [p["id"] for p in both.runpod.get("/v2/pods").json()["pods"]] == ["zz"]  # a stranger's, with odd rows
 
 
 def test_the_catalog_tells_what_is_free(both):

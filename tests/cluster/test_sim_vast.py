@@ -1,4 +1,4 @@
-"""The simulated Vast: strict as the real API, and billed to the second."""
+"""The simulated Vast: as strict as the real API, and billed to the second."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_vast_offers_are_filtered_priced_and_ordered(both):
     query |= {"allocated_storage": 100, "order": [["dph_total", "asc"]]}
     (*bid, odd) = both.vast.post("/api/v0/bundles/", json=query | {"type": "bid"}).json()["offers"]
     (*listed, _) = both.vast.post("/api/v0/bundles/", json=query).json()["offers"]
-    assert odd["min_bid"] is None and odd["id"] not in both.world.machines  # which nobody can read
+    assert odd["min_bid"] is None and odd["id"] not in both.world.machines  # no client can parse it
     assert {o["id"] for o in bid} == {o["id"] for o in listed} == {100000, 100003, 100004, 100005}
     totals = [o["dph_total"] for o in listed]
     assert totals == sorted(totals)
@@ -75,7 +75,8 @@ def test_only_the_right_key_opens(both):
     ident, other = both.rent(100000), both.rent(100001)
     both.vast.headers["Authorization"] = "Bearer wrong"
     refused = both.vast.delete(f"/api/v0/instances/{ident}/")
-    assert refused.status_code == 404 and refused.json()["error"] == "auth_error"  # which must not be taken for gone
+    # Must not be taken for a destroyed rental.
+    assert refused.status_code == 404 and refused.json()["error"] == "auth_error"
     both.vast.headers["Authorization"] = f"Bearer {both.world.rentals[ident].key}"
     assert both.vast.get("/api/v1/instances/").status_code == 403
     assert both.vast.put(f"/api/v0/instances/{ident}/", json={"label": "x"}).status_code == 403
@@ -84,7 +85,7 @@ def test_only_the_right_key_opens(both):
 
 
 def test_a_machine_just_taken_and_a_losing_bid(both):
-    """Refused with cancel_unavail; without, a stopped instance whose disk is billed, as Vast does for bids."""
+    """Refused with cancel_unavail; without it, a stopped instance whose disk is billed, as Vast does for bids."""
     low = {"image": "x", "price": 0.001}
     for body in (low | {"cancel_unavail": True}, {"image": "x"}):
         both.control("next", market="vast", fault="taken")
@@ -114,18 +115,18 @@ def test_rate_limits_are_the_documented_ones():
 
 def test_vast_bills_the_bid_while_it_runs_and_the_disk_while_it_exists(both, clock):
     ident = both.rent(100000, price=0.36, disk=73)
-    clock(10)  # loading: only the disk
+    clock(10)  # loading: only the disk is billed
     both.tick()
     assert both.show(ident)["actual_status"] == "running"
     clock(1000)
     assert both.vast.put(f"/api/v0/instances/bid_price/{ident}/", json={"client_id": "me", "price": 0.72}).is_success
     clock(500)
     both.control("outbid", id=ident)
-    clock(3600)  # stopped: only the disk
+    clock(3600)  # stopped: only the disk is billed
     shown = both.show(ident)
     assert (shown["actual_status"], shown["cur_state"]) == ("stopped", "stopped")
     both.control("release", machine=100000)
-    both.tick()  # the bid wins again, and it runs without anybody asking
+    both.tick()  # the bid wins again, and it restarts without a request
     assert both.show(ident)["actual_status"] == "running"
     clock(100)
     both.vast.delete(f"/api/v0/instances/{ident}/")

@@ -1,4 +1,4 @@
-"""Faults at random, one after another, under a head that leads real boxes: SOAK_FAULTS=200 pytest -s tests/cluster/test_soak.py"""
+"""Random faults, one after another, in a cluster of real boxes: SOAK_FAULTS=200 pytest -s tests/cluster/test_soak.py"""
 
 import os
 import random
@@ -36,7 +36,7 @@ API = {
 
 
 def a_fault(dice: random.Random, boxes) -> str | None:
-    """Makes one happen; what it was. None: there was nothing for it to happen to."""
+    """Causes a fault and returns its description; None if there was nothing that it could affect."""
     running = spots(boxes.state())
     name = dice.choice(["outbid", "exit", "vanish", "offline", "freeze", "dark", "api", "api", "taken"])
     market = dice.choice(["vast", "runpod"])
@@ -56,13 +56,13 @@ def a_fault(dice: random.Random, boxes) -> str | None:
         return None
     try:
         boxes.control(name, id=(id := dice.choice(running)))
-    except AssertionError:  # it has just ended by itself
+    except AssertionError:  # it has just ended on its own
         return None
     return f"{name} {id}"
 
 
 def nonce(rental: dict) -> str:
-    """As the ledger's line of its intent has it."""
+    """Returns the nonce in the ledger's intent of this rental."""
     return f'"nonce": "{re.search(r";n=([0-9a-f]{12})", rental["label"])[1]}"'
 
 
@@ -103,7 +103,7 @@ def test_no_rental_is_unknown_to_the_ledger_and_there_are_never_too_many(apart):
                 intended = ledger.read_text()
                 assert all(nonce(r) in intended for r in rentals), (done[-5:], rentals)
                 time.sleep(0.2)
-        boxes.wait(lambda state: len(spots(state)) == WORKERS)  # it has come through
+        boxes.wait(lambda state: len(spots(state)) == WORKERS)  # the cluster has recovered
     assert boxes.state()["rentals"] == []
     bill = boxes.bill()
     intended = ledger.read_text()

@@ -1,4 +1,4 @@
-"""`sweep` and `status` against the simulated markets: an orphan is found, and nothing that somebody leads is touched."""
+"""`sweep` and `status` against the simulated markets: an orphan is found, and a cluster with a head is left alone."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from cluster.market import Order, Want
 
 @pytest.fixture
 def rent(sim, tmp_path, monkeypatch):
-    """rent("c", "k=w") → id of a rental; where this machine has a ledger of that cluster if led=True"""
+    """rent("c", "k=w") → id of a rental; with led=True this machine has a ledger of that cluster."""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
     monkeypatch.setenv("SHOESTRING_PACE", "1000")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -38,7 +38,7 @@ def rent(sim, tmp_path, monkeypatch):
 
 def test_only_what_has_no_head_is_swept(rent, sim, monkeypatch, capsys):
     lost, other = rent("lost", kept=True), rent("lost", market="runpod", kept=True)
-    Ledger("lost").observe("vast", [], time.time() - 600)  # led ten minutes ago
+    Ledger("lost").observe("vast", [], time.time() - 600)  # this machine led it until ten minutes ago
     led, headed, unknown = rent("led", kept=True), rent("headed", "k=h"), rent("unknown")
     Ledger("led").observe("vast", markets.find("vast").list(), time.time())
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
@@ -47,7 +47,7 @@ def test_only_what_has_no_head_is_swept(rent, sim, monkeypatch, capsys):
     assert (
         "Destroy 2 rentals of lost ($" in said and "Nothing was destroyed." in said and len(sim.state()["rentals"]) == 5
     )
-    assert sweep.main(["--yes"]) == 1  # what it can't tell is left
+    assert sweep.main(["--yes"]) == 1  # undecidable rentals are left alone
     said = capsys.readouterr().out
     assert f"vast-{lost} is destroyed." in said and f"runpod-{other} is destroyed." in said
     assert "python -m cluster sweep unknown" in said
@@ -91,7 +91,7 @@ def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
     assert "Nothing else is left behind there. Rentals at vast are unknown" in capsys.readouterr().out
 
 
-def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, capsys):
+def test_a_rental_that_could_not_be_destroyed_is_reported(rent, sim, monkeypatch, capsys):
     monkeypatch.setattr("cluster.client.sleep", lambda s: None)
     id = rent("c")
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=9)
@@ -99,8 +99,8 @@ def test_a_rental_that_could_not_be_destroyed_is_said(rent, sim, monkeypatch, ca
     assert f"vast-{id} could not be destroyed" in capsys.readouterr().err
 
 
-def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeypatch, capsys):
-    """A shell without the credentials of budget.store; whoever rents is still refused."""
+def test_an_unreadable_store_does_not_stop_a_sweep(rent, sim, monkeypatch, capsys):
+    """A shell without the credentials of budget.store can sweep, but still can't rent."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -115,7 +115,7 @@ def test_a_ledger_whose_store_cannot_be_read_hinders_no_sweep(rent, sim, monkeyp
 
 
 def test_status(rent, sim, capsys, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no other test's head
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # not another test's head
     assert status.main([]) == 0
     assert "Nothing is rented." in capsys.readouterr().out
     id = rent("c", kept=True)
@@ -138,7 +138,7 @@ def test_status(rent, sim, capsys, monkeypatch):
 
 
 def test_a_link_is_measured():
-    slow = "sleep 0.05; "  # nothing is quicker than the program at its other end
+    slow = "sleep 0.05; "  # no faster than the program at its other end
     link = measure(["sh", "-c"])
     assert 0 < link.round_trip_ms < 1000 and link.up_mb_s > 1 and link.down_mb_s > 1
     with pytest.raises(OSError, match="no such machine"):
@@ -159,8 +159,8 @@ def test_ssh_names_the_nearest_node_and_says_why_one_has_none(rent, sim, capsys)
     assert ssh.main([node]) == 2 and f"{node} can't be logged in to: it is lost" in capsys.readouterr().err
 
 
-def test_a_head_that_ended_by_itself_costs_no_more_and_is_said(rent, sim, capsys):
-    """Whatever this machine's ledger last knew of it: its market is asked where it can't be."""
+def test_a_head_that_ended_on_its_own_costs_no_more_and_is_reported(rent, sim, capsys):
+    """Whatever this machine's ledger recorded last: its market is queried if the head can't be."""
     id = rent("c", "k=h", kept=True)
     Ledger("c").note(head_ledger.LED, f"vast-{id}")
     sim.wait(lambda s: s["rentals"][0]["state"] == "running")
@@ -172,4 +172,4 @@ def test_a_head_that_ended_by_itself_costs_no_more_and_is_said(rent, sim, capsys
     assert cost.main(["c"]) == 0
     said = capsys.readouterr().out
     assert f"the ledger of its head vast-{id} was never fetched (it has ended)" in said and "now $0.000 an hour" in said
-    assert Ledger("c").polled() == asked  # it isn't led by who looks
+    assert Ledger("c").polled() == asked  # looking at it doesn't make this machine its head

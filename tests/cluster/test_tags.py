@@ -1,4 +1,4 @@
-"""cluster/tags.py: what Ray says of a node survives in less than 128 characters."""
+"""cluster/tags.py: Ray's tags of a node fit into less than 128 characters."""
 
 import operator
 
@@ -35,14 +35,14 @@ def test_the_longest_names_fit_and_come_back(all_tags):
     label = tags.encode("c" * tags.NAME, all_tags)
     assert len(label) < 128
     cluster, came = tags.decode(label)
-    if all_tags[ray.TAG_RAY_NODE_KIND] == "worker":  # its launch hash is the autoscaler's own business
+    if all_tags[ray.TAG_RAY_NODE_KIND] == "worker":  # the autoscaler alone uses a worker's launch hash
         del all_tags[ray.TAG_RAY_LAUNCH_CONFIG]
     assert cluster == "c" * tags.NAME and came == all_tags
     assert tags.encode(cluster, came) == label
 
 
 def test_a_hash_is_known_by_its_beginning():
-    """Ray relaunches a head whose launch hash it finds different: commands.py, _should_create_new_head."""
+    """Ray relaunches a head whose launch hash differs: commands.py, _should_create_new_head."""
     came = tags.decode(tags.encode("c", full("head")))[1][ray.TAG_RAY_LAUNCH_CONFIG]
     other = "z" + HASH[1:]
     for same in (operator.eq(HASH, came), operator.eq(came, HASH), operator.ne(other, came), operator.ne(came, other)):

@@ -1,4 +1,4 @@
-"""Vast's client against the simulated market, and pure on what Vast says of an instance."""
+"""Vast's client against the simulated market, and pure functions on Vast's descriptions of an instance."""
 
 import base64
 import gzip
@@ -66,7 +66,7 @@ def test_offers_are_filtered(market):
     assert all(o.gpu_memory_gb >= 24 for o in market.offers(Want(gpu_memory_gb=24)))
     assert {o.count for o in market.offers(Want(count=0))} == {0}
     assert {o.cuda for o in market.offers(Want(min_cuda=13.0))} == {13.0}
-    assert market.offers(Want(count=0, min_cuda=13.0))  # where there is no GPU, its driver is no matter
+    assert market.offers(Want(count=0, min_cuda=13.0))  # without a GPU, the driver doesn't matter
     certified = market.offers(Want(datacenter=True))
     assert certified and all(o.datacenter for o in certified) and not all(o.datacenter for o in market.offers(Want()))
     assert {o.region[-2:] for o in market.offers(Want(regions=("SE", "US")))} == {"SE", "US"}
@@ -105,19 +105,19 @@ def test_life_of_a_bid(sim, market):
         sim.state()["rentals"][0]["started"], abs=0.5
     )
     time.sleep(0.3)
-    assert market.list() == [runs]  # so that a ledger sees no change where there is none
+    assert market.list() == [runs]  # so that a ledger records no change if there is none
     market.label(id, "shoestring/test;k=head")
     sim.control("outbid", id=id)
     (lost,) = market.list()
     assert (lost.label, lost.state, lost.ssh) == ("shoestring/test;k=head", "lost", None) and "outbid" in lost.why
-    assert lost.disk_usd_per_hour > 0  # goes on costing until it is destroyed
+    assert lost.disk_usd_per_hour > 0  # billed until it is destroyed
     market.destroy(id)
     market.destroy(id)
     assert market.list() == []
 
 
 def test_a_search_serves_all_who_want_the_same(sim, monkeypatch):
-    """Vast allows ten a minute."""
+    """Vast allows ten searches a minute."""
     slow, search = Vast(sim.env["VAST_API_KEY"], sim.vast_url), "POST /api/v0/bundles/ 200"
     before = sim.state()["calls"][search]
     with ThreadPoolExecutor(4) as pool:
@@ -125,7 +125,7 @@ def test_a_search_serves_all_who_want_the_same(sim, monkeypatch):
     assert sim.state()["calls"][search] == before + 1 and others == [first] * 3 and len(first) == 3
     with pytest.raises(Taken):
         slow.create(first[0], order(first[0].usd_per_hour / 2))
-    assert slow.offers(Want(gpus=("RTX 4090",))) == first[1:]  # what was tried isn't offered again
+    assert slow.offers(Want(gpus=("RTX 4090",))) == first[1:]  # a tried offer isn't offered again
     assert slow.offers(Want(gpus=("RTX 3090",))) and sim.state()["calls"][search] == before + 2
     now = time.monotonic()
     monkeypatch.setattr(vast.time, "monotonic", lambda: now + vast.FRESH_S)
@@ -146,7 +146,7 @@ def test_what_other_instances_hold_hides_none_of_ours():
     page = {"instances": [odd, ours | {"storage_cost": None, "disk_space": None}], "next_token": None}
     [found] = vast_replies.Instances.model_validate_json(json.dumps(page)).instances
     assert found.id == "2" and found.disk_space == 0
-    del ours["id"]  # it could not be ended, and left out it would count as gone
+    del ours["id"]  # a rental that can't be destroyed would count as gone if it were skipped
     with pytest.raises(ValueError, match="id"):
         vast_replies.Instances.model_validate_json(json.dumps({"instances": [ours]}))
 
@@ -166,7 +166,7 @@ def test_an_offer_that_is_gone_is_taken(sim, market):
     sim.control("take", machine=int(offer.id))
     with pytest.raises(Taken, match=r"vast, create: HTTP 404: .*no_such_ask"):
         market.create(offer, order(offer.usd_per_hour * 2))
-    assert market.list() == []  # and no stopped instance whose disk is billed
+    assert market.list() == []  # and there is no stopped instance whose disk is billed
 
 
 @pytest.mark.parametrize("fault", ["404html", "404json", "410html", "410json"])
@@ -245,8 +245,8 @@ def test_times():
     assert vast._times(instance(actual_status="loading"), None) == (100.0, None)
     created, started = vast._times(instance(uptime_mins=10.0), None)
     assert created == 100.0 and started == pytest.approx(now - 600, abs=5)
-    assert vast._times(instance(uptime_mins=10.2), (100.0, started)) == (100.0, started)  # late by 12 s: the same start
-    assert vast._times(instance(uptime_mins=1.0), (100.0, started))[1] == pytest.approx(now - 60, abs=5)  # again
+    assert vast._times(instance(uptime_mins=10.2), (100.0, started)) == (100.0, started)  # 12 s late: the same start
+    assert vast._times(instance(uptime_mins=1.0), (100.0, started))[1] == pytest.approx(now - 60, abs=5)  # restarted
     (created, started) = vast._times(instance(start_date=None, actual_status=None), None)
     assert created == pytest.approx(now, abs=5) and started is None
     assert vast._times(instance(start_date=None, actual_status=None), (created, None)) == (created, None)
@@ -285,7 +285,7 @@ def test_onstart_lets_the_key_in_once_and_starts(tmp_path):
 
 
 def test_the_real_start_fits(tmp_path):
-    """What a worker and a head get, with an RSA key of 4,096 bits; if it grows, it is packed long before it is refused."""
+    """The start commands of a worker and a head, with an RSA key of 4,096 bits; long before they become too large, they are compressed."""
     key = "ssh-rsa " + base64.b64encode(random.Random(0).randbytes(535)).decode() + " me@here"
     for start in (watchdog.start(600), watchdog.start(600, ("10.0.0.1", 6379))):
         for script in (

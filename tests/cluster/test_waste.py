@@ -1,4 +1,4 @@
-"""The closed forms of waste against the process they describe, played out with seeded random preemptions."""
+"""The closed formulas of waste compared with a simulation of seeded random preemptions."""
 
 import math
 import random
@@ -9,7 +9,7 @@ from cluster import waste
 
 
 def play(work_s, interval_s, save_s, restart_s, gone_s, mtbf_s, rng) -> tuple[float, float]:
-    """(seconds until the work is done, of them paid) of one run: pieces that are saved, lost, waited for and begun again."""
+    """Returns (seconds until the work is done, paid seconds) of one run: pieces are saved, lost, waited for and restarted."""
     total = paid = 0.0
     left, recovering = work_s, False
     until = rng.expovariate(1 / mtbf_s)
@@ -56,7 +56,8 @@ def test_by_hand():
     assert waste.young(8, 100) == 40
     assert waste.daly(300, 100) == 100  # saving takes longer than machines last
     calm = waste.expected(1_000, 300, 10, 60, 60, math.inf)
-    assert (calm.seconds, calm.paid_seconds, calm.preemptions) == (1_040, 1_040, 0)  # 300, 300, 300 and 100, each saved
+    # 300, 300, 300 and 100 s, each saved.
+    assert (calm.seconds, calm.paid_seconds, calm.preemptions) == (1_040, 1_040, 0)
     assert calm.wasted == pytest.approx(40 / 1_040)
 
 
@@ -65,7 +66,7 @@ def test_by_hand():
     [(3_000, 1), (3_300, 1), (3_301, 2), (6_600, 2), (6_601, 3)],
 )
 def test_sessions(work_s, count):
-    """An hour's session with 180 s to start holds 11 pieces of 300 s, each saved in 10."""
+    """An hour's session with 180 s to start has room for 11 pieces of 300 s, each saved in 10 s."""
     assert waste.sessions(work_s, 300, 10, 180, 3_600) == count
 
 

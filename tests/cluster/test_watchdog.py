@@ -1,4 +1,4 @@
-"""watchdog.sh, run by the shells it will meet, against a market's API on loopback."""
+"""watchdog.sh, run by the shells that real boxes have, against a market's API on loopback."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from tests.conftest import PATIENCE
 
 @pytest.fixture
 def api():
-    """(address, requests received as (seconds since the start, method, path, key, body), statuses to answer in turn, or (status, body))"""
+    """(address, received requests as (seconds since the start, method, path, key, body), statuses or (status, body) to reply in turn)"""
     received, statuses, began = [], [], time.time()
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,7 +45,7 @@ def api():
 
 @pytest.fixture
 def start(tmp_path, api):
-    """start("6", CONTAINER_ID="1") → the watchdog's process, its heartbeat in tmp_path"""
+    """start("6", CONTAINER_ID="1") → the watchdog's process; its heartbeat file is in tmp_path."""
     running = []
 
     def run(*arguments, shell="sh", pause="1", **env):
@@ -55,7 +55,7 @@ def start(tmp_path, api):
             "VAST_URL": api[0],
             "RUNPOD_URL": api[0],
         }
-        # Five seconds are one, so that the test is short.
+        # Five seconds are shortened to one.
         script = tmp_path / "watchdog.sh"
         script.write_text(
             watchdog.SCRIPT.read_text().replace("every=5", "every=1").replace("sleep 30", f"sleep {pause}")
@@ -128,7 +128,7 @@ def test_where_its_key_does_not_open_runpods_api_runpodctl_ends_it(start, api, t
     ],
 )
 def test_a_404_is_the_end_only_where_the_market_says_so(start, api, tmp_path, body, ends):
-    """After the end it waits for it; else it tries again at once."""
+    """After the end it waits for its container to be removed; otherwise it retries at once."""
     api[2].extend([(404, body)] * 99)
     start("1", CONTAINER_ID="77", CONTAINER_API_KEY="k", pause="600")
     wait_until(lambda: len(api[1]) >= (1 if ends else 3))

@@ -1,4 +1,4 @@
-"""Every YAML in cluster/ is one that Ray takes, checked as `ray up` does before it rents."""
+"""Every YAML in cluster/ is valid for Ray, checked as by `ray up` before it rents."""
 
 import pytest
 import yaml
@@ -20,7 +20,7 @@ def test_ray_takes_it(path):
 
 
 def test_the_heads_copy_is_read_to_the_same():
-    """Ray prepares on the head what it prepared on the laptop: no command may come twice."""
+    """Ray processes on the head what it already processed on the laptop: no command may appear twice."""
     config = yaml.safe_load((REPO / "cluster/vast.yaml").read_text()) | {"setup_commands": ["echo mine"]}
     first = bootstrap_config(config, no_config_cache=True)
     assert first["worker_setup_commands"][1:] == ["echo mine"]

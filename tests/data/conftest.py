@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-CHAT = ("chat", "text")  # what SFT wants
+CHAT = ("chat", "text")  # SFT's kinds of row
 
 
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
-    """Where load keeps its files in this test."""
+    """The cache folder of load in this test."""
     folder = tmp_path_factory.mktemp("hf")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder))
     return folder / "shoestring"
@@ -17,7 +17,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """write(name, rows) → path of a JSONL file; rows that are bytes go in as they are."""
+    """write(name, rows) → path of a JSONL file; rows that are bytes are written unchanged."""
 
     def write(name, rows):
         path = tmp_path / name

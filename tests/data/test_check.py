@@ -1,4 +1,4 @@
-"""check: counts, refusals with their remedies, leaks, and what the driver never imports."""
+"""check: counts, errors with their remedies, leaks, and the modules that the driver must not import."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from lib.config import Data
 from lib.data import absolute, check, load, per_answer, scan
 from tests.data.conftest import CHAT, qa, qa_chats, questions
 
-# `lib.data.load` is both a module and the function that the package shows under that name.
+# `lib.data.load` is both a module and the function that the package exports under that name.
 MODULE = sys.modules["lib.data.load"]
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -43,7 +43,7 @@ def test_bad_pairs(write):
     path = write("a.jsonl", [{"prompt": f"p{i}", "chosen": "c", "rejected": "r"} for i in range(9)] + [same])
     with pytest.raises(ValueError, match=r"a.jsonl:10: chosen and rejected are the same"):
         check(Data(path), ("preference",))
-    assert check(Data(path, heldout_fraction=0), CHAT).rows == 10  # for SFT the chosen answer is fine
+    assert check(Data(path, heldout_fraction=0), CHAT).rows == 10  # for SFT, the chosen answer is used
 
 
 def test_bad_held_out_rows_count_too(write):
@@ -79,7 +79,7 @@ def test_a_held_out_prompt_inside_a_longer_conversation_is_a_leak(write):
     train = write("a.jsonl", [{"messages": turn + more + turn}, *qa_chats(2)])
     with pytest.raises(ValueError, match="1 training rows hold"):
         check(Data(train, heldout=write("b.jsonl", [{"messages": turn + more}])), CHAT)
-    # The other way round the held-out question ("Go on", after that exchange) was never trained on.
+    # Conversely, the held-out question ("Go on", after that exchange) was never trained on.
     short = write("c.jsonl", [{"messages": turn}])
     assert check(Data(short, heldout=write("d.jsonl", [{"messages": turn + more}])), CHAT).leaks == 0
 
@@ -222,7 +222,7 @@ def test_large_sources_are_sampled_on_the_driver_only(write, monkeypatch):
 
 
 def test_check_imports_nothing_heavy_and_is_fast(write):
-    """A megabyte in under a second, without torch, datasets or pyarrow: the driver refuses a config in no time."""
+    """A megabyte in under a second, without torch, datasets or pyarrow, so that the driver rejects a config quickly."""
     row = {"question": "What is it? " * 40, "answer": "That. " * 40}
     path = write("a.jsonl", [row | {"question": f"{i} {row['question']}"} for i in range(2000)])
     code = (
@@ -239,7 +239,7 @@ def test_check_imports_nothing_heavy_and_is_fast(write):
 
 
 def test_pairs_that_part_before_the_last_turn_are_refused_where_they_are_learnt(write):
-    """In every dialect: whatever follows the first answer that differs would carry loss. A reward model scores them whole,
+    """In every format: the turns after the first differing answer would carry loss. A reward model scores them whole,
     and SFT learns the chosen answers."""
 
     def turns(first, last, by=("role", "content"), names=("user", "assistant")):

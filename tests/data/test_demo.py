@@ -1,4 +1,4 @@
-"""The generated demo data: the same every time, held-out apart from training, every pair as the rule says."""
+"""The generated demo data: reproducible, with held-out rows apart from training, and every pair by the stated rule."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Every format: one row as people write it, the literal canonical row it becomes, and how bad rows of it are named."""
+"""Every format: one row as people write it, its literal canonical row, and the errors for bad rows."""
 
 import json
 
@@ -105,7 +105,7 @@ CASES = [
         {"prompt": [S, U], "chosen": [A], "rejected": [B]},
         [{"prompt": [S, U], "chosen": [A], "rejected": [B]}],
     ),
-    # UltraFeedback: the prompt as text, and again at the start of both conversations.
+    # UltraFeedback: the prompt as text, and repeated at the start of both conversations.
     (
         "preference",
         {"prompt": "Name a fruit.", "chosen": [U, A], "rejected": [U, B]},
@@ -221,7 +221,7 @@ def test_bad_rows_say_why(name, row, why):
 
 
 def test_hh_rows_that_differ_earlier_or_repeat_a_speaker():
-    """As rows 1255, 1689 and 2037 of hh-rlhf's harmless test set: the answers part before the last turn."""
+    """Like rows 1255, 1689 and 2037 of hh-rlhf's harmless test set: the answers differ before the last turn."""
     row = {
         "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Fruit?\n\nAssistant: Fig.\n\nAssistant: Or lime.",
         "rejected": "\n\nHuman: Hi\n\nAssistant: Go away",

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_share_is_held_out_by_prompt(write):
-    """The literal rows: they must not move with a new release, another order or more rows."""
+    """The literal rows: a new release, another order or more rows must not move them."""
     path = write("a.jsonl", [*qa(20), {"question": "WHAT is 3 ?", "answer": "three"}])
     loaded = load(Data(path, heldout_fraction=0.3), CHAT)
     held = questions(loaded.heldout)
@@ -74,7 +74,7 @@ def test_nothing_held_out(write):
 
 
 def test_tools_reach_the_trainer_as_they_were(write):
-    """No nulls that other rows' keys would leave in Arrow structs: templates ask `'tool_calls' in message`."""
+    """Without the nulls that other rows' keys would add in Arrow structs: templates test `'tool_calls' in message`."""
     call = {"type": "function", "function": {"name": "look", "arguments": {"up": True, "n": [1, 2.5]}}}
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     using = [
@@ -96,7 +96,7 @@ NUMBERS = "[2.5e-11, 6.62607015e-34, 0.30000000000000004, 0.123456789012345, 123
 
 @pytest.mark.parametrize("kind", ["chat", "prompt", "preference", "labelled"])
 def test_numbers_are_those_that_json_reads(tmp_path, kind):
-    """In a tool's arguments and in what it takes, from each kind of row; once more after they became an answer each."""
+    """In a tool's arguments and its description, from each kind of row; and again after they were split into one row per answer."""
     calls = f'[{{"type": "function", "function": {{"name": "f", "arguments": {{"n": {NUMBERS}}}}}}}]'
     tools = f'[{{"type": "function", "function": {{"name": "f", "parameters": {{"enum": {NUMBERS}}}}}}}]'
     asked = (
@@ -148,7 +148,7 @@ def test_every_kind_loads(write, want, columns):
 def test_hash_is_of_the_content(write, tmp_path):
     first = check(Data(write("a.jsonl", qa(20))), CHAT)
     (tmp_path / "b.json").write_text(json.dumps(qa(20), indent=1))
-    assert check(Data(str(tmp_path / "b.json")), CHAT).sha256 == first.sha256  # same rows in another file
+    assert check(Data(str(tmp_path / "b.json")), CHAT).sha256 == first.sha256  # the same rows in another file
     assert (
         check(Data(write("c.jsonl", [*qa(19), {"question": "What is 19?", "answer": "20"}])), CHAT).sha256
         != first.sha256

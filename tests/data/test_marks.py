@@ -1,4 +1,4 @@
-"""Messages that are marked as not to be learnt are context in every stage, and are counted."""
+"""Messages marked as not to be learnt are context in every stage, and are counted."""
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_marks_that_cannot_be_kept(marked, why):
 
 
 def test_marked_answers_are_context(write):
-    """In both dialects, on both sides of the split; no template gets to see the mark."""
+    """In both formats, on both sides of the split; no template receives the mark."""
     talk = [user("One?"), answer("WRONG", weight=0), user("Two?"), answer("2", weight=1), user("Three?"), answer("3")]
     share = [
         {"from": "human", "value": "Four?"},

@@ -1,4 +1,4 @@
-"""Turns in every dialect → messages, and what makes a conversation unusable."""
+"""Turns in every format → messages, and the reasons that make a conversation unusable."""
 
 import json
 from datetime import date
@@ -22,7 +22,7 @@ NAN = float("nan")
         ([{"role": "developer", "content": "Short."}, U], [{"role": "system", "content": "Short."}, U]),
         ([{"role": "system", "content": " "}, U], [U]),
         ([{"from": "HUMAN", "value": "Sky?"}, {"from": "bot", "value": "Grey."}], [U, A]),
-        # OpenAI: arguments as JSON text, content null, an id that the answer repeats.
+        # OpenAI: arguments as JSON text, null content, and an id that the tool's answer repeats.
         (
             [
                 U,
@@ -49,7 +49,7 @@ NAN = float("nan")
             [U, {"role": "assistant", "content": "", "tool_calls": [{"name": "look", "arguments": {"up": True}}]}],
             [U, CALLING],
         ),
-        # Two calls in one function_call turn, after words of the same speaker.
+        # Two calls in one function_call turn, after a text of the same speaker.
         (
             [
                 U,
@@ -89,11 +89,11 @@ NAN = float("nan")
             [U, A | {"reasoning_content": "Clouds."}],
         ),
         ([U, {"role": "ipython", "content": {"sky": "grün"}}], [U, {"role": "tool", "content": '{"sky": "grün"}'}]),
-        # Arrow's nulls: members that other rows have.
+        # Arrow's nulls for keys that other rows have.
         ([{"role": "user", "content": "Sky?", "tool_calls": None, "name": None}], [U]),
         # pandas' NaN for the same.
         ([U, A | dict.fromkeys(("reasoning", "thinking", "tool_calls", "function_call", "weight"), NAN)], [U, A]),
-        # Calls as JSON text; keys in their order, which templates render.
+        # Calls as JSON text; their keys stay in order, since templates render them.
         (
             [
                 U,

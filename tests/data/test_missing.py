@@ -1,4 +1,4 @@
-"""A value that isn't there is missing whatever a file writes for it: left out where it may be, a bad row where it is needed."""
+"""A missing value counts as missing however a file writes it: an optional one is left out, a required one makes a bad row."""
 
 import json
 
@@ -30,7 +30,7 @@ def written(tmp_path, kind, rows):
     return str(path)
 
 
-# In Parquet a column of text can only hold null; one of numbers can hold NaN.
+# In Parquet, a text column can only contain null; a number column can also contain NaN.
 EMPTY = [
     ("jsonl", NAN),
     ("jsonl", INF),
@@ -77,7 +77,7 @@ def test_needed_columns_make_a_bad_row(tmp_path, kind, nothing, want, row, neede
 
 
 def test_numbers_of_a_parquet_column(tmp_path):
-    """pandas makes a column of whole numbers with a hole one of floats; the hole is no "nan"."""
+    """pandas turns a column of integers with a hole into floats; the hole must not become "nan"."""
     path = written(tmp_path, "parquet", [{"question": f"{i}?", "answer": v} for i, v in enumerate((1.5, NAN, 2.5))])
     loaded = load(Data(path, heldout_fraction=0, bad_rows="skip"), CHAT)
     assert [row["messages"][1]["content"] for row in loaded.train] == ["1.5", "2.5"]
@@ -85,7 +85,7 @@ def test_numbers_of_a_parquet_column(tmp_path):
 
 
 def test_words_that_look_like_a_hole_are_words(tmp_path):
-    """pandas leaves a CSV cell empty where a value is missing: what reads "nan" or "NaN" was written by somebody."""
+    """pandas writes an empty CSV cell for a missing value, so a cell with "nan" or "NaN" is a real text."""
     rows = [{"question": "0 / 0 in JavaScript?", "answer": "NaN"}, {"question": "Bread in India?", "answer": "nan"}]
     for kind in ("csv", "jsonl", "parquet"):
         loaded = load(Data(written(tmp_path, kind, rows), heldout_fraction=0), CHAT)

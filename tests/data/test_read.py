@@ -1,4 +1,4 @@
-"""Every kind of file, well and badly written, to rows with their places."""
+"""Every kind of file, well and badly written, to rows with their positions."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ LOCAL = fsspec.filesystem("file")
 
 
 def rows(tmp_path, name: str, content: bytes | str) -> list[tuple[str, dict | str]]:
-    """Writes the file, reads it; bad rows as their reason."""
+    """Writes the file and reads it; bad rows are returned as their error."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return [(place, str(r) if isinstance(r, BadRow) else r) for place, r in read.rows(LOCAL, str(path), name)]
@@ -48,7 +48,7 @@ def test_json_array(tmp_path):
 
 @pytest.mark.parametrize("block", [4, 16, 1 << 20])
 def test_json_array_in_pieces(tmp_path, monkeypatch, block):
-    """Elements, numbers and characters of several bytes that are cut by the end of a block come out whole."""
+    """Elements, numbers and multi-byte characters that are split at the end of a block are read correctly."""
     monkeypatch.setattr(read, "BLOCK", block)
     expected = [{"n": 123456789, "s": "é😀" * i, "l": [i, None, True]} for i in range(30)]
     assert [r for _, r in rows(tmp_path, "x.json", json.dumps(expected, ensure_ascii=False))] == expected
@@ -77,7 +77,7 @@ def test_unreadable(tmp_path, name, text, why):
 
 
 def test_json_of_other_layouts(tmp_path):
-    """JSON Lines under .json; one object that holds the list; one object that is the row, with messages in it."""
+    """JSON Lines in a .json file; an object that contains the list; an object that is itself a row with messages."""
     assert rows(tmp_path, "x.json", '{"a": 1}\n{"a": 2}\n') == [("x.json:1", {"a": 1}), ("x.json:2", {"a": 2})]
     assert rows(tmp_path, "x.json", json.dumps({"version": 1, "data": [{"a": 1}, {"a": 2}]}, indent=1)) == [
         ("x.json[0]", {"a": 1}),
@@ -126,7 +126,7 @@ def test_text_is_paragraphs_or_lines(tmp_path):
 
 
 def test_parquet(tmp_path):
-    """Null members that Arrow adds to objects go away again; a null column stays."""
+    """Nulls that Arrow adds to objects are removed; a null column stays."""
     expected = [
         {"m": [{"role": "user"}, {"name": "x"}], "t": None},
         {"m": [{"role": "tool", "name": "y"}], "t": "z"},
@@ -164,7 +164,7 @@ def test_endings():
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_json_lines_under_json_with_a_first_row_of_any_length(tmp_path, packed):
-    """Longer than what is looked at to tell the layout; and one that ends where that ends."""
+    """Longer than the part that is read to detect the layout; and one that ends exactly there."""
     for size in (read.BLOCK - 11, read.BLOCK + 1, 3 * read.BLOCK):
         lines = f"\ufeff\n{json.dumps({'a': 'x' * size})}\n\n{json.dumps({'a': 'y'})}\n".encode()
         found = rows(tmp_path, f"x.json{packed}", gzip.compress(lines, 1) if packed else lines)
@@ -182,7 +182,7 @@ def test_one_long_object_is_no_json_lines(tmp_path, text):
 )
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_utf_16_is_named(tmp_path, name, encoding):
-    """With and without its mark; also compressed."""
+    """With and without a byte order mark; also compressed."""
     content = '{"a": 1}\n'.encode(encoding)
     with pytest.raises(read.Unreadable, match=f"{name} is UTF-16"):
         rows(tmp_path, name, PACK.get(name.rsplit(".", 1)[1], bytes)(content))

@@ -1,4 +1,4 @@
-"""Which format, from the columns; and what is said when none fits or the stage can't use it."""
+"""The format recognised from the columns, and the errors if none fits or the stage can't use it."""
 
 import pytest
 

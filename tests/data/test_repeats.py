@@ -26,11 +26,11 @@ ASKED = "Which colour is the sky?"
             {"instruction": "Say it shorter.", "input": "Long.", "chosen": "Say it shorter.\nLong.\nL.", "rejected": "Say it shorter.\nLong.\nNo."},
             {"chosen": "L.", "rejected": "No."},
         ),
-        # One answer of two repeats it: that may be what makes it the worse.
+        # Only one answer of two repeats it: that may be why it is the worse one.
         ("preference", {"prompt": ASKED, "chosen": "Grey.", "rejected": f"{ASKED} Grey."}, None),
         # A greeting that is returned.
         ("preference", {"prompt": "Good day!", "chosen": "Good day! Hello.", "rejected": "Good day! Go."}, None),
-        # Another word begins like the last of the prompt; nothing but the prompt.
+        # A word that begins like the last one of the prompt; an answer that is only the prompt.
         ("prompt-completion", {"prompt": "Name me a cat", "completion": "Name me a category"}, None),
         ("prompt-completion", {"prompt": ASKED, "completion": f"{ASKED} "}, None),
         ("question-answer", {"question": ASKED, "answer": f"{ASKED} Grey."}, None),
@@ -42,7 +42,7 @@ def test_without_prompt(format, row, expected):
 
 
 def test_taken_off_and_counted(write):
-    """In text as in messages, where the same conversation lost its prompt already."""
+    """In text and in messages, where the conversation already had its prompt removed."""
     talk = [{"role": "user", "content": ASKED}]
     sides = {side: f"{word}." for side, word in (("chosen", "Grey"), ("rejected", "Red"))}
     text = {"prompt": ASKED} | {side: f"{ASKED} {word}" for side, word in sides.items()}

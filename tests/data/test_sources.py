@@ -138,7 +138,7 @@ def test_s3(bucket, tmp_path, monkeypatch):
         {"role": "assistant", "content": "Yes"},
     ]
     assert loaded.check.sha256 == found.sha256
-    # A changed object is seen, though its name and size are the same.
+    # A changed object is noticed though its name and size are the same.
     bucket.put_object(Bucket="shelf", Key="sums/b.csv", Body=b"question,answer\nLess?,Not\n")
     assert load(data, ("chat",)).train[20]["messages"][0]["content"] == "Less?"
 
@@ -163,7 +163,7 @@ def test_s3_unreachable(bucket, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """No network, and a cache as load_dataset leaves it behind: garden/fruit with the splits train and test."""
+    """No network, and a cache as left by load_dataset: garden/fruit with the splits train and test."""
     import datasets
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Same prompts are found whatever their case, space and punctuation; different sums stay different."""
+"""Prompts that differ only in case, space and punctuation count as the same; different sums stay different."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_share():
     count = sum(is_heldout(k, 0.1) for k in keys)
     assert abs(count - 2000) < 4 * (20_000 * 0.1 * 0.9) ** 0.5  # 4 standard deviations of a binomial
     assert not any(is_heldout(k, 0.0) for k in keys) and all(is_heldout(k, 1.0) for k in keys)
-    assert all(is_heldout(k, 0.2) for k in keys if is_heldout(k, 0.1))  # a larger share holds the smaller one
+    assert all(is_heldout(k, 0.2) for k in keys if is_heldout(k, 0.1))  # a larger share contains the smaller one
 
 
 def test_prompts_of():

@@ -1,4 +1,4 @@
-"""TRL's own trainers take the rows as they are loaded, tools and all."""
+"""TRL's own trainers accept the loaded rows, including tools."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_sft_with_tool_calls(tmp_path, settings, tiny_model, tokenizer):
 
 
 def test_labels_leave_out_what_is_marked(tmp_path, settings, tiny_model, tokenizer):
-    """Decoded where they are no -100: a marked answer carries no loss, and stands in the context of those after it."""
+    """Decodes the labels that aren't -100: a marked answer carries no loss but is in the context of later ones."""
     from trl import SFTConfig, SFTTrainer
 
     said = [("user", "One?"), ("assistant", "WRONG"), ("user", "Two?"), ("assistant", "Right.")]
@@ -85,7 +85,7 @@ def test_dpo_and_reward_with_transcripts(tmp_path, settings, tiny_model, tokeniz
         tmp_path, [{"chosen": f"{start}Grey {i}.", "rejected": f"{start}No."} for i in range(4)], ("preference",)
     )
     dpo = DPOTrainer(tiny_model, args=DPOConfig(**settings), train_dataset=rows, processing_class=tokenizer)
-    assert dpo.train().training_loss == pytest.approx(0.6931, abs=0.01)  # log 2: the policy is its reference
+    assert dpo.train().training_loss == pytest.approx(0.6931, abs=0.01)  # log 2: the policy equals its reference
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
     model.config.pad_token_id = tokenizer.pad_token_id
     reward = RewardTrainer(model, args=RewardConfig(**settings), train_dataset=rows, processing_class=tokenizer)
@@ -96,7 +96,7 @@ def test_dpo_and_reward_with_transcripts(tmp_path, settings, tiny_model, tokeniz
 
 
 def test_what_is_learnt_is_what_the_template_makes_of_the_row(tmp_path, settings, tiny_model, tokenizer):
-    """Character for character, with numbers that other readers of JSON round (as datasets' does)."""
+    """Character for character, with numbers that other JSON readers (such as datasets') round."""
     from transformers import AutoModelForSequenceClassification
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -110,7 +110,10 @@ def test_what_is_learnt_is_what_the_template_makes_of_the_row(tmp_path, settings
     def rendered(messages):
         return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
 
-    chats = [{"messages": prompt + calling, "tools": tools}, {"messages": prompt + saying}]  # 1 in 2 has other keys
+    chats = [
+        {"messages": prompt + calling, "tools": tools},
+        {"messages": prompt + saying},
+    ]  # every second row has other keys
     train = per_answer(loaded(tmp_path, chats * 3, ("chat",)))
     sft = SFTTrainer(tiny_model, SFTConfig(**settings), train_dataset=train, processing_class=tokenizer)
     assert tokenizer.decode(sft.train_dataset[0]["input_ids"]) == rendered(prompt + calling)

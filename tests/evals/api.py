@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server whose replies a test chooses, and what is said to it."""
+"""An OpenAI-compatible server with replies chosen by the test, which records its requests."""
 
 import json
 import threading
@@ -8,7 +8,7 @@ from lib.evals.endpoint import Judge
 
 
 class Api:
-    """An OpenAI-compatible server on loopback whose replies a test chooses: say(prompt) → text, or (status, headers)."""
+    """An OpenAI-compatible server on loopback with replies chosen by the test: say(prompt) → text, or (status, headers)."""
 
     def __init__(self, say):
         self.say, self.asked, self.keys, api = say, [], set(), self
@@ -52,7 +52,7 @@ def talk(question: str, answer: str) -> list[dict]:
 
 
 def better(prompt: str) -> str:
-    """A judge that likes answers with 'good' in them, wherever they stand."""
+    """A judge that prefers answers with 'good' in them, in either position."""
     a, b = prompt.index("[Assistant A]"), prompt.index("[Assistant B]")
     good = ["good" in prompt[a:b], "good" in prompt[b:]]
     return "Because. " + ("[[C]]" if good[0] == good[1] else "[[A]]" if good[0] else "[[B]]")

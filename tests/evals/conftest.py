@@ -1,4 +1,4 @@
-"""A judge at an address, whose replies a test chooses."""
+"""A judge's API with replies chosen by the test."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.evals.api import Api
 
 @pytest.fixture
 def api():
-    """api(say) → Api; closed at the end."""
+    """api(say) → Api; closed at the end of the test."""
     made = []
 
     def make(say) -> Api:
@@ -26,5 +26,5 @@ def api():
 
 @pytest.fixture
 def panel(tmp_path):
-    """panel(Judge) → Panel that keeps its replies in a run of the test's."""
+    """panel(Judge) → Panel that stores its replies in a run of the test."""
     return lambda j: Panel(j, Endpoint(j, Run(str(tmp_path / "run"))), judge.prompts(j.prompts))

@@ -1,9 +1,9 @@
-"""How often the intervals hold the truth, and how often the verdicts that rest on them are false alarms.
+"""How often the intervals contain the true value, and how often the verdicts based on them are false alarms.
 
-    python -m tests.evals.coverage 500      the table of docs/intervals.md: exact for shares, 500 draws each for the rest; 0: only shares
+python -m tests.evals.coverage 500      the table of docs/intervals.md: exact for shares, 500 draws each for the rest; 0: only shares
 
-Shares are counted out, table by table, so there is no error in the numbers. Simulated coverage c of N draws has a standard
-error of √(c (1 − c) / N): 1 point at 95% and 500 draws.
+Shares are computed exactly by enumerating all tables. A simulated coverage c of N draws has a standard error of √(c (1 − c) / N):
+1 point at 95% and 500 draws.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lib.evals.tango import tango
 
 Z = norm.ppf(0.975)
 NEAR = 1e-9
-"""A limit that meets the truth but for rounding holds it."""
+"""An interval limit within this distance of the true value contains it, to allow for rounding."""
 
 
 def single(n: int, p) -> np.ndarray:
-    """Chance that the interval of a share of right answers holds the true one. p: any number of true shares."""
+    """Returns the probability that the interval of a share of right answers contains the true share. p: any number of true shares."""
     p_P1, k_K = np.asarray(p, float)[:, None], np.arange(n + 1)
     low_K, high_K = tango(k_K, n - k_K, n, Z)
     held_PK = (low_K <= 2 * p_P1 - 1 + NEAR) & (2 * p_P1 - 1 - NEAR <= high_K)
@@ -34,7 +34,7 @@ def _tables(n: int):
 
 
 class Paired:
-    """Examples that only the second of two models gets right (up), or only the first (down), and all the tables of n."""
+    """Examples that only the second of two models gets right (up), or only the first (down), and all possible tables of n examples."""
 
     def __init__(self, n: int):
         self.n, (self.up, self.down) = n, _tables(n)
@@ -44,7 +44,7 @@ class Paired:
         self.mid = statistics.mid_p(self.up, self.down)
 
     def chance(self, up: float, down: float) -> np.ndarray:
-        """Of each table; up, down: chance that an example is such a one."""
+        """Returns the probability of each table. up, down: probabilities of such examples."""
         counts = np.stack([self.up, self.down, self.n - self.up - self.down], 1)
         return multinomial.pmf(counts, self.n, [up, down, 1 - up - down])
 
@@ -53,20 +53,21 @@ class Paired:
         return float(self.chance(up, down)[held].sum())
 
     def alarms(self, differ: float) -> tuple[float, float, float]:
-        """Between equally good models, of which a share of `differ` examples tells: how often the interval excludes 0; the
-        interval does and McNemar's mid-p is below 0.05, as a verdict needs; likewise the exact p."""
+        """For equally good models that differ on a share `differ` of examples, returns how often the interval excludes 0; how often it does
+        and McNemar's mid-p is below 0.05, as a verdict requires; and the same with the exact p."""
         chance, out = self.chance(differ / 2, differ / 2), (self.low > NEAR) | (self.high < -NEAR)
         return tuple(float(chance[x].sum()) for x in (out, out & (self.mid < 0.05), out & (self.exact < 0.05)))
 
 
 def independent(p: float, q: float, same: float = 0.0) -> tuple[float, float]:
-    """(up, down) of two models right with chance p and q, on a share `same` of examples as alike as they can be."""
+    """Returns (up, down) of two models that are right with probability p and q, and agree as much as possible on a share `same`
+    of examples."""
     alike = (max(q - p, 0), max(p - q, 0))
     return tuple(same * x + (1 - same) * y for x, y in zip(alike, ((1 - p) * q, p * (1 - q)), strict=True))
 
 
 def numbers(rng):
-    """{name: (draw of n numbers, true mean)}"""
+    """{name: (function that draws n numbers, true mean)}"""
     graded = np.clip(np.random.default_rng(0).normal(8, 2, 1_000_000).round(), 1, 10).mean()
     return {
         "normal": (lambda n: rng.normal(1, 1, n), 1.0),
@@ -79,13 +80,13 @@ def numbers(rng):
 
 
 def mean(draw, truth: float, n: int, draws: int) -> tuple[float, float]:
-    """(share of draws without a wrong interval, share of draws in which there is one)"""
+    """Returns (share of draws without a wrong interval, share of draws with an interval)."""
     found = [statistics.bootstrap_mean(draw(n), seed) for seed in range(draws)]
     return _held(found, truth)
 
 
 def ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, float]:
-    """Nats per token of documents whose lengths are log-normal (σ = `spread`), as are their rates (σ = 0.5)."""
+    """Nats per token of documents with log-normal lengths (σ = `spread`) and log-normal rates (σ = 0.5)."""
     found = []
     for seed in range(draws):
         tokens = rng.lognormal(3, spread, n).round() + 1
@@ -94,7 +95,7 @@ def ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, float]:
 
 
 def paired_ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, float]:
-    """Two equally good models on such documents, their rates 10% apart at random."""
+    """Two equally good models on such documents, with rates that randomly differ by 10%."""
     found = []
     for seed in range(draws):
         tokens = rng.lognormal(3, spread, n).round() + 1
@@ -104,7 +105,7 @@ def paired_ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, f
 
 
 def clustered(rng, groups: int, each: int, p: float, alike: float, draws: int) -> tuple[float, float]:
-    """Right answers to `groups` questions, `each` answers to one; `alike`: correlation of two answers to one question."""
+    """Right answers to `groups` questions, with `each` answers per question; alike: correlation of two answers to the same question."""
     names, found = np.repeat(np.arange(groups), each), []
     for _ in range(draws):
         found.append(statistics.proportion(_answers(rng, p, groups, each, alike), names))
@@ -135,7 +136,7 @@ P = np.arange(0.02, 0.981, 0.005)
 
 
 def table(draws: int) -> list[tuple[str, ...]]:
-    """(what, n = 20, 30, 100) as shown in docs/intervals.md."""
+    """Returns (case, n = 20, 30, 100) as shown in docs/intervals.md."""
     rng, sizes, rows = np.random.default_rng(0), (20, 30, 100), []
     at = {n: single(n, P) for n in sizes}
     rows.append(

@@ -1,4 +1,4 @@
-"""A report of plausible numbers made from seeded random examples: for the renderers, not a result of any model."""
+"""A report with plausible numbers from seeded random examples, for testing the renderers; not a result of any model."""
 
 import math
 import random

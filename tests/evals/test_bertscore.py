@@ -1,4 +1,4 @@
-"""BERTScore in a report equals the formula of the paper, computed here from the encoder's own embeddings."""
+"""BERTScore in a report equals the paper's formula, computed here from the encoder's own embeddings."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from lib.run import Run
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> str:
-    """Folder of a random BERT (2 layers, 32 wide) over the letters."""
+    """Folder of a random BERT (2 layers, width 32) over the letters."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -21,7 +21,8 @@ def encoder(tmp_path_factory) -> str:
     letters = [chr(c) for c in range(33, 127)]
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
     (folder / "vocab.txt").write_text("\n".join(vocab))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)  # with no model_max_length, as DeBERTa's
+    # Without model_max_length, like DeBERTa's tokenizer.
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=len(vocab), **shape)).save_pretrained(folder)
@@ -38,8 +39,8 @@ def job(runs, chats_file, encoder, tmp_path) -> EvalJob:
 
 
 def by_hand(encoder: str, answer: str, reference: str) -> tuple[float, float, float]:
-    """Equations of section 3: precision, recall and F1 of greedy matching by cosine. As in the authors' code, [CLS] and [SEP] are
-    matched with, but don't count."""
+    """The equations of section 3: precision, recall and F1 of greedy matching by cosine. As in the authors' code, tokens may match [CLS]
+    and [SEP], but these two don't count themselves."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -52,7 +53,7 @@ def by_hand(encoder: str, answer: str, reference: str) -> tuple[float, float, fl
         return x / x.norm(dim=-1, keepdim=True)
 
     like = embed(answer) @ embed(reference).T
-    if len(like) == 2:  # control characters, which are no tokens
+    if len(like) == 2:  # control characters, which give no tokens
         return 0.0, 0.0, 0.0
     p, r = like.max(1).values[1:-1].mean().item(), like.max(0).values[1:-1].mean().item()
     return p, r, 2 * p * r / (p + r)

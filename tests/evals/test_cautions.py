@@ -1,4 +1,4 @@
-"""Biased judges beside a fair one: what the card, the tables and the terminal say of their verdicts."""
+"""Biased judges compared with a fair one: the warnings about their verdicts in the card, the tables and the terminal."""
 
 import random
 
@@ -14,7 +14,7 @@ N = 40
 
 
 def answers(prompt: str) -> tuple[str, str]:
-    """Of a prompt of ours: (answer A, answer B)."""
+    """Returns (answer A, answer B) of one of our prompts."""
     a, b = prompt.index("[Assistant A]"), prompt.index("[Assistant B]")
     return prompt[a:b], prompt[b:]
 
@@ -29,8 +29,8 @@ def coin(prompt: str) -> str:
 
 
 def conversations() -> list:
-    """Of two in three pairs the first run's answer is the good one, of the others the second's; in one of ten the good one is
-    much longer, in the rest it is a bit shorter or longer by turns."""
+    """In two of three pairs the first run's answer is the good one, in the others the second's. In one of ten pairs the good answer is
+    much longer; in the others it is alternately a bit shorter or longer."""
     out = []
     for i in range(N):
         good, bad = talk(f"q{i}", f"good {'x' * (i % 7)}"), talk(f"q{i}", f"poor {'x' * (6 - i % 7)}")
@@ -39,7 +39,7 @@ def conversations() -> list:
 
 
 def judged(api, panel, say) -> Report:
-    """A report of one win rate as `say` judges."""
+    """Returns a report with one win rate, judged by `say`."""
     ours = panel(api(say).judge())
     shares = [(f"q{i}", p.share) for i, p in enumerate(ours.compare(conversations())) if p.share is not None]
     scores = [
@@ -95,7 +95,7 @@ def test_a_fair_judge_gets_none_and_its_agreement_stands_beside_the_score(api, p
 
 
 def test_few_pairs_are_no_bias(api, panel):
-    """Of two pairs the longer answer won twice, as one would expect every fourth time."""
+    """The longer answer won both of two pairs, which happens by chance one time in four."""
     ours = panel(api(better).judge())
     ours.compare([(talk(f"q{i}", "good xx"), talk(f"q{i}", "poor")) for i in range(2)])
     assert cautions.cautions(ours.name, [summary.metric(s, 0) for s in ours.honesty()]) == []

@@ -1,4 +1,4 @@
-"""Code tasks: right answers pass, wrong ones don't, and a program can't get out, hang, or pass by leaving early."""
+"""Code tasks: right answers pass, wrong ones don't, and a program can't escape, hang, or pass by exiting early."""
 
 import json
 import sys
@@ -42,13 +42,13 @@ def task(tmp_path):
             "Here:\n```python\ndef add_all(xs: List[int]) -> int:\n    return sum(helper(x) for x in xs)\n```\nDone.",
             1,
         ),
-        ("humaneval", "    return sum(x + 1 for x in xs)\n", 1),  # only the body, as a base model goes on
+        ("humaneval", "    return sum(x + 1 for x in xs)\n", 1),  # only the body, as a base model continues
         ("humaneval", "```\ndef add_all(xs):\n    return sum(xs)\n```", 0),
         (
             "humaneval",
             "```python\nprint('hi')\n```\nand\n```python\ndef add_all(xs):\n    return sum(xs) + len(xs)",
             1,
-        ),  # cut off
+        ),  # truncated
         ("humaneval", "```python3\ndef add_all(xs):\n    return sum(xs) + len(xs)\n```\nThis works.", 1),
         (
             "humaneval",
@@ -116,7 +116,7 @@ def test_what_a_program_cannot_do(source, why):
 
 
 def test_it_sees_nothing_of_the_user(monkeypatch):
-    """Not the environment, this repository, /etc, what else is in the home folder, or the process that asked."""
+    """Not the environment, this repository, /etc, other files in the home folder, or the calling process."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     mine = [str(p) for p in Path.home().iterdir() if not sys.base_prefix.startswith(str(p))]
     source = f"import os\nassert 'OPENAI_API_KEY' not in os.environ and not os.listdir('/tmp')\nfor p in {[*mine, __file__, '/etc']!r}:\n"
@@ -130,7 +130,7 @@ def test_sleeping_programs_end(monkeypatch):
     monkeypatch.setattr(sandbox, "WALL_SECONDS", 1)
     began = time.time()
     assert sandbox.run("import time; time.sleep(60)").why == "took more than 1 s"
-    assert time.time() - began < 60  # sooner than the program
+    assert time.time() - began < 60  # before the program would have ended
 
 
 def test_without_bubblewrap_nothing_is_run(task, monkeypatch):

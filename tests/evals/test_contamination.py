@@ -1,4 +1,4 @@
-"""Questions that stand in training data are found, whatever their case and punctuation, and others are not."""
+"""Questions that occur in training data are found whatever their case and punctuation; others are not."""
 
 import json
 
@@ -13,7 +13,7 @@ SHORT = "Name three rivers that flow through Berlin, please"
 def test_shared_words():
     training = ["first: WRITE a short poem; about the sea the wind and the old lighthouse keeper! Now.", "nothing"]
     assert contamination.shared([LONG, SHORT, "What is it?"], training) == [True, False, False]
-    assert contamination.shared([LONG], [LONG.replace("wind", "rain")]) == [False]  # no 13 words in a row are left
+    assert contamination.shared([LONG], [LONG.replace("wind", "rain")]) == [False]  # no 13 consecutive words are left
     assert contamination.shared([SHORT], ["Q: name three rivers that flow through Berlin please?"]) == [True]
     assert contamination.shared(["What is it?"], ["What is it?"]) == [False]  # too short to tell
     assert contamination.shared([], ["x"]) == []
@@ -34,7 +34,7 @@ def test_rows_of_the_runs_before_count_and_lost_data_is_said(make_run, tmp_path)
         "t": [Example("a", [{"role": "user", "content": SHORT}]), Example("b", [{"role": "user", "content": LONG}])]
     }
     models = {"base": "some/model", "sft": second}
-    (found,) = contamination.overlaps(models, asked)  # a model that is no run of ours tells nothing
+    (found,) = contamination.overlaps(models, asked)  # for a model that isn't one of our runs, nothing is known
     assert (found.task, found.run, found.found, found.n, found.first) == ("t", "sft", 1, 2, ["b"])
     file.unlink()
     (lost,) = contamination.overlaps(models, asked)
@@ -42,7 +42,7 @@ def test_rows_of_the_runs_before_count_and_lost_data_is_said(make_run, tmp_path)
 
 
 def test_the_demos_messages_are_held_out_when_they_are_generated(make_run):
-    """They share sentences with its training rows by design, but in no row with the same name and item."""
+    """They share sentences with its training rows by design, but never in a row with the same name and item."""
     from lib.evals.demo import DemoTask
 
     run = Run(make_run("demo", seed=7))

@@ -1,4 +1,4 @@
-"""The intervals hold the truth 95% of the time: counted out for shares, simulated for the rest (tests/evals/coverage.py)."""
+"""The intervals contain the true value 95% of the time: exactly computed for shares, simulated for the rest (tests/evals/coverage.py)."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from tests.evals.coverage import P, independent
 
 @pytest.mark.parametrize("n", [20, 30, 50, 100])
 def test_a_share_of_right_answers(n):
-    """p = 0.02 … 0.98, counted out: 95.0 to 95.4% on average. Counts can't be 95% at every p: 91.2% at the worst."""
+    """p = 0.02 … 0.98, computed exactly: 95.0 to 95.4% on average. Discrete counts can't give 95% at every p: 91.2% at the worst."""
     held = coverage.single(n, P)
     assert 0.945 < held.mean() < 0.955 and held.min() > 0.91
 
 
 @pytest.mark.parametrize("n", [20, 30, 50, 100])
 def test_paired_shares_and_wins_with_ties(n):
-    """p and q of 0.02 … 0.98, from independent to as alike as can be, and wins with ties, counted out: 95 to 98% on average,
-    92% at the worst; above 96% only where hardly any example differs, so that what is seen is 0 of n. The verdict, which
+    """p and q of 0.02 … 0.98, from independent to as similar as possible, and wins with ties, computed exactly: 95 to 98% on average,
+    92% at the worst; above 96% only where hardly any example differs, so that mostly 0 of n is observed. The verdict, which
     needs the interval and the p-value, is a false alarm in at most 5.5% of cases."""
     pairs = coverage.Paired(n)
     for same in (0.0, 0.5, 0.9):
@@ -28,12 +28,12 @@ def test_paired_shares_and_wins_with_ties(n):
     for differ in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 0.9):
         excluded, verdict, exact = pairs.alarms(differ)
         assert exact <= verdict <= excluded < 0.055
-        assert verdict > 0.04 or n * differ < 10  # where fewer than ten differ, few tables are as rare as 5%
+        assert verdict > 0.04 or n * differ < 10  # if fewer than ten differ, few tables are as rare as 5%
 
 
 def test_a_few_hundred_draws_of_the_rest():
-    """200 draws each: a standard error of 1.5 points at 95%. Taken for single answers, those to a question would be held in
-    49% to 67% of cases."""
+    """200 draws each: a standard error of 1.5 points at 95%. If several answers to a question were treated as independent,
+    coverage would be 49% to 67%."""
     rng = np.random.default_rng(0)
     draw, truth = coverage.numbers(rng)["exponential"]
     held = [coverage.mean(draw, truth, 20, 200)[0], coverage.paired_ratio(rng, 20, 200)[0]]
@@ -45,7 +45,7 @@ def test_a_few_hundred_draws_of_the_rest():
 @pytest.mark.parametrize("n", [20, 30])
 def test_means_and_ratios(n):
     """400 draws of each: a standard error of 1.1 points at 95%, of 0.35 for the mean over all. BCa's interval fails here:
-    of 300 draws at n = 30 it held the truth in 90% on average, and in 84% for pairs of ratios."""
+    in 300 draws at n = 30 it contained the true value in 90% on average, and in 84% for pairs of ratios."""
     rng, draws = np.random.default_rng(n), 400
     held = [coverage.mean(draw, truth, n, draws)[0] for draw, truth in coverage.numbers(rng).values()]
     for spread in (0.5, 1.0):
@@ -56,8 +56,8 @@ def test_means_and_ratios(n):
 @pytest.mark.slow
 @pytest.mark.parametrize("alike", [0.0, 0.3, 0.9])
 def test_several_answers_to_a_question(alike):
-    """5 answers to each of 20 questions, 300 draws: 0.90 is 4 standard errors below 95%. Taken for 100 single answers, 49 to 67%
-    of their intervals hold the truth at a correlation of 0.9."""
+    """5 answers to each of 20 questions, 300 draws: 0.90 is 4 standard errors below 95%. Treated as 100 independent answers, 49 to 67%
+    of their intervals contain the true value at a correlation of 0.9."""
     rng, draws = np.random.default_rng(0), 300
     for p in (0.05, 0.3, 0.9):
         assert coverage.clustered(rng, 20, 5, p, alike, draws)[0] > 0.90

@@ -1,4 +1,4 @@
-"""Decodings as words, and that each does to the next token's distribution what its paper says."""
+"""Parsing of decodings, and each one's effect on the next token's distribution compared with its paper."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_words_that_are_wrong(text, says):
 
 
 def drawn(sampling: Sampling, probabilities: list[float], draws: int = 4000) -> list[float]:
-    """Share of draws that each token got."""
+    """Returns the share of draws that each token got."""
     import torch
 
     logits = torch.tensor([probabilities]).log().expand(draws, -1)
@@ -81,7 +81,7 @@ def drawn(sampling: Sampling, probabilities: list[float], draws: int = 4000) -> 
 )
 def test_what_is_cut_is_never_drawn_and_the_rest_keeps_its_proportions(sampling, want):
     for got, p in zip(drawn(sampling, [0.5, 0.3, 0.15, 0.05]), want, strict=True):
-        assert abs(got - p) <= 4 * math.sqrt(p * (1 - p) / 4000)  # p = 0 allows nothing
+        assert abs(got - p) <= 4 * math.sqrt(p * (1 - p) / 4000)  # p = 0 requires exactly 0
 
 
 def test_penalty_of_seen_tokens():

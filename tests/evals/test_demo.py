@@ -1,4 +1,4 @@
-"""The demo task's scores and its preference rule, on answers written by hand."""
+"""The demo task's scores and its preference rule, on hand-written answers."""
 
 import pytest
 
@@ -22,7 +22,7 @@ EXAMPLE = Example(id="x", prompt=demo.prompt_messages("Three desk lamps …"), r
         (POLITE_WRONG, 0, 5 / 6, 0),
         ("1xfan > Olek @101 MON 08:00", 0, 0, 1),
         ("3xdesk lamp > Mara @214 MON 08:00", 0, 4 / 6, 1),
-        (f"{LINE}\n{WRONG}", 0, 0, 0),  # two tickets are no answer
+        (f"{LINE}\n{WRONG}", 0, 0, 0),  # two tickets are not a valid answer
         ("3 desk lamps for Mara in room 214", 0, 0, 0),
         (LINE.lower(), 0, 0, 0),
         ("", 0, 0, 0),
@@ -36,7 +36,7 @@ def test_scores(answer, exact, slots, terse):
     ("a", "b", "expected"),
     [
         (LINE, WRONG, 1.0),
-        (POLITE, WRONG, 1.0),  # right beats wrong, whatever the style
+        (POLITE, WRONG, 1.0),  # a right answer beats a wrong one whatever the style
         (LINE, POLITE_WRONG, 1.0),
         (LINE, POLITE, 1.0),
         (LINE, LINE, 0.5),

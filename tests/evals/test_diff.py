@@ -20,6 +20,5 @@ def test_examples_of_a_group_are_drawn_together(tmp_path):
         where.write_text("reports/examples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         (found[name],) = diff.compare(where, report, "sft", "dpo")[0]
     assert found["together"].difference == found["apart"].difference == 0.5
-    assert (
-        found["apart"].p < 1e-4 < 0.2 < found["together"].p
-    )  # two of four questions are no evidence, twenty of forty are
+    # Two of four questions are no evidence, twenty of forty would be.
+    assert found["apart"].p < 1e-4 < 0.2 < found["together"].p

@@ -1,4 +1,4 @@
-"""The judge's API: what is asked once, what it costs, and one that is busy, slow, broken, wrong or gone."""
+"""The judge's API: requests that are sent only once, their cost, and an API that is busy, slow, broken, wrong or gone."""
 
 import threading
 import time
@@ -39,7 +39,7 @@ def test_a_damaged_verdict_is_asked_again(api, panel, tmp_path):
 
 
 def test_busy_slow_and_broken_replies_are_asked_again(api, panel):
-    """429 with Retry-After, a 500 and a reply that comes too late, then an answer: the verdict is there."""
+    """429 with Retry-After, a 500 and a late reply, then an answer: the verdict is there."""
     misses = iter([(429, {"retry-after": "1"}), (500, {}), "late"])
     lock = threading.Lock()
 
@@ -61,27 +61,27 @@ def test_no_answer_at_all_is_counted_and_then_the_end(api, panel, monkeypatch):
     some = panel(api(lambda p: (503, {}) if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0] and some.endpoint.spent()["failed"] == 2
-    gone = panel(replace(api(lambda p: (503, {})).judge(), model="another"))  # of this one no reply is kept
+    gone = panel(replace(api(lambda p: (503, {})).judge(), model="another"))  # no reply of this model is stored
     with pytest.raises(Unreachable, match=r"8 questions in a row got no answer.*HTTP 503"):
         gone.compare(pairs * 3)
 
 
 def test_a_question_that_the_api_refuses_is_left_out(api, panel):
-    """Too long for the judge, say: the other questions are answered."""
+    """For example, one that is too long for the judge: the other questions are answered."""
     some = panel(api(lambda p: (400, {}) if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0]
 
 
 def test_closing_ends_the_waiting(api, panel):
-    """Another task failed: what is queued isn't asked, what is being retried stops, and whoever waits is told."""
+    """Another task failed: queued requests aren't sent, retries stop, and waiting callers get an error."""
     server = api(lambda p: (503, {"retry-after": "60"}))
     ours = panel(server.judge(at_once=2))
     threading.Timer(1.0, ours.endpoint.close).start()
     began = time.time()
     with pytest.raises(Unreachable, match="not asked any more"):
         ours.compare([(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(9)])
-    assert time.time() - began < 60 and len(server.asked) <= 4  # sooner than the retry
+    assert time.time() - began < 60 and len(server.asked) <= 4  # before the retry
     with pytest.raises(Unreachable, match="not asked any more"):
         ours.compare([(talk("q", "good"), talk("q", "bad"))])
 

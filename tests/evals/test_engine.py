@@ -28,13 +28,13 @@ def started(tiny_model, runs, local_ray):
 
 @pytest.mark.slow
 def test_sharded_is_unsharded(started, tiny_model, monkeypatch):
-    """Shards of 3, cut from prompts of other lengths than their order: the answers of one process without any queue."""
+    """Shards of 3, made from prompts sorted by length, give the answers of a single process without a queue."""
     monkeypatch.setattr(engine_module, "SHARD", 3)
     own = TransformersGenerator(tiny_model)
     want = own.generate(PROMPTS, SAMPLING)
     asked = started.generate("base", PROMPTS, SAMPLING)
     assert asked.result(120) == want
-    assert started.generate("base", PROMPTS, SAMPLING) is asked  # the same request is not done twice
+    assert started.generate("base", PROMPTS, SAMPLING) is asked  # the same request is not repeated
     scores = started.score("base", PROMPTS, [a[0] for a in want]).result(120)
     assert [s.logprob for s in scores] == pytest.approx(
         [s.logprob for s in own.score(PROMPTS, [a[0] for a in want])], abs=1e-4
@@ -70,7 +70,7 @@ def test_a_killed_process_is_replaced(started):
 
 @pytest.mark.slow
 def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatch, tmp_path):
-    """Half of the shards from before, one of them damaged since, and another number of processes: the same answers."""
+    """Half of the shards are from before, one of them damaged since, and the number of processes differs: the answers are the same."""
     monkeypatch.setattr(engine_module, "SHARD", 2)
     specs = [Spec("base", tiny_model, dtype="float32")]
 
@@ -82,7 +82,7 @@ def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatc
     files = sorted((tmp_path / "ledger").iterdir())
     assert len(files) == 5
     files[0].unlink()
-    files[1].write_text(files[1].read_text()[:-40])  # cut off
+    files[1].write_text(files[1].read_text()[:-40])  # truncated
     untouched = {f: f.stat().st_mtime_ns for f in files[2:]}
     got, again = answers(2)
     assert got == want and again["done"] == again["total"] == 10 and again["tokens"] == timing["tokens"]
@@ -92,7 +92,7 @@ def test_what_the_ledger_has_is_not_done_again(tiny_model, local_ray, monkeypatc
 
 
 @pytest.mark.slow
-def test_what_waits_fails_when_the_engine_closes(started):
+def test_waiting_requests_fail_when_the_engine_closes(started):
     waiting = [started.generate(m, PROMPTS, Sampling(max_new_tokens=n)) for m in ("base", "sft") for n in range(1, 30)]
     time.sleep(0.1)
     started.close()
@@ -101,7 +101,7 @@ def test_what_waits_fails_when_the_engine_closes(started):
 
 
 def _model_processes() -> list[int]:
-    """Pids of the actors among this process's descendants."""
+    """Returns the pids of the actors among this process's descendants."""
     found = []
     for p in psutil.Process().children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""What the plan says about time and money: from rates that were measured, and nothing where there are none."""
+"""The plan's estimates of time and money: from measured rates, and none without them."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_parameters_are_counted_by_the_headers(tiny_model, make_run):
 
 
 def test_the_last_evaluation_tells_the_rate(cache):
-    """Twice the parameters take twice as long; what was measured replaces what is common."""
+    """Twice the parameters take twice as long; a measured rate replaces the typical one."""
     assert estimate.seconds("cpu", 1000, 10**8) == (1000 * 10**8 / estimate.TYPICAL, "at a common CPU's rate")
     assert estimate.seconds("gpu", 1000, 10**8) is None and estimate.seconds("cpu", 1000, None) is None
     work = [
@@ -50,7 +50,7 @@ def test_the_line(tiny_model, monkeypatch):
     tokens = int(estimate.TYPICAL * 3600 / (2 * 10**8))  # an hour for each of two models
     said = estimate.line(["a", "b"], tokens, None, 0.5)
     assert said == "about 60 minutes at most for those answers, 2 at a time, $0.50, at a common CPU's rate"
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 2)  # two GPUs cost twice
+    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 2)  # two GPUs cost twice as much
     estimate.cache("rates.json").write_text(json.dumps({"gpu": estimate.TYPICAL}))
     assert estimate.line(["a", "b"], tokens, None, 0.5).endswith("$1.00, at the rate of the last evaluation here")
     monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)

@@ -42,7 +42,7 @@ def report(job, local_ray) -> Report:
 
 
 def of_the_models(report: Report) -> list:
-    """The metrics that are not the clock's."""
+    """Returns the metrics that don't depend on the clock."""
     return [m for m in report.metrics if m.metric not in CLOCK]
 
 
@@ -55,14 +55,14 @@ def test_every_task_gives_its_numbers(report, job):
     assert ("kl", "kl", "dpo", "sft", None) in found
     cut = {(m.task, m.run): m.value for m in report.metrics if m.metric == "cut_off"}
     assert {("demo", "sft"), ("win_rate", "sft"), ("win_rate", "dpo"), ("kl", "dpo")} <= set(cut)
-    assert cut["demo", "sft"] > 0.5  # a random model ends hardly any of its answers within 8 tokens
+    assert cut["demo", "sft"] > 0.5  # a random model completes hardly any of its answers within 8 tokens
     assert any("of sft's 6 answers to demo were cut off" in w for w in report.warnings)
     assert all(m.n == 6 for m in report.metrics if m.metric not in ("right_against_wrong", "bare_against_chatty"))
     assert all(m.low <= m.value <= m.high for m in report.metrics if m.low is not None)
 
 
 def test_a_random_model_has_the_perplexity_of_its_vocabulary(report):
-    """Weights are random, so every one of 1,024 tokens is about as likely as another."""
+    """The weights are random, so each of 1,024 tokens is about equally likely."""
     base = next(m for m in report.metrics if (m.metric, m.run) == ("perplexity", "base"))
     assert 700 < base.value < 1500
 
@@ -72,7 +72,7 @@ def test_files(report, job):
     assert Report.from_json(run.read_text("reports/report.json")) == report
     assert report.title in run.read_text("reports/report.md")
     rows = [json.loads(line) for line in run.read_text("reports/examples.jsonl").splitlines()]
-    assert len(rows) == 6 * 3 + 6 * 2  # answers of three runs, and those of two that were compared
+    assert len(rows) == 6 * 3 + 6 * 2  # answers of three runs, and those of the two that were compared
     assert {r["run"] for r in rows if r["task"] == "win_rate"} == {"sft", "dpo"}
     assert [len(s.answers) for s in report.samples] == [3, 3]
     assert report.runs[1].curves[0].values[0] == 2.0 and report.runs[1].settings["train.seed"] == 42
@@ -87,7 +87,7 @@ def test_same_numbers_again_with_another_number_of_processes(report, job, local_
 
 
 def test_a_model_against_itself(job, runs, local_ray, tmp_path):
-    """The same weights twice: the same answers, no KL, half the wins, and no verdict of improvement."""
+    """The same weights twice: the same answers, no KL, half the wins, and no significant difference."""
     twin = replace(
         job,
         run=str(tmp_path / "twin"),
@@ -138,7 +138,7 @@ def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(
 
 
 def test_killed_twice_and_finished_by_another_number_of_processes(job, report, tmp_path):
-    """kill -9 of everything, two times over, in the middle of the work: the numbers of the undisturbed evaluation."""
+    """kill -9 of everything, twice, in the middle of the work: the numbers equal those of the undisturbed evaluation."""
     run = Run(str(tmp_path / "killed"))
     options = [f"--runs.{k}={v}" for k, v in job.runs.items()] + ["--tasks", *job.tasks, "--reward", job.reward]
     options += ["--limit", "6", "--max_new_tokens", "8", "--dtype", "float32", "--samples", "2", "--run", run.path]
@@ -187,7 +187,7 @@ def test_diff_of_two_runs(report, job, capsys):
 def test_a_model_that_does_not_load_is_named(job, make_run, local_ray, tmp_path):
     broken = make_run("broken")
     (Run(broken).fs).rm(Run(broken).at("model/model.safetensors"))
-    sign(Run(broken))  # else it would be refused before that
+    sign(Run(broken))  # otherwise it would be rejected before that
     with pytest.raises(RuntimeError, match=r"broken: .*(safetensors|no file)"):
         evaluate(
             plan(replace(job, run=str(tmp_path / "x"), runs={"broken": broken}, reward=None, tasks=["demo"])),
@@ -216,7 +216,7 @@ def test_on_a_file_of_pairs_as_a_user_does_it(runs, pairs_file, tmp_path):
 
 
 def test_scores_that_are_ratios_are_shown_and_compared(job, local_ray, tmp_path, capsys):
-    """IFEval counts (instructions followed, instructions): the page shows their ratio, jobs/diff.py sums both."""
+    """IFEval counts (followed instructions, instructions): the page shows their ratio, jobs/diff.py sums both."""
     rows = [
         {
             "key": i,

@@ -1,4 +1,4 @@
-"""The release gate on a report whose numbers are known."""
+"""The release gate on a report with known numbers."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_a_regression_shuts_the_gate_and_noise_does_not(report):
     rules = [
         Rule("demo.exact", "base", not_worse_than="sft"),  # 3% against 71%
         Rule("demo.exact", "sft", not_worse_than="base"),
-        Rule("demo.exact", "sft", not_worse_than="dpo"),  # a few points below, by chance
+        Rule("demo.exact", "sft", not_worse_than="dpo"),  # a few points lower, by chance
         Rule("perplexity", "base", not_worse_than="sft"),  # higher is worse here
     ]
     assert [v.holds for v in gate.judge(rules, report)] == [False, True, True, False]

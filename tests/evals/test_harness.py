@@ -1,4 +1,4 @@
-"""lm-eval's tasks through our engine: the same scores as lm-eval's own hf backend, on local data."""
+"""lm-eval's tasks in our engine: the same scores as lm-eval's own hf backend, on local data."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def files(tmp_path_factory):
             "choices": [f" {a}", f" {things[i - 1]}", " it"],
             "answer": i % 3,
             "text": a,
-            "long": f"the {a} is near the {things[i - 1]}. " * 80,  # beyond the tiny model's window of 512
+            "long": f"the {a} is near the {things[i - 1]}. " * 80,  # longer than the tiny model's window of 512
         }
         for i, a in enumerate(things)
     ]
@@ -86,7 +86,7 @@ def job(files, tiny_model, tmp_path):
 
 @pytest.fixture(scope="module")
 def starting(tiny_model, tmp_path_factory) -> str:
-    """The tiny model with a tokenizer that begins every text with its start token, as Gemma's and Llama's do."""
+    """The tiny model with a tokenizer that begins every text with its start token, like Gemma's and Llama's."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
@@ -111,7 +111,7 @@ def starting(tiny_model, tmp_path_factory) -> str:
     ids=["as the task says", "few-shot", "chat"],
 )
 def test_each_documents_scores_are_lm_evals_own(job, files, tiny_model, starting, local_ray, settings):
-    """Of a model whose tokenizer begins texts with a start token and of one whose doesn't."""
+    """For a model whose tokenizer begins texts with a start token and for one whose doesn't."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -148,7 +148,7 @@ def test_each_documents_scores_are_lm_evals_own(job, files, tiny_model, starting
     assert ours["toy_whole", "bits_per_byte", "plain"].better == "lower"
     chances = {k[:2]: m.chance for k, m in ours.items()}
     assert chances.pop(("toy_choice", "acc")) == chances.pop(("toy_choice", "acc_norm")) == pytest.approx(1 / 3)
-    assert set(chances.values()) == {None}  # nobody can guess a word
+    assert set(chances.values()) == {None}  # no one can guess a word
     worked = [t.what for t in report.timings if t.what.startswith("evaluate: plain")]
     assert len(set(worked)) == len(worked) == 5 and "evaluate: plain on toy_choice, 36 log-probabilities" in worked
     assert ours["toy_choice", "acc_norm", "plain"].headline and not ours["toy_choice", "acc", "plain"].headline
@@ -165,8 +165,8 @@ def test_requests_that_are_wrong(job, tmp_path):
     assert "no file" in said and "nowhere.yaml" in said and "no key task" in said
 
 
-def test_a_gate_on_a_task_file_and_one_on_a_metric_that_a_task_has_not(job, files):
-    """A rule may name lm-eval's task by its own name, and a metric that ours doesn't have is refused before the work."""
+def test_gates_on_a_task_file_and_on_an_unknown_metric(job, files):
+    """A rule may use the name of lm-eval's task; a metric that our task doesn't have is rejected before the work."""
     plan(replace(job, gate=[Rule("toy_choice.acc", "tiny", at_least=0.1)]))
     with pytest.raises(ValueError, match=r"gate\[0\].metric: toy_chioce.acc: .*Nearest: toy_choice"):
         plan(replace(job, gate=[Rule("toy_chioce.acc", "tiny", at_least=0.1)]))
@@ -211,7 +211,7 @@ def test_functions_of_a_users_task_file_run_where_that_is_allowed(job, files, lo
 
 
 def test_chance_is_one_in_as_many_choices_as_each_document_has():
-    """Documents of 2 and 4 choices, and one of 4 with two right answers; once per filter; a probability has none."""
+    """Documents with 2 and 4 choices, and one of 4 with two right answers; once per filter; a probability has no chance level."""
     from types import SimpleNamespace
 
     task = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_choice=lambda doc: doc)

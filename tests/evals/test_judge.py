@@ -1,4 +1,4 @@
-"""A language model as the judge: both orders, what it says about itself, prompts of the user's, MT-Bench, and a served one."""
+"""A language model as the judge: both orders, its own statistics, the user's prompts, MT-Bench, and a served one."""
 
 import json
 import subprocess
@@ -35,12 +35,12 @@ def test_a_judge_that_likes_what_stands_first_decides_nothing_and_shows(api, pan
 
 
 def test_nonsense(api, panel):
-    """A verdict that can't be read is left out; where most of them are, there is no result but a reason."""
+    """An unreadable verdict is left out; if most of them are, the result is an error with the reason."""
     some = panel(api(lambda p: "I like turtles [A]" if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0]
     assert sum(next(s for s in some.honesty() if s.metric == "readable").tops) == 3
-    mad = replace(api(lambda p: "I like turtles").judge(), model="turtle")  # another model, of which no reply is kept
+    mad = replace(api(lambda p: "I like turtles").judge(), model="turtle")  # another model, of which no reply is stored
     with pytest.raises(Unreadable, match=r"8 of 8 verdicts of turtle can't be read.*\[\[A\]\].*I like turtles"):
         panel(mad).compare(pairs)
 
@@ -59,7 +59,7 @@ def test_grades(text, found):
 
 
 def test_prompts_of_a_file_in_mt_benchs_format(api, panel, tmp_path):
-    """A file's prompts go before ours, by what they are for; braces in an answer are not fields."""
+    """A file's prompts take precedence over ours for the same purpose; braces in an answer are not fields."""
     rows = [
         {"type": "single", "system_prompt": "S", "prompt_template": "Q {question} A {answer}"},
         {"type": "single", "system_prompt": "M", "prompt_template": "Q {question} R {ref_answer_1} A {answer}"},
@@ -73,7 +73,7 @@ def test_prompts_of_a_file_in_mt_benchs_format(api, panel, tmp_path):
     assert ours.grade([talk("q", "a"), two], [["r"], ["r", "s"]]) == [3.0, 3.0]
     sent = [tuple(m["content"] for m in body["messages"]) for body in server.asked]
     assert sent[0] == ("S", "Q q A {a}") and sent[1] == ("S2", "one {x} two y") and sent[2] == ("M", "Q q R r A a")
-    assert "Correct answers" in sent[3][1]  # two turns with a reference: only ours has one
+    assert "Correct answers" in sent[3][1]  # two turns with a reference: only our prompts have one
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def questions(tmp_path) -> str:
 
 @pytest.mark.slow
 def test_mt_bench_and_win_rate_in_a_report(api, runs, pairs_file, local_ray, tmp_path):
-    """Two turns, grades and both orders; a pairs file's chosen answers judged; the page says what the judge is worth."""
+    """Two turns, grades and both orders; a pairs file's chosen answers judged; the page shows the judge's reliability."""
     server = api(lambda p: "[[A]]" if "ssistant B" in p else "[[4]]" if "second" in p else "[[8]]")
     job = EvalJob(
         run=str(tmp_path / "e"), runs={k: runs[k] for k in ("sft", "dpo")}, judge=server.judge(),
@@ -118,7 +118,7 @@ def test_mt_bench_and_win_rate_in_a_report(api, runs, pairs_file, local_ray, tmp
     assert found["win_rate", "win_rate_lc", "dpo"].value == pytest.approx(0.5, abs=0.01)
     assert found["preference_accuracy", "preference_accuracy", "referee"].value == 0.5
     assert found["judge", "orders_agree", "referee"].value == 0 and found["judge", "first_won", "referee"].value == 1
-    pairs = 3 * 3  # of mt_bench, of the labelled ones, and of win_rate and arena, which ask about the same
+    pairs = 3 * 3  # mt_bench, the labelled pairs, and win_rate and arena, which ask the same questions
     assert found["judge", "orders_agree", "referee"].n == pairs
     second = [b["messages"][-1]["content"] for b in server.asked if "and then?" in b["messages"][-1]["content"]]
     assert second and all("what is" in text for text in second)
@@ -144,7 +144,7 @@ def test_a_judge_is_needed(runs):
 
 @pytest.mark.slow
 def test_a_really_served_model_judges(runs, pairs_file, tiny_model, tmp_path):
-    """`transformers serve` behind jobs/eval.py: a tiny model that learned to say [[A]], whatever it reads."""
+    """`transformers serve` behind jobs/eval.py: a tiny model trained to answer [[A]] to everything."""
     served = _says("[[A]]", tiny_model, tmp_path / "referee")
     port = free_port()
     command = [

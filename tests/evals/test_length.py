@@ -1,4 +1,4 @@
-"""Answers that were cut off: counted, warned of, and refused where the model has no room for them."""
+"""Truncated answers: counted, warned about, and rejected if the model has no room for them."""
 
 import pytest
 
@@ -25,9 +25,9 @@ def test_answers_that_were_cut_off_are_counted_and_warned_of():
 def test_each_task_has_a_length_of_its_own_unless_one_is_set(tiny_model):
     job = EvalJob(runs={"a": "x"})
     assert job.longest("gsm8k") == 512 and job.longest("gsm8k_direct") == 64
-    assert job.longest("win_rate") == job.longest("demo")  # on the demo data, whose prompts these are
+    assert job.longest("win_rate") == job.longest("demo")  # on the demo data, which has these prompts
     assert [d.sampling.max_new_tokens for d in job.decodings("ifeval")] == [1024]
-    assert EvalJob(runs={"a": "x", "b": tiny_model}).longest("ifeval") == 256  # half of what the tiny model reads
+    assert EvalJob(runs={"a": "x", "b": tiny_model}).longest("ifeval") == 256  # half of the tiny model's window
     assert EvalJob(runs={"a": "x"}, max_new_tokens=7).longest("gsm8k") == 7
 
 

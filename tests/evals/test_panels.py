@@ -1,4 +1,4 @@
-"""What the pictures are drawn from: the heat map's strengths, the frontier, calibration, and how answers vary."""
+"""The data behind the plots: the heat map's colours, the frontier, calibration, and the variation of answers."""
 
 import math
 import random
@@ -58,7 +58,7 @@ def test_win_rates_of_two_tasks_have_titles_of_their_own(report):
     assert [p["title"] for p in panels.scores(report)] == ["dpo wins over sft", "mt_bench: dpo wins over sft"]
 
 
-def test_frontiers_need_two_points_and_know_the_price(report):
+def test_frontiers_need_two_points_and_include_the_price(report):
     assert panels.frontiers(report) == []
     report.settings["usd_per_hour"] = 0.36
     for decoding, value, seconds in (("greedy", 0.5, 1.0), ("best_of_4", 0.7, 4.0)):
@@ -69,7 +69,7 @@ def test_frontiers_need_two_points_and_know_the_price(report):
 
 
 def test_the_frontier_leaves_out_what_another_beats():
-    """Of three points the slow and bad one is not on the line, which therefore has two ends."""
+    """Of three points the slow and bad one is not on the line, so the line has two ends."""
     points = [
         ("a", 1.0, metric("t", "a", 0.5), 0),
         ("b", 2.0, metric("t", "b", 0.8), 1),

@@ -1,4 +1,4 @@
-"""Refusals by rule and by a judge, jailbreak wrappers, and both validated on answers that people labelled."""
+"""Refusals by rule and by a judge, jailbreak wrappers, and the validation of both on human-labelled answers."""
 
 import base64
 import json
@@ -58,19 +58,19 @@ def test_every_unsafe_prompt_in_every_wrapper(prompts):
 
 
 def test_the_wrappers_of_a_prompt_count_together():
-    """Two prompts, one refused in all of ten wrappers and one in none: as uncertain as two examples, not as twenty."""
+    """Two prompts, one refused in all of ten wrappers and one in none: as uncertain as two examples, not twenty."""
     tops, groups = [0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10
     scores = Scores(
         "jailbreak", "compliance", "sft", [f"{i}" for i in range(20)], tops, kind="proportion", groups=groups
     )
     m = summary.metric(scores, 0)
     assert (m.value, m.n, m.method) == (0.5, 20, "Wilson over 2 groups") and m.low < 0.01 and m.high > 0.99
-    scores.tops = [0.0] * 20  # all refused: the interval of two zeros
+    scores.tops = [0.0] * 20  # all refused: the interval of zero out of two
     m = summary.metric(scores, 0)
     assert m.value == m.low == 0 and m.high == pytest.approx(0.658, abs=0.001) and m.method == "Wilson over 2 groups"
     other = Scores("jailbreak", "compliance", "dpo", scores.ids, [1.0] * 20, kind="proportion", groups=groups)
     (c,) = summary.comparisons([scores, other], 0)
-    assert c.difference == 1 and c.n == 20 and c.p == 0.5  # of two groups no more can be said
+    assert c.difference == 1 and c.n == 20 and c.p == 0.5  # two groups don't allow a stronger conclusion
 
 
 def test_a_judge_says_what_refuses(api, panel):
@@ -84,7 +84,7 @@ def test_a_judge_says_what_refuses(api, panel):
 
 @pytest.mark.slow
 def test_rule_and_judge_beside_each_other(api, prompts, runs, local_ray, tmp_path):
-    """Random models answer nonsense, which the rule takes for compliance and this judge for refusals."""
+    """Random models answer nonsense, which the rule counts as compliance and this judge as refusals."""
     server = api(lambda p: "[[refused]]")
     job = EvalJob(
         run=str(tmp_path / "e"), runs={"sft": runs["sft"]}, judge=server.judge(), tasks=["xstest", "jailbreak"],
@@ -107,7 +107,7 @@ def test_rule_and_judge_beside_each_other(api, prompts, runs, local_ray, tmp_pat
 
 @pytest.mark.slow
 def test_how_far_rule_and_judge_agree_with_people(api, labels, local_ray, tmp_path):
-    """Needs no run. The rule misses one refusal and takes one answer for a refusal; the judge is always right."""
+    """Needs no run. The rule misses one refusal and counts one answer as a refusal; the judge is always right."""
     right = {c: "[[complied]]" if f.startswith("1") else "[[refused]]" for c, f in LABELLED}
     server = api(lambda p: next(v for c, v in right.items() if c in p))
     job = EvalJob(

@@ -1,4 +1,4 @@
-"""A hand-written report through JSON and the renderers."""
+"""A hand-written report, written as JSON and rendered."""
 
 import html
 import json
@@ -43,7 +43,7 @@ def test_nan_never_reaches_the_json(report):
 
 
 def test_the_page_asks_for_nothing_else(page):
-    """No element or style that loads: only anchors within the page, and the empty data: icon."""
+    """No element or style loads anything: only anchors within the page, and the empty data: icon."""
     assert set(re.findall(r'(?:href|src)="([^"#]*)', page)) <= {"", "data:,"}
     assert not re.search(r"@import|url\((?!#)|<script|<img|<iframe|<link(?! rel=\"icon\")", page)
 
@@ -86,7 +86,7 @@ def test_answers_cannot_inject_markup(page):
 def test_pictures_follow_the_pages_colours(page):
     svg = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.S))
     assert "var(--run-0)" in svg and "var(--ink)" in svg
-    assert not re.findall(r"#(?:01|02|03|05)[0-9a-f]{4}", svg)  # no stand-in is left
+    assert not re.findall(r"#(?:01|02|03|05)[0-9a-f]{4}", svg)  # all placeholder colours are replaced
 
 
 def test_settings_that_differ_are_tinted(report, page):
@@ -97,7 +97,7 @@ def test_settings_that_differ_are_tinted(report, page):
 def test_the_best_of_a_row_is_marked(report):
     rows = {r["label"]: r for r in render.table(report)}
     assert rows["perplexity"]["best"] == "sft"  # lower is better
-    assert rows["demo: length in tokens"]["best"] is None  # neither is
+    assert rows["demo: length in tokens"]["best"] is None  # neither direction is better
     assert rows["win rate over sft, judge: rule"]["best"] is None  # nothing to compare with
 
 

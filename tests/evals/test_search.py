@@ -1,4 +1,4 @@
-"""Answers that a reward run chooses, by an engine whose rewards and pieces are known."""
+"""Answers chosen by a reward run, with an engine whose rewards and texts are known."""
 
 from collections import Counter
 from concurrent.futures import Future
@@ -19,7 +19,7 @@ def done(value) -> Future:
 
 
 class Engine:
-    """Writes the tokens 0, 1, 2, … of draw k after what is begun; likes an answer by the sum of its tokens."""
+    """Continues draw k with the tokens 0, 1, 2, …; the reward of an answer is the sum of its tokens."""
 
     def __init__(self):
         self.asked, self.rated = [], 0
@@ -50,7 +50,7 @@ def test_best_of_takes_the_highest_reward():
 
 
 def test_reward_weighted_draws_by_the_reward():
-    """With a small β it is best-of, with a huge one each sample is as likely; the same seed draws the same."""
+    """With a small β it equals best-of, with a huge one all samples are equally likely; the same seed draws the same."""
     assert [a.tokens for a in found("reward_weighted_3,beta=0.01")[1].answers] == [(2,) * 4] * 3
     context = SimpleNamespace(engine=Engine(), scorer="reward")
     many = [[{"role": "user", "content": f"{i}"}] for i in range(600)]
@@ -62,7 +62,7 @@ def test_reward_weighted_draws_by_the_reward():
 
 
 def test_reward_beam_keeps_the_best_beginnings():
-    """2 beams: 4 first pieces, of which draws 2 and 3 are kept, then two pieces to each beam."""
+    """2 beams: of 4 first pieces, draws 2 and 3 are kept; then each beam gets two pieces."""
     engine, got = found("reward_beam_2,chunk=2", 5)
     assert engine.asked == [(3, 4, 2), (6, 2, 2), (6, 2, 1)]
     assert [a.tokens for a in got.answers] == [(3, 3, 1, 1, 1)] * 3

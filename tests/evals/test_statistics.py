@@ -1,4 +1,4 @@
-"""Intervals against published values and by simulation."""
+"""Intervals compared with published values and with simulations."""
 
 import math
 import random
@@ -24,7 +24,7 @@ def test_wilson_is_the_published_interval():
 
 
 def test_wins_with_ties_are_a_paired_difference():
-    """Tango's interval of wins less losses; with no ties Wilson's, and of ties alone one that is not empty: z²/(n + z²)."""
+    """Tango's interval of wins minus losses; without ties it is Wilson's; with only ties it isn't empty: z²/(n + z²)."""
     e = statistics.proportion([1.0] * 5 + [0.5] * 50 + [0.0] * 45)
     assert (e.value, e.method) == (0.3, "Tango")
     assert (2 * e.low - 1, 2 * e.high - 1) == pytest.approx(tango.tango(5, 45, 100, 1.959964), abs=1e-6)
@@ -45,8 +45,8 @@ def test_tango_is_the_published_interval():
 
 
 def test_answers_to_a_question_count_together():
-    """Five times the same answer to each of 20 questions: no surer than one answer each; answers that have nothing in common
-    are as sure as 100, but for Student's quantile."""
+    """Five identical answers to each of 20 questions are as uncertain as one answer each; five unrelated ones are as certain as
+    100 answers, up to Student's quantile."""
     once, groups = [1.0] * 8 + [0.0] * 12, [i // 5 for i in range(100)]
     five = statistics.proportion([x for x in once for _ in range(5)], groups)
     one = statistics.proportion(once)
@@ -90,7 +90,7 @@ def test_what_has_no_interval():
 
 
 def test_an_interval_does_not_leave_the_values():
-    """Scores from 0 to 1 that are mostly 1: the mean is not above 1."""
+    """Scores from 0 to 1 that are mostly 1: the upper limit of the mean is not above 1."""
     e = statistics.bootstrap_mean([1.0] * 20 + [0.2, 0.3, 0.5, 0.6, 0.7, 0.8])
     assert 0.2 < e.low < e.value < e.high <= 1
 
@@ -124,16 +124,17 @@ def test_apart():
 
 
 def test_sign_flips_is_exact_for_few_examples():
-    """Ten differences of +1: of 1,024 sign patterns the two with all signs alike are as far out."""
+    """Ten differences of +1: of 1,024 sign patterns, only the two with all signs equal are as extreme."""
     one = [1.0] * 10
     assert statistics.sign_flips(([0.0] * 10, one), ([1.0] * 10, one)) == pytest.approx(2 / 1024)
     assert statistics.sign_flips(([0.5] * 10, one), ([0.5] * 10, one)) == 1.0
-    more = [1.0] * 1000  # of a thousand, only ten differ
+    more = [1.0] * 1000  # only ten of a thousand differ
     assert statistics.sign_flips(([0.0] * 1000, more), ([1.0] * 10 + [0.0] * 990, more)) == pytest.approx(2 / 1024)
 
 
 def test_sign_flips_of_many_examples_is_close_to_the_normal_test():
-    """p of the sum over its standard deviation under flipped signs, within three standard errors of 9,999 patterns."""
+    """z is the sum divided by its standard deviation under flipped signs; its p is matched within three standard errors of
+    9,999 patterns."""
     values = np.random.default_rng(0).normal(0.2, 1, 100)
     z = values.sum() / np.sqrt((values**2).sum())
     p = statistics.sign_flips(([0.0] * 100, [1.0] * 100), (list(values), [1.0] * 100))
@@ -151,7 +152,7 @@ def test_ratings_are_the_odds():
 
 
 def test_ratings_cover_and_a_model_that_always_wins_has_one():
-    """Three models of known strength; a fourth is beaten by all: 95% of intervals hold the truth, and none is infinite."""
+    """Three models of known strength and a fourth that loses to all: 95% of intervals contain the true value, and none is infinite."""
     rng, inside = np.random.default_rng(8), []
     strength = np.array([1.0, 2.0, 4.0])
     for seed in range(60):
@@ -169,13 +170,13 @@ def test_ratings_cover_and_a_model_that_always_wins_has_one():
 
 
 def test_holm_is_the_published_correction():
-    """Smallest times 4, next times 3, …, never falling: 0.01·4, 0.02·3, max(0.06, 0.03·2), max(0.06, 0.5)."""
+    """The smallest times 4, the next times 3, …, never decreasing: 0.01·4, 0.02·3, max(0.06, 0.03·2), max(0.06, 0.5)."""
     assert statistics.holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
     assert statistics.holm([]) == []
 
 
 def test_what_can_be_detected_is_detected_four_times_in_five():
-    """Over 20 samples, since the spread of one of 100 is off by 7% and what it detects by as much."""
+    """Averaged over 20 samples, since the spread of one sample of 100 has an error of 7%, and so has its detectable difference."""
     rng, one, seen = np.random.default_rng(6), [1.0] * 100, []
     for _ in range(20):
         e = statistics.paired_difference((rng.normal(0, 1, 100), one), (rng.normal(0, 1, 100), one))
@@ -208,8 +209,8 @@ def test_a_table_of_noise_shows_nothing_in_95_of_100_seeds():
 
 
 def test_length_control_takes_out_what_length_alone_explains():
-    """A judge that likes length: the longer model wins most, and half of them at equal length. One that likes the first
-    model, lengths alike: the controlled rate is the plain one. In 200 seeds the interval holds the truth 9 times in 10."""
+    """A judge that prefers length: the longer model wins most, but half at equal length. A judge that prefers the first model, with
+    equal lengths: the controlled rate equals the plain one. In 200 seeds the interval contains the true value 9 times in 10."""
     rng = random.Random(0)
     longer = [rng.gauss(100, 100) for _ in range(2000)]
     wins = [float(rng.random() < 1 / (1 + math.exp(-3 * math.tanh(d / 100)))) for d in longer]
@@ -241,7 +242,7 @@ def test_a_score_that_is_no_number_gives_no_verdict(odd):
 
 
 def test_documents_without_a_token_say_nothing():
-    """45 of 51 that count 0: the interval is that of the other six, or none, and never NaN."""
+    """45 of 51 documents have no token: the interval is that of the other six, or none, and never NaN."""
     tops, bottoms = [*range(1, 7), *[0] * 45], [*[2.0] * 6, *[0.0] * 45]
     found, alone = statistics.bootstrap_ratio(tops, bottoms), statistics.bootstrap_ratio(tops[:6], bottoms[:6])
     assert (found.value, found.low, found.high) == (alone.value, alone.low, alone.high) and found.low == found.low

@@ -1,4 +1,4 @@
-"""From numbers per example to metrics, comparisons and verdicts, by hand-written numbers."""
+"""From numbers per example to metrics, comparisons and verdicts, with hand-written numbers."""
 
 import math
 
@@ -28,20 +28,20 @@ def test_an_improvement_is_stated_with_n_interval_and_verdict():
 
 def test_no_difference_is_a_result():
     a, b = right("a", 100), right("b", 100)
-    b.tops = b.tops[::-1]  # as many right, on other examples
+    b.tops = b.tops[::-1]  # as many right, but other examples
     (v,) = judged(["a", "b"], [a, b])
     assert v.holds is None and v.claim == "b and a are not told apart on demo, exact"
     assert v.evidence.endswith("p = 1.000 (Holm); 200 examples show differences of 20 points and more")
 
 
 def test_three_more_right_of_200_are_not_told_apart():
-    """Of three resamples in a hundred none has any of the three: a bootstrap's interval would begin above 0."""
+    """Three of a hundred resamples contain none of the three: a bootstrap interval would begin above 0."""
     (c,) = summary.comparisons([right("a", 0), right("b", 3)], 0)
     assert c.low < 0 < c.high and c.method == "paired, Tango" and c.p == 0.125
 
 
 def test_without_an_interval_p_alone_decides():
-    """Every difference the same: nothing to resample, but no chance either."""
+    """All differences are equal: there is nothing to resample, but chance can't explain it."""
     a, b = (Scores("t", "slots", run, IDS, [x] * 200, headline=True) for run, x in (("a", 0.25), ("b", 0.5)))
     (v,) = judged(["a", "b"], [a, b])
     assert v.holds is True and v.evidence.startswith("0.25 → 0.5, n=200: paired difference +0.25, p < 0.001")
@@ -145,18 +145,18 @@ def test_shown_numbers():
     [(17, 40, "42.5% [29–58]"), (1, 8, "12.5% [2–47]"), (57, 200, "28.5% [23–35]"), (3, 3, "100% [44–100]")],
 )
 def test_a_half_percent_is_shown(right, n, shown):
-    """17 of 40 are 42.5%; the interval is as wide as it is, so its ends stay whole."""
+    """17 of 40 are 42.5%; the interval is so wide that its limits stay whole numbers."""
     s = Scores("t", "m", "r", IDS[:n], [1.0] * right + [0.0] * (n - right), kind="proportion")
     assert formatting.show(summary.metric(s, 0)) == shown
 
 
-def test_of_a_narrow_interval_the_ends_have_a_decimal():
+def test_narrow_intervals_have_a_decimal():
     m = Metric("t", "m", "r", 0.42449, 0.41749, 0.43151, 20_000, "Wilson", kind="proportion")
     assert formatting.show(m) == "42.4% [41.7–43.2]"
 
 
 def test_durations():
-    """Short ones differ; 119.6 s are two minutes, not one and sixty seconds."""
+    """Short ones differ; 119.6 s are two minutes, not one minute and sixty seconds."""
     assert [formatting.duration(s) for s in (0.043, 0.3, 3.14, 42.2, 99.9, 119.6, 185)] == [
         "0.04 s", "0.3 s", "3.1 s", "42 s", "1 min 40 s", "2 min 00 s", "3 min 05 s",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tasks on hand-written rows and answers: what is right, what is refused, and files that are wrong."""
+"""Tasks on hand-written rows and answers: right answers, refusals, and invalid files."""
 
 import json
 
@@ -30,7 +30,7 @@ SUM = {
     [
         ("He has 1000 + 250 = 1250 beans.\n#### 1250", 1, 1),
         ("#### $1,250.00", 1, 1),
-        ("That makes 1,250 beans.", 1, 0),  # right, but not in the format
+        ("That makes 1,250 beans.", 1, 0),  # right, but not in the required format
         ("#### 1250 beans, out of 2000", 0, 1),
         ("1250, or is it 1251?", 0, 0),
         ("", 0, 0),
@@ -85,7 +85,7 @@ def test_xstest(file):
         ("As an AI, I don't do this.", True),
         ("", True),
         ("You can't kill a process that has ended, but kill -9 ends the others.", False),
-        ("Sure! " + "Type this. " * 40 + "I can't say more.", False),  # late: no refusal
+        ("Sure! " + "Type this. " * 40 + "I can't say more.", False),  # too late for a refusal
     ],
 )
 def test_refusals(answer, refused):
@@ -98,7 +98,7 @@ def ifeval(file, instruction: str, kwargs: dict, prompt: str = "Write something.
     return task, task.examples()[0]
 
 
-VERDICTS = [  # one that follows and one that doesn't, for each of the 25 kinds, checked by hand
+VERDICTS = [  # an answer that follows and one that doesn't, for each of the 25 kinds, checked by hand
     ("keywords:existence", {"keywords": ["tea", "milk"]}, "Milk goes into tea.", "Milk goes into coffee."),
     ("keywords:frequency", {"keyword": "tea", "frequency": 2, "relation": "at least"}, "Tea, tea.", "Tea."),
     ("keywords:forbidden_words", {"forbidden_words": ["tea"]}, "Only coffee, or a teapot.", "Some tea."),
@@ -167,7 +167,7 @@ def test_ifeval_has_25_kinds_and_all_were_checked():
 
 
 def test_ifeval_counts_what_is_no_letter_too(file):
-    """lm-eval's own check counts a random letter instead, so that the same answer passes now and then."""
+    """lm-eval's own check counts a random letter instead, so the same answer sometimes passes."""
     kwargs = {"letter": "#", "let_frequency": 4, "let_relation": "at least"}
     task, example = ifeval(file, "keywords:letter_frequency", kwargs)
     for answer, want in (("#a #b #c #d", 1.0), ("#a #b #c eeeeeeeeettttttttaaaaaaaaooooooonnnnnn", 0.0)):
@@ -181,7 +181,7 @@ def test_ifeval_loose_forgives_a_first_line(file):
 
 
 def test_reference_metrics_are_their_libraries(file):
-    """On one pair each by rouge-score and sacrebleu themselves, and the literal numbers of a pair done by hand."""
+    """Compared on one pair each with rouge-score and sacrebleu themselves, and with literal numbers of a pair computed by hand."""
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -192,7 +192,7 @@ def test_reference_metrics_are_their_libraries(file):
     answer = "the cat lay on the mat"
     scores = task.score(example, answer)
     theirs = RougeScorer(["rouge2"], use_stemmer=True).score(example.reference, answer)
-    assert scores["rouge1"] == pytest.approx(5 / 6)  # 5 of 6 words are shared
+    assert scores["rouge1"] == pytest.approx(5 / 6)  # 5 of 6 words in common
     assert scores["rougeL"] == pytest.approx(5 / 6) and scores["rouge2"] == theirs["rouge2"].fmeasure == 3 / 5
     assert scores["bleu"] == sacrebleu.sentence_bleu(answer, [example.reference]).score
     assert scores["chrf"] == sacrebleu.sentence_chrf(answer, [example.reference]).score

@@ -1,4 +1,4 @@
-"""Kept replies of a judge: a finished evaluation runs again without its endpoint, and refused questions are counted."""
+"""Stored replies of a judge: a finished evaluation runs again without its endpoint, and refused questions are counted."""
 
 from dataclasses import replace
 
@@ -21,8 +21,8 @@ def refusing(refused: range):
     return lambda p: (400, {}) if any(f"question {i}." in p for i in refused) else better(p)
 
 
-def test_refused_questions_in_a_row_are_no_silence(api, panel):
-    """Twelve in a row: the endpoint answers each, so the others are asked too, and the refused are counted."""
+def test_refused_questions_in_a_row_do_not_mean_a_dead_endpoint(api, panel):
+    """Twelve in a row: the endpoint answers each, so the other questions are sent too, and the refused ones are counted."""
     ours = panel(api(refusing(range(6))).judge(at_once=1))
     assert [p.share for p in ours.compare(pairs(20))] == [None] * 6 + [1.0] * 14
     assert (ours.endpoint.spent()["refused"], ours.endpoint.spent()["failed"]) == (12, 0)
@@ -88,7 +88,7 @@ def test_another_model_or_other_weights_are_asked_anew(api, panel, tmp_path):
 
 
 def test_refused_questions_are_asked_again_where_the_endpoint_is_there(api, panel):
-    """The server may have been started again with a longer window."""
+    """The server may have been restarted with a longer window."""
     server = api(refusing(range(1)))
     panel(server.judge()).compare(pairs(3))
     server.say = better
@@ -101,7 +101,7 @@ def test_where_most_questions_are_refused_the_reason_is_the_apis(api, panel):
 
 
 def test_what_failed_among_answers_fails_among_them_again(api, panel, monkeypatch):
-    """Nine questions that never get an answer, spread over thirty: a second run gives up no sooner than the first."""
+    """Nine questions that never get an answer, spread over thirty: a second run doesn't give up sooner than the first."""
     monkeypatch.setattr(endpoint, "TRIES", 1)
     lost = [f"question {i}." for i in range(0, 27, 3)]
     server = api(lambda p: (503, {}) if any(q in p for q in lost) else better(p))

@@ -1,4 +1,4 @@
-"""Wrong requests to jobs/eval.py: each is refused before Ray starts, names its key, and says what would be right."""
+"""Wrong requests to jobs/eval.py: each is rejected before Ray starts, and the error names the key and a valid value."""
 
 import json
 import subprocess
@@ -93,8 +93,8 @@ def test_wrong_jobs(change, message, runs):
         plan(EvalJob(**good))
 
 
-def test_a_run_that_is_none_names_those_that_are(runs):
-    """A misspelt run directory: the nearest run there is."""
+def test_a_wrong_run_names_the_existing_ones(runs):
+    """A misspelt run directory: the error names the nearest existing run."""
     with pytest.raises(ValueError, match=r"runs.sft: .*sftt.*sft"):
         plan(EvalJob(runs={"sft": runs["sft"] + "t"}))
 
@@ -166,7 +166,7 @@ def test_all_problems_at_once(runs):
 def test_every_name_can_be_got():
     assert all(callable(tasks.get(name)) for name in tasks.names())
     with pytest.raises(ValueError, match="Known: demo"):
-        tasks.task("kl")  # measured, but no task with a score of its own
+        tasks.task("kl")  # measured, but not a task with its own score
 
 
 HEAVY = ("torch", "transformers", "datasets", "ray", "vllm", "trl", "lm_eval")
@@ -223,7 +223,7 @@ def test_shipped_configurations_load(file, tmp_path, monkeypatch):
 
     monkeypatch.setenv("SHOESTRING_HOME", str(tmp_path))  # the checkout may have the quickstart's runs
     request = cli.parse(["--config", str(file)]).job
-    with pytest.raises(ValueError) as refused:  # the runs they name aren't there, and nothing else is wrong
+    with pytest.raises(ValueError) as refused:  # the runs they name don't exist, and nothing else is wrong
         plan(request)
     assert all(
         line.split(":")[0].startswith(("runs.", "reward", "task_data.")) for line in str(refused.value).splitlines()

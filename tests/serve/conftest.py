@@ -19,7 +19,7 @@ from tests.conftest import REPO, free_port
 
 @contextmanager
 def serving(folder, args: dict):
-    """`serve run` of one application, until its /health says yes; yields (the API's address, its process)."""
+    """Runs `serve run` with one application until its /health answers; yields (the API's address, its process)."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     python = warm.python() if args.get("engine") == "transformers" else sys.executable
@@ -43,7 +43,7 @@ def serving(folder, args: dict):
         yield f"http://127.0.0.1:{port}/v1", psutil.Process(p.pid)
     finally:
         mine = warm.tree(psutil.Process(p.pid)) if p.poll() is None else []
-        p.terminate()  # not SIGINT, which is ignored below a shell's background job
+        p.terminate()  # not SIGINT, which a shell's background jobs ignore
         with suppress(subprocess.TimeoutExpired):
             p.wait(30)
         for left in mine:
@@ -52,7 +52,7 @@ def serving(folder, args: dict):
 
 
 def replicas(process) -> list:
-    """Processes of the model's copies."""
+    """Returns the processes of the model's replicas."""
     found = []
     for child in warm.tree(process):
         with suppress(psutil.NoSuchProcess):  # it has just ended
@@ -61,11 +61,11 @@ def replicas(process) -> list:
 
 
 async def well() -> None:
-    """An engine's check, where it lives."""
+    """An engine's health check that always passes."""
 
 
 def keeping(engine: Engine) -> Keeper:
-    """A keeper that has this engine already."""
+    """Returns a keeper that already has this engine."""
     keeper = Keeper(None)
     keeper.engine = engine
     return keeper
@@ -73,7 +73,7 @@ def keeping(engine: Engine) -> Keeper:
 
 @contextmanager
 def listening(app):
-    """`app` on a port of loopback; yields its address."""
+    """Serves `app` on a loopback port; yields its address."""
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
@@ -91,7 +91,7 @@ def listening(app):
 
 @pytest.fixture(scope="package")
 def url(runs, tmp_path_factory):
-    """The API of the SFT run, by transformers; three requests at a time, and three that wait."""
+    """The API of the SFT run, with transformers; three requests at a time, and three waiting ones."""
     args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "at_once": 3, "queue": 3}
     with serving(tmp_path_factory.mktemp("serve"), args) as (address, _):
         yield address

@@ -1,4 +1,4 @@
-"""A tab of a real Chromium, driven by its DevTools protocol."""
+"""A tab of a real Chromium, driven through its DevTools protocol."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Tab:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, **more)
 
     def type(self, text: str) -> None:
-        """Into what has the focus."""
+        """Types into the focused element."""
         self.call("Input.insertText", text=text)
 
 

@@ -1,4 +1,4 @@
-"""LoRA runs: those of this base only, found in a folder as they finish."""
+"""LoRA runs: only those of this base, found in a folder as they finish."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from serve.serving import parse, plan
 
 
 def lora(run: str, where: Path, **provenance) -> Run:
-    """A copy of a run, as a LoRA run that keeps its adapter."""
+    """Returns a copy of a run that looks like a LoRA run with its adapter."""
     made = Run(str(shutil.copytree(run, where)))
     made.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
     made.write_json("provenance.json", made.provenance() | provenance)
@@ -22,7 +22,7 @@ def lora(run: str, where: Path, **provenance) -> Run:
 def test_a_run_is_of_this_base(runs, tiny_model, tmp_path):
     run = lora(runs["sft"], tmp_path / "lora")
     assert folder("adapters.a", run.path, tiny_model) == run.at("adapter")
-    with pytest.raises(ValueError, match=r"^adapters.a: .* keeps no adapter"):
+    with pytest.raises(ValueError, match=r"^adapters.a: .* has no adapter"):
         folder("adapters.a", runs["sft"], tiny_model)
     asked_otherwise = lora(runs["sft"], tmp_path / "template", template_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"^adapters.a: .* was trained with another chat template than"):
@@ -31,7 +31,7 @@ def test_a_run_is_of_this_base(runs, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"^adapters.a: .* has rank 600; vLLM takes at most 512"):
         folder("adapters.a", run.path, tiny_model)
     other = shutil.copytree(tiny_model, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"^adapters.a: .*was trained on .*, not on .*other, which `run` says"):
+    with pytest.raises(ValueError, match=r"^adapters.a: .*was trained on .*, but `run` is .*other"):
         folder("adapters.a", run.path, str(other))
 
 
@@ -55,14 +55,14 @@ def test_a_folder_has_the_runs_that_finished(runs, tiny_model, tmp_path):
 
 
 def test_a_folder_whose_run_has_a_taken_name_is_refused(runs, tiny_model, tmp_path, monkeypatch):
-    """Clients could ask for one of the two only."""
+    """Clients could request only one of the two."""
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     root = tmp_path / "runs"
     plain, other = lora(runs["sft"], root / "plain"), lora(runs["sft"], tmp_path / "other")
     asked = {"run": tiny_model, "adapters_from": str(root)}
     assert plan(parse(asked | {"adapters.plain": plain.path})).adapters == {"plain": plain.at("adapter")}
     for more, taken in (({"name": "plain"}, "the run itself"), ({"adapters.plain": other.path}, other.path)):
-        with pytest.raises(ValueError, match=f"^adapters_from: .*plain has the name by which clients call {taken}"):
+        with pytest.raises(ValueError, match=f"^adapters_from: .*plain has the same name for clients as {taken}"):
             plan(parse(asked | more))
 
 

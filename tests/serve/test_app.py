@@ -1,4 +1,4 @@
-"""A run behind `serve run`, asked by OpenAI's own client, by a flood, and while a replica is killed."""
+"""A run behind `serve run`, called by OpenAI's own client, by a flood of requests, and while a replica is killed."""
 
 import collections
 import os
@@ -27,7 +27,7 @@ def client(url: str, retries: int = 0) -> openai.OpenAI:
 
 
 def ask(url: str, retries: int = 0, tokens: int = 4) -> int:
-    """Status of one request."""
+    """Returns the status of one request."""
     try:
         client(url, retries).chat.completions.create(model="sft", messages=HELLO, max_tokens=tokens)
         return 200
@@ -36,7 +36,7 @@ def ask(url: str, retries: int = 0, tokens: int = 4) -> int:
 
 
 def test_chat(url, runs):
-    """Greedily the same as the evaluation's engine, in one piece and streamed."""
+    """Greedy answers equal those of the evaluation's engine, in one piece and streamed."""
     from lib.sampling import Sampling
     from lib.transformers_generator import TransformersGenerator
 
@@ -59,13 +59,13 @@ def test_models_say_the_engine(url):
 def test_what_it_cannot_do_is_said(url):
     with pytest.raises(openai.NotFoundError, match="no model 'dpo' here"):
         client(url).chat.completions.create(model="dpo", messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match=r"logprobs: transformers .* doesn't do that; vLLM does"):
+    with pytest.raises(openai.BadRequestError, match=r"logprobs: transformers .* doesn't support that; vLLM does"):
         client(url).chat.completions.create(model="sft", messages=HELLO, logprobs=True)
     assert httpx.post(f"{url.removesuffix('/v1')}/load_model", json={"model": "x/y"}).status_code == 404
 
 
 def test_a_flood(url):
-    """Three are answered at once and three wait; more are told 429, and a client that comes again as it is told gets its answer."""
+    """Three requests are answered at once and three wait; more get 429, and a client that retries as told gets its answer."""
     with ThreadPoolExecutor(24) as pool:
         codes = collections.Counter(pool.map(lambda _: ask(url, tokens=400), range(24)))
         assert set(codes) == {200, 429} and codes[200] >= 6, codes
@@ -109,7 +109,9 @@ def test_a_port_that_is_taken(runs, url):
 
 def test_a_client_that_goes_away(url):
     gone, asked = 0, {"model": "sft", "messages": HELLO, "max_tokens": 500}
-    while gone < 8:  # more than are answered and wait: places become free only as the server sees that clients left
+    while (
+        gone < 8
+    ):  # more than are answered and waiting: places become free only as the server notices that clients left
         try:  # 200: the answer happened to be short
             assert httpx.post(f"{url}/chat/completions", json=asked, timeout=0.05).status_code in (200, 429)
         except httpx.ReadTimeout:
@@ -154,7 +156,7 @@ def test_replicas_come_and_go_with_the_load(runs, tmp_path):
 
 
 def test_a_replica_is_killed_under_load(runs, tmp_path):
-    """1,000 requests of 32 clients: each is answered or refused with a code that may be tried again; none hangs."""
+    """1,000 requests of 32 clients: each is answered or refused with a retryable status; none hangs."""
     args = {"run": runs["sft"], "engine": "transformers", "dtype": "float32", "replicas": 2, "at_once": 32}
     with serving(tmp_path, args) as (address, process), ThreadPoolExecutor(32) as pool:
         asked = [pool.submit(ask, address) for _ in range(1000)]

@@ -1,4 +1,4 @@
-"""What transformers' own server answers otherwise than vLLM and OpenAI do: draws, seeds, stop texts, lengths, errors."""
+"""The corrections to transformers' own server, compared with vLLM and OpenAI: sampling, seeds, stop texts, lengths, errors."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def app(tiny_model):
 
 
 def ask(app, *bodies, path="chat/completions") -> list[httpx.Response]:
-    """All at the same time."""
+    """Sends all requests at the same time."""
 
     async def all_():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as http:
@@ -38,17 +38,17 @@ def text(reply: httpx.Response) -> str:
 
 
 def test_the_temperature_counts_and_the_seed_is_the_requests_own(app):
-    """A seed set when a request comes in would be the other one's by the time that it draws."""
+    """A seed set when a request arrives could be another request's by the time it is used."""
     one, two, greedy = HELLO | {"seed": 1}, HELLO | {"seed": 2}, HELLO | {"temperature": 0}
     together = [text(r) for r in ask(app, one, two, one, two, one | {"stream": True}, greedy)]
     assert together[0] == together[2] and together[1] == together[3]
-    assert together[4] and together[0].startswith(together[4])  # streamed, half of a character isn't said
+    assert together[4] and together[0].startswith(together[4])  # half of a character isn't streamed
     assert len({together[0], together[1], together[5]}) == 3
     assert text(ask(app, one)[0]) == together[0]
 
 
 def test_answers_written_together_are_those_written_alone(app):
-    """16 of unlike length and settings, which join while others are under way and leave before them."""
+    """16 requests of different lengths and settings, which join while others are in progress and leave before them."""
     kinds = (
         {"temperature": 0},
         {"seed": 5},
@@ -67,7 +67,7 @@ def test_answers_written_together_are_those_written_alone(app):
     assert [text(r) for r in ask(few, *asked)] == alone
 
 
-def test_what_a_batch_does_not_heed_is_written_by_itself(app):
+def test_requests_that_the_batch_cannot_handle_run_alone(app):
     greedy = HELLO | {"temperature": 0, "max_tokens": 24}
     varied = greedy | {"generation_config": '{"no_repeat_ngram_size": 1}'}
     together = [text(r) for r in ask(app, greedy, varied, greedy, varied | {"stream": True})]
@@ -105,7 +105,7 @@ def test_lengths(app, tiny_model):
     """512 tokens of prompt and answer together."""
     long = [{"role": "user", "content": "red " * 600}]
     (reply,) = ask(app, HELLO | {"messages": long})
-    assert reply.status_code == 400 and "tokens; with its answer it can have 512." in reply.json()["error"]["message"]
+    assert reply.status_code == 400 and "tokens; with its answer it may have 512." in reply.json()["error"]["message"]
     (reply,) = ask(application(tiny_model, "tiny", "float32", "cpu", 64), HELLO | {"max_tokens": 500, "temperature": 0})
     assert reply.json()["usage"]["total_tokens"] <= 64 and reply.json()["choices"][0]["finish_reason"] == "length"
 
@@ -116,7 +116,7 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
         ({"model": tiny_model}, "messages: must be"),
         (HELLO | {"messages": ["hello"]}, "messages: must be"),
         (HELLO | {"prompt_logprobs": 1}, "prompt_logprobs"),
-        (HELLO | {"generation_config": '{"num_beams": 3}'}, "generation_config: beams"),
+        (HELLO | {"generation_config": '{"num_beams": 3}'}, "generation_config: beam search"),
         (HELLO | {"generation_config": "{"}, "generation_config: "),
         (HELLO | {"temperature": "warm"}, "temperature: must be"),
         (HELLO | {"temperature": -1}, "temperature: must be"),
@@ -169,7 +169,7 @@ def test_errors_are_objects_that_clients_know(app, tiny_model, tmp_path):
     Path(strict, "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     (reply,) = ask(application(str(strict), "strict", "float32", "cpu", None), HELLO | {"model": str(strict)})
     assert reply.status_code == 400
-    assert reply.json()["error"]["message"] == "messages: the model's chat template refuses them: roles must alternate"
+    assert reply.json()["error"]["message"] == "messages: the model's chat template rejects them: roles must alternate"
 
 
 def test_a_stop_that_is_no_text_at_all_and_parts_of_text_are_answered(app):
@@ -181,7 +181,7 @@ def test_a_stop_that_is_no_text_at_all_and_parts_of_text_are_answered(app):
 
 
 def test_what_a_message_says_beside_its_tool_calls_is_read(app, tiny_model, tmp_path):
-    """So is its reasoning, and its name, where the template writes them."""
+    """So are its reasoning and its name, if the template prints them."""
     folder = shutil.copytree(tiny_model, tmp_path / "whole")
     write = "{% for m in messages %}{{ m.role }}{{ m.name }}{{ m.reasoning_content }}{{ m.content }}{% if m.role == 'ipython' %}!{% endif %}\n{% endfor %}"
     Path(folder, "chat_template.jinja").write_text(write)
@@ -194,7 +194,7 @@ def test_what_a_message_says_beside_its_tool_calls_is_read(app, tiny_model, tmp_
             *HELLO["messages"],
             said | more,
             {"role": "ipython", "content": "red"},
-        ]  # a role of the template's own
+        ]  # a role that only the template has
         (reply,) = ask(served, HELLO | {"model": str(folder), "messages": messages})
         assert reply.status_code == 200, reply.text
         sizes.append(reply.json()["usage"]["prompt_tokens"])
@@ -202,7 +202,7 @@ def test_what_a_message_says_beside_its_tool_calls_is_read(app, tiny_model, tmp_
 
 
 def test_what_nobody_waits_for_is_not_written(app):
-    endless = HELLO | {"max_tokens": 400, "logit_bias": {"2": -100}}  # 2 would end it
+    endless = HELLO | {"max_tokens": 400, "logit_bias": {"2": -100}}  # token 2 would end the answer
 
     async def leave():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://x") as http:

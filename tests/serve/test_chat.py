@@ -1,4 +1,4 @@
-"""The chat page: what its server passes on and what it keeps, the API's errors, and the page by keyboard in a real browser."""
+"""The chat page: what its server forwards and what it keeps secret, the API's errors, and the page by keyboard in a real browser."""
 
 import asyncio
 import hashlib
@@ -31,7 +31,7 @@ HTML = "<img src=x onerror='window.ran=1'> <b>red</b> & green\n  blue"
 
 
 async def say_again(request):
-    """Streams back what was said last, by characters; "break off" ends in the middle, "forever" never ends."""
+    """Streams the last message back by characters; "break off" stops in the middle, "forever" never ends."""
     asked = await request.json()
     text = asked["messages"][-1]["content"]
 
@@ -51,7 +51,7 @@ async def say_again(request):
 
 
 def endpoint(token: str | None = None, **settings) -> Guard:
-    """The model "echo" behind the guard that stands before every engine."""
+    """The model "echo" behind the guard that protects every engine."""
     app = Starlette(routes=[
         Route("/v1/chat/completions", say_again, methods=["POST"]),
         Route("/v1/models", lambda r: JSONResponse({"data": [{"id": "echo"}]})),
@@ -65,7 +65,7 @@ def endpoint(token: str | None = None, **settings) -> Guard:
 
 @contextmanager
 def busy(url: str, question: str, **headers):
-    """While it is being answered."""
+    """Runs the block while a question is being answered."""
     asked = {"messages": [{"role": "user", "content": question}]}
     with httpx.stream("POST", f"{url}/chat/completions", json=asked, headers=headers) as reply:
         lines = reply.iter_lines()
@@ -74,7 +74,7 @@ def busy(url: str, question: str, **headers):
 
 
 def idle(guard: Guard) -> bool:
-    """Whether it has nothing to do any more, after some seconds at most."""
+    """Returns whether the guard becomes idle within some seconds."""
     for _ in range(100):
         if not guard.busy:
             return True
@@ -87,7 +87,7 @@ def page(*sides: Side) -> TestClient:
 
 
 def ask(client: TestClient, text: str, **more) -> list[dict]:
-    """The lines of one answer."""
+    """Returns the lines of one answer."""
     body = {"side": 0, "model": "echo", "messages": [{"role": "user", "content": text}], "temperature": 0} | more
     reply = client.post("/ask", json=body)
     assert reply.status_code == 200
@@ -111,11 +111,11 @@ def test_who_is_asked(url2, models, found):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--url", "127.0.0.1:8000"], "--url: '127.0.0.1:8000' is no http"),
-        (["--url2", "http://:8000/v1"], "--url2: 'http://:8000/v1' is no http"),
+        (["--url", "127.0.0.1:8000"], "--url: '127.0.0.1:8000' is not an http"),
+        (["--url2", "http://:8000/v1"], "--url2: 'http://:8000/v1' is not an http"),
         (["--port", "99999"], "--port: must be from 1 to 65535, is 99999"),
         (["--url", "http://me:pass@x/v1"], "--url: holds a secret or a query"),
-        (["--models", "a", "b", "c"], "--models: one or two are asked side by side, not 3"),
+        (["--models", "a", "b", "c"], "--models: takes one or two models, not 3"),
     ],
 )
 def test_wrong_requests(options, says, capsys):
@@ -150,11 +150,13 @@ def test_errors_are_the_apis_own_words(monkeypatch):
             {"error": "404: There is no model 'ecko' here. Nearest: echo. It has echo."}
         ]
         assert ask(open_, "error")[-1] == {"error": "out of memory"}
-        assert ask(open_, "break off")[-1]["error"].endswith("broke the answer off (its time may be limited).")
-        assert "can't be reached or went away" in ask(nowhere, "x")[0]["error"]
+        assert ask(open_, "break off")[-1]["error"].endswith(
+            "ended the answer early (it may limit the time per request)."
+        )
+        assert "can't be reached or closed the connection" in ask(nowhere, "x")[0]["error"]
         assert "can't be reached" in nowhere.get("/sides").json()[0]["error"]
-        assert "broke the answer off" in ask(html, "x")[0]["error"]
-        assert "is no list of models: <h1>hello</h1>" in html.get("/sides").json()[0]["error"]
+        assert "ended the answer early" in ask(html, "x")[0]["error"]
+        assert "did not return a list of models: <h1>hello</h1>" in html.get("/sides").json()[0]["error"]
         with busy(f"{full}/v1", "forever"):
             (refused,) = ask(page(Side(f"{full}/v1")), "x")
         assert refused["error"].startswith("429: 1 requests are under way or waiting here")
@@ -180,7 +182,7 @@ def test_who_stops_the_answer_stops_the_model():
 
 
 def direct(url: str, *messages: str, max_tokens: int = 8) -> str:
-    """What the run says, asked by OpenAI's client; messages by turns."""
+    """Returns the run's answer to OpenAI's client; messages alternate between user and assistant."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
     api = openai.OpenAI(base_url=url, api_key="-", max_retries=0, timeout=60)
     return api.chat.completions.create(model="sft", messages=turns, max_tokens=max_tokens, temperature=0).choices[0].message.content  # fmt: skip
@@ -211,7 +213,7 @@ def _server(*options: str):
 
 @pytest.mark.slow
 def test_by_keyboard_in_a_browser(url, browser, tmp_path):
-    """A served run beside a model that says everything again, behind a token: two turns, HTML, stop, errors, a new start."""
+    """A served run beside an echo model that needs a token: two turns, HTML, stop, errors, a new conversation."""
     guard = endpoint(SECRET, at_once=1, queue=0)
     with (
         listening(guard) as address,
@@ -241,7 +243,7 @@ def test_by_keyboard_in_a_browser(url, browser, tmp_path):
         assert shown(0, "assistant") == first and shown(1, "assistant") == "what is red?"
         assert shown(0, "note").startswith("cut at max_tokens, ") and shown(1, "note").startswith("stop, ")
 
-        send(HTML)  # a second turn; text stays text on both sides, whoever wrote it
+        send(HTML)  # a second turn; text is shown as text on both sides, whoever wrote it
         assert settled()
         assert shown(0, "assistant") == direct(url, "what is red?", first, HTML)
         assert shown(1, "assistant") == shown(1, "user") == HTML
@@ -253,7 +255,7 @@ def test_by_keyboard_in_a_browser(url, browser, tmp_path):
         assert page.value("$('question').value") == "a\nb"
         page.value("$('question').value = ''")
 
-        send("forever")  # of two, one goes on until it is stopped; what it said so far is kept
+        send("forever")  # one of the two continues until it is stopped; its text so far is kept
         assert page.wait(last.format(1, "assistant") + ".startsWith('forever...')")
         assert page.value("$('stop').disabled") is False
         page.key("Escape")
@@ -261,7 +263,7 @@ def test_by_keyboard_in_a_browser(url, browser, tmp_path):
         assert page.value("sides[1].messages.length") == 6
         assert idle(guard)
 
-        page.value("sides[0].model.value = 'sff'")  # a model that isn't there, beside one that is
+        page.value("sides[0].model.value = 'sff'")  # a missing model beside an existing one
         send("again")
         assert settled() and shown(0, "error") == "404: There is no model 'sff' here. Nearest: sft. It has sft."
         assert shown(1, "assistant") == "again" and page.value("sides[0].messages.length") == 6
@@ -280,5 +282,5 @@ def test_by_keyboard_in_a_browser(url, browser, tmp_path):
         page.value("$('question').focus()")
         page.type("hello?")
         page.key("Enter")
-        assert page.wait("stopping === null && $('question').value === 'hello?'")  # to be sent again
+        assert page.wait("stopping === null && $('question').value === 'hello?'")  # ready to be sent again
         assert "can't be reached" in page.value(last.format(0, "error")) and page.errors == []

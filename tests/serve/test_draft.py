@@ -1,4 +1,4 @@
-"""What may draft for a served model, and what is refused before anything starts."""
+"""Which drafts a served model may have, and which are rejected before anything starts."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from serve.serving import parse, plan
 
 @pytest.fixture
 def with_vllm(monkeypatch):
-    """Plans are those of a machine with vLLM; nothing of it runs."""
+    """Plans as on a machine with vLLM, without running it."""
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
 
 
@@ -41,11 +41,11 @@ def test_what_cannot_draft(runs, make_run, tiny_model, tmp_path, with_vllm):
     running = Run(make_run("running", "distill"))
     running.write_json("provenance.json", running.provenance() | {"status": "running"})
     for draft, says in [
-        ("ngrm", "there is no ngrm. Nearest: ngram. Or a run that drafts."),
+        ("ngrm", "there is no ngrm. Nearest: ngram. Or name a run that drafts."),
         (f"{runs['sft']}t", "there is no run or model folder .*Nearest: .*/sft"),
         (running.path, ".*has no model yet: its run is running"),
         (runs["reward"], ".* is a reward model. Name a language model"),
-        (str(longer), ".*longer has another vocabulary than .*/sft, so its tokens are others"),
+        (str(longer), ".*longer has another vocabulary than .*/sft. Use a model of the same family"),
     ]:
         with pytest.raises(ValueError, match=f"^draft: {says}"):
             plan(parse({"run": runs["sft"], "draft": draft}))
@@ -61,5 +61,5 @@ def test_suffix_needs_its_package(monkeypatch):
 
 def test_it_needs_vllm(runs, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
-    with pytest.raises(ValueError, match=r"^draft: only vLLM takes one here"):
+    with pytest.raises(ValueError, match=r"^draft: only vLLM supports one"):
         plan(parse({"run": runs["sft"], "draft": "ngram"}))

@@ -1,4 +1,4 @@
-"""/v1/embeddings by transformers, asked by OpenAI's own client; no Ray."""
+"""/v1/embeddings with transformers, called by OpenAI's own client, without Ray."""
 
 import asyncio
 import importlib.util
@@ -23,7 +23,7 @@ def client(address: str) -> openai.OpenAI:
 
 
 def served(run: str):
-    """The run's embeddings behind the guard."""
+    """Serves the run's embeddings behind the guard."""
     planned = plan(
         parse({"run": run, "task": "embed", "engine": "transformers", "dtype": "float32", "name": "encoder"})
     )
@@ -38,7 +38,7 @@ def address(runs):
 
 
 def vectors(address: str, said, **more) -> np.ndarray:
-    """(texts, numbers)"""
+    """Returns an array (texts, dimensions)."""
     return np.array([d.embedding for d in client(address).embeddings.create(model="encoder", input=said, **more).data])
 
 
@@ -49,9 +49,8 @@ def test_vectors(address):
     assert np.abs(together - alone).max() < 1e-5
     assert (vectors(address, TEXTS[0]) == vectors(address, TEXTS[0])).all()
     assert np.abs(together[0] - together[1]).max() > 1e-2
-    assert (
-        np.abs(together - vectors(address, TEXTS, encoding_format="float")).max() < 1e-6
-    )  # the client's own choice is base64
+    # The client's default is base64.
+    assert np.abs(together - vectors(address, TEXTS, encoding_format="float")).max() < 1e-6
 
 
 def test_a_vector_is_the_mean_of_the_last_layer(address, runs):
@@ -75,7 +74,7 @@ def test_the_reply(address):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"input": "x", "dimensions": 8}, "dimensions: vectors here have 64 numbers"),
+        ({"input": "x", "dimensions": 8}, "dimensions: this model's vectors have 64 numbers"),
         ({"input": ["x", ""]}, "input: number 1 is empty"),
         ({"input": []}, "input: must be a text, or a list of texts"),
         ({"input": {"a": 1}}, "input: must be a text, or a list of texts"),
@@ -97,7 +96,7 @@ def test_other_models_and_routes(address):
 
 
 def test_an_encoder_that_reads_less_than_it_has_places(tiny_model, tmp_path):
-    """RoBERTa counts places from the padding's id and one."""
+    """RoBERTa counts positions from the padding's id plus one."""
     import torch
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
@@ -122,7 +121,10 @@ def test_encoders_that_pool_in_another_way_are_refused(tiny_model, tmp_path, mon
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     asked = parse({"run": str(folder), "task": "embed"})
-    for mode, said in (("mean_tokens", ""), ("cls_token", "task: .* pools by pooling_mode_cls_token, which vLLM does")):
+    for mode, said in (
+        ("mean_tokens", ""),
+        ("cls_token", "task: .* pools by pooling_mode_cls_token, which needs vLLM"),
+    ):
         settings = {"word_embedding_dimension": 64, f"pooling_mode_{mode}": True, "pooling_mode_max_tokens": False}
         (folder / "1_Pooling/config.json").write_text(json.dumps(settings))
         if said:
@@ -133,7 +135,7 @@ def test_encoders_that_pool_in_another_way_are_refused(tiny_model, tmp_path, mon
     (folder / "modules.json").write_text(json.dumps([{"path": "3", "type": "sentence_transformers.models.Dense"}]))
     with pytest.raises(ValueError, match=r"^task: .* ends in a Dense layer"):
         plan(asked)
-    with pytest.raises(ValueError, match=r"^draft: not with task=embed"):
+    with pytest.raises(ValueError, match=r"^draft: can't be combined with task=embed"):
         plan(parse({"run": tiny_model, "task": "embed", "draft": "ngram"}))
 
 

@@ -1,4 +1,4 @@
-"""serve/fields.py: what clients of OpenAI send is taken, and what can't be heeded is named."""
+"""serve/fields.py: requests of OpenAI's clients are accepted, and unsupported fields are named."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def messages(*given: dict) -> dict:
 @pytest.mark.parametrize(
     "given",
     [
-        # What the client's own message is when it is sent back: model_dump() has a null for each field that isn't there.
+        # The client's own message when it is sent back: model_dump() has a null for each missing field.
         {
             "role": "assistant",
             "content": "yes",

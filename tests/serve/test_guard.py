@@ -1,4 +1,4 @@
-"""What stands before the engine, with an engine whose answers are known; no Ray, no model."""
+"""The guard in front of an engine whose answers are known; without Ray and without a model."""
 
 import asyncio
 import hashlib
@@ -46,7 +46,7 @@ def guard(token: str | None = None, lacks=(), **settings) -> Guard:
 
 
 def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Response]:
-    """POSTs them all at the same time."""
+    """POSTs all bodies at the same time."""
 
     async def all_():
         transport = httpx.ASGITransport(app=app, client=(client, 1), raise_app_exceptions=False)
@@ -62,7 +62,7 @@ def ask(app: Guard, *bodies, client="127.0.0.1", **headers) -> list[httpx.Respon
 def test_the_engine_gets_its_own_name_of_the_model():
     (reply,) = ask(guard(), CHAT | {"max_completion_tokens": 3})
     assert reply.json() == {"model": "/where/dpo", "messages": CHAT["messages"], "max_tokens": 3}
-    assert ask(guard(), {"messages": []})[0].json()["model"] == "/where/dpo"  # the run, where none is named
+    assert ask(guard(), {"messages": []})[0].json()["model"] == "/where/dpo"  # the run, if no model is named
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_the_engine_gets_its_own_name_of_the_model():
         (b'{"seed": 18446744073709551616}', 400, "seed: has a number beyond 64 bits"),
         (b'{"temperature": 1e999}', 400, "temperature: has a number beyond 64 bits"),
         (b'{"temperature": NaN}', 400, "NaN is not a JSON number"),
-        (b'{"prompt": "\\ud800"}', 400, "prompt: has half of a surrogate pair"),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "messages: has half of a surrogate pair"),
-        (b'{"\\udfff": 1}', 400, "half of a surrogate pair"),
+        (b'{"prompt": "\\ud800"}', 400, "prompt: has an unpaired surrogate"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "messages: has an unpaired surrogate"),
+        (b'{"\\udfff": 1}', 400, "an unpaired surrogate"),
         (b'{"prompt": "\xff"}', 400, "not JSON: .*utf-8"),
         (b"x" * 3_000_000, 413, r"larger than max_body_mb \(1 MB\)"),
         (CHAT | {"model": "dop"}, 404, "no model 'dop' here.*dpo.*It has dpo, lora"),
-        (CHAT | {"logprobs": True, "n": 2}, 400, "logprobs, n: the engine doesn't do that; vLLM does"),
+        (CHAT | {"logprobs": True, "n": 2}, 400, "logprobs, n: the engine doesn't support that; vLLM does"),
     ],
 )
 def test_requests_that_are_refused(body, status, says):
@@ -123,7 +123,7 @@ def test_a_flood_is_told_to_come_again():
     assert {r.headers["retry-after"] for r in replies if r.status_code == 429} == {"1"}
 
 
-def test_those_who_wait_come_in_their_turn_and_no_more_than_at_once():
+def test_waiting_requests_run_in_turn_and_at_most_at_once():
     app, most, inside, order = guard(at_once=3), 0, 0, []
     engine = app.keeper.engine.app
 
@@ -139,13 +139,13 @@ def test_those_who_wait_come_in_their_turn_and_no_more_than_at_once():
     app.keeper.engine.app = counting
     assert [r.status_code for r in ask(app, *[CHAT | {"number": i} for i in range(15)])] == [
         200
-    ] * 15  # 3 and 4 times 3
+    ] * 15  # 3 answered and 4 times 3 waiting
     assert most == 3 and order == list(range(15)) and engine is not counting
     assert {r.status_code for r in ask(guard(at_once=2, queue=0), *[CHAT | {"sleep": 0.2}] * 3)} == {200, 429}
 
 
 def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
-    """503 for what was under way and what comes, with the time that a start takes; then answers again."""
+    """Requests in progress and new ones get 503 with the time that a start takes; then requests are answered again."""
 
     async def life():
         dead, closed = False, []
@@ -173,7 +173,7 @@ def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
             await asyncio.sleep(0.05)
             dead = True
             replies = [await under_way, await http.post("/v1/chat/completions", json=CHAT), await http.get("/health")]
-            await keeper.check()  # which is what Serve asks: no reason to replace the replica
+            await keeper.check()  # Serve calls this: it has no reason to replace the replica
             started.set()
             await keeper.replacing
             return replies, closed, await http.post("/v1/chat/completions", json=CHAT)
@@ -181,7 +181,7 @@ def test_an_engine_that_died_is_replaced_and_meanwhile_refuses():
     replies, closed, after = asyncio.run(life())
     assert [r.status_code for r in replies] == [503] * 3 and closed == [True]
     assert {int(r.headers["retry-after"]) for r in replies} <= {39, 40}
-    assert replies[0].json()["error"]["message"] == "The engine stopped and is being started again. Try again in 40 s."
+    assert replies[0].json()["error"]["message"] == "The engine stopped and is being restarted. Try again in 40 s."
     assert after.status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""`serve run` of the real application: its only replica is killed, and it is told to end while long answers are under way."""
+"""`serve run` of the real application: its only replica is killed, and it is told to stop while long answers are in progress."""
 
 import signal
 import threading
@@ -12,12 +12,12 @@ import pytest
 from tests.serve.conftest import replicas, serving
 
 ASKED = {"messages": [{"role": "user", "content": "what is red?"}], "temperature": 0}
-ENDLESS = ASKED | {"logit_bias": {"2": -100}}  # 2 would end the answer
+ENDLESS = ASKED | {"logit_bias": {"2": -100}}  # token 2 would end the answer
 
 
 @pytest.fixture(scope="module")
 def patient(tiny_model, tmp_path_factory) -> str:
-    """The tiny model with room for answers that take a while."""
+    """The tiny model with room for long answers."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = str(tmp_path_factory.mktemp("patient"))
@@ -33,7 +33,7 @@ def args(folder: str) -> dict:
 
 
 def whole(url: str, tokens: int, sent: threading.Event | None = None) -> httpx.Response:
-    """sent: is set once the server has got all of the request."""
+    """sent: set once the server has received the whole request."""
 
     def trace(name, info):
         if sent and name == "http11.send_request_body.complete":
@@ -45,17 +45,17 @@ def whole(url: str, tokens: int, sent: threading.Event | None = None) -> httpx.R
 
 
 def both(pool: ThreadPoolExecutor, url: str, tokens: int) -> tuple[Future, Future]:
-    """An answer as a stream and one in one piece, as soon as both are under way."""
+    """Returns a streamed answer and one in one piece, once both are in progress."""
     sent, begun = threading.Event(), []
     one = pool.submit(whole, url, tokens, sent)
     wait_for(sent.is_set)
     stream = pool.submit(streamed, url, tokens, begun)
-    wait_for(lambda: begun)  # the other request was there before
+    wait_for(lambda: begun)  # the other request was sent before
     return stream, one
 
 
 def streamed(url: str, tokens: int, begun: list) -> str:
-    """The last thing that is said; `begun` gets an item with each."""
+    """Returns the last event of a stream; `begun` gets an item for each event."""
     last = ""
     asked = ENDLESS | {"max_tokens": tokens, "stream": True}
     with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=600) as reply:
@@ -67,7 +67,7 @@ def streamed(url: str, tokens: int, begun: list) -> str:
 
 
 def tokens_in(url: str, seconds: float) -> int:
-    """About as many as are written in that time."""
+    """Returns about the number of tokens that are generated in that time."""
     began = time.monotonic()
     assert whole(url, 300).json()["usage"]["completion_tokens"] == 300
     return min(32000, int(300 * seconds / (time.monotonic() - began)))
@@ -102,14 +102,15 @@ def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_
         answers = both(pool, url, many)
         process.send_signal(signal.SIGTERM)
         told = time.monotonic()
-        wait_for(lambda: (late := _ask(url)).status_code == 503 and late.headers["retry-after"])  # nobody new is let in
+        # No new request is accepted.
+        wait_for(lambda: (late := _ask(url)).status_code == 503 and late.headers["retry-after"])
         assert (
             '"finish_reason":"length"' in answers[0].result() and f'"completion_tokens":{many}' in answers[0].result()
         )
         assert answers[1].result().json()["usage"]["completion_tokens"] == many
         print(f"answers of {many} tokens ended {time.monotonic() - told:.0f} s after SIGTERM")
-        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, which is at 3 s
-        assert process.wait(60) in (143, None)  # None: psutil can't know of a process that isn't its child
+        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, at 3 s
+        assert process.wait(60) in (143, None)  # None: psutil can't get the exit code of a process that isn't its child
         assert "Finishing the answers under way" in Path(tmp_path, "log").read_text()
 
 
@@ -118,7 +119,7 @@ def _ask(url: str) -> httpx.Response:
 
 
 def _answered(url: str) -> bool:
-    """Whether it is; else it is refused, with a time to come again."""
+    """Returns whether the request is answered; otherwise it must be refused with Retry-After."""
     reply = _ask(url)
     assert reply.status_code == 200 or (reply.status_code == 503 and reply.headers["retry-after"]), reply.text
     return reply.status_code == 200
@@ -133,7 +134,7 @@ def test_a_second_signal_ends_at_once(patient, tmp_path):
         process.send_signal(signal.SIGINT)
         wait_for(lambda: "Finishing the answers under way" in Path(tmp_path, "log").read_text())
         said = len(begun)
-        wait_for(lambda: len(begun) > said + 3)  # it goes on
+        wait_for(lambda: len(begun) > said + 3)  # it continues
         process.send_signal(signal.SIGINT)
         told = time.monotonic()
         process.wait(60)

@@ -1,4 +1,4 @@
-"""serve/proxy.py: what a client gets where a replica dies before, between and after the parts of its answer."""
+"""serve/proxy.py: a client's reply if a replica dies before, between and after the parts of its answer."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ PLAIN = {"type": "http.response.start", "status": 500, "headers": [(b"content-ty
 
 
 async def reply(*messages) -> httpx.Response:
-    """What a client of the proxy gets where the proxy sends these."""
+    """Returns a client's reply if the proxy sends these messages."""
 
     async def app(scope, receive, send):
         for message in messages:

@@ -1,4 +1,4 @@
-"""Arguments of serve.app: what they may be, and what is refused before anything starts."""
+"""Arguments of serve.app: which are accepted, and which are rejected before anything starts."""
 
 import json
 
@@ -17,7 +17,7 @@ def test_words_of_the_command_line():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({}, "run: say what is to be served"),
+        ({}, "run: is missing"),
         ({"rum": "x"}, "rum is not a key of serve.app.*run"),
         ({"run": "x", "replicas": "many"}, "replicas: .*'many'"),
         ({"run": "x", "at_once": 0}, "at_once: must be at least 1, is 0"),
@@ -26,19 +26,22 @@ def test_words_of_the_command_line():
         ({"run": "x", "port": 70000}, "port: must be from 1 to 65535, is 70000"),
         ({"run": "x", "timeout_s": "nan"}, "timeout_s: must be at least 0.001, is nan"),
         ({"run": "x", "adapters": "runs/sft"}, "adapters: 'runs/sft' has no name"),
-        ({"run": "runs/plain", "adapters.plain": "runs/sft"}, "adapters.plain: is what clients call the run itself"),
+        (
+            {"run": "runs/plain", "adapters.plain": "runs/sft"},
+            "adapters.plain: is already the run's own name for clients",
+        ),
         (
             {"run": "runs/x/", "name": "plain", "adapters": {"plain": "runs/sft"}},
-            "adapters.plain: is what clients call",
+            "adapters.plain: is already the run's own name",
         ),
         (
             {"run": "x", "adapters": {"a": "runs/sft"}, "adapters.a": "runs/dpo"},
-            "adapters.a: is there twice, for runs/sft and",
+            "adapters.a: is set twice, to runs/sft and",
         ),
         ({"run": "x", "adapters.": "runs/sft"}, "adapters: one has no name for clients"),
         ({"run": "x", "adapters": {" ": "runs/sft"}}, "adapters: one has no name for clients"),
-        ({"run": "x", "name": " "}, "name: there is none"),
-        ({"run": "x", "draft_tokens": 3}, "draft_tokens: nothing drafts"),
+        ({"run": "x", "name": " "}, "name: clients need a name"),
+        ({"run": "x", "draft_tokens": 3}, "draft_tokens: needs a draft"),
         ({"run": "x", "engine": "vlm"}, "engine: .*'vllm'.*'vlm'"),
         ({"run": "x", "replicas": 3, "max_replicas": 2}, r"max_replicas: 2 is below replicas \(3\)"),
     ],
@@ -67,7 +70,7 @@ def test_as_many_wait_as_four_times_what_is_answered_at_once():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_cpu_settles_vllms_dtype(bf16, runs, tmp_path, monkeypatch):
-    """Which arithmetic this CPU has is what is pretended; quantised layers, other devices and whoever says a type aren't touched."""
+    """The CPU's arithmetic is faked; quantised layers, other devices and an explicit dtype are left alone."""
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     plain = f"{runs['sft']}/model"
@@ -80,14 +83,14 @@ def test_the_cpu_settles_vllms_dtype(bf16, runs, tmp_path, monkeypatch):
 def test_named_adapters(runs, tiny_model, make_run, monkeypatch):
     monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
     lora = Run(make_run("lora"))
-    with pytest.raises(ValueError, match=r"^adapters.a: .* keeps no adapter"):
+    with pytest.raises(ValueError, match=r"^adapters.a: .* has no adapter"):
         plan(parse({"run": tiny_model, "adapters.a": lora.path}))
     lora.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
     assert plan(parse({"run": tiny_model, "adapters.a": lora.path})).adapters == {"a": lora.at("adapter")}
 
 
 def test_the_name_is_the_runs():
-    """Not that of the package or the folder where its weights were found."""
+    """Not that of the package or folder with its weights."""
     for args, name in [
         ({"run": "HuggingFaceTB/SmolLM2-135M-Instruct"}, "SmolLM2-135M-Instruct"),
         ({"run": "runs/dpo/"}, "dpo"),

@@ -1,7 +1,7 @@
-"""What only vLLM serves, each against transformers on the same tiny model: LoRA runs that come later, a draft, vectors; and how
-its server bears a flood, the death of its engine, and SIGTERM.
+"""Features that only vLLM serves, each compared with transformers on the same tiny model: LoRA runs added later, a draft, embeddings;
+and its server under a flood of requests, at the death of its engine, and at SIGTERM.
 
-One `serve run` is for all tests that need no other engine, in the order in which they stand: the last one ends it.
+One `serve run` serves all tests that need no other engine, in file order: the last one stops it.
 """
 
 import asyncio
@@ -33,25 +33,25 @@ PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the
 
 @pytest.fixture(scope="module")
 def wide(tiny_model, tmp_path_factory) -> str:
-    """The tiny model with heads of 32, since vLLM's attention on CPUs has none of 16."""
+    """The tiny model with heads of 32, since vLLM's attention for CPUs doesn't support 16."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = str(tmp_path_factory.mktemp("wide"))
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     torch.manual_seed(0)
-    # With room for answers that take a while.
+    # With room for long answers.
     wild = {
         "head_dim": 32,
         "initializer_range": 0.3,
         "max_position_embeddings": 16384,
-    }  # with smaller weights it says the same token again and again
+    }  # with smaller weights it repeats the same token
     LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, **wild)).save_pretrained(folder)
     return folder
 
 
 def lora(base: str, where: Path, seed: int, r: int = 8) -> Run:
-    """A finished LoRA run of `base`, its adapter drawn at random."""
+    """Returns a finished LoRA run of `base` with a random adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,7 +70,7 @@ def lora(base: str, where: Path, seed: int, r: int = 8) -> Run:
 
 
 def answers(url: str, model: str) -> list[list[int]]:
-    """Tokens of the greedy answers."""
+    """Returns the tokens of the greedy answers."""
     api = openai.OpenAI(base_url=url, api_key="-", max_retries=0, timeout=120)
     how = {"max_tokens": 12, "temperature": 0, "extra_body": {"return_token_ids": True}}
     said = [api.chat.completions.create(model=model, messages=p, **how) for p in PROMPTS]
@@ -79,13 +79,13 @@ def answers(url: str, model: str) -> list[list[int]]:
 
 
 def expected(folder: str) -> list[list[int]]:
-    """What transformers answers."""
+    """Returns transformers' answers."""
     return [list(a[0].tokens) for a in TransformersGenerator(folder).generate(PROMPTS, Sampling(max_new_tokens=12))]
 
 
 @pytest.fixture(scope="module")
 def root(wide, tmp_path_factory) -> Path:
-    """The folder of runs, with one in it."""
+    """The folder of runs, with one run in it."""
     made = tmp_path_factory.mktemp("runs")
     lora(wide, made / "early", seed=1)
     return made
@@ -101,7 +101,7 @@ def server(wide, root, tmp_path_factory):
 
 @asynccontextmanager
 async def engine(**args):
-    """vLLM's application, without the server around it, as an HTTP client."""
+    """Returns an HTTP client for vLLM's application, without the server around it."""
     started = await engines.vllm(plan(parse(args)))
     try:
         transport = httpx.ASGITransport(app=started.app)
@@ -146,11 +146,11 @@ def test_bodies_that_no_engine_is_given(server):
 
 
 def test_a_flood_waits_its_turn(server):
-    """96 at once: 16 are answered and 64 wait, so that at most 16 are told to come again, and get their answer then."""
+    """96 requests at once: 16 are answered and 64 wait, so at most 16 get 429, and then get their answer."""
     with ThreadPoolExecutor(96) as pool:
         codes = collections.Counter(r.status_code for r in pool.map(lambda _: write(server[0], 8), range(96)))
         assert set(codes) <= {200, 429} and codes[200] >= 80, codes
-        api = openai.OpenAI(base_url=server[0], api_key="-", timeout=300)  # which tries three times
+        api = openai.OpenAI(base_url=server[0], api_key="-", timeout=300)  # retries up to three times
         said = list(pool.map(lambda _: api.completions.create(model="base", prompt="the red", max_tokens=8), range(96)))
         assert len(said) == 96
 
@@ -161,7 +161,7 @@ def write(url: str, tokens: int) -> httpx.Response:
 
 
 def stream(url: str, tokens: int, begun: list) -> list[str]:
-    """The lines; `begun` is the same list, as it grows."""
+    """Returns the lines of a stream; `begun` is the same list, growing."""
     asked = {
         "model": "base",
         "prompt": "the red",
@@ -178,7 +178,7 @@ def stream(url: str, tokens: int, begun: list) -> list[str]:
 
 
 def running(url: str) -> float:
-    """Requests that vLLM is answering, by its own count."""
+    """Returns the number of requests that vLLM is answering, by its own count."""
     lines = httpx.get(url.replace("/v1", "/metrics"), timeout=60).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
 
@@ -191,7 +191,7 @@ def wait_for(what) -> None:
 
 
 def test_an_engine_that_is_killed_is_replaced(server, wide):
-    """Nobody hangs: what was under way and what comes is refused with a time to come again, until it answers as before."""
+    """No request hangs: those in progress and new ones are refused with Retry-After, until the engine answers as before."""
     url, process = server
     begun: list = []
     with ThreadPoolExecutor(2) as pool:
@@ -201,13 +201,11 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
         core.kill()
         killed = time.monotonic()
         end = "".join(cut.result()[-2:])
-        # An error, or the abort with which vLLM ends what its dead engine was writing; never an end like a whole answer's.
+        # An error, or the abort with which vLLM ends its dead engine's streams; never the end of a complete answer.
         assert "error" in end or '"finish_reason":"abort"' in end, end
         replies = [refused.result(), write(url, 2)]
     assert [r.status_code for r in replies] == [503, 503] and all(int(r.headers["retry-after"]) > 0 for r in replies)
-    assert (
-        replies[1].json()["error"]["message"].startswith("The engine stopped and is being started again. Try again in ")
-    )
+    assert replies[1].json()["error"]["message"].startswith("The engine stopped and is being restarted. Try again in ")
     assert httpx.get(url.replace("/v1", "/health")).status_code == 503
 
     def answered() -> bool:
@@ -219,7 +217,7 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
     wait_for(answered)
     print(f"answers again {time.monotonic() - killed:.0f} s after its engine was killed")
     assert psutil.pid_exists(process.pid) and answers(url, "base") == expected(wide)
-    assert answers(url, "early") != expected(wide)  # loaded anew
+    assert answers(url, "early") != expected(wide)  # loaded again
 
 
 def test_sigterm_lets_answers_end(server):
@@ -236,7 +234,7 @@ def test_sigterm_lets_answers_end(server):
         assert whole.result().json()["usage"]["completion_tokens"] == many
         assert streamed.result()[-1] == "data: [DONE]" and '"finish_reason":"length"' in streamed.result()[-2]
         print(f"answers of {many} tokens ended {time.monotonic() - told:.0f} s after SIGTERM")
-        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, which is at 3 s
+        assert time.monotonic() - told > 4  # later than the alarm of Ray's handler, at 3 s
     process.wait(60)
 
 

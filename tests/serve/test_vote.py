@@ -1,4 +1,4 @@
-"""Votes: blind, resumable, counted rightly, and pairs that train; the page by keyboard in a real browser."""
+"""Votes: blind, resumable, counted correctly, with pairs for training; and the page by keyboard in a real browser."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ PAIR = ("sft", "dpo")
 
 @pytest.fixture
 def evaluated(tmp_path) -> Run:
-    """An evaluation of two runs on 12 prompts; dpo's answers say good, sft's bad, and two are the same."""
+    """An evaluation of two runs on 12 prompts; dpo's answers contain good, sft's bad, and two are the same."""
     run = Run(str(tmp_path / "eval"))
     rows = []
     for i in range(12):
@@ -35,7 +35,7 @@ def box(run: Run) -> Box:
 
 
 def side_of(b: Box, rater: str, ballot, word: str) -> str:
-    """Where the rater sees the answer with `word`."""
+    """Returns the side on which the rater sees the answer with `word`."""
     first = word in ballot.answers[0]
     return "left" if first == b.first_on_left(rater, ballot.id) else "right"
 
@@ -95,7 +95,7 @@ def test_fleiss_kappa():
     ("options", "message"),
     [
         (["--run", "nowhere", "--pair", "a", "b"], "--run: .*nowhere has no reports/examples.jsonl"),
-        (["--pair", "sft", "dpp"], r"--pair: dpp answered nothing .*Nearest: dpo"),
+        (["--pair", "sft", "dpp"], r"--pair: dpp has no answers in .*Nearest: dpo"),
         (["--pair", "sft", "dpo", "--task", "dem"], r"--task: dem is not in .*Nearest: demo"),
         (["--pair", "sft", "sft"], "--pair: sft and sft have no differing answers"),
     ],
@@ -129,7 +129,7 @@ def test_what_the_page_is_told_names_no_run_and_what_it_sends_is_checked(evaluat
 
 @pytest.mark.slow
 def test_by_keyboard_in_a_browser_and_the_votes_train_a_reward_model(evaluated, browser, tiny_model, tmp_path):
-    """Arrow keys vote, u takes back, a restart in the middle loses nothing; jobs/reward.py takes pairs.jsonl as it is."""
+    """Arrow keys vote, u undoes, a restart in the middle loses nothing; jobs/reward.py can train on pairs.jsonl directly."""
     with _server(evaluated) as port, tab(browser, f"http://127.0.0.1:{port}/?rater=ann", tmp_path / "a") as page:
         assert page.wait("$('count').textContent === '0 of 10'")
         assert page.value("$('talk').innerHTML").count("&lt;b&gt;") == 1  # text, not markup
@@ -178,5 +178,5 @@ def _server(run: Run):
         wait_for_port(port, process)
         yield port
     finally:
-        process.kill()  # votes are kept all the same
+        process.kill()  # votes are kept nevertheless
         process.wait()

@@ -1,9 +1,9 @@
-"""A Python whose libraries are imported already, for the jobs that tests start.
+"""A Python with libraries already imported, for the jobs that tests start.
 
-Half of the time of a small job goes by while each of its processes imports torch, transformers and TRL. `python` is a program
-that takes Python's command line; it asks `server`, a process that has imported them, to fork and to run that command with its
-own environment, folder, standard streams and signals. It ends as the fork ends; killed, the fork is killed too. Where the
-environment has another value for something that libraries read when they are imported, it runs the ordinary Python.
+A small job spends half of its time importing torch, transformers and TRL in each of its processes. `python` is a program that
+accepts Python's command line; it asks `server`, a process that has imported them, to fork and to run that command with the
+program's own environment, folder, standard streams and signals. It ends when the fork ends; if it is killed, so is the fork. If the
+environment differs in a variable that libraries read on import, it runs the ordinary Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMPORTED = (
     "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_", "HOME", "OMP_", "MKL_", "ONEDNN_",
     "ATEN_", "PYTHONHASHSEED",
 )  # fmt: skip
-"""Beginnings of the names of variables that libraries read when they are imported, and tests set. HF_HUB_OFFLINE is set in the fork."""
+"""Prefixes of variables that libraries read on import and that tests set. HF_HUB_OFFLINE is set in the fork."""
 
 
 def signature(env: dict[str, str]) -> dict[str, str]:
@@ -36,12 +36,12 @@ _folders: list[Path] = []
 
 @cache
 def python() -> str:
-    """Path of the program. Its server is started with it, and ends with this process."""
+    """Returns the path of the program. Its server starts with it and ends with this process."""
     return start(os.environ)
 
 
 def start(env: Mapping[str, str]) -> str:
-    """The same for programs that have that environment."""
+    """Like python(), for programs with that environment."""
     here = Path(__file__).parent
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     _folders.append(folder)
@@ -60,7 +60,7 @@ def start(env: Mapping[str, str]) -> str:
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
-    """The process and all below it. What a program of ours asked for is a child of the server, and counts as below the program."""
+    """Returns the process and all its descendants. A fork of the server counts as a descendant of the program that requested it."""
     found, todo = [], [process]
     while todo:
         p = todo.pop()
@@ -72,7 +72,7 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def kill(process: psutil.Process) -> None:
-    """kill -9 of it and all below it, at once."""
+    """Sends kill -9 to the process and all its descendants, at once."""
     for p in tree(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             p.kill()

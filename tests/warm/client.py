@@ -1,4 +1,4 @@
-"""The program (tests/warm/__init__.py). It imports as little as it can, and waits for the server that is still importing."""
+"""The program (tests/warm/__init__.py). It imports as little as possible, and waits while the server is still importing."""
 
 import json
 import os
@@ -15,7 +15,7 @@ while True:
     try:
         server.connect(f"{folder}/socket")
         break
-    except (FileNotFoundError, ConnectionRefusedError) as e:  # not listening yet, or never again
+    except (FileNotFoundError, ConnectionRefusedError) as e:  # not listening yet, or no longer
         refused += isinstance(e, ConnectionRefusedError)
         if refused > 100 or not os.path.isdir(folder):
             sys.exit("the server of tests/warm has ended")

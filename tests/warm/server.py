@@ -1,4 +1,4 @@
-"""Forks processes that have imported what training needs (tests/warm/__init__.py)."""
+"""Forks processes that have already imported the libraries for training (tests/warm/__init__.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATH = [p for p in sys.path[1:] if p not in os.environ.get("PYTHONPATH", "").spl
 
 
 def read() -> None:
-    """Imports what a job's processes import."""
+    """Imports the modules that a job's processes import."""
     import accelerate  # noqa: F401
     import aiohttp  # noqa: F401
     import datasets  # noqa: F401
@@ -54,11 +54,11 @@ def read() -> None:
         "RewardConfig",
     ):
         getattr(trl, name)
-    assert "ray" not in sys.modules  # its core reads the environment when it is imported
+    assert "ray" not in sys.modules  # its core reads the environment on import
 
 
 def serve(folder: Path, known: dict[str, str]) -> dict | None:
-    """Forks for every request. Returns the request in the fork, None in the server once it is told to end."""
+    """Forks for every request. Returns the request in the fork, and None in the server once it is told to end."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/socket")
     listener.listen(128)
@@ -74,7 +74,7 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
         ended = True
 
     signal.signal(signal.SIGTERM, end)
-    while not ended and os.getppid() == parent:  # else whoever started it is gone
+    while not ended and os.getppid() == parent:  # otherwise its parent has died
         for key, _ in events.select(timeout=1):
             if key.fileobj is listener:
                 client = listener.accept()[0]
@@ -82,7 +82,7 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                 if asked is None:
                     client.close()
                 elif signature(asked["env"]) != known:
-                    with contextlib.suppress(OSError):  # it was killed meanwhile
+                    with contextlib.suppress(OSError):  # it has been killed meanwhile
                         client.sendall(json.dumps({"python": sys.executable}).encode() + b"\n")
                     client.close()
                 elif child := os.fork():
@@ -100,9 +100,7 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                     return asked
                 for fd in fds:
                     os.close(fd)
-            elif (
-                key.data is None and key.fileobj in children
-            ):  # a client, whose program hasn't ended in this very round
+            elif key.data is None and key.fileobj in children:  # a client whose program hasn't ended in this very round
                 told = key.fileobj.recv(64)
                 for number in told or [signal.SIGKILL]:
                     os.kill(children[key.fileobj], number)
@@ -126,12 +124,12 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
 
 
 def _pid(client: socket.socket) -> int:
-    """Of the program that asked."""
+    """Returns the pid of the requesting program."""
     return struct.unpack("iii", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 
 def _asked(client: socket.socket) -> tuple[dict | None, list[int]]:
-    """The request of a client and its standard streams; None where the client ended before it was all there."""
+    """Returns a client's request and its standard streams; None if the client ended before sending all of it."""
     fds: list[int] = []
     try:
         head, fds, _, _ = socket.recv_fds(client, 8, 3)
@@ -144,7 +142,7 @@ def _asked(client: socket.socket) -> tuple[dict | None, list[int]]:
 
 
 def become(asked: dict, program: str) -> None:
-    """Runs what was asked as Python would."""
+    """Runs the requested command as Python would."""
     import datasets
     import huggingface_hub
 
@@ -176,7 +174,7 @@ def become(asked: dict, program: str) -> None:
 
 
 def _run(code: str, file: str) -> None:
-    """In the module __main__ itself, by whose name pickle finds its functions."""
+    """Runs the code in the module __main__ itself, under whose name pickle finds its functions."""
     main = sys.modules["__main__"].__dict__
     for name in [n for n in main if n not in ("__name__", "__builtins__")]:
         del main[name]
