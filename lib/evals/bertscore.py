@@ -1,7 +1,8 @@
 """BERTScore: similarity of an answer to its reference in an encoder's embeddings (Zhang et al. 2020, https://arxiv.org/abs/1904.09675).
 
 The examples are those of the task `reference`. The bert-score package computes the score: greedy matching by cosine similarity
-in one layer, without idf weighting or rescaling. Its magnitude depends on the encoder, so compare runs, not papers.
+in the layer that bert-score recommends for the encoder, else the last one, without idf weighting or rescaling. Its magnitude depends on
+the encoder, so compare runs, not papers.
 """
 
 from __future__ import annotations

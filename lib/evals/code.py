@@ -44,7 +44,7 @@ class HumanEval(_Code):
     name = "humaneval"
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError for a missing column, and where code can't be run safely."""
+        """Returns the examples. Raises ValueError for a missing column, and if code can't be run safely here."""
         hub = ("openai/openai_humaneval", None, "test")
         rows = self._rows(hub, ("task_id", "prompt", "entry_point", "test"), limit)
         ask = "Complete this Python function. Answer with the whole function in one code block."
@@ -71,7 +71,7 @@ class Mbpp(_Code):
     name = "mbpp"
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError for a missing column, and where code can't be run safely."""
+        """Returns the examples. Raises ValueError for a missing column, and if code can't be run safely here."""
         hub = ("google-research-datasets/mbpp", None, "test")
         out = []
         for place, r in self._rows(hub, ("task_id", "test_list"), limit):
