@@ -1,4 +1,4 @@
-"""What the report shows of the answers themselves: some side by side, the worst of each task, and all as JSONL."""
+"""The report's answers: a sample shown side by side, the worst of each task, and all of them as JSONL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lib.evals.task import Scores
 
 
 def samples(context: Context) -> tuple[str, list[Sample]]:
-    """(how they were chosen, the same prompts with every run's answer)."""
+    """Returns (how the prompts were chosen, the prompts with every run's answer)."""
     job = context.job
     task = next((t for t in job.tasks if t in context.recorded), None)
     if not task or not job.samples:
@@ -26,11 +26,11 @@ def samples(context: Context) -> tuple[str, list[Sample]]:
 
 
 SHOWN = 3
-"""Failures of each task."""
+"""Number of failures shown per task."""
 
 
 def failures(context: Context, scores: list[Scores]) -> list[Failures]:
-    """The last run's worst scored answers to each task, by its headline metric; first where another run did better."""
+    """Returns the last run's lowest-scoring answers to each task by its headline metric, those that another run got better first."""
     found, last = [], list(context.job.runs)[-1:]
     for s in scores:
         if not s.headline or [s.run] != last or s.task not in context.recorded or not s.tops or s.versus:
@@ -39,7 +39,7 @@ def failures(context: Context, scores: list[Scores]) -> list[Failures]:
         sign = 1 if s.better == "higher" else -1
         worst = min(sign * t for t in s.tops)
         if worst == max(sign * t for t in s.tops) == max(sign, 0):
-            continue  # all of them are right
+            continue  # every answer is right
         value = lambda r, run: sign * _number(r["scores"].get(run, {}).get(s.metric, -sign * math.inf))  # noqa: B023, E731
         low = [rows[i] for i, t in zip(s.ids, s.tops, strict=True) if sign * t == worst and i in rows]
         low.sort(key=lambda r: -max(value(r, run) for run in r["answers"]))
@@ -56,7 +56,7 @@ def _sample(row: dict) -> Sample:
 
 
 def _number(score: float | tuple[float, float]) -> float:
-    """A (top, bottom) score as their ratio."""
+    """Returns a (top, bottom) score as its ratio."""
     return score[0] / score[1] if isinstance(score, tuple) else score
 
 
@@ -65,7 +65,7 @@ def _text(reference) -> str | None:
 
 
 def lines(context: Context) -> str:
-    """examples.jsonl: every answer with its scores."""
+    """Returns the content of examples.jsonl: every answer with its scores."""
     rows = []
     for task, kept in context.recorded.items():
         for r in kept.values():

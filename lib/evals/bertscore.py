@@ -1,7 +1,8 @@
-"""BERTScore: likeness of an answer to its reference in an encoder's embeddings (Zhang et al. 2020, https://arxiv.org/abs/1904.09675).
+"""BERTScore: similarity of an answer to its reference in an encoder's embeddings (Zhang et al. 2020, https://arxiv.org/abs/1904.09675).
 
-The examples are those of the task `reference`. The score is bert-score's own: greedy matching by cosine of the last
-layer, without idf or rescaling, so its size depends on the encoder: compare runs, not papers.
+The examples are those of the task `reference`. The bert-score package computes the score: greedy matching by cosine similarity
+in the layer that bert-score recommends for the encoder, else the last one, without idf weighting or rescaling. Its magnitude depends on
+the encoder, so compare runs, not papers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lib.evals.task import Example, Scores
 
 
 def problem(encoder: str | None) -> str | None:
-    """What keeps `encoder` from being used, beginning with its key."""
+    """Returns why `encoder` can't be used, beginning with the configuration key, or None."""
     if not importlib.util.find_spec("bert_score"):
         return 'tasks: bertscore needs bert-score: pip install "shoestring[eval]".'
     if not encoder:
@@ -31,7 +32,7 @@ def problem(encoder: str | None) -> str | None:
 
 
 def examples(addresses: dict[str, str], limit: int | None) -> list[Example]:
-    """Those of `reference`, from task_data.bertscore, or task_data.reference where there is none."""
+    """Returns the examples of the task `reference`, from task_data.bertscore or, if that is not set, task_data.reference."""
     own = addresses.get("bertscore")
     try:
         return Reference(own or addresses.get("reference")).examples(limit)
@@ -40,18 +41,18 @@ def examples(addresses: dict[str, str], limit: int | None) -> list[Example]:
 
 
 def measure(context: Context) -> list[Scores]:
-    """F1, precision and recall of every run's answers by every decoding; an empty answer has 0."""
+    """Returns F1, precision and recall of every run's answers with every decoding; an empty answer scores 0."""
     job = context.job
     asked = examples(job.task_data, job.limit)
     scorer = _scorer(job.bert_encoder)
     found = []
     for run, how, got in search.cells(context, "bertscore", [e.prompt for e in asked]):
         texts = [a.text for a in got.answers]
-        said = [i for i, t in enumerate(texts) if t.strip()]
-        parts = scorer.score([texts[i] for i in said], [asked[i].reference for i in said]) if said else ([], [], [])
+        full = [i for i, t in enumerate(texts) if t.strip()]
+        parts = scorer.score([texts[i] for i in full], [asked[i].reference for i in full]) if full else ([], [], [])
         for name, values in zip(("precision", "recall", "f1"), parts, strict=True):
             tops = [0.0] * len(texts)
-            for i, v in zip(said, values, strict=True):
+            for i, v in zip(full, values, strict=True):
                 tops[i] = float(v)
             found.append(
                 Scores(
@@ -72,6 +73,8 @@ def _scorer(encoder: str):
     config = AutoConfig.from_pretrained(where)
     layers = model2layers.get(encoder) or config.num_hidden_layers
     scorer = BERTScorer(where, num_layers=layers, use_fast_tokenizer=True)
-    if scorer._tokenizer.model_max_length > 10**6:  # not told (as of DeBERTa), and then too large a number to cut at
+    if (
+        scorer._tokenizer.model_max_length > 10**6
+    ):  # a placeholder for "unknown" (DeBERTa), at which nothing is truncated
         scorer._tokenizer.model_max_length = min(512, config.max_position_embeddings)
     return scorer

@@ -1,7 +1,7 @@
-"""Whether a judge's comparisons can be relied on: what it showed of itself over all its pairs, against stated limits.
+"""Whether a judge's comparisons are reliable: its statistics over all compared pairs, checked against stated limits.
 
-A judge that only likes the first answer, the longer one, or draws lots still gives win rates with narrow intervals. So
-every verdict that rests on such a judge bears its agreement of orders, and a caution for each limit that it is beyond.
+A judge that always prefers the first or the longer answer, or that guesses, still yields win rates with narrow intervals. So
+every verdict from a language model states how often its two orders agree, with a caution for each limit exceeded.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ from lib.evals.formatting import percent, show
 from lib.evals.report import Metric
 
 AGREE = 0.65
-"""Same verdict in both orders: GPT-4's consistency in Zheng et al. 2023, table 2. Guessing A or B gives 50%."""
+"""Minimum share of pairs with the same verdict in both orders: GPT-4's consistency in Zheng et al. 2023, table 2. Guessing A or
+B gives 50%."""
 FIRST = (0.4, 0.6)
-"""How often the answer shown first may win; without a bias of position it is 50%."""
+"""Acceptable range for the share of pairs that the answer shown first wins; 50% without position bias."""
 LONGER = (0.25, 0.75)
-"""How often the longer of two answers may win. Beyond, quality and length can't be told apart, whichever it was."""
+"""Acceptable range for the share of pairs that the longer answer wins. Outside it, quality and length can't be separated."""
 TIES = 0.75
-"""Pairs left undecided, from which a win rate near 50% says nothing about the two runs."""
+"""Maximum share of ties; above it, a win rate near 50% carries no information about the two runs."""
 READ = 0.9
-"""Verdicts that could be read; what is missing may not be missing at random."""
+"""Minimum share of verdicts that can be parsed; missing verdicts may not be missing at random."""
 
 
 def agreement(judge: str | None, metrics: list[Metric]) -> str:
-    """ ", its two orders agree on 85% [71–93] of 40 pairs", or "" for what is no language model's verdict."""
+    """Returns "; the judge's two orders agree on 85% [71–93] of 40 pairs", or "" if no language model judged."""
     m = _of(judge, metrics).get("orders_agree")
     return f"; the judge's two orders agree on {show(m)} of {m.n} pairs" if m else ""
 
 
 def cautions(judge: str | None, metrics: list[Metric]) -> list[str]:
-    """A sentence for each limit that the judge is beyond; [] for what is no language model's verdict.
+    """Returns a sentence for each limit that the judge exceeds; [] if no language model judged.
 
-    Position and length count where their interval excludes 50% too, so that few pairs give no caution by chance.
+    For position and length the interval must also exclude 50%, so that a few pairs cause no caution by chance.
     """
     found, out = _of(judge, metrics), []
     if (m := found.get("orders_agree")) and m.value < AGREE:
@@ -53,7 +54,7 @@ def cautions(judge: str | None, metrics: list[Metric]) -> list[str]:
 
 
 def _of(judge: str | None, metrics: list[Metric]) -> dict[str, Metric]:
-    """What `judge` showed of itself."""
+    """Returns the statistics about `judge` itself, by metric."""
     return {m.metric: m for m in metrics if m.task == "judge" and judge and m.run == judge}
 
 

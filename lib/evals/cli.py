@@ -1,4 +1,4 @@
-"""Command line and YAML of jobs/eval.py → an EvalJob. Imports nothing heavy: a mistake is refused in a second."""
+"""Parses the command line and YAML of jobs/eval.py into an EvalJob. Imports nothing heavy, so mistakes are reported within a second."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KEYS = Typed("eval", EvalJob, USAGE, ("runs", "task_data", "data.columns"), ("ta
 
 
 def parse(argv: list[str] | None = None) -> Request:
-    """Raises UsageError for an unknown key (with the nearest), a wrong type or an unreadable file."""
+    """Parses the arguments. Raises UsageError for an unknown key (with the nearest known one), a wrong type or an unreadable file."""
     d, dry_run, _ = KEYS.read(_runs(sys.argv[1:] if argv is None else argv))
     return Request(EvalJob(**{**d, "gate": [Rule(**r) for r in d["gate"]]}), dry_run)
 
 
 def _runs(argv: list[str]) -> list[str]:
-    """Turns `--runs base sft my=elsewhere/x` into --runs.NAME=ADDRESS, which jsonargparse reads."""
+    """Rewrites `--runs base sft my=elsewhere/x` as --runs.NAME=ADDRESS, the form that jsonargparse reads."""
     out, i = [], 0
     while i < len(argv):
         words, i = [], i + 1
@@ -36,8 +36,8 @@ def _runs(argv: list[str]) -> list[str]:
 
 
 def named(words: list[str]) -> dict[str, str]:
-    """{name: run} of `--runs base sft my=elsewhere/x`: a bare word is runs/<word> where that is a run, and base is what
-    the others were first trained from."""
+    """Returns {name: run} for `--runs base sft my=elsewhere/x`: a bare word means runs/<word> if that is a run, and `base` means the
+    model that the other runs were originally trained from."""
     found: dict[str, str] = {}
     for word in words:
         name, given, address = word.partition("=")

@@ -1,4 +1,4 @@
-"""Programs, judged by running their tests in a sandbox (lib/evals/sandbox.py); greedy or one sample: pass@1.
+"""Code generation, scored by running tests in a sandbox (lib/evals/sandbox.py); one answer per problem: pass@1.
 
 HumanEval (Chen et al. 2021, https://arxiv.org/abs/2107.03374), a row of its JSONL:
 
@@ -21,17 +21,17 @@ BLOCK = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 class _Code:
-    """What both share: an answer is a program, and the program passes or not."""
+    """Base class of HumanEval and MBPP: an answer is a program that passes its tests or fails."""
 
     version = "1"
     at_once = 4
-    """Answers that are scored at the same time: each is a process of its own."""
+    """Number of answers scored at the same time, each in its own process."""
 
     def __init__(self, address: str | None = None):
         self.address = address
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """pass@1: 1 if the tests pass."""
+        """Returns pass@1: 1 if the tests pass, otherwise 0."""
         return {"pass@1": float(sandbox.run(self.program(example, completion)).passed)}
 
     def _rows(self, hub: tuple[str, str | None, str], columns: tuple[str, ...], limit: int | None) -> list:
@@ -44,7 +44,7 @@ class HumanEval(_Code):
     name = "humaneval"
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError for a missing column, and where code can't be run safely."""
+        """Returns the examples. Raises ValueError for a missing column, and if code can't be run safely here."""
         hub = ("openai/openai_humaneval", None, "test")
         rows = self._rows(hub, ("task_id", "prompt", "entry_point", "test"), limit)
         ask = "Complete this Python function. Answer with the whole function in one code block."
@@ -58,7 +58,8 @@ class HumanEval(_Code):
         ]
 
     def program(self, example: Example, completion: str) -> str:
-        """The prompt's imports and helpers, the answer (or the prompt's function with the answer as its body), the tests."""
+        """Returns the program: the prompt's imports and helpers, the answer (or the prompt's function with the answer as its
+        body), and the tests."""
         r, code = example.reference, extract(completion, example.reference["entry_point"])
         head = r["prompt"]
         if defines(code, r["entry_point"]):
@@ -70,7 +71,7 @@ class Mbpp(_Code):
     name = "mbpp"
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError for a missing column, and where code can't be run safely."""
+        """Returns the examples. Raises ValueError for a missing column, and if code can't be run safely here."""
         hub = ("google-research-datasets/mbpp", None, "test")
         out = []
         for place, r in self._rows(hub, ("task_id", "test_list"), limit):
@@ -84,12 +85,12 @@ class Mbpp(_Code):
         return out
 
     def program(self, example: Example, completion: str) -> str:
-        """The answer, then the setup and the tests."""
+        """Returns the program: the answer, the setup and the tests."""
         return "\n\n".join([extract(completion), example.reference["setup"], *example.reference["tests"]]) + "\n"
 
 
 def extract(completion: str, name: str | None = None) -> str:
-    """The code of an answer: the last Python block that defines `name`, else the first, else all of the text."""
+    """Returns an answer's code: the last Python block that defines `name`, else the first block, else the whole text."""
     found = [(tag.strip().lower(), code) for tag, code in BLOCK.findall(completion)]
     blocks = [code for tag, code in found if not tag or tag.startswith("py")] or [code for _, code in found]
     defining = [b for b in blocks if name and defines(b, name)]

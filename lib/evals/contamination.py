@@ -1,8 +1,8 @@
-"""Contamination: how many of a task's examples stand in what a run was trained on, by shared word sequences.
+"""Contamination: how many of a task's examples appear in a run's training data, by shared word sequences.
 
-An example counts where 13 words in a row of its question are in a training row (Brown et al. 2020, appendix C), or all
-of its words where it has fewer, from 8 on; case, spacing and punctuation don't matter. Rows of all the runs before it
-count too, as far as their data can still be read. AlpacaEval's prompts, say, hold all of self-instruct's user tasks.
+An example counts as contaminated if 13 consecutive words of its question appear in a training row (Brown et al. 2020, appendix
+C), or all its words if it has 8 to 12; case, spacing and punctuation are ignored. The training data of the run's ancestors
+is searched too, as far as it can still be read. For example, AlpacaEval's prompts contain all of self-instruct's user tasks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WORDS = 13
 
 
 def shared(questions: list[str], training: Iterable[str]) -> list[bool]:
-    """Of each question, whether the training texts hold it; they are read once and not kept."""
+    """Returns for each question whether a training text contains it. The texts are streamed once and not kept in memory."""
     index: dict[tuple[str, ...], set[int]] = {}
     for i, question in enumerate(questions):
         words = normalise(question).split()
@@ -38,14 +38,15 @@ def shared(questions: list[str], training: Iterable[str]) -> list[bool]:
 
 
 def overlaps(runs: dict[str, str], asked: dict[str, list[Example]]) -> list[Overlap]:
-    """Of every run and task. runs: {name: run directory, folder or hub name}; asked: the tasks' examples."""
+    """Returns the overlap of every run with every task. runs: {name: run directory, folder or hub name}; asked: {task: its
+    examples}."""
     out = []
     for name, base in runs.items():
         before = list(_lineage(base))
         for task, examples in asked.items():
             if not before:
                 continue
-            # The demo's held-out messages can't be in its training rows (lib/data/demo.py), and share their sentences by design.
+            # The demo's held-out messages can't appear in its training rows (lib/data/demo.py), but share sentences by design.
             generated = all(e.id.startswith("demo-") for e in examples)
             read = [run for run in before if not (generated and run.job()["data"]["source"] == "demo")]
             if not read:
@@ -64,19 +65,21 @@ def overlaps(runs: dict[str, str], asked: dict[str, list[Example]]) -> list[Over
 
 
 def _lineage(base: str) -> Iterator[Run]:
-    """The run and those it goes on from, newest first; nothing for a model that is no run of ours."""
+    """Yields the run and its ancestors, newest first; nothing for a model that is not a run of this project."""
     while ("/" in base) and (run := Run(base)).is_run() and "model" in run.job():
         yield run
         base = run.job()["model"]["base"]
 
 
 def _texts(run: Run) -> Iterator[str]:
-    """Every message and text of the rows that a run was trained on."""
+    """Yields every message and text of the rows that a run was trained on."""
     from lib.data import load
 
     kind = run.provenance().get("data", {}).get("kind")
     kinds = (kind,) if kind else ("chat", "text", "preference")
-    kinds = tuple("comparison" if k == "preference" else k for k in kinds)  # a reward run's pairs may part anywhere
+    kinds = tuple(
+        "comparison" if k == "preference" else k for k in kinds
+    )  # a reward run's pairs may diverge at any turn
     rows = load(Data(**run.job()["data"]), kinds).train
     for row in rows:
         for value in row.values():

@@ -1,4 +1,4 @@
-"""What a measure works with: the job, the models behind the engine, and the held-out rows."""
+"""The context of a measurement: the job, the engine that runs the models, and the held-out rows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Context:
     job: EvalJob
     engine: Engine
     scorer: str | None
-    """The reward run's name in the engine; None where there is no reward run."""
+    """The reward run's name in the engine; None if there is no reward run."""
     rule: Callable[[Example, str, str], float] | None
-    """1, 1/2 or 0 for an answer against another, where the prompts come with a rule."""
+    """Returns 1, 1/2 or 0 for the first answer against the second; None if the prompts have no rule."""
     panel: Panel | None = None
-    """The language model that judges, where there is one."""
+    """The language model that judges, or None."""
     recorded: dict[str, dict[tuple[str, str], dict]] = field(default_factory=dict)
     """{task: {(example id, decoding): {example, decoding, answers: {run: text}, scores: {run: {metric: number}}, details: {run: {}}}}}"""
 
     calibrations: list[Calibration] = field(default_factory=list)
-    """Of the reward run, once its pairs are measured."""
+    """The reward run's calibration, once its pairs are measured."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -43,22 +43,22 @@ class Context:
 
     @property
     def sampling(self) -> Sampling:
-        """The model's own distribution, which KL is about."""
+        """Sampling from the model's own distribution, over which KL is defined."""
         return Sampling(temperature=1.0, max_new_tokens=self.job.longest("kl"), seed=self.job.seed)
 
     def rows(self, task: str) -> list[dict]:
-        """Held-out rows that `task` reads, at most job.limit: a seeded draw, as files are often sorted."""
+        """Returns at most job.limit of the held-out rows for `task`, drawn with the seed because files are often sorted."""
         from lib.data import load
 
         data = self.job.data_for(task)
-        with self.lock:  # measures run in threads, and would write the same cache
+        with self.lock:  # measures run in threads, which would write the same cache file
             heldout = load(data, ROWS[task], training=False).heldout
         if heldout is None:
             raise ValueError(f"data.source: {data.source} has no held-out rows. Raise data.heldout_fraction.")
         return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
 
     def prompts(self) -> list[Example]:
-        """Held-out prompts to sample answers to: the demo's own, which its rule can judge, or those of the data."""
+        """Returns held-out prompts: the demo's own, which its rule can judge, or those of the data."""
         if self.job.data.source == "demo":
             from lib.evals.demo import DemoTask
 
@@ -75,7 +75,8 @@ class Context:
         decoding: str = "greedy",
         details: list[dict] | None = None,
     ) -> None:
-        """Keeps single answers, for the report's samples and examples.jsonl. details: more keys of a line there, for each answer."""
+        """Records individual answers for the report's samples and examples.jsonl. details: per answer, additional keys for its
+        line in examples.jsonl."""
         kept = self.recorded.setdefault(task, {})
         for e, answer, score, more in zip(examples, answers, scores, details or [{}] * len(answers), strict=True):
             new = {"example": e, "decoding": decoding, "answers": {}, "scores": {}, "details": {}}
@@ -84,5 +85,5 @@ class Context:
 
 
 def draw(n: int, limit: int | None, seed: int) -> list[int]:
-    """Indices of at most `limit` of n rows, in order."""
+    """Returns the sorted indices of at most `limit` of n rows."""
     return list(range(n)) if limit is None or limit >= n else sorted(random.Random(seed).sample(range(n), limit))

@@ -1,13 +1,14 @@
-"""Decoding: how answers are taken from a model, as one word of a sweep.
+"""Decoding methods, each written as one string.
 
-greedy                  the likeliest token each time
+greedy                  the most probable token at each step
 t=0.7,top_p=0.9         sampling; also top_k, min_p and repetition_penalty
-greedy,draft=small      the same answers, sooner: the run `small`, or `lookup`, guesses ahead (lib/speculative.py); draft_tokens
+greedy,draft=small      the same answers by speculative decoding, with the run `small` or `lookup` as the draft
+                        (lib/speculative.py); also draft_tokens
 beam_4                  beam search with 4 beams
-contrastive_base        what the model likes more than the run `base` does (lib/sampling.py, contrast); alpha, beta, t
-best_of_8               of 8 samples the one that the reward run likes best; also best_of_8,t=0.7
-reward_weighted_8       of 8 samples one drawn by exp(reward / beta)
-reward_beam_4           beam search over pieces of `chunk` tokens, by the reward run (lib/evals/search.py)
+contrastive_base        contrastive decoding against the run `base` (lib/sampling.py, contrast); also alpha, beta, t
+best_of_8               the sample out of 8 with the highest reward; also best_of_8,t=0.7
+reward_weighted_8       one of 8 samples, drawn with probability proportional to exp(reward / beta)
+reward_beam_4           beam search over chunks of `chunk` tokens, ranked by the reward run (lib/evals/search.py)
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ HEADS = {
     "reward_weighted": {"beta": ("beta", float)},
     "reward_beam": {"chunk": ("chunk", int)},
 }
-"""First words, and the keys that only go with them."""
+"""Method names, and the keys that only they accept."""
 BY_REWARD = ("best_of", "reward_weighted", "reward_beam")
 EXAMPLES = ("greedy", "beam_4", "contrastive_base", "best_of_8", "reward_weighted_8", "reward_beam_4")
 
@@ -42,14 +43,14 @@ EXAMPLES = ("greedy", "beam_4", "contrastive_base", "best_of_8", "reward_weighte
 @dataclass(frozen=True)
 class Decoding:
     name: str
-    """As it was asked for."""
+    """The string it was parsed from."""
     sampling: Sampling
     head: str = ""
-    """The first word without its number or name, "" for plain sampling."""
+    """The method without its number or run name; "" for plain sampling."""
     beta: float = 1.0
-    """reward_weighted: the reward's temperature; towards 0 it is best_of, with a large one a plain sample."""
+    """reward_weighted: temperature of the reward; near 0 it equals best_of, and for large values plain sampling."""
     chunk: int = 16
-    """reward_beam: tokens between two looks at the rewards."""
+    """reward_beam: number of tokens generated between two rankings by reward."""
 
     @property
     def by_reward(self) -> bool:
@@ -57,8 +58,8 @@ class Decoding:
 
     @property
     def written(self) -> int:
-        """Answers' worth of tokens written for one that counts."""
-        both = 2 if self.head in ("reward_beam", "contrastive") else 1  # two pieces a beam; two models a token
+        """Number of answers' worth of tokens generated per final answer."""
+        both = 2 if self.head in ("reward_beam", "contrastive") else 1  # two chunks per beam; two models per token
         return self.sampling.n * self.sampling.beams * both
 
     def __str__(self) -> str:
@@ -68,7 +69,7 @@ class Decoding:
 
 
 def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
-    """Raises ValueError that names `decoding`, what can't be read in it, and what can."""
+    """Parses a decoding. Raises ValueError that names `decoding`, the part that can't be parsed, and the accepted forms."""
     words = [w.strip() for w in text.split(",")]
     named = re.fullmatch(r"(beam|best_of|reward_weighted|reward_beam)_(\d+)|(contrastive)_(.+)|(greedy)", words[0])
     head = next(g for g in named.groups()[::2] if g) if named else ""

@@ -1,4 +1,4 @@
-"""The demo task as an evaluation: scores of one answer, and the rule that says which of two answers is better.
+"""The demo task as an evaluation: scores of one answer, and the rule that decides which of two answers is better.
 
 The task itself, its rows and its preference rule are described in lib/data/demo.py.
 """
@@ -12,13 +12,13 @@ from lib.evals.task import Example
 
 
 class DemoTask:
-    """Held-out messages; the reference is the ticket line each of them asks for."""
+    """Held-out messages; the reference is the ticket line that the message requests."""
 
     name = "demo"
     version = demo.VERSION
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """The first `limit` held-out messages (None: all); always the same ones."""
+        """Returns the first `limit` held-out messages (None: all), always the same ones."""
         n = demo.HELDOUT_ROWS["prompt"] if limit is None else min(limit, demo.HELDOUT_ROWS["prompt"])
         return [
             Example(id=f"demo-{i}", prompt=demo.prompt_messages(message), reference=order.line())
@@ -26,11 +26,11 @@ class DemoTask:
         ]
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """Scores of one answer, each 0 to 1.
+        """Returns the scores of one answer, each 0 to 1.
 
-        exact: its only ticket line is the reference; what stands around the line doesn't matter.
+        exact: its only ticket line equals the reference; other text around the line is ignored.
         slots: share of the six slots that are right.
-        terse: it is a ticket line and nothing else, right or wrong.
+        terse: the answer is a ticket line and nothing else, right or wrong.
         """
         order, reference = demo.parse(completion), demo.parse(example.reference)
         return {
@@ -41,10 +41,10 @@ class DemoTask:
 
 
 def better(example: Example, a: str, b: str) -> float:
-    """1.0 where answer a beats b, 0.0 where b beats a, 0.5 for a tie.
+    """Returns 1.0 if answer a beats b, 0.0 if b beats a, 0.5 for a tie.
 
-    A right answer beats a wrong one; of two right ones the bare line beats the line with pleasantries; two wrong
-    answers tie, whatever their style.
+    A right answer beats a wrong one. Of two right answers, the bare line beats the line with pleasantries. Two wrong answers
+    tie, whatever their style.
     """
     score = DemoTask().score
     rank_a, rank_b = (_rank(score(example, answer)) for answer in (a, b))

@@ -1,4 +1,4 @@
-"""Two runs side by side: settings that differ, then scores on the same examples, then the examples that changed most."""
+"""Compares two runs: settings that differ, scores on the same examples, and the examples that changed most."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lib.evals.task import Scores
 from lib.run import Run
 
 SHOWN = ("stage", "parent", "parent_sha256", "model_sha256", "template_sha256", "steps", "tokens", "precision", "workers", "git")  # fmt: skip
-"""Of provenance.json, beside what is below data and packages."""
+"""Keys of provenance.json that are compared, besides data and packages."""
 
 
 @dataclass
 class Change:
-    """One example that the two runs did differently."""
+    """One example on which the two runs' scores differ."""
 
     task: str
     decoding: str
@@ -26,11 +26,11 @@ class Change:
     answers: tuple[str, str]
     scores: tuple[dict, dict]
     by: float
-    """Difference of the headline score."""
+    """Difference of the headline score, b − a."""
 
 
 def settings(a: Run, b: Run) -> list[tuple[str, str, str]]:
-    """(key, in a, in b) of everything that is not the same, — where one has none."""
+    """Returns (key, value in a, value in b) for every setting that differs; "—" if a run lacks the key."""
     both = [_settings(run) for run in (a, b)]
     keys = sorted(set(both[0]) | set(both[1]))
     return [(k, *(str(side.get(k, "—")) for side in both)) for k in keys if both[0].get(k) != both[1].get(k)]
@@ -42,14 +42,14 @@ def _settings(run: Run) -> dict:
     provenance = run.provenance()
     job = {k: v for k, v in run.job().items() if k not in ("run", "eval", "stage")}
     job["train"] = provenance.get("train") or job.get("train") or {}
-    for key in ("output_dir", "logging_dir", "run_name"):  # where a run lies is no difference
+    for key in ("output_dir", "logging_dir", "run_name"):  # a run's location is not a difference
         job["train"].pop(key, None)
     shown = {k: provenance[k] for k in SHOWN if k in provenance}
     return flatten(job | {"data read": provenance.get("data", {}), "packages": provenance.get("packages", {}), **shown})
 
 
 def find_report(a: str, b: str) -> tuple[Run, Report]:
-    """The newest report, in the folder of either run, that has measured both. Raises ValueError if there is none."""
+    """Returns the newest report in either run's parent folder that measured both runs. Raises ValueError if there is none."""
     folders = {str(Path(x).parent) for x in (a, b) if "://" not in x}
     found = [p for folder in folders for p in Path(folder).glob("*/reports/report.json")]
     for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
@@ -63,7 +63,7 @@ def find_report(a: str, b: str) -> tuple[Run, Report]:
 
 
 def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison], list[Change]]:
-    """Paired comparisons of every metric that was kept per example, and the changed examples, largest change first.
+    """Returns paired comparisons of every metric recorded per example, and the changed examples, largest change first.
 
     a, b: the runs' names in the report.
     """
@@ -103,7 +103,7 @@ def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison
 
 
 def name_of(run: str, report: Report) -> str:
-    """The run's name in the report. Raises ValueError with those it has."""
+    """Returns the run's name in the report. Raises ValueError that lists the report's runs."""
     for r in report.runs:
         if run in (r.name, r.path) or Run(run).path == r.path:
             return r.name

@@ -1,4 +1,4 @@
-"""How different the answers of one cell are from each other: what sampling buys and greedy decoding gives up."""
+"""Diversity: how much the answers of one run, task and decoding differ from each other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 
 MOST = 50
-"""Answers compared with each other for Self-BLEU, drawn by the seed: its work grows with their square."""
+"""Maximum number of answers, drawn with the seed, for Self-BLEU, whose cost grows with their square."""
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Share of different ones among all n-grams of words of all answers (Li et al. 2016, https://arxiv.org/abs/1510.03055).
+    """Returns distinct-n, the share of unique ones among all answers' word n-grams (Li et al. 2016, https://arxiv.org/abs/1510.03055).
 
-    Falls with the number of answers, so it compares only as many; None where no answer has n words.
+    It falls with the number of answers, so compare only equal numbers. None if no answer has n words.
     """
     from lib.evals.words import spaced
 
@@ -21,15 +21,17 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
 
 
 def self_bleu(texts: Sequence[str], seed: int) -> float | None:
-    """Mean BLEU-4 of each answer against all the others, 0 to 100 (Zhu et al. 2018, https://arxiv.org/abs/1802.01886);
-    100: they are all the same. None with fewer than two answers that say something."""
+    """Returns Self-BLEU, the mean BLEU-4 of each answer against all others, from 0 to 100 (Zhu et al. 2018,
+    https://arxiv.org/abs/1802.01886). 100 means that all answers are identical. None with fewer than two non-empty answers."""
     from sacrebleu.metrics import BLEU
 
     from lib.evals.words import spaced
 
-    said = [spaced(t) for t in texts if t.strip()]
-    said = random.Random(seed).sample(said, min(MOST, len(said)))
-    if len(said) < 2:
+    answers = [spaced(t) for t in texts if t.strip()]
+    answers = random.Random(seed).sample(answers, min(MOST, len(answers)))
+    if len(answers) < 2:
         return None
     bleu = BLEU(effective_order=True)
-    return sum(bleu.sentence_score(t, said[:i] + said[i + 1 :]).score for i, t in enumerate(said)) / len(said)
+    return sum(bleu.sentence_score(t, answers[:i] + answers[i + 1 :]).score for i, t in enumerate(answers)) / len(
+        answers
+    )

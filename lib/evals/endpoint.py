@@ -1,7 +1,7 @@
-"""A model behind an OpenAI-compatible API, asked many things at once: retried, cached by content, and counted.
+"""Client for a model behind an OpenAI-compatible API: concurrent requests, retries, a cache by content, and usage counts.
 
-What was answered once is kept in the run (lib/evals/replies.py). The API key comes from the environment and goes into one
-header; it is written nowhere.
+Replies are stored in the run (lib/evals/replies.py). The API key is read from the environment, sent in one header and never
+written to disk.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from lib.run import Run
 
 TRIES = 4
 IN_A_ROW = 8
-"""So many questions one after the other without an answer, and the endpoint is taken for gone."""
+"""After this many consecutive requests without an answer, the endpoint is considered unreachable."""
 
 
 @dataclass
 class Judge:
-    """A model that reads answers and says which is better, or how good one is."""
+    """A language model that compares or grades answers."""
 
     url: str = ""
-    """An OpenAI-compatible API, up to and with /v1, such as http://127.0.0.1:8000/v1. Empty: there is no such judge."""
+    """Base URL of an OpenAI-compatible API, including /v1, such as http://127.0.0.1:8000/v1. Empty: no language model judges."""
     model: str = ""
-    """The model's name there."""
+    """The model's name at that API."""
     key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the API key; not needed on loopback."""
+    """Name of the environment variable that holds the API key; not required on loopback."""
     prompts: str | None = None
-    """Judge prompts in MT-Bench's format (JSONL with type, system_prompt, prompt_template). None: our own."""
+    """File of judge prompts in MT-Bench's format (JSONL with type, system_prompt, prompt_template). None: the built-in prompts."""
     max_tokens: int = 1024
-    """Longest verdict, its reasons included."""
+    """Maximum length of a verdict in tokens, including its reasons."""
     timeout_s: float = 120.0
-    """Seconds to wait for one verdict; it is asked for four times."""
+    """Seconds to wait for one verdict. A request is sent at most four times."""
     at_once: int = 8
-    """Questions under way at the same time."""
+    """Maximum number of concurrent requests."""
     usd_per_million_in: float = 0.0
-    """Price of a million tokens read, for the report's cost."""
+    """Price in USD of a million input tokens, for the report's cost."""
     usd_per_million_out: float = 0.0
-    """Price of a million tokens written."""
+    """Price in USD of a million output tokens."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """The judge's name in the report."""
         return self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
 class Unreachable(RuntimeError):
-    """The endpoint can't be used at all: nothing listens, the key or the model is wrong."""
+    """The endpoint can't be used at all: nothing listens, or the key or the model is wrong."""
 
 
 def problems(judge: Judge, runs: Collection[str] = ()) -> list[str]:
-    """What the settings alone show, each beginning with its key. runs: names of those it judges."""
+    """Returns the problems visible from the settings alone, each beginning with its key. runs: names of the judged runs."""
     if not judge.url:
         return []
     parts, out = urlsplit(judge.url), []
@@ -67,7 +67,7 @@ def problems(judge: Judge, runs: Collection[str] = ()) -> list[str]:
         out.append("judge.url: holds a secret or a query. Put the key into the environment variable of judge.key_env.")
     if not judge.model:
         out.append("judge.model: say which model of judge.url is to judge.")
-    if judge.name in runs:  # its figures would stand in the run's column
+    if judge.name in runs:  # the judge's statistics would appear in the run's column
         out.append(f"runs.{judge.name}: the report calls the judge {judge.name} too. Give the run another name.")
     if judge.name in ("reward", "rule"):
         out.append(f"judge.model: {judge.name} is what a reward run or rule is called. Serve it under another name.")
@@ -80,7 +80,7 @@ def problems(judge: Judge, runs: Collection[str] = ()) -> list[str]:
 
 
 class Endpoint:
-    """Thread-safe. `run` keeps the replies."""
+    """Sends requests to the judge. Thread-safe; replies are stored in `run`."""
 
     def __init__(self, judge: Judge, run: Run):
         import httpx
@@ -100,8 +100,8 @@ class Endpoint:
         )
 
     def check(self) -> None:
-        """Raises Unreachable where nothing answers, the key is refused, or the model isn't among those it lists; where
-        replies of this model are kept, not before a question that none of them answers."""
+        """Raises Unreachable if nothing answers, the key is rejected, or the endpoint doesn't list the model. If replies of this
+        model are stored, the error is raised only by the first request that none of them answers."""
         try:
             self._check()
         except Unreachable as e:
@@ -122,15 +122,15 @@ class Endpoint:
             raise Unreachable(f"judge.key_env: {self.judge.url} refuses the key in {self.judge.key_env}.")
         try:
             names = [m["id"] for m in found.json()["data"]]
-        except (ValueError, KeyError, TypeError):  # no list; then the first question will tell
+        except (ValueError, KeyError, TypeError):  # no model list; a wrong model fails at the first request
             return
         if names and self.judge.model not in names and not os.path.isdir(self.judge.model):
             hint = nearest(self.judge.model, names) or f" It has {', '.join(names[:5])}."
             raise Unreachable(f"judge.model: {self.judge.url} has no {self.judge.model}.{hint}")
 
     def ask(self, conversations: list[list[dict]]) -> list[Reply]:
-        """One reply to each, in order; the same question is asked once, whoever asks it. Raises Unreachable where asking
-        on is pointless."""
+        """Returns one reply per conversation, in order. Identical requests are sent once, across all callers. Raises Unreachable
+        if further requests are pointless."""
         keys = [json.dumps(c) for c in conversations]
         with self.lock:
             if self.gone:
@@ -147,19 +147,19 @@ class Endpoint:
             raise self.gone from None
 
     def close(self, why: Unreachable | None = None) -> None:
-        """Asks nothing more; whoever waits or asks is told `why`."""
+        """Sends no more requests; pending and later calls raise `why`."""
         with self.lock:
             self.gone = self.gone or why or Unreachable("judge: not asked any more, since something else failed.")
         self.stop.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def replies(self) -> list[Reply]:
-        """Of every question asked, each once."""
+        """Returns the reply to every distinct request."""
         return [f.result() for f in self.asked.values()]
 
     def spent(self) -> dict:
-        """{seconds, replies, cached, refused, failed, tokens_in, tokens_out, usd}: seconds, failed, tokens and usd are of what
-        was not cached; refused are questions the API didn't take, failed those that got no answer at all."""
+        """Returns {seconds, replies, cached, refused, failed, tokens_in, tokens_out, usd}. seconds, failed, tokens and usd exclude
+        cached replies; refused counts requests that the API rejected, failed those without any answer."""
         replies = self.replies()
         new = [r for r in replies if not r.cached]
         tokens = {k: sum(getattr(r, k) for r in new) for k in ("tokens_in", "tokens_out")}
@@ -175,7 +175,7 @@ class Endpoint:
         return {**count, **lost, **tokens, "usd": usd / 1e6}
 
     def warnings(self) -> list[str]:
-        """What a reader of the scores has to know about the replies, a line each."""
+        """Returns the warnings about the replies that a reader of the scores needs, one line each."""
         replies, out = self.replies(), []
         refused = [r for r in replies if r.refused]
         failed = [r for r in replies if r.text is None and not r.refused]
@@ -199,7 +199,7 @@ class Endpoint:
         kept = self.kept.get(body)
         if kept and (kept.text is not None or self.absent):
             with self.lock:
-                self.silent = 0  # as when it was asked: what failed among answers then fails among them again
+                self.silent = 0  # as in the original run, so that failures between answers don't accumulate
             return kept
         if self.absent:
             raise self.absent
@@ -216,7 +216,7 @@ class Endpoint:
         return reply
 
     def _post(self, body: dict) -> Reply:
-        """Tries again after a time-out, 429 and 5xx, waiting as Retry-After says or longer each time."""
+        """Retries after timeouts, 429 and 5xx, waiting for the larger of Retry-After and an exponential backoff."""
         import httpx
         from tenacity import (
             RetryError,
@@ -236,7 +236,7 @@ class Endpoint:
             if found.status_code == 429 or found.status_code >= 500:
                 after = found.headers.get("retry-after", "")
                 return f"HTTP {found.status_code}: {found.text[:200]}", float(after) if after.isdigit() else 0.0
-            if found.status_code in (400, 413, 422):  # this question: too long, or a content filter
+            if found.status_code in (400, 413, 422):  # specific to this request: too long, or a content filter
                 return Reply(None, error=f"HTTP {found.status_code}: {found.text[:200]}", refused=True)
             if found.status_code >= 400:
                 raise Unreachable(f"judge: {self.judge.url} answers HTTP {found.status_code}: {found.text[:300]}")

@@ -1,7 +1,7 @@
-"""Models behind a queue: one process per GPU (or CPU core), each holding the model (or two) that it works with.
+"""Runs models behind a queue: one process per GPU (or CPU core), each holding the one or two models of its current shard.
 
-A request (so many prompts for one model) is cut into shards of rows of like length. A free process takes a shard of
-the model it holds if there is one, else of a model that no other process holds; so models are seldom loaded twice.
+A request (a list of prompts for one model) is split into shards of rows of similar length. A free process takes a shard for
+the model it holds if there is one, otherwise for a model that no other process holds; so models are rarely loaded twice.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from lib.evals.worker import Worker
 from lib.failure import StopTraining
 
 SHARD = 64
-"""Answers (or rows to score) of one shard at most: what a process does between two looks at the queue."""
+"""Maximum number of answers (or rows to score) per shard, the unit of work that a process takes from the queue."""
 TEXT = 16_000
-"""Characters of one shard of rows to score, about."""
+"""Approximate number of characters per shard of rows to score."""
 
 
 TASK: ContextVar[str] = ContextVar("task", default="")
-"""The task whose thread this is, so that the report's times can tell for which task a model worked."""
+"""The task of the current thread, so that the report can attribute a model's time to tasks."""
 
 
 @dataclass
@@ -41,21 +41,22 @@ class Request:
     started: float = field(default_factory=time.time)
     done: int = 0
     seconds: float = 0.0
-    """Work time summed over processes, model loading left out."""
+    """Work time summed over processes, excluding model loading."""
     tokens: int = 0
     tasks: list[str] = field(default_factory=list)
-    """Those that asked for it: the same request of two tasks is answered once."""
+    """The tasks that made this request; identical requests of several tasks are answered once."""
 
     def note(self) -> None:
-        """Notes the task that asks now."""
+        """Records the current thread's task."""
         if (task := TASK.get()) and task not in self.tasks:
             self.tasks.append(task)
 
 
 class Engine:
-    """Use as a context manager; Ray must be connected. `say` gets a line whenever something is done.
+    """Schedules requests on the worker processes. Use as a context manager; Ray must be connected.
 
-    kept: where results of finished shards are found and put; None keeps nothing. device: auto, or cpu.
+    say: receives progress lines. kept: the ledger that stores the results of finished shards; None stores nothing. device: auto
+    or cpu.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Engine:
         self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
         self.gpu = device != "cpu" and hardware.gpus() > 0
         what = "GPU" if self.gpu else "CPU"
-        # Without `workers` as many as there is room for now: a node is rented for more only where they are asked for.
+        # Without `workers`, use what is available now: nodes are rented only for workers that were explicitly requested.
         up = max(1, int(ray.cluster_resources().get(what, 0)))
         self.count = min(workers or up, max(up, int(node_types.most(what))))
         self.queue: list[tuple[Request, str, list[int], tuple, str]] = []
@@ -93,7 +94,7 @@ class Engine:
             t.join()
 
     def close(self) -> None:
-        """Starts nothing more and fails what is waiting; shards at work are finished first."""
+        """Starts no more shards and fails pending requests; running shards finish first."""
         with self.changed:
             self.closed, self.queue = True, []
             for r in self.asked.values():
@@ -102,31 +103,31 @@ class Engine:
             self.changed.notify_all()
 
     def generate(self, model: str, prompts: list, sampling) -> Future:
-        """Future of list[list[Answer]], one list per prompt."""
+        """Returns a future of list[list[Answer]], one list per prompt."""
         return self._ask(model, "generate", f"answers ({sampling})", [prompts], (sampling,))
 
     def score(self, model: str, prompts: list, completions: list, tools: list | None = None) -> Future:
-        """Future of list[Score]."""
+        """Returns a future of list[Score], one per prompt and completion."""
         return self._ask(
             model, "score", "log-probabilities", [prompts, completions, tools or [None] * len(prompts)], ()
         )
 
     def reward(self, model: str, conversations: list) -> Future:
-        """Future of list[float]."""
+        """Returns a future of list[float], one reward per conversation."""
         return self._ask(model, "reward", "rewards", [conversations], ())
 
     def took(self, future: Future) -> tuple[float, int]:
-        """(seconds of work, tokens) of the request that `future` is of, as measured when it was done."""
+        """Returns (seconds of work, tokens) of the request behind `future`, as measured when it was computed."""
         with self.changed:
             request = next(r for r in self.asked.values() if r.future is future)
         return request.seconds, request.tokens
 
     def timings(self) -> list[dict]:
-        """What each request took: model, what, rows, seconds of work, tokens, the tasks that asked for it."""
+        """Returns the statistics of each request: model, what, rows, seconds of work, tokens, requesting tasks."""
         return [{k: v for k, v in vars(r).items() if k not in ("future", "results")} for r in self.asked.values()]
 
     def _ask(self, model: str, method: str, what: str, columns: list[list], rest: tuple) -> Future:
-        """The same request twice is answered once, and a shard that the ledger has is not done again."""
+        """Queues a request. Identical requests are computed once, and shards in the ledger are not recomputed."""
         weights = self._weights(self.specs[model])
         if rest and rest[0].other:
             weights += f" with {self._weights(self.specs[rest[0].other])}"
@@ -140,13 +141,13 @@ class Engine:
                 raise RuntimeError(f"{model}: not asked for {what}, since something else failed")
             request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
             request.note()
-            # By the length of the prompt, so that rows with the same prompt stay together and it is read once.
+            # Sorted by length of the prompt, then by prompt, so that rows with the same prompt share a shard and it is encoded once.
             order = sorted(
                 range(n), key=lambda i: (len(p := str(columns[0][i])), p, sum(len(str(c[i])) for c in columns))
             )
             each = rest[0].n if rest else 1
             size = _rows(n, each, 0 if rest else sum(len(str(x)) for c in columns for x in c))
-            for begin in reversed(range(0, n, size)):  # the longest first, so that no process ends alone with them
+            for begin in reversed(range(0, n, size)):  # longest first, so that no process is left with them at the end
                 rows = order[begin : begin + size]
                 args = tuple([c[i] for i in rows] for c in columns) + rest
                 shard = ledger.key(weights, method, args)
@@ -163,15 +164,15 @@ class Engine:
         return request.future
 
     def _weights(self, spec: Spec) -> str:
-        """What decides a result besides what is asked: the weights, and what they are run with."""
+        """Returns everything but the request that determines a result: the weights and the software and device that run them."""
         from importlib.metadata import version
 
         device, runs = "gpu" if self.gpu else "cpu", f"transformers {version('transformers')} torch {version('torch')}"
         dtype = (
             spec.dtype if self.gpu else hardware.dtype(spec.dtype, device)
-        )  # a GPU of the cluster isn't seen from here
+        )  # a GPU elsewhere in the cluster can't be inspected from this process
         if spec.vllm and not spec.reward:
-            runs, dtype = f"vllm {vllm_generator.version()}", spec.dtype  # whose auto is the weights' own
+            runs, dtype = f"vllm {vllm_generator.version()}", spec.dtype  # vLLM's auto is the dtype of the weights
         return f"{spec.identity or spec.base} {spec.reward} {spec.trained_template} {dtype} {device} {runs}"
 
     def _next(self, me: int):
@@ -192,7 +193,7 @@ class Engine:
         options = {
             "num_cpus": 1,
             "num_gpus": 1 if self.gpu else 0,
-            "max_restarts": 1,  # after the memory monitor or a preemption took the process
+            "max_restarts": 1,  # if the memory monitor kills the process or its node is preempted
             "max_task_retries": 1,
             "runtime_env": {"env_vars": worker_env(Scale(), self.gpu)},
         }
@@ -209,7 +210,7 @@ class Engine:
                 self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} loading")
             vllm = any(self.specs[m].vllm for m in (before, request.model) if m)
             if actor and vllm and request.model != before:
-                ray.kill(actor)  # vLLM gives memory back with its process
+                ray.kill(actor)  # vLLM frees GPU memory only when its process ends
                 actor = None
             try:
                 if not actor:
@@ -233,7 +234,7 @@ class Engine:
         share = f"{request.done}/{request.total}"
         rate = f"  {request.tokens / max(request.seconds, 1e-9):,.0f} tokens/s" if request.tokens else ""
         self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} {share:>7} {request.what}{rate}")
-        with self.changed:  # close() may fail it at the same time
+        with self.changed:  # close() may fail the future at the same time
             if last and not request.future.done():
                 request.future.set_result(request.results)
 
@@ -253,21 +254,24 @@ class Engine:
 
 
 def _rows(n: int, each: int, characters: int) -> int:
-    """Rows of a shard, of n with `each` answers or so many characters: an even number of shards where n allows, whatever
-    the number of processes, so that answers are the same with any and two have as much to do."""
+    """Returns the rows per shard for n rows with `each` answers per row, or with `characters` of text in total.
+
+    The number of shards is even if n allows it, so that two processes get equal work, and doesn't depend on the number of
+    processes, so that the answers don't either.
+    """
     shards = max(-(-n * each // SHARD), -(-characters // TEXT))
     return max(1, -(-n // max(1, shards + shards % 2)))
 
 
 def _tokens(result) -> int:
-    """Tokens that one result stands for: generated, or scored."""
+    """Returns the number of tokens generated or scored for one result."""
     if isinstance(result, list):
         return sum(len(a.tokens) - a.begun for a in result)
     return getattr(result, "tokens", 0)
 
 
 def _cause(error: Exception) -> Exception:
-    """A worker's ValueError as it was; anything else as a RuntimeError that says what to do."""
+    """Returns a worker's ValueError unchanged, and anything else as a RuntimeError with a remedy if one is known."""
     import ray
 
     cause = getattr(error, "cause", None) or error

@@ -1,8 +1,8 @@
-"""How long the answers of an evaluation will take at most, and what that costs, before anything is started.
+"""Estimates the maximum time and cost of an evaluation's answers before anything starts.
 
-A process writes tokens at a rate that falls with the model's parameters, so their product is what the last evaluation on
-this machine measured: kept in rates.json of lib.run's cache. Where there was none yet, a CPU is taken for the one in
-TYPICAL, and a GPU's time isn't guessed.
+A process generates tokens at a rate inversely proportional to the model's parameters, so the product of both is measured: the
+last evaluation on this machine stores it in rates.json in lib.run's cache. Before the first one, a CPU is assumed to reach
+TYPICAL, and no estimate is made for a GPU.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from lib.packaged import package_version
 from lib.run import cache
 
 TYPICAL = 2.0e10
-"""Parameters × tokens per second and core: SmolLM2-135M in bfloat16, 64 answers at a time (the quickstart's evaluation)."""
+"""Parameters × tokens per second per core: SmolLM2-135M in bfloat16, 64 answers at a time (the quickstart's evaluation)."""
 FEW = 500
-"""Tokens; from fewer no rate is taken."""
+"""Minimum number of tokens from which a rate is computed."""
 SMALL = 10_000_000
-"""Parameters; a smaller model's time is not its arithmetic, so it tells nothing of others."""
+"""Minimum number of parameters: a smaller model's time is dominated by overhead, so it doesn't predict other models' time."""
 
 
 def parameters(base: str) -> int | None:
-    """Of a model in a run or folder, by the headers of its safetensors files; None where they aren't on this disk."""
-    if package := base.partition("package:")[2]:  # once it is unpacked
+    """Returns the parameter count of the model in a run or folder, from its safetensors headers; None if they aren't on this
+    disk."""
+    if package := base.partition("package:")[2]:  # known once the package is unpacked
         folder = cache("models", f"{package}-{package_version(package)}")
     else:
         folder = Path(base, "model") if Path(base, "model").is_dir() else Path(base)
@@ -43,23 +44,23 @@ def parameters(base: str) -> int | None:
 
 
 def remember(device: str, work: Iterable[dict], sizes: dict[str, int | None]) -> None:
-    """Keeps the rate that an evaluation wrote answers at. work: Engine.timings(); sizes: {model: parameters}."""
+    """Stores the rate at which an evaluation generated answers. work: Engine.timings(); sizes: {model: parameters}."""
     rows = [
         w for w in work if w["what"].startswith("answers") and w["seconds"] and (sizes.get(w["model"]) or 0) >= SMALL
     ]
     if sum(w["tokens"] for w in rows) < FEW or os.environ.get("RAY_ADDRESS"):  # a cluster's rate is not this machine's
         return
     rate = sum(w["tokens"] * sizes[w["model"]] for w in rows) / sum(w["seconds"] for w in rows)
-    with suppress(OSError):  # a cache that can't be written costs the next plan its figure, not this report
+    with suppress(OSError):  # without a writable cache only the next plan's estimate is lost
         cache("rates.json").parent.mkdir(parents=True, exist_ok=True)
         cache("rates.json").write_text(json.dumps(_kept() | {device: rate}))
 
 
 def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float, device: str = "auto") -> str:
-    """In words: minutes and dollars for each of the models to write so many tokens; "" where they aren't known."""
+    """Returns a sentence with the minutes and dollars for every model to generate `tokens` tokens; "" if that can't be estimated."""
     from lib.hardware import local_cpus, local_gpus
 
-    if os.environ.get("RAY_ADDRESS"):  # what the cluster has isn't known before it is joined
+    if os.environ.get("RAY_ADDRESS"):  # the cluster's hardware isn't known before connecting to it
         return ""
     gpus = local_gpus() if device != "cpu" else 0
     took = [seconds("gpu" if gpus else "cpu", tokens, parameters(base)) for base in bases]
@@ -74,7 +75,7 @@ def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float
 
 
 def seconds(device: str, tokens: int, size: int | None) -> tuple[float, str] | None:
-    """(seconds of one process for so many tokens of a model with `size` parameters, what that is taken from)."""
+    """Returns (seconds that one process takes to generate `tokens` with a model of `size` parameters, the source of the rate)."""
     if not size:
         return None
     if rate := _kept().get(device):
@@ -86,5 +87,5 @@ def _kept() -> dict[str, float]:
     try:
         found = json.loads(cache("rates.json").read_text())
         return {k: float(v) for k, v in found.items() if float(v) > 0}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: the next evaluation writes it anew
+    except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged: the next evaluation rewrites it
         return {}

@@ -1,4 +1,4 @@
-"""Runs × tasks → a report. One call for jobs/eval.py and for a stage that evaluates what it just trained."""
+"""Evaluates runs on tasks and writes the report, for jobs/eval.py and for training stages that evaluate their result."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PACKAGES = ("torch", "transformers", "ray", "trl", "peft", "datasets", "scipy", 
 
 
 def evaluate(planned: Plan, command: str | None = None, say=print) -> Report:
-    """Measures everything that was planned (lib/evals/job.py) and writes <run>/reports/.
+    """Measures everything in the plan (lib/evals/plan.py) and writes <run>/reports/.
 
-    Joins Ray if it's connected, else connects for the duration. `command` is shown as what makes the report again.
-    Raises RuntimeError or ValueError when the work fails.
+    Uses the Ray connection if there is one, otherwise connects for the duration. The report shows `command` as the way to
+    reproduce it. Raises RuntimeError or ValueError if the evaluation fails.
     """
     panel = _panel(planned.job)
     with ray_session.connected():
@@ -48,7 +48,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
-                _close(engine, panel)  # else the pool would wait for the answers
+                _close(engine, panel)  # otherwise the pool would wait for the answers
                 raise
             failed = next((f.exception() for f in futures if f in done and f.exception()), None)
             if failed:
@@ -60,7 +60,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
         estimate.remember("gpu" if engine.gpu else "cpu", work, sizes)
     scores += panel.honesty() if panel else []
     if not any(s.headline and s.run in job.runs and not s.versus for s in scores):
-        for s in scores:  # with no task that has right answers, perplexity is what the runs are compared by
+        for s in scores:  # if no task has right answers, the runs are compared by perplexity
             s.headline = s.headline or s.metric == "perplexity"
     metrics = [summary.metric(s, job.seed) for s in scores]
     compared = summary.comparisons(scores, job.seed)
@@ -99,13 +99,13 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
 
 
 def _measure(name: str, context: Context) -> list:
-    # Of this thread: what it asks the engine for is noted as the task's.
+    # Per thread: the engine attributes the requests of this thread to the task.
     TASK.set(harness_tasks.called(name) if name.startswith(harness_tasks.PREFIX) else name)
     return tasks.get(name, context.job.task_data, context.job.lm_eval)(context)
 
 
 def _panel(job: EvalJob) -> Panel | None:
-    """The judge, once it has answered. Raises Unreachable (a RuntimeError) before anything else starts."""
+    """Returns the judge after checking that it responds. Raises Unreachable (a RuntimeError) before anything else starts."""
     if not job.judge.url:
         return None
     panel = Panel(job.judge, Endpoint(job.judge, Run(job.run)), judge.prompts(job.judge.prompts))
@@ -134,7 +134,7 @@ def _run_info(name: str, base: str, trained_template: str | None) -> RunInfo:
 
 
 def _curves(rows: list[dict]) -> list[Curve]:
-    """Loss while training and on the held-out rows, and the accuracy that reward and DPO trainers log."""
+    """Returns training and held-out loss, and the accuracy that reward and DPO trainers log."""
     found = []
     named = {
         "loss": "training loss", "eval_loss": "held-out loss",
@@ -169,7 +169,7 @@ def _training_times(runs: list[RunInfo]) -> list[Timing]:
 
 
 def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> list[Timing]:
-    """One row per kind of work of each model for each task (seconds summed over processes), and the whole."""
+    """Returns one row per model, task and kind of request (seconds summed over processes), and the total wall time."""
     kinds: dict[tuple, list[dict]] = {}
     for w in work:
         kinds.setdefault((w["model"], ", ".join(w["tasks"]), w["what"]), []).append(w)
@@ -181,14 +181,14 @@ def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> lis
         rows.append(Timing(name, seconds, None, tokens or None, rate))
     if panel and panel.endpoint.asked:
         s = panel.endpoint.spent()
-        told = f"{s['cached']} from before, {s['refused']} refused, {s['failed']} without an answer, {s['tokens_in']:,} tokens read, ${s['usd']:.2f}"
+        detail = f"{s['cached']} from before, {s['refused']} refused, {s['failed']} without an answer, {s['tokens_in']:,} tokens read, ${s['usd']:.2f}"
         rows.append(
             Timing(
                 f"judge: {panel.name}, {s['replies']} verdicts",
                 s["seconds"],
                 None,
                 s["tokens_out"] or None,
-                detail=told,
+                detail=detail,
             )
         )
     return [*rows, Timing("evaluate: all, start to end", wall)]
@@ -197,8 +197,8 @@ def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> lis
 def _environment(planned: Plan) -> dict:
     from lib.provenance import git_state
 
-    told = ("source", "format", "kind", "rows", "heldout_rows", "sha256")
-    data = {name: {k: getattr(check, k) for k in told} for name, check in planned.checks.items()}
+    shown = ("source", "format", "kind", "rows", "heldout_rows", "sha256")
+    data = {name: {k: getattr(check, k) for k in shown} for name, check in planned.checks.items()}
     return {
         "git": git_state(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Examples of a task from the user's file (any of lib/data/read.py's) or a hub dataset, with its columns checked."""
+"""Reads a task's examples from the user's file (any format of lib/data/read.py) or a hub dataset, and checks the columns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lib.data.rows import BadRow
 
 
 def read(task: str, address: str | None, hub: tuple[str, str | None, str], columns: tuple[str, ...], limit: int | None):
-    """The first `limit` rows with their places, each with `columns`.
+    """Returns the first `limit` rows as (place, row), each with all of `columns`.
 
-    address: a file, folder, s3:// or hub name; None takes `hub` (name, configuration, split). Raises ValueError that
-    names task_data.<task>: nothing there, a column that is missing, a row that can't be read.
+    address: a file, folder, s3:// or hub name; None means `hub` (name, configuration, split). Raises ValueError that names
+    task_data.<task> if nothing is found, a column is missing or a row can't be read.
     """
     name, configuration, split = hub
     data = Data(source=address or name, name=None if address else configuration, split=split)
@@ -21,9 +21,9 @@ def read(task: str, address: str | None, hub: tuple[str, str | None, str], colum
         source = sources.find(data)
         found = list(islice(sources.rows(source, data), limit))
     except (ValueError, OSError) as e:
-        said = str(e).replace("data.source", f"task_data.{task}")
+        text = str(e).replace("data.source", f"task_data.{task}")
         hint = "" if address else f" Give a file: task_data.{task}."
-        raise ValueError(f"{'' if f'task_data.{task}' in said else f'task_data.{task}: '}{said}{hint}") from None
+        raise ValueError(f"{'' if f'task_data.{task}' in text else f'task_data.{task}: '}{text}{hint}") from None
     for place, row in found:
         if isinstance(row, BadRow):
             raise ValueError(f"task_data.{task}: {place}: {row}")

@@ -1,4 +1,4 @@
-"""Numbers as the report shows them: values with their intervals, differences, shares."""
+"""Formats numbers for the report: values with intervals, differences, shares and durations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from decimal import ROUND_HALF_UP, Decimal
 from lib.evals.report import Comparison, Metric
 
 FINE = 0.05
-"""Of an interval narrower than this the ends get a decimal too."""
+"""Intervals narrower than this are shown with one decimal."""
 
 
 def show(m: Metric) -> str:
-    """71.5% [65–77], or 4.21 [4.02–4.40]."""
+    """Returns "71.5% [65–77]" or "4.21 [4.02–4.40]"."""
     if m.low is None:
         return value(m)
     digits = 1 if m.high - m.low < FINE else 0
@@ -20,12 +20,12 @@ def show(m: Metric) -> str:
 
 
 def value(m: Metric) -> str:
-    """71.5%, or 4.21."""
+    """Returns "71.5%" or "4.21"."""
     return percent(m.value) if m.kind == "proportion" else number(m.value)
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.425 → 42.5%, 0.71 → 71%. A half is rounded up, as people do: 17 of 40 never become 42%."""
+    """0.425 → 42.5%, 0.71 → 71%. Halves are rounded away from zero, so 17 of 40 is never shown as 42%."""
     return f"{_rounded(100 * share, digits)}%"
 
 
@@ -36,12 +36,12 @@ def _rounded(x: float, digits: int) -> str:
 
 
 def number(x: float) -> str:
-    """Three significant digits, plain up to a million."""
+    """Returns three significant digits; whole numbers with thousands separators from 1,000 on."""
     return f"{x:,.0f}" if abs(x) >= 999.5 else f"{x:.3g}" if abs(x) >= 0.001 or x == 0 else f"{x:.1e}"
 
 
 def size(c: Comparison) -> str:
-    """The smallest difference the examples would show, with its unit."""
+    """Returns the smallest detectable difference with its unit."""
     return (
         f"{_rounded(100 * c.detectable, 0)} points"
         if c.kind == "proportion"
@@ -50,7 +50,7 @@ def size(c: Comparison) -> str:
 
 
 def signed(c: Comparison) -> str:
-    """A difference with its interval: "+68 [+61 to +74] points"."""
+    """Returns a difference with its interval: "+68 [+61 to +74] points"."""
 
     def one(x: float, digits: int) -> str:
         size = _rounded(abs(100 * x), digits) if c.kind == "proportion" else number(abs(x))
@@ -65,7 +65,7 @@ def signed(c: Comparison) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0.04 s, 3.1 s, 42 s, 3 min 05 s: two digits at least, so that short work can be told apart."""
+    """Returns "0.04 s", "3.1 s", "42 s" or "3 min 05 s", so that short durations stay distinguishable."""
     if seconds < 9.95:
         return f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.1g} s"
     minutes, rest = divmod(round(seconds), 60)

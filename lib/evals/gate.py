@@ -1,4 +1,4 @@
-"""The release gate: what a run must reach before it is let out, checked on the report; jobs/eval.py exits 1 where not."""
+"""The release gate: conditions that the report's metrics must meet; otherwise jobs/eval.py exits with status 1."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from lib.evals.report import Metric, Report, Verdict
 
 @dataclass
 class Rule:
-    """One condition. Exactly one of at_least, at_most and not_worse_than."""
+    """One condition, with exactly one of at_least, at_most and not_worse_than."""
 
     metric: str
-    """task.metric, such as demo.exact or xstest.over_refusal; a task alone means its first metric."""
+    """The metric as task.metric, such as demo.exact or xstest.over_refusal; a task alone means its first metric."""
     run: str
-    """The run it is about, by its name in runs."""
+    """The run to check, by its name in runs."""
     at_least: float | None = None
-    """The value must reach this. The measured value counts, its interval is shown."""
+    """Minimum value. The measured value is compared; its interval is only shown."""
     at_most: float | None = None
-    """The value must not be above this."""
+    """Maximum value."""
     not_worse_than: str | None = None
-    """Another run: the gate fails where this one is worse by more than chance (Holm-corrected p below 0.05)."""
+    """Name of another run: the gate fails if this run is significantly worse (Holm-corrected p below 0.05)."""
     decoding: str | None = None
-    """Which decoding, where there are several. None: the first."""
+    """The decoding to check if there are several. None: the first."""
 
 
 def problems(rules: list[Rule], tasks: dict[str, list[str] | None], runs: list[str], decodings: list[str]) -> list[str]:
-    """What is wrong with the rules, before anything is measured. tasks: {name: its metrics, or None where not known yet}."""
+    """Returns the problems with the rules, before anything is measured. tasks: {name: its metrics, or None if not known yet}."""
     from lib.cli import nearest
 
     out = []
@@ -48,7 +48,7 @@ def problems(rules: list[Rule], tasks: dict[str, list[str] | None], runs: list[s
 
 
 def judge(rules: list[Rule], report: Report) -> list[Verdict]:
-    """One verdict per rule. Raises ValueError for a metric that the report hasn't."""
+    """Returns one verdict per rule. Raises ValueError for a metric that the report lacks."""
     return [_judge(rule, report) for rule in rules]
 
 
@@ -76,7 +76,7 @@ def _metric(r: Rule, report: Report) -> Metric:
 
     task, _, metric = r.metric.partition(".")
     there = [m for m in report.metrics if (m.task, m.run) == (task, r.run) and r.decoding in (None, m.decoding)]
-    there.sort(key=lambda m: m.judge is not None)  # what a rule says before what a judge says
+    there.sort(key=lambda m: m.judge is not None)  # metrics by rule take precedence over metrics by judge
     found = next((m for m in there if m.metric == metric or not metric), None)
     if found is None:
         names = list(dict.fromkeys(m.metric for m in report.metrics if m.task == task))

@@ -1,4 +1,4 @@
-"""Tasks that are scored on generated answers: each run answers the same prompts, by each way of decoding."""
+"""Tasks that are scored on generated answers: each run answers the same prompts with each decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lib.evals.summary import CLOCK
 from lib.evals.task import Example, Scores, Task
 
 ALWAYS = ("length", length.METRIC, "distinct_1", "distinct_2", "self_bleu", *CLOCK)
-"""Metrics that every task has besides its own."""
+"""Metrics that every such task has besides its own."""
 
 
 def measure(task: Task, context: Context) -> list[Scores]:
-    """The task's own metrics, and the length of the answers, for every run and decoding."""
+    """Returns, for every run and decoding, the task's own metrics and those in ALWAYS."""
     job = context.job
     examples = task.examples(job.limit)
     if not examples:
@@ -43,7 +43,7 @@ def measure(task: Task, context: Context) -> list[Scores]:
         )
         found += _how(context, got, common)
         context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
-    for name in {s.metric for s in found}:  # one run may have only 0s and 1s where another has shares
+    for name in {s.metric for s in found}:  # one run may have only 0s and 1s, another fractions
         alike = [s for s in found if s.metric == name]
         if len({s.kind for s in alike}) > 1:
             for s in alike:
@@ -52,10 +52,10 @@ def measure(task: Task, context: Context) -> list[Scores]:
 
 
 def metrics(task: Task, scored: list[tuple[Example, dict]], **of) -> list[Scores]:
-    """One Scores for each name in the task's scores of a run's answers."""
+    """Returns one Scores per metric of the task, for one run's answers."""
     found, lower = [], getattr(task, "lower", ())
     for place, name in enumerate(dict.fromkeys(name for _, s in scored for name in s)):
-        at = [(e, s[name]) for e, s in scored if name in s]  # a metric may be about some examples only
+        at = [(e, s[name]) for e, s in scored if name in s]  # a metric may cover only some of the examples
         parts = [v if isinstance(v, tuple) else (float(v), 1.0) for _, v in at]
         values, bottoms = [p[0] for p in parts], [p[1] for p in parts]
         ratio, groups = any(b != 1 for b in bottoms), [e.group for e, _ in at]
@@ -78,7 +78,7 @@ def metrics(task: Task, scored: list[tuple[Example, dict]], **of) -> list[Scores
 
 
 def _how(context: Context, got: search.Found, common: dict) -> list[Scores]:
-    """What the decoding cost and how varied it was: values of the whole cell, with no interval."""
+    """Returns cost and diversity of one run and decoding: values over all answers, without intervals."""
     took = [context.engine.took(f) for f in got.writing]
     writing, tokens = sum(s for s, _ in took), sum(t for _, t in took)
     seconds = writing + sum(context.engine.took(f)[0] for f in got.judging)

@@ -1,10 +1,10 @@
-"""GSM8K: word problems with one number as the answer (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168).
+"""GSM8K: math word problems whose answer is one number (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168).
 
 A row of its test.jsonl:
 
     {"question": "Janet's ducks lay 16 eggs per day. …", "answer": "Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 …\\n#### 18"}
 
-Any data with these two columns whose answer ends in "#### number" will do.
+Any dataset with these two columns works if each answer ends in "#### number".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DIRECT = "Answer with the number alone."
 
 
 class Gsm8k:
-    """With a chain of thought (Wei et al. 2022), or direct: the number at once."""
+    """Prompts for a chain of thought (Wei et al. 2022) or, with direct, for the number alone."""
 
     version = "1"
 
@@ -29,7 +29,7 @@ class Gsm8k:
         self.name, self.address, self.direct = "gsm8k_direct" if direct else "gsm8k", address, direct
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError for a row without a question, or without a number after ####."""
+        """Returns the examples. Raises ValueError for a row without a question or without a number after ####."""
         out = []
         hub = ("openai/gsm8k", "main", "test")
         for i, (place, row) in enumerate(read(self.name, self.address, hub, ("question", "answer"), limit)):
@@ -41,10 +41,10 @@ class Gsm8k:
         return out
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """Scores of one answer, each 0 or 1.
+        """Returns the scores of one answer, each 0 or 1.
 
-        exact: its last number is the right one, whatever the format (lm-eval's flexible-extract).
-        strict: the number after #### is (direct: the answer is that number and nothing else).
+        exact: the last number in the answer is right, in any format (lm-eval's flexible-extract).
+        strict: the number after #### is right (direct: the answer is that number and nothing else).
         """
         reference = Decimal(example.reference)
         after = completion if self.direct else completion.partition("####")[2]
@@ -57,7 +57,7 @@ class Gsm8k:
 
 
 def number(text: str) -> Decimal | None:
-    """1,234.50 and $1234.5 are the same number; None for what is none."""
+    """Parses a number; 1,234.50 and $1234.5 are equal. Returns None if the text is not a number."""
     try:
         return Decimal(text.strip().replace(",", "").replace("$", "").rstrip(".")).normalize()
     except InvalidOperation:

@@ -1,11 +1,11 @@
-"""lm-eval's own tasks (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness): its definitions and tokenisation, our engine.
+"""lm-eval's tasks (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness): its definitions and tokenisation, our engine.
 
-    lm_eval:arc_easy            one of its library, whose data is on the hub
-    lm_eval:path/to/task.yaml   a task file of yours (lib/evals/harness_tasks.py)
+    lm_eval:arc_easy            a task of its library, with data on the hub
+    lm_eval:path/to/task.yaml   your own task file (lib/evals/harness_tasks.py)
 
-lm-eval renders the prompts, cuts them into tokens and scores what comes back; likelihoods and answers are computed by the same
-shards as everything else. Metrics of single documents become ours, with their intervals; those that exist only for the whole
-set (BLEU over a corpus, say) are left out and named.
+lm-eval renders and tokenises the prompts and scores the results; the engine computes likelihoods and answers, in shards like
+those of any other task. Per-document metrics are reported with intervals; metrics that exist only for the whole set (such as
+corpus BLEU) are left out and listed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lib.sampling import Sampling
 
 
 def measure(name: str, context: Context) -> list[Scores]:
-    """Every metric that is a mean, or one of lm-eval's perplexities, for every run; every document is recorded."""
+    """Returns every metric that is a mean, or one of lm-eval's perplexities, for every run, and records every document."""
     from lm_eval import simple_evaluate
 
     settings = context.job.lm_eval
@@ -47,7 +47,7 @@ def measure(name: str, context: Context) -> list[Scores]:
                 ids = [f"{task}-{s['doc_id']}" for s in rows]
                 higher = "higher" if better.get(metric, True) else "lower"
                 columns.append(Scores(task, label, run, ids, *parts, higher, version=version))
-            # As lm-eval's own tables and papers report: by length where the task has both.
+            # As in lm-eval's own tables and in papers: length-normalised accuracy if the task has it.
             head = next((c for c in columns if c.metric.startswith("acc_norm")), columns[0] if columns else None)
             for c in columns:
                 c.headline = c is head
@@ -65,7 +65,7 @@ def measure(name: str, context: Context) -> list[Scores]:
 
 
 def _chance(loaded, metric: str, samples: list[dict]) -> float | None:
-    """What guessing among a document's choices would get on average; None for metrics that are no share of right choices."""
+    """Returns the expected accuracy of guessing among the choices; None for metrics that are not an accuracy over choices."""
     if loaded.OUTPUT_TYPE != "multiple_choice" or not metric.startswith(("acc", "exact_match")):
         return None
     each = []
@@ -76,14 +76,14 @@ def _chance(loaded, metric: str, samples: list[dict]) -> float | None:
 
 
 def _version(version, settings: LmEval) -> str:
-    """The task's version and the settings that change its questions: scores of different versions are not compared."""
+    """Returns the task's version with the settings that change its prompts; scores of different versions are not compared."""
     default = LmEval(allow_code=settings.allow_code)
     changed = [f"{k}={v}" for k, v in vars(settings).items() if v != getattr(default, k)]
     return ", ".join([str(version), *changed])
 
 
 def _columns(samples: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """(label, metric, its samples): lm-eval gives every document once per filter."""
+    """Returns (label, metric, its samples) per filter and metric: lm-eval returns every document once per filter."""
     filters = list(dict.fromkeys(s["filter"] for s in samples))
     out = []
     for f in filters:
@@ -93,11 +93,11 @@ def _columns(samples: list[dict]) -> list[tuple[str, str, list[dict]]]:
 
 
 def _parts(aggregation: str, values: list) -> tuple[list[float], list[float] | None, str] | None:
-    """(tops, bottoms, kind) of lm_eval.api.metrics' aggregations; None for those that are not a ratio of sums."""
+    """Returns (tops, bottoms, kind) for an aggregation of lm_eval.api.metrics; None if it is not a ratio of sums."""
     if aggregation == "mean":
         tops = [float(v) for v in values]
         return tops, None, "proportion" if set(tops) <= {0.0, 1.0} else "mean"
-    if aggregation == "perplexity":  # of log-likelihoods, one a document
+    if aggregation == "perplexity":  # of one log-likelihood per document
         return [-float(v) for v in values], None, "perplexity"
     if aggregation == "weighted_perplexity":  # (log-likelihood, words or bytes)
         return [-float(v) for v, _ in values], [float(w) for _, w in values], "perplexity"
@@ -107,28 +107,28 @@ def _parts(aggregation: str, values: list) -> tuple[list[float], list[float] | N
 
 
 def _record(context: Context, task: str, run: str, loaded, samples: list[dict], columns: list[Scores]) -> None:
-    """Every document for examples.jsonl: as it was asked, what was answered, and of choices each log-probability."""
+    """Records every document for examples.jsonl: prompt, answer and, for multiple choice, the log probability of each choice."""
     scores: dict[str, dict] = {}
     for c in columns:
         for i, id in enumerate(c.ids):
             scores.setdefault(id, {})[c.metric] = (c.tops[i], c.bottoms[i]) if c.bottoms else c.tops[i]
     examples, answers, details = [], [], []
-    for s in {s["doc_id"]: s for s in reversed(samples)}.values():  # of the first filter
+    for s in {s["doc_id"]: s for s in reversed(samples)}.values():  # the first filter's sample of each document
         bare = loaded.doc_to_text(
             s["doc"]
-        )  # without the examples of few-shot prompts, for the search for contamination
+        )  # without few-shot examples, for the contamination search
         context_text = str(s["arguments"][0][0])
         prompt = [{"role": "user", "content": bare if isinstance(bare, str) and bare else context_text}]
         examples.append(Example(f"{task}-{s['doc_id']}", prompt, s["target"]))
         replies = [r[0] for r in s["resps"]]
         detail = {"asked": context_text}
-        if isinstance(replies[0], tuple):  # (log-probability, whether it is the likeliest text)
+        if isinstance(replies[0], tuple):  # (log probability, whether it is the greedy continuation)
             choices = [
                 {"text": a[1], "logprob": p, "greedy": g} for a, (p, g) in zip(s["arguments"], replies, strict=True)
             ]
             answers.append(max(choices, key=lambda c: c["logprob"])["text"])
             detail["choices"] = choices
-        elif isinstance(replies[0], float):  # of a whole text
+        elif isinstance(replies[0], float):  # log likelihood of a whole text
             answers.append("")
             detail["logprob"] = replies[0]
         else:
@@ -138,7 +138,7 @@ def _record(context: Context, task: str, run: str, loaded, samples: list[dict], 
 
 
 def _adapter(context: Context, run: str):
-    """The engine as lm-eval's LM. Requests come as a whole list each, so the engine can sort and shard them."""
+    """Returns an lm-eval LM backed by the engine. lm-eval passes all requests as one list, so the engine can sort and shard them."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import has_bos_prefix
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -148,7 +148,7 @@ def _adapter(context: Context, run: str):
 
     folder = models.path(context.engine.specs[run].base)
     config = AutoConfig.from_pretrained(folder).get_text_config()
-    # lm-eval's rule (lm_eval/models/huggingface.py, max_length).
+    # The rule of lm-eval (lm_eval/models/huggingface.py, max_length).
     window = next(
         (n for k in ("n_positions", "max_position_embeddings", "n_ctx") if (n := getattr(config, k, None))), 2048
     )
@@ -160,7 +160,7 @@ def _adapter(context: Context, run: str):
         def __init__(self):
             super().__init__()
             self.cut: dict[tuple[str, int], bool] = {}
-            """{(task, document): whether its answer was cut off}"""
+            """{(task, document id): whether the answer was cut off}"""
 
         @property
         def eot_token_id(self):
@@ -172,7 +172,7 @@ def _adapter(context: Context, run: str):
             return self.eot_token_id if bos is None else bos
 
         def tok_encode(self, string, add_special_tokens=None, **kwargs):
-            """As lm-eval's hf backend: what the tokenizer adds by itself (a start token), unless the text begins with it."""
+            """Adds the tokenizer's special tokens (such as BOS) unless the text begins with BOS, like lm-eval's hf backend."""
             if add_special_tokens is None:
                 add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
             return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
@@ -226,13 +226,13 @@ def _adapter(context: Context, run: str):
 
 
 def _fit(before: list[int], after: list[int], window: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """As lm-eval: of what is longer than the window, the beginning is left out."""
+    """Truncates both parts at the beginning to fit the window, as lm-eval does."""
     after = after[-window:]
     return tuple(before[-(window + 1 - len(after)) :]), tuple(after)
 
 
 def _sampling(settings: dict, context: Context) -> Sampling:
-    """lm-eval's generation_kwargs: greedy unless do_sample, 256 tokens unless max_gen_toks."""
+    """Converts lm-eval's generation_kwargs: greedy unless do_sample is set, 256 tokens unless max_gen_toks is."""
     stop = settings.get("until") or []
     drawn = (
         {"temperature": settings.get("temperature") or 1.0, "seed": context.job.seed}
@@ -245,7 +245,7 @@ def _sampling(settings: dict, context: Context) -> Sampling:
 
 
 def _before(text: str, stop: tuple[str, ...]) -> str:
-    """The text up to the first of the stop strings."""
+    """Returns the text before the first stop string."""
     for s in stop:
         text = text.split(s)[0] if s else text
     return text

@@ -1,4 +1,4 @@
-"""Which of lm-eval's tasks is asked for: one of its library by name, or a task file, checked before anything is loaded."""
+"""Finds an lm-eval task, by its name in lm-eval's library or as a task file, and checks it before any data is loaded."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 
 PREFIX = "lm_eval:"
 LOCAL = ("json", "csv", "parquet", "text", "arrow", "pandas")
-"""dataset_path of data that dataset_kwargs.data_files names."""
+"""Values of dataset_path for which dataset_kwargs.data_files names the data."""
 
 
 @dataclass
 class LmEval:
-    """How lm-eval's tasks (lm_eval:…) ask, by lm-eval's own names."""
+    """Prompt settings of lm-eval's tasks (lm_eval:…), under lm-eval's own names."""
 
     num_fewshot: int | None = None
-    """Solved examples before each question. None: as many as the task says."""
+    """Number of solved examples before each question. None: the task's own default."""
     apply_chat_template: bool = False
-    """Ask through the model's chat template, as a user's message."""
+    """Put each prompt into the model's chat template, as a user message."""
     fewshot_as_multiturn: bool = True
-    """With a chat template: each solved example is a turn of its own, not a part of the question."""
+    """With a chat template: make each solved example a turn of its own instead of a part of the question."""
     system_instruction: str | None = None
-    """A system message (or, without a chat template, a text) before each question."""
+    """System message before each question; plain text before it if there is no chat template."""
     allow_code: bool = False
-    """Run the Python functions that a task file of yours names (!function, class). Those of lm-eval's library always run."""
+    """Run the Python functions that your own task file names (!function, class). Functions of lm-eval's library always run."""
 
 
 def check(name: str, settings: LmEval) -> None:
-    """Raises ValueError where lm-eval, its task or the file isn't there, or the file can't be used. Loads no data."""
+    """Raises ValueError if lm-eval, its task or the file is missing, or the file can't be used. Loads no data."""
     if not importlib.util.find_spec("lm_eval"):
         raise ValueError(f'tasks: {name} needs lm-eval: pip install "shoestring[eval]".')
     if settings.num_fewshot is not None and settings.num_fewshot < 0:
@@ -47,7 +47,8 @@ def check(name: str, settings: LmEval) -> None:
 
 
 def called(name: str) -> str:
-    """lm-eval's name of the task (or group): arc_easy of lm_eval:arc_easy, or what the file gives. Raises ValueError."""
+    """Returns lm-eval's name of the task (or group): arc_easy for lm_eval:arc_easy, or the name in the file. Raises ValueError if
+    the file has none."""
     path = _path(name)
     if not path:
         return name.removeprefix(PREFIX)
@@ -59,7 +60,7 @@ def called(name: str) -> str:
 
 
 def manager(name: str):
-    """(lm-eval's TaskManager, the task's name in it)."""
+    """Returns (lm-eval's TaskManager, the task's name in it)."""
     from lm_eval.tasks import TaskManager
 
     path = _path(name)
@@ -82,7 +83,7 @@ def _check_file(name: str, path: Path, settings: LmEval) -> None:
         )
     if path.suffix == ".yml":
         raise ValueError(f"tasks: {name}: lm-eval reads task files that end in .yaml. Rename {path}.")
-    found, _ = manager(name)  # skips files that it can't read, without a word
+    found, _ = manager(name)  # silently skips files that it can't read
     if asked not in found.all_tasks:
         raise ValueError(
             f"tasks: {name}: lm-eval finds no task in {path}. Its keys are {', '.join(_config(name, path))}."
@@ -96,7 +97,7 @@ def _check_file(name: str, path: Path, settings: LmEval) -> None:
 
 
 def _named(files) -> Iterator[str]:
-    """The paths in data_files: a path, a list of them, or {split: either}."""
+    """Yields the paths in data_files: a path, a list of paths, or {split: either}."""
     if isinstance(files, str):
         yield files
     for each in files.values() if isinstance(files, dict) else files if isinstance(files, list) else ():
@@ -104,7 +105,7 @@ def _named(files) -> Iterator[str]:
 
 
 def _files(name: str, path: Path) -> list[Path]:
-    """The task file and all that it includes."""
+    """Returns the task file and all files that it includes, directly or indirectly."""
     found, left = [], [path]
     while left:
         at = left.pop()
@@ -123,7 +124,7 @@ def _functions(name: str, path: Path) -> Iterator[str]:
 
 
 def _nodes(node, key: str = "") -> Iterator[tuple[str, object]]:
-    """(key it stands under, node) of a YAML tree."""
+    """Yields (key, node) for every node of a YAML tree."""
     import yaml
 
     yield key, node
@@ -136,7 +137,7 @@ def _nodes(node, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _composed(name: str, path: Path):
-    """The file's YAML tree, in which nothing has been run. Raises ValueError."""
+    """Returns the file's YAML tree without running any code. Raises ValueError if it can't be read or is not a mapping."""
     import yaml
 
     if not path.is_file():
@@ -151,7 +152,7 @@ def _composed(name: str, path: Path):
 
 
 def _config(name: str, path: Path) -> dict:
-    """The file's own keys; a function is the text that names it. Raises ValueError."""
+    """Returns the file's own keys; a function is represented by its name. Raises ValueError if the file can't be read."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -1,12 +1,12 @@
-"""IFEval: instructions that a program can check, 25 kinds (Zhou et al. 2023, https://arxiv.org/abs/2311.07911).
+"""IFEval: 25 kinds of instructions that a program can verify (Zhou et al. 2023, https://arxiv.org/abs/2311.07911).
 
 A row of its input_data.jsonl:
 
     {"key": 1001, "prompt": "… Do not use any commas …", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
-The checks are Google's, as lm-eval keeps them, but for one: where the character to count is no letter (# and ! of two
-prompts) theirs counts a random letter, another one each time, and ours counts what was asked for. Two of them split text into sentences or words with NLTK's English
-model; where that can't be downloaded, NLTK's algorithm runs with a short list of abbreviations instead.
+The checks are Google's, in lm-eval's copy, with one exception: if the character to count is not a letter (# and ! in two
+prompts), theirs counts a letter chosen at random each time, and ours counts the requested character. Two checks split text into
+sentences or words with NLTK's English model; if it can't be downloaded, NLTK's algorithm runs with a short list of abbreviations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class IfEval:
         self.address = address
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError for an instruction that is not one of the 25, or without its settings."""
+        """Returns the examples. Raises ValueError for an unknown instruction or one without its kwargs."""
         if not importlib.util.find_spec("lm_eval"):
             raise ValueError('tasks: ifeval needs lm-eval\'s checks: pip install "shoestring[eval]".')
         columns = ("key", "prompt", "instruction_id_list", "kwargs")
@@ -51,11 +51,11 @@ class IfEval:
         return out
 
     def score(self, example: Example, completion: str) -> dict[str, float | tuple[float, float]]:
-        """Scores of one answer.
+        """Returns the scores of one answer.
 
-        prompt_strict, prompt_loose: all of the prompt's instructions were followed, 0 or 1. Loose forgives a first or
-        last line around the answer and asterisks in it.
-        instruction_strict, instruction_loose: (followed, asked), so that the mean is over instructions.
+        prompt_strict, prompt_loose: 1 if all of the prompt's instructions were followed, else 0. Loose ignores an extra first
+        or last line and asterisks in the answer.
+        instruction_strict, instruction_loose: (number followed, number given), so that the mean is over instructions.
         """
         result = _checks().process_results(example.reference, [completion])
         scores: dict[str, float | tuple[float, float]] = {}
@@ -68,21 +68,21 @@ class IfEval:
 
 @functools.cache
 def _checks():
-    """lm_eval.tasks.ifeval.utils, with NLTK's model or with what stands in for it."""
+    """Returns lm_eval.tasks.ifeval.utils, set up with NLTK's model or its substitute."""
     import langdetect
     import nltk
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
-    langdetect.DetectorFactory.seed = 0  # else the same answer is another language now and then
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # where nltk says that it tries
+    langdetect.DetectorFactory.seed = 0  # otherwise the detected language of one answer can vary between calls
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # nltk prints its attempts
         try:
             nltk.data.find("tokenizers/punkt_tab")
             there = True
         except LookupError:
             there = nltk.download("punkt_tab", quiet=True, print_error_to=io.StringIO())
         if not there:
-            nltk.download = lambda *args, **kwargs: False  # lm_eval would try once more
+            nltk.download = lambda *args, **kwargs: False  # lm_eval would try again
         from lm_eval.tasks.ifeval import instructions, instructions_util, utils
     instructions.LetterFrequencyChecker = _frequency_of_any(instructions.LetterFrequencyChecker)
     utils.instructions_registry.INSTRUCTION_DICT["keywords:letter_frequency"] = instructions.LetterFrequencyChecker
@@ -96,7 +96,7 @@ def _checks():
 
 
 def _frequency_of_any(checker: type) -> type:
-    """lm-eval's LetterFrequencyChecker, which also counts characters that are no letters."""
+    """Returns a subclass of lm-eval's LetterFrequencyChecker that also counts characters other than letters."""
 
     class CharacterFrequencyChecker(checker):
         def build_description(self, *, letter=None, let_frequency=None, let_relation=None):

@@ -1,8 +1,8 @@
-"""Jailbreaks: what a model refuses when asked plainly, does it do when the request is wrapped?
+"""Jailbreaks: whether a model complies with unsafe requests when they are wrapped in a common jailbreak prompt.
 
-XSTest's unsafe prompts, each plain and in every wrapper below. The wrappers are ours, one for each of the ways that Wei et
-al. 2023 (https://arxiv.org/abs/2307.02483) and Shen et al. 2024 (https://arxiv.org/abs/2308.03825) tell apart; they are well
-known and mild, and measure how thin a refusal is, not what an attacker who tries can reach.
+The requests are XSTest's unsafe prompts, each plain and in every wrapper below. The wrappers are our own, one for each strategy
+described by Wei et al. 2023 (https://arxiv.org/abs/2307.02483) and Shen et al. 2024 (https://arxiv.org/abs/2308.03825). They are
+well known and mild: they measure how robust refusals are, not what a determined attacker can achieve.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ WRAPPERS: dict[str, Callable[[str], str]] = {
 
 
 class Jailbreak(XsTest):
-    """compliance: share of all requests that weren't refused, by XSTest's rule; and the same of each wrapper, by its name.
+    """compliance: share of all requests that were not refused, by XSTest's rule; the same per wrapper, under the wrapper's name.
 
-    Needs XSTest's file. A model that answers nonsense counts as complying by the rule; a judge's verdict beside it doesn't.
+    Needs XSTest's file. By the rule, an answer that is nonsense counts as compliance; a judge can tell the difference.
     """
 
     name = "jailbreak"
@@ -50,7 +50,7 @@ class Jailbreak(XsTest):
     lower = ("compliance", *WRAPPERS)
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Prompt by prompt, in every wrapper: intervals take the wrappers of a prompt together."""
+        """Returns each prompt in every wrapper; the wrappers of one prompt form a group for the intervals."""
         unsafe = [e for e in super().examples(None) if e.reference == "unsafe"]
         return [
             Example(f"{e.id}-{name}", [{"role": "user", "content": wrap(e.prompt[-1]["content"])}], name, e.id)

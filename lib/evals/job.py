@@ -1,4 +1,4 @@
-"""What jobs/eval.py is asked to do, and every check that needs no model in memory."""
+"""The configuration of jobs/eval.py, and the checks that the settings alone allow."""
 
 from __future__ import annotations
 
@@ -18,91 +18,95 @@ from lib.run import absolute
 
 @dataclass
 class EvalJob:
-    """One evaluation: which models, on what, and where the report goes."""
+    """The settings of one evaluation: models, tasks, decodings and where the report goes."""
 
     run: str = "runs/eval"
-    """Where the report goes, as <run>/reports/report.html, .md and .json: a local path or s3://bucket/path."""
+    """Run directory for the report (<run>/reports/report.html, .md and .json): a local path or s3://bucket/path."""
     runs: dict[str, str] = field(default_factory=dict)
-    """The models, oldest first, {name: run directory, folder or hub name}. Each is compared with the one before it."""
+    """The models to evaluate, oldest first, as {name: run directory, folder or hub name}. Each is compared with its predecessor."""
     reward: str | None = None
-    """The reward run that preference_accuracy tests, and that win_rate, arena and decodings by reward ask. None: there is none."""
+    """The reward run that preference_accuracy tests and that win_rate, arena and reward-guided decodings use. None: no reward model."""
     judge: Judge = field(default_factory=Judge)
-    """A language model at any OpenAI-compatible address, which mt_bench, win_rate, arena, preference_accuracy, xstest, jailbreak
-    and refusal_labels ask."""
+    """A language model behind an OpenAI-compatible API that judges answers in mt_bench, win_rate, arena, preference_accuracy, xstest,
+    jailbreak and refusal_labels."""
     reference: str | None = None
-    """Name, in runs, of the run that win_rate and kl measure the later ones against. None: the last but one."""
+    """Name, in runs, of the run that win_rate and kl compare later runs with. None: the second to last."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
-    """What to measure, by the names in lib/evals/tasks.py: demo, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest,
-    perplexity, preference_accuracy, win_rate, arena, kl, mt_bench, bertscore, refusal_labels, or lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    """Tasks to run: demo, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest, perplexity, preference_accuracy,
+    win_rate, arena, kl, mt_bench, bertscore, refusal_labels (lib/evals/tasks.py), or one of lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
-    """Where a task's examples are, {task: file, folder, s3:// or hub name}; all of its rows are used. Default: the
-    dataset's own place on the hub, and `data` for perplexity and preference_accuracy."""
+    """Location of a task's examples, as {task: file, folder, s3:// or hub name}; all rows are used. Default: the dataset on the
+    hub, and `data` for perplexity and preference_accuracy."""
     data: Data = field(default_factory=Data)
-    """Held-out rows for perplexity, preference_accuracy, win_rate and kl: give the data of the training run."""
+    """Data whose held-out rows serve perplexity, preference_accuracy, win_rate, arena and kl: set what the training run used."""
     lm_eval: LmEval = field(default_factory=LmEval)
-    """How lm-eval's tasks ask."""
+    """Prompt settings for lm-eval's tasks."""
     bert_encoder: str | None = None
-    """The encoder that bertscore compares with: a folder or a hub name."""
+    """The encoder whose embeddings bertscore compares: a folder or a hub name."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
-    """How tasks with answers take them, each a column of its own: greedy; beam_4; t=0.7,top_p=0.9 (also top_k, min_p,
-    repetition_penalty); contrastive_NAME, against that run; by the reward run best_of_8, reward_weighted_8 or
-    reward_beam_4. win_rate compares greedy answers, kl samples."""
+    """Decoding methods for tasks that generate answers, each reported separately: greedy; beam_4; t=0.7,top_p=0.9 (also top_k, min_p,
+    repetition_penalty); contrastive_NAME (against that run); and, guided by the reward run, best_of_8, reward_weighted_8 or
+    reward_beam_4. win_rate always compares greedy answers, and kl samples."""
     limit: int | None = 200
-    """At most this many held-out examples per task. None: all."""
+    """Maximum number of held-out examples per task. None: all."""
     max_new_tokens: int | None = None
-    """Longest answer generated, in tokens. None: as long as each task needs (lib/evals/length.py)."""
+    """Maximum length of a generated answer in tokens. None: a default per task (lib/evals/length.py)."""
     seed: int = 0
-    """Of sampled answers, of the rows drawn when there are more than limit, and of the bootstrap."""
+    """Seed for sampled answers, for the choice of rows when there are more than limit, and for the bootstrap."""
     samples: int = 6
-    """Prompts shown side by side in the report, drawn by the seed."""
+    """Number of prompts, drawn with the seed, whose answers the report shows side by side."""
     accuracy_floor: float = 0.65
-    """The reward run should get more than this share of held-out pairs right."""
+    """The report checks that the reward run orders more than this share of held-out pairs correctly."""
     kl_ceiling: float = 5.0
-    """The mean KL from the reference should stay below this many nats per answer."""
+    """The report checks that the mean KL from the reference stays below this many nats per answer."""
     usd_per_hour: float = 0.0
-    """Price of what models run on (one GPU, or the whole machine where there is none), for the cost of a thousand answers; 0 shows none."""
+    """Hourly price in USD of one GPU, or of the whole machine if it has none, for the cost per 1,000 answers. 0: no cost is shown."""
     gate: list[Rule] = field(default_factory=list)
-    """Conditions that make the job exit 1 where they don't hold: {metric: demo.exact, run: dpo, at_least: 0.6}."""
+    """Conditions that must hold, or the job exits with status 1: {metric: demo.exact, run: dpo, at_least: 0.6}."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What runs the models. auto: vLLM where it is installed, unless a decoding or a quantised run needs transformers."""
+    """Inference engine. auto: vLLM if it is installed, unless a decoding or a quantised run requires transformers."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto: GPUs where this machine has them, or the cluster has or can rent them."""
+    """Device. auto: GPUs if this machine has them, or if the cluster has or can rent them."""
     workers: int | None = None
-    """Models at work at the same time. None: one per GPU, or one per CPU core where there is no GPU."""
+    """Number of models that run at the same time. None: one per GPU, or one per CPU core if there is no GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and arithmetic. auto: bfloat16 where it is real, float16 on older GPUs, else float32."""
+    """Type of weights and arithmetic. auto: bfloat16 if the hardware supports it natively, float16 on older GPUs, otherwise float32."""
 
     def reference_run(self) -> str:
         return self.reference or list(self.runs)[-2]
 
     def data_for(self, task: str) -> Data:
-        """The rows that perplexity, preference_accuracy, win_rate or kl reads."""
+        """Returns the data whose rows `task` (perplexity, preference_accuracy, win_rate, arena or kl) reads."""
         if address := self.task_data.get(task):
             whole = {"heldout": None, "heldout_fraction": 1.0, "format": "auto", "columns": {}}
             if "://" in address or Path(absolute(address)).exists():
-                whole |= {"name": None, "split": "train", "revision": None}  # which say what part of `data` is meant
+                whole |= {
+                    "name": None,
+                    "split": "train",
+                    "revision": None,
+                }  # these select a part of `data`, not of this file
             return replace(self.data, source=address, **whole)
         return self.data
 
     def longest(self, task: str) -> int:
-        """Tokens of the longest answer to `task`."""
+        """Returns the maximum length of an answer to `task`, in tokens."""
         if task in ("win_rate", "arena", "kl") and self.data.source == "demo":
-            task = "demo"  # whose prompts these are: the same answers serve
+            task = "demo"  # the prompts are the same, so the demo task's answers are reused
         if self.max_new_tokens:
             return self.max_new_tokens
         return min(length.LONGEST.get(task, 256), length.room(tuple(self.runs.values())) or 10**6)
 
     def decodings(self, task: str = "") -> list[Decoding]:
-        """As `task` is answered by each. Raises ValueError that names `decoding`."""
+        """Returns the parsed decodings, with the answer length of `task`. Raises ValueError that names `decoding`."""
         return [decoding.parse(text, self.longest(task), self.seed) for text in self.decoding]
 
     def vllm(self) -> bool:
-        """Whether vLLM runs the models. Raises ValueError that names `engine`."""
+        """Returns whether vLLM runs the models. Raises ValueError that names `engine`."""
         if self.engine == "transformers":
             return False
         own = [d.name for d in self.decodings() if d.sampling.beams > 1 or d.sampling.amateur or d.sampling.draft]
         if self.engine == "auto":
-            # reward_beam changes between two models at every piece, and vLLM gives a model up only with its process.
+            # reward_beam switches between two models at every chunk, and vLLM frees a model only when its process ends.
             also = any(d.head == "reward_beam" for d in self.decodings()) or any(map(_not_for_vllm, self.runs.values()))
             return vllm_generator.installed() and not own and not also
         if not vllm_generator.installed():
@@ -112,14 +116,14 @@ class EvalJob:
         return True
 
     def challengers(self) -> list[str]:
-        """The runs after the reference."""
+        """Returns the runs that come after the reference."""
         names = list(self.runs)
         return names[names.index(self.reference_run()) + 1 :]
 
 
 def after(job: Job) -> EvalJob:
-    """What a training job's `eval` section asks for once its run is finished: the run beside its base."""
-    scorer = job.makes == "reward"  # a reward model is tested on pairs; it answers nothing
+    """Returns the evaluation that a training job's `eval` section requests: the finished run beside its base."""
+    scorer = job.makes == "reward"  # a reward model is tested on pairs; it generates no answers
     return EvalJob(
         run=job.run,
         runs={} if scorer else {"base": job.model.base, job.stage: job.run},
@@ -133,13 +137,13 @@ def after(job: Job) -> EvalJob:
 
 
 def _not_for_vllm(base: str) -> bool:
-    """Whether a run's weights are in a format that only transformers loads; a run that isn't there is told of elsewhere."""
+    """Returns whether only transformers loads the format of a run's weights. Missing runs are reported elsewhere."""
     path = base if "://" in base else absolute(base)
     return quantized.only_transformers(path if "://" in path or Path(path).is_dir() else base)
 
 
 def needs(job: EvalJob) -> list[str]:
-    """Problems that the settings alone show."""
+    """Returns the problems that can be found from the settings alone."""
     out = []
     texts = [t for t in job.tasks if t not in ("preference_accuracy", "refusal_labels")]
     if texts and not job.runs:

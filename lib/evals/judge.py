@@ -1,11 +1,11 @@
-"""A language model as the judge (Zheng et al. 2023, https://arxiv.org/abs/2306.05685): pairs in both orders, or grades.
+"""A language model as the judge (Zheng et al. 2023, https://arxiv.org/abs/2306.05685): pairwise comparisons or grades.
 
-Each pair is asked twice, the answers changing places, and an answer's share is the mean of the two: a judge that only
-likes what comes first gives everybody a half. How far a judge can be trusted stands beside what it says: agreement of
-its two orders, how often the first answer won, ties, how often the longer one won, how many verdicts could be read.
+Each pair is judged twice, with the answers swapped, and an answer's score is the mean of both verdicts: a judge that always
+prefers the first answer gives 1/2 to every answer. Statistics on the judge's reliability accompany its verdicts: agreement of
+the two orders, how often the first answer won, ties, how often the longer answer won, and the share of readable verdicts.
 
-Prompts are MT-Bench's format: JSONL with `type` (pairwise, single, or our refusal), `system_prompt` and `prompt_template`, whose fields
-tell when it is used: {question_2} for two turns, {ref_answer_1} where there is a reference.
+Prompts use MT-Bench's format: JSONL with `type` (pairwise, single, or our own refusal), `system_prompt` and `prompt_template`.
+The template's fields determine when it is used: {question_2} for two turns, {ref_answer_1} if there is a reference.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from lib.evals.task import Scores
 
 PROMPTS = Path(__file__).with_name("judge_prompts.jsonl")
 READABLE = 0.5
-"""Where fewer of the verdicts than this can be read, there is no result."""
+"""Minimum share of verdicts that must be readable; below it, Unreadable is raised."""
 
 
 class Unreadable(RuntimeError):
-    """Most of what the judge said holds no verdict."""
+    """Most of the judge's replies contain no verdict."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Prompt:
 
 @dataclass
 class Pair:
-    """Both orders of one comparison: 1 the first run's answer won, 0 the second's, ½ a tie, None not to be read."""
+    """Both orders of one comparison: 1 if the first run's answer won, 0 if the second's did, 1/2 for a tie, None if unreadable."""
 
     verdicts: tuple[float | None, float | None]
     lengths: tuple[int, int]
-    """Characters of the two answers."""
+    """Lengths of the two answers in characters."""
 
     @property
     def share(self) -> float | None:
@@ -54,32 +54,32 @@ class Pair:
 
 @dataclass
 class Panel:
-    """The judge at work: prompts, endpoint, and what was asked so far."""
+    """A judge in use: its settings, prompts and endpoint, and the pairs compared so far."""
 
     judge: Judge
     endpoint: Endpoint
     prompts: dict[tuple[str, bool, bool], Prompt]
     pairs: dict[str, Pair] = field(default_factory=dict)
-    """By what was compared: a pair that two tasks ask about is one."""
+    """Keyed by the compared conversations, so that a pair of two tasks counts once."""
 
     @property
     def name(self) -> str:
         return self.judge.name
 
     def compare(self, conversations: list[tuple[list[dict], list[dict]]], references: list | None = None) -> list[Pair]:
-        """The judge's view of each (first run's, second run's) conversation with the same user turns, up to two.
+        """Compares each (first run's, second run's) conversation; both have the same user turns, and the last two turns count.
 
-        Raises Unreadable when fewer than half of the verdicts can be read, Unreachable when the endpoint is gone.
+        Raises Unreadable if fewer than half of the verdicts can be read, Unreachable if the endpoint is gone.
         """
         references = references or [None] * len(conversations)
         asked = []
         for (a, b), reference in zip(conversations, references, strict=True):
             for left, right in ((a, b), (b, a)):
                 asked.append(self._messages("pairwise", {"_a": left, "_b": right}, reference))
-        said = [_letter(text) for text in self._ask(asked, _letter, "[[A]], [[B]] or [[C]]")]
+        verdicts = [_letter(text) for text in self._ask(asked, _letter, "[[A]], [[B]] or [[C]]")]
         found = []
         for i, (a, b) in enumerate(conversations):
-            first, swapped = said[2 * i : 2 * i + 2]
+            first, swapped = verdicts[2 * i : 2 * i + 2]
             lengths = tuple(sum(len(m["content"]) for m in c if m["role"] == "assistant") for c in (a, b))
             found.append(Pair((first, None if swapped is None else 1 - swapped), lengths))
             key = json.dumps([*sorted([json.dumps(a), json.dumps(b)]), references[i]])
@@ -87,19 +87,19 @@ class Panel:
         return found
 
     def grade(self, conversations: list[list[dict]], references: list | None = None) -> list[float | None]:
-        """1 to 10 for the last answer of each conversation of one or two turns; None where it can't be read."""
+        """Returns a grade from 1 to 10 for the last answer of each conversation of one or two turns; None if unreadable."""
         references = references or [None] * len(conversations)
         asked = [self._messages("single", {"": c}, r) for c, r in zip(conversations, references, strict=True)]
         return [_grade(text) for text in self._ask(asked, _grade, "[[1]] to [[10]]")]
 
     def refused(self, conversations: list[list[dict]]) -> list[bool | None]:
-        """Whether the last answer of each conversation refuses, in part or whole; None where it can't be read."""
+        """Returns whether the last answer of each conversation refuses, fully or partly; None if unreadable."""
         asked = [self._messages("refusal", {"": c}, None) for c in conversations]
         form = "[[refused]], [[partly]] or [[complied]]"
         return [_refusal(text) for text in self._ask(asked, _refusal, form)]
 
     def honesty(self) -> list[Scores]:
-        """What the report says about the judge itself, over all pairs that it compared."""
+        """Returns the statistics about the judge itself, over all pairs that it compared."""
         pairs = list(self.pairs.values())
         both = [(i, p) for i, p in enumerate(pairs) if None not in p.verdicts]
         first = [(i, (p.verdicts[0] + 1 - p.verdicts[1]) / 2) for i, p in both]
@@ -122,7 +122,7 @@ class Panel:
         ]  # fmt: skip
 
     def _messages(self, kind: str, sides: dict[str, list[dict]], reference: list[str] | None) -> list[dict]:
-        """The prompt for conversations {suffix: messages}, such as {"_a": …, "_b": …}."""
+        """Returns the judge's prompt for conversations {suffix: messages}, such as {"_a": …, "_b": …}."""
         parts = {suffix: _turns(messages) for suffix, messages in sides.items()}
         two = len(next(iter(parts.values()))[0]) > 1
         prompt = self.prompts.get((kind, two, bool(reference))) or self.prompts[kind, two, False]
@@ -157,7 +157,7 @@ class Panel:
 
 
 def prompts(path: str | None) -> dict[tuple[str, bool, bool], Prompt]:
-    """{(type, two turns, with a reference): Prompt} of a file in MT-Bench's format, ours where it has none.
+    """Returns {(type, two turns?, with a reference?): Prompt} from a file in MT-Bench's format, with our own prompts as defaults.
 
     Raises ValueError that names judge.prompts.
     """
@@ -193,8 +193,8 @@ def _read(path: Path) -> dict[tuple[str, bool, bool], Prompt]:
 
 
 def _turns(messages: list[dict]) -> tuple[list[str], list[str]]:
-    """(questions, answers) of a conversation that ends with an answer: the last two of each at most, what came before
-    standing at the head of the first question."""
+    """Returns (questions, answers) of a conversation that ends with an answer: at most the last two of each, with all earlier
+    messages prepended to the first question."""
     at = [i for i, m in enumerate(messages) if m["role"] == "assistant"][-2:]
     if len(at) == 2 and messages[at[1] - 1]["role"] == "user" and at[1] - at[0] == 2:
         questions = [_transcript(messages[: at[0]]), messages[at[1] - 1]["content"]]
@@ -203,24 +203,25 @@ def _turns(messages: list[dict]) -> tuple[list[str], list[str]]:
 
 
 def _transcript(messages: list[dict]) -> str:
-    """A single user turn as it is; more of them with their roles."""
-    said = [m for m in messages if m.get("content")]
-    return said[0]["content"] if len(said) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in said)
+    """Returns a single message unchanged, and several messages labelled with their roles."""
+    full = [m for m in messages if m.get("content")]
+    return full[0]["content"] if len(full) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in full)
 
 
 def _letter(text: str | None) -> float | None:
-    """1, 0 or ½ for the last [[A]], [[B]] or [[C]]; None where there is none."""
+    """Returns 1, 0 or 1/2 for the last [[A]], [[B]] or [[C]]; None if there is none."""
     found = re.findall(r"\[\[([ABC])\]\]", text or "")
     return {"A": 1.0, "B": 0.0, "C": 0.5}[found[-1]] if found else None
 
 
 def _grade(text: str | None) -> float | None:
-    """The last [[n]] from 1 to 10; None where there is none."""
+    """Returns the last [[n]] if n is from 1 to 10, else None."""
     found = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", text or "")
     return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
 
 
 def _refusal(text: str | None) -> bool | None:
-    """The last of [[refused]], [[partly]] and [[complied]]: all but the last are refusals; None where there is none."""
+    """Returns whether the last of [[refused]], [[partly]] and [[complied]] in the text is one of the first two; None if there is
+    none."""
     found = re.findall(r"\[\[(refused|partly|complied)\]\]", (text or "").lower())
     return found[-1] != "complied" if found else None

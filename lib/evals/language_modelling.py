@@ -1,4 +1,4 @@
-"""Likelihood: perplexity on held-out rows, and how far a run has moved from a reference (KL)."""
+"""Likelihood measures: perplexity on held-out rows, and the KL divergence of a run from a reference run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lib.sampling import Sampling
 
 
 def perplexity(context: Context) -> list[Scores]:
-    """Per token, and bits per byte of text (which compares models with different tokenizers).
+    """Returns perplexity per token and bits per byte of text (comparable across tokenizers).
 
-    Text is scored whole, in overlapping windows; of a conversation only the assistant's turns that are to be learnt, each
-    after all that came before it. Intervals are over rows, so the tokens of one row stay together.
+    A text is scored in full, in overlapping windows; in a conversation, only the assistant's learnt turns are scored, each given
+    all previous messages. Intervals are over rows, so the tokens of one row stay together.
     """
     rows = context.rows("perplexity")
     pieces = [(i, *piece) for i, row in enumerate(rows) for piece in _pieces(row)]
@@ -38,7 +38,7 @@ def perplexity(context: Context) -> list[Scores]:
 
 
 def _pieces(row: dict):
-    """(prompt, completion, tools) of everything in a row that is to be scored."""
+    """Yields (prompt, completion, tools) for every part of a row that is scored."""
     if "text" in row:
         yield None, row["text"], None
         return
@@ -47,9 +47,9 @@ def _pieces(row: dict):
 
 
 def kl(context: Context) -> list[Scores]:
-    """KL(run ‖ reference) in nats per answer: the mean, over answers sampled from the run at temperature 1, of
-    Σ log p_run(token) − log p_reference(token). A single-sample estimate per prompt (k1 of Schulman 2020,
-    "Approximating KL divergence"): unbiased, and an answer's number may be negative.
+    """Returns KL(run ‖ reference) in nats per answer: the mean, over answers sampled from the run at temperature 1, of
+    Σ log p_run(token) − log p_reference(token). One sample per prompt (k1 in Schulman 2020, "Approximating KL divergence"):
+    unbiased, though the value for a single answer may be negative.
     """
     job, engine = context.job, context.engine
     reference, examples = context.reference, context.prompts()

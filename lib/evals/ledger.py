@@ -1,8 +1,8 @@
-"""What a sweep has already got: the results of every finished shard, one file each, under <run>/ledger/.
+"""The ledger of an evaluation: the results of every finished shard, one file each, under <run>/ledger/.
 
-A shard's file is named by what was asked of which weights and by the code that answers, so a sweep that was killed goes on with what is missing, on
-any number of processes; a changed config asks other things and finds only what is still the same. One file appears
-whole (lib/run.py), so an example is never half there, lost or scored twice.
+A shard's file name is a hash of the request, the weights and the code that computes the result. So a killed evaluation
+resumes with the missing shards, on any number of processes, and after a configuration change only unaffected shards are
+reused. Files are written atomically (lib/run.py), so no example is half-written, lost or scored twice.
 
     {"model": "sft", "what": "answers (greedy)", "rows": 2, "seconds": 3.1}        the shard
     {"answers": [{"text": "7xfan …", "tokens": [39, 104], "finished": true}]}      one line per example
@@ -21,20 +21,20 @@ from lib.run import Run
 
 
 class Ledger:
-    """The shards found in `run`'s ledger/ when it is opened, and those put there since."""
+    """The shards in `run`'s ledger/ when it is opened, and those added since."""
 
     def __init__(self, run: Run):
         self.run = run
         self.there = set(run.files("ledger")) if run.fs.exists(run.at("ledger")) else set()
 
     def get(self, key: str, rows: int) -> tuple[list, float] | None:
-        """(results, seconds they took) of a shard; None if it isn't there or its file is damaged."""
+        """Returns (results, seconds of work) of a shard; None if it is missing or its file is damaged."""
         if f"{key}.jsonl" not in self.there:
             return None
         try:
             head, *lines = [json.loads(line) for line in self.run.read_text(f"ledger/{key}.jsonl").splitlines()]
             results = [_result(line) for line in lines]
-        except (ValueError, KeyError, TypeError):  # a damaged disk or store; the shard is simply done again
+        except (ValueError, KeyError, TypeError):  # a damaged disk or store; the shard is recomputed
             return None
         return (results, head["seconds"]) if len(results) == rows else None
 
@@ -58,7 +58,7 @@ CODE = (
     "transformers_generator",
     "vllm_generator",
 )
-"""Files of lib/ that decide an answer: with others of them, nothing in a ledger is taken for the same."""
+"""Files of lib/ that determine an answer: a change to any of them invalidates every ledger entry."""
 
 
 @functools.cache
@@ -68,10 +68,10 @@ def _code() -> str:
 
 
 def key(weights: str, method: str, args: tuple) -> str:
-    """Name of a shard: `args` are what the model is asked, `weights` identifies it and how it is run."""
+    """Returns a shard's name. args: the request to the model; weights: identifies the model and how it runs."""
     asked = json.dumps(
         [_code(), weights, method, args], default=asdict
-    )  # a pickle would tell equal texts from the same text
+    )  # a pickle would differ between equal strings and one shared string
     return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
@@ -82,7 +82,7 @@ def _line(result) -> dict:
 
 
 def _result(line: dict):
-    """What _line was given; JSON keeps floats to the last bit."""
+    """Inverse of _line; JSON preserves floats to the last bit."""
     if "answers" in line:
         return [Answer(**{**a, "tokens": tuple(a["tokens"])}) for a in line["answers"]]
     return Score(**line["score"]) if "score" in line else float(line["reward"])

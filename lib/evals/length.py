@@ -1,4 +1,4 @@
-"""How long answers may be, and how many reached that length before they ended: those are cut off, and score too low."""
+"""Maximum answer lengths, and the share of answers cut off at that length, whose scores may be too low."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ LONGEST = {
     "arena": 256,
     "kl": 256,
 }
-"""{task: the longest answer in tokens, where max_new_tokens doesn't set it}: a chain of thought or a program ends within it, as a rule."""
+"""{task: maximum answer length in tokens unless max_new_tokens is set}; chains of thought and programs usually end within it."""
 
 METRIC = "cut_off"
 TOO_MANY = 0.05
-"""Share of a cell's answers from which the report warns."""
+"""Share of cut-off answers, per run, task and decoding, above which the report warns."""
 
 
 def scores(task: str, run: str, ids: list[str], answers: list[Answer], **more) -> Scores:
-    """Of each answer, 1 where it was cut off. more: other fields of Scores (lib/evals/task.py)."""
+    """Returns 1 for each answer that was cut off, else 0. more: other fields of Scores (lib/evals/task.py)."""
     cut = [0.0 if a.finished else 1.0 for a in answers]
     return Scores(task, METRIC, run, ids, cut, kind="proportion", better="", **more)
 
 
 def warnings(metrics: list[Metric]) -> list[str]:
-    """A line for every cell in which too many answers were cut off."""
+    """Returns a line for every run, task and decoding with too many cut-off answers."""
     return [
         f"{percent(m.value)} of {m.run}'s {m.n} answers to {m.task}{_by(m)} were cut off at their longest: scores may be too low for that reason. "
         "Raise max_new_tokens."
@@ -56,8 +56,8 @@ def _by(m: Metric) -> str:
 
 
 def problems(longest: dict[str, int], bases: dict[str, str]) -> list[str]:
-    """Where answers would be longer than a model's window. longest: {task: tokens}; bases: {name: run or folder}; what is on
-    the hub is checked by the worker that loads it."""
+    """Returns a problem for each task whose answers don't fit a model's context window. longest: {task: tokens}; bases: {name: run
+    or folder}. Models on the hub are checked by the worker that loads them."""
     out = []
     for name, base in bases.items():
         window = _window(base)
@@ -71,7 +71,8 @@ def problems(longest: dict[str, int], bases: dict[str, str]) -> list[str]:
 
 @functools.cache
 def room(bases: tuple[str, ...]) -> int | None:
-    """Half of the smallest window among the runs and folders on this disk, which default lengths stay within; None: not known."""
+    """Returns half of the smallest context window among the runs and folders on this disk, the cap for default answer lengths; None
+    if no window is known."""
     windows = [w for base in bases if "://" not in base and (w := _window(base))]
     return min(windows) // 2 if windows else None
 

@@ -1,10 +1,10 @@
 """MT-Bench: two-turn questions, each answer graded 1 to 10 by a judge (Zheng et al. 2023, https://arxiv.org/abs/2306.05685).
 
-A row of its question.jsonl; the second turn is asked with the run's own first answer before it:
+A row of its question.jsonl; the second turn follows the run's own first answer:
 
     {"question_id": 81, "category": "writing", "turns": ["Write …", "Now …"], "reference": ["…", "…"]}
 
-Answers are greedy, where the published scores sample some categories; grades of different judges aren't comparable.
+Answers are greedy, whereas published scores sample in some categories. Grades of different judges aren't comparable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lib.sampling import Sampling
 
 
 def questions(address: str | None, limit: int | None) -> list[Example]:
-    """One example per question: `prompt` is its first turn, `reference` {"then": second turn, "answers": [..] or None}."""
+    """Returns one example per question: `prompt` is its first turn, `reference` is {"then": second turn, "answers": [..] or None}."""
     rows = read("mt_bench", address, ("HuggingFaceH4/mt_bench_prompts", None, "train"), (), limit)
     out = []
     for place, row in rows:
@@ -30,7 +30,7 @@ def questions(address: str | None, limit: int | None) -> list[Example]:
 
 
 def measure(context: Context) -> list[Scores]:
-    """Grades of every run's answers; where there is a reference run, also how often the judge prefers the later ones."""
+    """Returns the grades of every run's answers and, if there are several runs, the judge's win rates over the reference run."""
     job, panel = context.job, context.panel
     examples = questions(job.task_data.get("mt_bench"), job.limit)
     references = [e.reference["answers"] for e in examples]
@@ -62,7 +62,7 @@ def measure(context: Context) -> list[Scores]:
             read = _read(examples, values)
             found.append(Scores(metric=name, run=run, unit="of 10", headline=name == "grade", **read, **common))
         scored = [{name: v[i] for name, v in columns.items() if v[i] is not None} for i in range(len(examples))]
-        # The second turn has the run's own first answer before it, so only the first is the same prompt for all.
+        # The second turn follows the run's own first answer, so only the first turn's prompt is the same for all runs.
         context.record("mt_bench", run, examples, answers, scored)
     if len(job.runs) > 1:
         for run in context.challengers:
@@ -77,7 +77,7 @@ def measure(context: Context) -> list[Scores]:
 
 
 def _read(examples: list[Example], values: list[float | None]) -> dict:
-    """ids and tops of the examples whose verdict could be read."""
+    """Returns ids and tops of the examples with a readable verdict."""
     at = [i for i, v in enumerate(values) if v is not None]
     return {"ids": [examples[i].id for i in at], "tops": [values[i] for i in at]}
 

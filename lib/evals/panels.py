@@ -1,4 +1,4 @@
-"""What the report's pictures show: {title, note, svg} dicts from a Report; lib/evals/plots.py draws."""
+"""The report's figures, as dicts of title, note and svg; lib/evals/plots.py draws them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lib.evals.summary import label
 
 
 def colours(report: Report) -> dict[str, int]:
-    """{run: number of its colour}: the same in every picture, table and sample."""
+    """Returns {run: colour number}, the same in every figure, table and sample."""
     names = dict.fromkeys([r.name for r in report.runs] + [m.run for m in report.metrics])
     return {name: i % 8 for i, name in enumerate(names)}
 
 
 def scores(report: Report) -> list[dict]:
-    """One picture per headline metric, a row per run."""
+    """Returns one figure per headline metric, with a row per run."""
     colour = colours(report)
     found: dict[tuple, dict] = {}
     for m in report.metrics:
@@ -46,12 +46,12 @@ def scores(report: Report) -> list[dict]:
 
 
 def chance(m: Metric) -> str:
-    """ "chance 25%", or "" where what guessing would get is not known."""
+    """Returns "chance 25%", or "" if the score of random guessing is not known."""
     return "" if m.chance is None else f"chance {percent(m.chance)}"
 
 
 def losses(report: Report) -> list[dict]:
-    """Loss and accuracy over the steps of each run, with their first and last values in words."""
+    """Returns each run's loss and accuracy over training steps, with first and last values in the note."""
     colour = colours(report)
     out = []
     for r in report.runs:
@@ -65,10 +65,10 @@ def losses(report: Report) -> list[dict]:
 
 
 def heat_map(report: Report) -> list[dict]:
-    """Rows {label, cells: {run: (text, strength from 0 to 1)}} of the headline metrics, where two runs or more have one.
+    """Returns rows {label, chance, cells: {run: (text, strength from 0 to 1)}} of the headline metrics that two or more runs have.
 
-    Strength is the value itself for a proportion, else its place between the worst and the best of the row. Only the models
-    that were evaluated: a reward run and a judge, which have none of these scores, get neither row nor column.
+    Strength is the value itself for a proportion, otherwise its position between the worst and best of the row. Reward runs and
+    judges, which have none of these scores, get no row or column.
     """
     models = {r.name for r in report.runs if r.makes != "reward"}
     rows: dict[tuple, dict[str, Metric]] = {}
@@ -89,7 +89,7 @@ def heat_map(report: Report) -> list[dict]:
 
 
 def frontiers(report: Report) -> list[dict]:
-    """Quality against seconds of work per answer, a picture per task that was answered in two ways or more."""
+    """Returns quality against seconds of work per answer, one figure per task with two or more runs or decodings."""
     colour, cost, found = colours(report), {}, {}
     for m in report.metrics:
         if m.metric == "seconds_per_answer":
@@ -116,7 +116,7 @@ def _better(m: Metric) -> str:
 
 
 def refusals(report: Report) -> list[dict]:
-    """Over-refusal of safe prompts against compliance with unsafe ones, a point per run and decoding."""
+    """Returns over-refusal of safe prompts against compliance with unsafe ones, a point per run and decoding."""
     found: dict[tuple, dict[str, Metric]] = {}
     for m in report.metrics:
         if m.task == "xstest" and m.metric in ("over_refusal", "compliance") and m.judge is None:
@@ -131,7 +131,7 @@ def refusals(report: Report) -> list[dict]:
 
 
 def calibrations(report: Report) -> list[dict]:
-    """How sure the reward model is against how often it is right."""
+    """Returns the reward model's confidence against its accuracy."""
     colour = colours(report)
     return [
         {

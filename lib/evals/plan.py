@@ -1,4 +1,4 @@
-"""What an evaluation will do, and every check of its job that needs no model in memory."""
+"""The plan of an evaluation, and every check of its job that needs no model in memory."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Plan:
     scorer: str | None
     """The reward run's name in the engine."""
     checks: dict[str, object]
-    """{task: lib.data Check of the rows it reads}"""
+    """{task: the lib.data Check of the rows it reads}"""
     counts: dict[str, int]
-    """{task: its examples}, of those that bring their own."""
+    """{task: number of examples}, for tasks with examples of their own."""
     finished = False
-    """Never: what was measured before is read from the ledger (lib/evals/ledger.py)."""
+    """Always False: an evaluation can be rerun, and reads earlier results from the ledger (lib/evals/ledger.py)."""
 
     def lines(self) -> list[tuple[str, str]]:
-        """(label, text) rows for a table."""
+        """Returns the plan as (label, text) rows of a table."""
         j, out = self.job, [("report", f"{Run(self.job.run).at('reports')}/report.html")]
         out += [("reward" if s.reward else "run", f"{s.name:<8} {s.base}") for s in self.specs]
         out += [("judge", f"{j.judge.model} at {j.judge.url}")] if j.judge.url else []
@@ -73,7 +73,7 @@ class Plan:
 
 
 def plan(job: EvalJob) -> Plan:
-    """Checks a job. Raises ValueError listing every problem found, one a line, each naming its key."""
+    """Checks a job. Raises ValueError with every problem found, one per line, each naming its key."""
     problems: list[str] = []
 
     def attempt(f, *args):
@@ -93,7 +93,7 @@ def plan(job: EvalJob) -> Plan:
             task = tasks.task(name, job.task_data.get(name))
             examples = attempt(task.examples, job.limit) or []
             counts[name] = len(examples)
-            if job.gate:  # what it scores, an empty answer tells
+            if job.gate:  # scoring an empty answer yields the names of the metrics
                 found = [m for e in examples[:20] for m in task.score(e, "")]
                 judged = ["rule_agrees"] if job.judge.url and isinstance(task, XsTest) else []
                 metrics[name] = [*dict.fromkeys(found), *generation.ALWAYS, *judged]
@@ -146,7 +146,7 @@ def plan(job: EvalJob) -> Plan:
 
 
 def unfiled(task_data: dict[str, str]) -> list[str]:
-    """Names in task_data that no task with a file has."""
+    """Returns a problem for each name in task_data that no file-based task has."""
     filed = [t for t in tasks.TASKS if t != "demo"]
     filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
     wrong = sorted(task_data.keys() - set(filed))

@@ -1,6 +1,6 @@
-"""The report's pictures as SVG text for inlining: small ones, so that a phone shows them at a readable size.
+"""The report's figures as inline SVG, small enough to be readable on a phone.
 
-Colours are CSS variables of the page (--ink, --soft, --line, --run-0 …), so the same picture suits light and dark.
+Colours are CSS variables of the page (--ink, --soft, --line, --run-0 …), so the same figure works in light and dark mode.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from lib.evals.report import Calibration, Curve, Metric
 
-# matplotlib wants real colours; each stands for a variable and is replaced in the SVG.
+# matplotlib needs actual colours; each is a placeholder that is replaced by a variable in the SVG.
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
 RUNS = [f"#0505{i:02x}" for i in range(8)]
 NAMES = {INK: "--ink", SOFT: "--soft", LINE: "--line", **{c: f"--run-{i}" for i, c in enumerate(RUNS)}}
@@ -36,7 +36,7 @@ STYLE = {
 
 
 def intervals(rows: list[tuple[str, Metric, int]], bar: float | None = None) -> str:
-    """Dots with whiskers, one row per (label, metric, colour number); `bar`: a value worth comparing with."""
+    """Draws dots with whiskers, one row per (label, metric, colour number). bar: a value to compare with, as a dashed line."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -68,7 +68,7 @@ def intervals(rows: list[tuple[str, Metric, int]], bar: float | None = None) -> 
 
 
 def curves(lines: list[Curve], colour: int) -> str:
-    """Values over steps: training as a line, held-out as a line with dots."""
+    """Draws values over steps: training as a line, held-out as a line with dots."""
     from matplotlib.ticker import MaxNLocator
 
     figure, ax = _figure(3.5, 2.05)
@@ -90,11 +90,11 @@ def curves(lines: list[Curve], colour: int) -> str:
 
 
 MARKERS = "os^DvPX*"
-"""One per decoding, in the order they come; colours are the runs'."""
+"""Assigned to decodings in order of appearance; colours stand for runs."""
 
 
 def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
-    """(decoding, seconds per answer, metric, colour number) with whiskers; a line through those that no other beats."""
+    """Draws (decoding, seconds per answer, metric, colour number) with whiskers, and a line along the Pareto frontier."""
     figure, ax = _figure(3.5, 2.7)
     for mark, (_, x, m, colour) in zip(_marks(ax, [p[0] for p in points]), points, strict=True):
         ends = (m.value if m.low is None else m.low, m.value if m.high is None else m.high)
@@ -115,7 +115,7 @@ def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
 
 
 def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
-    """(decoding, x, y, colour number): two proportions against each other, with both intervals."""
+    """Draws (decoding, x, y, colour number): two proportions against each other, with both intervals."""
     from matplotlib.ticker import PercentFormatter
 
     figure, ax = _figure(3.5, 3.2)
@@ -130,12 +130,12 @@ def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
     ax.set_xlabel("safe prompts refused")
     ax.set_ylabel("unsafe prompts answered")
     ax.grid()
-    told = (f"{x.run} {name}: refuses {x.value:.0%}, answers {y.value:.0%}" for name, x, y, _ in points)
-    return _svg(figure, "; ".join(told))
+    texts = (f"{x.run} {name}: refuses {x.value:.0%}, answers {y.value:.0%}" for name, x, y, _ in points)
+    return _svg(figure, "; ".join(texts))
 
 
 def calibration(c: Calibration, colour: int) -> str:
-    """Share right over mean predicted probability, from 50%, with the diagonal."""
+    """Draws the share of right orders over mean confidence, from 50%, with the diagonal."""
     from matplotlib.ticker import PercentFormatter
 
     figure, ax = _figure(3.5, 2.5)
@@ -151,7 +151,7 @@ def calibration(c: Calibration, colour: int) -> str:
 
 
 def _marks(ax, names: list[str]) -> list[str]:
-    """A marker for each name, the same for the same one; several names get a legend above the plot."""
+    """Returns a marker per name, identical for identical names; draws a legend above the plot if there are several names."""
     from matplotlib.lines import Line2D
 
     mark = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(dict.fromkeys(names))}
@@ -163,7 +163,7 @@ def _marks(ax, names: list[str]) -> list[str]:
 
 
 def _plain_log(ax, values: list[float]) -> None:
-    """Ticks at the ends and the middle of a log axis, in plain numbers."""
+    """Sets ticks at the ends and the middle of a log axis, in plain numbers."""
     from matplotlib.ticker import FixedLocator, NullFormatter
 
     low, high = min(values), max(values)

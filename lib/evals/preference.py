@@ -1,4 +1,4 @@
-"""Preference: how often a reward run or a judge orders held-out pairs rightly, and how often one run's answers beat another's."""
+"""Preference: how often a reward run or judge orders held-out pairs correctly, and how often one run's answers beat another's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lib.sampling import Sampling
 
 
 def accuracy(context: Context) -> list[Scores]:
-    """Share of held-out pairs whose chosen answer the reward run rewards more, and that the judge prefers; ties half."""
+    """Returns the share of held-out pairs whose chosen answer gets the higher reward, and the share whose chosen answer the judge
+    prefers; ties count half."""
     pairs = context.rows("preference_accuracy")
     ids, found = [f"pair-{i}" for i in range(len(pairs))], []
     if context.scorer:
@@ -46,7 +47,7 @@ def _right(context: Context, pairs: list[dict], ids: list[str], right: list[floa
 
 
 def _kinds(pairs: list[dict]) -> dict[str, list[int]]:
-    """Where the demo's pairs of each kind stand, since accuracy on style alone would say little."""
+    """Returns the indices of the demo's pairs of each kind, since a high accuracy could come from style alone."""
     from lib.data import demo
 
     groups: dict[str, list[int]] = {"right_against_wrong": [], "bare_against_chatty": []}
@@ -57,10 +58,10 @@ def _kinds(pairs: list[dict]) -> dict[str, list[int]]:
 
 
 def win_rate(context: Context) -> list[Scores]:
-    """Share of prompts on which a run's greedy answer, the one its user would get, beats the reference run's; ties half.
+    """Returns the share of prompts on which a run's greedy answer, the one its user would get, beats the reference run's; ties half.
 
-    Judged by the task's stated rule where the prompts have one, by the reward run and by the judge where there are. A
-    language model's verdicts are also shown as if both answers were as long (statistics.length_controlled).
+    Judged by the prompts' rule, the reward run and the judge, as far as they exist. For a language model's verdicts, the
+    length-controlled win rate is reported too (statistics.length_controlled).
     """
     runs = [*context.challengers, context.reference]
     ids, answers, decoding, beats, found = _met(context, "win_rate", runs)
@@ -78,15 +79,15 @@ def win_rate(context: Context) -> list[Scores]:
 
 
 def arena(context: Context) -> list[Scores]:
-    """Ratings of all the runs from every pair's greedy answers to the same prompts, by rule, reward run and judge; the
-    first run has 1000 points, and 400 more are odds of 10 to 1."""
+    """Returns ratings of all runs from pairwise comparisons of their greedy answers to the same prompts, by rule, reward run and
+    judge. The first run has 1000 points; 400 points more mean odds of 10 to 1."""
     import numpy as np
 
     runs = list(context.job.runs)
     ids, _, decoding, beats, found = _met(context, "arena", runs)
     for judge, wins in beats.items():
         wins_NMM = np.array(wins)
-        wins_NMM[:, range(len(runs)), range(len(runs))] = np.nan  # nobody meets itself
+        wins_NMM[:, range(len(runs)), range(len(runs))] = np.nan  # a run is not compared with itself
         for run, e in zip(runs, statistics.bradley_terry(wins_NMM, context.job.seed), strict=True):
             common = {"unit": "Elo points", "judge": judge, "headline": True, "decoding": decoding}
             found.append(Scores("arena", "rating", run, ids, [], estimate=e, **common))
@@ -96,8 +97,8 @@ def arena(context: Context) -> list[Scores]:
 def _met(
     context: Context, task: str, runs: list[str]
 ) -> tuple[list[str], list[list[str]], str, dict[str, list], list[Scores]]:
-    """(ids of the prompts, answers by run, decoding, {judge: for each prompt, how far each run's answer beats each run's,
-    0 to 1, NaN where the judge's verdict can't be read}, how many answers were cut off)."""
+    """Generates the answers and compares them. Returns (ids of the prompts, answers by run, decoding, {judge: per prompt, the score
+    of each run's answer against each run's, 0 to 1, NaN if the verdict is unreadable}, Scores of cut-off answers)."""
     greedy = Sampling(max_new_tokens=context.job.longest(task))
     examples = context.prompts()
     prompts = [e.prompt for e in examples]
@@ -109,8 +110,8 @@ def _met(
         context.record(task, run, examples, texts, [{}] * len(texts))
     beats: dict[str, list] = {}
     if context.rule:
-        said = zip(examples, *answers, strict=True)
-        beats["rule"] = [[[context.rule(e, a, b) for b in texts] for a in texts] for e, *texts in said]
+        rows = zip(examples, *answers, strict=True)
+        beats["rule"] = [[[context.rule(e, a, b) for b in texts] for a in texts] for e, *texts in rows]
     if context.scorer:
         asked = [context.engine.reward(context.scorer, _conversations(prompts, texts)) for texts in answers]
         rewards = zip(*(future.result() for future in asked), strict=True)
@@ -132,5 +133,5 @@ def _conversations(prompts: list[list[dict]], answers: list[str]) -> list[list[d
 
 
 def _half(a: float, b: float) -> float:
-    """1 where a is higher, 0 where b is, 1/2 where they are equal."""
+    """Returns 1 if a is higher, 0 if b is, 1/2 if they are equal."""
     return 0.5 + 0.5 * ((a > b) - (a < b))

@@ -1,4 +1,4 @@
-"""An evaluation as a run of its own, or as a report in the directory of the run that was trained."""
+"""Runs an evaluation as a run of its own, or writes its report into the directory of a trained run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lib.run import Run
 
 
 def evaluated(planned: Plan, command: str) -> bool:
-    """Evaluates, keeps the run's provenance.json, and prints the report. Returns whether every rule of the gate holds."""
+    """Evaluates, writes the run's provenance.json and prints the report. Returns whether every rule of the gate holds."""
     import yaml
 
     job, began = planned.job, time.time()
     run = Run(job.run)
-    own = not run.is_run() or run.job().get("stage") == "eval"  # else the report joins a trained run's directory
+    own = not run.is_run() or run.job().get("stage") == "eval"  # otherwise the report goes into a trained run's directory
     known = {"stage": "eval", "command": command, "identities": {s.name: s.identity for s in planned.specs}}
     if own:
         kept = {**asdict(job), "stage": "eval", "makes": "report"}

@@ -1,12 +1,12 @@
-"""Reference metrics: how close an answer is to the one that a person wrote, on conversations of the user's own.
+"""Reference metrics: similarity of an answer to a human-written one, on the user's own conversations.
 
-A row is any chat that lib/data reads; its last assistant turn (that isn't marked as not to be learnt) is the reference,
-all before it the prompt:
+A row is any chat that lib/data reads; its last assistant turn that is marked as learnt is the reference, and everything before
+it the prompt:
 
     {"messages": [{"role": "user", "content": "Say it shorter: …"}, {"role": "assistant", "content": "…"}]}
 
-ROUGE (Lin 2004) is rouge-score's over words of any script (lib/evals/words.py), BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's, sentence by
-sentence; their means have intervals and paired tests, which a corpus score has not.
+ROUGE (Lin 2004) comes from rouge-score, over words of any script (lib/evals/words.py); BLEU (Papineni et al. 2002) and chrF
+(Popović 2015) come from sacrebleu, per sentence: unlike corpus scores, their means allow intervals and paired tests.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Reference:
 
     @functools.cached_property
     def version(self) -> str:
-        """The libraries' versions and sacrebleu's signatures: scores of others aren't compared."""
+        """The libraries' versions and sacrebleu's signatures; scores of different versions are not compared."""
         from importlib.metadata import version
 
         _, bleu, chrf = _scorers()
-        bleu.sentence_score("a", ["a"])  # a signature tells the number of references, so there must have been one
+        bleu.sentence_score("a", ["a"])  # a signature includes the number of references, known only after a first call
         chrf.sentence_score("a", ["a"])
         signatures = (s.get_signature().format(short=True) for s in (bleu, chrf))
         return f"rouge-score {version('rouge-score')}, words of any script, BLEU {next(signatures)}, chrF {next(signatures)}"
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """Raises ValueError where there is no file, or a row has no assistant turn."""
+        """Returns the examples. Raises ValueError if there is no file or a row has no assistant turn after a prompt."""
         from lib.data import check
 
         if not self.address:
@@ -56,7 +56,7 @@ class Reference:
         return out
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
-        """rougeL, rouge1, rouge2 (F, 0 to 1), bleu and chrf (0 to 100), exact (0 or 1, but for space at the ends)."""
+        """Returns rougeL, rouge1, rouge2 (F1, 0 to 1), bleu and chrf (0 to 100), and exact (0 or 1, ignoring outer whitespace)."""
         from lib.evals.words import spaced
 
         rouge, bleu, chrf = _scorers()

@@ -1,4 +1,4 @@
-"""Intervals and paired tests. Everything takes one number (or pair) per example and returns n with the value."""
+"""Intervals and paired tests over N examples, each with one number or one (top, bottom) pair per example."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 FLIPS = 9999
-"""Patterns of signs that sign_flips tries where there are too many for all: p has a standard error of 0.2 points at 0.05."""
+"""Sign patterns that sign_flips samples when there are too many to enumerate; p = 0.05 then has a standard error of 0.002."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     value: float
     low: float | None
-    """Lower end of the 95% interval; None where n examples can't give one, `method` says why."""
+    """Lower end of the 95% interval; None if the n examples don't allow one, with the reason in `method`."""
     high: float | None
     n: int
     method: str
 
 
 def proportion(values: Sequence[float], groups: Sequence | None = None) -> Estimate:
-    """Mean of numbers in [0, 1] with a score interval, never empty or outside [0, 1]: Wilson's (1927, JASA 22) for 0s and 1s,
-    Tango's of wins less losses where there are ties (1/2), by groups of examples that are alike (lib/evals/tango.py).
+    """Returns the mean of numbers in [0, 1] with a score interval, which is never empty and stays within [0, 1]: Wilson's (1927,
+    JASA 22) for 0s and 1s, Tango's on wins minus losses if there are ties (1/2), clustered by `groups` (lib/evals/tango.py).
 
-    Other numbers between 0 and 1 vary less than is assumed: then it is too wide. Raises ValueError for values outside
-    [0, 1] or none at all.
+    Other values between 0 and 1 vary less than the method assumes, so their interval is too wide. Raises ValueError for values
+    outside [0, 1] and for an empty sequence.
     """
     import numpy as np
 
@@ -40,7 +40,7 @@ def proportion(values: Sequence[float], groups: Sequence | None = None) -> Estim
 
 
 def paired_proportions(a: Sequence[float], b: Sequence[float], groups: Sequence | None = None) -> Estimate:
-    """b − a of the means of numbers in [0, 1] on the same examples, with Tango's score interval (lib/evals/tango.py)."""
+    """Returns mean(b) − mean(a) for numbers in [0, 1] on the same examples, with Tango's score interval (lib/evals/tango.py)."""
     import numpy as np
 
     from lib.evals import tango
@@ -52,32 +52,39 @@ def paired_proportions(a: Sequence[float], b: Sequence[float], groups: Sequence 
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Mean with the studentised bootstrap's interval (lib/evals/studentised.py)."""
+    """Returns the mean with a studentised bootstrap interval (lib/evals/studentised.py)."""
     return bootstrap_ratio(values, [1.0] * len(values), seed)
 
 
 def bootstrap_ratio(tops: Sequence[float], bottoms: Sequence[float], seed: int = 0) -> Estimate:
-    """sum(tops) / sum(bottoms) with the studentised bootstrap's interval over examples: nats per token over documents, say.
+    """Returns sum(tops) / sum(bottoms), such as nats per token over documents, with a studentised bootstrap interval.
 
-    Whole examples are drawn, so tokens of one document stay together: the interval is clustered by document.
+    Whole examples are resampled, so the tokens of one document stay together: the interval is clustered by document.
     """
     return _bootstrap([(tops, bottoms)], "bootstrap-t", seed)
 
 
 def paired_difference(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed: int = 0) -> Estimate:
-    """b − a of sum(tops)/sum(bottoms) on the same examples, studentised bootstrap; a, b: (tops, bottoms)."""
+    """Returns the difference b − a of sum(tops) / sum(bottoms) on the same examples, with a studentised bootstrap interval.
+
+    a, b: (tops, bottoms).
+    """
     return _bootstrap([a, b], "paired bootstrap-t", seed)
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided mid-p-value that two models are right equally often, of McNemar's exact test (1947) on the examples where
-    just one is right: half the chance of what was seen counts. The plain exact test gives fewer false alarms than it may, and
-    misses more (Fagerland et al. 2013, BMC Medical Research Methodology 13:91; docs/intervals.md). a, b: 0 or 1 per example."""
+    """Returns the two-sided mid-p-value of McNemar's exact test (1947) for the hypothesis that two models are right equally often.
+
+    Only examples that exactly one model gets right count; the mid-p-value includes half the probability of the observed
+    outcome. The plain exact test is conservative and has less power (Fagerland et al. 2013, BMC Medical Research Methodology
+    13:91; docs/intervals.md). a, b: 0 or 1 per example.
+    """
     return float(mid_p(*(sum(x > y for x, y in zip(*sides, strict=True)) for sides in ((a, b), (b, a)))))
 
 
 def mid_p(only_a, only_b):
-    """mcnemar's p-value by the numbers of examples that only one of the two gets right; numbers, or arrays of one shape."""
+    """Returns McNemar's mid-p-value from the numbers of examples that only a, and only b, gets right: numbers, or arrays of one
+    shape."""
     import numpy as np
     from scipy.stats import binom
 
@@ -86,21 +93,24 @@ def mid_p(only_a, only_b):
 
 
 def sign_flips(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed: int = 0) -> float:
-    """Two-sided p-value that two models score alike, by permutation (Fisher 1935): under that hypothesis each example's
-    difference is as likely with the other sign. a, b: (tops, bottoms) of the same examples, as in paired_difference."""
+    """Returns the two-sided p-value of a permutation test (Fisher 1935) for the hypothesis that two models score alike: each
+    example's difference is then equally likely with either sign. a, b: (tops, bottoms) of the same examples, as in
+    paired_difference."""
     import numpy as np
 
     (a_top, a_bottom), (b_top, b_bottom) = ([np.asarray(x, float) for x in side] for side in (a, b))
     _some(a_top), _some(b_top)
-    shares_N = b_top / b_bottom.sum() - a_top / a_bottom.sum()  # they add up to the difference
-    shares_N = shares_N[shares_N != 0]  # a 0 changes no sum, and of few that are left all patterns can be tried
+    shares_N = b_top / b_bottom.sum() - a_top / a_bottom.sum()  # their sum is the difference
+    shares_N = shares_N[
+        shares_N != 0
+    ]  # zeros change no sum; few enough nonzero values allow all patterns to be enumerated
     n = len(shares_N)
-    total, as_far = shares_N.sum(), abs(shares_N.sum()) - 1e-12 * np.abs(shares_N).sum()  # but for rounding
-    if n <= 13:  # 8,192 patterns: all of them
+    total, as_far = shares_N.sum(), abs(shares_N.sum()) - 1e-12 * np.abs(shares_N).sum()  # tolerance for rounding
+    if n <= 13:  # enumerate all 8,192 patterns or fewer
         flipped_PN = np.arange(2**n)[:, None] >> np.arange(n) & 1
         return float((np.abs(total - 2 * (flipped_PN @ shares_N)) >= as_far).mean())
     rng, rows = np.random.default_rng(seed), max(1, 2_000_000 // n)
-    beyond = 1  # the pattern that was seen is one of them
+    beyond = 1  # the observed pattern counts as one
     for start in range(0, FLIPS, rows):
         patterns, bytes_each = min(rows, FLIPS - start), -(-n // 8)
         bits = np.frombuffer(rng.bytes(patterns * bytes_each), np.uint8).reshape(patterns, bytes_each)
@@ -110,16 +120,17 @@ def sign_flips(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed:
 
 
 ELO = 400 / 2.302585092994046
-"""Points of a rating per unit of log-odds: 400 points are odds of 10 to 1 (Elo 1978)."""
+"""Rating points per unit of log odds: 400 points are odds of 10 to 1 (Elo 1978)."""
 
 
 def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimate:
-    """Win rate as if both answers were as long (Dubois et al. 2024, https://arxiv.org/abs/2404.04475, without its term for
-    the instruction): σ(θ) of P(win) = σ(θ + φ tanh(d / s)), d how much longer the winner-to-be's answer is, s the
-    standard deviation of d.
+    """Returns the length-controlled win rate: the win rate expected if both answers had equal length (Dubois et al. 2024,
+    https://arxiv.org/abs/2404.04475, without the instruction term). It is σ(θ) in P(win) = σ(θ + φ tanh(d / s)), where d is how
+    much longer the run's answer is than the other one, and s the standard deviation of d.
 
-    wins in [0, 1]. Maximum likelihood with half a win and half a loss at d = 0 added, so that winning every time leaves θ
-    finite, and φ's prior N(0, 1), so that it is finite where length decides all; interval from the sandwich variance of θ.
+    wins: N numbers in [0, 1]; longer: N differences d. The fit is maximum likelihood with half a win and half a loss added at
+    d = 0, which keeps θ finite if every comparison is won, and a prior φ ~ N(0, 1), which keeps φ finite if length decides every
+    comparison. The interval uses the sandwich variance of θ.
     """
     import numpy as np
     from scipy.optimize import minimize
@@ -144,10 +155,11 @@ def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimat
 
 
 def calibration(margins: Sequence[float]) -> tuple[list[float], list[float], float]:
-    """(mean σ(|margin|), share with margin > 0, expected calibration error) over 2 to 10 groups of as many pairs, by |margin|.
+    """Returns (mean σ(|margin|) per group, share with margin > 0 per group, expected calibration error) over 2 to 10 equally
+    large groups of pairs, sorted by |margin|.
 
-    A margin is the log odds of the order that a reward model gives to a pair (Bradley and Terry 1952): σ(|margin|) is how
-    sure it is, and a positive margin is right. A margin of 0 counts half. Naeini et al. 2015 for the error.
+    A margin is a reward model's log odds that the chosen answer is the better one (Bradley and Terry 1952): σ(|margin|) is its
+    confidence, and a positive margin is correct. A margin of 0 counts half. Calibration error: Naeini et al. 2015.
     """
     import numpy as np
     from scipy.special import expit
@@ -162,11 +174,12 @@ def calibration(margins: Sequence[float]) -> tuple[list[float], list[float], flo
 
 
 def bradley_terry(wins, seed: int = 0, resamples: int = 500) -> list[Estimate]:
-    """Ratings of m models from their games, the first at 1000 (Bradley and Terry 1952; the arena's of Chiang et al. 2024).
+    """Returns the ratings of m models from pairwise comparisons, with the first model at 1000 (Bradley and Terry 1952, as in the
+    arena of Chiang et al. 2024).
 
-    wins (n, m, m): on prompt i, how far model a beat model b, 0 to 1 (a tie is 1/2), NaN where they didn't meet. Maximum
-    likelihood with half a draw added to each pair that met, so that a model that won every game has a finite rating;
-    intervals by the bootstrap over prompts, so the games of a prompt stay together.
+    wins (n, m, m): the score of model a against model b on prompt i, from 0 to 1 (1/2 is a tie), NaN if they were not compared.
+    Maximum likelihood with half a draw added for each compared pair, so that a model that won every comparison has a finite
+    rating. Intervals bootstrap over prompts, so that the comparisons on one prompt stay together.
     """
     import numpy as np
 
@@ -187,7 +200,7 @@ def bradley_terry(wins, seed: int = 0, resamples: int = 500) -> list[Estimate]:
 
 def _ratings(wins_MM):
     """Zermelo's iteration, which always converges (Hunter 2004, Annals of Statistics 32); the first model gets 1000.
-    Takes any number of tables at once: (…, M, M) → (…, M)."""
+    Batched: (…, M, M) → (…, M)."""
     import numpy as np
 
     games_MM = wins_MM + wins_MM.swapaxes(-1, -2)
@@ -203,8 +216,8 @@ def _ratings(wins_MM):
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values for a family of hypotheses (Holm 1979): where one is below 0.05, the chance that any true hypothesis of
-    the family is rejected stays below 5%."""
+    """Returns p-values corrected for a family of hypotheses (Holm 1979): rejecting below 0.05 keeps the probability of rejecting
+    any true hypothesis of the family at or below 5%."""
     out, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -213,7 +226,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(e: Estimate) -> float | None:
-    """The smallest difference that these examples would show 4 times in 5: (z₀.₉₇₅ + z₀.₈) standard errors (Cohen 1988)."""
+    """Returns the smallest difference that these examples detect with 80% power: (z₀.₉₇₅ + z₀.₈) standard errors (Cohen 1988)."""
     from scipy.stats import norm
 
     if e.low is None or e.high is None:
@@ -223,7 +236,7 @@ def detectable(e: Estimate) -> float | None:
 
 
 def apart(a: Estimate, b: Estimate) -> bool:
-    """The intervals don't overlap: stronger than a significant difference."""
+    """Returns whether the intervals don't overlap, which is stricter than a significant difference."""
     return None not in (a.low, b.low) and (a.high < b.low or b.high < a.low)
 
 

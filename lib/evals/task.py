@@ -1,4 +1,4 @@
-"""A task: examples and a score for one completion. The same object serves evaluation and, later, as an RL reward."""
+"""A task: examples, and a score for one completion. The same object can serve evaluation and as an RL reward."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ from lib.evals.statistics import Estimate
 @dataclass(frozen=True)
 class Example:
     id: str
-    """The same example has the same id in every evaluation: comparisons are paired by it."""
+    """Identical for the same example in every evaluation, so that comparisons can be paired by it."""
     prompt: list[dict]
-    """Messages, the last one the user's."""
+    """Messages; the last one is the user's."""
     reference: Any = None
-    """What `score` compares with."""
+    """What `score` compares the completion with."""
     group: str = ""
-    """Examples of one group are alike (a question asked in several ways): intervals draw the whole group. "": none."""
+    """Key shared by related examples (such as one question in several wordings); intervals treat a group as one unit. "": no group."""
 
 
 class Task(Protocol):
     name: str
     version: int | str
-    """Changes with anything that changes a score; scores of different versions aren't compared."""
+    """Changes whenever scores would change; scores of different versions are not compared."""
 
     def examples(self, limit: int | None = None) -> list[Example]:
-        """The held-out examples, always in the same order; the first `limit` of them."""
+        """Returns the first `limit` held-out examples (None: all), always in the same order."""
 
     def score(self, example: Example, completion: str) -> dict[str, float | tuple[float, float]]:
-        """{metric: number}, the headline metric first; 0 and 1 for right and wrong. (top, bottom) counts towards
-        Σ tops / Σ bottoms. A metric may be about some examples only. Pure: no model, no network.
+        """Returns {metric: number}, the headline metric first. Right is 1 and wrong is 0; a pair (top, bottom) contributes to
+        Σ tops / Σ bottoms. A metric may cover only some of the examples. Pure: uses no model and no network.
 
-        A task whose metrics are not all better when higher names those in `lower`; one whose scoring waits for processes
-        says in `at_once` how many of them.
+        Optional attributes of a task: `lower` names the metrics for which lower is better; `at_once` is how many answers
+        may be scored at the same time, for scoring that waits for subprocesses.
         """
 
 
 @dataclass
 class Scores:
-    """What a task found for one run: numbers per example; lib/evals/summary.py makes value and interval."""
+    """The per-example numbers of one metric for one run; lib/evals/summary.py computes the value and its interval."""
 
     task: str
     metric: str
     run: str
     ids: list[str]
     tops: list[float]
-    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) where there are bottoms."""
+    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) if bottoms are given."""
     bottoms: list[float] | None = None
     kind: str = "mean"
     """proportion (numbers in [0, 1]: score interval), mean (studentised bootstrap), perplexity (exp of the ratio)."""
     better: str = "higher"
-    """higher, lower, or "" where neither is better."""
+    """higher, lower, or "" if neither is better."""
     unit: str = ""
     versus: str | None = None
-    """The run it's measured against (win rate, KL)."""
+    """The run this one is measured against (win rate, KL)."""
     judge: str | None = None
-    """Who judged: rule, the reward run's name, or the judge's model."""
+    """The judge: rule, the reward run's name, or the judge's model name."""
     headline: bool = False
     version: str = ""
     decoding: str = ""
     estimate: Estimate | None = None
-    """Value and interval, where they are not a ratio of sums over the examples; tops is then empty."""
+    """Value and interval, for metrics that are not a ratio of sums over the examples; tops is then empty."""
     groups: list[str] | None = None
-    """The group of each example, where several share one."""
+    """The group of each example, if any examples share one."""
     chance: float | None = None
-    """What guessing would get."""
+    """The expected value for random guessing."""
