@@ -207,7 +207,7 @@ def test_schema_knows_every_key():
     )
     told = json.loads(done.stdout)
     assert set(told["properties"]) == set(EvalJob.__dataclass_fields__) and told["additionalProperties"] is False
-    assert told["properties"]["limit"]["description"].startswith("At most")
+    assert told["properties"]["limit"]["description"].startswith("Maximum")
 
 
 def test_the_shipped_config_parses():
