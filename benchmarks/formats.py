@@ -30,7 +30,7 @@ def main() -> int:
     from lib.apart import apart
 
     ray_session.prepare()
-    from lib.cli import Request
+    from lib.command_line import Request
     from lib.compression import measure
     from lib.evals import plan as evals
     from lib.evals.evaluate import evaluate

@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     if not argv or argv[0] in ("-h", "--help"):
         print(

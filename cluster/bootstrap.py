@@ -99,7 +99,7 @@ class Settings:
     @classmethod
     def read(cls, section: dict) -> Settings:
         """Reads the section. Raises ValueError that names the key."""
-        from lib.cli import nearest
+        from lib.errors import nearest
 
         known = {f.name for f in fields(cls)}
         given = {k: v for k, v in section.items() if k not in ("type", "module") and not k.startswith("_")}
@@ -165,7 +165,7 @@ NODE_KEYS = {"ladder", "image", "disk_gb"}
 
 
 def _check_node(name: str, node: dict, settings: Settings, head: str) -> None:
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     where = f"available_node_types.{name}.node_config"
     for key in node:

@@ -35,7 +35,7 @@ class Budget:
     @classmethod
     def read(cls, given: object) -> Budget:
         """Reads the YAML's section. Raises ValueError for an unknown key (naming the nearest) or a value that isn't above 0."""
-        from lib.cli import nearest
+        from lib.errors import nearest
 
         if not isinstance(given, Mapping):
             raise ValueError(f"provider.budget is a section of keys (total_usd, per_hour_usd), but holds {given!r}.")

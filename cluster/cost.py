@@ -21,7 +21,7 @@ from cluster import head_ledger
 from cluster.bootstrap import SETUP_GB
 from cluster.entry import Entry
 from cluster.ledger import Ledger, clusters
-from lib.cli import nearest
+from lib.errors import nearest
 
 
 @dataclass

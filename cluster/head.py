@@ -31,7 +31,7 @@ START_S = 120.0
 
 
 def main(argv: list[str]) -> int:
-    from lib.cli import refusing
+    from lib.refusing import refusing
 
     parser = argparse.ArgumentParser(prog="python -m cluster head", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--config", required=True, help="YAML of the cluster, as for `ray up`")
@@ -67,7 +67,7 @@ def read(path: str) -> dict:
     """Reads the YAML and completes it for a head on this machine. Raises ValueError."""
     from ray.autoscaler.sdk import fillout_defaults
 
-    from lib.cli import read_yaml
+    from lib.config_file import read_yaml
 
     config = {"cluster_synced_files": []} | read_yaml(path)
     config_schema.check(config)

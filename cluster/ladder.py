@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from cluster import gpus
 from cluster.market import Market, MarketError, Offer, Order, Refused, Taken, Unreachable, Unsure, Want
 from cluster.memory import Memory
-from lib.cli import nearest
+from lib.errors import nearest
 
 UNKNOWN = "unexpected_keyword_argument"
 """pydantic's error type for an unknown key."""

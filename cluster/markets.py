@@ -10,7 +10,7 @@ from cluster.client import key_file
 from cluster.market import Market, Registry
 from cluster.runpod import RunPod
 from cluster.vast import Vast
-from lib.cli import nearest
+from lib.errors import nearest
 
 MARKETS: dict[str, type[Vast] | type[RunPod]] = {"vast": Vast, "runpod": RunPod}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from cluster import candidates, throughput
 from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.work import Work, stage
-from lib import cli
+from lib import cli, refusing
 from lib.config import Job
 from lib.run import Run
 from lib.stage import plan
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     if not Path(args.config).is_file():
         print(f"python -m cluster plan: there is no file {args.config}.", file=sys.stderr)
         return 2
-    with cli.refusing(f"jobs/{name}.py" if (Path("jobs") / f"{name}.py").is_file() else "python -m cluster plan"):
+    with refusing.refusing(f"jobs/{name}.py" if (Path("jobs") / f"{name}.py").is_file() else "python -m cluster plan"):
         work, planned = understand(name, ["--config", args.config, *rest])
         known = learn(Path(work.job.run).parent) if "://" not in work.job.run else throughput.load()
         places = [candidates.here(work.job.scale), candidates.COLAB]

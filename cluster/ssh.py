@@ -16,7 +16,7 @@ import sys
 from cluster.folder import Folder
 from cluster.ledger import cluster_of, root
 from cluster.sweep import everything
-from lib.cli import nearest
+from lib.errors import nearest
 
 
 def main(argv: list[str]) -> int:

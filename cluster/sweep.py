@@ -21,7 +21,7 @@ from cluster.cost import table
 from cluster.kept import Kept
 from cluster.ledger import Ledger, cluster_of, clusters
 from cluster.market import MarketError, Rental
-from lib.cli import nearest
+from lib.errors import nearest
 
 LED_S = 120.0
 """A cluster counts as led this long after its head last listed the markets, which it does every few seconds."""

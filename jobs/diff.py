@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.examples < 0:
         parser.error(f"--examples: must be 0 or more, is {options.examples}")
-    from lib.cli import refusing
+    from lib.refusing import refusing
 
     with refusing("jobs/diff.py"):
         return _main(options)

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from lib import checkpoint
-from lib.cli import nearest
+from lib.errors import nearest
 from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent

@@ -27,8 +27,10 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 
 from lib import config_file, integrity, termination
-from lib.cli import UsageError, nearest, read_yaml, refusing
+from lib.config_file import read_yaml
+from lib.errors import UsageError, nearest
 from lib.forecast import Forecast
+from lib.refusing import refusing
 from lib.run import Run, absolute
 
 ROOT = Path(__file__).parent.parent

@@ -53,7 +53,7 @@ def locate(base: str, revision: str | None = None) -> tuple[str, str]:
         return base, f"{base}=={package_version(base.removeprefix('package:'))}"
     parent = Path(path).parent
     if base.startswith((".", "/", "~")) or base.count("/") > 1 or (base.count("/") == 1 and parent.is_dir()):
-        from lib.cli import nearest
+        from lib.errors import nearest
 
         runs = [str(p.parent) for p in parent.glob("*/job.yaml")] if parent.is_dir() else []
         raise ValueError(f"model.base: there is no run or model folder {path}.{nearest(path, runs)}")

@@ -9,8 +9,8 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from lib import cli, config_file
-from lib.cli import UsageError
+from lib import command_line, config_file
+from lib.errors import UsageError
 
 
 class Typed:
@@ -46,12 +46,17 @@ class Typed:
             print(json.dumps(self.schema(), indent=1))
             raise SystemExit(0)
         argv = self._words(argv)
-        path, resumed = cli.option(argv, "--config"), cli.option(argv, "--resume") if self.resume else None
-        cli.refuse_clocks(argv, self.kinds)
-        tree = cli.read_yaml(path, self.kinds) if path else {}
+        path, resumed = (
+            command_line.option(argv, "--config"),
+            command_line.option(argv, "--resume") if self.resume else None,
+        )
+        command_line.refuse_clocks(argv, self.kinds)
+        tree = config_file.read_yaml(path, self.kinds) if path else {}
         self._check_keys(tree, path)
-        stored = cli.stored(resumed, self.stage) if resumed else {}
-        d = cli.parsed(self._parser(), argv, tree if path else stored)  # without a file, the run's stored configuration
+        stored = command_line.stored(resumed, self.stage) if resumed else {}
+        d = command_line.parsed(
+            self._parser(), argv, tree if path else stored
+        )  # without a file, the run's stored configuration
         dry_run, resume = d.pop("dry_run"), d.pop("resume", None)
         d = {k: v for k, v in d.items() if k not in ("config", "schema")}
         return d | {name: kind(**d[name]) for name, kind in self.sections.items()}, dry_run, resume
@@ -66,7 +71,7 @@ class Typed:
             key = option[2:].split("=")[0] if option.startswith("--") else None
             if key and key not in there and not any(key.startswith(f"{k}.") for k in self.open):
                 near = key if key.split(".")[0] in self.sections else key.split(".")[0]
-                raise UsageError(cli.unknown(near, there, "--"))
+                raise UsageError(command_line.unknown(near, there, "--"))
             if key in self.lists:
                 values = option.split("=", 1)[1:]
                 while i < len(argv) and not argv[i].startswith("--"):
@@ -96,13 +101,13 @@ class Typed:
     def _check_keys(self, tree: dict[str, Any], path: str | None) -> None:
         for key, value in tree.items():
             if key not in self.known:
-                raise UsageError(f"{path}: {cli.unknown(key, self.known)}")
+                raise UsageError(f"{path}: {command_line.unknown(key, self.known)}")
             if key in self.sections:
                 if not isinstance(value, dict):
                     raise UsageError(f"{path}: {key} is a section of keys, but holds {value!r}.")
                 for inner in value:
                     if f"{key}.{inner}" not in self.known:
-                        raise UsageError(f"{path}: {cli.unknown(f'{key}.{inner}', self.known)}")
+                        raise UsageError(f"{path}: {command_line.unknown(f'{key}.{inner}', self.known)}")
 
     def schema(self) -> dict:
         """JSON schema of the YAML, for completion and checks in editors."""

@@ -32,7 +32,7 @@ def find(draft: str, tokens: int, target: str) -> Draft:
 
     Raises ValueError naming the key: no such run, unfinished, a reward model, a different vocabulary, or a missing package.
     """
-    from lib.cli import nearest
+    from lib.errors import nearest
     from lib.evals import spec
     from lib.run import Run
 

@@ -153,7 +153,7 @@ class Guard:
                 return
         except ValueError as e:
             raise Refusal(400, str(e)) from None
-        from lib.cli import nearest
+        from lib.errors import nearest
 
         shelf = await asyncio.to_thread(engine.shelf.names) if engine.shelf else {}
         known = list(dict.fromkeys([*engine.names, *shelf]))

@@ -107,7 +107,7 @@ def read(kind: type, args: dict[str, Any], program: str):
     the wrong key."""
     from pydantic import TypeAdapter, ValidationError
 
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     known = [f.name for f in fields(kind)]
     for key in args:

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--results", action="store_true", help="print the votes so far and exit")
     options = parser.parse_args(argv)
-    from lib.cli import refusing
+    from lib.refusing import refusing
 
     with refusing("serve.vote"):
         run, pair = Run(options.run), tuple(options.pair)

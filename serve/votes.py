@@ -33,7 +33,7 @@ def ballots(run: Run, pair: tuple[str, str], task: str | None = None) -> list[Ba
 
     Raises ValueError: no such evaluation, no such run or task in it, or no differing answers.
     """
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     if not run.fs.exists(run.at("reports/examples.jsonl")):
         raise ValueError(f"--run: {run.path} has no reports/examples.jsonl. Evaluate first: python jobs/eval.py …")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cluster.work import stage, stages
-from lib import cli
+from lib import cli, errors
 from tests.conftest import REPO
 
 DPO = "trl.trainer.dpo_config:DPOConfig"
@@ -52,7 +52,7 @@ def test_round_trip():
 )
 def test_mistakes_name_the_key_and_the_nearest(argv, says, monkeypatch):
     monkeypatch.chdir(REPO)
-    with pytest.raises(cli.UsageError) as e:
+    with pytest.raises(errors.UsageError) as e:
         parse(*argv)
     for word in says:
         assert word in str(e.value)
@@ -72,7 +72,7 @@ def test_mistakes_name_the_key_and_the_nearest(argv, says, monkeypatch):
 def test_mistakes_in_the_file_name_the_file(yaml, says, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(yaml)
-    with pytest.raises(cli.UsageError) as e:
+    with pytest.raises(errors.UsageError) as e:
         parse("--config", str(path))
     for word in [*says, str(path)]:
         assert word in str(e.value)

@@ -5,7 +5,7 @@ import typing
 import pytest
 
 from cluster.work import stage
-from lib import cli, config_file
+from lib import cli, config_file, errors
 from lib.evals import cli as eval_cli
 
 SFT = "trl.trainer.sft_config:SFTConfig"
@@ -100,7 +100,7 @@ def test_files_with_a_byte_order_mark(encoding, read):
     ],
 )
 def test_what_nobody_means_is_refused_with_the_file(data, says, read, tmp_path):
-    with pytest.raises(cli.UsageError) as e:
+    with pytest.raises(errors.UsageError) as e:
         read(data)
     for word in [*says, str(tmp_path / "c.yaml")]:
         assert word in str(e.value), str(e.value)
@@ -120,7 +120,7 @@ def test_what_nobody_means_is_refused_with_the_file(data, says, read, tmp_path):
     ],
 )
 def test_messages_about_types_are_one_plain_line(options, says, read):
-    with pytest.raises(cli.UsageError) as e:
+    with pytest.raises(errors.UsageError) as e:
         read("run: x", *options)
     assert says in str(e.value)
 
@@ -130,12 +130,12 @@ def test_evaluation_reads_by_the_same_rules(tmp_path):
     path.write_text("run: 010\nruns: {base: 12:30, sft: 1}\ntasks: [demo]\nlimit: 020\n")
     job = eval_cli.parse(["--config", str(path)]).job
     assert (job.run, job.runs, job.limit) == ("010", {"base": "12:30", "sft": "1"}, 20)
-    with pytest.raises(cli.UsageError, match=r"limit: must be a whole number or null, is ten\."):
+    with pytest.raises(errors.UsageError, match=r"limit: must be a whole number or null, is ten\."):
         eval_cli.parse(["--limit", "ten"])
-    with pytest.raises(cli.UsageError, match="--limit: 1:30 is not a number"):
+    with pytest.raises(errors.UsageError, match="--limit: 1:30 is not a number"):
         eval_cli.parse(["--limit", "1:30"])
     path.write_text("gate: null\n")
-    with pytest.raises(cli.UsageError, match="gate: must not be null"):
+    with pytest.raises(errors.UsageError, match="gate: must not be null"):
         eval_cli.parse(["--config", str(path)])
 
 
@@ -145,9 +145,9 @@ def test_every_dataclass_of_an_evaluation_is_a_section_of_keys(tmp_path):
     (tmp_path / "e.yaml").write_text("lm_eval: {num_fewshot: 3}\n")
     assert eval_cli.parse(["--config", str(tmp_path / "e.yaml")]).job.lm_eval.num_fewshot == 3
     (tmp_path / "e.yaml").write_text("lm_eval: 3\n")
-    with pytest.raises(cli.UsageError, match="lm_eval is a section of keys, but holds 3"):
+    with pytest.raises(errors.UsageError, match="lm_eval is a section of keys, but holds 3"):
         eval_cli.parse(["--config", str(tmp_path / "e.yaml")])
-    with pytest.raises(cli.UsageError, match=r"--lm_eval.num_fewshto is not a key.*--lm_eval.num_fewshot"):
+    with pytest.raises(errors.UsageError, match=r"--lm_eval.num_fewshto is not a key.*--lm_eval.num_fewshot"):
         eval_cli.parse(["--lm_eval.num_fewshto", "5"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import cli, integrity, manifest, models
+from lib import command_line, integrity, manifest, models
 from lib.evals.job import EvalJob
 from lib.run import Run
 from tests.stages import planned
@@ -131,7 +131,7 @@ def test_a_damaged_download_is_made_again_and_a_damaged_original_refused(runs, s
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "a: [", "run: x"])
 def test_a_damaged_job_yaml_is_named(run, text):
     run.write_text("job.yaml", text)
-    for ask in (lambda: cli.stored(run.path, "sft"), run.job):
+    for ask in (lambda: command_line.stored(run.path, "sft"), run.job):
         with pytest.raises(ValueError, match=rf"{run.path}/job\.yaml is damaged.*Put it back"):
             ask()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import cli, fields, limits, ranges
+from lib import cli, command_line, fields, limits, ranges
 from lib.evals import plan as eval_plan
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
@@ -152,7 +152,7 @@ def test_quantisations(tiny_model, chats_file, monkeypatch):
     job = QuantizeJob(model=Source(tiny_model), tasks=[], limit=0, workers=3, task_data={"gsm8kk": "x"}, seed=-1)
     job.data.source = chats_file
     with pytest.raises(ValueError) as e:
-        quantize_job.plan(cli.Request(job))
+        quantize_job.plan(command_line.Request(job))
     for says in ("limit: must be", "workers: 3 models", "task_data.gsm8kk: no task", "Nearest: gsm8k", "seed: must be"):
         assert says in str(e.value)
 

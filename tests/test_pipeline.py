@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs import pipeline
-from lib.cli import UsageError
+from lib.errors import UsageError
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cluster.work import stages
-from lib import cli
+from lib import errors
 from lib.run import Run
 from lib.stage.plan import Plan
 from tests.conftest import REPO, run_job, sign
@@ -97,22 +97,22 @@ def test_a_reward_run_is_no_language_model(good, runs, tmp_path):
 
 
 def test_every_problem_is_listed_at_once(good):
-    with pytest.raises(cli.UsageError) as e:
+    with pytest.raises(errors.UsageError) as e:
         make([*good, "--scale.device", "gpu", "--train.learning_rate", "-1", "--data.source", "nowhere.jsonl"])
     assert len(str(e.value).splitlines()) >= 3
 
 
 def test_data_of_the_wrong_kind(good, chats_file):
-    with pytest.raises(cli.UsageError, match=r"data\.source.*preference"):
+    with pytest.raises(errors.UsageError, match=r"data\.source.*preference"):
         make([*good, "--data.source", chats_file])
 
 
 def test_a_run_that_is_not_finished_is_no_base(good, tmp_path):
     Run(tmp_path / "sft").write_text("job.yaml", "stage: sft\n")
     Run(tmp_path / "sft").write_json("provenance.json", {"status": "running"})
-    with pytest.raises(cli.UsageError, match=r"model\.base: .*no model yet"):
+    with pytest.raises(errors.UsageError, match=r"model\.base: .*no model yet"):
         make([*good, "--model.base", str(tmp_path / "sft")])
-    with pytest.raises(cli.UsageError, match=r"model\.base: there is no run .*/sftt\. Nearest: .*/sft"):
+    with pytest.raises(errors.UsageError, match=r"model\.base: there is no run .*/sftt\. Nearest: .*/sft"):
         make([*good, "--model.base", str(tmp_path / "sftt")])
 
 
@@ -125,14 +125,14 @@ def started(planned: Plan) -> Run:
 
 def test_an_existing_run_is_never_overwritten(good):
     run = started(make(good))
-    with pytest.raises(cli.UsageError, match=r"already holds a run.*--resume"):
+    with pytest.raises(errors.UsageError, match=r"already holds a run.*--resume"):
         make(good)
     assert make(["--resume", run.path]).job == make([*good[:-2], "--resume", run.path]).job
 
 
 def test_resume_with_another_configuration_says_what_differs(good):
     run = started(make(good))
-    with pytest.raises(cli.UsageError, match=r"train\.beta: the run has None, this configuration 0\.5"):
+    with pytest.raises(errors.UsageError, match=r"train\.beta: the run has None, this configuration 0\.5"):
         make([*good[:-2], "--train.beta", "0.5", "--resume", run.path])
     make([*good[:-2], "--scale.workers", "2", "--resume", run.path])  # moves no sample to another step
 
@@ -146,11 +146,11 @@ def test_resume_on_other_rows_or_weights_is_refused(good, tmp_path, pairs_file):
     run.write_json("provenance.json", {"status": "failed"} | known)
     make(["--resume", run.path])
     run.write_json("provenance.json", {"status": "failed"} | known | {"parent_sha256": "run:other"})
-    with pytest.raises(cli.UsageError, match=r"model\.base: its weights are not those.*run:other"):
+    with pytest.raises(errors.UsageError, match=r"model\.base: its weights are not those.*run:other"):
         make(["--resume", run.path])
     run.write_json("provenance.json", {"status": "failed"} | known)
     mine.write_text("".join(mine.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(cli.UsageError, match=r"data\.source: its rows are not those"):
+    with pytest.raises(errors.UsageError, match=r"data\.source: its rows are not those"):
         make(["--resume", run.path])
 
 
@@ -168,13 +168,15 @@ def test_a_run_is_the_same_wherever_it_lies(good, tmp_path, pairs_file, tiny_mod
     rows = shutil.copy(pairs_file, tmp_path / "rows.jsonl")
     base = shutil.copytree(tiny_model, tmp_path / "base", copy_function=shutil.copy2)
     elsewhere = ["--resume", str(moved), "--data.source", str(rows), "--model.base", str(base)]
-    with pytest.raises(cli.UsageError, match=r"data\.source: the run has"):  # the hash of its rows was never recorded
+    with pytest.raises(
+        errors.UsageError, match=r"data\.source: the run has"
+    ):  # the hash of its rows was never recorded
         make(elsewhere)
     known = {"data": planned.check.summary(), "parent_sha256": planned.identities["model.base"]}
     Run(moved).write_json("provenance.json", {"status": "failed"} | known)
     assert make(elsewhere).job.data.source == str(rows)
     Path(rows).write_text("".join(Path(rows).read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(cli.UsageError, match=r"data\.source: the run has"):
+    with pytest.raises(errors.UsageError, match=r"data\.source: the run has"):
         make(elsewhere)
 
 
@@ -194,7 +196,7 @@ def test_a_teacher_that_was_replaced_is_refused(runs, tmp_path, chats_file):
     asked("--resume", run.path)
     shutil.move(teacher, tmp_path / "old")
     shutil.copytree(runs["dpo"], teacher)
-    with pytest.raises(cli.UsageError, match=r"train\.teacher: its weights are not those.*started with"):
+    with pytest.raises(errors.UsageError, match=r"train\.teacher: its weights are not those.*started with"):
         asked("--resume", run.path)
     words[3] = str(tmp_path / "old")
     assert asked("--resume", run.path).job.train["teacher"] == str(tmp_path / "old")
@@ -217,15 +219,15 @@ def test_a_finished_run_with_a_damaged_model_is_rebuilt(good, runs):
 def test_a_run_without_a_model_is_no_base(good, tmp_path):
     Run(tmp_path / "eval").write_text("job.yaml", "stage: eval\n")
     Run(tmp_path / "eval").write_json("provenance.json", {"status": "finished"})
-    with pytest.raises(cli.UsageError, match=r"model\.base: .* is a run of jobs/eval\.py, which makes no model"):
+    with pytest.raises(errors.UsageError, match=r"model\.base: .* is a run of jobs/eval\.py, which makes no model"):
         make([*good, "--model.base", str(tmp_path / "eval")])
 
 
 def test_resume_of_what_is_no_run(good, tmp_path):
-    with pytest.raises(cli.UsageError, match=r"--resume: .* is not a run"):
+    with pytest.raises(errors.UsageError, match=r"--resume: .* is not a run"):
         make(["--resume", str(tmp_path)])
     run = started(make(good))
-    with pytest.raises(cli.UsageError, match=r"made by jobs/dpo\.py, not by jobs/sft\.py"):
+    with pytest.raises(errors.UsageError, match=r"made by jobs/dpo\.py, not by jobs/sft\.py"):
         planned("sft", ["--resume", run.path])
 
 
@@ -240,7 +242,7 @@ def test_tool_calls_need_a_template_that_writes_them(good, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"do {i}"}, call]} for i in range(20)]
     path = tmp_path / "tools.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    with pytest.raises(cli.UsageError, match=r"model\.chat_template: .* leaves out tool calls in 20 of 20 answers"):
+    with pytest.raises(errors.UsageError, match=r"model\.chat_template: .* leaves out tool calls in 20 of 20 answers"):
         planned("sft", ["--model.base", good[1], "--data.source", str(path), "--run", str(tmp_path / "r")])
 
 

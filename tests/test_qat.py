@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lib import quantized
-from lib.cli import UsageError
+from lib.errors import UsageError
 from lib.quantize import methods, qat
 from lib.run import Run
 from tests.conftest import run_job

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lib import data, hardware, quantized
-from lib.cli import UsageError
 from lib.compression import measure, report
 from lib.compression.measure import Needs, Rate
 from lib.encode import Encoder
+from lib.errors import UsageError
 from lib.evals import plan as evals
 from lib.evals.job import EvalJob
 from lib.quantize import compressed, gptq, methods

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from lib.cli import Request, UsageError
+from lib.command_line import Request
+from lib.errors import UsageError
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
 from lib.run import Run

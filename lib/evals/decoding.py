@@ -77,7 +77,7 @@ def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
     for word in words[1:] if named else words:
         key, _, value = word.partition("=")
         if key not in keys:
-            from lib.cli import nearest
+            from lib.errors import nearest
 
             raise ValueError(
                 f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*keys, *EXAMPLES])} "

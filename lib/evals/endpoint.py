@@ -112,7 +112,7 @@ class Endpoint:
     def _check(self) -> None:
         import httpx
 
-        from lib.cli import nearest
+        from lib.errors import nearest
 
         try:
             found = self.http.get("/models", timeout=20)

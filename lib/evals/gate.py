@@ -28,7 +28,7 @@ class Rule:
 
 def problems(rules: list[Rule], tasks: dict[str, list[str] | None], runs: list[str], decodings: list[str]) -> list[str]:
     """Returns the problems with the rules, before anything is measured. tasks: {name: its metrics, or None if not known yet}."""
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     out = []
     for i, r in enumerate(rules):
@@ -72,7 +72,7 @@ def _judge(r: Rule, report: Report) -> Verdict:
 
 
 def _metric(r: Rule, report: Report) -> Metric:
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     task, _, metric = r.metric.partition(".")
     there = [m for m in report.metrics if (m.task, m.run) == (task, r.run) and r.decoding in (None, m.decoding)]

@@ -114,9 +114,7 @@ def _record(context: Context, task: str, run: str, loaded, samples: list[dict], 
             scores.setdefault(id, {})[c.metric] = (c.tops[i], c.bottoms[i]) if c.bottoms else c.tops[i]
     examples, answers, details = [], [], []
     for s in {s["doc_id"]: s for s in reversed(samples)}.values():  # the first filter's sample of each document
-        bare = loaded.doc_to_text(
-            s["doc"]
-        )  # without few-shot examples, for the contamination search
+        bare = loaded.doc_to_text(s["doc"])  # without few-shot examples, for the contamination search
         context_text = str(s["arguments"][0][0])
         prompt = [{"role": "user", "content": bare if isinstance(bare, str) and bare else context_text}]
         examples.append(Example(f"{task}-{s['doc_id']}", prompt, s["target"]))

@@ -39,7 +39,7 @@ def check(name: str, settings: LmEval) -> None:
     if path := _path(name):
         _check_file(name, path, settings)
         return
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     found, asked = manager(name)
     if asked not in found.all_tasks:

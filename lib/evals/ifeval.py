@@ -16,7 +16,7 @@ import importlib.util
 import io
 from contextlib import redirect_stderr, redirect_stdout
 
-from lib.cli import nearest
+from lib.errors import nearest
 from lib.evals.examples import read
 from lib.evals.task import Example
 

@@ -163,7 +163,7 @@ def needs(job: EvalJob) -> list[str]:
         out.append("runs: arena needs two or more that meet.")
     pairwise = [t for t in ("win_rate", "kl") if t in job.tasks]
     if job.reference and job.runs and job.reference not in job.runs:
-        from lib.cli import nearest
+        from lib.errors import nearest
 
         near = nearest(job.reference, job.runs)
         out.append(f"reference: {job.reference} is not one of runs ({', '.join(job.runs)}).{near}")

@@ -18,7 +18,9 @@ def evaluated(planned: Plan, command: str) -> bool:
 
     job, began = planned.job, time.time()
     run = Run(job.run)
-    own = not run.is_run() or run.job().get("stage") == "eval"  # otherwise the report goes into a trained run's directory
+    own = (
+        not run.is_run() or run.job().get("stage") == "eval"
+    )  # otherwise the report goes into a trained run's directory
     known = {"stage": "eval", "command": command, "identities": {s.name: s.identity for s in planned.specs}}
     if own:
         kept = {**asdict(job), "stage": "eval", "makes": "report"}

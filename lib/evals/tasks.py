@@ -86,6 +86,6 @@ def task(name: str, address: str | None = None) -> Task:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    from lib.cli import nearest
+    from lib.errors import nearest
 
     return f"tasks: there is no {name}.{nearest(name, known)} Known: {', '.join(known)}, and lm-eval's as lm_eval:NAME."

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, data, integrity, limits, logs, quantized, ranges, vllm_generator
-from lib.cli import Request, UsageError
+from lib import command_line, config_file, data, integrity, limits, logs, quantized, ranges, vllm_generator
+from lib.command_line import Request
 from lib.config import Data
+from lib.errors import UsageError
 from lib.evals.job import EvalJob
 from lib.evals.plan import unfiled
 from lib.evals.spec import Spec, find
@@ -81,8 +82,12 @@ def parse(argv: list[str] | None = None) -> Request:
     argv = sys.argv[1:] if argv is None else argv
     d, dry_run, resume = KEYS.read(argv)
     job = QuantizeJob(**d | ({"run": resume} if resume else {}))
-    path = cli.option(argv, "--config")
-    named = any(a.startswith("--data.") for a in argv) or bool(path and "data" in cli.read_yaml(path)) or bool(resume)
+    path = command_line.option(argv, "--config")
+    named = (
+        any(a.startswith("--data.") for a in argv)
+        or bool(path and "data" in config_file.read_yaml(path))
+        or bool(resume)
+    )
     base = Run(job.model.base)
     if not named and (base.remote or Path(base.path).is_dir()) and base.is_run() and "data" in base.job():
         job = replace(job, data=Data(**base.job()["data"]))

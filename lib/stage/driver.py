@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lib import cli, logs, provenance, ray_session, termination
+from lib import cli, logs, provenance, ray_session, refusing, termination
 from lib.console import show
 from lib.preflight import Preflight
 from lib.run import Run
@@ -31,7 +31,7 @@ def main(stage: Stage | WorkStage, argv: list[str] | None = None) -> None:
 
 def _train(stage: Stage, argv: list[str]) -> int:
     began = time.time()
-    with cli.refusing(f"jobs/{stage.name}.py"):
+    with refusing.refusing(f"jobs/{stage.name}.py"):
         request = cli.parse(stage, argv)
         with Preflight(stage.config, request.job) as preflight:
             planned = plan.make(request, stage)
@@ -58,7 +58,7 @@ def _code(good: bool) -> int:
 
 
 def _work(stage: WorkStage, argv: list[str]) -> int:
-    with cli.refusing(f"jobs/{stage.name}.py"):
+    with refusing.refusing(f"jobs/{stage.name}.py"):
         request = stage.parse(argv)
         planned = stage.plan(request)
     show(planned.lines(), f"{stage.name}: the plan")

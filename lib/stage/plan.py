@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib import checkpoint, data, device, fields, integrity, limits, logs, models, quantized, resume, strategy
-from lib.cli import Request, UsageError
+from lib.command_line import Request
 from lib.config import Job
 from lib.device import Device
+from lib.errors import UsageError
 from lib.rendering import sample
 from lib.run import Run, absolute
 from lib.stage.stage import Stage
