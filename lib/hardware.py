@@ -121,3 +121,17 @@ def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
         zero = scale.strategy.startswith("zero")
         env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false" if zero else "true", "CUDA_VISIBLE_DEVICES": ""}
     return env
+
+
+def room(key: str, workers: int | None, device: str = "auto") -> list[str]:
+    """Returns the problem if this machine can't run `workers` models at once. On a cluster (RAY_ADDRESS) this is checked after
+    connecting."""
+    if not workers or os.environ.get("RAY_ADDRESS"):
+        return []
+    gpus = local_gpus() if device != "cpu" else 0
+    have, what = (gpus, "GPUs") if gpus else (local_cpus(), "CPU cores")
+    if workers <= have:
+        return []
+    return [
+        f"{key}: {workers} models at the same time need as many {what}, this machine has {have}. Use {have}, or leave it out."
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from lib import hardware, ranges, strategy
+from lib import ranges, strategy
 from lib.config import Job
 from lib.errors import nearest
 from lib.quantize import qat
@@ -53,20 +53,6 @@ def revision(given: str | None, base: str) -> list[str]:
     if given is None or not ("://" in base or base.startswith("package:") or os.path.isabs(base)):
         return []
     return [f"model.revision: {given} would be a commit on a hub, and {base} is none of its models. Leave it out."]
-
-
-def room(key: str, workers: int | None, device: str = "auto") -> list[str]:
-    """Returns the problem if this machine can't run `workers` models at once. On a cluster (RAY_ADDRESS) this is checked after
-    connecting."""
-    if not workers or os.environ.get("RAY_ADDRESS"):
-        return []
-    gpus = hardware.local_gpus() if device != "cpu" else 0
-    have, what = (gpus, "GPUs") if gpus else (hardware.local_cpus(), "CPU cores")
-    if workers <= have:
-        return []
-    return [
-        f"{key}: {workers} models at the same time need as many {what}, this machine has {have}. Use {have}, or leave it out."
-    ]
 
 
 def _scale(job: Job, gpu: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from lib import limits, logs, quantized, ranges
+from lib import hardware, logs, quantized, ranges
 from lib.errors import nearest
 from lib.evals import (
     bertscore,
@@ -125,7 +125,7 @@ def plan(job: EvalJob) -> Plan:
         specs += [reward] if reward else []
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
-    problems += needs(job) + ranges.values(asdict(job)) + limits.room("workers", job.workers, job.device)
+    problems += needs(job) + ranges.values(asdict(job)) + hardware.room("workers", job.workers, job.device)
     problems += endpoint.problems(job.judge, job.runs)
     attempt(judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import command_line, config_file, data, integrity, limits, logs, quantized, ranges, vllm_generator
+from lib import command_line, config_file, data, hardware, integrity, logs, quantized, ranges, vllm_generator
 from lib.command_line import Request
 from lib.config import Data
 from lib.errors import UsageError
@@ -130,7 +130,7 @@ class Plan:
 def plan(request: Request) -> Plan:
     """Checks a QuantizeJob. Raises UsageError listing every problem found, one a line, each naming its key."""
     job, resume = request.job, request.resume
-    problems = ranges.values(asdict(job)) + limits.room("workers", job.workers)
+    problems = ranges.values(asdict(job)) + hardware.room("workers", job.workers)
     notes: list[str] = []
 
     def attempt(f, *args):
