@@ -30,8 +30,8 @@ def main() -> int:
     from lib.apart import apart
 
     ray_session.prepare()
-    from lib.command_line import Request
     from lib.compression import measure
+    from lib.config.command_line import Request
     from lib.evals import plan as evals
     from lib.evals.evaluate import evaluate
     from lib.evals.job import EvalJob

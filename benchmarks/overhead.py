@@ -33,7 +33,7 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
     sys.path.insert(0, str(ROOT))
     from cluster.work import stage
     from lib import data, head, models
-    from lib.config import Job
+    from lib.config.job import Job
     from lib.stage.worker import save_work
     from lib.training_arguments import arguments
 

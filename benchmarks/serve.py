@@ -101,7 +101,7 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
     import yaml
 
     from lib import hardware, models
-    from lib.config import Scale
+    from lib.config.job import Scale
 
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     gpu = hardware.local_gpus() > 0

@@ -79,7 +79,7 @@ def train(job_json: dict) -> int:
 
     from jobs.distill import STAGE
     from lib import data
-    from lib.config import Job
+    from lib.config.job import Job
     from lib.training_arguments import arguments
 
     job = Job.from_dict(job_json)

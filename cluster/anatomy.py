@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lib import models
-from lib.config import Model
+from lib.config.job import Model
 from lib.run import Run, cache
 
 NF4 = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8

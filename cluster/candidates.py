@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cluster.market import MarketError
 from lib import hardware
-from lib.config import Scale
+from lib.config.job import Scale
 
 GIB = 1 << 30
 

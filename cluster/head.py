@@ -67,7 +67,7 @@ def read(path: str) -> dict:
     """Reads the YAML and completes it for a head on this machine. Raises ValueError."""
     from ray.autoscaler.sdk import fillout_defaults
 
-    from lib.config_file import read_yaml
+    from lib.config.config_file import read_yaml
 
     config = {"cluster_synced_files": []} | read_yaml(path)
     config_schema.check(config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cluster.anatomy import described
 from lib import data, models
-from lib.config import Job
+from lib.config.job import Job
 from lib.rendering.sequences import Sequence, Settings, sequences
 
 SAMPLE = 512

@@ -20,7 +20,7 @@ from cluster import candidates, throughput
 from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.work import Work, stage
 from lib import cli, refusing
-from lib.config import Job
+from lib.config.job import Job
 from lib.run import Run
 from lib.stage import plan
 

@@ -11,8 +11,9 @@ from cluster import throughput
 from cluster.anatomy import Anatomy, described, study
 from cluster.footprint import Footprint, Setting, footprint
 from cluster.lengths import Lengths, measure
-from lib import fields, hardware, strategy
-from lib.config import Job, Model
+from lib import hardware, strategy
+from lib.config import trl_fields
+from lib.config.job import Job, Model
 from lib.errors import UsageError, nearest
 from lib.stage.stage import Stage
 
@@ -47,7 +48,7 @@ class Work:
     defaults: dict = field(init=False)
 
     def __post_init__(self):
-        self.defaults = {key: f.default for key, f in fields.read(self.stage.config).items()}
+        self.defaults = {key: f.default for key, f in trl_fields.read(self.stage.config).items()}
         self.lengths = measure(self.job, self.stage.rows, self.train("max_length") or 1024)
 
     def train(self, key: str):

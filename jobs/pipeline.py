@@ -26,8 +26,9 @@ from functools import partial
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-from lib import config_file, integrity, termination
-from lib.config_file import read_yaml
+from lib import integrity, termination
+from lib.config import config_file
+from lib.config.config_file import read_yaml
 from lib.errors import UsageError, nearest
 from lib.forecast import Forecast
 from lib.refusing import refusing
@@ -93,7 +94,8 @@ def _fill(value, runs: dict[str, str], where: str) -> str:
 
 def _parse(step: dict, runs: dict[str, str], where: str) -> None:
     """Raises UsageError if the step's job would reject a key or value, instead of failing only when the step starts."""
-    from lib import cli, ranges
+    from lib import cli
+    from lib.config import ranges
     from lib.stage.stage import Stage
 
     options = [f"--{k}={_fill(v, runs, where)}" for k, v in (step.get("set") or {}).items()]
@@ -110,7 +112,7 @@ def _parse(step: dict, runs: dict[str, str], where: str) -> None:
 def identity(step: dict, settings: dict[str, str]) -> str:
     """Returns eight hex digits that change with anything the step's result depends on."""
     from lib import data, models
-    from lib.config import Data
+    from lib.config.job import Data
     from lib.data.rows import COMPARED, KINDS
 
     kinds = config_file.types_of(Data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lib import device, hardware, logs, waiting
-from lib.config import Scale
+from lib.config.job import Scale
 from lib.run import Run
 
 

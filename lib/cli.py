@@ -10,10 +10,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from lib import config_file, fields
-from lib.command_line import LORA_OWNED, OWNED, Request, option, parsed, refuse_clocks, stored, unknown
-from lib.config import Data, Eval, Job, Model, Scale
-from lib.config_file import read_yaml
+from lib.config import config_file, trl_fields
+from lib.config.command_line import LORA_OWNED, OWNED, Request, option, parsed, refuse_clocks, stored, unknown
+from lib.config.config_file import read_yaml
+from lib.config.job import Data, Eval, Job, Model, Scale
 from lib.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
         kinds |= config_file.types_of(cls, f"{section}.")
     del kinds["model.lora"]
     for section, name in (("model.lora", LORA), ("train", stage.config)):
-        kinds |= {f"{section}.{key}": f.type for key, f in fields.read(name).items()}
+        kinds |= {f"{section}.{key}": f.type for key, f in trl_fields.read(name).items()}
     _check_options(argv, known, kinds)
     given, resumed = option(argv, "--config"), option(argv, "--resume")
     tree = read_yaml(given, kinds) if given else {}
@@ -80,7 +80,7 @@ def _parser(stage: str, config_class: str):
         parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
     for section, cls, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
         group = parser.add_argument_group(f"{section}: fields of {cls.replace(':', '.')}")
-        for key, f in fields.read(cls).items():
+        for key, f in trl_fields.read(cls).items():
             if key not in owned:
                 shown = f" (default: {f.default})" if f.default is not None else ""
                 group.add_argument(
@@ -134,7 +134,7 @@ def schema(stage: str, config_class: str) -> dict:
 
     def borrowed(title: str, cls: str, owned=()) -> dict:
         rows = {
-            k: (f.type, Field(f.default, description=f.help)) for k, f in fields.read(cls).items() if k not in owned
+            k: (f.type, Field(f.default, description=f.help)) for k, f in trl_fields.read(cls).items() if k not in owned
         }
         return create_model(title, __config__=strict, **rows).model_json_schema()
 

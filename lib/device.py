@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import hardware, node_types
-from lib.config import Scale
+from lib.config.job import Scale
 from lib.failure import StopTraining
 from lib.node_types import NodeType
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trl import SFTTrainer
-from trl.trainer.sft_config import SFTConfig  # by its module, where lib/fields.py finds its fields
+from trl.trainer.sft_config import SFTConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
 from lib import on_policy
 from lib.prune import cut

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from lib.config import Job
+from lib.config.job import Job
 from lib.device import of_worker
 from lib.distillation import DistillConfig
 from lib.run import Run

@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from lib.config import Scale
+from lib.config.job import Scale
 
 CGROUP = Path("/sys/fs/cgroup")
 """Folder with a container's limits (https://docs.kernel.org/admin-guide/cgroup-v2.html)."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trl import KTOTrainer
-from trl.trainer.kto_config import KTOConfig  # by its module, where lib/fields.py finds its fields
+from trl.trainer.kto_config import KTOConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
 from lib import preference_losses
 from lib.heldout import Shards, log_means

@@ -8,7 +8,7 @@ train.answers    whose answers are learnt, the data's or the teacher's (lib/teac
 from __future__ import annotations
 
 from lib import data, models, provenance
-from lib.config import Job
+from lib.config.job import Job
 from lib.run import Run
 from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from lib import ranges, strategy
-from lib.config import Job
+from lib import strategy
+from lib.config import ranges
+from lib.config.job import Job
 from lib.errors import nearest
 from lib.quantize import qat
 
@@ -58,7 +59,7 @@ def revision(given: str | None, base: str) -> list[str]:
 def _scale(job: Job, gpu: bool) -> list[str]:
     s, out = job.scale, []
     if min(s.workers, s.global_batch, s.micro_batch, s.cpus_per_worker, s.min_workers or 1) < 1:
-        return []  # reported by lib/ranges.py
+        return []  # reported by lib/config/ranges.py
     for n in range(s.min_workers or s.workers, s.workers + 1):
         try:
             strategy.split_batch(s.global_batch, s.micro_batch, n)

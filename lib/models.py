@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lib import integrity, merging
 from lib.chat_template import template_sha256
-from lib.config import Model
+from lib.config.job import Model
 from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
 from lib.run import Run, absolute

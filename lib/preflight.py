@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lib import structure
-from lib.config import Job
+from lib.config.job import Job
 from lib.errors import UsageError, nearest
 from lib.run import cache
 from lib.structure import attempt
@@ -123,7 +123,7 @@ def check(job: Job, config: str, gpu: bool) -> list[str]:
 
 
 def _arguments(job: Job, config: str, gpu: bool):
-    from lib import fields
+    from lib.config import trl_fields
     from lib.training_arguments import arguments
 
     train = {k: v for k, v in job.train.items() if not (gpu and k in ON_GPU)}
@@ -131,7 +131,7 @@ def _arguments(job: Job, config: str, gpu: bool):
         "lib."
     ):  # only TRL's fields are built; ours are checked elsewhere, and their import takes seconds
         config = "trl.trainer.sft_config:SFTConfig"
-        train = {k: v for k, v in train.items() if k in fields.read(config)}
+        train = {k: v for k, v in train.items() if k in trl_fields.read(config)}
     one = {"workers": 1, "min_workers": None, "strategy": "ddp", "offload": False, "device": "cpu", "precision": "fp32"}
     return arguments(replace(job, scale=replace(job.scale, **one), train=train), config, 1, os.devnull)[0]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trl.trainer.dpo_config import DPOConfig  # by its module, where lib/fields.py finds its fields
+from trl.trainer.dpo_config import DPOConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
 from lib.dpo import WholeStepTrainer
 from lib.heldout import counts, log_means

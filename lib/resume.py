@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from lib.config import Job
+from lib.config.job import Job
 from lib.run import Run
 
 MAY_CHANGE = {

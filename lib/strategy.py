@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib.config import Scale
+from lib.config.job import Scale
 
 WRAPPED = {
     "ddp": "DistributedDataParallel",

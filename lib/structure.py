@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from lib import merging, models
-from lib.config import Job
+from lib.config.job import Job
 from lib.errors import nearest
 from lib.run import Run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from lib import hardware, models, strategy
-from lib.config import Job
+from lib.config.job import Job
 
 DEFAULTS = {
     "report_to": "none",

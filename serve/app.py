@@ -29,7 +29,7 @@ ARRIVING = 1000
 
 def app(args: dict[str, Any]) -> serve.Application:
     """Returns the application for these arguments (serve/serving.py). Raises ClickException, before starting anything, if one is wrong."""
-    from lib.config import Scale
+    from lib.config.job import Scale
     from lib.hardware import gpus, worker_env
 
     try:

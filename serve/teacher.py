@@ -31,7 +31,7 @@ class Teaching:
 def app(args: dict[str, Any]) -> serve.Application:
     """Returns the application. Raises ClickException, before starting anything, if an argument is wrong."""
     from lib import models
-    from lib.config import Scale
+    from lib.config.job import Scale
     from lib.hardware import gpus, worker_env
     from serve import serving
 

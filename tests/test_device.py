@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib import device
-from lib.config import Scale
+from lib.config.job import Scale
 from lib.failure import explain
 from lib.node_types import NodeType
 from lib.run import Run

@@ -52,7 +52,7 @@ def test_dropping_drops_the_same_rows_too():
 
 
 def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
-    from lib.config import Data, Job, Model, Scale
+    from lib.config.job import Data, Job, Model, Scale
 
     scale = Scale(global_batch=24, micro_batch=4, precision="fp32")
     job = Job("unused", "sft", Model(tiny_model), Data(chats_file, heldout_fraction=0), {"max_length": 64}, scale)
@@ -65,7 +65,7 @@ def test_a_trainer_gets_them(tiny_model, chats_file, tmp_path):
 @pytest.mark.parametrize("order", ["random", "sequential"])
 def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(order, tiny_model, chats_file, tmp_path):
     """10 rows in batches of 4 are 3 steps per epoch; the checkpoint is of step 4."""
-    from lib.config import Data, Job, Model, Scale
+    from lib.config.job import Data, Job, Model, Scale
 
     train = {"num_train_epochs": 2, "save_steps": 4, "train_sampling_strategy": order, "max_length": 64}
     scale = Scale(global_batch=4, micro_batch=2, precision="fp32")

@@ -3,7 +3,7 @@
 import pytest
 
 from lib import head
-from lib.config import Data, Job, Model, Scale
+from lib.config.job import Data, Job, Model, Scale
 from lib.stage.worker import save_work
 from lib.training_arguments import arguments
 from tests import stages

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.config import Data, Job, Model, Scale
+from lib.config.job import Data, Job, Model, Scale
 from lib.training_arguments import arguments
 from tests import stages
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib import heldout
-from lib.config import Data, Job, Model, Scale
+from lib.config.job import Data, Job, Model, Scale
 from lib.training_arguments import arguments
 from tests import stages
 

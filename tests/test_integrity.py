@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import command_line, integrity, manifest, models
+from lib import integrity, manifest, models
+from lib.config import command_line
 from lib.evals.job import EvalJob
 from lib.run import Run
 from tests.stages import planned

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import cli, command_line, fields, limits, ranges
+from lib import cli, limits
+from lib.config import command_line, ranges, trl_fields
 from lib.evals import plan as eval_plan
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
@@ -170,13 +171,13 @@ def test_known_words_are_the_installed_libraries():
     assert set(re.findall(r'"(\w+)"', found[1])) == limits.DIVERGENT
     for key in ("train.log_level", "train.log_level_replica"):
         assert set(ranges.WORDS[key]) == set(trainer_log_levels)
-    texts = {k: f.help for k, f in fields.read(CONFIGS["sft"]).items()}
+    texts = {k: f.help for k, f in trl_fields.read(CONFIGS["sft"]).items()}
     for key in ("packing_strategy", "train_sampling_strategy", "include_num_input_tokens_seen"):
         for word in ranges.WORDS[f"train.{key}"]:
             assert not isinstance(word, str) or word in texts[key], (key, word)
 
 
 def test_every_key_with_limits_exists():
-    kinds = {f"train.{k}" for stage in CONFIGS for k in fields.read(CONFIGS[stage])}
-    kinds |= {f"model.lora.{k}" for k in fields.read(cli.LORA)}
+    kinds = {f"train.{k}" for stage in CONFIGS for k in trl_fields.read(CONFIGS[stage])}
+    kinds |= {f"model.lora.{k}" for k in trl_fields.read(cli.LORA)}
     assert {k for k in (*ranges.RANGES, *ranges.WORDS) if k.startswith(("train.", "model."))} <= kinds

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lib import merging, models
-from lib.config import Data, Job, Model, Scale
+from lib.config.job import Data, Job, Model, Scale
 from lib.failure import StopTraining
 from lib.stage.worker import save_work
 from lib.training_arguments import arguments

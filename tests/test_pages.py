@@ -53,7 +53,7 @@ def small_model(folder: Path) -> str:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from lib import data
-    from lib.config import Data
+    from lib.config.job import Data
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from lib import preflight
-from lib.config import Job, Model, Scale
+from lib.config.job import Job, Model, Scale
 from lib.stage.plan import Plan
 from tests import warm
 from tests.conftest import PATIENCE, REPO

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.config import Job, Model
+from lib.config.job import Job, Model
 from lib.errors import UsageError
 from lib.rendering.base import base
 from lib.rendering.losses import CALLS, THOUGHTS, TOOLS, lost

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib import data
-from lib.config import Data, Job, Model
+from lib.config.job import Data, Job, Model
 from lib.failure import StopTraining
 from lib.rendering import whole
 from lib.rendering.base import base

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.config import Data, Job, Model, Scale
+from lib.config.job import Data, Job, Model, Scale
 from lib.reward_model import RewardModel
 from lib.sampling import Sampling
 from lib.training_arguments import arguments

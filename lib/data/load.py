@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import sources
 from lib.data.check import Check
 from lib.data.formats import FORMATS

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data.check import Check
 from lib.data.formats import FORMATS
 from lib.data.marks import MESSAGES, settle

@@ -17,7 +17,7 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import read
 from lib.data.rows import BadRow, missing_as_null
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from lib.command_line import Request
+from lib.config.command_line import Request
+from lib.config.dataclass_cli import Typed
 from lib.errors import UsageError
 from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
 from lib.run import Run
-from lib.typed import Typed
 
 USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs NAME … | --runs.NAME RUN] [--KEY VALUE …] [--dry-run]"
 KEYS = Typed("eval", EvalJob, USAGE, ("runs", "task_data", "data.columns"), ("tasks", "decoding"))

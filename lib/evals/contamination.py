@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data.split import LEAK_WORDS, normalise
 from lib.evals.report import Overlap
 from lib.evals.task import Example

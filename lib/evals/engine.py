@@ -187,7 +187,7 @@ class Engine:
     def _serve(self, me: int) -> None:
         import ray
 
-        from lib.config import Scale
+        from lib.config.job import Scale
         from lib.hardware import worker_env
 
         options = {

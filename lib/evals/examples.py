@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import sources
 from lib.data.rows import BadRow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lib import quantized, vllm_generator
-from lib.config import Data, Job
+from lib.config.job import Data, Job
 from lib.evals import decoding, length
 from lib.evals.decoding import Decoding
 from lib.evals.endpoint import Judge

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from lib import hardware, logs, quantized, ranges
+from lib import hardware, logs, quantized
+from lib.config import ranges
 from lib.errors import nearest
 from lib.evals import (
     bertscore,

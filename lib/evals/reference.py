@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data.marks import learnt
 from lib.evals.task import Example
 

@@ -7,7 +7,7 @@ import shutil
 import time
 
 from lib import manifest
-from lib.config import Job
+from lib.config.job import Job
 from lib.logs import say
 from lib.prune.importance import linears, seen
 from lib.prune.methods import METHODS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from lib.config import Job
+from lib.config.job import Job
 from lib.run import Run
 
 

@@ -19,7 +19,7 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
     import ray
 
     from lib import hardware, logs, waiting
-    from lib.config import Scale
+    from lib.config.job import Scale
 
     gpu = int(hardware.gpus() > 0)
     env = {"pip": {"packages": PACKAGES}, "env_vars": hardware.worker_env(Scale(), bool(gpu))}

@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import command_line, config_file, data, hardware, integrity, logs, quantized, ranges, vllm_generator
-from lib.command_line import Request
-from lib.config import Data
+from lib import data, hardware, integrity, logs, quantized, vllm_generator
+from lib.config import command_line, config_file, ranges
+from lib.config.command_line import Request
+from lib.config.dataclass_cli import Typed
+from lib.config.job import Data
 from lib.errors import UsageError
 from lib.evals.job import EvalJob
 from lib.evals.plan import unfiled
 from lib.evals.spec import Spec, find
 from lib.quantize.methods import METHODS
 from lib.run import Run
-from lib.typed import Typed
 
 
 @dataclass

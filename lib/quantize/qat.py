@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from lib.config import Job
+from lib.config.job import Job
 
 
 def problems(job: Job) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 
 
 def answer(asked: dict) -> dict:
-    from lib.config import Model
+    from lib.config.job import Model
     from lib.rendering.base import base
     from lib.rendering.counts import Counts
     from lib.rendering.sequences import Settings, sequences

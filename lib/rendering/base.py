@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from lib import models
-from lib.config import Model
+from lib.config.job import Model
 from lib.encode import ends
 from lib.rendering.sequences import Settings
 

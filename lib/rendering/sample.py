@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import fields, packaged
-from lib.config import Job
+from lib import packaged
+from lib.config import trl_fields
+from lib.config.job import Job
 from lib.rendering.counts import Counts
 from lib.rendering.sequences import Settings
 from lib.rendering.verdict import NOUNS, verdict
@@ -94,7 +95,7 @@ def look(
     """
     if not sample.rows:
         return None, [], []
-    defaults = {key: f.default for key, f in fields.read(config).items()}
+    defaults = {key: f.default for key, f in trl_fields.read(config).items()}
     settings = Settings.of(job.makes, SimpleNamespace(**defaults | job.train))
     try:
         reply = _rendered(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib.config import Job
+from lib.config.job import Job
 from lib.rendering.counts import Counts
 from lib.rendering.sequences import Settings
 

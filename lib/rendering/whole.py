@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lib import data
-from lib.config import Job
+from lib.config.job import Job
 from lib.failure import StopTraining
 from lib.rendering.base import base
 from lib.rendering.counts import Counts

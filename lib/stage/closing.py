@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 
-from lib.config import Job
+from lib.config.job import Job
 from lib.console import show
 from lib.run import Run
 

@@ -7,9 +7,10 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import checkpoint, data, device, fields, integrity, limits, logs, models, quantized, resume, strategy
-from lib.command_line import Request
-from lib.config import Job
+from lib import checkpoint, data, device, integrity, limits, logs, models, quantized, resume, strategy
+from lib.config import trl_fields
+from lib.config.command_line import Request
+from lib.config.job import Job
 from lib.device import Device
 from lib.errors import UsageError
 from lib.rendering import sample
@@ -92,7 +93,7 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
             problems.append(str(e))
 
     if stage.check:
-        attempt(stage.check, job, fields.filled(stage.config, job.train))
+        attempt(stage.check, job, trl_fields.filled(stage.config, job.train))
     located = attempt(models.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
     identities = {"model.base": identity}

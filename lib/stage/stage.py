@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from lib.config import Job
+    from lib.config.job import Job
     from lib.data import Loaded
     from lib.run import Run
 

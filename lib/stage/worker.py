@@ -29,7 +29,7 @@ from lib import (
 )
 from lib.chat_template import template_sha256
 from lib.collectives import barrier, share
-from lib.config import Job
+from lib.config.job import Job
 from lib.failure import StopTraining
 from lib.publish import publish
 from lib.quantize import qat

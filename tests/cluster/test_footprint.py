@@ -6,7 +6,7 @@ import pytest
 
 from cluster import anatomy, footprint, throughput
 from cluster.anatomy import Anatomy
-from lib.config import Model
+from lib.config.job import Model
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 

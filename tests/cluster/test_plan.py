@@ -8,7 +8,7 @@ import pytest
 
 from cluster import bootstrap, candidates, judge, markets, plan, throughput
 from cluster.__main__ import main
-from lib.config_file import read_yaml
+from lib.config.config_file import read_yaml
 from lib.run import Run
 from tests.cluster.conftest import simulator
 from tests.conftest import PATIENCE, REPO, run_job

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import absolute, check, load, per_answer, scan
 from tests.data.conftest import CHAT, qa, qa_chats, questions
 
@@ -227,7 +227,7 @@ def test_check_imports_nothing_heavy_and_is_fast(write):
     path = write("a.jsonl", [row | {"question": f"{i} {row['question']}"} for i in range(2000)])
     code = (
         "import sys, time\nstart = time.process_time()\n"
-        "from lib.config import Data; from lib.data import check\n"
+        "from lib.config.job import Data; from lib.data import check\n"
         "assert check(Data(sys.argv[1]), ('chat',)).rows > 1700\n"
         "heavy = {'torch', 'datasets', 'pandas', 'pyarrow', 'ray', 'numpy', 's3fs'} & set(sys.modules)\n"
         "assert not heavy, heavy\nprint(time.process_time() - start)"

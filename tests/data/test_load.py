@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import check, load, per_answer
 from tests.conftest import PATIENCE
 from tests.data.conftest import CHAT, qa, qa_chats, questions
@@ -183,7 +183,7 @@ def test_workers_that_start_together_get_the_same_rows(write, cache):
     path = write("a.jsonl", qa(3000))
     code = (
         "import sys, datasets; datasets.config.HF_DATASETS_CACHE = sys.argv[2]\n"
-        "from lib.config import Data; from lib.data import load\n"
+        "from lib.config.job import Data; from lib.data import load\n"
         "l = load(Data(sys.argv[1]), ('chat',))\n"
         "print(len(l.train), len(l.heldout), l.check.sha256, l.train._fingerprint, l.train[5], l.heldout[5])"
     )

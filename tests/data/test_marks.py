@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import check, load, per_answer
 from lib.data.formats import FORMATS
 from lib.data.marks import mark

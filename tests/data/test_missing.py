@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import check, load
 from tests.data.conftest import CHAT
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import load
 from lib.data.repeats import without_prompt
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import check, load
 
 ROWS = [{"question": f"What is {i}?", "answer": str(i)} for i in range(40)]

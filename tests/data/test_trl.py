@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.config import Data
+from lib.config.job import Data
 from lib.data import load, per_answer
 
 TEMPLATE = (

@@ -9,7 +9,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from lib import command_line, config_file
+from lib.config import command_line, config_file
 from lib.errors import UsageError
 
 

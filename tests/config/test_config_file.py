@@ -5,7 +5,8 @@ import typing
 import pytest
 
 from cluster.work import stage
-from lib import cli, config_file, errors
+from lib import cli, errors
+from lib.config import config_file
 from lib.evals import cli as eval_cli
 
 SFT = "trl.trainer.sft_config:SFTConfig"

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from lib import config_file
+from lib.config import config_file
 from lib.errors import UsageError, nearest
 
 OWNED = {

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lib import fields
+from lib.config import trl_fields
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_same_names_and_defaults_as_the_real_class(dotted):
 
     module, name = dotted.split(":")
     real = {f.name: f for f in dataclasses.fields(getattr(importlib.import_module(module), name)) if f.init}
-    read = fields.read(dotted)
+    read = trl_fields.read(dotted)
     assert set(read) == {n for n in real if not n.startswith("_")}
     for key, f in read.items():
         if f.default is not None:
@@ -30,4 +30,4 @@ def test_same_names_and_defaults_as_the_real_class(dotted):
 
 def test_unknown_class():
     with pytest.raises(LookupError, match="no class Nope"):
-        fields.read("trl.trainer.dpo_config:Nope")
+        trl_fields.read("trl.trainer.dpo_config:Nope")

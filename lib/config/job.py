@@ -1,7 +1,7 @@
 """The typed configuration of a job, one class per section of its YAML.
 
 This file defines all of the project's own keys. The keys of `train:` are the fields of the stage's TRL config class (see
-lib/fields.py), and those of `model.lora:` the fields of peft.LoraConfig. The string below each key is its only documentation;
+lib/config/trl_fields.py), and those of `model.lora:` the fields of peft.LoraConfig. The string below each key is its only documentation;
 `--help` prints it.
 """
 

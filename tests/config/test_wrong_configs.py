@@ -8,8 +8,9 @@ import typing
 import pytest
 import yaml
 
-from lib import cli, config_file, fields, preflight
-from lib.config import Data, Eval, Job, Model, Scale
+from lib import cli, preflight
+from lib.config import config_file, trl_fields
+from lib.config.job import Data, Eval, Job, Model, Scale
 from lib.evals import cli as eval_cli
 from lib.evals import plan as eval_plan
 from lib.quantize import job as quantize_job
@@ -105,7 +106,7 @@ def kinds(stage: str) -> dict[str, object]:
         out |= config_file.types_of(cls, f"{name}.")
     del out["model.lora"]
     for name, cls in (("model.lora", cli.LORA), ("train", TRAINED[stage][0])):
-        out |= {f"{name}.{k}": f.type for k, f in fields.read(cls).items()}
+        out |= {f"{name}.{k}": f.type for k, f in trl_fields.read(cls).items()}
     return out
 
 
