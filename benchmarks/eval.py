@@ -140,7 +140,7 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     from lib.evals.engine import Engine
     from lib.evals.job import EvalJob
     from lib.evals.plan import plan
-    from lib.ray_session import connect
+    from lib.runtime.ray_session import connect
     from lib.sampling import Sampling
 
     request = EvalJob(

@@ -26,8 +26,9 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
     parser.add_argument("--out", default="runs/formats", help="folder for the runs and reports")
     options = parser.parse_args()
-    from lib import data, models, ray_session, vllm_generator
-    from lib.apart import apart
+    from lib import data, models, vllm_generator
+    from lib.runtime import ray_session
+    from lib.runtime.isolated_task import apart
 
     ray_session.prepare()
     from lib.compression import measure

@@ -85,8 +85,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from cluster.work import stage
     from lib import cli
-    from lib.hardware import worker_env
     from lib.run import Run
+    from lib.runtime.hardware import worker_env
     from lib.stage import plan
 
     common = [

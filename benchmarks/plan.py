@@ -42,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from cluster import plan, throughput
-    from lib import hardware
     from lib.run import Run
+    from lib.runtime import hardware
 
     with tempfile.TemporaryDirectory() as folder:
         works, runs = {}, {}

@@ -40,7 +40,8 @@ def main() -> int:
     if options.side:
         return train(json.loads(options.side))
     from jobs.distill import STAGE
-    from lib import cli, hardware
+    from lib import cli
+    from lib.runtime import hardware
     from lib.stage import plan
 
     found: dict[str, list[dict]] = {"whole": [], "kept": [], "none": []}

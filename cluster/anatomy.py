@@ -58,7 +58,7 @@ class Anatomy:
 def study(
     model: Model, tokens: int, gpu: bool, precision: str, makes: str = "causal_lm", keep_layers: int | None = None
 ) -> Anatomy:
-    """Returns the anatomy of the model that a worker would train. tokens: T; precision: as returned by lib.hardware.precision; makes:
+    """Returns the anatomy of the model that a worker would train. tokens: T; precision: as returned by lib.runtime.hardware.precision; makes:
     the stage's `makes`.
 
     The first call with the same arguments takes seconds, since it imports torch; the result is cached on disk.

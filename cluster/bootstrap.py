@@ -19,7 +19,7 @@ ON_EVERY_NODE = {
     # gRPC detects an unreachable peer after 15 s instead of never: a driver waits on the connection, not on the GCS.
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    "RAY_worker_niceness": "0",  # as lib/ray_session.py
+    "RAY_worker_niceness": "0",  # as lib/runtime/ray_session.py
     # Allow nodes and drivers another Python 3.11.x than the head's (ray/_private/utils.py, check_version_info; Ray's default refuses).
     "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
 }

@@ -1,6 +1,6 @@
 """The caps of a cluster: `budget: {total_usd, per_hour_usd, max_hours}` in the provider section of its YAML.
 
-Soft: nothing more is rented. Hard: the jobs get a notice (lib/notice.py), save and stop; then every worker is destroyed, then the
+Soft: nothing more is rented. Hard: the jobs get a notice (lib/runtime/cluster_signals.py), save and stop; then every worker is destroyed, then the
 head. `enforce` is called periodically (steward.py) and does whatever is due. Its progress is recorded in the ledger's notes, so
 that after a crash at any point another process can continue.
 """

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from cluster.market import MarketError
-from lib import hardware
 from lib.config.job import Scale
+from lib.runtime import hardware
 
 GIB = 1 << 30
 

@@ -12,15 +12,15 @@ import time
 
 from cluster.ledger import Ledger
 from cluster.market import MarketError
-from lib import notice
-from lib.gcs import Gcs, GcsError
+from lib.runtime import cluster_signals
+from lib.runtime.gcs import Gcs, GcsError
 
 log = logging.getLogger(__name__)
 
 IN_A_ROW = 5
 PAUSE_S = 30 * 60.0
 AGAIN_S = 5.0
-"""An unchanged reason is published again after this long, since jobs ignore old ones (notice.OLD_S)."""
+"""An unchanged reason is published again after this long, since jobs ignore old ones (cluster_signals.OLD_S)."""
 NOTE_S = 60.0
 """A reason is recorded in the ledger at most this often, since the file only grows."""
 MARKETS = "markets"
@@ -97,7 +97,7 @@ class Failures:
             return
         try:
             self._gcs = self._gcs or Gcs(self.address)
-            notice.cannot_rent(self._gcs, text or None)
+            cluster_signals.cannot_rent(self._gcs, text or None)
             self._published = time.time(), text
         except GcsError as e:
             log.warning("Publishing to Ray why nothing is rented failed: %s", e)

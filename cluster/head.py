@@ -31,7 +31,7 @@ START_S = 120.0
 
 
 def main(argv: list[str]) -> int:
-    from lib.refusing import refusing
+    from lib.runtime.refusing import refusing
 
     parser = argparse.ArgumentParser(prog="python -m cluster head", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--config", required=True, help="YAML of the cluster, as for `ray up`")

@@ -9,7 +9,7 @@ from cluster import candidates, throughput, waste
 from cluster.candidates import Candidate
 from cluster.footprint import Footprint
 from cluster.work import Work
-from lib import hardware
+from lib.runtime import hardware
 
 MTBF_H = 8.0
 """Mean hours between preemptions of a spot machine. Assumed; set --mtbf-hours from your own experience."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lib.gcs import Gcs
+from lib.runtime.gcs import Gcs
 
 
 def tell(address: str, instances: set[str], seconds: float = 5) -> int:

@@ -19,9 +19,10 @@ from pathlib import Path
 from cluster import candidates, throughput
 from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.work import Work, stage
-from lib import cli, refusing
+from lib import cli
 from lib.config.job import Job
 from lib.run import Run
+from lib.runtime import refusing
 from lib.stage import plan
 
 LEARN = 3
@@ -106,7 +107,7 @@ def show(work: Work, planned: plan.Plan, rows: list[Row], missing: list[str], ar
     from rich.console import Console
     from rich.table import Table
 
-    from lib.console import show as pairs
+    from lib.runtime.console import show as pairs
 
     a, steps, n = work.plain(), work.steps(), work.lengths
     read = (

@@ -26,8 +26,8 @@ from cluster.market import Rental
 from cluster.markets import MARKETS
 from cluster.progress import Progress, progress, renting
 from cluster.sweep import everything, rate
-from lib import notice
-from lib.gcs import Gcs, GcsError
+from lib.runtime import cluster_signals
+from lib.runtime.gcs import Gcs, GcsError
 
 
 @dataclass
@@ -129,7 +129,7 @@ def _ray(address: str) -> RayNodes | None:
 
     try:
         gcs = Gcs(address, timeout_s=5)
-        nodes, cannot = gcs.node_states(), notice.reason(gcs)
+        nodes, cannot = gcs.node_states(), cluster_signals.reason(gcs)
     except GcsError:  # another program, or a head that is shutting down
         return None
     return RayNodes(address, [

@@ -18,8 +18,8 @@ from cluster.entry import Entry
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.watchdog import HEARTBEAT
-from lib import node_types, notice
-from lib.gcs import Gcs
+from lib.runtime import cluster_signals, node_types
+from lib.runtime.gcs import Gcs
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,13 @@ class Steward(threading.Thread):
 
     def turn(self, now: float) -> None:
         state = self.budget.enforce(
-            self.ledger, now, self.markets, self._is_head, self._tell, lambda: notice.busy(self._gcs()), self._drain
+            self.ledger,
+            now,
+            self.markets,
+            self._is_head,
+            self._tell,
+            lambda: cluster_signals.busy(self._gcs()),
+            self._drain,
         )
         if state != self.state:
             log.warning("Budget: %s (was %s), $%.4f spent.", state, self.state, self.ledger.spent(now))
@@ -77,7 +83,7 @@ class Steward(threading.Thread):
         return Gcs(self.address)
 
     def _tell(self, text: str, deadline: float, usd_per_hour: float) -> None:
-        notice.tell(self._gcs(), notice.Stop(text, deadline, usd_per_hour))
+        cluster_signals.tell(self._gcs(), cluster_signals.Stop(text, deadline, usd_per_hour))
 
     def _drain(self, entries: list[Entry]) -> None:
         try:
@@ -89,7 +95,7 @@ class Steward(threading.Thread):
 def note_jobs(ledger: Ledger, gcs) -> None:
     """Records in the ledger every job of this Ray that changed: its times, its nodes and its last checkpoint."""
     known = ledger.notes("job")
-    for job in notice.jobs(gcs):
+    for job in cluster_signals.jobs(gcs):
         training = job.pop("state")
         state = asdict(training) | {"nodes": list(training.nodes), "training_began": training.began} if training else {}
         key, fields = f"{job['began']:.3f}-{job['id']}", {**state, **job}

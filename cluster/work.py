@@ -11,10 +11,11 @@ from cluster import throughput
 from cluster.anatomy import Anatomy, described, study
 from cluster.footprint import Footprint, Setting, footprint
 from cluster.lengths import Lengths, measure
-from lib import hardware, strategy
+from lib import strategy
 from lib.config import trl_fields
 from lib.config.job import Job, Model
 from lib.errors import UsageError, nearest
+from lib.runtime import hardware
 from lib.stage.stage import Stage
 
 JOBS = Path(__file__).parent.parent / "jobs"

@@ -20,18 +20,18 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.examples < 0:
         parser.error(f"--examples: must be 0 or more, is {options.examples}")
-    from lib.refusing import refusing
+    from lib.runtime.refusing import refusing
 
     with refusing("jobs/diff.py"):
         return _main(options)
 
 
 def _main(options) -> int:
-    from lib.console import show
     from lib.evals import diff
     from lib.evals.render import comparison_lines
     from lib.evals.report import Report
     from lib.run import Run
+    from lib.runtime.console import show
 
     if options.report:
         where = Run(options.report)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from lib import checkpoint
 from lib.errors import nearest
 from lib.run import Run, absolute
+from lib.runtime import checkpoint
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("worker", "driver", "ray", "truncate", "flip")

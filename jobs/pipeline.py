@@ -26,17 +26,17 @@ from functools import partial
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-from lib import integrity, termination
 from lib.config import config_file
 from lib.config.config_file import read_yaml
 from lib.errors import UsageError, nearest
-from lib.forecast import Forecast
-from lib.refusing import refusing
 from lib.run import Run, absolute
+from lib.runtime import integrity, termination
+from lib.runtime.forecast import Forecast
+from lib.runtime.refusing import refusing
 
 ROOT = Path(__file__).parent.parent
 STEP = {"stage": "a job's name", "config": "a file's path", "set": "keys and values", "minutes": "a number"}
-"""Keys of a step and their values. minutes: the step's duration on a reference machine, from which lib/forecast.py predicts it here."""
+"""Keys of a step and their values. minutes: the step's duration on a reference machine, from which lib/runtime/forecast.py predicts it here."""
 DRIVER_ONLY = [
     f"lib.{name}" for name in (
         "stage.driver", "stage.plan", "stage.training", "stage.stops", "stage.progress", "stage.closing", "console", "cli", "failure", "forecast", "ray_session", "resume",

@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass, field
 
 from lib.config.job import Job
-from lib.device import of_worker
 from lib.distillation import DistillConfig
 from lib.run import Run
+from lib.runtime.device import of_worker
 
 COUNTS = (2, 4, 6, 8)
 """Numbers of tokens guessed at a time that are tried."""
@@ -41,8 +41,9 @@ def certify(run: Run, job: Job) -> bool:
 
     Returns whether all answers are identical with and without the draft.
     """
-    from lib import models, ray_session
-    from lib.apart import apart
+    from lib import models
+    from lib.runtime import ray_session
+    from lib.runtime.isolated_task import apart
 
     if not run.fs.exists(run.at("reports/certificate.json")):
         print("Certificate: measuring the target with and without its draft …", flush=True)
@@ -69,7 +70,8 @@ def measure(target: str, draft: str, job: Job, count: int) -> dict:
     """Returns the certificate. target, draft: models as located by lib.models.locate, or runs. count: number of prompts."""
     import torch
 
-    from lib import data, hardware, models
+    from lib import data, models
+    from lib.runtime import hardware
     from lib.sampling import Sampling
     from lib.speculative import Lookup
     from lib.transformers_generator import TransformersGenerator

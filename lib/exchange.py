@@ -6,7 +6,7 @@ import time
 
 from transformers import TrainerCallback
 
-from lib.logs import say
+from lib.runtime.logs import say
 
 PROBE = 1 << 20
 """Number of float32 values that are summed over all workers to measure the link."""

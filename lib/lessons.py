@@ -7,9 +7,10 @@ train.answers    whose answers are learnt, the data's or the teacher's (lib/teac
 
 from __future__ import annotations
 
-from lib import data, models, provenance
+from lib import data, models
 from lib.config.job import Job
 from lib.run import Run
+from lib.runtime import provenance
 from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
 
 
@@ -25,8 +26,9 @@ class Lessons:
 
     def answers(self, rows):
         """Returns the rows, with the teacher's answers if train.answers asks for them."""
-        from lib import hardware, teacher_answers
+        from lib import teacher_answers
         from lib.collectives import barrier, share
+        from lib.runtime import hardware
         from lib.sampling import Sampling
         from lib.transformers_generator import TransformersGenerator
 

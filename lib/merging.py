@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.failure import StopTraining
+from lib.runtime.failure import StopTraining
 
 PROBE = 64
 """Tokens of the row on which the two models are compared."""

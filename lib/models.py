@@ -8,12 +8,13 @@ import json
 import shutil
 from pathlib import Path
 
-from lib import integrity, merging
+from lib import merging
 from lib.chat_template import template_sha256
 from lib.config.job import Model
-from lib.hardware import DTYPES
 from lib.packaged import PACKAGED, installed, package_version, unpack
 from lib.run import Run, absolute
+from lib.runtime import integrity
+from lib.runtime.hardware import DTYPES
 
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS"}
 """{kind of model that a stage makes: PEFT's task_type}"""

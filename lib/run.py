@@ -1,12 +1,12 @@
 """A run: the directory that one job writes. It is the only thing passed between training, evaluation, tuning and serving.
 
     job.yaml          the resolved configuration
-    checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/checkpoint.py)
+    checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/runtime/checkpoint.py)
     model/            loadable by from_pretrained; adapter/ beside it if an adapter was trained
     metrics.jsonl     one JSON object per log line, with `step`
     tensorboard/      event files, if train.report_to includes it
     reports/          report.json, report.md, report.html of evaluations
-    logs/             each process's library output (lib/logs.py)
+    logs/             each process's library output (lib/runtime/logs.py)
     provenance.json   the run's inputs, code version and attempts; `status` is running, finished, failed or
                       interrupted
 

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import manifest
-from lib.logs import say
 from lib.run import Run, cache
+from lib.runtime import manifest
+from lib.runtime.logs import say
 
 SHARD = 64
 """Rows that are computed and stored together."""

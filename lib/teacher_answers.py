@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lib import manifest
-from lib.logs import say
 from lib.run import Run
+from lib.runtime import manifest
+from lib.runtime.logs import say
 from lib.sampling import Sampling
 from lib.teacher import SHARD, whole
 

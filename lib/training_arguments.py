@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-from lib import hardware, models, strategy
+from lib import models, strategy
 from lib.config.job import Job
+from lib.runtime import hardware
 
 DEFAULTS = {
     "report_to": "none",
@@ -44,6 +45,6 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
     args = getattr(importlib.import_module(module), name)(
         **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
     )
-    # lib/checkpoint.py deletes old checkpoints instead, because it knows which ones are complete.
+    # lib/runtime/checkpoint.py deletes old checkpoints instead, because it knows which ones are complete.
     args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
     return args, precision

@@ -16,8 +16,8 @@ from typing import Any
 import click
 from ray import serve
 
-from lib import logs
 from lib.run import Run, cache
+from lib.runtime import logs
 from serve import engines, session
 from serve.guard import Guard
 from serve.keeper import Keeper
@@ -30,7 +30,7 @@ ARRIVING = 1000
 def app(args: dict[str, Any]) -> serve.Application:
     """Returns the application for these arguments (serve/serving.py). Raises ClickException, before starting anything, if one is wrong."""
     from lib.config.job import Scale
-    from lib.hardware import gpus, worker_env
+    from lib.runtime.hardware import gpus, worker_env
 
     try:
         planned = plan(parse(args))

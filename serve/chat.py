@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=8101)
     options = parser.parse_args(argv)
-    from lib.refusing import refusing
+    from lib.runtime.refusing import refusing
 
     with refusing("serve.chat"):
         asked = sides(options.url, options.url2, options.models)

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lib import hardware, models, quantized, vllm_generator
-from lib.device import of_worker
+from lib import models, quantized, vllm_generator
+from lib.runtime import hardware
+from lib.runtime.device import of_worker
 from serve import adapters
 from serve.adapters import Shelf
 from serve.draft import Draft

@@ -48,7 +48,7 @@ class Serving:
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vLLM where it is installed and loads the format, else transformers (no logprobs, n or JSON schema)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and arithmetic. auto: with vLLM on a GPU, the weights' own type; otherwise the choice of lib/hardware.py."""
+    """Type of weights and arithmetic. auto: with vLLM on a GPU, the weights' own type; otherwise the choice of lib/runtime/hardware.py."""
     max_model_len: int | None = None
     """Most tokens of prompt and answer together. None: the model's own limit."""
     tool_calls: str = "hermes"

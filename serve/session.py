@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from lib import ray_session
+from lib.runtime import ray_session
 
 PROXY = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Environment variable that makes Serve's proxies, which inherit it, load serve/proxy.py."""

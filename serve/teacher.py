@@ -32,7 +32,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     """Returns the application. Raises ClickException, before starting anything, if an argument is wrong."""
     from lib import models
     from lib.config.job import Scale
-    from lib.hardware import gpus, worker_env
+    from lib.runtime.hardware import gpus, worker_env
     from serve import serving
 
     try:
@@ -57,8 +57,8 @@ class Teacher:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from lib import models
-        from lib.device import of_worker
         from lib.distillation import vocabulary
+        from lib.runtime.device import of_worker
         from lib.teacher import width
         from lib.window import positions
 

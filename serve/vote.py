@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--results", action="store_true", help="print the votes so far and exit")
     options = parser.parse_args(argv)
-    from lib.refusing import refusing
+    from lib.runtime.refusing import refusing
 
     with refusing("serve.vote"):
         run, pair = Run(options.run), tuple(options.pair)
@@ -85,7 +85,7 @@ def _shown(box: Box, rater: str) -> dict:
 
 def results(box: Box) -> None:
     """Prints how often the second run won, how well the raters agree, and the next command."""
-    from lib.console import show
+    from lib.runtime.console import show
 
     if not (won := box.win_rate()):
         print("No votes yet.")

@@ -19,7 +19,7 @@ from tests import warm
 
 # Set before torch is imported: threads that share a core would busy-wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/ray_session.py, for Rays that tests start themselves
+os.environ.setdefault("RAY_worker_niceness", "0")  # as lib/runtime/ray_session.py, for Rays that tests start themselves
 
 REPO = Path(__file__).parent.parent
 CHATML = (
@@ -270,7 +270,7 @@ def make_run(tiny_model, tmp_path_factory):
 
 def sign(run: Run) -> None:
     """Records the hash of the run's current model/, as a job does at its end."""
-    from lib import manifest
+    from lib.runtime import manifest
 
     files = manifest.hashes(Path(run.at("model")))
     made = {"model_sha256": manifest.digest(files), "files": {f"model/{n}": v for n, v in files.items()}}
@@ -293,7 +293,7 @@ def local_ray():
     """One Ray for the tests of a session, never an existing cluster on the machine."""
     import ray
 
-    from lib.ray_session import connect
+    from lib.runtime.ray_session import connect
 
     with pytest.MonkeyPatch.context() as m:
         m.delenv("RAY_ADDRESS", raising=False)

@@ -10,8 +10,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from lib import checkpoint, integrity
 from lib.run import Run
+from lib.runtime import checkpoint, integrity
 from tests import warm
 from tests.conftest import PATIENCE, REPO, free_port, run_job, s3_environment, wait_for_port
 

@@ -22,7 +22,7 @@ CONFIGS = {name: stage(name).config for name in ("sft", "dpo")}
 @pytest.fixture
 def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
     """refused(stage, *options) → the error message for a job that is valid except for the options."""
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def said(stage: str, *options: str) -> str:
@@ -110,7 +110,7 @@ def test_values_that_mean_nothing(stage, options, says, refused):
     ],
 )
 def test_values_at_their_limits_are_right(options, tiny_model, chats_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
     argv = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run"), *options]
     planned("sft", argv)
 
@@ -131,8 +131,8 @@ def test_values_at_their_limits_are_right(options, tiny_model, chats_file, tmp_p
     ],
 )  # fmt: skip
 def test_evaluations(change, says, tiny_model, chats_file, monkeypatch):
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
-    monkeypatch.setattr("lib.hardware.local_cpus", lambda: 2)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_cpus", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     good = {"runs": {"base": tiny_model}, "tasks": ["perplexity"]}
     with pytest.raises(ValueError) as e:
@@ -148,8 +148,8 @@ def test_a_file_for_a_task_has_no_split_of_the_data(tiny_model, chats_file):
 
 
 def test_quantisations(tiny_model, chats_file, monkeypatch):
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
-    monkeypatch.setattr("lib.hardware.local_cpus", lambda: 2)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_cpus", lambda: 2)
     job = QuantizeJob(model=Source(tiny_model), tasks=[], limit=0, workers=3, task_data={"gsm8kk": "x"}, seed=-1)
     job.data.source = chats_file
     with pytest.raises(ValueError) as e:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lib import merging, models
 from lib.config.job import Data, Job, Model, Scale
-from lib.failure import StopTraining
+from lib.runtime.failure import StopTraining
 from lib.stage.worker import save_work
 from lib.training_arguments import arguments
 from tests import stages

@@ -20,7 +20,7 @@ from tests.stages import planned
 @pytest.fixture
 def good(tiny_model, pairs_file, tmp_path, monkeypatch):
     """Arguments of a valid DPO job, and the folder of its run."""
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)  # for the messages of a machine without a GPU
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)  # for the messages of a machine without a GPU
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return ["--model.base", tiny_model, "--data.source", pairs_file, "--run", str(tmp_path / "runs" / "dpo")]

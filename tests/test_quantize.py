@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from lib import data, hardware, quantized
+from lib import data, quantized
 from lib.compression import measure, report
 from lib.compression.measure import Needs, Rate
 from lib.encode import Encoder
@@ -22,6 +22,7 @@ from lib.evals.job import EvalJob
 from lib.quantize import compressed, gptq, methods
 from lib.quantize import job as quantize_job
 from lib.run import Run
+from lib.runtime import hardware
 from lib.sampling import Sampling
 from lib.transformers_generator import TransformersGenerator
 from serve import serving

@@ -47,7 +47,7 @@ def chats(*before: dict, answer=None, n: int = 20, **columns) -> list[dict]:
 @pytest.fixture
 def planned(tiny_model, tmp_path, monkeypatch):
     """planned(stage, rows, template=None, *options) → the Plan of a job on these rows, none of them held out."""
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def make(stage: str, rows: list[dict], template: str | None = None, *options: str) -> Plan:

@@ -7,10 +7,10 @@ import pytest
 
 from lib import data
 from lib.config.job import Data, Job, Model
-from lib.failure import StopTraining
 from lib.rendering import whole
 from lib.rendering.base import base
 from lib.rendering.sequences import Settings, sequences
+from lib.runtime.failure import StopTraining
 from tests.conftest import run_job
 from tests.test_rendering import ALL, assistant, lengths, user
 

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from cluster.check.steps import Check
     from cluster.head import ENDS
     from cluster.sweep import confirmed
-    from lib.refusing import refusing
+    from lib.runtime.refusing import refusing
 
     args = _parser().parse_args(argv)
     found, left_out = asked_markets(args.market)

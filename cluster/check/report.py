@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.check.pipeline import Pipeline, mark
 from cluster.cost import table
-from lib.provenance import git_state
+from lib.runtime.provenance import git_state
 
 ADDRESS = re.compile(
     r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)"  # IPv4

@@ -60,7 +60,8 @@ def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int)
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from lib import hardware, models, vllm_generator
+    from lib import models, vllm_generator
+    from lib.runtime import hardware
     from lib.sampling import Sampling
     from lib.transformers_generator import TransformersGenerator
 

@@ -14,12 +14,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib import hardware, node_types, vllm_generator, waiting
+from lib import vllm_generator
 from lib.evals import ledger
 from lib.evals.ledger import Ledger
 from lib.evals.spec import Spec
 from lib.evals.worker import Worker
-from lib.failure import StopTraining
+from lib.runtime import hardware, node_types, waiting
+from lib.runtime.failure import StopTraining
 
 SHARD = 64
 """Maximum number of answers (or rows to score) per shard, the unit of work that a process takes from the queue."""
@@ -188,7 +189,7 @@ class Engine:
         import ray
 
         from lib.config.job import Scale
-        from lib.hardware import worker_env
+        from lib.runtime.hardware import worker_env
 
         options = {
             "num_cpus": 1,

@@ -58,7 +58,7 @@ def remember(device: str, work: Iterable[dict], sizes: dict[str, int | None]) ->
 
 def line(bases: list[str], tokens: int, workers: int | None, usd_per_hour: float, device: str = "auto") -> str:
     """Returns a sentence with the minutes and dollars for every model to generate `tokens` tokens; "" if that can't be estimated."""
-    from lib.hardware import local_cpus, local_gpus
+    from lib.runtime.hardware import local_cpus, local_gpus
 
     if os.environ.get("RAY_ADDRESS"):  # the cluster's hardware isn't known before connecting to it
         return ""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib import ray_session, vllm_generator
+from lib import vllm_generator
 from lib.evals import answers, contamination, estimate, gate, harness_tasks, judge, length, summary, tasks
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
@@ -21,6 +21,7 @@ from lib.evals.ledger import Ledger
 from lib.evals.plan import Plan
 from lib.evals.report import Curve, Report, RunInfo, Timing, flatten
 from lib.run import Run
+from lib.runtime import ray_session
 
 PACKAGES = ("torch", "transformers", "ray", "trl", "peft", "datasets", "scipy", "numpy")
 
@@ -195,7 +196,7 @@ def _evaluation_times(work: list[dict], panel: Panel | None, wall: float) -> lis
 
 
 def _environment(planned: Plan) -> dict:
-    from lib.provenance import git_state
+    from lib.runtime.provenance import git_state
 
     shown = ("source", "format", "kind", "rows", "heldout_rows", "sha256")
     data = {name: {k: getattr(check, k) for k in shown} for name, check in planned.checks.items()}

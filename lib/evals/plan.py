@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from lib import hardware, logs, quantized
+from lib import quantized
 from lib.config import ranges
 from lib.errors import nearest
 from lib.evals import (
@@ -27,6 +27,7 @@ from lib.evals.rows import ROWS
 from lib.evals.spec import Spec
 from lib.evals.xstest import XsTest
 from lib.run import Run
+from lib.runtime import hardware, logs
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 
-from lib import logs
 from lib.evals.spec import Spec
 from lib.run import Run
+from lib.runtime import logs
 
 
 class Worker:
@@ -41,9 +41,10 @@ class Worker:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
-        from lib import hardware, models
-        from lib.device import of_worker
+        from lib import models
         from lib.reward_model import RewardModel
+        from lib.runtime import hardware
+        from lib.runtime.device import of_worker
         from lib.transformers_generator import TransformersGenerator
         from lib.vllm_generator import VllmGenerator
 

@@ -6,12 +6,12 @@ import hashlib
 import shutil
 import time
 
-from lib import manifest
 from lib.config.job import Job
-from lib.logs import say
 from lib.prune.importance import linears, seen
 from lib.prune.methods import METHODS
 from lib.run import Run, cache
+from lib.runtime import manifest
+from lib.runtime.logs import say
 
 
 def pruned(job: Job, args) -> str:
@@ -39,8 +39,9 @@ def pruned(job: Job, args) -> str:
 def _make(job: Job, args, run: Run) -> None:
     from transformers import AutoModelForCausalLM
 
-    from lib import checkpoint, data, models
+    from lib import data, models
     from lib.encode import Encoder
+    from lib.runtime import checkpoint
 
     began, method = time.time(), METHODS[args.method]
     folder = checkpoint.scratch(run) / "pruned"

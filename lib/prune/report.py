@@ -11,9 +11,10 @@ from lib.run import Run
 
 def compare(run: Run, job: Job) -> bool:
     """Measures the base and the run, once, and prints the table. Returns True: any result is one."""
-    from lib import data, models, ray_session, vllm_generator
-    from lib.apart import apart
+    from lib import data, models, vllm_generator
     from lib.compression import measure, report
+    from lib.runtime import ray_session
+    from lib.runtime.isolated_task import apart
 
     if run.fs.exists(run.at("reports/prune.json")):
         print(run.read_text("reports/prune.md"), flush=True)

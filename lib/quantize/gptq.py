@@ -18,8 +18,8 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
     """rows: token ids to calibrate on. Ray must be connected. Raises RayError where the environment can't be made."""
     import ray
 
-    from lib import hardware, logs, waiting
     from lib.config.job import Scale
+    from lib.runtime import hardware, logs, waiting
 
     gpu = int(hardware.gpus() > 0)
     env = {"pip": {"packages": PACKAGES}, "env_vars": hardware.worker_env(Scale(), bool(gpu))}
@@ -42,7 +42,7 @@ def calibration(job, source: str) -> list[list[int]]:
 
 def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]], log: str | None) -> None:
     """In llm-compressor's environment. log: the file for what it prints."""
-    from lib import device, logs
+    from lib.runtime import device, logs
 
     device.of_worker()  # stops here where the GPU can't be used
     if log:

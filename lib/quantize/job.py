@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import data, hardware, integrity, logs, quantized, vllm_generator
+from lib import data, quantized, vllm_generator
 from lib.config import command_line, config_file, ranges
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
@@ -20,6 +20,7 @@ from lib.evals.plan import unfiled
 from lib.evals.spec import Spec, find
 from lib.quantize.methods import METHODS
 from lib.run import Run
+from lib.runtime import hardware, integrity, logs
 
 
 @dataclass

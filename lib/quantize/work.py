@@ -7,8 +7,7 @@ import time
 
 import yaml
 
-from lib import checkpoint, data, models, provenance
-from lib.apart import apart
+from lib import data, models
 from lib.compression import measure, report
 from lib.compression.measure import weights
 from lib.evals import plan as evals
@@ -19,6 +18,8 @@ from lib.quantize.job import Plan, QuantizeJob, stored
 from lib.quantize.methods import METHODS, quantize
 from lib.quantized import FORMATS
 from lib.run import Run
+from lib.runtime import checkpoint, provenance
+from lib.runtime.isolated_task import apart
 
 
 def quantised(planned: Plan, command: str) -> bool:

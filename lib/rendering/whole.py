@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lib import data
 from lib.config.job import Job
-from lib.failure import StopTraining
 from lib.rendering.base import base
 from lib.rendering.counts import Counts
 from lib.rendering.sequences import Settings, sequences
 from lib.rendering.verdict import verdict
+from lib.runtime.failure import StopTraining
 
 BATCH = 1000
 

@@ -7,8 +7,8 @@ import shlex
 import sys
 
 from lib.config.job import Job
-from lib.console import show
 from lib.run import Run
+from lib.runtime.console import show
 
 
 def finish(run: Run, job: Job) -> bool:

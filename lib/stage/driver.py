@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lib import cli, logs, provenance, ray_session, refusing, termination
-from lib.console import show
+from lib import cli
 from lib.preflight import Preflight
 from lib.run import Run
+from lib.runtime import logs, provenance, ray_session, refusing, termination
+from lib.runtime.console import show
 from lib.stage import closing, plan
 from lib.stage.stage import Stage, WorkStage
 
@@ -88,7 +89,7 @@ def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
         print(f"\n{termination.word()}{'; the model is finished' if made else ''}. {again}", file=sys.stderr)
         sys.exit(termination.code())
     except Exception as e:
-        from lib.failure import explain
+        from lib.runtime.failure import explain
 
         why = explain(e, run if trains and not _finished(run) else None)
         made = _record(run, "failed", failure=why)

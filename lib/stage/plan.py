@@ -7,14 +7,15 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import checkpoint, data, device, integrity, limits, logs, models, quantized, resume, strategy
+from lib import data, limits, models, quantized, strategy
 from lib.config import trl_fields
 from lib.config.command_line import Request
 from lib.config.job import Job
-from lib.device import Device
 from lib.errors import UsageError
 from lib.rendering import sample
 from lib.run import Run, absolute
+from lib.runtime import checkpoint, device, integrity, logs, resume
+from lib.runtime.device import Device
 from lib.stage.stage import Stage
 
 

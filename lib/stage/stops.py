@@ -8,8 +8,8 @@ import ray
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig
 
-from lib import device
-from lib.failure import worth_retrying
+from lib.runtime import device
+from lib.runtime.failure import worth_retrying
 
 
 class StopWhenPointless(UserCallback):

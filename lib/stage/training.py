@@ -10,9 +10,9 @@ from dataclasses import asdict
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from lib import device, hardware, provenance, ray_session, resume, waiting
-from lib.failure import explain
 from lib.run import Run
+from lib.runtime import device, hardware, provenance, ray_session, resume, waiting
+from lib.runtime.failure import explain
 from lib.stage.plan import Plan
 from lib.stage.progress import Progress
 from lib.stage.stage import Stage

@@ -11,32 +11,18 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import (
-    checkpoint,
-    data,
-    epochs,
-    finite,
-    head,
-    heldout,
-    logs,
-    lora,
-    merging,
-    models,
-    notice,
-    prefixes,
-    provenance,
-    strategy,
-)
+from lib import data, epochs, head, heldout, lora, merging, models, prefixes, strategy
 from lib.chat_template import template_sha256
 from lib.collectives import barrier, share
 from lib.config.job import Job
-from lib.failure import StopTraining
 from lib.publish import publish
 from lib.quantize import qat
 from lib.rendering import whole
 from lib.run import Run
+from lib.runtime import checkpoint, cluster_signals, finite, logs, provenance
+from lib.runtime.failure import StopTraining
+from lib.runtime.tally import Tally
 from lib.stage.stage import Stage
-from lib.tally import Tally
 from lib.training_arguments import arguments
 
 
@@ -153,7 +139,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         )
     tally = Tally(trainer, began, batch, resume)
     trainer.add_callback(_keep_run(run, tally))
-    stopping = notice.callback(run, job.stage) if on_cluster else None
+    stopping = cluster_signals.callback(run, job.stage) if on_cluster else None
     if stopping:
         trainer.add_callback(stopping)
     if link := exchange.callback(trainer.model, job.scale.strategy):
@@ -161,7 +147,9 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     try:
         trainer.train(resume_from_checkpoint=resume)
     except AllStepsDone:
-        trainer.log({"train_loss": 0.0})  # not logged yet; lib/tally.py replaces the value with the run's mean loss
+        trainer.log(
+            {"train_loss": 0.0}
+        )  # not logged yet; lib/runtime/tally.py replaces the value with the run's mean loss
     tally.stop()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from cluster.sim.box import why_not
-from lib import checkpoint
 from lib.run import Run
+from lib.runtime import checkpoint
 from tests.cluster.conftest import Sim
 from tests.cluster.laptop import Laptop
 from tests.conftest import PATIENCE, REPO

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import yaml
 
-from lib import checkpoint
 from lib.run import Run
+from lib.runtime import checkpoint
 from tests.cluster import e2e
 from tests.cluster.e2e import leading, spots, submit, took
 from tests.conftest import PATIENCE, REPO, run_job

@@ -10,12 +10,12 @@ from tests.conftest import PATIENCE, REPO
 
 DARK = """
 import os, signal, sys, time
-from lib.gcs import Gcs
+from lib.runtime.gcs import Gcs
 from ray.cluster_utils import Cluster
 from cluster import lost
 from cluster.failures import Failures
 from cluster.ledger import Ledger
-from lib import notice
+from lib.runtime import cluster_signals as notice
 
 never = {"health_check_initial_delay_ms": 3_600_000}  # so that only what it is told can end the node
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": never})

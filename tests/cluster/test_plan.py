@@ -31,7 +31,7 @@ def nothing_set(monkeypatch, tmp_path):
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # the command sets this for its process
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
 
 
 @pytest.fixture

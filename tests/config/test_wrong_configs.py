@@ -158,8 +158,8 @@ def plan_it(stage: str, path: str) -> Job | None:
 
 @pytest.mark.slow
 def test_every_wrong_config_is_refused_with_its_key(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
-    monkeypatch.setattr("lib.hardware.local_cpus", lambda: 2)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_cpus", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     rng, source = random.Random(14), {"chat": chats_file, "preference": pairs_file}
     path, run, left, refused = tmp_path / "c.yaml", str(tmp_path / "runs" / "x"), [], 0

@@ -11,7 +11,7 @@ from lib.evals import estimate
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
     return tmp_path / "rates.json"
 
 
@@ -45,15 +45,15 @@ def test_too_few_tokens_tell_nothing(cache):
 
 
 def test_the_line(tiny_model, monkeypatch):
-    monkeypatch.setattr("lib.hardware.local_cpus", lambda: 2)
+    monkeypatch.setattr("lib.runtime.hardware.local_cpus", lambda: 2)
     monkeypatch.setattr(estimate, "parameters", lambda base: 2 * 10**8)
     tokens = int(estimate.TYPICAL * 3600 / (2 * 10**8))  # an hour for each of two models
     said = estimate.line(["a", "b"], tokens, None, 0.5)
     assert said == "about 60 minutes at most for those answers, 2 at a time, $0.50, at a common CPU's rate"
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 2)  # two GPUs cost twice as much
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 2)  # two GPUs cost twice as much
     estimate.cache("rates.json").write_text(json.dumps({"gpu": estimate.TYPICAL}))
     assert estimate.line(["a", "b"], tokens, None, 0.5).endswith("$1.00, at the rate of the last evaluation here")
-    monkeypatch.setattr("lib.hardware.local_gpus", lambda: 0)
+    monkeypatch.setattr("lib.runtime.hardware.local_gpus", lambda: 0)
     assert estimate.line(["a"], tokens, 1, 0.0).startswith(
         "about 60 minutes at most for those answers, 1 at a time, at"
     )

@@ -118,7 +118,7 @@ def explain(error: BaseException, run: Run | None = None) -> str:
         lines = [x.strip() for x in text.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Interrupt)\b", x)]
         paragraph = f"The job failed: {(lines or [text])[-1][:600]}"
     if run:
-        from lib import checkpoint
+        from lib.runtime import checkpoint
 
         try:
             step, _ = checkpoint.latest(run)

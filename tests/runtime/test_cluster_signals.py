@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import checkpoint, notice
-from lib.gcs import Gcs
 from lib.run import Run
+from lib.runtime import checkpoint, cluster_signals
+from lib.runtime.gcs import Gcs
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 
@@ -55,7 +55,7 @@ def test_notified_at_any_step_it_saves_stops_and_resumes_to_the_same_bits(
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
-    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # lib.ray_session.connect sets it when a test calls it
+    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # lib.runtime.ray_session.connect sets it when a test calls it
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     drain = f"drain-node --address {cluster.address} --node-id {second.node_id} --deadline-remaining-seconds 600"
     drain += " --reason DRAIN_NODE_REASON_PREEMPTION --reason-message taken"
@@ -64,8 +64,8 @@ def test_notified_at_any_step_it_saves_stops_and_resumes_to_the_same_bits(
     drainer = subprocess.Popen(ready, env=env, stdin=subprocess.PIPE)
     try:
         gcs = Gcs(cluster.address)
-        notice.tell(gcs, notice.Stop("An old word.", time.time() - 1, 1.0))  # has no effect
-        assert not notice.busy(gcs)
+        cluster_signals.tell(gcs, cluster_signals.Stop("An old word.", time.time() - 1, 1.0))  # has no effect
+        assert not cluster_signals.busy(gcs)
         with log.open("w") as f:
             process = subprocess.Popen(
                 [python, "jobs/sft.py", *argv, "--train.max_steps", str(STEPS), "--run", told.path],
@@ -75,20 +75,22 @@ def test_notified_at_any_step_it_saves_stops_and_resumes_to_the_same_bits(
                 stderr=f,
             )
         wait_until(lambda: len(told.metrics()) > 5, process, log)
-        (job,) = notice.jobs(gcs)
-        assert notice.busy(gcs) and job["ended"] is None and "jobs/sft.py" in job["entrypoint"]
+        (job,) = cluster_signals.jobs(gcs)
+        assert cluster_signals.busy(gcs) and job["ended"] is None and "jobs/sft.py" in job["entrypoint"]
         assert (job["state"].run, job["state"].stage, job["state"].max_steps) == (told.path, "sft", STEPS)
         drainer.communicate(b"\n")
         assert drainer.returncode == 0
         wait_until(lambda: saving.search(log.read_text()), process, log)
         first = int(saving.search(log.read_text())[1])
         wait_until(lambda: whole(told, first) or whole(told, first // EVERY * EVERY + EVERY), process, log)
-        notice.tell(gcs, notice.Stop("budget.total_usd: $4.90 of $5.00 are spent.", time.time() + 60, 3.6))
+        cluster_signals.tell(
+            gcs, cluster_signals.Stop("budget.total_usd: $4.90 of $5.00 are spent.", time.time() + 60, 3.6)
+        )
         at = time.time()
         assert process.wait(timeout=PATIENCE) == 1, f"told {time.time() - at:.1f} s ago. {said_by(log)}"
         took = time.time() - at
-        (job,) = notice.jobs(gcs)
-        assert not notice.busy(gcs) and job["ended"] > at
+        (job,) = cluster_signals.jobs(gcs)
+        assert not cluster_signals.busy(gcs) and job["ended"] > at
     finally:
         drainer.kill()
         cluster.shutdown()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from lib.forecast import TAIL, Forecast
 from lib.run import Run
+from lib.runtime.forecast import TAIL, Forecast
 
 
 def run(tmp_path, *rows: tuple[float, int]) -> Run:

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from lib import node_types, notice
-from lib.gcs import Gcs, GcsError
-from lib.logs import say
+from lib.runtime import cluster_signals, node_types
+from lib.runtime.gcs import Gcs, GcsError
+from lib.runtime.logs import say
 
 EVERY_S = 3.0
 """Seconds between polls of the cluster."""
@@ -62,7 +62,7 @@ class Waiting:
                 began, printed = time.monotonic(), None  # if workers lose their nodes, the wait starts from here
                 continue
             try:
-                now, why = get_cluster_status(self.address), notice.reason(gcs)
+                now, why = get_cluster_status(self.address), cluster_signals.reason(gcs)
             except (GcsError, RpcError):  # a busy head may answer the next time
                 continue
             waited = time.monotonic() - began
@@ -108,7 +108,7 @@ def state(status, each: dict[str, float], why: str | None, long: bool) -> str | 
     """Returns the state of nodes for workers with resources `each`, from Ray's ClusterStatus; None if no such worker is waiting, or
     if the autoscaler hasn't had time to react.
 
-    why: why the cluster can't rent (lib/notice.py). long: whether the wait has exceeded QUIET_S.
+    why: why the cluster can't rent (lib/runtime/cluster_signals.py). long: whether the wait has exceeded QUIET_S.
     """
     demands, nodes = status.resource_demands, [*status.active_nodes, *status.idle_nodes]
     pending = _asked([*demands.placement_group_demand, *demands.ray_task_actor_demand], each)

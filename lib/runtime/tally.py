@@ -12,8 +12,8 @@ import resource
 import time
 from pathlib import Path
 
-from lib import finite
-from lib.failure import StopTraining
+from lib.runtime import finite
+from lib.runtime.failure import StopTraining
 
 FILE = "tally.json"
 

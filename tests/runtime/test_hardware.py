@@ -1,4 +1,4 @@
-"""lib/hardware.py: the share of the machine that is ours, also in a container."""
+"""lib/runtime/hardware.py: the share of the machine that is ours, also in a container."""
 
 import ast
 import os
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lib import hardware
+from lib.runtime import hardware
 
 NVML = """
 int nvmlInit_v2(void) { return INIT; }
@@ -84,7 +84,7 @@ def test_gpus_by_the_drivers_library(tmp_path, init, count, printed):
     (tmp_path / "nvml.c").write_text(NVML)
     flags = ["-shared", "-fPIC", f"-DINIT={init}", f"-DCOUNT={count}"]
     subprocess.run(["cc", *flags, "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"], check=True)
-    code = "from lib import hardware; print(hardware.local_gpus())"
+    code = "from lib.runtime import hardware; print(hardware.local_gpus())"
     env = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert printed in (ended.stdout.split() or ended.stderr)

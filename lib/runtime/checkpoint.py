@@ -12,9 +12,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lib import manifest
-from lib.manifest import DONE, hashes
 from lib.run import Run
+from lib.runtime import manifest
+from lib.runtime.manifest import DONE, hashes
 
 ASIDE = "damaged-"
 """Prefix of the name of a checkpoint that failed verification. It is kept until there is a newer whole one."""

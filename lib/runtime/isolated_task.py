@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lib import device, hardware, logs, waiting
 from lib.config.job import Scale
 from lib.run import Run
+from lib.runtime import device, hardware, logs, waiting
 
 
 def apart(run: Run, f, *args):

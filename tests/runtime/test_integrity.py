@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lib import integrity, manifest, models
+from lib import models
 from lib.config import command_line
 from lib.evals.job import EvalJob
 from lib.run import Run
+from lib.runtime import integrity, manifest
 from tests.stages import planned
 
 SFT = "trl.trainer.sft_config:SFTConfig"
@@ -160,8 +161,8 @@ def test_what_a_job_publishes_is_finite(runs, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from lib.failure import StopTraining
     from lib.publish import publish
+    from lib.runtime.failure import StopTraining
 
     folder = tmp_path / "export"
     shutil.copytree(Path(runs["sft"], "model"), folder / "model")

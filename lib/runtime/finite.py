@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.failure import StopTraining
+from lib.runtime.failure import StopTraining
 
 REMEDY = (
     "Lower train.learning_rate, set train.max_grad_norm or train.warmup_steps, or use scale.precision: fp32; checkpoints from "

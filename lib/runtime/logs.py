@@ -70,7 +70,7 @@ def file(run: Run, name: str) -> Path:
     """Returns the log file of the process with role `name`. For a remote run it is on this node's disk, with a unique name."""
     if not run.remote:
         return Path(run.at(f"logs/{name}.log"))
-    from lib import checkpoint
+    from lib.runtime import checkpoint
 
     return checkpoint.scratch(run) / "logs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
 

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 
-from lib.failure import StopTraining, explain, worth_retrying
+from lib.runtime.failure import StopTraining, explain, worth_retrying
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""lib/gcs.py: what is sent to the head, and how its absence is handled. Tests with a real head: tests/cluster/test_lost.py,
+"""lib/runtime/gcs.py: what is sent to the head, and how its absence is handled. Tests with a real head: tests/cluster/test_lost.py,
 test_notice.py."""
 
 import socket
 
 import pytest
 
-from lib import gcs, node_types
-from lib.gcs import Gcs, GcsError
+from lib.runtime import gcs, node_types
+from lib.runtime.gcs import Gcs, GcsError
 
 
 def test_a_head_that_does_not_answer():

@@ -11,8 +11,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from lib.failure import StopTraining
 from lib.run import Run
+from lib.runtime.failure import StopTraining
 
 PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "bitsandbytes")
 

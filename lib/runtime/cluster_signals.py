@@ -14,9 +14,9 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
-from lib.gcs import Gcs, GcsError
-from lib.logs import say
 from lib.run import Run
+from lib.runtime.gcs import Gcs, GcsError
+from lib.runtime.logs import say
 
 STOP = "stop"
 JOB = "job/"

@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import hardware, node_types
 from lib.config.job import Scale
-from lib.failure import StopTraining
-from lib.node_types import NodeType
+from lib.runtime import hardware, node_types
+from lib.runtime.failure import StopTraining
+from lib.runtime.node_types import NodeType
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """{CUDA major version: oldest NVIDIA driver that runs it} (docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility)."""

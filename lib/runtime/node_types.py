@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib.gcs import NODE_TYPE, Gcs
+from lib.runtime.gcs import NODE_TYPE, Gcs
 
 PUBLISHED_S = 30.0
 """Seconds within which a starting head publishes its node types."""

@@ -14,8 +14,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from lib import checkpoint, manifest
 from lib.run import Run, cache
+from lib.runtime import checkpoint, manifest
 
 PARTS = ("model", "adapter")
 ADDED = ("adapter_config.json", "chat_template.jinja")

@@ -1,4 +1,4 @@
-"""lib/waiting.py: a job's message about the nodes for which it waits."""
+"""lib/runtime/waiting.py: a job's message about the nodes for which it waits."""
 
 import pytest
 from ray.autoscaler.v2.schema import (
@@ -14,7 +14,7 @@ from ray.autoscaler.v2.schema import (
     ResourceUsage,
 )
 
-from lib.waiting import state, worded
+from lib.runtime.waiting import state, worded
 
 EACH = {"CPU": 8, "GPU": 1}
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lib import termination
+from lib.runtime import termination
 
 RAY_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints worker source code at every datasets.map
@@ -22,7 +22,7 @@ RAY_ENV = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own controller would cause the warning
     "RAY_prestart_worker_first_driver": "0",  # training workers need an environment of their own anyway
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SCHEDULER_EVENTS": "0",  # "Resized to 0 CPUs." every 3 s while nothing can be rented; lib/waiting.py prints why
+    "RAY_SCHEDULER_EVENTS": "0",  # "Resized to 0 CPUs." every 3 s while nothing can be rented; lib/runtime/waiting.py prints why
     "RAY_worker_niceness": "0",  # at Ray's default of 15 a worker gets a thirtieth of a core beside any other process
     # Output of Ray's own actors that a user can do nothing about.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PreemptionWatcher|multiple active Ray instances|Failed to query Ray Train Controller",

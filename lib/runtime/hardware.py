@@ -36,7 +36,7 @@ def gpus() -> float:
     starts Ray later)."""
     import ray
 
-    from lib import node_types
+    from lib.runtime import node_types
 
     joined = ray.is_initialized() or (os.environ.get("RAY_ADDRESS") and node_types.address())
     return node_types.most("GPU") if joined else local_gpus()

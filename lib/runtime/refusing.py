@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 
-from lib import termination
+from lib.runtime import termination
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def refusing(program: str):
         print(f"\n{termination.word()} before anything was started.", file=sys.stderr)
         sys.exit(termination.code())
     except Exception as e:
-        from lib import failure
+        from lib.runtime import failure
 
         if not isinstance(e, ValueError) and not failure.known(e):
             raise

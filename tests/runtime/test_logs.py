@@ -6,13 +6,13 @@ import subprocess
 import sys
 import warnings
 
-from lib import logs
 from lib.run import Run
+from lib.runtime import logs
 from tests.conftest import s3_environment
 
 PRINTS = """
 import os, subprocess, sys, tempfile, warnings
-from lib import logs
+from lib.runtime import logs
 from lib.run import Run
 run = Run(sys.argv[1])
 for step in (1, 2):

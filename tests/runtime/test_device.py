@@ -1,4 +1,4 @@
-"""lib/device.py: chooses a job's device by the resources its cluster can have, and reports a GPU that can't be used."""
+"""lib/runtime/device.py: chooses a job's device by the resources its cluster can have, and reports a GPU that can't be used."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 
-from lib import device
 from lib.config.job import Scale
-from lib.failure import explain
-from lib.node_types import NodeType
 from lib.run import Run
+from lib.runtime import device
+from lib.runtime.failure import explain
+from lib.runtime.node_types import NodeType
 from tests import warm
 from tests.conftest import PATIENCE, REPO
 
@@ -86,9 +86,9 @@ def test_the_driver_by_its_kernel_module(tmp_path, monkeypatch):
 
 RAY = """
 import sys, threading
-from lib.gcs import Gcs
+from lib.runtime.gcs import Gcs
 from ray.cluster_utils import Cluster
-from lib import node_types
+from lib.runtime import node_types
 
 head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"RAY_NODE_TYPE_NAME": "head"}}
 cluster = Cluster(initialize_head=True, head_node_args=head)

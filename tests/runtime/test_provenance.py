@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from lib import provenance
-from lib.failure import StopTraining
 from lib.run import Run
+from lib.runtime import provenance
+from lib.runtime.failure import StopTraining
 from tests.conftest import REPO
 
 
@@ -63,7 +63,7 @@ def test_sigterm_is_an_interrupt_also_where_ctrl_c_is_ignored(before):
     """As in processes that a shell starts in the background."""
     code = (
         f"import os, signal; signal.signal(signal.SIGINT, signal.{before})\n"
-        "from lib import termination; termination.as_interrupt()\n"
+        "from lib.runtime import termination; termination.as_interrupt()\n"
         "try: os.kill(os.getpid(), signal.SIGTERM)\n"
         "except KeyboardInterrupt: print(termination.word(), termination.code())"
     )

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from lib import checkpoint
 from lib.run import Run
+from lib.runtime import checkpoint
 
 
 @pytest.fixture(params=["local", "s3"])

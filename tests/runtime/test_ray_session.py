@@ -7,7 +7,7 @@ import psutil
 import pytest
 import ray
 
-from lib import failure, ray_session
+from lib.runtime import failure, ray_session
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
