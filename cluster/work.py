@@ -11,9 +11,9 @@ from cluster import throughput
 from cluster.anatomy import Anatomy, described, study
 from cluster.footprint import Footprint, Setting, footprint
 from cluster.lengths import Lengths, measure
-from lib import strategy
 from lib.config import trl_fields
 from lib.config.job import Job, Model
+from lib.distributed import strategy
 from lib.errors import UsageError, nearest
 from lib.runtime import hardware
 from lib.stage.stage import Stage

@@ -27,7 +27,7 @@ class Lessons:
     def answers(self, rows):
         """Returns the rows, with the teacher's answers if train.answers asks for them."""
         from lib import teacher_answers
-        from lib.collectives import barrier, share
+        from lib.distributed.collectives import barrier, share
         from lib.runtime import hardware
         from lib.sampling import Sampling
         from lib.transformers_generator import TransformersGenerator
@@ -48,8 +48,8 @@ class Lessons:
         """Returns the teacher; None if only tokens are learnt. Raises ValueError if teacher and student have different tokens."""
         from transformers import AutoConfig, AutoTokenizer
 
-        from lib.collectives import barrier, share
         from lib.distillation import vocabulary
+        from lib.distributed.collectives import barrier, share
         from lib.window import positions
 
         a, device = self.args, self.args.device

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from lib import strategy
 from lib.config import ranges
 from lib.config.job import Job
+from lib.distributed import strategy
 from lib.errors import nearest
 from lib.quantize import qat
 

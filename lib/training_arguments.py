@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-from lib import models, strategy
+from lib import models
 from lib.config.job import Job
+from lib.distributed import strategy
 from lib.runtime import hardware
 
 DEFAULTS = {

@@ -17,7 +17,7 @@ from lib.runtime.logs import say
 def pruned(job: Job, args) -> str:
     """Folder of the base, pruned: the run's pruned/, made once by the first worker, so that a resumed job heals the same
     model. pruned.json, written last, says what was done. Raises ValueError where the model can't be pruned so."""
-    from lib.collectives import barrier, share
+    from lib.distributed.collectives import barrier, share
 
     run = Run(job.run)
     if share()[0] == 0:

@@ -10,9 +10,9 @@ import yaml
 from lib import data, models
 from lib.compression import measure, report
 from lib.compression.measure import weights
+from lib.distributed.publish import publish
 from lib.evals import plan as evals
 from lib.evals.evaluate import evaluate
-from lib.publish import publish
 from lib.quantize import gptq
 from lib.quantize.job import Plan, QuantizeJob, stored
 from lib.quantize.methods import METHODS, quantize

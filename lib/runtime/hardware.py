@@ -117,7 +117,7 @@ def worker_env(scale: Scale, gpu: bool) -> dict[str, str]:
     if "HF_HUB_OFFLINE" in os.environ:
         env["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
     if not gpu:
-        # DeepSpeed works only if accelerate assumes an accelerator (lib/strategy.py), so ACCELERATE_USE_CPU is false for it.
+        # DeepSpeed works only if accelerate assumes an accelerator (lib/distributed/strategy.py), so ACCELERATE_USE_CPU is false for it.
         zero = scale.strategy.startswith("zero")
         env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false" if zero else "true", "CUDA_VISIBLE_DEVICES": ""}
     return env

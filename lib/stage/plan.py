@@ -7,10 +7,11 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, limits, models, quantized, strategy
+from lib import data, limits, models, quantized
 from lib.config import trl_fields
 from lib.config.command_line import Request
 from lib.config.job import Job
+from lib.distributed import strategy
 from lib.errors import UsageError
 from lib.rendering import sample
 from lib.run import Run, absolute

@@ -11,11 +11,12 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import data, epochs, head, heldout, lora, merging, models, prefixes, strategy
+from lib import data, epochs, head, heldout, lora, merging, models, prefixes
 from lib.chat_template import template_sha256
-from lib.collectives import barrier, share
 from lib.config.job import Job
-from lib.publish import publish
+from lib.distributed import strategy
+from lib.distributed.collectives import barrier, share
+from lib.distributed.publish import publish
 from lib.quantize import qat
 from lib.rendering import whole
 from lib.run import Run
@@ -87,7 +88,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     from transformers import PrinterCallback
     from transformers.utils import logging
 
-    from lib import exchange
+    from lib.distributed import link_warning
 
     logging.disable_progress_bar()
     began = time.time()
@@ -142,7 +143,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     stopping = cluster_signals.callback(run, job.stage) if on_cluster else None
     if stopping:
         trainer.add_callback(stopping)
-    if link := exchange.callback(trainer.model, job.scale.strategy):
+    if link := link_warning.callback(trainer.model, job.scale.strategy):
         trainer.add_callback(link)
     try:
         trainer.train(resume_from_checkpoint=resume)

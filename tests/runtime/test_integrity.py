@@ -161,7 +161,7 @@ def test_what_a_job_publishes_is_finite(runs, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from lib.publish import publish
+    from lib.distributed.publish import publish
     from lib.runtime.failure import StopTraining
 
     folder = tmp_path / "export"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.strategy import split_batch
+from lib.distributed.strategy import split_batch
 
 
 @pytest.mark.parametrize(
