@@ -58,9 +58,10 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     if options.vllm:
         return in_vllm(options.vllm, options.dtype)
-    from lib import models, vllm_generator
+    from lib import vllm_generator
+    from lib.models import locate
 
-    where = models.path(models.locate(options.model)[0])
+    where = locate.path(locate.locate(options.model)[0])
     candidates, absent, tokenizer = ours(where, options.dtype, options.threads)
     sizes = sorted({b for b in (1, 8) if b < options.prompts} | {options.prompts})
     pools = {length: prompts(tokenizer, length, options.prompts) for length in options.lengths}
@@ -98,7 +99,7 @@ def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[
     import torch
     from transformers.utils import is_flash_attn_2_available, logging
 
-    from lib import attention
+    from lib.models import cpu_attention
     from lib.sampling import Sampling
     from lib.transformers_generator import TransformersGenerator
 
@@ -131,7 +132,7 @@ def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[
         return run
 
     def transformers_generator(asked, tokens):
-        model.set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(cpu_attention.NAME)
         generator.batch_rows = len(asked)
         answers = generator.generate([decode(ids) for ids in asked], Sampling(max_new_tokens=tokens))
         return [list(a[0].tokens) for a in answers]
@@ -144,7 +145,7 @@ def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[
         "generate, no KV cache": generate("sdpa", use_cache=False),
         "generate, KV cache, eager": generate("eager"),
         REFERENCE: generate("sdpa"),
-        "generate, KV cache, ours": generate(attention.NAME),
+        "generate, KV cache, ours": generate(cpu_attention.NAME),
         "generate, static cache, sdpa": generate("sdpa", cache_implementation="static"),
         "TransformersGenerator": transformers_generator,
     }

@@ -53,14 +53,14 @@ def main() -> int:
     options = parser.parse_args()
     if options.theirs:
         return theirs(**json.loads(options.theirs))
-    from lib import models
+    from lib.models import locate
 
-    where, _ = models.locate(options.model)
+    where, _ = locate.locate(options.model)
     with tempfile.TemporaryDirectory() as folder:
         files = tasks(Path(folder), options.questions, options.texts)
         found = {}
         for size in (4, 16, 64):
-            asked = json.dumps({"model": models.path(where), "folder": folder, "batch": size})
+            asked = json.dumps({"model": locate.path(where), "folder": folder, "batch": size})
             command = [sys.executable, __file__, "--theirs", asked]
             out = subprocess.run(command, capture_output=True, text=True)
             if out.returncode:

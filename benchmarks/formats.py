@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
     parser.add_argument("--out", default="runs/formats", help="folder for the runs and reports")
     options = parser.parse_args()
-    from lib import data, models, vllm_generator
+    from lib import data, vllm_generator
+    from lib.models import locate
     from lib.runtime import ray_session
     from lib.runtime.isolated_task import apart
 
@@ -36,13 +37,13 @@ def main() -> int:
     from lib.evals import plan as evals
     from lib.evals.evaluate import evaluate
     from lib.evals.job import EvalJob
+    from lib.models.quantization.schemes import METHODS
     from lib.quantize import work
     from lib.quantize.job import QuantizeJob, Source, plan
-    from lib.quantize.methods import METHODS
     from lib.run import Run
 
     engines = ["transformers", "vllm"] if vllm_generator.installed() else ["transformers"]
-    base, _ = models.locate(options.run)
+    base, _ = locate.locate(options.run)
     runs, found = {"before": base}, {}
     with ray_session.connected():
         for name in METHODS:
@@ -65,7 +66,7 @@ def main() -> int:
                 f"{options.out}/eval-{engine}", loaded, tasks=options.tasks, limit=options.limit, engine=engine
             )
             scores[engine] = evaluate(evals.plan(asked))
-    sizes = {n: measure.weights(models.snapshot(p)) for n, p in runs.items()}
+    sizes = {n: measure.weights(locate.snapshot(p)) for n, p in runs.items()}
     text = table(sizes, found, scores)
     Path(options.out, "formats.md").write_text(text, encoding="utf-8")
     print(text)

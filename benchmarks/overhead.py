@@ -5,7 +5,7 @@
 Both sides run the same job in turn on one machine, with one worker each and the same model, rows, TRL arguments, threads and malloc
 settings. Bare TRL is the stage's `build` called in a plain process, with nothing else of ours around it. Both train, measure the
 held-out loss and write the merged model. The steady speed is that of the median step after the first two. On a CPU our job skips
-operations (lib/head.py, lib/prefixes.py, lib/lora.py); with --same-work bare TRL skips them too, which isolates the cost of Ray and of
+operations (lib/models/lm_head.py, lib/models/prefixes.py, lib/models/cpu_lora.py); with --same-work bare TRL skips them too, which isolates the cost of Ray and of
 keeping the run. Prints a table of ratios and exits with 0.
 """
 
@@ -32,13 +32,14 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
 
     sys.path.insert(0, str(ROOT))
     from cluster.work import stage
-    from lib import data, head, models
+    from lib import data
     from lib.config.job import Job
+    from lib.models import export, lm_head, load
     from lib.stage.worker import save_work
     from lib.training_arguments import arguments
 
     if same_work:
-        head.project_labelled_only()
+        lm_head.project_labelled_only()
     job = Job.from_dict(json.loads(job_json))
     torch.set_num_threads(job.scale.cpus_per_worker)
     with tempfile.TemporaryDirectory() as folder:
@@ -47,13 +48,13 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
         args.save_strategy = "no"
         trainer = found.build(job, args, data.load(job.data, found.rows))
         if job.model.adapter != "none":
-            models.train_in_fp32(trainer.model)
+            load.train_in_fp32(trainer.model)
         if same_work:
             save_work(trainer, job.scale.strategy)
         trainer.add_callback(clock(TrainerCallback, started))
         trainer.train()
         trainer.evaluate()
-        models.export(trainer, job.model, Path(folder) / "export")
+        export.export(trainer, job.model, Path(folder) / "export")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
         print("RESULT", json.dumps({"peak": peak, "losses": losses}))

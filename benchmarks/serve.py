@@ -101,8 +101,8 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
     """Returns the command that starts the server, and its environment."""
     import yaml
 
-    from lib import models
     from lib.config.job import Scale
+    from lib.models import locate
     from lib.runtime import hardware
 
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -115,7 +115,7 @@ def command(side: str, options, port: int, folder: Path) -> tuple[list[str], dic
             "applications": [{"name": "it", "route_prefix": "/", "import_path": "serve.app:app", "args": args}],
         }))  # fmt: skip
         return [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", str(config)], env
-    where = models.path(models.locate(options.run)[0])
+    where = locate.path(locate.locate(options.run)[0])
     argv = ["--model", where, "--served-model-name", "it", "--dtype", options.dtype, "--host", "127.0.0.1"]
     argv += ["--port", str(port)] + ([] if gpu else ["--enforce-eager"])
     env |= {} if options.as_it_comes else hardware.worker_env(Scale(), gpu)
@@ -163,9 +163,9 @@ def ends(options) -> list[int]:
     """Returns the ids of the tokens that would end an answer early."""
     from transformers import GenerationConfig
 
-    from lib import models
+    from lib.models import locate
 
-    found = GenerationConfig.from_pretrained(models.path(models.locate(options.run)[0])).eos_token_id
+    found = GenerationConfig.from_pretrained(locate.path(locate.locate(options.run)[0])).eos_token_id
     return found if isinstance(found, list) else [found]
 
 

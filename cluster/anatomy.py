@@ -17,8 +17,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib import models
 from lib.config.job import Model
+from lib.models import load, locate
 from lib.run import Run, cache
 
 NF4 = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
@@ -78,7 +78,7 @@ def study(
 
 
 def described(base: str, revision: str | None = None) -> str:
-    """Returns a folder with config.json and the tokenizer of a base as returned by lib.models.locate; remote weights are not
+    """Returns a folder with config.json and the tokenizer of a base as returned by lib.models.locate.locate; remote weights are not
     downloaded."""
     files = ["*.json", "*.jinja", "*.txt", "tokenizer*", "vocab*"]
     if base.startswith("s3://"):
@@ -92,7 +92,7 @@ def described(base: str, revision: str | None = None) -> str:
                 (target / name).write_bytes(run.fs.cat_file(run.at(f"model/{name}")))
         return str(target)
     if base.startswith("package:") or Path(base).is_dir():
-        return models.path(base)
+        return locate.path(base)
     from huggingface_hub import snapshot_download
 
     return snapshot_download(base, revision=revision, allow_patterns=files)
@@ -154,13 +154,13 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
     # Flash attention isn't installed here, and saves the same tensors as sdpa.
     kernel = "sdpa" if attention.startswith("flash") else attention
     with torch.device("meta"):
-        net = cls.from_config(config, dtype=getattr(torch, models.dtype(model, precision)), attn_implementation=kernel)
+        net = cls.from_config(config, dtype=getattr(torch, load.dtype(model, precision)), attn_implementation=kernel)
         if model.adapter == "lora":
             from peft import LoraConfig, get_peft_model
 
-            lora = LoraConfig(**{"task_type": models.TASK_TYPES[makes]} | model.lora)
+            lora = LoraConfig(**{"task_type": load.TASK_TYPES[makes]} | model.lora)
             net = get_peft_model(net, lora, low_cpu_mem_usage=True).get_base_model()
-            models.train_in_fp32(net)
+            load.train_in_fp32(net)
     return net.train()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.anatomy import described
-from lib import data, models
+from lib import data
 from lib.config.job import Job
+from lib.models import load
 from lib.rendering.sequences import Sequence, Settings, sequences
 
 SAMPLE = 512
@@ -44,7 +45,7 @@ def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(described(job.model.base, job.model.revision))
-    if text := models.template_text(job.model):
+    if text := load.template_text(job.model):
         tokenizer.chat_template = text
     settings = Settings(False, max_length, False, None, False, None)
     found = [s for _, made in sequences(tokenizer, rows[0][0], [row for _, row in rows], settings) for s in _good(made)]

@@ -17,9 +17,10 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    from lib import distillation, models
+    from lib import distillation
+    from lib.models import load
 
-    shared = models.for_trainer(job.model, args)
+    shared = load.for_trainer(job.model, args)
     if args.keep_layers:
         shared["model"] = distillation.made_smaller(shared["model"], args)
     return lessons.trainer(job, args, inputs, shared)

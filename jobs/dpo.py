@@ -13,10 +13,10 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    from lib import models
     from lib.dpo import WholeStepDPOTrainer
+    from lib.models import load
 
-    shared = models.for_trainer(job.model, args)
+    shared = load.for_trainer(job.model, args)
     return WholeStepDPOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 

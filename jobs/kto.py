@@ -25,11 +25,11 @@ def check(job, args):
 
 
 def build(job, args, inputs):
-    from lib import models
     from lib.kto import WholeStepKTOTrainer
+    from lib.models import load
 
     inputs.check.need_both_labels()  # the plan may not have read every row; by now all have been
-    shared = models.for_trainer(job.model, args)
+    shared = load.for_trainer(job.model, args)
     return WholeStepKTOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 

@@ -12,10 +12,10 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    from lib import models
+    from lib.models import load
     from lib.orpo import ORPOTrainer
 
-    shared = models.for_trainer(job.model, args)
+    shared = load.for_trainer(job.model, args)
     return ORPOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 

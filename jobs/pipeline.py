@@ -111,9 +111,10 @@ def _parse(step: dict, runs: dict[str, str], where: str) -> None:
 
 def identity(step: dict, settings: dict[str, str]) -> str:
     """Returns eight hex digits that change with anything the step's result depends on."""
-    from lib import data, models
+    from lib import data
     from lib.config.job import Data
     from lib.data.rows import COMPARED, KINDS
+    from lib.models import locate
 
     kinds = config_file.types_of(Data)
     config = read_yaml(str(ROOT / step["config"]), {f"data.{k}": kind for k, kind in kinds.items()})
@@ -136,9 +137,9 @@ def identity(step: dict, settings: dict[str, str]) -> str:
         "set": settings,
         "code": code(step["stage"]),
         "data": data.check(Data(**section), (*KINDS, COMPARED)).sha256,
-        "base": models.locate(base, model.get("revision"))[1] if base and "model.base" not in settings else None,
+        "base": locate.locate(base, model.get("revision"))[1] if base and "model.base" not in settings else None,
         "template": (ROOT / template).read_text(encoding="utf-8") if template and (ROOT / template).is_file() else None,
-        "runs": {k: models.locate(v)[1] for k, v in evaluated.items() if v and k not in settings},
+        "runs": {k: locate.locate(v)[1] for k, v in evaluated.items() if v and k not in settings},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 

@@ -18,11 +18,11 @@ from lib.stage.stage import Stage
 def build(job, args, inputs):
     from dataclasses import replace
 
-    from lib import models
+    from lib.models import load
     from lib.prune import pruned
 
     smaller = replace(job.model, base=pruned.pruned(job, args))
-    trainer = lessons.trainer(job, args, inputs, models.for_trainer(smaller, args))
+    trainer = lessons.trainer(job, args, inputs, load.for_trainer(smaller, args))
     if methods.METHODS[args.method].sparse:
         pruned.hold(trainer.model)
     return trainer

@@ -1,7 +1,7 @@
 """Quantises a trained run: stores its weights in fewer bits and reports what that saves and costs.
 
 w ≈ s · q, where q is a small integer (for nf4, one of 16 quantiles of a normal distribution) and s a scale per output or block.
-Methods and papers: lib/quantize/methods.py. The result is a run of its own that can be evaluated, served and used as a
+Methods and papers: lib/models/quantization/schemes.py. The result is a run of its own that can be evaluated, served and used as a
 distillation teacher. It can't be trained further; train its parent and quantise again.
 
     python jobs/quantize.py --config configs/quantize.yaml

@@ -13,9 +13,9 @@ def build(job, args, inputs):
     """The run's model/ loads with AutoModelForSequenceClassification and num_labels=1."""
     from trl import RewardTrainer
 
-    from lib import models
+    from lib.models import load
 
-    shared = models.for_trainer(job.model, args, STAGE.makes)
+    shared = load.for_trainer(job.model, args, STAGE.makes)
     return RewardTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 

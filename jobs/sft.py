@@ -13,10 +13,11 @@ def build(job, args, inputs):
     """A chat row becomes one example per assistant turn, with everything before it as the prompt; plain text is one example."""
     from trl import SFTTrainer
 
-    from lib import data, models
+    from lib import data
+    from lib.models import load
 
     train, heldout = data.per_answer(inputs.train), data.per_answer(inputs.heldout)
-    return SFTTrainer(args=args, train_dataset=train, eval_dataset=heldout, **models.for_trainer(job.model, args))
+    return SFTTrainer(args=args, train_dataset=train, eval_dataset=heldout, **load.for_trainer(job.model, args))
 
 
 STAGE = Stage(name="sft", config="trl.trainer.sft_config:SFTConfig", rows=("chat", "text"), build=build)

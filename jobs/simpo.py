@@ -15,10 +15,10 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    from lib import models
+    from lib.models import load
     from lib.simpo import SimPOTrainer
 
-    shared = models.for_trainer(job.model, args)
+    shared = load.for_trainer(job.model, args)
     return SimPOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 

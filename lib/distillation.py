@@ -22,7 +22,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_config import SFTConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
 from lib import on_policy
-from lib.prune import cut
+from lib.models import surgery
 from lib.teacher import Said, Teacher, grouped_as, labelled, logits, width
 
 
@@ -195,4 +195,4 @@ def keep_layers(model, count: int):
     there = len(model.model.layers)
     if not 2 <= count <= there:
         raise ValueError(f"train.keep_layers: must be from 2 to {there}, the base's layers, is {count}.")
-    return cut.layers(model, [round(i * (there - 1) / (count - 1)) for i in range(count)])
+    return surgery.layers(model, [round(i * (there - 1) / (count - 1)) for i in range(count)])

@@ -41,7 +41,7 @@ def certify(run: Run, job: Job) -> bool:
 
     Returns whether all answers are identical with and without the draft.
     """
-    from lib import models
+    from lib.models import locate
     from lib.runtime import ray_session
     from lib.runtime.isolated_task import apart
 
@@ -49,7 +49,7 @@ def certify(run: Run, job: Job) -> bool:
         print("Certificate: measuring the target with and without its draft …", flush=True)
         asked = job.train.get("certify_prompts", DraftConfig.certify_prompts)
         with ray_session.connected():
-            found = apart(run, measure, models.locate(job.train["teacher"])[0], run.path, job, asked)
+            found = apart(run, measure, locate.locate(job.train["teacher"])[0], run.path, job, asked)
         run.write_text("reports/certificate.md", markdown(found))
         run.write_json("reports/certificate.json", found)
     found = run.read_json("reports/certificate.json", "Delete it to measure the draft again.")
@@ -67,10 +67,11 @@ def certify(run: Run, job: Job) -> bool:
 
 
 def measure(target: str, draft: str, job: Job, count: int) -> dict:
-    """Returns the certificate. target, draft: models as located by lib.models.locate, or runs. count: number of prompts."""
+    """Returns the certificate. target, draft: models as located by lib.models.locate.locate, or runs. count: number of prompts."""
     import torch
 
-    from lib import data, models
+    from lib import data
+    from lib.models import locate
     from lib.runtime import hardware
     from lib.sampling import Sampling
     from lib.speculative import Lookup
@@ -80,7 +81,7 @@ def measure(target: str, draft: str, job: Job, count: int) -> dict:
     device = of_worker()
     tokens = job.train.get("answer_tokens", DraftConfig.answer_tokens)
     prompts = data.prompts(data.load(job.data, ("chat",), training=False).heldout, count)
-    folders = [models.path(target), models.path(draft)]
+    folders = [locate.path(target), locate.path(draft)]
     exact, small = (TransformersGenerator(f, "float32", device) for f in folders)
     same = {"of": len(prompts), "dtype": "float32"}
     for how, temperature in (("greedy", 0.0), ("drawn", 1.0)):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.batching import windows
-from lib.encode import Encoder, ends
+from lib.models.encode import Encoder, ends
+from lib.models.window import positions, refuse
 from lib.sampling import Sampling
-from lib.window import positions, refuse
 
 Messages = list[dict]
 Ids = tuple[int, ...]

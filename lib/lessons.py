@@ -7,8 +7,9 @@ train.answers    whose answers are learnt, the data's or the teacher's (lib/teac
 
 from __future__ import annotations
 
-from lib import data, models
+from lib import data
 from lib.config.job import Job
+from lib.models import load, locate
 from lib.run import Run
 from lib.runtime import provenance
 from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
@@ -22,7 +23,7 @@ class Lessons:
         self.folder = args.keep or Run(job.run).at("teacher")
         self.dtype = "bfloat16" if args.bf16 else "float32"
         if not args.teacher.startswith(SERVED):
-            self.where, self.identity = models.path(args.teacher), models.locate(args.teacher)[1]
+            self.where, self.identity = locate.path(args.teacher), locate.locate(args.teacher)[1]
 
     def answers(self, rows):
         """Returns the rows, with the teacher's answers if train.answers asks for them."""
@@ -36,13 +37,13 @@ class Lessons:
         if rows is None or a.answers == "data":
             return rows
 
-        def load():
+        def generator():
             device = str(a.device)
-            template = models.parent_template(a.teacher)
+            template = load.parent_template(a.teacher)
             return TransformersGenerator(self.where, hardware.dtype("auto", a.device.type), device, template)
 
         sampling = Sampling(temperature=a.answer_temperature, max_new_tokens=a.answer_tokens, seed=a.seed)
-        return teacher_answers.written(rows, self.folder, self.identity, load, sampling, share(), barrier)
+        return teacher_answers.written(rows, self.folder, self.identity, generator, sampling, share(), barrier)
 
     def distributions(self, trainer) -> Teacher | None:
         """Returns the teacher; None if only tokens are learnt. Raises ValueError if teacher and student have different tokens."""
@@ -50,7 +51,7 @@ class Lessons:
 
         from lib.distillation import vocabulary
         from lib.distributed.collectives import barrier, share
-        from lib.window import positions
+        from lib.models.window import positions
 
         a, device = self.args, self.args.device
         if a.hard_weight == 1 and not a.on_policy:
@@ -66,14 +67,14 @@ class Lessons:
         self._same_tokens(vocabulary(AutoTokenizer.from_pretrained(self.where)), a.teacher)
         self._fits(trainer, positions(AutoConfig.from_pretrained(self.where)))
 
-        def load() -> Whole:
+        def whole() -> Whole:
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(self.where, dtype=self.dtype)
             return Whole(model.to(device), a.soft_temperature, width(self.tokenizer))
 
         if not a.top_k:
-            return load()
+            return whole()
         rows = [
             (row["input_ids"], row["labels"])
             for part in (trainer.train_dataset, trainer.eval_dataset)
@@ -81,13 +82,13 @@ class Lessons:
             for row in part
         ]
         return Kept(
-            self.folder, rows, f"{self.identity} {self.dtype}", a.top_k, a.soft_temperature, load, trainer.data_collator,
+            self.folder, rows, f"{self.identity} {self.dtype}", a.top_k, a.soft_temperature, whole, trainer.data_collator,
             device, share(), self.job.scale.micro_batch, barrier,
         )  # fmt: skip
 
     def _fits(self, trainer, most: int | None) -> None:
         """Raises ValueError if a row, or a prompt with the student's own answer, may exceed the teacher's positions."""
-        from lib.window import positions, refuse
+        from lib.models.window import positions, refuse
 
         a, parts = self.args, [p for p in (trainer.train_dataset, trainer.eval_dataset) if p is not None]
         lengths = [len(ids) for part in parts for ids in part["input_ids"]]
@@ -114,7 +115,7 @@ class Lessons:
 
 
 def trainer(job: Job, args, inputs: data.Loaded, shared: dict):
-    """Returns the DistillTrainer of this worker. shared: the result of lib.models.for_trainer for the student."""
+    """Returns the DistillTrainer of this worker. shared: the result of lib.models.load.for_trainer for the student."""
     from lib.distillation import DistillTrainer
 
     teacher = Lessons(job, args, shared["processing_class"])

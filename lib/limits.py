@@ -12,7 +12,7 @@ from lib.config import ranges
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.errors import nearest
-from lib.quantize import qat
+from lib.models.quantization import qat
 
 LOSSES = {
     "sft": ("nll", "dft"),
@@ -50,7 +50,7 @@ def heldout(job: Job, checked) -> list[str]:
 
 
 def revision(given: str | None, base: str) -> list[str]:
-    """Returns the problem if model.revision is set and the base, as lib/models.py located it, isn't on a hub."""
+    """Returns the problem if model.revision is set and the base, as lib/models/locate.py located it, isn't on a hub."""
     if given is None or not ("://" in base or base.startswith("package:") or os.path.isabs(base)):
         return []
     return [f"model.revision: {given} would be a commit on a hub, and {base} is none of its models. Leave it out."]

@@ -25,11 +25,11 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from lib import structure
 from lib.config.job import Job
 from lib.errors import UsageError, nearest
+from lib.models import structure
+from lib.models.structure import attempt
 from lib.run import cache
-from lib.structure import attempt
 
 LIMIT_S = 5.0
 """Seconds that the driver waits for the result once the plan is made."""

@@ -20,14 +20,14 @@ class RewardModel:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        from lib import linear, prefixes
-        from lib.encode import Encoder
+        from lib.models import cpu_linear, prefixes
+        from lib.models.encode import Encoder
 
         check_config(model_dir, AutoConfig.from_pretrained(model_dir).to_dict())
         self.encoder = Encoder(model_dir, trained_template)
         model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=getattr(torch, dtype))
         self.model = model.to(device).eval()
-        linear.install(self.model)
+        cpu_linear.install(self.model)
         prefixes.install(self.model)
         if hasattr(model, "score"):  # bfloat16 rounds a reward of 3 to steps of 0.016, enough to make ties
             model.score.float().register_forward_pre_hook(lambda _, x: (x[0].float(),))
@@ -41,7 +41,7 @@ class RewardModel:
         import torch
 
         from lib.batching import batches
-        from lib.window import positions, refuse
+        from lib.models.window import positions, refuse
 
         ids = [self.encoder.render(c, answering=False) for c in conversations]
         most = positions(self.model.config)

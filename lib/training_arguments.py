@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-from lib import models
 from lib.config.job import Job
 from lib.distributed import strategy
+from lib.models import load
 from lib.runtime import hardware
 
 DEFAULTS = {
@@ -29,7 +29,7 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str):
     precision = hardware.precision(job.scale.precision, device)
     per_device, accumulation = strategy.split_batch(job.scale.global_batch, job.scale.micro_batch, workers)
     user = dict(job.train)
-    init = models.init_kwargs(job.model, precision, gpu) | (user.pop("model_init_kwargs", None) or {})
+    init = load.init_kwargs(job.model, precision, gpu) | (user.pop("model_init_kwargs", None) or {})
     strategy.allow_on_cpu(job.scale)
     module, name = config_class.split(":")
     derived = {

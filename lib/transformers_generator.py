@@ -39,12 +39,12 @@ class TransformersGenerator(Generator):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lib import attention, linear, prefixes
+        from lib.models import cpu_attention, cpu_linear, prefixes
 
         super().__init__(model_dir, trained_template, window)
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
-        attention.install(self.model)
-        linear.install(self.model)
+        cpu_attention.install(self.model)
+        cpu_linear.install(self.model)
         self.tree = prefixes.install(self.model)
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
 
@@ -212,7 +212,7 @@ class TransformersGenerator(Generator):
         yield from (logits_CV[-len(b) :] for logits_CV, (_, b) in zip(logits_BCV, pieces, strict=True))
 
     def _by_tree(self, pieces: list[tuple[list[int], list[int]]]) -> Iterator:
-        """Does the same with lib/prefixes.py, which needs padding on the right."""
+        """Does the same with lib/models/prefixes.py, which needs padding on the right."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from lib import models
+from lib.models import load, locate
 from lib.run import Run
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -17,14 +17,14 @@ LATER = 64
 
 def folder(key: str, address: str, base: str) -> str:
     """Returns the adapter folder that a finished LoRA run of `base` has beside its merged model. Raises ValueError naming `key`."""
-    where, _ = models.locate_for(key, address)
+    where, _ = locate.locate_for(key, address)
     run = Run(where)
     if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
         raise ValueError(f"{key}: {address} has no adapter: it is not a run with model.adapter: lora.")
-    trained_on, _ = models.locate(run.job()["model"]["base"])
+    trained_on, _ = locate.locate(run.job()["model"]["base"])
     if trained_on != base:
         raise ValueError(f"{key}: {address} was trained on {trained_on}, but `run` is {base}.")
-    trained, served = models.parent_template(where), Path(models.path(base), "chat_template.jinja")
+    trained, served = load.parent_template(where), Path(locate.path(base), "chat_template.jinja")
     if trained and served.is_file() and hashlib.sha256(served.read_bytes()).hexdigest() != trained:
         raise ValueError(
             f"{key}: {address} was trained with another chat template than that of {base}, which all adapters served "

@@ -23,7 +23,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, Modality, _StreamError
 
-from lib import attention, linear
+from lib.models import cpu_attention, cpu_linear
 from lib.sampling import Sampling
 from serve import fields
 from serve.batch import Batch, Row
@@ -44,8 +44,8 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
     """
     manager = ModelManager(device=device, dtype=dtype, force_model=where)
     model, processor = manager.load_model_and_processor(manager.process_model_name(where))
-    attention.install(model)
-    linear.install(model)
+    cpu_attention.install(model)
+    cpu_linear.install(model)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
     state = State(Writer(model, processor, min(window or longest, longest), most))
     reads = {

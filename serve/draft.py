@@ -23,12 +23,12 @@ class Draft:
     tokens: int
     """Tokens proposed at a time."""
     base: str = ""
-    """The draft model, as returned by lib.models.locate."""
+    """The draft model, as returned by lib.models.locate.locate."""
 
 
 def find(draft: str, tokens: int, target: str) -> Draft:
     """Returns the draft. draft, tokens: the keys `draft` and `draft_tokens` of serve/serving.py; target: the served model, as returned
-    by lib.models.locate.
+    by lib.models.locate.locate.
 
     Raises ValueError naming the key: no such run, unfinished, a reward model, a different vocabulary, or a missing package.
     """
@@ -62,6 +62,6 @@ def _certified(run) -> int | None:
 def _vocabulary(base: str) -> dict[str, int]:
     from transformers import AutoTokenizer
 
-    from lib import models
+    from lib.models import locate
 
-    return AutoTokenizer.from_pretrained(models.path(base)).get_vocab()
+    return AutoTokenizer.from_pretrained(locate.path(base)).get_vocab()

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lib import models, quantized, vllm_generator
+from lib import vllm_generator
+from lib.models import locate, quantized_formats
 from lib.runtime import hardware
 from lib.runtime.device import of_worker
 from serve import adapters
@@ -47,14 +48,14 @@ def speculative(draft: Draft) -> dict[str, Any]:
     """Returns vLLM's speculative_config."""
     more: dict[str, dict[str, Any]] = {
         "ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 3},  # as lib/speculative.py's Lookup
-        "draft_model": {"model": models.path(draft.base)} if draft.base else {},
+        "draft_model": {"model": locate.path(draft.base)} if draft.base else {},
     }
     return {"method": draft.method, "num_speculative_tokens": draft.tokens, **more.get(draft.method, {})}
 
 
 def dtype(wanted: str, device: str, base: str) -> str:
     """Returns vLLM's --dtype. Its own auto picks bfloat16 even on CPUs without it; quantised layers are left to vLLM's choice."""
-    return hardware.dtype(wanted, device) if device == "cpu" and not quantized.found(base) else wanted
+    return hardware.dtype(wanted, device) if device == "cpu" and not quantized_formats.found(base) else wanted
 
 
 async def vllm(planned: Plan) -> Engine:
@@ -70,7 +71,7 @@ async def vllm(planned: Plan) -> Engine:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     s, name = planned.serving, called(planned)
-    argv = ["--model", models.path(planned.base), "--served-model-name", name]
+    argv = ["--model", locate.path(planned.base), "--served-model-name", name]
     argv += ["--dtype", dtype(s.dtype, device, planned.base)]
     argv += ["--kv-cache-dtype", s.kv_cache_dtype]
     argv += ["--max-model-len", str(s.max_model_len)] if s.max_model_len else []
@@ -86,7 +87,7 @@ async def vllm(planned: Plan) -> Engine:
         argv += ["--lora-modules", *(f"{k}={folder}" for k, folder in planned.adapters.items())]
     if planned.serving.task == "embed":
         argv += ["--runner", "pooling"]
-        if not Path(models.path(planned.base), "modules.json").is_file():  # otherwise vLLM follows that file
+        if not Path(locate.path(planned.base), "modules.json").is_file():  # otherwise vLLM follows that file
             argv += ["--pooler-config", json.dumps({"pooling_type": "MEAN"})]
     argv += ["--speculative-config", json.dumps(speculative(planned.draft))] if planned.draft else []
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
@@ -118,7 +119,7 @@ async def transformers(planned: Plan) -> Engine:
 
     device = of_worker()
     kind = hardware.dtype(planned.serving.dtype, device)
-    where, name, title = models.path(planned.base), called(planned), f"transformers {version('transformers')}"
+    where, name, title = locate.path(planned.base), called(planned), f"transformers {version('transformers')}"
 
     async def check() -> None:
         """Never fails: the engine runs in this process."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lib import quantized, vllm_generator
+from lib import vllm_generator
 from lib.evals import spec
+from lib.models import quantized_formats
 from lib.run import absolute
 from serve import draft, embedding
 from serve.adapters import Shelf
@@ -90,7 +91,7 @@ class Serving:
 class Plan:
     serving: Serving
     base: str
-    """The served model, as returned by lib.models.locate."""
+    """The served model, as returned by lib.models.locate.locate."""
     adapters: dict[str, str]
     """{name: folder with the adapter}"""
     vllm: bool
@@ -181,10 +182,12 @@ def plan(serving: Serving) -> Plan:
     except ValueError as e:
         problems.append(str(e))
     here = vllm_generator.installed()
-    vllm = serving.engine == "vllm" or (serving.engine == "auto" and here and not quantized.only_transformers(base))
+    vllm = serving.engine == "vllm" or (
+        serving.engine == "auto" and here and not quantized_formats.only_transformers(base)
+    )
     if base:
         try:
-            quantized.check_engine("run", base, vllm)
+            quantized_formats.check_engine("run", base, vllm)
         except ValueError as e:
             problems.append(str(e))
     if serving.engine == "vllm" and not here:

@@ -30,16 +30,16 @@ class Teaching:
 
 def app(args: dict[str, Any]) -> serve.Application:
     """Returns the application. Raises ClickException, before starting anything, if an argument is wrong."""
-    from lib import models
     from lib.config.job import Scale
+    from lib.models import locate
     from lib.runtime.hardware import gpus, worker_env
     from serve import serving
 
     try:
         teaching = serving.read(Teaching, args, "serve.teacher")
         serving.at_least(teaching, replicas=1, cpus=0.001)
-        base, identity = models.locate_for("run", teaching.run)
-        models.require("run", base)
+        base, identity = locate.locate_for("run", teaching.run)
+        locate.require("run", base)
     except ValueError as e:
         raise click.ClickException(str(e)) from None
     gpu = gpus() > 0
@@ -56,14 +56,14 @@ class Teacher:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from lib import models
         from lib.distillation import vocabulary
+        from lib.models import locate
+        from lib.models.window import positions
         from lib.runtime.device import of_worker
         from lib.teacher import width
-        from lib.window import positions
 
         torch.set_num_threads(threads)
-        where = models.path(base)
+        where = locate.path(base)
         self.device = of_worker()
         self.model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype).to(self.device)
         tokenizer = AutoTokenizer.from_pretrained(where)

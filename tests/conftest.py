@@ -223,7 +223,7 @@ def run_job(stage: str, *args, env: dict | None = None, timeout: float = PATIENC
 @pytest.fixture(scope="session")
 def make_run(tiny_model, tmp_path_factory):
     """make_run("sft") → path of a finished run. Its model is `tiny_model` with normal noise of deviation `noise` added to every weight."""
-    from lib.chat_template import template_sha256
+    from lib.models.chat_template import template_sha256
 
     root = tmp_path_factory.mktemp("runs")
 

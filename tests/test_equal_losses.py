@@ -1,9 +1,9 @@
-"""The operations that lib/head.py, lib/prefixes.py and lib/lora.py skip change no loss: compares TRL's trainers with and without them."""
+"""The operations that lib/models/lm_head.py, lib/models/prefixes.py and lib/models/cpu_lora.py skip change no loss: compares TRL's trainers with and without them."""
 
 import pytest
 
-from lib import head
 from lib.config.job import Data, Job, Model, Scale
+from lib.models import lm_head
 from lib.stage.worker import save_work
 from lib.training_arguments import arguments
 from tests import stages
@@ -18,7 +18,7 @@ def losses(stage: str, job: Job, folder, saving: bool) -> tuple[list[float], flo
             m.setattr(utils, name, getattr(utils, name))
         args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
         if saving:
-            head.project_labelled_only()
+            lm_head.project_labelled_only()
         trainer = stages.built(job, args)
         if saving:
             save_work(trainer, job.scale.strategy)

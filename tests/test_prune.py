@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from lib.prune import cut, methods, pruned
+from lib.models import surgery
+from lib.prune import methods, pruned
 from lib.prune.importance import columns, linears, seen
 from lib.run import Run
 from tests.conftest import run_job
@@ -119,8 +120,8 @@ def test_the_layer_without_influence_goes(tiny_model):
 
 def test_biases_go_with_their_outputs(tiny_model):
     m = model(tiny_model, attention_bias=True, mlp_bias=True)
-    cut.kv_heads(m, [[1], [0]])
-    cut.channels(m, [[0, 5, 9], [1, 2, 3]])
+    surgery.kv_heads(m, [[1], [0]])
+    surgery.channels(m, [[0, 5, 9], [1, 2, 3]])
     attention = m.model.layers[0].self_attn
     assert attention.q_proj.bias.shape == (32,) and attention.k_proj.bias.shape == (16,)
     assert m.model.layers[0].mlp.up_proj.bias.shape == (3,) and m.model.layers[0].mlp.down_proj.bias.shape == (64,)
@@ -187,8 +188,8 @@ def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
 
 def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch):
     """A hub model's weights are found by its name in the hub's own cache, as a run's are in its folder."""
-    from lib import models
     from lib.compression import measure
+    from lib.models import locate
 
     there = tmp_path / "models--a--b"
     (there / "refs").mkdir(parents=True)
@@ -196,8 +197,8 @@ def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch)
     shutil.copytree(tiny_model, there / "snapshots/c0ffee")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert models.locate("a/b") == ("a/b", "hub:a/b@c0ffee")
-    assert measure.weights(models.snapshot("a/b")) == measure.weights(models.snapshot(tiny_model)) > 0
+    assert locate.locate("a/b") == ("a/b", "hub:a/b@c0ffee")
+    assert measure.weights(locate.snapshot("a/b")) == measure.weights(locate.snapshot(tiny_model)) > 0
 
 
 @pytest.mark.slow

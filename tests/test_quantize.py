@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from lib import data, quantized
+from lib import data
 from lib.compression import measure, report
 from lib.compression.measure import Needs, Rate
-from lib.encode import Encoder
 from lib.errors import UsageError
 from lib.evals import plan as evals
 from lib.evals.job import EvalJob
-from lib.quantize import compressed, gptq, methods
+from lib.models import quantized_formats
+from lib.models.encode import Encoder
+from lib.models.quantization import compressed_tensors, gptq, schemes
 from lib.quantize import job as quantize_job
 from lib.run import Run
 from lib.runtime import hardware
@@ -46,7 +47,7 @@ def made(make_run, method: str, base: str, name: str | None = None) -> str:
     """Returns a finished run with quantised weights, made by the job's own function."""
     run = Run(make_run(name or f"{method}-run", "quantize"))
     run.remove("model")
-    methods.quantize(method, Run(base).at("model"), run.at("model"), None)
+    schemes.quantize(method, Run(base).at("model"), run.at("model"), None)
     run.write_json("provenance.json", run.provenance() | {"parent": base})
     sign(run)
     return run.path
@@ -62,14 +63,14 @@ def test_every_method_loads_again_is_smaller_and_near(method, runs, make_run):
     distance = ((a - b).norm() / a.norm()).item()
     print(f"{method}: {distance:.4f}")
     assert 0 < distance < NEAR[method]
-    assert quantized.found(str(after)) == methods.METHODS[method].format
+    assert quantized_formats.found(str(after)) == schemes.METHODS[method].format
     text = TransformersGenerator(str(after), "float32").generate(["the red"], Sampling(max_new_tokens=2))[0][0].text
     assert isinstance(text, str)  # evaluation must not replace the layers of a quantised format
 
 
 def test_rows_by_hand():
     """s = max|w| / 127: 1.27 / 127 = 0.01; a row of zeros also has a scale."""
-    q, scale = compressed.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
+    q, scale = compressed_tensors.rows(torch.tensor([[1.27, -0.5, 0.004, 0.006], [0.0, 0.0, 0.0, 0.0]]))
     assert q.tolist() == [[127, -50, 0, 1], [0, 0, 0, 0]] and q.dtype == torch.int8
     assert scale[:, 0].tolist() == pytest.approx([0.01, 1e-8])
 
@@ -78,17 +79,17 @@ def test_groups_by_hand():
     """s = max|w| / 7.5 for each 32: 7.5 / 7.5 = 1, and 15 / 7.5 = 2; the largest value is clipped to 7; an int32 stores eight."""
     weight = torch.zeros(1, 64)
     weight[0, :4], weight[0, 32:34] = torch.tensor([7.5, -6.0, 0.4, 0.6]), torch.tensor([-15.0, 5.0])
-    q, scale = compressed.groups(weight)
+    q, scale = compressed_tensors.groups(weight)
     assert scale.tolist() == [[1.0, 2.0]]
     assert q[0, :5].tolist() == [7, -6, 0, 1, 0] and q[0, 32:35].tolist() == [-8, 2, 0]
-    assert compressed.packed(q)[0, 0].item() & 0xFFFFFFFF == 0x8888982F
+    assert compressed_tensors.packed(q)[0, 0].item() & 0xFFFFFFFF == 0x8888982F
     with pytest.raises(ValueError, match="w4a16 takes 32 weights at a time, and a layer has 40 inputs"):
-        compressed.groups(torch.zeros(2, 40))
+        compressed_tensors.groups(torch.zeros(2, 40))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_path):
-    compressed.quantize(Path(tiny_model), tmp_path / "q", dtype, compressed.SCHEMES["w8a8"])
+    compressed_tensors.quantize(Path(tiny_model), tmp_path / "q", dtype, compressed_tensors.SCHEMES["w8a8"])
     old, new = load_file(Path(tiny_model, "model.safetensors")), load_file(tmp_path / "q/model.safetensors")
     layers = {n for n in old if "proj" in n}
     assert len(layers) == 14 and new.keys() == old.keys() | {f"{n}_scale" for n in layers}
@@ -106,7 +107,7 @@ def test_w8a8_is_within_half_a_step_and_leaves_the_rest(dtype, tiny_model, tmp_p
 def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "many", max_shard_size="200KB")
     for source, target in ((tiny_model, "one"), (tmp_path / "many", "several")):
-        compressed.quantize(Path(source), tmp_path / target, None, compressed.SCHEMES["w8a8"])
+        compressed_tensors.quantize(Path(source), tmp_path / target, None, compressed_tensors.SCHEMES["w8a8"])
     index = json.loads((tmp_path / "several/model.safetensors.index.json").read_text())
     files = {f: load_file(tmp_path / "several" / f) for f in set(index["weight_map"].values())}
     assert len(files) > 1
@@ -128,7 +129,7 @@ def test_vllm_answers_with_integer_weights(method, dtype, tiny_model, tmp_path):
     torch.manual_seed(0)
     LlamaForCausalLM(AutoConfig.from_pretrained(tiny_model, head_dim=32)).save_pretrained(plain)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(plain)
-    methods.quantize(method, str(plain), str(tmp_path / "q"), None)
+    schemes.quantize(method, str(plain), str(tmp_path / "q"), None)
     dtype = hardware.dtype(dtype, "cpu")
     near = {"float32": 0.02, "bfloat16": 0.05}[dtype]
     # vLLM's 4-bit kernel for CPUs has no float32.
@@ -201,7 +202,7 @@ def test_the_data_is_the_parents_unless_given(runs, pairs_file, chats_file, make
 def test_the_shipped_configuration_is_right(runs, tmp_path):
     argv = ["--config", str(REPO / "configs/quantize.yaml"), "--model.base", runs["sft"], "--run", str(tmp_path / "r")]
     assert quantize_job.plan(quantize_job.parse([*argv, "--method", "nf4"])).check.heldout_rows == 200
-    known = methods.METHODS
+    known = schemes.METHODS
     assert quantize_job.KEYS.schema()["properties"]["method"]["enum"] == list(known)
     assert list(NEAR) == [m for m in known if not known[m].calibrated]  # GPTQ needs an environment with a package index
 

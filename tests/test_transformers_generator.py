@@ -141,13 +141,15 @@ def test_choose_follows_the_distribution(sampling, want):
 
 
 def test_grouped_attention_is_sdpa(tiny_model, prompts):
-    """lib/attention.py compared with transformers' own sdpa, for one decoding step with a cache and padding."""
+    """lib/models/cpu_attention.py compared with transformers' own sdpa, for one decoding step with a cache and padding."""
     import torch
 
-    from lib import prefixes
+    from lib.models import prefixes
 
     g = TransformersGenerator(tiny_model)
-    assert g.model.config._attn_implementation == prefixes.NAME  # all masks but its own are left to lib/attention.py
+    assert (
+        g.model.config._attn_implementation == prefixes.NAME
+    )  # all masks but its own are left to lib/models/cpu_attention.py
     ids = torch.tensor([g.encoder.render(prompts[0], True)] * 3)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
@@ -168,7 +170,7 @@ def test_another_template_is_refused(tiny_model):
 
 def test_tools_reach_the_template(generator):
     """The tiny template ignores tools; a model without a template raises an error."""
-    from lib.encode import Encoder
+    from lib.models.encode import Encoder
 
     e = Encoder(generator.encoder.model_dir)
     e.tokenizer.chat_template = (

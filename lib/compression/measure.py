@@ -53,20 +53,21 @@ def weights(folder: Path) -> int:
 
 
 def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int) -> Needs:
-    """Loads the model at `base` (a location from lib.models.locate, or a run) and answers `prompts` (messages or texts) on one core.
+    """Loads the model at `base` (a location from lib.models.locate.locate, or a run) and answers `prompts` (messages or texts) on one core.
 
     Must be called in a fresh process, because the peaks are those of the process.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from lib import models, vllm_generator
+    from lib import vllm_generator
+    from lib.models import locate
     from lib.runtime import hardware
     from lib.sampling import Sampling
     from lib.transformers_generator import TransformersGenerator
 
     disable_progress_bar()
-    folder = models.path(base)
+    folder = locate.path(base)
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if vllm:

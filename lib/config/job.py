@@ -35,7 +35,7 @@ class Model:
     adapter: lora."""
     qat: Literal["none", "int8", "w4a16"] = "none"
     """Quantisation-aware training: linear layers compute with weights rounded as by this method of jobs/quantize.py, and model/ is
-    saved in its format (lib/quantize/qat.py). Needs adapter: none and strategy: ddp."""
+    saved in its format (lib/models/quantization/qat.py). Needs adapter: none and strategy: ddp."""
     chat_template: str | None = None
     """A Jinja file that replaces the base's chat template. None: the base's own."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lib.packaged import package_version
+from lib.models.packaged_weights import package_version
 from lib.run import cache
 
 TYPICAL = 2.0e10

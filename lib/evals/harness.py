@@ -142,9 +142,9 @@ def _adapter(context: Context, run: str):
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from transformers import AutoConfig, AutoTokenizer
 
-    from lib import models
+    from lib.models import locate
 
-    folder = models.path(context.engine.specs[run].base)
+    folder = locate.path(context.engine.specs[run].base)
     config = AutoConfig.from_pretrained(folder).get_text_config()
     # The rule of lm-eval (lm_eval/models/huggingface.py, max_length).
     window = next(

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import quantized, vllm_generator
+from lib import vllm_generator
 from lib.config.job import Data, Job
 from lib.evals import decoding, length
 from lib.evals.decoding import Decoding
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.harness_tasks import LmEval
+from lib.models import quantized_formats
 from lib.run import absolute
 
 
@@ -139,7 +140,7 @@ def after(job: Job) -> EvalJob:
 def _not_for_vllm(base: str) -> bool:
     """Returns whether only transformers loads the format of a run's weights. Missing runs are reported elsewhere."""
     path = base if "://" in base else absolute(base)
-    return quantized.only_transformers(path if "://" in path or Path(path).is_dir() else base)
+    return quantized_formats.only_transformers(path if "://" in path or Path(path).is_dir() else base)
 
 
 def needs(job: EvalJob) -> list[str]:

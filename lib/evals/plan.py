@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from lib import quantized
 from lib.config import ranges
 from lib.errors import nearest
 from lib.evals import (
@@ -26,6 +25,7 @@ from lib.evals.job import EvalJob, needs
 from lib.evals.rows import ROWS
 from lib.evals.spec import Spec
 from lib.evals.xstest import XsTest
+from lib.models import quantized_formats
 from lib.run import Run
 from lib.runtime import hardware, logs
 
@@ -118,7 +118,7 @@ def plan(job: EvalJob) -> Plan:
         if (s := attempt(spec.find, f"runs.{name}", name, base, job.dtype))
     ]
     for s in specs:
-        attempt(quantized.check_engine, f"runs.{s.name}", s.base, s.vllm)
+        attempt(quantized_formats.check_engine, f"runs.{s.name}", s.base, s.vllm)
     scorer = "reward" if job.reward else None
     if job.reward:
         if scorer in job.runs:

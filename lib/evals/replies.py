@@ -64,10 +64,10 @@ class Replies:
 
 def _identity(model: str) -> str:
     """The model's name, and the identity of its weights where the name is a run or model folder on this disk."""
-    from lib import models
+    from lib.models import locate
 
     try:
-        return f"{model} {models.locate_for('judge.model', model)[1]}" if os.path.isdir(model) else model
+        return f"{model} {locate.locate_for('judge.model', model)[1]}" if os.path.isdir(model) else model
     except ValueError:  # a folder that happens to have that name
         return model
 

@@ -12,7 +12,7 @@ from lib.run import Run, absolute
 
 @dataclass(frozen=True)
 class Spec:
-    """A model to load: `base` and `identity` as lib.models.locate returned them."""
+    """A model to load: `base` and `identity` as lib.models.locate.locate returned them."""
 
     name: str
     base: str
@@ -26,16 +26,16 @@ class Spec:
 
 def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Spec:
     """Locates a model and checks what its files tell. Raises ValueError that begins with `key`."""
-    from lib import models
+    from lib.models import load, locate
     from lib.reward_model import check_config
 
     try:
-        where, identity = models.locate_for(key, base)
+        where, identity = locate.locate_for(key, base)
     except ValueError as e:
         raise ValueError(f"{e}{_runs_near(base, str(e))}") from None
     if not reward:
-        models.require(key, where)
-    trained = models.parent_template(where)
+        locate.require(key, where)
+    trained = load.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
     if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet
         config = run.read_text("model/config.json") if run else Path(where, "config.json").read_text()

@@ -41,7 +41,7 @@ class Worker:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
-        from lib import models
+        from lib.models import locate
         from lib.reward_model import RewardModel
         from lib.runtime import hardware
         from lib.runtime.device import of_worker
@@ -52,4 +52,4 @@ class Worker:
         torch.set_num_threads(self.threads)
         device = of_worker()
         kind = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator
-        return kind(models.path(spec.base), hardware.dtype(spec.dtype, device), device, spec.trained_template)
+        return kind(locate.path(spec.base), hardware.dtype(spec.dtype, device), device, spec.trained_template)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lib.prune import cut
+from lib.models import surgery
 from lib.prune.importance import Seen, columns, linears
 
 
@@ -84,12 +84,12 @@ def _width(model, seen, args) -> None:
             raise ValueError(f"train.keep_kv_heads: must be from 1 to {config.num_key_value_heads}, the base's.")
         scores = [_of(model, seen, i, "self_attn.o_proj") for i in range(count)]
         heads = [s.square().reshape(config.num_key_value_heads, -1).sum(1) for s in scores]
-        cut.kv_heads(model, [greatest(s, args.keep_kv_heads) for s in heads])
+        surgery.kv_heads(model, [greatest(s, args.keep_kv_heads) for s in heads])
     if args.keep_channels:
         if not 1 <= args.keep_channels <= config.intermediate_size:
             raise ValueError(f"train.keep_channels: must be from 1 to {config.intermediate_size}, the base's.")
         scores = [_of(model, seen, i, "mlp.down_proj") for i in range(count)]
-        cut.channels(model, [greatest(s, args.keep_channels) for s in scores])
+        surgery.channels(model, [greatest(s, args.keep_channels) for s in scores])
 
 
 def _of(model, seen: Seen, layer: int, name: str):
@@ -102,7 +102,7 @@ def _depth(model, seen, args) -> None:
 
     if not 1 <= args.keep_layers <= len(seen.influence):
         raise ValueError(f"train.keep_layers: must be from 1 to {len(seen.influence)}, the base's.")
-    cut.layers(model, greatest(torch.tensor(seen.influence), args.keep_layers))
+    surgery.layers(model, greatest(torch.tensor(seen.influence), args.keep_layers))
 
 
 def greatest(score, count: int) -> list[int]:

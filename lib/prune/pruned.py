@@ -39,19 +39,20 @@ def pruned(job: Job, args) -> str:
 def _make(job: Job, args, run: Run) -> None:
     from transformers import AutoModelForCausalLM
 
-    from lib import data, models
-    from lib.encode import Encoder
+    from lib import data
+    from lib.models import load, locate
+    from lib.models.encode import Encoder
     from lib.runtime import checkpoint
 
     began, method = time.time(), METHODS[args.method]
     folder = checkpoint.scratch(run) / "pruned"
     shutil.rmtree(folder, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(
-        models.path(job.model.base), dtype="auto", revision=job.model.revision, attn_implementation="eager"
+        locate.path(job.model.base), dtype="auto", revision=job.model.revision, attn_implementation="eager"
     )
     if not hasattr(model, "model") or not hasattr(model.model, "layers"):
         raise ValueError(f"model.base: a {type(model).__name__} has no model.layers, which pruning knows. Use a decoder like Llama's.")  # fmt: skip
-    models.tokenizer(job.model).save_pretrained(folder)
+    load.tokenizer(job.model).save_pretrained(folder)
     before, looked = sum(p.numel() for p in model.parameters()), None
     if method.reads:
         rows = data.load(job.data, ("chat", "text")).train

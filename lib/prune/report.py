@@ -11,8 +11,9 @@ from lib.run import Run
 
 def compare(run: Run, job: Job) -> bool:
     """Measures the base and the run, once, and prints the table. Returns True: any result is one."""
-    from lib import data, models, vllm_generator
+    from lib import data, vllm_generator
     from lib.compression import measure, report
+    from lib.models import locate
     from lib.runtime import ray_session
     from lib.runtime.isolated_task import apart
 
@@ -29,7 +30,7 @@ def compare(run: Run, job: Job) -> bool:
             for n, b in both.items()
         }
     done = run.read_json("pruned.json", "Delete it and reports/, and --resume the run: it is worked out again.")
-    sizes = {n: measure.weights(models.snapshot(b)) for n, b in both.items()}
+    sizes = {n: measure.weights(locate.snapshot(b)) for n, b in both.items()}
     found = report.Compressed(
         run.path, "prune", job.model.base, ("base", "prune"), _how(run, done), "vllm" if vllm else "transformers",
         run.provenance(), sizes, needs, _scores(run, job), shlex.join(["python", *sys.argv]), _counts(done),

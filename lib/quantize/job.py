@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import data, quantized, vllm_generator
+from lib import data, vllm_generator
 from lib.config import command_line, config_file, ranges
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
@@ -18,7 +18,8 @@ from lib.errors import UsageError
 from lib.evals.job import EvalJob
 from lib.evals.plan import unfiled
 from lib.evals.spec import Spec, find
-from lib.quantize.methods import METHODS
+from lib.models import quantized_formats
+from lib.models.quantization.schemes import METHODS
 from lib.run import Run
 from lib.runtime import hardware, integrity, logs
 
@@ -38,7 +39,7 @@ class QuantizeJob:
     model: Source = field(default_factory=Source)
     method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4", "gptq_w4a16"] = "w8a8"
     """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes; gptq_w4a16:
-    llm-compressor, calibrated on training rows of `data`, in an environment that pip makes for it (lib/quantize/methods.py)."""
+    llm-compressor, calibrated on training rows of `data`, in an environment that pip makes for it (lib/models/quantization/schemes.py)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of what stays unquantised: embeddings, norms, output layer. auto: as the base has it."""
     data: Data = field(default_factory=Data)
@@ -66,7 +67,7 @@ class QuantizeJob:
 
     def chosen(self) -> str:
         """The engine, settled. Raises ValueError that names `engine`."""
-        loads = quantized.FORMATS[METHODS[self.method].format].vllm
+        loads = quantized_formats.FORMATS[METHODS[self.method].format].vllm
         if self.engine == "vllm" and not loads:
             raise ValueError(f"engine: vllm doesn't load {self.method}. Say engine: transformers, or method: w8a8.")
         if self.engine == "vllm" and not vllm_generator.installed():
@@ -143,9 +144,9 @@ def plan(request: Request) -> Plan:
 
     run, spec = Run(job.run), attempt(find, "model.base", "before", job.model.base, job.dtype)
     if spec:
-        attempt(quantized.refuse, "model.base", spec.base, "quantised again")
+        attempt(quantized_formats.refuse, "model.base", spec.base, "quantised again")
         job = replace(job, model=replace(job.model, base=spec.base))
-    kind = quantized.FORMATS[METHODS[job.method].format]
+    kind = quantized_formats.FORMATS[METHODS[job.method].format]
     if not importlib.util.find_spec(kind.package) and kind.package != "compressed_tensors":
         problems.append(f"method: {job.method} needs {kind.name}: pip install {kind.install}")
     engine = attempt(job.chosen)

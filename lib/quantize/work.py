@@ -7,16 +7,17 @@ import time
 
 import yaml
 
-from lib import data, models
+from lib import data
 from lib.compression import measure, report
 from lib.compression.measure import weights
 from lib.distributed.publish import publish
 from lib.evals import plan as evals
 from lib.evals.evaluate import evaluate
-from lib.quantize import gptq
+from lib.models import locate
+from lib.models.quantization import gptq
+from lib.models.quantization.schemes import METHODS, quantize
+from lib.models.quantized_formats import FORMATS
 from lib.quantize.job import Plan, QuantizeJob, stored
-from lib.quantize.methods import METHODS, quantize
-from lib.quantized import FORMATS
 from lib.run import Run
 from lib.runtime import checkpoint, provenance
 from lib.runtime.isolated_task import apart
@@ -74,7 +75,7 @@ def make(job: QuantizeJob) -> dict:
         raise ValueError(f"run: this node can't see {run.path}. On several nodes it must be s3:// or a mounted folder.")
     folder = checkpoint.scratch(run) / "export"
     shutil.rmtree(folder, ignore_errors=True)
-    source = models.snapshot(job.model.base)
+    source = locate.snapshot(job.model.base)
     rows = gptq.calibration(job, str(source)) if METHODS[job.method].calibrated else None
     template = quantize(
         job.method, str(source), str(folder / "model"), None if job.dtype == "auto" else job.dtype, rows

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from lib import models
 from lib.config.job import Model
-from lib.encode import ends
+from lib.models import load, locate
+from lib.models.encode import ends
 from lib.rendering.sequences import Settings
 
 
@@ -59,10 +59,10 @@ def base(model: Model, settings: Settings) -> Base:
     """Loads no weights. Raises ValueError, or OSError, for a tokenizer that can't be had."""
     from transformers import AutoConfig
 
-    tokenizer = models.tokenizer(model)
+    tokenizer = load.tokenizer(model)
     if settings.eos_token:
         tokenizer.eos_token = settings.eos_token
-    path = models.path(model.base)
+    path = locate.path(model.base)
     config = AutoConfig.from_pretrained(path, revision=model.revision)
     window = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Base(tokenizer, ends(path, config, tokenizer, model.revision), window)

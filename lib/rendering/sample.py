@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import packaged
 from lib.config import trl_fields
 from lib.config.job import Job
+from lib.models import packaged_weights
 from lib.rendering.counts import Counts
 from lib.rendering.sequences import Settings
 from lib.rendering.verdict import NOUNS, verdict
@@ -126,7 +126,7 @@ def _absent(base: str) -> str | None:
     """Why this machine can't render for it."""
     if base.startswith("s3://"):
         return f"{base} is not on this machine"
-    if base.startswith("package:") and not packaged.unpacked(base.removeprefix("package:")):
+    if base.startswith("package:") and not packaged_weights.unpacked(base.removeprefix("package:")):
         return f"{base} is not unpacked yet"
     return None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lib.data.marks import learnt
 from lib.data.rows import Message
-from lib.encode import common
+from lib.models.encode import common
 
 
 @dataclass(frozen=True)

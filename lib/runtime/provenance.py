@@ -19,7 +19,7 @@ PACKAGES = ("torch", "ray", "transformers", "trl", "peft", "accelerate", "deepsp
 
 def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packages: tuple[str, ...] = PACKAGES) -> dict:
     """Returns what is known when a run starts. job: the content of job.yaml; parent, identity: the result of
-    lib.models.locate."""
+    lib.models.locate.locate."""
     return {
         "status": "running",
         "stage": stage,

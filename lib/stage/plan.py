@@ -7,12 +7,13 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, limits, models, quantized
+from lib import data, limits
 from lib.config import trl_fields
 from lib.config.command_line import Request
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.errors import UsageError
+from lib.models import load, locate, quantized_formats
 from lib.rendering import sample
 from lib.run import Run, absolute
 from lib.runtime import checkpoint, device, integrity, logs, resume
@@ -25,7 +26,7 @@ class Plan:
     job: Job
     """The job with absolute paths and a located base model."""
     identities: dict[str, str]
-    """{key: identity of the weights}, for model.base and the keys of `train` that name models (see lib/models.py locate)."""
+    """{key: identity of the weights}, for model.base and the keys of `train` that name models (see lib/models/locate.py locate)."""
     check: object
     """lib.data Check: format, rows, held-out rows, content hash."""
     device: Device | None
@@ -96,13 +97,13 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
 
     if stage.check:
         attempt(stage.check, job, trl_fields.filled(stage.config, job.train))
-    located = attempt(models.locate, job.model.base, job.model.revision)
+    located = attempt(locate.locate, job.model.base, job.model.revision)
     base, identity = located or (job.model.base, "")
     identities = {"model.base": identity}
     if located:
         problems += limits.revision(job.model.revision, base)
-        attempt(quantized.refuse, "model.base", base, "trained")
-        attempt(models.require, "model.base", base, stage.starts_from)
+        attempt(quantized_formats.refuse, "model.base", base, "trained")
+        attempt(locate.require, "model.base", base, stage.starts_from)
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
     for key, kind in stage.names.items():
@@ -113,8 +114,8 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
                 )
         elif not job.train.get(key):
             problems.append(f"train.{key}: name a model, such as runs/sft.")
-        elif found := attempt(models.locate_for, f"train.{key}", job.train[key]):
-            attempt(models.require, f"train.{key}", found[0], (kind,))
+        elif found := attempt(locate.locate_for, f"train.{key}", job.train[key]):
+            attempt(locate.require, f"train.{key}", found[0], (kind,))
             job = replace(job, train=job.train | {key: found[0]})
             identities[f"train.{key}"] = found[1]
     template = job.model.chat_template
@@ -133,7 +134,7 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
     job = replace(
         job, run=run.path, model=replace(job.model, base=base, chat_template=template), data=data.absolute(job.data)
     )
-    text = models.template_text(job.model) if not problems else None
+    text = load.template_text(job.model) if not problems else None
     finished = False
     if run.is_run():
         finished = run.finished()

@@ -11,13 +11,14 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import data, epochs, head, heldout, lora, merging, models, prefixes
-from lib.chat_template import template_sha256
+from lib import data, epochs, heldout
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.distributed.collectives import barrier, share
 from lib.distributed.publish import publish
-from lib.quantize import qat
+from lib.models import cpu_lora, export, lm_head, load, merging, prefixes
+from lib.models.chat_template import template_sha256
+from lib.models.quantization import qat
 from lib.rendering import whole
 from lib.run import Run
 from lib.runtime import checkpoint, cluster_signals, finite, logs, provenance
@@ -108,7 +109,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         checkpoint.set_aside_after(run, step)
     barrier()
     resume = checkpoint.fetch(run, step, scratch) if step else None
-    head.project_labelled_only()
+    lm_head.project_labelled_only()
     try:
         loaded = data.load(job.data, stage.rows)
         counts = whole.count(job, args, loaded, share())
@@ -126,7 +127,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     if rank == 0:
         provenance.pin(run, "data.source", rows["sha256"], "its rows are")
     if job.model.adapter != "none":
-        models.train_in_fp32(trainer.model)
+        load.train_in_fp32(trainer.model)
     save_work(trainer, job.scale.strategy)
     trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
     batch, examples = job.scale.global_batch, len(trainer.train_dataset)
@@ -165,7 +166,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     folder = scratch / "export"
     shutil.rmtree(folder, ignore_errors=True)  # left by an attempt that was killed on this node
     barrier()
-    models.export(trainer, job.model, folder)
+    export.export(trainer, job.model, folder)
     if rank == 0:
         whole.stop_at_turn_ends(folder / "model", counts, trainer.processing_class)
     made, train_loss = publish(run, folder) if rank == 0 else {}, tally.mean_loss()
@@ -196,11 +197,11 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
 
 
 def save_work(trainer, strategy: str) -> None:
-    """Installs faster computations of the same losses in the models that support them (lib/prefixes.py, lib/lora.py)."""
+    """Installs faster computations of the same losses in the models that support them (lib/models/prefixes.py, lib/models/cpu_lora.py)."""
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         prefixes.install(model)
-    if strategy == "ddp":  # sharded weights are gathered by running the layers that lib/lora.py bypasses
-        lora.install(trainer.model)
+    if strategy == "ddp":  # sharded weights are gathered by running the layers that lib/models/cpu_lora.py bypasses
+        cpu_lora.install(trainer.model)
 
 
 def _claim(run: Run):

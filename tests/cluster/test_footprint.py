@@ -43,16 +43,16 @@ def test_saved_bytes_are_those_of_real_tensors(tiny_model, precision, adapter):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from lib import models
+    from lib.models import load
 
     model = Model(base=tiny_model, adapter=adapter, lora=LORA if adapter == "lora" else {})
     a = anatomy.study(model, 24, False, precision)
     net = AutoModelForCausalLM.from_pretrained(
-        tiny_model, dtype=getattr(torch, models.dtype(model, precision)), attn_implementation="eager"
+        tiny_model, dtype=getattr(torch, load.dtype(model, precision)), attn_implementation="eager"
     )
     if adapter == "lora":
         net = get_peft_model(net, LoraConfig(task_type="CAUSAL_LM", **LORA)).get_base_model()
-        models.train_in_fp32(net)
+        load.train_in_fp32(net)
     net.train()
     assert a.parameters == sum(p.numel() for p in net.parameters())
     assert a.trainable == sum(p.numel() for p in net.parameters() if p.requires_grad)

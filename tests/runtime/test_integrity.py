@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import models
 from lib.config import command_line
 from lib.evals.job import EvalJob
+from lib.models import export, locate
 from lib.run import Run
 from lib.runtime import integrity, manifest
 from tests.stages import planned
@@ -49,9 +49,9 @@ def test_a_damaged_model_is_refused_with_the_remedy(run, harm):
     with pytest.raises(
         ValueError, match=f"^model.base: {run.path} can't be used: {says}.*jobs/sft.py --resume {run.path}"
     ):
-        models.locate(run.path)
+        locate.locate(run.path)
     with pytest.raises(ValueError, match=says):
-        models.path(run.path)  # on a worker, which may have another disk
+        locate.path(run.path)  # on a worker, which may have another disk
 
 
 def test_it_is_refused_wherever_a_run_is_named(runs, run, tmp_path, capsys):
@@ -115,19 +115,19 @@ def test_a_damaged_download_is_made_again_and_a_damaged_original_refused(runs, s
     for name in ("job.yaml", "provenance.json"):
         far.write_text(name, Run(runs["sft"]).read_text(name))
     far.put(Path(runs["sft"], "model"), "model")
-    here = Path(models.path(far.path)) / "model.safetensors"
+    here = Path(locate.path(far.path)) / "model.safetensors"
     right = here.read_bytes()
     flip(str(here))
-    assert Path(models.path(far.path), "model.safetensors").read_bytes() == right
+    assert Path(locate.path(far.path), "model.safetensors").read_bytes() == right
     with far.fs.open(far.at("model/model.safetensors"), "wb") as f:
         f.write(bytes(len(right)))
     shutil.rmtree(here.parent)
     with pytest.raises(ValueError, match=f"{far.path} can't be used: model/model.safetensors is corrupt"):
-        models.path(far.path)
+        locate.path(far.path)
     with far.fs.open(far.at("model/model.safetensors"), "wb") as f:
         f.write(right[:-1])
     with pytest.raises(ValueError, match=r"model\.base: .*truncated"):
-        models.locate(far.path)
+        locate.locate(far.path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "a: [", "run: x"])
@@ -141,7 +141,7 @@ def test_a_damaged_job_yaml_is_named(run, text):
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"status": "fin', "3", '"finished"'])
 def test_a_damaged_provenance_json_is_named(run, text):
     run.write_text("provenance.json", text)
-    for ask in (lambda: models.locate(run.path), run.finished):
+    for ask in (lambda: locate.locate(run.path), run.finished):
         with pytest.raises(
             ValueError, match=rf"{run.path}/provenance\.json is damaged.*delete it and --resume {run.path}"
         ):
@@ -181,7 +181,7 @@ def test_an_adapter_keeps_no_pickle_and_its_modules_in_order(tmp_path):
     (tmp_path / "training_args.bin").write_bytes(b"x")
     config = {"target_modules": ["v_proj", "down_proj", "q_proj"], "exclude_modules": None, "r": 4}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    models._plain(tmp_path)
+    export._plain(tmp_path)
     assert os.listdir(tmp_path) == ["adapter_config.json"]
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == config | {
         "target_modules": ["down_proj", "q_proj", "v_proj"]

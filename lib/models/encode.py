@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lib.chat_template import template_sha256
+from lib.models.chat_template import template_sha256
 
 
 class Encoder:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lib import quantized
 from lib.errors import UsageError
-from lib.quantize import methods, qat
+from lib.models import quantized_formats
+from lib.models.quantization import qat, schemes
 from lib.run import Run
 from tests.conftest import run_job
 from tests.stages import planned
@@ -36,7 +36,7 @@ def test_what_trains_is_what_is_written(method, tiny_model, tmp_path):
     optimizer.step()
     rounded = logits(model)
     model.save_pretrained(tmp_path / "plain")
-    methods.METHODS[method].run(tmp_path / "plain", tmp_path / "q", None)
+    schemes.METHODS[method].run(tmp_path / "plain", tmp_path / "q", None)
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32)), rounded, atol=2e-5, rtol=0
     )
@@ -82,7 +82,7 @@ def test_a_job_that_lost_its_end_ends_with_the_same_bits(tiny_model, tmp_path):
     run = Run(str(tmp_path / "run"))
     done = run_job("sft", *words(tiny_model, run.path, "--model.qat", "w4a16", "--scale.workers", "2"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert quantized.found(run.path) == "compressed-tensors"
+    assert quantized_formats.found(run.path) == "compressed-tensors"
     loss = [row["eval_loss"] for row in run.metrics() if "eval_loss" in row][-1]
     whole = run.provenance()["model_sha256"]
     for part in ("checkpoints/checkpoint-4", "model"):

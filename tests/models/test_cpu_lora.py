@@ -1,4 +1,4 @@
-"""lib/lora.py: outputs and gradients equal those of PEFT's own layers."""
+"""lib/models/cpu_lora.py: outputs and gradients equal those of PEFT's own layers."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lib import lora
+from lib.models import cpu_lora
 
 
 class Net(torch.nn.Module):
@@ -32,7 +32,7 @@ def adapted(**settings):
 def test_outputs_and_gradients_are_those_of_peft(kind, near):
     plain = adapted()
     quick = copy.deepcopy(plain)
-    assert lora.install(quick) == 2
+    assert cpu_lora.install(quick) == 2
     results = []
     for model in (plain, quick):
         x = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -49,7 +49,7 @@ def test_outputs_and_gradients_are_those_of_peft(kind, near):
 def test_adapters_switched_off_and_merged():
     model = adapted()
     x = torch.randn(2, 24)
-    lora.install(model)
+    cpu_lora.install(model)
     with model.disable_adapter():
         bare = model(x)
     torch.testing.assert_close(
@@ -62,4 +62,4 @@ def test_adapters_switched_off_and_merged():
 
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_other_adapters_are_left_alone(settings):
-    assert lora.install(adapted(**settings)) == 0
+    assert cpu_lora.install(adapted(**settings)) == 0

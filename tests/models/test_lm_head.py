@@ -1,4 +1,4 @@
-"""lib/head.py: the head computes only the labelled positions, and loss and gradients stay the same."""
+"""lib/models/lm_head.py: the head computes only the labelled positions, and loss and gradients stay the same."""
 
 import pytest
 
@@ -43,13 +43,13 @@ def one_step(utils, folder):
 def test_only_labelled_positions_are_projected_and_nothing_else_changes(tiny_model, trl_utils):
     import torch
 
-    from lib.head import project_labelled_only
+    from lib.models.lm_head import project_labelled_only
 
     before, loss, gradients = one_step(trl_utils, tiny_model)
     project_labelled_only()
     assert trl_utils._ChunkedLogProbFunction.tiled
     after, same_loss, same_gradients = one_step(trl_utils, tiny_model)
-    assert before == [22], "TRL takes only labelled positions by itself now: lib/head.py can go"
+    assert before == [22], "TRL takes only labelled positions by itself now: lib/models/lm_head.py can go"
     assert after == [5]
     assert same_loss == pytest.approx(loss, abs=1e-6)
     for a, b in zip(gradients, same_gradients, strict=True):
@@ -61,7 +61,7 @@ def test_a_head_that_does_not_train_is_computed_once(trl_utils, monkeypatch, kin
     """Log-probabilities, gradients, entropies, mean logits and hits equal those of TRL's tiles; 600 rows are three tiles of ours."""
     import torch
 
-    from lib.head import project_labelled_only
+    from lib.models.lm_head import project_labelled_only
 
     tiles = trl_utils._ChunkedLogProbFunction
     project_labelled_only()

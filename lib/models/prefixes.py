@@ -14,12 +14,12 @@ import functools
 from functools import cache
 from types import MethodType
 
-from lib import attention
+from lib.models import cpu_attention
 
 NAME = "shared_prefixes"
 
 ARCHITECTURES = {"llama", "qwen2", "qwen3", "mistral", "smollm3"}
-"""Values of model_type with whose decoders this is tested (tests/test_prefixes.py)."""
+"""Values of model_type with whose decoders this is tested (tests/models/test_prefixes.py)."""
 
 
 class Tree:
@@ -114,11 +114,13 @@ def _functions():
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, tree=None, **kwargs):
-    """query (1, H, N, D), key and value (1, G, N, D) of a tree's nodes → (1, N, H, D), None. Without a tree: lib/attention.py."""
+    """query (1, H, N, D), key and value (1, G, N, D) of a tree's nodes → (1, N, H, D), None. Without a tree: lib/models/cpu_attention.py."""
     import torch
 
     if tree is None:
-        return attention.forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return cpu_attention.forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
     spread, collect = _functions()
     _, h, n, d = query.shape
     g, r, t = key.shape[1], tree.rows, tree.width
@@ -155,7 +157,7 @@ def install(model) -> bool:
         or getattr(config, "attention_dropout", 0.0)
         or dropout
         or next(model.parameters()).device.type != "cpu"
-        or config._attn_implementation not in ("eager", "sdpa", attention.NAME)
+        or config._attn_implementation not in ("eager", "sdpa", cpu_attention.NAME)
     ):
         return False
     AttentionInterface.register(NAME, attend)

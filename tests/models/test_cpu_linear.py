@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lib import linear
+from lib.models import cpu_linear
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 def test_the_same_up_to_rounding_and_other_layers_are_left_alone(monkeypatch):
-    monkeypatch.setattr(linear, "intel", lambda: False)
+    monkeypatch.setattr(cpu_linear, "intel", lambda: False)
 
     class Other(torch.nn.Linear):
         pass
@@ -19,7 +19,7 @@ def test_the_same_up_to_rounding_and_other_layers_are_left_alone(monkeypatch):
     packed = torch.nn.Linear(576, 8)
     del packed.weight
     layers = [plain, other, half, packed, unbiased]
-    linear.install(torch.nn.ModuleList(layers))
+    cpu_linear.install(torch.nn.ModuleList(layers))
     assert [("forward" in vars(m)) for m in layers] == [True, False, False, False, True]
     with torch.inference_mode():
         for shape in ((1, 576), (2, 3, 576), (1, 576, 64), (0, 576)):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lib import merging, models
 from lib.config.job import Data, Job, Model, Scale
+from lib.models import export, load, merging
 from lib.runtime.failure import StopTraining
 from lib.stage.worker import save_work
 from lib.training_arguments import arguments
@@ -28,12 +28,12 @@ def exported(
     job = Job("unused", stage, model, Data(source, limit=8, heldout_fraction=0), train, scale)
     args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
     trainer = stages.built(job, args)
-    models.train_in_fp32(trainer.model)
+    load.train_in_fp32(trainer.model)
     merging.check(trainer.model)
     save_work(trainer, "ddp")
     trainer.train()
     before()
-    models.export(trainer, model, folder / "export")
+    export.export(trainer, model, folder / "export")
     return trainer, folder / "export"
 
 

@@ -4,7 +4,7 @@
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877; for language models Liu et al. 2024, https://arxiv.org/abs/2305.17888
 
 torchao's layers do it (torchao.quantization.qat). The weights w stay in full precision, in checkpoints too; at the end of the
-run lib/quantize/methods.py rounds them as it would any model's: to the same s · q in float32; where the base is stored in fewer
+run lib/models/quantization/schemes.py rounds them as it would any model's: to the same s · q in float32; where the base is stored in fewer
 bits, s is rounded to those (with int8 w too, before it). With jobs/distill.py and the run itself as teacher, it heals what
 rounding costs.
 """
@@ -34,12 +34,12 @@ def problems(job: Job) -> list[str]:
 
 def prepare(model, method: str) -> None:
     """Swaps the linear layers of `model`, but for its output layer, for such that round their weights as `method` of
-    lib/quantize/methods.py does. Parameters stay the same objects, by the same names."""
+    lib/models/quantization/schemes.py does. Parameters stay the same objects, by the same names."""
     import torch
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
-    from lib.quantize.compressed import GROUP
+    from lib.models.quantization.compressed_tensors import GROUP
 
     weights = {
         "int8": lambda: IntxFakeQuantizeConfig(torch.int8, "per_channel"),

@@ -37,7 +37,7 @@ FORMATS = {
 
 
 def settings(base: str) -> dict | None:
-    """Returns quantization_config of a base that lib.models.locate returned; None if the weights aren't quantised, or if
+    """Returns quantization_config of a base that lib.models.locate.locate returned; None if the weights aren't quantised, or if
     config.json can't be read without downloading."""
     if base.startswith("package:"):
         return None

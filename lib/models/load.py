@@ -1,0 +1,101 @@
+"""From `model:` in a job's YAML to what TRL's trainers take: weights, dtype, tokenizer and chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lib.config.job import Model
+from lib.models.chat_template import template_sha256
+from lib.models.locate import path
+from lib.run import Run
+from lib.runtime.hardware import DTYPES
+
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS"}
+"""{kind of model that a stage makes: PEFT's task_type}"""
+
+
+def dtype(model: Model, precision: str) -> str:
+    """Returns the dtype of the weights. By default float32 if all of them train (bf16's 8-bit significand would lose small
+    updates), else the dtype of `precision`."""
+    if model.dtype != "auto":
+        return model.dtype
+    return DTYPES[precision] if model.adapter != "none" else "float32"
+
+
+def init_kwargs(model: Model, precision: str, gpu: bool) -> dict:
+    """Returns TRL's `model_init_kwargs`, with which from_pretrained loads the base."""
+    kwargs = {"dtype": dtype(model, precision)}
+    kwargs["attn_implementation"] = model.attn_implementation or ("sdpa" if gpu else "eager")
+    if model.revision:
+        kwargs["revision"] = model.revision
+    if model.quantization != "none" and not gpu:
+        kwargs["device_map"] = {"": "cpu"}
+    return kwargs
+
+
+def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
+    """Returns the keyword arguments that all TRL trainers share: model, processing_class, and peft_config and
+    quantization_config if the job uses them.
+
+    makes: the kind of model that the stage makes. With a reward model's task type PEFT also trains the new head, which
+    would otherwise keep its random initial weights.
+    """
+    base = path(model.base)
+    kwargs = {"model": base, "processing_class": tokenizer(model)}
+    if model.adapter == "lora":
+        from peft import LoraConfig
+
+        kwargs["peft_config"] = LoraConfig(**{"task_type": TASK_TYPES[makes]} | model.lora)
+    if model.quantization != "none":
+        from transformers import BitsAndBytesConfig
+
+        compute = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+        kwargs["quantization_config"] = (
+            BitsAndBytesConfig(load_in_4bit=True, **four)
+            if model.quantization == "4bit"
+            else BitsAndBytesConfig(load_in_8bit=True)
+        )
+    return kwargs
+
+
+def train_in_fp32(model) -> None:
+    """Casts an adapter's trainable weights to float32. The optimizer needs it for small updates, and the gradient scaler
+    used on a T4 requires it. PEFT leaves a new head in the base's dtype, and TRL makes a QLoRA adapter bfloat16."""
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+
+
+def tokenizer(model: Model):
+    """Loads the base's tokenizer with the job's chat template. Raises ValueError if the base is a run that was trained with
+    another template."""
+    from transformers import AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(path(model.base), revision=model.revision)
+    parent = parent_template(model.base)
+    if model.chat_template:
+        tok.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+    if parent and template_sha256(tok) != parent:
+        raise ValueError(
+            f"model.chat_template: {model.base} was trained with template {parent[:12]}, but this job would use "
+            f"{template_sha256(tok)[:12]}. Leave model.chat_template out to keep the run's own."
+        )
+    if tok.pad_token is None:
+        tok.pad_token = tok.eos_token
+    return tok
+
+
+def parent_template(base: str) -> str | None:
+    """Returns the SHA-256 of the chat template that a parent run was trained with; None if the base isn't a run."""
+    is_run = base.startswith("s3://") or (Path(base).is_dir() and Run(base).is_run())
+    return Run(base).provenance().get("template_sha256") if is_run else None
+
+
+def template_text(model: Model) -> str | None:
+    """Returns the chat template that the job will use; None if it can't be read without downloading the model."""
+    if model.chat_template:
+        return Path(model.chat_template).read_text(encoding="utf-8")
+    folder = Path(model.base) / ("model" if (Path(model.base) / "job.yaml").is_file() else "")
+    file = folder / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
