@@ -12,7 +12,7 @@ and vLLM's prefix cache is emptied before each measurement.
 The candidates take turns, --repeats times, with different prompts each time. A speed is the median over the turns, a ratio the median
 of the ratios within a turn, so that a temporarily slow machine is slow for all. Every answer is compared with that of generate with
 its KV cache and sdpa, all prompts in one batch. Exits with 1 if one differs in float32; in bfloat16, rounding decides near-ties
-(lib/transformers_generator.py).
+(lib/generation/transformers_generator.py).
 
 Folklore credits the KV cache with 2-3x and vLLM with 10-20x over the naive loop; the table shows the ratios on this machine. The cache
 saves rereading T tokens for each new one, so its gain grows with T, but stays below T where a single-token pass is bound by reading the
@@ -58,7 +58,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     if options.vllm:
         return in_vllm(options.vllm, options.dtype)
-    from lib import vllm_generator
+    from lib.generation import vllm_generator
     from lib.models import locate
 
     where = locate.path(locate.locate(options.model)[0])
@@ -99,9 +99,9 @@ def ours(where: str, dtype: str, threads: int) -> tuple[dict[str, Decode], dict[
     import torch
     from transformers.utils import is_flash_attn_2_available, logging
 
+    from lib.generation.sampling import Sampling
+    from lib.generation.transformers_generator import TransformersGenerator
     from lib.models import cpu_attention
-    from lib.sampling import Sampling
-    from lib.transformers_generator import TransformersGenerator
 
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
@@ -165,7 +165,7 @@ def in_vllm(where: str, dtype: str) -> int:
     """Runs vLLM in its own process: reads prompts and a number of tokens per line of stdin, and prints a line of answers."""
     import torch
 
-    from lib.vllm_generator import VllmGenerator
+    from lib.generation.vllm_generator import VllmGenerator
 
     generator = VllmGenerator(where, dtype, "cuda" if torch.cuda.is_available() else "cpu")
     from vllm import SamplingParams

@@ -137,11 +137,11 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     """Returns the seconds of each task, from the first request to its scores with the model already loaded, and the scores."""
     from lib.evals import harness, summary
     from lib.evals.context import Context
-    from lib.evals.engine import Engine
     from lib.evals.job import EvalJob
     from lib.evals.plan import plan
+    from lib.generation.pool import Engine
+    from lib.generation.sampling import Sampling
     from lib.runtime.ray_session import connect
-    from lib.sampling import Sampling
 
     request = EvalJob(
         run=f"{folder}/ours-{workers}", runs={"m": model}, tasks=[f"lm_eval:{f}" for f in files], dtype="float32", limit=None

@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=["demo", "perplexity"])
     parser.add_argument("--out", default="runs/formats", help="folder for the runs and reports")
     options = parser.parse_args()
-    from lib import data, vllm_generator
+    from lib import data
+    from lib.generation import vllm_generator
     from lib.models import locate
     from lib.runtime import ray_session
     from lib.runtime.isolated_task import apart

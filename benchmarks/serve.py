@@ -8,7 +8,7 @@ vllm.entrypoints.openai.api_server`. They run in the order ours, theirs, theirs,
 cancels. Each gets streaming chat requests of a fixed number of tokens over loopback: first closed loops (--clients, each of which sends
 its next request as soon as the last one is answered), then Poisson arrivals at 70% of the requests per second that the first of the
 four turns reached in the last closed loop. No two prompts share a prefix, so the prefix cache gains nothing. The clients run on the
-same cores, in this process. Both servers get the environment of our replicas (lib/runtime/hardware.py, lib/vllm_generator.py); with
+same cores, in this process. Both servers get the environment of our replicas (lib/runtime/hardware.py, lib/generation/vllm_generator.py); with
 --as-it-comes, vLLM's server uses its own default threads and allocator.
 
 Tokens/s is the total of a side's two turns divided by their seconds, shown beside the ratio of each turn; percentiles are over the
@@ -72,7 +72,7 @@ def main() -> int:
     )
     parser.add_argument("--as-it-comes", action="store_true", help="run vLLM's own server with its default environment")
     options = parser.parse_args()
-    from lib import vllm_generator
+    from lib.generation import vllm_generator
     from lib.runtime import hardware
 
     if not vllm_generator.installed():

@@ -1,7 +1,7 @@
 """Draft for speculative decoding: a few layers of the target, healed on the target's own answers, then certified.
 
 The draft proposes k tokens; the target checks all of them in one pass and keeps the correct ones, so the answers are still the
-target's but arrive sooner (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; lib/speculative.py). Training works as in
+target's but arrive sooner (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; lib/generation/speculative.py). Training works as in
 jobs/distill.py; lib/draft.py describes the certificate. Exits with 1 if any answer with the draft differs from the one without it.
 
     python jobs/draft.py --config configs/draft.yaml --model.base runs/quickstart/sft --train.teacher runs/quickstart/sft

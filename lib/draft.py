@@ -71,11 +71,11 @@ def measure(target: str, draft: str, job: Job, count: int) -> dict:
     import torch
 
     from lib import data
+    from lib.generation.sampling import Sampling
+    from lib.generation.speculative import Lookup
+    from lib.generation.transformers_generator import TransformersGenerator
     from lib.models import locate
     from lib.runtime import hardware
-    from lib.sampling import Sampling
-    from lib.speculative import Lookup
-    from lib.transformers_generator import TransformersGenerator
 
     torch.set_num_threads(job.scale.cpus_per_worker)
     device = of_worker()

@@ -29,9 +29,9 @@ class Lessons:
         """Returns the rows, with the teacher's answers if train.answers asks for them."""
         from lib import teacher_answers
         from lib.distributed.collectives import barrier, share
+        from lib.generation.sampling import Sampling
+        from lib.generation.transformers_generator import TransformersGenerator
         from lib.runtime import hardware
-        from lib.sampling import Sampling
-        from lib.transformers_generator import TransformersGenerator
 
         a = self.args
         if rows is None or a.answers == "data":

@@ -29,7 +29,7 @@ def answered(trainer, model, batch: dict) -> dict:
     import torch
     from transformers import GenerationConfig
 
-    from lib.batching import left_pad
+    from lib.generation.batching import left_pad
 
     args, device = trainer.args, batch["input_ids"].device
     tokenizer, student = trainer.processing_class, trainer.accelerator.unwrap_model(model)

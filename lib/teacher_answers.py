@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lib.generation.sampling import Sampling
 from lib.run import Run
 from lib.runtime import manifest
 from lib.runtime.logs import say
-from lib.sampling import Sampling
 from lib.teacher import SHARD, whole
 
 

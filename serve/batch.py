@@ -1,7 +1,7 @@
 """Continuous batching in one thread: requests join the batch when they arrive and leave it when they are answered.
 
 A request's prompt is read alone, in one pass; its tokens are then generated in the same passes as those of other requests. Apart
-from rounding (lib/transformers_generator.py), its answer doesn't depend on them, and it has its own random generator.
+from rounding (lib/generation/transformers_generator.py), its answer doesn't depend on them, and it has its own random generator.
 
 Shapes: B rows of the batch, T tokens, V vocabulary.
 """
@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lib.cache import Cached
-from lib.sampling import Sampling, choose, generator, penalise, race
+from lib.generation.kv_cache import Cached
+from lib.generation.sampling import Sampling, choose, generator, penalise, race
 
 
 @dataclass(eq=False)

@@ -23,8 +23,8 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, Modality, _StreamError
 
+from lib.generation.sampling import Sampling
 from lib.models import cpu_attention, cpu_linear
-from lib.sampling import Sampling
 from serve import fields
 from serve.batch import Batch, Row
 from serve.stop_texts import Stopped

@@ -1,7 +1,7 @@
-"""Finds and checks the draft that proposes tokens for the served model (speculative decoding, lib/speculative.py).
+"""Finds and checks the draft that proposes tokens for the served model (speculative decoding, lib/generation/speculative.py).
 
 A draft saves passes without changing the distribution of answers. In float32, greedy answers are identical; in bfloat16, a pass over
-several tokens rounds differently from a pass over one, which changes some answers at near-ties (lib/transformers_generator.py has
+several tokens rounds differently from a pass over one, which changes some answers at near-ties (lib/generation/transformers_generator.py has
 measurements).
 """
 
@@ -33,7 +33,7 @@ def find(draft: str, tokens: int, target: str) -> Draft:
     Raises ValueError naming the key: no such run, unfinished, a reward model, a different vocabulary, or a missing package.
     """
     from lib.errors import nearest
-    from lib.evals import spec
+    from lib.generation import model_spec
     from lib.run import Run
 
     if draft == "suffix" and not importlib.util.find_spec("arctic_inference"):
@@ -42,7 +42,7 @@ def find(draft: str, tokens: int, target: str) -> Draft:
         return Draft(draft, tokens or TOKENS)
     if near := nearest(draft, METHODS):
         raise ValueError(f"draft: there is no {draft}.{near} Or name a run that drafts.")
-    base = spec.find("draft", "draft", draft, "auto").base
+    base = model_spec.find("draft", "draft", draft, "auto").base
     run = Run(base)
     if _vocabulary(base) != _vocabulary(target):
         raise ValueError(

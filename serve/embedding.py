@@ -11,7 +11,7 @@ import json
 import threading
 from pathlib import Path
 
-from lib.batching import batches
+from lib.generation.batching import batches
 
 AT_ONCE, TOKENS = 32, 4096
 """Most texts, and most tokens including padding, per forward pass."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lib import vllm_generator
+from lib.generation import vllm_generator
 from lib.models import locate, quantized_formats
 from lib.runtime import hardware
 from lib.runtime.device import of_worker
@@ -47,7 +47,7 @@ def called(planned: Plan) -> str:
 def speculative(draft: Draft) -> dict[str, Any]:
     """Returns vLLM's speculative_config."""
     more: dict[str, dict[str, Any]] = {
-        "ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 3},  # as lib/speculative.py's Lookup
+        "ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 3},  # as lib/generation/speculative.py's Lookup
         "draft_model": {"model": locate.path(draft.base)} if draft.base else {},
     }
     return {"method": draft.method, "num_speculative_tokens": draft.tokens, **more.get(draft.method, {})}

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lib import vllm_generator
-from lib.evals import spec
+from lib.generation import model_spec, vllm_generator
 from lib.models import quantized_formats
 from lib.run import absolute
 from serve import draft, embedding
@@ -177,7 +176,7 @@ def plan(serving: Serving) -> Plan:
     problems: list[str] = []
     base, template, adapters, drafts = "", None, {}, None
     try:
-        found = spec.find("run", "run", serving.run, serving.dtype)
+        found = model_spec.find("run", "run", serving.run, serving.dtype)
         base, template = found.base, found.trained_template
     except ValueError as e:
         problems.append(str(e))

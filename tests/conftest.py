@@ -310,7 +310,7 @@ ASKED_FOR = ["lamp", "chair", "the red table", "a garden near the river",
 
 @pytest.fixture(scope="module")
 def generator(tiny_model):
-    from lib.transformers_generator import TransformersGenerator
+    from lib.generation.transformers_generator import TransformersGenerator
 
     return TransformersGenerator(tiny_model)
 

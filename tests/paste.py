@@ -264,7 +264,7 @@ from ray.autoscaler.sdk import bootstrap_config
 from ray.scripts.scripts import cli as ray
 from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli as serve, convert_args_to_dict
-from lib import vllm_generator
+from lib.generation import vllm_generator
 
 vllm_generator.installed = lambda: True  # the pages name what needs vLLM; whether it is installed here doesn't matter
 

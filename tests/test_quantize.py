@@ -18,14 +18,14 @@ from lib.compression.measure import Needs, Rate
 from lib.errors import UsageError
 from lib.evals import plan as evals
 from lib.evals.job import EvalJob
+from lib.generation.sampling import Sampling
+from lib.generation.transformers_generator import TransformersGenerator
 from lib.models import quantized_formats
 from lib.models.encode import Encoder
 from lib.models.quantization import compressed_tensors, gptq, schemes
 from lib.quantize import job as quantize_job
 from lib.run import Run
 from lib.runtime import hardware
-from lib.sampling import Sampling
-from lib.transformers_generator import TransformersGenerator
 from serve import serving
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job, sign
@@ -123,7 +123,7 @@ def test_vllm_answers_with_integer_weights(method, dtype, tiny_model, tmp_path):
     Log-probabilities are compared, since greedy answers may change at near-ties."""
     from transformers import AutoTokenizer
 
-    from lib.vllm_generator import VllmGenerator
+    from lib.generation.vllm_generator import VllmGenerator
 
     plain = tmp_path / "plain"
     torch.manual_seed(0)
@@ -156,7 +156,7 @@ def test_wrong_options(argv, says):
 
 
 def test_wrong_requests(runs, make_run, chats_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
     new = ["--run", str(tmp_path / "new"), "--method", "nf4"]
     nf4 = made(make_run, "nf4", runs["sft"], "nf4-again")
     (tmp_path / "other").mkdir()
@@ -212,7 +212,7 @@ def test_what_else_meets_a_quantised_run(runs, make_run, tmp_path, monkeypatch):
     nf4 = made(make_run, "nf4", runs["sft"], "nf4-met")
     with pytest.raises(UsageError, match=f"model.base: .*bitsandbytes weights, which can't be trained.*{runs['sft']}"):
         planned("sft", ["--model.base", nf4, "--run", str(tmp_path / "r")])
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
     with pytest.raises(
         ValueError, match=r"^runs.b: .*bitsandbytes weights, which vLLM doesn't load. Say engine: trans"
     ):

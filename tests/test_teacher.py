@@ -98,8 +98,8 @@ def test_answers_that_were_damaged_are_written_anew(tmp_path):
     from datasets import Dataset
 
     from lib import teacher_answers
-    from lib.generator import Answer
-    from lib.sampling import Sampling
+    from lib.generation.generator import Answer
+    from lib.generation.sampling import Sampling
 
     asked = []
 

@@ -60,11 +60,11 @@ def needs(base: str, vllm: bool, dtype: str, prompts: list, max_new_tokens: int)
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from lib import vllm_generator
+    from lib.generation import vllm_generator
+    from lib.generation.sampling import Sampling
+    from lib.generation.transformers_generator import TransformersGenerator
     from lib.models import locate
     from lib.runtime import hardware
-    from lib.sampling import Sampling
-    from lib.transformers_generator import TransformersGenerator
 
     disable_progress_bar()
     folder = locate.path(base)

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lib.evals.engine import Engine
 from lib.evals.job import EvalJob
 from lib.evals.judge import Panel
 from lib.evals.report import Calibration
 from lib.evals.rows import ROWS
 from lib.evals.task import Example
-from lib.sampling import Sampling
+from lib.generation.pool import Engine
+from lib.generation.sampling import Sampling
 
 
 @dataclass

@@ -9,17 +9,17 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib import vllm_generator
 from lib.evals import answers, contamination, estimate, gate, harness_tasks, judge, length, summary, tasks
 from lib.evals.context import Context
 from lib.evals.endpoint import Endpoint
-from lib.evals.engine import TASK, Engine
 from lib.evals.formatting import duration
 from lib.evals.job import EvalJob
 from lib.evals.judge import Panel
-from lib.evals.ledger import Ledger
 from lib.evals.plan import Plan
 from lib.evals.report import Curve, Report, RunInfo, Timing, flatten
+from lib.generation import vllm_generator
+from lib.generation.pool import TASK, Engine
+from lib.generation.result_cache import Ledger
 from lib.run import Run
 from lib.runtime import ray_session
 

@@ -16,7 +16,7 @@ from lib.evals import harness_tasks, length
 from lib.evals.context import Context
 from lib.evals.harness_tasks import LmEval
 from lib.evals.task import Example, Scores
-from lib.sampling import Sampling
+from lib.generation.sampling import Sampling
 
 
 def measure(name: str, context: Context) -> list[Scores]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import vllm_generator
 from lib.config.job import Data, Job
-from lib.evals import decoding, length
-from lib.evals.decoding import Decoding
+from lib.evals import length
 from lib.evals.endpoint import Judge
 from lib.evals.gate import Rule
 from lib.evals.harness_tasks import LmEval
+from lib.generation import decoding, vllm_generator
+from lib.generation.decoding import Decoding
 from lib.models import quantized_formats
 from lib.run import absolute
 

@@ -8,7 +8,7 @@ from lib.data.marks import learnt
 from lib.evals import length
 from lib.evals.context import Context
 from lib.evals.task import Scores
-from lib.sampling import Sampling
+from lib.generation.sampling import Sampling
 
 
 def perplexity(context: Context) -> list[Scores]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lib.evals.formatting import percent
 from lib.evals.report import Metric
 from lib.evals.task import Scores
-from lib.generator import Answer
+from lib.generation.generator import Answer
 from lib.run import Run, absolute
 
 LONGEST = {

@@ -13,7 +13,7 @@ from lib.evals import length
 from lib.evals.context import Context
 from lib.evals.examples import read
 from lib.evals.task import Example, Scores
-from lib.sampling import Sampling
+from lib.generation.sampling import Sampling
 
 
 def questions(address: str | None, limit: int | None) -> list[Example]:

@@ -8,7 +8,6 @@ from lib.config import ranges
 from lib.errors import nearest
 from lib.evals import (
     bertscore,
-    decoding,
     endpoint,
     estimate,
     gate,
@@ -18,13 +17,13 @@ from lib.evals import (
     length,
     mt_bench,
     refusals,
-    spec,
     tasks,
 )
 from lib.evals.job import EvalJob, needs
 from lib.evals.rows import ROWS
-from lib.evals.spec import Spec
 from lib.evals.xstest import XsTest
+from lib.generation import decoding, model_spec
+from lib.generation.model_spec import Spec
 from lib.models import quantized_formats
 from lib.run import Run
 from lib.runtime import hardware, logs
@@ -41,7 +40,7 @@ class Plan:
     counts: dict[str, int]
     """{task: number of examples}, for tasks with examples of their own."""
     finished = False
-    """Always False: an evaluation can be rerun, and reads earlier results from the ledger (lib/evals/ledger.py)."""
+    """Always False: an evaluation can be rerun, and reads earlier results from the ledger (lib/generation/result_cache.py)."""
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""
@@ -115,7 +114,7 @@ def plan(job: EvalJob) -> Plan:
     specs = [
         replace(s, vllm=vllm)
         for name, base in job.runs.items()
-        if (s := attempt(spec.find, f"runs.{name}", name, base, job.dtype))
+        if (s := attempt(model_spec.find, f"runs.{name}", name, base, job.dtype))
     ]
     for s in specs:
         attempt(quantized_formats.check_engine, f"runs.{s.name}", s.base, s.vllm)
@@ -123,7 +122,7 @@ def plan(job: EvalJob) -> Plan:
     if job.reward:
         if scorer in job.runs:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
-        reward = attempt(spec.find, "reward", scorer, job.reward, job.dtype, True)
+        reward = attempt(model_spec.find, "reward", scorer, job.reward, job.dtype, True)
         specs += [reward] if reward else []
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})

@@ -9,7 +9,7 @@ from lib.evals import length, statistics
 from lib.evals.context import Context
 from lib.evals.report import Calibration
 from lib.evals.task import Scores
-from lib.sampling import Sampling
+from lib.generation.sampling import Sampling
 
 
 def accuracy(context: Context) -> list[Scores]:

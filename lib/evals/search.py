@@ -16,8 +16,8 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 
 from lib.evals.context import Context
-from lib.evals.decoding import Decoding
-from lib.generator import Answer, Begun
+from lib.generation.decoding import Decoding
+from lib.generation.generator import Answer, Begun
 
 
 @dataclass

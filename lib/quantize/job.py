@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lib import data, vllm_generator
+from lib import data
 from lib.config import command_line, config_file, ranges
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
@@ -17,7 +17,8 @@ from lib.config.job import Data
 from lib.errors import UsageError
 from lib.evals.job import EvalJob
 from lib.evals.plan import unfiled
-from lib.evals.spec import Spec, find
+from lib.generation import vllm_generator
+from lib.generation.model_spec import Spec, find
 from lib.models import quantized_formats
 from lib.models.quantization.schemes import METHODS
 from lib.run import Run

@@ -103,9 +103,9 @@ def test_a_model_against_itself(job, runs, local_ray, tmp_path):
 
 def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(job, runs, local_ray, tmp_path):
     from lib.evals.demo import DemoTask
-    from lib.reward_model import RewardModel
-    from lib.sampling import Sampling
-    from lib.transformers_generator import TransformersGenerator
+    from lib.generation.reward_model import RewardModel
+    from lib.generation.sampling import Sampling
+    from lib.generation.transformers_generator import TransformersGenerator
 
     words = ["greedy", "t=0.7,top_p=0.9", "best_of_3"]
     swept = replace(job, run=str(tmp_path / "sweep"), tasks=["demo"], decoding=words, limit=4, usd_per_hour=0.2)

@@ -5,7 +5,7 @@ import pytest
 from lib.evals import length, summary
 from lib.evals.job import EvalJob
 from lib.evals.plan import plan
-from lib.generator import Answer
+from lib.generation.generator import Answer
 
 
 def test_answers_that_were_cut_off_are_counted_and_warned_of():

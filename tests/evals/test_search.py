@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.evals import decoding, search
-from lib.generator import Answer, Begun
+from lib.evals import search
+from lib.generation import decoding
+from lib.generation.generator import Answer, Begun
 
 PROMPTS = [[{"role": "user", "content": f"prompt {i}"}] for i in range(3)]
 

@@ -141,13 +141,13 @@ def test_data_of_the_wrong_kind(runs, chats_file):
     ],
 )
 def test_decodings_that_need_what_is_not_there(settings, says, runs, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: False)
     with pytest.raises(ValueError, match=f"^{says}"):
         plan(EvalJob(runs={k: runs[k] for k in ("base", "sft")}, **settings))
 
 
 def test_vllm_is_taken_where_it_is_and_can(runs, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
     asked = EvalJob(runs={"base": runs["base"]})
     assert asked.vllm() and plan(asked).specs[0].vllm and ("engine", "vLLM") in plan(asked).lines()
     asked.decoding = ["beam_4"]

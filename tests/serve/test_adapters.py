@@ -56,7 +56,7 @@ def test_a_folder_has_the_runs_that_finished(runs, tiny_model, tmp_path):
 
 def test_a_folder_whose_run_has_a_taken_name_is_refused(runs, tiny_model, tmp_path, monkeypatch):
     """Clients could request only one of the two."""
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
     root = tmp_path / "runs"
     plain, other = lora(runs["sft"], root / "plain"), lora(runs["sft"], tmp_path / "other")
     asked = {"run": tiny_model, "adapters_from": str(root)}
@@ -72,10 +72,10 @@ def test_room_for_the_highest_rank(tmp_path):
 
 
 def test_what_the_plan_refuses(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
     assert plan(parse({"run": runs["sft"], "adapters_from": str(tmp_path)})).adapters_from == str(tmp_path)
     with pytest.raises(ValueError, match=r"^adapters_from: there is no folder .*/nowhere on this machine"):
         plan(parse({"run": runs["sft"], "adapters_from": str(tmp_path / "nowhere")}))
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: False)
     with pytest.raises(ValueError, match=r"^adapters_from: only vLLM serves several"):
         plan(parse({"run": runs["sft"], "adapters_from": str(tmp_path)}))

@@ -37,8 +37,8 @@ def ask(url: str, retries: int = 0, tokens: int = 4) -> int:
 
 def test_chat(url, runs):
     """Greedy answers equal those of the evaluation's engine, in one piece and streamed."""
-    from lib.sampling import Sampling
-    from lib.transformers_generator import TransformersGenerator
+    from lib.generation.sampling import Sampling
+    from lib.generation.transformers_generator import TransformersGenerator
 
     want = TransformersGenerator(f"{runs['sft']}/model").generate([HELLO], Sampling(max_new_tokens=6))[0][0].text
     common = {"model": "sft", "messages": HELLO, "max_tokens": 6, "temperature": 0}

@@ -12,7 +12,7 @@ from serve.serving import parse, plan
 @pytest.fixture
 def with_vllm(monkeypatch):
     """Plans as on a machine with vLLM, without running it."""
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
 
 
 def test_how_many_tokens(runs, make_run, with_vllm):
@@ -60,6 +60,6 @@ def test_suffix_needs_its_package(monkeypatch):
 
 
 def test_it_needs_vllm(runs, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: False)
     with pytest.raises(ValueError, match=r"^draft: only vLLM supports one"):
         plan(parse({"run": runs["sft"], "draft": "ngram"}))

@@ -114,7 +114,7 @@ def test_an_encoder_that_reads_less_than_it_has_places(tiny_model, tmp_path):
 
 
 def test_encoders_that_pool_in_another_way_are_refused(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: False)
     folder = Path(shutil.copytree(tiny_model, tmp_path / "encoder"))
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]

@@ -52,7 +52,7 @@ def test_arguments_that_are_wrong(args, says):
 
 
 def test_runs_that_cannot_be_served(runs, make_run, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: False)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: False)
     for args, says in [
         ({"run": "runs/nowhere"}, "run: "),
         ({"run": runs["reward"]}, "run: .*reward model. Name a language model"),
@@ -81,7 +81,7 @@ def test_the_cpu_settles_vllms_dtype(bf16, runs, tmp_path, monkeypatch):
 
 
 def test_named_adapters(runs, tiny_model, make_run, monkeypatch):
-    monkeypatch.setattr("lib.vllm_generator.installed", lambda: True)
+    monkeypatch.setattr("lib.generation.vllm_generator.installed", lambda: True)
     lora = Run(make_run("lora"))
     with pytest.raises(ValueError, match=r"^adapters.a: .* has no adapter"):
         plan(parse({"run": tiny_model, "adapters.a": lora.path}))

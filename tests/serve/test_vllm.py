@@ -19,9 +19,9 @@ import openai
 import psutil
 import pytest
 
+from lib.generation.sampling import Sampling
+from lib.generation.transformers_generator import TransformersGenerator
 from lib.run import Run
-from lib.sampling import Sampling
-from lib.transformers_generator import TransformersGenerator
 from serve import engines
 from serve.serving import parse, plan
 from tests.conftest import sign

@@ -16,7 +16,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.generator import Answer, Score
+from lib.generation.generator import Answer, Score
 from lib.run import Run
 
 

@@ -3,9 +3,9 @@
 greedy                  the most probable token at each step
 t=0.7,top_p=0.9         sampling; also top_k, min_p and repetition_penalty
 greedy,draft=small      the same answers by speculative decoding, with the run `small` or `lookup` as the draft
-                        (lib/speculative.py); also draft_tokens
+                        (lib/generation/speculative.py); also draft_tokens
 beam_4                  beam search with 4 beams
-contrastive_base        contrastive decoding against the run `base` (lib/sampling.py, contrast); also alpha, beta, t
+contrastive_base        contrastive decoding against the run `base` (lib/generation/sampling.py, contrast); also alpha, beta, t
 best_of_8               the sample out of 8 with the highest reward; also best_of_8,t=0.7
 reward_weighted_8       one of 8 samples, drawn with probability proportional to exp(reward / beta)
 reward_beam_4           beam search over chunks of `chunk` tokens, ranked by the reward run (lib/evals/search.py)
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lib.sampling import Sampling
+from lib.generation.sampling import Sampling
 
 KEYS = {
     "t": ("temperature", float),

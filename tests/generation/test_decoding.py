@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lib.evals import decoding
-from lib.sampling import Sampling, choose, contrast, penalise, race
+from lib.generation import decoding
+from lib.generation.sampling import Sampling, choose, contrast, penalise, race
 
 
 def test_words():

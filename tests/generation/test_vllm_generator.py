@@ -2,10 +2,10 @@
 
 import pytest
 
-from lib import vllm_generator
-from lib.generator import Begun
-from lib.sampling import Sampling
-from lib.transformers_generator import TransformersGenerator
+from lib.generation import vllm_generator
+from lib.generation.generator import Begun
+from lib.generation.sampling import Sampling
+from lib.generation.transformers_generator import TransformersGenerator
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the red table", "a garden near the river")]

@@ -6,7 +6,7 @@ hardly longer, so every accepted guess saves a pass (Leviathan et al. 2023, http
     tokens per pass = (1 − α^(k+1)) / (1 − α),   α: acceptance rate
 
 A guess is accepted if it is exactly the token that the model chooses there, greedily or by sampling. The model's random numbers
-are fixed before the guess (lib/sampling.py), and a drafter that samples with the same numbers is right more often (Daliri et al.
+are fixed before the guess (lib/generation/sampling.py), and a drafter that samples with the same numbers is right more often (Daliri et al.
 2024, https://arxiv.org/abs/2408.07978). So answers are identical to those without a drafter, up to rounding, since a pass over
 several tokens may sum in another order. Rejection sampling, as in the first paper, would preserve only their distribution.
 
@@ -18,9 +18,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from lib.batching import left_pad
-from lib.cache import Cached
-from lib.sampling import Sampling, choose, race
+from lib.generation.batching import left_pad
+from lib.generation.kv_cache import Cached
+from lib.generation.sampling import Sampling, choose, race
 
 
 class Tape:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from lib.generator import Begun
-from lib.sampling import Sampling, choose, race
-from lib.transformers_generator import TransformersGenerator
+from lib.generation.generator import Begun
+from lib.generation.sampling import Sampling, choose, race
+from lib.generation.transformers_generator import TransformersGenerator
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class RewardModel:
         conversation has more tokens than the model has positions."""
         import torch
 
-        from lib.batching import batches
+        from lib.generation.batching import batches
         from lib.models.window import positions, refuse
 
         ids = [self.encoder.render(c, answering=False) for c in conversations]

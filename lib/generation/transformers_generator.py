@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from lib import speculative
-from lib.batching import batches, left_pad, positions
-from lib.cache import Cached
-from lib.generator import Answer, Begun, Generator, Messages
-from lib.sampling import Sampling, choose, contrast, generator, penalise, race
-from lib.speculative import Draft, Drafter, Lookup
+from lib.generation import speculative
+from lib.generation.batching import batches, left_pad, positions
+from lib.generation.generator import Answer, Begun, Generator, Messages
+from lib.generation.kv_cache import Cached
+from lib.generation.sampling import Sampling, choose, contrast, generator, penalise, race
+from lib.generation.speculative import Draft, Drafter, Lookup
 
 
 class TransformersGenerator(Generator):

@@ -7,13 +7,13 @@ import time
 import psutil
 import pytest
 
-from lib.evals import engine as engine_module
-from lib.evals.engine import Engine
-from lib.evals.ledger import Ledger
-from lib.evals.spec import Spec
+from lib.generation import pool as engine_module
+from lib.generation.model_spec import Spec
+from lib.generation.pool import Engine
+from lib.generation.result_cache import Ledger
+from lib.generation.sampling import Sampling
+from lib.generation.transformers_generator import TransformersGenerator
 from lib.run import Run
-from lib.sampling import Sampling
-from lib.transformers_generator import TransformersGenerator
 
 PROMPTS = [[{"role": "user", "content": f"what is {'the red ' * (i % 5)}lamp {i}?"}] for i in range(10)]
 SAMPLING = Sampling(1.0, max_new_tokens=6, seed=4)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from lib.batching import left_pad, positions
+from lib.generation.batching import left_pad, positions
 
 WORTH = 16
 """Shortest shared prefix, in tokens, that is read in a pass of its own."""

@@ -26,8 +26,8 @@ class Spec:
 
 def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Spec:
     """Locates a model and checks what its files tell. Raises ValueError that begins with `key`."""
+    from lib.generation.reward_model import check_config
     from lib.models import load, locate
-    from lib.reward_model import check_config
 
     try:
         where, identity = locate.locate_for(key, base)

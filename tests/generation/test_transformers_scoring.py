@@ -2,10 +2,10 @@
 
 import pytest
 
-from lib.batching import batches, windows
-from lib.generator import Answer
-from lib.sampling import Sampling
-from lib.transformers_generator import TransformersGenerator
+from lib.generation.batching import batches, windows
+from lib.generation.generator import Answer
+from lib.generation.sampling import Sampling
+from lib.generation.transformers_generator import TransformersGenerator
 from tests.conftest import ASKED_FOR
 
 

@@ -14,11 +14,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib import vllm_generator
-from lib.evals import ledger
-from lib.evals.ledger import Ledger
-from lib.evals.spec import Spec
-from lib.evals.worker import Worker
+from lib.generation import result_cache, vllm_generator
+from lib.generation.model_spec import Spec
+from lib.generation.pool_worker import Worker
+from lib.generation.result_cache import Ledger
 from lib.runtime import hardware, node_types, waiting
 from lib.runtime.failure import StopTraining
 
@@ -132,7 +131,7 @@ class Engine:
         weights = self._weights(self.specs[model])
         if rest and rest[0].other:
             weights += f" with {self._weights(self.specs[rest[0].other])}"
-        key = ledger.key(weights, method, (columns, rest))
+        key = result_cache.key(weights, method, (columns, rest))
         n = len(columns[0])
         with self.changed:
             if key in self.asked:
@@ -151,7 +150,7 @@ class Engine:
             for begin in reversed(range(0, n, size)):  # longest first, so that no process is left with them at the end
                 rows = order[begin : begin + size]
                 args = tuple([c[i] for i in rows] for c in columns) + rest
-                shard = ledger.key(weights, method, args)
+                shard = result_cache.key(weights, method, args)
                 if self.kept and (found := self.kept.get(shard, len(rows))):
                     self._add(request, rows, *found)
                 else:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib.batching import windows
+from lib.generation.batching import windows
+from lib.generation.sampling import Sampling
 from lib.models.encode import Encoder, ends
 from lib.models.window import positions, refuse
-from lib.sampling import Sampling
 
 Messages = list[dict]
 Ids = tuple[int, ...]

@@ -38,7 +38,7 @@ class Sampling:
     plausible: float = 0.1
     """α of contrastive decoding: tokens less than this times as likely as the likeliest are excluded."""
     draft: str | None = None
-    """Drafter of speculative decoding (lib/speculative.py): another model, by its name in the engine, or lookup. It changes
+    """Drafter of speculative decoding (lib/generation/speculative.py): another model, by its name in the engine, or lookup. It changes
     the speed of answers, not their content. None: no speculative decoding."""
     draft_tokens: int = 4
     """Tokens that the drafter guesses at a time."""

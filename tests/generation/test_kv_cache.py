@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib import cache
-from lib.cache import Cached
+from lib.generation import kv_cache
+from lib.generation.kv_cache import Cached
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def model(tiny_model):
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("beginning", [0, cache.WORTH - 1, cache.WORTH, 40])
+@pytest.mark.parametrize("beginning", [0, kv_cache.WORTH - 1, kv_cache.WORTH, 40])
 def test_logits_are_those_of_each_prompt_alone(model, beginning):
     same = list(range(5, 5 + beginning))
     prompts = [same + rest for rest in ([200, 201, 202], [300], [400, 401, 402, 403, 404], [300])]
@@ -23,7 +23,9 @@ def test_logits_are_those_of_each_prompt_alone(model, beginning):
     with torch.inference_mode():
         read = Cached(model, prompts, 3, "cpu")
         hook.remove()
-        assert (fed[0][0] == 1) == (beginning >= cache.WORTH)  # one row for all of them, if the prefix is long enough
+        assert (fed[0][0] == 1) == (
+            beginning >= kv_cache.WORTH
+        )  # one row for all of them, if the prefix is long enough
         for step in range(3):
             for i, prompt in enumerate(prompts):
                 alone = model(input_ids=torch.tensor([prompt + more[i : i + 1] * step])).logits[0, -1]
@@ -87,11 +89,11 @@ def test_reading_on_copies_nothing_while_there_is_room(model):
         read = Cached(model, [[5, 6, 7], [8, 9]], 3, "cpu")
         layer = read.cache.layers[0]
         places = set()
-        for _ in range(cache.ROOM):
+        for _ in range(kv_cache.ROOM):
             read.feed(torch.tensor([[4], [5]]))
             places.add(layer.keys.data_ptr())
-        assert len(places) == 1 and layer.keys.shape[-2] == 3 + cache.ROOM
+        assert len(places) == 1 and layer.keys.shape[-2] == 3 + kv_cache.ROOM
         read.feed(torch.tensor([[4], [5]]))
         assert layer.keys.data_ptr() not in places
-        alone = model(input_ids=torch.tensor([[5, 6, 7] + [4] * (cache.ROOM + 1)])).logits[0, -1]
+        alone = model(input_ids=torch.tensor([[5, 6, 7] + [4] * (kv_cache.ROOM + 1)])).logits[0, -1]
         assert torch.allclose(read.logits_BV[0], alone, atol=1e-5)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lib.cache import Cached
-from lib.sampling import Sampling
-from lib.speculative import Lookup
-from lib.transformers_generator import TransformersGenerator
+from lib.generation.kv_cache import Cached
+from lib.generation.sampling import Sampling
+from lib.generation.speculative import Lookup
+from lib.generation.transformers_generator import TransformersGenerator
 
 PROMPTS = [
     [{"role": "user", "content": text}]

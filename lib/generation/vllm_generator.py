@@ -11,8 +11,8 @@ import os
 from collections.abc import Sequence
 from importlib import metadata
 
-from lib.generator import Answer, Begun, Generator, Messages
-from lib.sampling import Sampling, seed
+from lib.generation.generator import Answer, Begun, Generator, Messages
+from lib.generation.sampling import Sampling, seed
 
 
 def installed() -> bool:
@@ -38,7 +38,7 @@ def version() -> str:
 
 class VllmGenerator(Generator):
     """The model in folder `model_dir`. A request's random draws, made by vLLM, depend only on (seed, prompt, number of the draw).
-    Concurrent requests change results by rounding, as padding does (lib/transformers_generator.py).
+    Concurrent requests change results by rounding, as padding does (lib/generation/transformers_generator.py).
     """
 
     def __init__(

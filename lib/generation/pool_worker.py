@@ -1,11 +1,11 @@
-"""The process that holds models for lib/evals/engine.py, as a Ray actor."""
+"""The process that holds models for lib/generation/pool.py, as a Ray actor."""
 
 from __future__ import annotations
 
 import time
 from contextlib import nullcontext
 
-from lib.evals.spec import Spec
+from lib.generation.model_spec import Spec
 from lib.run import Run
 from lib.runtime import logs
 
@@ -41,12 +41,12 @@ class Worker:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
+        from lib.generation.reward_model import RewardModel
+        from lib.generation.transformers_generator import TransformersGenerator
+        from lib.generation.vllm_generator import VllmGenerator
         from lib.models import locate
-        from lib.reward_model import RewardModel
         from lib.runtime import hardware
         from lib.runtime.device import of_worker
-        from lib.transformers_generator import TransformersGenerator
-        from lib.vllm_generator import VllmGenerator
 
         disable_progress_bar()
         torch.set_num_threads(self.threads)
