@@ -76,7 +76,7 @@ def tasks(folder: Path, questions: int, texts: int) -> list[str]:
     """Writes the data and the YAML files of the three tasks; returns the YAML files."""
     import yaml
 
-    from lib.evals.demo import DemoTask
+    from lib.evals.tasks.demo import DemoTask
 
     examples = DemoTask().examples(questions + 3)
     solutions = [
@@ -135,10 +135,11 @@ def theirs(model: str, folder: str, batch: int) -> int:
 
 def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
     """Returns the seconds of each task, from the first request to its scores with the model already loaded, and the scores."""
-    from lib.evals import harness, summary
     from lib.evals.context import Context
     from lib.evals.job import EvalJob
+    from lib.evals.measures import lm_eval_harness
     from lib.evals.plan import plan
+    from lib.evals.report import summary
     from lib.generation.pool import Engine
     from lib.generation.sampling import Sampling
     from lib.runtime.ray_session import connect
@@ -160,7 +161,7 @@ def ours(model: str, files: list[str], folder: str, workers: int) -> dict:
             context = Context(request, engine, None, None)
             for name in request.tasks:
                 began = time.time()
-                found = harness.measure(name, context)
+                found = lm_eval_harness.measure(name, context)
                 seconds[found[0].task] = time.time() - began
                 scores |= {f"{s.task} {s.metric}": summary.metric(s, 0).value for s in found}
     finally:

@@ -87,8 +87,8 @@ def _try(path: str, vllm: bool, job, prompts: list):
 
 def table(sizes: dict[str, int], found: dict, scores: dict) -> str:
     """Returns a Markdown table with a line per method and engine."""
-    from lib.evals.formatting import show
-    from lib.evals.render import table as score_rows
+    from lib.evals.report.formatting import show
+    from lib.evals.report.render import table as score_rows
 
     asked = {engine: [row for row in score_rows(r) if row["main"]] for engine, r in scores.items()}
     labels = list(dict.fromkeys(row["label"] for rows in asked.values() for row in rows))

@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(options) -> int:
-    from lib.evals import diff
-    from lib.evals.render import comparison_lines
-    from lib.evals.report import Report
+    from lib.evals.report import diff
+    from lib.evals.report.render import comparison_lines
+    from lib.evals.report.schema import Report
     from lib.run import Run
     from lib.runtime.console import show
 

@@ -1,7 +1,7 @@
 """Evaluates runs on held-out data (task scores, perplexity, preference accuracy, win rate, KL) and writes a report.
 
-Every number has its n and 95% interval, and runs are compared on the same examples (lib/evals/statistics.py).
-Models run as Ray actors, one per GPU or CPU core (lib/generation/pool.py). The tasks are listed in lib/evals/tasks.py.
+Every number has its n and 95% interval, and runs are compared on the same examples (lib/evals/statistics/intervals.py).
+Models run as Ray actors, one per GPU or CPU core (lib/generation/pool.py). The tasks are listed in lib/evals/registry.py.
 
     python jobs/eval.py --config configs/eval.yaml
     python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.sft runs/quickstart/sft --tasks demo perplexity

@@ -224,12 +224,12 @@ def _tracker(name: str) -> list[str]:
 
 
 def _eval(job: Job, gpu: bool) -> list[str]:
-    from lib.evals import tasks
+    from lib.evals import registry
     from lib.evals.job import after, needs
 
     try:
         for name in job.eval.tasks:
-            tasks.get(name)
+            registry.get(name)
     except ValueError as e:
         return [f"eval.tasks: {e}"]
     return [f"eval.tasks: {p}" for p in needs(after(job))] if job.eval.tasks else []

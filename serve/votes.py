@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from lib.evals.statistics import Estimate, proportion
+from lib.evals.statistics.intervals import Estimate, proportion
 from lib.run import Run
 
 CHOICES = ("left", "right", "tie", "skip", "undo")

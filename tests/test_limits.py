@@ -9,9 +9,9 @@ import pytest
 from lib import cli, limits
 from lib.config import command_line, ranges, trl_fields
 from lib.evals import plan as eval_plan
-from lib.evals.endpoint import Judge
-from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
+from lib.evals.judging.openai_client import Judge
+from lib.evals.report.gate import Rule
 from lib.quantize import job as quantize_job
 from lib.quantize.job import QuantizeJob, Source
 from tests.stages import planned, stage

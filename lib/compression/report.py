@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from lib.compression.measure import Needs, Rate
-from lib.evals.formatting import show as shown
-from lib.evals.render import comparison_lines, table
-from lib.evals.report import Report
+from lib.evals.report.formatting import show as shown
+from lib.evals.report.render import comparison_lines, table
+from lib.evals.report.schema import Report
 from lib.run import Run
 
 MIB = 1 << 20

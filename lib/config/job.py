@@ -105,11 +105,11 @@ class Eval:
     """eval: evaluation of the finished run"""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks to evaluate the finished run on, by their names in lib/evals/tasks.py. Empty: only the held-out loss."""
+    """Tasks to evaluate the finished run on, by their names in lib/evals/registry.py. Empty: only the held-out loss."""
     limit: int | None = 200
     """Maximum number of held-out examples per task. None: all."""
     max_new_tokens: int | None = None
-    """Maximum length of a generated answer, in tokens. None: as long as each task needs (lib/evals/length.py)."""
+    """Maximum length of a generated answer, in tokens. None: as long as each task needs (lib/evals/report/length.py)."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ One training row of kind "chat" (the answer is the bare line in two rows of five
 Why this task: the base model gets almost every row wrong, 135M parameters learn it in minutes, and the right answer is
 a single string. Two of the slots (day, time) must be worked out rather than copied.
 
-The preference rule, defined in `lib.evals.demo.better`: **a right answer beats a wrong one; of two right ones, the bare
+The preference rule, defined in `lib.evals.tasks.demo.better`: **a right answer beats a wrong one; of two right ones, the bare
 line beats the line with pleasantries.** Half of the pairs differ in style only. In the other half one slot of the
 rejected answer is wrong, and all combinations of the two styles occur, so style alone doesn't decide.
 

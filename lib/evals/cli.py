@@ -7,8 +7,8 @@ import sys
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
 from lib.errors import UsageError
-from lib.evals.gate import Rule
 from lib.evals.job import EvalJob
+from lib.evals.report.gate import Rule
 from lib.run import Run
 
 USAGE = "python jobs/eval.py --config configs/eval.yaml [--runs NAME … | --runs.NAME RUN] [--KEY VALUE …] [--dry-run]"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lib.evals.job import EvalJob
-from lib.evals.judge import Panel
-from lib.evals.report import Calibration
+from lib.evals.judging.llm_judge import Panel
+from lib.evals.report.schema import Calibration
 from lib.evals.rows import ROWS
 from lib.evals.task import Example
 from lib.generation.pool import Engine
@@ -60,7 +60,7 @@ class Context:
     def prompts(self) -> list[Example]:
         """Returns held-out prompts: the demo's own, which its rule can judge, or those of the data."""
         if self.job.data.source == "demo":
-            from lib.evals.demo import DemoTask
+            from lib.evals.tasks.demo import DemoTask
 
             return DemoTask().examples(self.job.limit)
         return [Example(f"prompt-{i}", row["prompt"]) for i, row in enumerate(self.rows("win_rate"))]

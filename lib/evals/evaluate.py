@@ -9,14 +9,18 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from lib.evals import answers, contamination, estimate, gate, harness_tasks, judge, length, summary, tasks
+from lib.evals import registry
 from lib.evals.context import Context
-from lib.evals.endpoint import Endpoint
-from lib.evals.formatting import duration
 from lib.evals.job import EvalJob
-from lib.evals.judge import Panel
+from lib.evals.judging import llm_judge
+from lib.evals.judging.llm_judge import Panel
+from lib.evals.judging.openai_client import Endpoint
+from lib.evals.measures import contamination, sampled_answers
 from lib.evals.plan import Plan
-from lib.evals.report import Curve, Report, RunInfo, Timing, flatten
+from lib.evals.report import gate, length, summary, time_estimate
+from lib.evals.report.formatting import duration
+from lib.evals.report.schema import Curve, Report, RunInfo, Timing, flatten
+from lib.evals.tasks import harness_tasks
 from lib.generation import vllm_generator
 from lib.generation.pool import TASK, Engine
 from lib.generation.result_cache import Ledger
@@ -38,11 +42,11 @@ def evaluate(planned: Plan, command: str | None = None, say=print) -> Report:
 
 
 def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> Report:
-    from lib.evals.render import write
+    from lib.evals.report.render import write
 
     job, began = planned.job, time.time()
     with Engine(planned.specs, job.workers, say, Ledger(Run(job.run)), job.device) as engine:
-        rule = tasks.RULES["demo"] if job.data.source == "demo" else None
+        rule = registry.RULES["demo"] if job.data.source == "demo" else None
         context = Context(job, engine, planned.scorer, rule, panel)
         with ThreadPoolExecutor(len(job.tasks)) as pool:
             futures = [pool.submit(_measure, name, context) for name in job.tasks]
@@ -57,8 +61,8 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
                 raise failed
         scores = [s for f in futures for s in f.result()]
         work = engine.timings()
-        sizes = {s.name: estimate.parameters(s.base) for s in planned.specs}
-        estimate.remember("gpu" if engine.gpu else "cpu", work, sizes)
+        sizes = {s.name: time_estimate.parameters(s.base) for s in planned.specs}
+        time_estimate.remember("gpu" if engine.gpu else "cpu", work, sizes)
     scores += panel.honesty() if panel else []
     if not any(s.headline and s.run in job.runs and not s.versus for s in scores):
         for s in scores:  # if no task has right answers, the runs are compared by perplexity
@@ -66,7 +70,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     metrics = [summary.metric(s, job.seed) for s in scores]
     compared = summary.comparisons(scores, job.seed)
     runs = [_run_info(s.name, s.base, s.trained_template) for s in planned.specs]
-    note, samples = answers.samples(context)
+    note, samples = sampled_answers.samples(context)
     report = Report(
         title=" → ".join(job.runs) or (f"reward model {planned.scorer}" if planned.scorer else ", ".join(job.tasks)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,7 +88,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
         environment=_environment(planned),
         warnings=_warnings(runs, metrics, job),
     )
-    report.failures = answers.failures(context, scores)
+    report.failures = sampled_answers.failures(context, scores)
     report.calibrations = context.calibrations
     report.overlaps = contamination.overlaps(
         {s.name: s.base for s in planned.specs if not s.reward}, {t: _examples(context, t) for t in context.recorded}
@@ -95,21 +99,21 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     report.warnings += _contaminated(report)
     report.verdicts += gate.judge(job.gate, report)
     say("writing the report …")
-    write(report, Run(job.run), answers.lines(context))
+    write(report, Run(job.run), sampled_answers.lines(context))
     return report
 
 
 def _measure(name: str, context: Context) -> list:
     # Per thread: the engine attributes the requests of this thread to the task.
     TASK.set(harness_tasks.called(name) if name.startswith(harness_tasks.PREFIX) else name)
-    return tasks.get(name, context.job.task_data, context.job.lm_eval)(context)
+    return registry.get(name, context.job.task_data, context.job.lm_eval)(context)
 
 
 def _panel(job: EvalJob) -> Panel | None:
     """Returns the judge after checking that it responds. Raises Unreachable (a RuntimeError) before anything else starts."""
     if not job.judge.url:
         return None
-    panel = Panel(job.judge, Endpoint(job.judge, Run(job.run)), judge.prompts(job.judge.prompts))
+    panel = Panel(job.judge, Endpoint(job.judge, Run(job.run)), llm_judge.prompts(job.judge.prompts))
     panel.endpoint.check()
     return panel
 
@@ -206,7 +210,9 @@ def _environment(planned: Plan) -> dict:
         "packages": {p: version(p) for p in PACKAGES},
         "hardware": _hardware(),
         "data": data,
-        "task_versions": {name: str(tasks.task(name).version) for name in planned.job.tasks if name in tasks.TASKS},
+        "task_versions": {
+            name: str(registry.task(name).version) for name in planned.job.tasks if name in registry.TASKS
+        },
         "engine": f"vllm {vllm_generator.version()}"
         if planned.job.vllm()
         else f"transformers {version('transformers')}",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from lib.config.job import Data, Job
-from lib.evals import length
-from lib.evals.endpoint import Judge
-from lib.evals.gate import Rule
-from lib.evals.harness_tasks import LmEval
+from lib.evals.judging.openai_client import Judge
+from lib.evals.report import length
+from lib.evals.report.gate import Rule
+from lib.evals.tasks.harness_tasks import LmEval
 from lib.generation import decoding, vllm_generator
 from lib.generation.decoding import Decoding
 from lib.models import quantized_formats
@@ -34,7 +34,7 @@ class EvalJob:
     """Name, in runs, of the run that win_rate and kl compare later runs with. None: the second to last."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
     """Tasks to run: demo, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest, perplexity, preference_accuracy,
-    win_rate, arena, kl, mt_bench, bertscore, refusal_labels (lib/evals/tasks.py), or one of lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    win_rate, arena, kl, mt_bench, bertscore, refusal_labels (lib/evals/registry.py), or one of lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Location of a task's examples, as {task: file, folder, s3:// or hub name}; all rows are used. Default: the dataset on the
     hub, and `data` for perplexity and preference_accuracy."""
@@ -51,7 +51,7 @@ class EvalJob:
     limit: int | None = 200
     """Maximum number of held-out examples per task. None: all."""
     max_new_tokens: int | None = None
-    """Maximum length of a generated answer in tokens. None: a default per task (lib/evals/length.py)."""
+    """Maximum length of a generated answer in tokens. None: a default per task (lib/evals/report/length.py)."""
     seed: int = 0
     """Seed for sampled answers, for the choice of rows when there are more than limit, and for the bootstrap."""
     samples: int = 6

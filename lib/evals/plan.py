@@ -6,22 +6,14 @@ from dataclasses import asdict, dataclass, replace
 
 from lib.config import ranges
 from lib.errors import nearest
-from lib.evals import (
-    bertscore,
-    endpoint,
-    estimate,
-    gate,
-    generation,
-    harness_tasks,
-    judge,
-    length,
-    mt_bench,
-    refusals,
-    tasks,
-)
+from lib.evals import registry
 from lib.evals.job import EvalJob, needs
+from lib.evals.judging import llm_judge, openai_client
+from lib.evals.measures import bertscore, generation, mt_bench, refusals
+from lib.evals.report import gate, length, time_estimate
 from lib.evals.rows import ROWS
-from lib.evals.xstest import XsTest
+from lib.evals.tasks import harness_tasks
+from lib.evals.tasks.xstest import XsTest
 from lib.generation import decoding, model_spec
 from lib.generation.model_spec import Spec
 from lib.models import quantized_formats
@@ -63,7 +55,7 @@ class Plan:
             most = f"{tokens * len(j.runs):,} tokens at most"
             out.append(("work", f"{cells} cells (run, task, decoding) of answers: {answers:,} answers, {most}"))
             bases = [s.base for s in self.specs if not s.reward]
-            time = estimate.line(bases, tokens, j.workers, j.usd_per_hour, j.device)
+            time = time_estimate.line(bases, tokens, j.workers, j.usd_per_hour, j.device)
             out += [("time", time)] if time else []
         if {"win_rate", "kl"} & set(j.tasks):
             out.append(("compared", f"{', '.join(j.challengers())} with {j.reference_run()}"))
@@ -84,14 +76,14 @@ def plan(job: EvalJob) -> Plan:
             problems.append(str(e))
 
     if not job.tasks:
-        problems.append(f"tasks: there are none to run. Known: {', '.join(tasks.names())}.")
+        problems.append(f"tasks: there are none to run. Known: {', '.join(registry.names())}.")
     counts: dict[str, int] = {}
     metrics: dict[str, list[str] | None] = {}
     for name in job.tasks:
-        attempt(tasks.get, name, job.task_data, job.lm_eval)
+        attempt(registry.get, name, job.task_data, job.lm_eval)
         metrics[attempt(harness_tasks.called, name) if name.startswith(harness_tasks.PREFIX) else name] = None
-        if name in tasks.TASKS:
-            task = tasks.task(name, job.task_data.get(name))
+        if name in registry.TASKS:
+            task = registry.task(name, job.task_data.get(name))
             examples = attempt(task.examples, job.limit) or []
             counts[name] = len(examples)
             if job.gate:  # scoring an empty answer yields the names of the metrics
@@ -127,8 +119,8 @@ def plan(job: EvalJob) -> Plan:
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
     problems += needs(job) + ranges.values(asdict(job)) + hardware.room("workers", job.workers, job.device)
-    problems += endpoint.problems(job.judge, job.runs)
-    attempt(judge.prompts, job.judge.prompts)
+    problems += openai_client.problems(job.judge, job.runs)
+    attempt(llm_judge.prompts, job.judge.prompts)
     if "mt_bench" in job.tasks:
         attempt(mt_bench.questions, job.task_data.get("mt_bench"), job.limit)
     if "refusal_labels" in job.tasks:
@@ -148,7 +140,7 @@ def plan(job: EvalJob) -> Plan:
 
 def unfiled(task_data: dict[str, str]) -> list[str]:
     """Returns a problem for each name in task_data that no file-based task has."""
-    filed = [t for t in tasks.TASKS if t != "demo"]
+    filed = [t for t in registry.TASKS if t != "demo"]
     filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
     wrong = sorted(task_data.keys() - set(filed))
     return [f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}" for name in wrong]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from lib.evals.evaluate import evaluate
 from lib.evals.plan import Plan
-from lib.evals.render import terminal
+from lib.evals.report.render import terminal
 from lib.run import Run
 
 

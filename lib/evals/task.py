@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lib.evals.statistics import Estimate
+from lib.evals.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Task(Protocol):
 
 @dataclass
 class Scores:
-    """The per-example numbers of one metric for one run; lib/evals/summary.py computes the value and its interval."""
+    """The per-example numbers of one metric for one run; lib/evals/report/summary.py computes the value and its interval."""
 
     task: str
     metric: str

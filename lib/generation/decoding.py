@@ -8,7 +8,7 @@ beam_4                  beam search with 4 beams
 contrastive_base        contrastive decoding against the run `base` (lib/generation/sampling.py, contrast); also alpha, beta, t
 best_of_8               the sample out of 8 with the highest reward; also best_of_8,t=0.7
 reward_weighted_8       one of 8 samples, drawn with probability proportional to exp(reward / beta)
-reward_beam_4           beam search over chunks of `chunk` tokens, ranked by the reward run (lib/evals/search.py)
+reward_beam_4           beam search over chunks of `chunk` tokens, ranked by the reward run (lib/evals/measures/search.py)
 """
 
 from __future__ import annotations

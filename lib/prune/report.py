@@ -46,7 +46,7 @@ def _scores(run: Run, job: Job):
     from lib.evals.evaluate import evaluate
     from lib.evals.job import after
     from lib.evals.plan import plan
-    from lib.evals.report import Report
+    from lib.evals.report.schema import Report
 
     if not job.eval.tasks:
         return None

@@ -46,7 +46,7 @@ class QuantizeJob:
     data: Data = field(default_factory=Data)
     """Held-out rows for perplexity, and what GPTQ calibrates on. Where nothing of it is set: the data of the run that is quantised."""
     tasks: list[str] = field(default_factory=lambda: ["perplexity"])
-    """What to measure before and after, by the names in lib/evals/tasks.py. Empty: only sizes, memory and speed."""
+    """What to measure before and after, by the names in lib/evals/registry.py. Empty: only sizes, memory and speed."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Where a task's examples are, as in jobs/eval.py."""
     limit: int | None = 200

@@ -67,7 +67,7 @@ def _evaluate(run: Run, job: Job) -> bool:
     from lib.evals.evaluate import evaluate
     from lib.evals.job import after
     from lib.evals.plan import plan
-    from lib.evals.render import terminal
+    from lib.evals.report.render import terminal
 
     command = _next(run, job)[0]
     try:

@@ -7,7 +7,7 @@ from lib.data import check, load, per_answer
 from lib.data.formats import FORMATS
 from lib.data.marks import mark
 from lib.data.rows import BadRow
-from lib.evals.language_modelling import _pieces
+from lib.evals.measures.language_modelling import _pieces
 from tests.data.conftest import CHAT, qa_chats
 
 pytestmark = pytest.mark.usefixtures("cache")

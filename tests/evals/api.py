@@ -4,7 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from lib.evals.endpoint import Judge
+from lib.evals.judging.openai_client import Judge
 
 
 class Api:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lib.evals import judge
-from lib.evals.endpoint import Endpoint
-from lib.evals.judge import Panel
+from lib.evals.judging import llm_judge
+from lib.evals.judging.llm_judge import Panel
+from lib.evals.judging.openai_client import Endpoint
 from lib.run import Run
 from tests.evals.api import Api
 
@@ -27,4 +27,4 @@ def api():
 @pytest.fixture
 def panel(tmp_path):
     """panel(Judge) → Panel that stores its replies in a run of the test."""
-    return lambda j: Panel(j, Endpoint(j, Run(str(tmp_path / "run"))), judge.prompts(j.prompts))
+    return lambda j: Panel(j, Endpoint(j, Run(str(tmp_path / "run"))), llm_judge.prompts(j.prompts))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import binom, multinomial, norm
 
-from lib.evals import statistics
-from lib.evals.tango import tango
+from lib.evals.statistics import intervals
+from lib.evals.statistics.tango import tango
 
 Z = norm.ppf(0.975)
 NEAR = 1e-9
@@ -41,7 +41,7 @@ class Paired:
         self.low, self.high = tango(self.up, self.down, n, Z)
         fewer, both = np.minimum(self.up, self.down), self.up + self.down
         self.exact = np.minimum(1, 2 * binom.cdf(fewer, both, 0.5))
-        self.mid = statistics.mid_p(self.up, self.down)
+        self.mid = intervals.mid_p(self.up, self.down)
 
     def chance(self, up: float, down: float) -> np.ndarray:
         """Returns the probability of each table. up, down: probabilities of such examples."""
@@ -81,7 +81,7 @@ def numbers(rng):
 
 def mean(draw, truth: float, n: int, draws: int) -> tuple[float, float]:
     """Returns (share of draws without a wrong interval, share of draws with an interval)."""
-    found = [statistics.bootstrap_mean(draw(n), seed) for seed in range(draws)]
+    found = [intervals.bootstrap_mean(draw(n), seed) for seed in range(draws)]
     return _held(found, truth)
 
 
@@ -90,7 +90,7 @@ def ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, float]:
     found = []
     for seed in range(draws):
         tokens = rng.lognormal(3, spread, n).round() + 1
-        found.append(statistics.bootstrap_ratio(tokens * rng.lognormal(0, 0.5, n), tokens, seed))
+        found.append(intervals.bootstrap_ratio(tokens * rng.lognormal(0, 0.5, n), tokens, seed))
     return _held(found, np.exp(0.125))
 
 
@@ -100,7 +100,7 @@ def paired_ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, f
     for seed in range(draws):
         tokens = rng.lognormal(3, spread, n).round() + 1
         nats = tokens * rng.lognormal(0, 0.5, n)
-        found.append(statistics.paired_difference((nats, tokens), (nats * rng.lognormal(-0.005, 0.1, n), tokens), seed))
+        found.append(intervals.paired_difference((nats, tokens), (nats * rng.lognormal(-0.005, 0.1, n), tokens), seed))
     return _held(found, 0.0)
 
 
@@ -108,7 +108,7 @@ def clustered(rng, groups: int, each: int, p: float, alike: float, draws: int) -
     """Right answers to `groups` questions, with `each` answers per question; alike: correlation of two answers to the same question."""
     names, found = np.repeat(np.arange(groups), each), []
     for _ in range(draws):
-        found.append(statistics.proportion(_answers(rng, p, groups, each, alike), names))
+        found.append(intervals.proportion(_answers(rng, p, groups, each, alike), names))
     return _held(found, p)
 
 
@@ -117,7 +117,7 @@ def clustered_pairs(rng, groups: int, each: int, p: float, alike: float, draws: 
     names, found = np.repeat(np.arange(groups), each), []
     for _ in range(draws):
         a, b = (_answers(rng, p, groups, each, alike) for _ in "ab")
-        found.append(statistics.paired_proportions(a, b, names))
+        found.append(intervals.paired_proportions(a, b, names))
     return _held(found, 0.0)
 
 
@@ -126,7 +126,7 @@ def _answers(rng, p: float, groups: int, each: int, alike: float):
     return (rng.random((groups, each)) < level[:, None]).astype(float).ravel()
 
 
-def _held(found: list[statistics.Estimate], truth: float) -> tuple[float, float]:
+def _held(found: list[intervals.Estimate], truth: float) -> tuple[float, float]:
     shown = [e for e in found if e.low is not None]
     wrong = sum(not e.low - NEAR <= truth <= e.high + NEAR for e in shown)
     return 1 - wrong / len(found), len(shown) / len(found)

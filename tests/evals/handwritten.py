@@ -3,9 +3,9 @@
 import math
 import random
 
-from lib.evals import summary
-from lib.evals.report import Calibration, Curve, Failures, Report, RunInfo, Sample, Timing
-from lib.evals.statistics import Estimate
+from lib.evals.report import summary
+from lib.evals.report.schema import Calibration, Curve, Failures, Report, RunInfo, Sample, Timing
+from lib.evals.statistics.intervals import Estimate
 from lib.evals.task import Scores
 
 SYSTEM = {"role": "system", "content": "Answer with one ticket line."}

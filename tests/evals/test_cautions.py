@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from lib.evals import cautions, render, summary
-from lib.evals.report import Report
+from lib.evals.report import cautions, render, summary
+from lib.evals.report.schema import Report
 from lib.evals.task import Scores
 from tests.evals import handwritten
 from tests.evals.api import better, talk

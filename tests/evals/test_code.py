@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.evals import sandbox, tasks
-from lib.evals.code import extract
+from lib.evals import registry
+from lib.evals.tasks import sandbox
+from lib.evals.tasks.code import extract
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -29,7 +30,7 @@ def task(tmp_path):
     def make(name: str, row: dict):
         path = tmp_path / f"{name}.jsonl"
         path.write_text(json.dumps(row) + "\n")
-        return tasks.task(name, str(path))
+        return registry.task(name, str(path))
 
     return make
 

@@ -2,7 +2,7 @@
 
 import json
 
-from lib.evals import contamination
+from lib.evals.measures import contamination
 from lib.evals.task import Example
 from lib.run import Run
 
@@ -43,7 +43,7 @@ def test_rows_of_the_runs_before_count_and_lost_data_is_said(make_run, tmp_path)
 
 def test_the_demos_messages_are_held_out_when_they_are_generated(make_run):
     """They share sentences with its training rows by design, but never in a row with the same name and item."""
-    from lib.evals.demo import DemoTask
+    from lib.evals.tasks.demo import DemoTask
 
     run = Run(make_run("demo", seed=7))
     run.write_json("job.yaml", run.job() | {"model": {"base": "elsewhere"}, "data": {"source": "demo"}})

@@ -3,8 +3,8 @@
 import pytest
 
 from lib.data import demo
-from lib.evals.demo import DemoTask, better
 from lib.evals.task import Example
+from lib.evals.tasks.demo import DemoTask, better
 
 LINE = "3xdesk lamp > Mara @214 TUE 14:30"
 WRONG = "2xdesk lamp > Mara @214 TUE 14:30"

@@ -2,7 +2,7 @@
 
 import json
 
-from lib.evals import diff
+from lib.evals.report import diff
 from lib.run import Run
 from tests.evals import handwritten
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from lib.evals import endpoint
-from lib.evals.endpoint import Judge, Unreachable
 from lib.evals.evaluate import evaluate
 from lib.evals.job import EvalJob
+from lib.evals.judging import openai_client
+from lib.evals.judging.openai_client import Judge, Unreachable
 from lib.evals.plan import plan
 from tests.evals.api import better, talk
 
@@ -57,7 +57,7 @@ def test_busy_slow_and_broken_replies_are_asked_again(api, panel):
 
 
 def test_no_answer_at_all_is_counted_and_then_the_end(api, panel, monkeypatch):
-    monkeypatch.setattr(endpoint, "TRIES", 1)
+    monkeypatch.setattr(openai_client, "TRIES", 1)
     some = panel(api(lambda p: (503, {}) if "question 1" in p else better(p)).judge())
     pairs = [(talk(f"question {i}", "good"), talk(f"question {i}", "bad")) for i in range(4)]
     assert [p.share for p in some.compare(pairs)] == [1.0, None, 1.0, 1.0] and some.endpoint.spent()["failed"] == 2

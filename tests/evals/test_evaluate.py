@@ -13,8 +13,8 @@ import pytest
 from lib.evals.evaluate import evaluate
 from lib.evals.job import EvalJob
 from lib.evals.plan import plan
-from lib.evals.report import Report
-from lib.evals.summary import CLOCK
+from lib.evals.report.schema import Report
+from lib.evals.report.summary import CLOCK
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, sign
@@ -102,7 +102,7 @@ def test_a_model_against_itself(job, runs, local_ray, tmp_path):
 
 
 def test_every_decoding_is_a_column_and_best_of_takes_the_reward_runs_favourite(job, runs, local_ray, tmp_path):
-    from lib.evals.demo import DemoTask
+    from lib.evals.tasks.demo import DemoTask
     from lib.generation.reward_model import RewardModel
     from lib.generation.sampling import Sampling
     from lib.generation.transformers_generator import TransformersGenerator

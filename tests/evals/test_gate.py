@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.evals import gate
-from lib.evals.gate import Rule
+from lib.evals.report import gate
+from lib.evals.report.gate import Rule
 from tests.evals import handwritten
 
 

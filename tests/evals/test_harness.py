@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lib.evals import harness, tasks
+from lib.evals import registry
 from lib.evals.evaluate import evaluate
-from lib.evals.gate import Rule
-from lib.evals.harness_tasks import LmEval
 from lib.evals.job import EvalJob
+from lib.evals.measures import lm_eval_harness
 from lib.evals.plan import plan
+from lib.evals.report.gate import Rule
+from lib.evals.tasks.harness_tasks import LmEval
 from lib.run import Run
 from tests.conftest import WORDS
 
@@ -176,7 +177,7 @@ def test_gates_on_a_task_file_and_on_an_unknown_metric(job, files):
 
 def test_the_hint_names_the_family():
     with pytest.raises(ValueError, match="lm_eval:NAME"):
-        tasks.get("arc_easy")
+        registry.get("arc_easy")
 
 
 MISTAKES = {
@@ -216,7 +217,7 @@ def test_chance_is_one_in_as_many_choices_as_each_document_has():
 
     task = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_choice=lambda doc: doc)
     samples = [{"doc_id": i, "doc": ["x"] * n, "target": t} for i, (n, t) in enumerate([(2, 0), (4, 3), (4, [0, 2])])]
-    assert harness._chance(task, "acc_norm", samples * 2) == pytest.approx((1 / 2 + 1 / 4 + 2 / 4) / 3)
-    assert harness._chance(task, "brier_score", samples) is None
+    assert lm_eval_harness._chance(task, "acc_norm", samples * 2) == pytest.approx((1 / 2 + 1 / 4 + 2 / 4) / 3)
+    assert lm_eval_harness._chance(task, "brier_score", samples) is None
     task.OUTPUT_TYPE = "generate_until"
-    assert harness._chance(task, "exact_match", samples) is None
+    assert lm_eval_harness._chance(task, "exact_match", samples) is None

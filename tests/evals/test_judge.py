@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from lib.evals import judge, mt_bench
 from lib.evals.evaluate import evaluate
 from lib.evals.job import EvalJob
-from lib.evals.judge import Unreadable
+from lib.evals.judging import llm_judge
+from lib.evals.judging.llm_judge import Unreadable
+from lib.evals.measures import mt_bench
 from lib.evals.plan import plan
-from lib.evals.report import Report
+from lib.evals.report.schema import Report
 from lib.run import Run
 from tests import warm
 from tests.conftest import free_port, run_job, wait_for_port
@@ -50,12 +51,12 @@ def test_nonsense(api, panel):
     [("[[A]] no, [[B]]", 0.0), ("so [[C]].", 0.5), ("[A]", None), ("", None), (None, None), ("[[D]]", None)],
 )
 def test_letters(text, found):
-    assert judge._letter(text) == found
+    assert llm_judge._letter(text) == found
 
 
 @pytest.mark.parametrize(("text", "found"), [("[[7]]", 7.0), ("[[7.5]]/10", 7.5), ("[[11]]", None), ("7", None)])
 def test_grades(text, found):
-    assert judge._grade(text) == found
+    assert llm_judge._grade(text) == found
 
 
 def test_prompts_of_a_file_in_mt_benchs_format(api, panel, tmp_path):
@@ -88,7 +89,7 @@ def test_prompts_of_a_file_in_mt_benchs_format(api, panel, tmp_path):
 def test_prompts_that_cannot_be_used(line, message, tmp_path):
     (tmp_path / "p.jsonl").write_text(line)
     with pytest.raises(ValueError, match=rf"judge.prompts: .*{message}"):
-        judge.prompts(str(tmp_path / "p.jsonl"))
+        llm_judge.prompts(str(tmp_path / "p.jsonl"))
 
 
 def questions(tmp_path) -> str:
@@ -160,8 +161,8 @@ def test_a_really_served_model_judges(runs, pairs_file, tiny_model, tmp_path):
     server = subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = [f"--runs.{k}={runs[k]}" for k in ("sft", "dpo")]
     options += ["--tasks", "win_rate", "--data.source", pairs_file, "--data.heldout_fraction", "0.3", "--limit", "4"]
-    options += ["--max_new_tokens", "4", "--judge.max_tokens", "8", "--judge.model", served]
-    options += ["--judge.url", f"http://127.0.0.1:{port}/v1", "--run", str(tmp_path / "e")]
+    options += ["--max_new_tokens", "4", "--llm_judge.max_tokens", "8", "--llm_judge.model", served]
+    options += ["--llm_judge.url", f"http://127.0.0.1:{port}/v1", "--run", str(tmp_path / "e")]
     try:
         wait_for_port(port, server)
         done = run_job("eval", *options)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lib.evals import length, summary
 from lib.evals.job import EvalJob
 from lib.evals.plan import plan
+from lib.evals.report import length, summary
 from lib.generation.generator import Answer
 
 

@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-from lib.evals import diversity, panels, plots, render, statistics
-from lib.evals.report import Metric
+from lib.evals.measures import diversity
+from lib.evals.report import panels, plots, render
+from lib.evals.report.schema import Metric
+from lib.evals.statistics import intervals
 from tests.evals import handwritten
 
 
@@ -103,10 +105,10 @@ def test_calibration_of_a_calibrated_model_and_of_a_boaster():
     rng = random.Random(0)
     size = [abs(rng.gauss(0, 2)) for _ in range(20_000)]
     fair = [m if rng.random() < 1 / (1 + math.exp(-m)) else -m for m in size]
-    sure, right, error = statistics.calibration(fair)
+    sure, right, error = intervals.calibration(fair)
     assert error < 0.015 and sure == sorted(sure) and all(abs(s - r) < 0.04 for s, r in zip(sure, right, strict=True))
-    assert statistics.calibration([5 * m for m in fair])[2] > 0.1
-    assert statistics.calibration([0.0, 1.0])[1] == [0.5, 1.0]
+    assert intervals.calibration([5 * m for m in fair])[2] > 0.1
+    assert intervals.calibration([0.0, 1.0])[1] == [0.5, 1.0]
 
 
 def test_diversity():

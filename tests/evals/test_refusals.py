@@ -5,13 +5,14 @@ import json
 
 import pytest
 
-from lib.evals import summary, tasks
+from lib.evals import registry
 from lib.evals.evaluate import evaluate
-from lib.evals.gate import Rule
-from lib.evals.jailbreak import WRAPPERS
 from lib.evals.job import EvalJob
 from lib.evals.plan import plan
+from lib.evals.report import summary
+from lib.evals.report.gate import Rule
 from lib.evals.task import Scores
+from lib.evals.tasks.jailbreak import WRAPPERS
 from lib.run import Run
 from tests.evals.api import talk
 
@@ -44,7 +45,7 @@ def labels(tmp_path) -> str:
 
 
 def test_every_unsafe_prompt_in_every_wrapper(prompts):
-    task = tasks.task("jailbreak", prompts)
+    task = registry.task("jailbreak", prompts)
     examples = task.examples()
     assert len(examples) == 2 * len(WRAPPERS) and {e.group for e in examples} == {"xstest-1", "xstest-2"}
     assert task.examples(3) == examples[:3] and len({e.id for e in examples}) == len(examples)

@@ -7,8 +7,8 @@ import re
 import pytest
 from jsonschema import validate
 
-from lib.evals import panels, render
-from lib.evals.report import Report, Verdict, flatten, schema
+from lib.evals.report import panels, render
+from lib.evals.report.schema import Report, Verdict, flatten, schema
 from lib.evals.task import Scores
 from lib.run import Run
 from tests.evals import handwritten
@@ -143,7 +143,7 @@ def test_badges_say_worse_only_of_a_run_that_is_worse():
 
 
 def test_a_floor_or_ceiling_that_is_missed_is_not_worse():
-    from lib.evals import summary
+    from lib.evals.report import summary
 
     ids = [f"{i}" for i in range(200)]
     scores = [

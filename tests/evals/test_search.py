@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.evals import search
+from lib.evals.measures import search
 from lib.generation import decoding
 from lib.generation.generator import Answer, Begun
 

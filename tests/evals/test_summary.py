@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lib.evals import formatting, summary
-from lib.evals.report import Metric
+from lib.evals.report import formatting, summary
+from lib.evals.report.schema import Metric
 from lib.evals.task import Scores
 
 IDS = [f"e{i}" for i in range(200)]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lib.evals import tasks
-from lib.evals.gsm8k import number
-from lib.evals.xstest import refuses
+from lib.evals import registry
+from lib.evals.tasks.gsm8k import number
+from lib.evals.tasks.xstest import refuses
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ SUM = {
     ],
 )
 def test_gsm8k(file, answer, exact, strict):
-    task = tasks.task("gsm8k", file("g.jsonl", [SUM]))
+    task = registry.task("gsm8k", file("g.jsonl", [SUM]))
     (example,) = task.examples()
     assert example.reference == "1250" and "####" in example.prompt[0]["content"]
     assert task.score(example, answer) == {"exact": exact, "strict": strict}
@@ -47,7 +47,7 @@ def test_gsm8k(file, answer, exact, strict):
 
 @pytest.mark.parametrize(("answer", "exact", "strict"), [("1250", 1, 1), ("$1,250.", 1, 1), ("It is 1250", 1, 0)])
 def test_gsm8k_direct(file, answer, exact, strict):
-    task = tasks.task("gsm8k_direct", file("g.jsonl", [SUM]))
+    task = registry.task("gsm8k_direct", file("g.jsonl", [SUM]))
     assert task.score(task.examples()[0], answer) == {"exact": exact, "strict": strict}
 
 
@@ -66,7 +66,7 @@ PROMPTS = [
 
 
 def test_xstest(file):
-    task = tasks.task("xstest", file("x.jsonl", PROMPTS))
+    task = registry.task("xstest", file("x.jsonl", PROMPTS))
     safe, unsafe, *_ = task.examples()
     assert [e.reference for e in task.examples()] == ["safe", "unsafe", "safe", "safe"]
     assert len(task.examples(2)) == 2
@@ -94,7 +94,7 @@ def test_refusals(answer, refused):
 
 def ifeval(file, instruction: str, kwargs: dict, prompt: str = "Write something."):
     row = {"key": 1, "prompt": prompt, "instruction_id_list": [instruction], "kwargs": [kwargs]}
-    task = tasks.task("ifeval", file("i.jsonl", [row]))
+    task = registry.task("ifeval", file("i.jsonl", [row]))
     return task, task.examples()[0]
 
 
@@ -161,7 +161,7 @@ def test_ifeval_verdicts(file, instruction, kwargs, follows, fails):
 
 
 def test_ifeval_has_25_kinds_and_all_were_checked():
-    from lib.evals.ifeval import _checks
+    from lib.evals.tasks.ifeval import _checks
 
     assert {v[0] for v in VERDICTS} == set(_checks().instructions_registry.INSTRUCTION_DICT)
 
@@ -186,7 +186,7 @@ def test_reference_metrics_are_their_libraries(file):
     from rouge_score.rouge_scorer import RougeScorer
 
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "the cat sat on the mat"}]
-    task = tasks.task("reference", file("r.jsonl", [{"messages": said}]))
+    task = registry.task("reference", file("r.jsonl", [{"messages": said}]))
     (example,) = task.examples()
     assert example.prompt == said[:1] and "|v:" in task.version
     answer = "the cat lay on the mat"
@@ -216,9 +216,9 @@ def test_reference_metrics_are_their_libraries(file):
 def test_files_that_are_wrong(file, name, rows, says):
     says = says.replace("g:1", r"\S*g\.jsonl:1")
     with pytest.raises(ValueError, match=rf"(?s)task_data\.{name}: .*{says}"):
-        tasks.task(name, file("g.jsonl", rows)).examples()
+        registry.task(name, file("g.jsonl", rows)).examples()
 
 
 def test_no_file_and_no_hub(tmp_path):
     with pytest.raises(ValueError, match=r"task_data\.gsm8k: .*nowhere"):
-        tasks.task("gsm8k", str(tmp_path / "nowhere.jsonl")).examples()
+        registry.task("gsm8k", str(tmp_path / "nowhere.jsonl")).examples()

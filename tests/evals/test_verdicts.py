@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from lib.evals import endpoint
-from lib.evals.endpoint import Unreachable
-from lib.evals.judge import Unreadable
+from lib.evals.judging import openai_client
+from lib.evals.judging.llm_judge import Unreadable
+from lib.evals.judging.openai_client import Unreachable
 from tests.evals.api import better, talk
 
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -33,7 +33,7 @@ def test_refused_questions_in_a_row_do_not_mean_a_dead_endpoint(api, panel):
 
 
 def test_a_finished_evaluation_runs_again_with_no_endpoint(api, panel, monkeypatch):
-    monkeypatch.setattr(endpoint, "TRIES", 1)
+    monkeypatch.setattr(openai_client, "TRIES", 1)
     server = api(refusing(range(6)))
     first = panel(server.judge())
     shares = [p.share for p in first.compare(pairs(20))]
@@ -102,7 +102,7 @@ def test_where_most_questions_are_refused_the_reason_is_the_apis(api, panel):
 
 def test_what_failed_among_answers_fails_among_them_again(api, panel, monkeypatch):
     """Nine questions that never get an answer, spread over thirty: a second run doesn't give up sooner than the first."""
-    monkeypatch.setattr(endpoint, "TRIES", 1)
+    monkeypatch.setattr(openai_client, "TRIES", 1)
     lost = [f"question {i}." for i in range(0, 27, 3)]
     server = api(lambda p: (503, {}) if any(q in p for q in lost) else better(p))
     shares = [p.share for p in panel(server.judge(at_once=1)).compare(pairs(30))]
@@ -113,7 +113,7 @@ def test_what_failed_among_answers_fails_among_them_again(api, panel, monkeypatc
 
 
 def test_kept_replies_do_not_hide_that_the_endpoint_is_gone(api, panel, monkeypatch):
-    monkeypatch.setattr(endpoint, "TRIES", 1)
+    monkeypatch.setattr(openai_client, "TRIES", 1)
     server = api(better)
     panel(server.judge()).compare(pairs(3))
     server.say = lambda p: (503, {})

@@ -3,10 +3,10 @@
 import pytest
 from rouge_score.tokenizers import DefaultTokenizer
 
-from lib.evals.diversity import distinct, self_bleu
-from lib.evals.reference import Reference
+from lib.evals.measures.diversity import distinct, self_bleu
 from lib.evals.task import Example
-from lib.evals.words import RougeTokenizer
+from lib.evals.tasks.reference import Reference
+from lib.evals.tasks.words import RougeTokenizer
 
 TEXTS = {
     "Russian": ("Кошка сидит на красном стуле", "Собака бежит через большой мост"),

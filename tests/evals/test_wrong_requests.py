@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from lib.evals import cli, tasks
+from lib.evals import cli, registry
 from lib.evals.job import EvalJob
 from lib.evals.plan import plan
 from lib.run import Run
@@ -164,9 +164,9 @@ def test_all_problems_at_once(runs):
 
 
 def test_every_name_can_be_got():
-    assert all(callable(tasks.get(name)) for name in tasks.names())
+    assert all(callable(registry.get(name)) for name in registry.names())
     with pytest.raises(ValueError, match="Known: demo"):
-        tasks.task("kl")  # measured, but not a task with its own score
+        registry.task("kl")  # measured, but not a task with its own score
 
 
 HEAVY = ("torch", "transformers", "datasets", "ray", "vllm", "trl", "lm_eval")

@@ -1,0 +1,110 @@
+"""Tasks that are scored on generated answers: each run answers the same prompts with each decoding."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from lib.evals.context import Context
+from lib.evals.measures import diversity, search
+from lib.evals.report import length
+from lib.evals.report.summary import CLOCK
+from lib.evals.statistics.intervals import Estimate
+from lib.evals.task import Example, Scores, Task
+
+ALWAYS = ("length", length.METRIC, "distinct_1", "distinct_2", "self_bleu", *CLOCK)
+"""Metrics that every such task has besides its own."""
+
+
+def measure(task: Task, context: Context) -> list[Scores]:
+    """Returns, for every run and decoding, the task's own metrics and those in ALWAYS."""
+    job = context.job
+    examples = task.examples(job.limit)
+    if not examples:
+        raise ValueError(f"tasks: {task.name} has no examples")
+    found = []
+    for run, how, got in search.cells(context, task.name, [e.prompt for e in examples]):
+        answers = got.answers
+        with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
+            scored = list(pool.map(task.score, examples, [a.text for a in answers]))
+        common = {"task": task.name, "run": run, "decoding": how.name}
+        found += metrics(task, list(zip(examples, scored, strict=True)), run=run, decoding=how.name)
+        lengths = [float(len(a.tokens)) for a in answers]
+        alike = {"groups": [e.group for e in examples] if any(e.group for e in examples) else None}
+        found.append(length.scores(ids=[e.id for e in examples], answers=answers, **alike, **common))
+        found.append(
+            Scores(
+                metric="length",
+                ids=[e.id for e in examples],
+                tops=lengths,
+                **alike,
+                better="",
+                unit="tokens per answer",
+                **common,
+            )
+        )
+        found += _how(context, got, common)
+        context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
+    for name in {s.metric for s in found}:  # one run may have only 0s and 1s, another fractions
+        alike = [s for s in found if s.metric == name]
+        if len({s.kind for s in alike}) > 1:
+            for s in alike:
+                s.kind = "mean"
+    return found
+
+
+def metrics(task: Task, scored: list[tuple[Example, dict]], **of) -> list[Scores]:
+    """Returns one Scores per metric of the task, for one run's answers."""
+    found, lower = [], getattr(task, "lower", ())
+    for place, name in enumerate(dict.fromkeys(name for _, s in scored for name in s)):
+        at = [(e, s[name]) for e, s in scored if name in s]  # a metric may cover only some of the examples
+        parts = [v if isinstance(v, tuple) else (float(v), 1.0) for _, v in at]
+        values, bottoms = [p[0] for p in parts], [p[1] for p in parts]
+        ratio, groups = any(b != 1 for b in bottoms), [e.group for e, _ in at]
+        found.append(
+            Scores(
+                metric=name,
+                ids=[e.id for e, _ in at],
+                tops=values,
+                bottoms=bottoms if ratio else None,
+                groups=groups if len(set(groups)) < len(groups) and any(groups) else None,
+                kind="proportion" if set(values) <= {0.0, 1.0} and not ratio else "mean",
+                better="lower" if name in lower else "higher",
+                headline=place == 0,
+                version=str(task.version),
+                task=task.name,
+                **of,
+            )
+        )
+    return found
+
+
+def _how(context: Context, got: search.Found, common: dict) -> list[Scores]:
+    """Returns cost and diversity of one run and decoding: values over all answers, without intervals."""
+    took = [context.engine.took(f) for f in got.writing]
+    writing, tokens = sum(s for s, _ in took), sum(t for _, t in took)
+    seconds = writing + sum(context.engine.took(f)[0] for f in got.judging)
+    texts = [a.text for a in got.answers]
+    n = len(texts)
+    values = {
+        "distinct_1": (diversity.distinct(texts, 1), "", ""),
+        "distinct_2": (diversity.distinct(texts, 2), "", ""),
+        "self_bleu": (diversity.self_bleu(texts, context.job.seed), "", ""),
+        "seconds_per_answer": (seconds / n, "s", "lower"),
+        "tokens_per_second": (tokens / writing if writing else None, "", "higher"),
+    }
+    if context.job.usd_per_hour:
+        shared = 1 if context.engine.gpu else context.engine.count  # on CPUs the processes share the machine
+        values["usd_per_1000"] = (seconds / shared / n / 3600 * context.job.usd_per_hour * 1000, "$", "lower")
+    return [
+        Scores(
+            metric=name,
+            ids=[],
+            tops=[],
+            unit=unit,
+            better=better,
+            estimate=Estimate(v, None, None, n, "of all"),
+            **common,
+        )
+        for name, (v, unit, better) in values.items()
+        if v is not None
+    ]

@@ -1,0 +1,90 @@
+"""Everything that can be measured, by name. Adding a task: one entry in TASKS. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from lib.evals.context import Context
+from lib.evals.measures import (
+    bertscore,
+    generation,
+    language_modelling,
+    lm_eval_harness,
+    mt_bench,
+    preference,
+    refusals,
+)
+from lib.evals.task import Example, Scores, Task
+from lib.evals.tasks import demo, harness_tasks
+from lib.evals.tasks.code import HumanEval, Mbpp
+from lib.evals.tasks.gsm8k import Gsm8k
+from lib.evals.tasks.harness_tasks import LmEval
+from lib.evals.tasks.ifeval import IfEval
+from lib.evals.tasks.jailbreak import Jailbreak
+from lib.evals.tasks.reference import Reference
+from lib.evals.tasks.xstest import XsTest
+
+TASKS: dict[str, Callable[[str | None], Task]] = {
+    "demo": lambda address: demo.DemoTask(),
+    "gsm8k": Gsm8k,
+    "gsm8k_direct": partial(Gsm8k, direct=True),
+    "humaneval": HumanEval,
+    "ifeval": IfEval,
+    "jailbreak": Jailbreak,
+    "mbpp": Mbpp,
+    "reference": Reference,
+    "xstest": XsTest,
+}
+"""Tasks whose score is a function of the answer alone; what reinforcement learning can take as a reward too. Each is
+made with the address in task_data.<name>, or None."""
+
+RULES: dict[str, Callable[[Example, str, str], float]] = {
+    "demo": demo.better,
+}
+"""Tasks with a stated rule for which of two answers is better: 1.0, 0.5 or 0.0."""
+
+MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
+    "perplexity": language_modelling.perplexity,
+    "kl": language_modelling.kl,
+    "preference_accuracy": preference.accuracy,
+    "win_rate": preference.win_rate,
+    "arena": preference.arena,
+    "mt_bench": mt_bench.measure,
+    "bertscore": bertscore.measure,
+    "refusal_labels": refusals.agreement,
+}
+"""What needs more of a model than its answer: likelihoods, rewards, another run, a judge."""
+
+
+def names() -> list[str]:
+    """What get() knows, but for lm-eval's own tasks."""
+    return [*TASKS, *MEASURES]
+
+
+def get(
+    name: str, addresses: dict[str, str] | None = None, lm_eval: LmEval | None = None
+) -> Callable[[Context], list[Scores]]:
+    """The function that measures `name`. Raises ValueError with the nearest names."""
+    if name in TASKS:
+        found = task(name, (addresses or {}).get(name))
+        return partial(refusals.measure if isinstance(found, XsTest) else generation.measure, found)
+    if name in MEASURES:
+        return MEASURES[name]
+    if name.startswith(harness_tasks.PREFIX):
+        harness_tasks.check(name, lm_eval or LmEval())
+        return partial(lm_eval_harness.measure, name)
+    raise ValueError(_unknown(name, names()))
+
+
+def task(name: str, address: str | None = None) -> Task:
+    """The task `name`. Raises ValueError with the nearest names."""
+    if name not in TASKS:
+        raise ValueError(_unknown(name, list(TASKS)))
+    return TASKS[name](address)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    from lib.errors import nearest
+
+    return f"tasks: there is no {name}.{nearest(name, known)} Known: {', '.join(known)}, and lm-eval's as lm_eval:NAME."

@@ -1,0 +1,64 @@
+"""GSM8K: math word problems whose answer is one number (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168).
+
+A row of its test.jsonl:
+
+    {"question": "Janet's ducks lay 16 eggs per day. …", "answer": "Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 …\\n#### 18"}
+
+Any dataset with these two columns works if each answer ends in "#### number".
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+from lib.evals.task import Example
+from lib.evals.tasks.task_rows import read
+
+NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+THINK = "Think step by step. End with a line that says #### and then the number."
+DIRECT = "Answer with the number alone."
+
+
+class Gsm8k:
+    """Prompts for a chain of thought (Wei et al. 2022) or, with direct, for the number alone."""
+
+    version = "1"
+
+    def __init__(self, address: str | None = None, direct: bool = False):
+        self.name, self.address, self.direct = "gsm8k_direct" if direct else "gsm8k", address, direct
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        """Returns the examples. Raises ValueError for a row without a question or without a number after ####."""
+        out = []
+        hub = ("openai/gsm8k", "main", "test")
+        for i, (place, row) in enumerate(read(self.name, self.address, hub, ("question", "answer"), limit)):
+            reference = number(row["answer"].rpartition("####")[2])
+            if "####" not in row["answer"] or reference is None:
+                raise ValueError(f"task_data.{self.name}: {place}: answer has no number after ####.")
+            prompt = f"{row['question']}\n\n{DIRECT if self.direct else THINK}"
+            out.append(Example(f"gsm8k-{i}", [{"role": "user", "content": prompt}], f"{reference:f}"))
+        return out
+
+    def score(self, example: Example, completion: str) -> dict[str, float]:
+        """Returns the scores of one answer, each 0 or 1.
+
+        exact: the last number in the answer is right, in any format (lm-eval's flexible-extract).
+        strict: the number after #### is right (direct: the answer is that number and nothing else).
+        """
+        reference = Decimal(example.reference)
+        after = completion if self.direct else completion.partition("####")[2]
+        strict = NUMBER.fullmatch(after.strip().rstrip(".")) if self.direct else NUMBER.search(after)
+        found = NUMBER.findall(completion)
+        return {
+            "exact": float(bool(found) and number(found[-1]) == reference),
+            "strict": float(bool(strict) and number(strict[0]) == reference),
+        }
+
+
+def number(text: str) -> Decimal | None:
+    """Parses a number; 1,234.50 and $1234.5 are equal. Returns None if the text is not a number."""
+    try:
+        return Decimal(text.strip().replace(",", "").replace("$", "").rstrip(".")).normalize()
+    except InvalidOperation:
+        return None
