@@ -3,7 +3,7 @@
     python benchmarks/formats.py [--run RUN] [--limit 200] [--out runs/formats]
 
 Each method makes a run below --out. Each run (and the original) is loaded by transformers and by vLLM in its own process with one
-core and answers held-out prompts one by one and 16 at a time (lib/compression/measure.py); those that load are scored on the same
+core and answers held-out prompts one by one and 16 at a time (lib/methods/compression/measure.py); those that load are scored on the same
 examples (lib/evals). For a run that doesn't load, the table has the first line of the error; if vLLM isn't installed, its column
 notes that. Everything runs on this machine's CPU; GPUs are "not tried". Existing runs are not repeated.
 """
@@ -33,14 +33,14 @@ def main() -> int:
     from lib.runtime.isolated_task import apart
 
     ray_session.prepare()
-    from lib.compression import measure
     from lib.config.command_line import Request
     from lib.evals import plan as evals
     from lib.evals.evaluate import evaluate
     from lib.evals.job import EvalJob
+    from lib.methods.compression import measure
+    from lib.methods.quantization import work
+    from lib.methods.quantization.job import QuantizeJob, Source, plan
     from lib.models.quantization.schemes import METHODS
-    from lib.quantize import work
-    from lib.quantize.job import QuantizeJob, Source, plan
     from lib.run import Run
 
     engines = ["transformers", "vllm"] if vllm_generator.installed() else ["transformers"]
@@ -76,7 +76,7 @@ def main() -> int:
 
 def _try(path: str, vllm: bool, job, prompts: list):
     """Returns the model's memory and speed, or why it can't be loaded, as text, since not every exception can be pickled."""
-    from lib.compression.measure import needs
+    from lib.methods.compression.measure import needs
 
     try:
         return needs(path, vllm, job.dtype, prompts, job.max_new_tokens)

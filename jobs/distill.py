@@ -1,7 +1,7 @@
 """Distillation: a smaller or cheaper student learns a teacher's distributions, or its answers.
 
 L = α · hard + (1 − α) · T² · D(teacher ‖ student)        Hinton et al. 2015, https://arxiv.org/abs/1503.02531
-α is `train.hard_weight`, T `train.soft_temperature`, D `train.divergence`: lib/distillation.py.
+α is `train.hard_weight`, T `train.soft_temperature`, D `train.divergence`: lib/methods/distillation/trainer.py.
 
 The student is `model.base`, or, with `train.keep_layers`, a copy of it with fewer layers.
 
@@ -11,24 +11,24 @@ The student is `model.base`, or, with `train.keep_layers`, a copy of it with few
     python jobs/distill.py --config configs/distill.yaml --train.on_policy 0.5              # half on the student's own answers
 """
 
-from lib import lessons
+from lib.methods.distillation import lessons
 from lib.stage.driver import main
 from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    from lib import distillation
+    from lib.methods.distillation import trainer
     from lib.models import load
 
     shared = load.for_trainer(job.model, args)
     if args.keep_layers:
-        shared["model"] = distillation.made_smaller(shared["model"], args)
+        shared["model"] = trainer.made_smaller(shared["model"], args)
     return lessons.trainer(job, args, inputs, shared)
 
 
 STAGE = Stage(
     name="distill",
-    config="lib.distillation:DistillConfig",
+    config="lib.methods.distillation.trainer:DistillConfig",
     rows=("chat", "text"),
     names={"teacher": "causal_lm"},
     check=lessons.check,

@@ -13,7 +13,7 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
-    from lib.dpo import WholeStepDPOTrainer
+    from lib.methods.preference.dpo import WholeStepDPOTrainer
     from lib.models import load
 
     shared = load.for_trainer(job.model, args)

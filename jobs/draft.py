@@ -2,13 +2,13 @@
 
 The draft proposes k tokens; the target checks all of them in one pass and keeps the correct ones, so the answers are still the
 target's but arrive sooner (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192; lib/generation/speculative.py). Training works as in
-jobs/distill.py; lib/draft.py describes the certificate. Exits with 1 if any answer with the draft differs from the one without it.
+jobs/distill.py; lib/methods/speculative_draft.py describes the certificate. Exits with 1 if any answer with the draft differs from the one without it.
 
     python jobs/draft.py --config configs/draft.yaml --model.base runs/quickstart/sft --train.teacher runs/quickstart/sft
 """
 
 from jobs.distill import build
-from lib import lessons
+from lib.methods.distillation import lessons
 from lib.stage.driver import main
 from lib.stage.stage import Stage
 
@@ -20,14 +20,14 @@ def check(job, args):
 
 
 def after(run, job):
-    from lib.draft import certify
+    from lib.methods.speculative_draft import certify
 
     return certify(run, job)
 
 
 STAGE = Stage(
     name="draft",
-    config="lib.draft:DraftConfig",
+    config="lib.methods.speculative_draft:DraftConfig",
     rows=("chat",),
     names={"teacher": "causal_lm"},
     check=check,

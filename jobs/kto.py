@@ -5,7 +5,7 @@
     Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, section 4.  β is `train.beta`, λ `train.desirable_weight` and
     `train.undesirable_weight`.
 
-A preference pair counts as one wanted and one unwanted answer. lib/kto.py explains how z₀ is estimated.
+A preference pair counts as one wanted and one unwanted answer. lib/methods/preference/kto.py explains how z₀ is estimated.
 
     python jobs/kto.py --config configs/kto.yaml --model.base runs/quickstart/sft
 """
@@ -25,7 +25,7 @@ def check(job, args):
 
 
 def build(job, args, inputs):
-    from lib.kto import WholeStepKTOTrainer
+    from lib.methods.preference.kto import WholeStepKTOTrainer
     from lib.models import load
 
     inputs.check.need_both_labels()  # the plan may not have read every row; by now all have been
@@ -33,7 +33,9 @@ def build(job, args, inputs):
     return WholeStepKTOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 
-STAGE = Stage(name="kto", config="lib.kto:StepKTOConfig", rows=("labelled",), check=check, build=build)
+STAGE = Stage(
+    name="kto", config="lib.methods.preference.kto:StepKTOConfig", rows=("labelled",), check=check, build=build
+)
 
 if __name__ == "__main__":
     main(STAGE)

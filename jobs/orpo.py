@@ -12,14 +12,14 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
+    from lib.methods.preference.orpo import ORPOTrainer
     from lib.models import load
-    from lib.orpo import ORPOTrainer
 
     shared = load.for_trainer(job.model, args)
     return ORPOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 
-STAGE = Stage(name="orpo", config="lib.orpo:ORPOConfig", rows=("preference",), build=build)
+STAGE = Stage(name="orpo", config="lib.methods.preference.orpo:ORPOConfig", rows=("preference",), build=build)
 
 if __name__ == "__main__":
     main(STAGE)

@@ -8,13 +8,13 @@ distillation teacher. It can't be trained further; train its parent and quantise
     python jobs/quantize.py --model.base runs/quickstart/sft --method nf4 --tasks demo perplexity --run runs/nf4
 """
 
-from lib.quantize import job
+from lib.methods.quantization import job
 from lib.stage.driver import main
 from lib.stage.stage import WorkStage
 
 
 def work(planned, command):
-    from lib.quantize.work import quantised
+    from lib.methods.quantization.work import quantised
 
     return quantised(planned, command)
 

@@ -15,14 +15,14 @@ from lib.stage.stage import Stage
 
 
 def build(job, args, inputs):
+    from lib.methods.preference.simpo import SimPOTrainer
     from lib.models import load
-    from lib.simpo import SimPOTrainer
 
     shared = load.for_trainer(job.model, args)
     return SimPOTrainer(args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, **shared)
 
 
-STAGE = Stage(name="simpo", config="lib.simpo:SimPOConfig", rows=("preference",), build=build)
+STAGE = Stage(name="simpo", config="lib.methods.preference.simpo:SimPOConfig", rows=("preference",), build=build)
 
 if __name__ == "__main__":
     main(STAGE)

@@ -56,11 +56,11 @@ class Teacher:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from lib.distillation import vocabulary
+        from lib.methods.distillation.teacher import width
+        from lib.methods.distillation.trainer import vocabulary
         from lib.models import locate
         from lib.models.window import positions
         from lib.runtime.device import of_worker
-        from lib.teacher import width
 
         torch.set_num_threads(threads)
         where = locate.path(base)
@@ -76,7 +76,7 @@ class Teacher:
         return self.known
 
     async def about(self, ids: list[list[int]], labels: list[list[int]], k: int, temperature: float):
-        """Returns (tokens (N, K), log-probabilities (N, K + 1)) as numpy arrays; see Said in lib/teacher.py."""
+        """Returns (tokens (N, K), log-probabilities (N, K + 1)) as numpy arrays; see Said in lib/methods/distillation/teacher.py."""
         async with self.turn:
             return await asyncio.to_thread(self._about, ids, labels, k, temperature)
 
@@ -84,7 +84,7 @@ class Teacher:
         import torch
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-        from lib.teacher import Whole
+        from lib.methods.distillation.teacher import Whole
 
         rows = [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
         batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)

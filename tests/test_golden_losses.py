@@ -77,7 +77,7 @@ def test_odds_at_the_ends_of_their_range():
     """Losses and gradients are finite for answers that are nearly certain or nearly impossible."""
     import torch
 
-    from lib.preference_losses import odds_ratio
+    from lib.methods.preference.losses import odds_ratio
 
     chosen = torch.tensor([-1e-6, -80.0, -0.6931, -1e-6], requires_grad=True)
     rejected = torch.tensor([-80.0, -1e-6, -0.6932, -1e-6], requires_grad=True)
@@ -89,7 +89,7 @@ def test_odds_at_the_ends_of_their_range():
 
 
 def test_mismatched_answers_are_of_other_prompts():
-    from lib.kto import mismatched
+    from lib.methods.preference.kto import mismatched
 
     assert mismatched(["a", "b", "c"]) == [1, 2, 0]
     assert mismatched(["a", "a", "b"]) == [2, 2, 0]

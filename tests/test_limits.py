@@ -12,8 +12,8 @@ from lib.evals import plan as eval_plan
 from lib.evals.job import EvalJob
 from lib.evals.judging.openai_client import Judge
 from lib.evals.report.gate import Rule
-from lib.quantize import job as quantize_job
-from lib.quantize.job import QuantizeJob, Source
+from lib.methods.quantization import job as quantize_job
+from lib.methods.quantization.job import QuantizeJob, Source
 from tests.stages import planned, stage
 
 CONFIGS = {name: stage(name).config for name in ("sft", "dpo")}

@@ -82,7 +82,11 @@ def test_refused(asked, says, tiny_model):
         {"lora": {"target_modules": "all-linear", "use_dora": True, "init_lora_weights": "pissa"}},
         {"lora": Q | {"modules_to_save": ["lm_head"], "rank_pattern": {"q_proj": 4}, "layers_to_transform": [1]}},
         {"lora": Q, "stage": "reward", "config": "trl.trainer.reward_config:RewardConfig"},
-        {"train": {"keep_layers": 1, "teacher": "t"}, "stage": "distill", "config": "lib.distillation:DistillConfig"},
+        {
+            "train": {"keep_layers": 1, "teacher": "t"},
+            "stage": "distill",
+            "config": "lib.methods.distillation.trainer:DistillConfig",
+        },
         {"train": {"model_init_kwargs": {"dtype": "bfloat16", "attention_dropout": 0.1, "use_safetensors": True}}},
         {"train": {"optim": "rmsprop", "optim_args": "alpha=0.9", "warmup_steps": 0.03, "eos_token": "<|im_end|>"}},
     ],

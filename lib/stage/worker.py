@@ -11,11 +11,12 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import data, epochs, heldout
+from lib import data, epochs
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.distributed.collectives import barrier, share
 from lib.distributed.publish import publish
+from lib.methods import heldout
 from lib.models import cpu_lora, export, lm_head, load, merging, prefixes
 from lib.models.chat_template import template_sha256
 from lib.models.quantization import qat

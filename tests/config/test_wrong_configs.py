@@ -13,19 +13,19 @@ from lib.config import config_file, trl_fields
 from lib.config.job import Data, Eval, Job, Model, Scale
 from lib.evals import cli as eval_cli
 from lib.evals import plan as eval_plan
-from lib.quantize import job as quantize_job
+from lib.methods.quantization import job as quantize_job
 from tests import stages
 
 TRAINED = {
     "sft": ("trl.trainer.sft_config:SFTConfig", ("chat", "text"), ()),
     "dpo": ("trl.trainer.dpo_config:DPOConfig", ("preference",), ()),
     "reward": ("trl.trainer.reward_config:RewardConfig", ("preference",), ()),
-    "kto": ("lib.kto:StepKTOConfig", ("labelled",), ()),
-    "orpo": ("lib.orpo:ORPOConfig", ("preference",), ()),
-    "simpo": ("lib.simpo:SimPOConfig", ("preference",), ()),
-    "distill": ("lib.distillation:DistillConfig", ("chat", "text"), ("teacher",)),
-    "prune": ("lib.prune.config:PruneConfig", ("chat", "text"), ("teacher",)),
-    "draft": ("lib.draft:DraftConfig", ("chat",), ("teacher",)),
+    "kto": ("lib.methods.preference.kto:StepKTOConfig", ("labelled",), ()),
+    "orpo": ("lib.methods.preference.orpo:ORPOConfig", ("preference",), ()),
+    "simpo": ("lib.methods.preference.simpo:SimPOConfig", ("preference",), ()),
+    "distill": ("lib.methods.distillation.trainer:DistillConfig", ("chat", "text"), ("teacher",)),
+    "prune": ("lib.methods.pruning.config:PruneConfig", ("chat", "text"), ("teacher",)),
+    "draft": ("lib.methods.speculative_draft:DraftConfig", ("chat",), ("teacher",)),
 }
 STAGES = [*TRAINED, "eval", "quantize"]
 

@@ -88,6 +88,6 @@ def test_conversations_longer_than_the_positions_get_no_reward(narrow, tmp_path)
 def test_a_teacher_or_student_with_fewer_positions_than_a_row(train, says, narrow, tiny_model, chats_file, tmp_path):
     train = {"teacher": narrow, "max_length": 400, "save_strategy": "no"} | train
     job = Job("unused", "distill", Model(tiny_model), Data(chats_file, limit=8), train, Scale(precision="fp32"))
-    args, _ = arguments(job, "lib.distillation:DistillConfig", 1, str(tmp_path))
+    args, _ = arguments(job, "lib.methods.distillation.trainer:DistillConfig", 1, str(tmp_path))
     with pytest.raises(ValueError, match=says):
         built(job, args)

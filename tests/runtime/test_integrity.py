@@ -57,7 +57,7 @@ def test_a_damaged_model_is_refused_with_the_remedy(run, harm):
 def test_it_is_refused_wherever_a_run_is_named(runs, run, tmp_path, capsys):
     """As base, teacher, evaluated run, reward, served run, its draft, an adapter's base, and the run to quantise."""
     from lib.evals import plan as evals
-    from lib.quantize import job as quantize
+    from lib.methods.quantization import job as quantize
     from serve import serving
 
     reward = Run(shutil.copytree(runs["reward"], tmp_path / "reward"))

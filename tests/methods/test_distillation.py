@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lib import distillation
+from lib.methods.distillation import trainer
 from lib.run import Run
 from tests.conftest import run_job
 
@@ -21,7 +21,7 @@ def plain(p: list[float], q: list[float]) -> float:
 def test_divergences_are_their_formulas(temperature):
     soft = [(x / temperature).softmax(-1).double().tolist() for x in (TEACHER, STUDENT)]
     p, q = ((x / temperature).log_softmax(-1) for x in (TEACHER, STUDENT))
-    get = lambda kind, **more: distillation.divergence(p, q, kind, **more).tolist()  # noqa: E731
+    get = lambda kind, **more: trainer.divergence(p, q, kind, **more).tolist()  # noqa: E731
     pairs = list(zip(*soft, strict=True))
     assert get("forward_kl") == pytest.approx([plain(p, q) for p, q in pairs], abs=1e-6)
     assert get("reverse_kl") == pytest.approx([plain(q, p) for p, q in pairs], abs=1e-6)
@@ -42,13 +42,13 @@ def test_the_first_and_the_last_layer_stay(tiny_model):
     layers = list(deep.model.layers)
     ids = torch.tensor([[5, 6, 7, 8]])
     whole = deep(ids).logits
-    assert torch.equal(distillation.keep_layers(deep, 5)(ids).logits, whole)
-    small = distillation.keep_layers(deep, 3)
+    assert torch.equal(trainer.keep_layers(deep, 5)(ids).logits, whole)
+    small = trainer.keep_layers(deep, 3)
     assert list(small.model.layers) == [layers[0], layers[2], layers[4]] and small.config.num_hidden_layers == 3
     cached = small.generate(ids, max_new_tokens=6, do_sample=False, use_cache=True)
     assert torch.equal(cached, small.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False))
     with pytest.raises(ValueError, match=r"train.keep_layers: must be from 2 to 3"):
-        distillation.keep_layers(small, 4)
+        trainer.keep_layers(small, 4)
 
 
 def job(tmp_path, student: str, teacher: str, *more: str):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lib import preference_losses
-from lib.reference_free import Answers, ReferenceFreeConfig, ReferenceFreeTrainer
+from lib.methods.preference import losses
+from lib.methods.preference.reference_free import Answers, ReferenceFreeConfig, ReferenceFreeTrainer
 
 DEFAULTS = {"simpo": {"beta": 2.0, "cpo_alpha": 0.0}, "cpo": {"beta": 0.1, "cpo_alpha": 1.0}}
 """{loss_type: its paper's defaults}"""
@@ -47,8 +47,8 @@ class SimPOTrainer(ReferenceFreeTrainer):
         (kind,), smoothing = self.loss_types, self.label_smoothing
         if kind == "simpo":
             chosen_P, rejected_P = answers.chosen_mean_P, answers.rejected_mean_P
-            loss_P = preference_losses.simpo(chosen_P, rejected_P, self.beta, self.args.simpo_gamma, smoothing)
+            loss_P = losses.simpo(chosen_P, rejected_P, self.beta, self.args.simpo_gamma, smoothing)
         else:
             chosen_P, rejected_P = answers.chosen_P, answers.rejected_P
-            loss_P = preference_losses.cpo(chosen_P, rejected_P, self.beta, smoothing)
+            loss_P = losses.cpo(chosen_P, rejected_P, self.beta, smoothing)
         return loss_P, self.beta * chosen_P, self.beta * rejected_P

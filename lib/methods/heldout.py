@@ -10,7 +10,7 @@ weighted in the same way.
 
 from __future__ import annotations
 
-from lib.teacher import labelled
+from lib.methods.distillation.teacher import labelled
 
 
 class Shards:
@@ -91,7 +91,7 @@ EXTREME = {"min_reward": min, "max_reward": max}
 class Heldout:
     """Replaces a trainer's evaluation dataloader, loss and evaluation loop, to weight the held-out loss and TRL's metrics as described.
 
-    TRL's trainers keep the values to log in `_metrics`; tests/test_heldout.py checks that.
+    TRL's trainers keep the values to log in `_metrics`; tests/methods/test_heldout.py checks that.
     """
 
     def __init__(self, trainer):

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lib import data
-from lib.compression import measure, report
-from lib.compression.measure import Needs, Rate
 from lib.errors import UsageError
 from lib.evals import plan as evals
 from lib.evals.job import EvalJob
 from lib.generation.sampling import Sampling
 from lib.generation.transformers_generator import TransformersGenerator
+from lib.methods.compression import measure, report
+from lib.methods.compression.measure import Needs, Rate
+from lib.methods.quantization import job as quantize_job
 from lib.models import quantized_formats
 from lib.models.encode import Encoder
 from lib.models.quantization import compressed_tensors, gptq, schemes
-from lib.quantize import job as quantize_job
 from lib.run import Run
 from lib.runtime import hardware
 from serve import serving

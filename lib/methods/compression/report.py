@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from lib.compression.measure import Needs, Rate
 from lib.evals.report.formatting import show as shown
 from lib.evals.report.render import comparison_lines, table
 from lib.evals.report.schema import Report
+from lib.methods.compression.measure import Needs, Rate
 from lib.run import Run
 
 MIB = 1 << 20

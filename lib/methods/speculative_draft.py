@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 
 from lib.config.job import Job
-from lib.distillation import DistillConfig
+from lib.methods.distillation.trainer import DistillConfig
 from lib.run import Run
 from lib.runtime.device import of_worker
 

@@ -1,18 +1,18 @@
 """Sets up the teacher of a distillation from its `train:` section, and checks it against the student.
 
-train.teacher    a run, loaded beside the student (Whole in lib/teacher.py) or, with train.top_k, run once before training (Kept);
+train.teacher    a run, loaded beside the student (Whole in lib/methods/distillation/teacher.py) or, with train.top_k, run once before training (Kept);
                  or serve:NAME (Served)
-train.answers    whose answers are learnt, the data's or the teacher's (lib/teacher_answers.py)
+train.answers    whose answers are learnt, the data's or the teacher's (lib/methods/distillation/teacher_answers.py)
 """
 
 from __future__ import annotations
 
 from lib import data
 from lib.config.job import Job
+from lib.methods.distillation.teacher import SERVED, Kept, Served, Teacher, Whole, width
 from lib.models import load, locate
 from lib.run import Run
 from lib.runtime import provenance
-from lib.teacher import SERVED, Kept, Served, Teacher, Whole, width
 
 
 class Lessons:
@@ -27,10 +27,10 @@ class Lessons:
 
     def answers(self, rows):
         """Returns the rows, with the teacher's answers if train.answers asks for them."""
-        from lib import teacher_answers
         from lib.distributed.collectives import barrier, share
         from lib.generation.sampling import Sampling
         from lib.generation.transformers_generator import TransformersGenerator
+        from lib.methods.distillation import teacher_answers
         from lib.runtime import hardware
 
         a = self.args
@@ -49,8 +49,8 @@ class Lessons:
         """Returns the teacher; None if only tokens are learnt. Raises ValueError if teacher and student have different tokens."""
         from transformers import AutoConfig, AutoTokenizer
 
-        from lib.distillation import vocabulary
         from lib.distributed.collectives import barrier, share
+        from lib.methods.distillation.trainer import vocabulary
         from lib.models.window import positions
 
         a, device = self.args, self.args.device
@@ -105,7 +105,7 @@ class Lessons:
             )
 
     def _same_tokens(self, vocabulary: str, teacher: str) -> None:
-        from lib.distillation import vocabulary as of
+        from lib.methods.distillation.trainer import vocabulary as of
 
         if vocabulary != of(self.tokenizer):
             raise ValueError(
@@ -116,7 +116,7 @@ class Lessons:
 
 def trainer(job: Job, args, inputs: data.Loaded, shared: dict):
     """Returns the DistillTrainer of this worker. shared: the result of lib.models.load.for_trainer for the student."""
-    from lib.distillation import DistillTrainer
+    from lib.methods.distillation.trainer import DistillTrainer
 
     teacher = Lessons(job, args, shared["processing_class"])
     if args.on_policy and inputs.kind == "text":
@@ -148,7 +148,9 @@ def check(job: Job, args) -> None:
             raise ValueError(f"train.{key}: must be {low} or more, is {value:g}.")
     for key, plain in (("loss_type", "nll"), ("label_smoothing_factor", 0.0)):
         if getattr(args, key) != plain:
-            raise ValueError(f"train.{key}: distillation's loss is its own (lib/distillation.py). Leave it out.")
+            raise ValueError(
+                f"train.{key}: distillation's loss is its own (lib/methods/distillation/trainer.py). Leave it out."
+            )
     served = (args.teacher or "").startswith(SERVED)
     if served and args.dataloader_num_workers:
         raise ValueError(

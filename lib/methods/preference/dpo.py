@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from trl import DPOTrainer
 
-from lib.heldout import counts
+from lib.methods.heldout import counts
 
 
 class WholeStepTrainer(DPOTrainer):

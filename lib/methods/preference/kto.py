@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from trl import KTOTrainer
 from trl.trainer.kto_config import KTOConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
-from lib import preference_losses
-from lib.heldout import Shards, log_means
+from lib.methods.heldout import Shards, log_means
+from lib.methods.preference import losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,9 +141,7 @@ class WholeStepKTOTrainer(KTOTrainer):
         kl = (
             self.kl if self.loss_type == "kto" else 0.0
         )  # apo_zero_unpaired (D'Oosterlinck et al. 2024) is KTO with z₀ = 0
-        loss = preference_losses.kto(
-            ratio_B, wanted_B, kl, self.beta, self.desirable_weight, self.undesirable_weight
-        ).mean()
+        loss = losses.kto(ratio_B, wanted_B, kl, self.beta, self.desirable_weight, self.undesirable_weight).mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         with torch.no_grad():

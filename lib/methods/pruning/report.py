@@ -12,8 +12,8 @@ from lib.run import Run
 def compare(run: Run, job: Job) -> bool:
     """Measures the base and the run, once, and prints the table. Returns True: any result is one."""
     from lib import data
-    from lib.compression import measure, report
     from lib.generation import vllm_generator
+    from lib.methods.compression import measure, report
     from lib.models import locate
     from lib.runtime import ray_session
     from lib.runtime.isolated_task import apart

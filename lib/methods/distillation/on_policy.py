@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 
-from lib.teacher import unpadded
+from lib.methods.distillation.teacher import unpadded
 
 
 def _number(args, step: int, batch: dict) -> int:

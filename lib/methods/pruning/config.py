@@ -1,17 +1,17 @@
-"""The `train:` section of jobs/prune.py: distillation's, and how the base is pruned (lib/prune/methods.py)."""
+"""The `train:` section of jobs/prune.py: distillation's, and how the base is pruned (lib/methods/pruning/methods.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lib.distillation import DistillConfig
+from lib.methods.distillation.trainer import DistillConfig
 
 
 @dataclass
 class PruneConfig(DistillConfig):
     method: Literal["magnitude", "wanda", "width", "depth"] = field(
-        default="width", metadata={"help": "What is taken away: lib/prune/methods.py."}
+        default="width", metadata={"help": "What is taken away: lib/methods/pruning/methods.py."}
     )
     sparsity: float | None = field(
         default=None,

@@ -8,16 +8,16 @@ import time
 import yaml
 
 from lib import data
-from lib.compression import measure, report
-from lib.compression.measure import weights
 from lib.distributed.publish import publish
 from lib.evals import plan as evals
 from lib.evals.evaluate import evaluate
+from lib.methods.compression import measure, report
+from lib.methods.compression.measure import weights
+from lib.methods.quantization.job import Plan, QuantizeJob, stored
 from lib.models import locate
 from lib.models.quantization import gptq
 from lib.models.quantization.schemes import METHODS, quantize
 from lib.models.quantized_formats import FORMATS
-from lib.quantize.job import Plan, QuantizeJob, stored
 from lib.run import Run
 from lib.runtime import checkpoint, provenance
 from lib.runtime.isolated_task import apart

@@ -4,7 +4,7 @@
     Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2; T² makes the size of the soft gradients independent of T.
 
 D is the forward KL(p_T‖p_S), the reverse KL(p_S‖p_T), or the generalised Jensen–Shannon divergence (Agarwal et al. 2024,
-https://arxiv.org/abs/2306.13649, eq. 1), which lies between them. lib/teacher.py provides the teacher's distributions. Teacher
+https://arxiv.org/abs/2306.13649, eq. 1), which lies between them. lib/methods/distillation/teacher.py provides the teacher's distributions. Teacher
 and student must have the same tokens.
 
 Shapes: N labelled positions, V vocabulary, K tokens kept of the teacher's distribution.
@@ -21,9 +21,9 @@ from typing import Literal
 from trl import SFTTrainer
 from trl.trainer.sft_config import SFTConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
-from lib import on_policy
+from lib.methods.distillation import on_policy
+from lib.methods.distillation.teacher import Said, Teacher, grouped_as, labelled, logits, width
 from lib.models import surgery
-from lib.teacher import Said, Teacher, grouped_as, labelled, logits, width
 
 
 @dataclass
@@ -91,7 +91,7 @@ class DistillConfig(SFTConfig):
 class DistillTrainer(SFTTrainer):
     """TRL's SFTTrainer with the loss above.
 
-    teach(trainer) returns the teacher (lib/teacher.py), or None to train on tokens only; it is called when the rows are tokenized.
+    teach(trainer) returns the teacher (lib/methods/distillation/teacher.py), or None to train on tokens only; it is called when the rows are tokenized.
     """
 
     def __init__(self, *args, teach: Callable[[DistillTrainer], Teacher | None], **kwargs):

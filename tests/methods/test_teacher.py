@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from lib import distillation, teacher
+from lib.methods.distillation import teacher, trainer
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, free_port, run_job
@@ -45,10 +45,10 @@ def test_a_rest_is_all_other_tokens_and_a_divergence_of_groups_is_no_larger():
     assert said.logp_NK.exp()[0].tolist() == pytest.approx([*p.exp()[0, :2].tolist(), p.exp()[0, 2:].sum().item()])
     few = teacher.grouped_as(q, said.tokens_NK)
     for kind in ("forward_kl", "reverse_kl", "jsd"):
-        assert 0 < distillation.divergence(said.logp_NK, few, kind).item() < distillation.divergence(p, q, kind).item()
+        assert 0 < trainer.divergence(said.logp_NK, few, kind).item() < trainer.divergence(p, q, kind).item()
     every = teacher.grouped(p, 9)  # with all tokens but one, the remainder is that one, so nothing is lost
-    grouped = distillation.divergence(every.logp_NK, teacher.grouped_as(q, every.tokens_NK), "forward_kl").item()
-    assert grouped == pytest.approx(distillation.divergence(p, q, "forward_kl").item(), abs=1e-6)
+    grouped = trainer.divergence(every.logp_NK, teacher.grouped_as(q, every.tokens_NK), "forward_kl").item()
+    assert grouped == pytest.approx(trainer.divergence(p, q, "forward_kl").item(), abs=1e-6)
 
 
 def test_what_was_kept_is_what_the_model_says_and_a_damaged_shard_is_worked_out_anew(tiny_model, tmp_path):
@@ -97,9 +97,9 @@ def test_answers_that_were_damaged_are_written_anew(tmp_path):
     """Otherwise a shard that lost a line would give each later prompt the answer of the next one."""
     from datasets import Dataset
 
-    from lib import teacher_answers
     from lib.generation.generator import Answer
     from lib.generation.sampling import Sampling
+    from lib.methods.distillation import teacher_answers
 
     asked = []
 
@@ -137,13 +137,13 @@ def test_a_vocabulary_that_is_padded_further_changes_nothing(tiny_model):
     small, large = (teacher.Whole(m, 1.0, tokens) for m in (plain, padded))
     student, _ = teacher.logits(padded, {"input_ids": ids}, teacher.labelled(batch))
     assert student.shape[1] == 1088
-    args = distillation.DistillConfig(output_dir="", use_cpu=True)
+    args = trainer.DistillConfig(output_dir="", use_cpu=True)
     for said in (large.about(batch), large.likeliest(batch, 8)):
         assert said.logp_NK.exp().sum(1).tolist() == pytest.approx([1.0] * 38, abs=1e-5)
     torch.testing.assert_close(large.about(batch).logp_NK, small.about(batch).logp_NK)
     assert torch.equal(large.likeliest(batch, 8).tokens_NK, small.likeliest(batch, 8).tokens_NK)
     for said in (large.about(batch), large.likeliest(batch, 8), large.likeliest(batch, tokens)):
-        assert distillation.soft_loss(said, student[:, :tokens], args)[0].abs().max() < 1e-5
+        assert trainer.soft_loss(said, student[:, :tokens], args)[0].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,8 @@ def test_wrong_requests(runs, tmp_path, more, says):
 def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
     from types import SimpleNamespace
 
-    from lib import cli, data, lessons
+    from lib import cli, data
+    from lib.methods.distillation import lessons
 
     (tmp_path / "a.txt").write_text("the red lamp\n\nthe small stone\n")
     words = ["--model.base", tiny_model, "--data.source", str(tmp_path / "a.txt"), "--data.heldout_fraction", "0"]
@@ -315,4 +316,4 @@ def test_the_log_of_a_share_is_a_number():
     p = torch.tensor([[0.0, -200.0, -200.0]]).log_softmax(-1)
     said = teacher.grouped(p, 1)
     for kind in ("forward_kl", "reverse_kl", "jsd"):
-        assert math.isfinite(distillation.divergence(said.logp_NK, said.logp_NK, kind).item())
+        assert math.isfinite(trainer.divergence(said.logp_NK, said.logp_NK, kind).item())

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from trl.trainer.dpo_config import DPOConfig  # by its module, where lib/config/trl_fields.py finds its fields
 
-from lib.dpo import WholeStepTrainer
-from lib.heldout import counts, log_means
+from lib.methods.heldout import counts, log_means
+from lib.methods.preference.dpo import WholeStepTrainer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib.generation.sampling import Sampling
+from lib.methods.distillation.teacher import SHARD, whole
 from lib.run import Run
 from lib.runtime import manifest
 from lib.runtime.logs import say
-from lib.teacher import SHARD, whole
 
 
 def written(
@@ -36,7 +36,7 @@ def written(
     there = set(store.folders(""))
     mine = [
         s for s in starts[share[0] :: share[1]] if f"{s:08}" not in there or not whole(store, f"{s:08}")
-    ]  # as in lib/teacher.py, Kept
+    ]  # as in lib/methods/distillation/teacher.py, Kept
     generator = load() if mine else None
     for n, start in enumerate(mine):
         answers = generator.generate([list(p) for p in prompts[start : start + SHARD]], sampling)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lib import preference_losses
-from lib.reference_free import Answers, ReferenceFreeConfig, ReferenceFreeTrainer
+from lib.methods.preference import losses
+from lib.methods.preference.reference_free import Answers, ReferenceFreeConfig, ReferenceFreeTrainer
 
 
 @dataclass
@@ -18,5 +18,5 @@ class ORPOConfig(ReferenceFreeConfig):
 class ORPOTrainer(ReferenceFreeTrainer):
     def pair_losses(self, answers: Answers):
         """The reward is β log p, as in TRL, where log p is the mean log probability of an answer's tokens."""
-        loss_P = self.beta * preference_losses.odds_ratio(answers.chosen_mean_P, answers.rejected_mean_P)
+        loss_P = self.beta * losses.odds_ratio(answers.chosen_mean_P, answers.rejected_mean_P)
         return loss_P, self.beta * answers.chosen_mean_P, self.beta * answers.rejected_mean_P

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from lib.methods.pruning import methods, pruned
+from lib.methods.pruning.importance import columns, linears, seen
 from lib.models import surgery
-from lib.prune import methods, pruned
-from lib.prune.importance import columns, linears, seen
 from lib.run import Run
 from tests.conftest import run_job
 from tests.stages import planned
@@ -188,7 +188,7 @@ def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
 
 def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch):
     """A hub model's weights are found by its name in the hub's own cache, as a run's are in its folder."""
-    from lib.compression import measure
+    from lib.methods.compression import measure
     from lib.models import locate
 
     there = tmp_path / "models--a--b"

@@ -7,8 +7,8 @@ import shutil
 import time
 
 from lib.config.job import Job
-from lib.prune.importance import linears, seen
-from lib.prune.methods import METHODS
+from lib.methods.pruning.importance import linears, seen
+from lib.methods.pruning.methods import METHODS
 from lib.run import Run, cache
 from lib.runtime import manifest
 from lib.runtime.logs import say

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import heldout
 from lib.config.job import Data, Job, Model, Scale
+from lib.methods import heldout
 from lib.training_arguments import arguments
 from tests import stages
 

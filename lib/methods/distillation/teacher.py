@@ -6,7 +6,7 @@ Kept      the k likeliest tokens and the rest as one, computed once for every ro
 Served    the same from a Ray Serve application (serve/teacher.py), requested while the student works on the batch before
 
 A divergence over k tokens and a rest is at most the divergence over all tokens (log-sum inequality). The metric `outside` is the
-teacher's probability mass in the rest; lib/distillation.py reports by how much the loss is smaller.
+teacher's probability mass in the rest; lib/methods/distillation/trainer.py reports by how much the loss is smaller.
 
 Shapes: B rows of a batch, T tokens, N labelled places of the batch row by row, K kept tokens, V vocabulary.
 """

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lib.methods.pruning.importance import Seen, columns, linears
 from lib.models import surgery
-from lib.prune.importance import Seen, columns, linears
 
 
 @dataclass(frozen=True)
