@@ -35,8 +35,8 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
     from lib import data
     from lib.config.job import Job
     from lib.models import export, lm_head, load
+    from lib.stage.training_arguments import arguments
     from lib.stage.worker import save_work
-    from lib.training_arguments import arguments
 
     if same_work:
         lm_head.project_labelled_only()
@@ -85,10 +85,9 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     from cluster.work import stage
-    from lib import cli
     from lib.run import Run
     from lib.runtime.hardware import worker_env
-    from lib.stage import plan
+    from lib.stage import plan, training_cli
 
     common = [
         "--train.max_steps",
@@ -107,7 +106,7 @@ def main() -> None:
             run = Run(f"{folder}/{i}")
             argv = ["--config", options.config or f"configs/{options.stage}.yaml", *common, "--run", run.path]
             found = stage(options.stage)
-            planned = plan.make(cli.parse(found, argv), found)
+            planned = plan.make(training_cli.parse(found, argv), found)
             started = time.time()
             subprocess.run(
                 [sys.executable, f"jobs/{options.stage}.py", *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL

@@ -40,9 +40,8 @@ def main() -> int:
     if options.side:
         return train(json.loads(options.side))
     from jobs.distill import STAGE
-    from lib import cli
     from lib.runtime import hardware
-    from lib.stage import plan
+    from lib.stage import plan, training_cli
 
     found: dict[str, list[dict]] = {"whole": [], "kept": [], "none": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +61,7 @@ def main() -> int:
                 ("kept", ["--train.top_k", "64", "--train.keep", f"{folder}/keep"]),
                 ("none", ["--train.hard_weight", "1"]),
             ):
-                planned = plan.make(cli.parse(STAGE, [*common, *more]), STAGE)
+                planned = plan.make(training_cli.parse(STAGE, [*common, *more]), STAGE)
                 env = os.environ | hardware.worker_env(planned.job.scale, planned.device.gpu)
                 command = [sys.executable, __file__, "--side", json.dumps(planned.job.to_dict())]
                 done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
@@ -81,7 +80,7 @@ def train(job_json: dict) -> int:
     from jobs.distill import STAGE
     from lib import data
     from lib.config.job import Job
-    from lib.training_arguments import arguments
+    from lib.stage.training_arguments import arguments
 
     job = Job.from_dict(job_json)
     torch.set_num_threads(job.scale.cpus_per_worker)

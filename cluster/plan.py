@@ -19,11 +19,10 @@ from pathlib import Path
 from cluster import candidates, throughput
 from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.work import Work, stage
-from lib import cli
 from lib.config.job import Job
 from lib.run import Run
 from lib.runtime import refusing
-from lib.stage import plan
+from lib.stage import plan, training_cli
 
 LEARN = 3
 """How many finished runs in the same folder, not read before, each call reads for their speed."""
@@ -55,7 +54,7 @@ def understand(name: str, argv: list[str]) -> tuple[Work, plan.Plan]:
     """Returns the work of a job, with the arguments that jobs/<name>.py would get. Raises UsageError that lists every mistake."""
     found = stage(name)
     # A dry run, so that a job whose run folder already exists can be planned again.
-    request = cli.parse(found, [*argv, "--dry-run"])
+    request = training_cli.parse(found, [*argv, "--dry-run"])
     os.environ.setdefault("RAY_ADDRESS", "auto")  # check against a cluster, not against this machine's cores
     planned = plan.make(request, found, ask=False)
     return Work(planned.job, found, planned.check.rows if planned.check.complete else None), planned

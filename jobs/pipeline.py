@@ -94,15 +94,15 @@ def _fill(value, runs: dict[str, str], where: str) -> str:
 
 def _parse(step: dict, runs: dict[str, str], where: str) -> None:
     """Raises UsageError if the step's job would reject a key or value, instead of failing only when the step starts."""
-    from lib import cli
     from lib.config import ranges
+    from lib.stage import training_cli
     from lib.stage.stage import Stage
 
     options = [f"--{k}={_fill(v, runs, where)}" for k, v in (step.get("set") or {}).items()]
     argv = ["--config", str(ROOT / step["config"]), *options]
     found = importlib.import_module(f"jobs.{step['stage']}").STAGE
     try:
-        request = cli.parse(found, argv) if isinstance(found, Stage) else found.parse(argv)
+        request = training_cli.parse(found, argv) if isinstance(found, Stage) else found.parse(argv)
         if problems := ranges.values(asdict(request.job)):
             raise UsageError("\n".join(problems))
     except ValueError as e:

@@ -1,6 +1,6 @@
 """Command line and YAML of jobs without a trainer, read into a dataclass whose fields are keys or sections of keys.
 
-Imports nothing heavy, so a mistake is reported within a second. Jobs that train also have `train:`; see lib/cli.py.
+Imports nothing heavy, so a mistake is reported within a second. Jobs that train also have `train:`; see lib/stage/training_cli.py.
 """
 
 from __future__ import annotations

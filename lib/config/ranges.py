@@ -86,7 +86,7 @@ WORDS = {
     "train.torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "train.dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
-"""Values of keys whose type is any text. tests/test_limits.py compares them with the installed libraries."""
+"""Values of keys whose type is any text. tests/stage/test_limits.py compares them with the installed libraries."""
 
 
 def values(tree: dict, prefix: str = "") -> list[str]:

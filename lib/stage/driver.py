@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lib import cli
-from lib.preflight import Preflight
 from lib.run import Run
 from lib.runtime import logs, provenance, ray_session, refusing, termination
 from lib.runtime.console import show
-from lib.stage import closing, plan
+from lib.stage import closing, plan, training_cli
+from lib.stage.preflight import Preflight
 from lib.stage.stage import Stage, WorkStage
 
 
@@ -33,7 +32,7 @@ def main(stage: Stage | WorkStage, argv: list[str] | None = None) -> None:
 def _train(stage: Stage, argv: list[str]) -> int:
     began = time.time()
     with refusing.refusing(f"jobs/{stage.name}.py"):
-        request = cli.parse(stage, argv)
+        request = training_cli.parse(stage, argv)
         with Preflight(stage.config, request.job) as preflight:
             planned = plan.make(request, stage)
             preflight.ask(planned)

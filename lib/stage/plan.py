@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lib import data, limits
+from lib import data
 from lib.config import trl_fields
 from lib.config.command_line import Request
 from lib.config.job import Job
@@ -18,6 +18,7 @@ from lib.rendering import sample
 from lib.run import Run, absolute
 from lib.runtime import checkpoint, device, integrity, logs, resume
 from lib.runtime.device import Device
+from lib.stage import limits
 from lib.stage.stage import Stage
 
 

@@ -11,7 +11,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import data, epochs
+from lib import data
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.distributed.collectives import barrier, share
@@ -25,8 +25,9 @@ from lib.run import Run
 from lib.runtime import checkpoint, cluster_signals, finite, logs, provenance
 from lib.runtime.failure import StopTraining
 from lib.runtime.tally import Tally
+from lib.stage import epochs
 from lib.stage.stage import Stage
-from lib.training_arguments import arguments
+from lib.stage.training_arguments import arguments
 
 
 @dataclass(frozen=True)

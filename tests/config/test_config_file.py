@@ -5,9 +5,10 @@ import typing
 import pytest
 
 from cluster.work import stage
-from lib import cli, errors
+from lib import errors
 from lib.config import config_file
 from lib.evals import cli as eval_cli
+from lib.stage import training_cli
 
 SFT = "trl.trainer.sft_config:SFTConfig"
 
@@ -19,7 +20,7 @@ def read(tmp_path):
     def job(data: str | bytes, *options: str):
         path = tmp_path / "c.yaml"
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return cli.parse(stage("sft"), ["--config", str(path), *options]).job
+        return training_cli.parse(stage("sft"), ["--config", str(path), *options]).job
 
     return job
 
@@ -60,9 +61,9 @@ def test_a_revision_like_a_number_survives_a_resume(tmp_path):
 
     from lib.run import Run
 
-    job = cli.parse(stage("sft"), ["--model.revision", "1e5", "--run", str(tmp_path / "run")]).job
+    job = training_cli.parse(stage("sft"), ["--model.revision", "1e5", "--run", str(tmp_path / "run")]).job
     Run(job.run).write_text("job.yaml", yaml.safe_dump(job.to_dict()))
-    assert cli.parse(stage("sft"), ["--resume", job.run]).job == job
+    assert training_cli.parse(stage("sft"), ["--resume", job.run]).job == job
 
 
 def test_empty_sections_hold_nothing(read):

@@ -8,14 +8,15 @@ import time
 import pytest
 
 from cluster.work import stage, stages
-from lib import cli, errors
+from lib import errors
+from lib.stage import training_cli
 from tests.conftest import REPO
 
 DPO = "trl.trainer.dpo_config:DPOConfig"
 
 
 def parse(*argv: str):
-    return cli.parse(stage("dpo"), list(argv))
+    return training_cli.parse(stage("dpo"), list(argv))
 
 
 def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
@@ -80,12 +81,12 @@ def test_mistakes_in_the_file_name_the_file(yaml, says, tmp_path):
 
 def test_every_config_in_the_repo_parses():
     for name, found in stages().items():
-        job = cli.parse(found, ["--config", str(REPO / "configs" / f"{name}.yaml")]).job
+        job = training_cli.parse(found, ["--config", str(REPO / "configs" / f"{name}.yaml")]).job
         assert (job.stage, job.makes) == (name, found.makes)
 
 
 def test_schema_knows_our_keys_and_trl_s():
-    schema = cli.schema("dpo", DPO)
+    schema = training_cli.schema("dpo", DPO)
     assert schema["properties"]["train"]["properties"]["beta"]["default"] == 0.1
     assert "bf16" not in schema["properties"]["train"]["properties"]
     assert schema["properties"]["model"]["properties"]["lora"]["properties"]["r"]["type"] == "integer"

@@ -8,12 +8,12 @@ import typing
 import pytest
 import yaml
 
-from lib import cli, preflight
 from lib.config import config_file, trl_fields
 from lib.config.job import Data, Eval, Job, Model, Scale
 from lib.evals import cli as eval_cli
 from lib.evals import plan as eval_plan
 from lib.methods.quantization import job as quantize_job
+from lib.stage import preflight, training_cli
 from tests import stages
 
 TRAINED = {
@@ -105,7 +105,7 @@ def kinds(stage: str) -> dict[str, object]:
     for name, cls in {"model": Model, "data": Data, "scale": Scale, "eval": Eval}.items():
         out |= config_file.types_of(cls, f"{name}.")
     del out["model.lora"]
-    for name, cls in (("model.lora", cli.LORA), ("train", TRAINED[stage][0])):
+    for name, cls in (("model.lora", training_cli.LORA), ("train", TRAINED[stage][0])):
         out |= {f"{name}.{k}": f.type for k, f in trl_fields.read(cls).items()}
     return out
 

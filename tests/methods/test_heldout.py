@@ -8,7 +8,7 @@ import pytest
 
 from lib.config.job import Data, Job, Model, Scale
 from lib.methods import heldout
-from lib.training_arguments import arguments
+from lib.stage.training_arguments import arguments
 from tests import stages
 
 WORDS = ["red", "small river stone", "the lamp is red. " * 10, "salt", "the door", "bread and salt " * 5, "blue"]

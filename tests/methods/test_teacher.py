@@ -227,12 +227,13 @@ def test_wrong_requests(runs, tmp_path, more, says):
 def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
     from types import SimpleNamespace
 
-    from lib import cli, data
+    from lib import data
     from lib.methods.distillation import lessons
+    from lib.stage import training_cli
 
     (tmp_path / "a.txt").write_text("the red lamp\n\nthe small stone\n")
     words = ["--model.base", tiny_model, "--data.source", str(tmp_path / "a.txt"), "--data.heldout_fraction", "0"]
-    job = cli.parse(stage("distill"), words).job
+    job = training_cli.parse(stage("distill"), words).job
     args, rows = (
         SimpleNamespace(teacher=tiny_model, keep=None, bf16=False, on_policy=0.5),
         data.load(job.data, ("text",)),

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lib.config.job import Data, Job, Model, Scale
 from lib.models import export, load, merging
 from lib.runtime.failure import StopTraining
+from lib.stage.training_arguments import arguments
 from lib.stage.worker import save_work
-from lib.training_arguments import arguments
 from tests import stages
 
 Q = {"r": 4, "target_modules": ["q_proj"]}

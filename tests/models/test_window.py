@@ -10,7 +10,7 @@ from lib.config.job import Data, Job, Model, Scale
 from lib.generation.reward_model import RewardModel
 from lib.generation.sampling import Sampling
 from lib.generation.transformers_generator import TransformersGenerator
-from lib.training_arguments import arguments
+from lib.stage.training_arguments import arguments
 from tests.stages import built
 
 LONG = "the red lamp is near the small door. "

@@ -2,7 +2,7 @@
 
 All but three of TRL's DPO losses are means over pairs, of which every micro-batch has the same number. `sft` is a mean over the
 tokens of the chosen answers. TRL takes that mean per micro-batch, which gives a token more weight in a micro-batch with fewer
-tokens; this trainer takes it over the step. `aot` and `aot_unpaired` sort the pairs of a micro-batch; lib/limits.py refuses them
+tokens; this trainer takes it over the step. `aot` and `aot_unpaired` sort the pairs of a micro-batch; lib/stage/limits.py refuses them
 unless the micro-batch is the whole step.
 """
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from lib import preflight
 from lib.config.job import Job, Model, Scale
+from lib.stage import preflight
 from lib.stage.plan import Plan
 from tests import warm
 from tests.conftest import PATIENCE, REPO
@@ -184,8 +184,8 @@ def test_the_command_refuses_before_ray(tiny_model, chats_file, tmp_path):
 
     def typed(*options: str) -> subprocess.CompletedProcess:
         code = (
-            f"import sys; sys.argv = ['jobs/sft.py', *{[*right, *options]!r}]; import lib.preflight, runpy\n"
-            f"lib.preflight.LIMIT_S = {PATIENCE}; runpy.run_path('jobs/sft.py', run_name='__main__')"
+            f"import sys; sys.argv = ['jobs/sft.py', *{[*right, *options]!r}]; import lib.stage.preflight, runpy\n"
+            f"lib.stage.preflight.LIMIT_S = {PATIENCE}; runpy.run_path('jobs/sft.py', run_name='__main__')"
         )
         return subprocess.run([warm.python(), "-c", code], cwd=REPO, capture_output=True, text=True)
 
@@ -199,6 +199,6 @@ def test_the_command_refuses_before_ray(tiny_model, chats_file, tmp_path):
 
 
 def test_nothing_heavy_is_imported_to_start_it():
-    code = "import sys, lib.preflight; print([m for m in ('torch', 'transformers', 'trl', 'peft', 'ray') if m in sys.modules])"
+    code = "import sys, lib.stage.preflight; print([m for m in ('torch', 'transformers', 'trl', 'peft', 'ray') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stderr

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.config.job import Data, Job, Model, Scale
-from lib.training_arguments import arguments
+from lib.stage.training_arguments import arguments
 from tests import stages
 
 LOGPS = [[0, -0.5, -1.0, 0], [0, -0.2, -0.3, -1.0], [0, -2.0, 0, 0], [0, -0.4, -1.2, 0]]

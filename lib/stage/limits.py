@@ -1,6 +1,6 @@
 """Checks on the driver for settings of a training job that conflict with each other or with this machine. Messages name the key.
 
-Checks that TRL, transformers and PEFT make themselves are run by building their objects (lib/preflight.py).
+Checks that TRL, transformers and PEFT make themselves are run by building their objects (lib/stage/preflight.py).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from lib.rendering.base import base
 from lib.rendering.sequences import Settings, sequences
 from lib.runtime.failure import StopTraining
 from tests.conftest import run_job
-from tests.test_rendering import ALL, assistant, lengths, user
+from tests.rendering.test_rendering import ALL, assistant, lengths, user
 
 
 def job_of(tiny_model: str, rows: list[dict], folder, **data) -> Job:

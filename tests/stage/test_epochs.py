@@ -7,9 +7,9 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from torch.utils.data import BatchSampler
 
-from lib import epochs
 from lib.run import Run
-from lib.training_arguments import arguments
+from lib.stage import epochs
+from lib.stage.training_arguments import arguments
 from tests.conftest import run_job
 from tests.stages import built
 

@@ -1,6 +1,6 @@
 """Finds on the driver what TRL, transformers and PEFT would refuse on a worker: a subprocess builds the objects a worker will build.
 
-    python -m lib.preflight sft <<< '{"job": …}'       prints {"problems": […], "whole": true}
+    python -m lib.stage.preflight sft <<< '{"job": …}'       prints {"problems": […], "whole": true}
 
 On a CPU it builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights
 (on torch's meta device). It starts once the keys are read, imports libraries while the plan is made, and gets the job last; a job
@@ -70,7 +70,7 @@ class Preflight:
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lib.preflight", self.config],
+            [sys.executable, "-m", "lib.stage.preflight", self.config],
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -124,7 +124,7 @@ def check(job: Job, config: str, gpu: bool) -> list[str]:
 
 def _arguments(job: Job, config: str, gpu: bool):
     from lib.config import trl_fields
-    from lib.training_arguments import arguments
+    from lib.stage.training_arguments import arguments
 
     train = {k: v for k, v in job.train.items() if not (gpu and k in ON_GPU)}
     if config.startswith(
@@ -189,7 +189,7 @@ def _backend(name: str | None) -> list[str]:
 if __name__ == "__main__":
     gc.disable()  # garbage collection takes a fifth of the import time
     sys.modules |= dict.fromkeys(UNUSED)  # with None, a package counts as not installed
-    for module in ("lib.training_arguments", "trl.trainer.sft_config", "peft"):  # while the plan is made
+    for module in ("lib.stage.training_arguments", "trl.trainer.sft_config", "peft"):  # while the plan is made
         importlib.import_module(module)
     asked = json.loads(sys.stdin.read())
     job = Job.from_dict(asked["job"])

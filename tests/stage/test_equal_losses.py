@@ -4,8 +4,8 @@ import pytest
 
 from lib.config.job import Data, Job, Model, Scale
 from lib.models import lm_head
+from lib.stage.training_arguments import arguments
 from lib.stage.worker import save_work
-from lib.training_arguments import arguments
 from tests import stages
 
 
