@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cluster.entry import Entry
-from cluster.market import Rental
+from cluster.market.base import Rental
 
 
 class Accounts:

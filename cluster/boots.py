@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from cluster.folder import Folder
-from cluster.market import Market, MarketError, Rental
+from cluster.market.base import Market, MarketError, Rental
 
 BOOTS = "boot"
 """Kind of the ledger's notes {node id: Ray's state of its set-up}."""

@@ -9,8 +9,9 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Literal, get_args
 
-from cluster import driver, ladder, mesh, tags
+from cluster import driver, mesh
 from cluster.budget import Budget
+from cluster.market import ladder, tags
 
 CODE = "/opt/shoestring"
 """Where this project is on a rented head: the autoscaler imports provider.py there, outside any job's runtime environment."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cluster.entry import Entry
 from cluster.ledger import Ledger
-from cluster.market import Market, MarketError
+from cluster.market.base import Market, MarketError
 
 
 @dataclass(frozen=True)

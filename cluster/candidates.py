@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.market import MarketError
+from cluster.market.base import MarketError
 from lib.config.job import Scale
 from lib.runtime import hardware
 
@@ -49,15 +49,16 @@ COLAB = Candidate("Colab", "Tesla T4", 1, round(14.7 * GIB), session_s=12 * 3600
 def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: float) -> tuple[list[Candidate], list[str]]:
     """Returns (the best offer of each kind of machine, why each missing market is missing). Machines have one GPU, or one per worker.
 
-    The best offer has the lowest price per operation (cluster/ladder.py). max_price: $/h of a machine.
+    The best offer has the lowest price per operation (cluster/market/ladder.py). max_price: $/h of a machine.
     """
-    from cluster import bootstrap, ladder, markets
+    from cluster import bootstrap
+    from cluster.market import ladder, registry
 
     found: dict[tuple, tuple[float, Candidate]] = {}
     missing = []
-    for name in markets.MARKETS:
+    for name in registry.MARKETS:
         try:
-            market = markets.find(name)
+            market = registry.find(name)
             for count in sorted({1, workers}):
                 for spot in (True, False):
                     rung = ladder.Rung(name, max_usd_per_hour=max_price, gpus=gpus, count=count, spot=spot)

@@ -7,8 +7,8 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from cluster import markets
 from cluster.bootstrap import NODE_KEYS, Settings
+from cluster.market import registry
 from lib.errors import nearest
 
 NEEDED = ("cluster_name", "provider", "available_node_types", "head_node_type", "max_workers")
@@ -75,8 +75,8 @@ def _meaning(config: dict) -> list[str]:
         out.append(f"head_node_type: {head} is not in available_node_types.{nearest(head, types)}")
     names = config["provider"].get("markets")
     for name in names if isinstance(names, list) else []:
-        if name not in markets.MARKETS:
-            near = nearest(str(name), markets.MARKETS) or f" There are: {', '.join(markets.MARKETS)}."
+        if name not in registry.MARKETS:
+            near = nearest(str(name), registry.MARKETS) or f" There are: {', '.join(registry.MARKETS)}."
             out.append(f"provider.markets: there is no market {name}.{near}")
     least = sum(node.get("min_workers", 0) for node in types.values())
     if least > config["max_workers"]:

@@ -101,7 +101,7 @@ class _Job:
 
 def costs(ledger: Ledger, now: float) -> Costs:
     """Returns the costs up to Unix time `now`."""
-    from cluster import tags
+    from cluster.market import tags
 
     entries = [e for e in ledger.entries() if e.usd(now) > 0 or e.living]
     polled = ledger.polled() or now

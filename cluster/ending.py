@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from cluster import boots, head_ledger, tags
+from cluster import boots, head_ledger
 from cluster.folder import Folder
 from cluster.journal import Damaged
 from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import MarketError, Refused
+from cluster.market import tags
+from cluster.market.base import MarketError, Refused
 from cluster.nodes import Node, Nodes
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.market import Rental
+from cluster.market.base import Rental
 
 WATCHDOG_S = 60.0
 """Seconds that a watchdog may take beyond its limit, to act and for its market to answer."""

@@ -11,7 +11,7 @@ import threading
 import time
 
 from cluster.ledger import Ledger
-from cluster.market import MarketError
+from cluster.market.base import MarketError
 from lib.runtime import cluster_signals
 from lib.runtime.gcs import Gcs, GcsError
 

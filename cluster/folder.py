@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from cluster.ledger import root
-from cluster.tags import check_name
+from cluster.market.tags import check_name
 
 
 class Folder:

@@ -19,9 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import bootstrap, config_schema, markets, mesh, programs
+from cluster import bootstrap, config_schema, mesh, programs
 from cluster.folder import Folder
-from cluster.market import MarketError, Refused
+from cluster.market import registry
+from cluster.market.base import MarketError, Refused
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -81,7 +82,7 @@ def read(path: str) -> dict:
     config_schema.check(config)
     for name in [*config["provider"]["markets"], *(["registry"] if config["provider"].get("registry") else [])]:
         _keep_key(name)
-    for name in markets.MARKETS:  # also those of markets that this cluster doesn't use
+    for name in registry.MARKETS:  # also those of markets that this cluster doesn't use
         os.environ.pop(f"{name.upper()}_API_KEY", None)
     return config
 
@@ -99,14 +100,14 @@ def _filled(config: dict) -> dict:
 
 def _keep_key(name: str) -> None:
     """Stores the market's API key in its file (0600), since every job can read the environment of Ray's processes."""
-    variable, path = f"{name.upper()}_API_KEY", markets.key_file(name)
-    key = markets.key(name)
+    variable, path = f"{name.upper()}_API_KEY", registry.key_file(name)
+    key = registry.key(name)
     if os.environ.pop(variable, None) and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f:
             f.write(key + "\n")
         print(f"Stored {variable} in {path}, which only you can read.")
-    elif markets.key(name) != key:
+    elif registry.key(name) != key:
         raise ValueError(f"{variable} differs from the key in {path}. Remove one of them.")
 
 
@@ -170,9 +171,9 @@ def _check_keys(config: dict) -> None:
     """Calls each market once, so that a refused key is reported now and not when a job needs a worker. Raises RuntimeError."""
     for name in config["provider"]["markets"]:
         try:
-            markets.find(name).list()
+            registry.find(name).list()
         except Refused as e:
-            raise RuntimeError(f"{e} (the key is in {markets.key_file(name)}.)") from None
+            raise RuntimeError(f"{e} (the key is in {registry.key_file(name)}.)") from None
         except MarketError as e:
             print(f"{e}. The market is tried again when a worker is needed.", file=sys.stderr)
 

@@ -9,12 +9,12 @@ import tarfile
 import time
 from dataclasses import dataclass
 
-from cluster import markets, tags
 from cluster.entry import Entry
 from cluster.folder import Folder
 from cluster.journal import Damaged
 from cluster.ledger import Ledger
-from cluster.market import MarketError
+from cluster.market import registry, tags
+from cluster.market.base import MarketError
 
 LOGIN_S, ALL_S = 8, 60.0
 MARK = b"---- shoestring ----\n"
@@ -77,7 +77,7 @@ def _has_ended(ledger: Ledger, head: Entry) -> bool:
     """Returns whether the head's market no longer lists it; the ledger takes in that list. False if the market can't be reached."""
     at = time.time()
     try:
-        listed = markets.find(head.market).list()
+        listed = registry.find(head.market).list()
     except (MarketError, ValueError):
         return False
     ledger.observe(head.market, listed, at, leads=False)

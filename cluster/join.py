@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from cluster import bootstrap, markets, mesh, watchdog
+from cluster import bootstrap, mesh, watchdog
 from cluster.folder import Folder
 from cluster.ledger import Ledger
+from cluster.market import registry as markets
 from cluster.nodes import Nodes
 
 

@@ -34,7 +34,7 @@ from cluster.accounts import Accounts
 from cluster.copies import Copies, Others, union
 from cluster.entry import Entry
 from cluster.journal import Damaged, Journal, parsed
-from cluster.market import LABEL, Market, Offer, Order, Refused, Rental, Taken
+from cluster.market.base import LABEL, Market, Offer, Order, Refused, Rental, Taken
 
 log = logging.getLogger(__name__)
 

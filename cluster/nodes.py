@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ray.autoscaler import tags as ray
 
-from cluster import mesh, tags
+from cluster import mesh
 from cluster.bootstrap import Settings
-from cluster.market import Rental
+from cluster.market import tags
+from cluster.market.base import Rental
 
 
 @dataclass

@@ -14,17 +14,17 @@ import math
 import sys
 from dataclasses import asdict
 
-from cluster import gpus, ladder, markets
-from cluster.market import MarketError, Offer
+from cluster.market import gpus, ladder, registry
+from cluster.market.base import MarketError, Offer
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code. 0: there are offers. 1: there are none. 2: a wrong option, or no market answered."""
     args = _parser().parse_args(argv)
     rungs, left_out = [], {}
-    for name in args.market or markets.MARKETS:
+    for name in args.market or registry.MARKETS:
         try:
-            market = markets.find(name)
+            market = registry.find(name)
         except ValueError as e:
             left_out[name] = str(e)
             continue
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--datacenter", action="store_true", help="only Vast's certified data centres and RunPod's Secure cloud")
     add("--reliability", type=float, metavar="0-1", help="minimum reliability as rated by Vast; RunPod doesn't rate it")
     add("--region", action="append", default=[], metavar="CC", help="two-letter country code; may be repeated")
-    add("--market", action="append", choices=list(markets.MARKETS), help="may be repeated (default: all)")
+    add("--market", action="append", choices=list(registry.MARKETS), help="may be repeated (default: all)")
     add("--limit", type=int, default=30, metavar="N", help="maximum rows of the table (default: 30)")
     add("--json", action="store_true", help="print all offers with every field as JSON")
     return parser

@@ -8,7 +8,7 @@ from ray.autoscaler import tags as ray
 
 from cluster.boots import BOOTS
 from cluster.ledger import Ledger
-from cluster.market import Rental
+from cluster.market.base import Rental
 
 SET_UP = {
     ray.STATUS_UNINITIALIZED: "login",

@@ -19,15 +19,16 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, config_schema, head_ledger, ladder, lost, markets, mesh, programs, tags, watchdog
+from cluster import bootstrap, config_schema, head_ledger, lost, mesh, programs, watchdog
 from cluster.boots import BOOTS
 from cluster.ending import Ending
 from cluster.failures import MARKETS, Failures
 from cluster.folder import Folder
 from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import MarketError, Order, Rental
-from cluster.memory import Memory
+from cluster.market import ladder, registry, tags
+from cluster.market.bad_machines import Memory
+from cluster.market.base import MarketError, Order, Rental
 from cluster.nodes import Node, Nodes
 from cluster.reminder import Reminder
 from cluster.runner import Runner
@@ -56,7 +57,7 @@ class Provider(NodeProvider):
         self.folder = Folder(cluster_name)
         self.ledger = Ledger(cluster_name, self.settings.budget.store)
         self.markets = {
-            name: Kept(markets.find(name), self.ledger, self.settings.budget, self.settings.unattended_minutes * 60)
+            name: Kept(registry.find(name), self.ledger, self.settings.budget, self.settings.unattended_minutes * 60)
             for name in self.settings.markets
         }
         self.memory = Memory(self.folder.path / "memory.json")
@@ -245,7 +246,7 @@ class Provider(NodeProvider):
             bid_usd_per_hour=None,
             public_key=self.folder.public_key,
             start=self._watchdog(tags_),
-            registry=markets.registry(self.settings.registry, self.settings.runpod_registry),
+            registry=registry.registry(self.settings.registry, self.settings.runpod_registry),
         )
         rungs = ladder.parse(node_config["ladder"])
         offer, id = ladder.climb(rungs, self.markets, order, self.memory)

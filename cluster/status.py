@@ -22,8 +22,8 @@ from cluster import budget, failures, head_ledger, mesh
 from cluster.cost import table
 from cluster.ledger import Ledger, cluster_of, clusters, root
 from cluster.link import Link, measure
-from cluster.market import Rental
-from cluster.markets import MARKETS
+from cluster.market.base import Rental
+from cluster.market.registry import MARKETS
 from cluster.progress import Progress, progress, renting
 from cluster.sweep import everything, rate
 from lib.runtime import cluster_signals

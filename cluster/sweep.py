@@ -15,12 +15,13 @@ import time
 from collections import defaultdict
 from typing import Literal
 
-from cluster import head_ledger, markets, tags
+from cluster import head_ledger
 from cluster.budget import Budget
 from cluster.cost import table
 from cluster.kept import Kept
 from cluster.ledger import Ledger, cluster_of, clusters
-from cluster.market import MarketError, Rental
+from cluster.market import registry, tags
+from cluster.market.base import MarketError, Rental
 from lib.errors import nearest
 
 LED_S = 120.0
@@ -55,12 +56,12 @@ def main(argv: list[str]) -> int:
     found, without_key, failed = by_market()
     for why in [*without_key.values(), *failed.values()]:
         print(f"Left out: {why}", file=sys.stderr)
-    if len(without_key) == len(markets.MARKETS):
+    if len(without_key) == len(registry.MARKETS):
         return 2
     by_cluster: dict[str, list[Rental]] = defaultdict(list)
     for rental in found:
         by_cluster[cluster_of(rental.label)].append(rental)
-    asked = sorted(set(markets.MARKETS) - {*without_key, *failed})
+    asked = sorted(set(registry.MARKETS) - {*without_key, *failed})
     lists = (
         f"{' and '.join(asked)} list{'s' * (len(asked) == 1)} no"
         if asked
@@ -112,9 +113,9 @@ def everything() -> tuple[list[Rental], list[str], list[str]]:
 def by_market() -> tuple[list[Rental], dict[str, str], dict[str, str]]:
     """Returns (every rental with our label; {market without a key here: remedy}; {market that failed: error})."""
     found, without_key, failed = [], {}, {}
-    for name in markets.MARKETS:
+    for name in registry.MARKETS:
         try:
-            found += markets.find(name).list()
+            found += registry.find(name).list()
         except ValueError as e:
             without_key[name] = str(e)
         except MarketError as e:
@@ -152,7 +153,7 @@ def _destroy(cluster: str, r: Rental) -> bool:
     ledger = Ledger(cluster)
     ledger.observe(r.market, [r], time.time(), whole=False)
     try:
-        Kept(markets.find(r.market), ledger, Budget()).destroy(r.id)
+        Kept(registry.find(r.market), ledger, Budget()).destroy(r.id)
     except MarketError as e:
         print(f"{r.market}-{r.id} could not be destroyed: {e}", file=sys.stderr)
         return False

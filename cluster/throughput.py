@@ -15,8 +15,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster import gpus
 from cluster.anatomy import Anatomy
+from cluster.market import gpus
 from lib.run import Run, cache
 
 UTILISATION = 0.3

@@ -67,7 +67,7 @@ def _asked(args: argparse.Namespace, found: tuple[str, ...]):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cluster.markets import MARKETS
+    from cluster.market.registry import MARKETS
 
     parser = argparse.ArgumentParser(
         prog="python -m cluster check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import yaml
 
-from cluster import bootstrap, failures, head, ladder, markets
+from cluster import bootstrap, failures, head
 from cluster.budget import Budget
 from cluster.check import box
 from cluster.check.pipeline import Failed
 from cluster.entry import Entry
 from cluster.folder import Folder
 from cluster.ledger import Ledger, cluster_of
-from cluster.market import Market, MarketError, Offer, Rental
-from cluster.memory import Memory
+from cluster.market import ladder
+from cluster.market import registry as markets
+from cluster.market.bad_machines import Memory
+from cluster.market.base import Market, MarketError, Offer, Rental
 from cluster.provider import Provider
 
 REPO = Path(__file__).parents[2]

@@ -7,14 +7,15 @@ import re
 import time
 from collections.abc import Callable
 
-from cluster import markets, mesh, tags
+from cluster import mesh
 from cluster.check import report
 from cluster.check.box import MARKS, Box
 from cluster.check.jobs import Jobs, joined, store_environment
 from cluster.check.pipeline import Failed, NotAskedFor, Pipeline
 from cluster.check.rented import MINUTES, Cluster, usd_per_hour
 from cluster.entry import Entry
-from cluster.market import MarketError
+from cluster.market import registry, tags
+from cluster.market.base import MarketError
 
 STEPS = [
     "key accepted",
@@ -79,7 +80,7 @@ class Check:
     def key(self) -> str:
         for name in self.asked.markets:
             try:
-                self.cluster.markets[name] = markets.find(name)
+                self.cluster.markets[name] = registry.find(name)
                 self.cluster.markets[name].list()
             except (MarketError, ValueError) as e:
                 raise Failed(str(e)) from None
@@ -260,7 +261,7 @@ class Check:
         ]
         found = [*named, self.asked.store or "", self.asked.download or ""]
         for name in self.asked.markets:
-            found.append(markets.key(name))
+            found.append(registry.key(name))
         for e in self.cluster.ledger.entries():
             if e.rental and e.rental.ssh:
                 found.append(e.rental.ssh[0])

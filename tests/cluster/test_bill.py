@@ -7,9 +7,9 @@ import pytest
 from cluster.budget import Budget
 from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import MarketError, Order, Taken, Want
-from cluster.runpod import RunPod
-from cluster.vast import Vast
+from cluster.market.base import MarketError, Order, Taken, Want
+from cluster.market.runpod import RunPod
+from cluster.market.vast import Vast
 
 POLL_S = 5.0
 
@@ -18,7 +18,7 @@ POLL_S = 5.0
 def markets(both, tmp_path, monkeypatch):
     """Returns {name: Kept} with a new ledger object each time, as in a new process."""
     monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path))
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     clients = {"vast": Vast("k"), "runpod": RunPod("k")}
     for name, market in clients.items():
         market.client.http = getattr(both, name)

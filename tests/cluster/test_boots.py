@@ -10,7 +10,7 @@ from ray.autoscaler import tags as ray
 from cluster import failures
 from cluster.failures import IN_A_ROW
 from cluster.ledger import Ledger
-from cluster.market import MarketError
+from cluster.market.base import MarketError
 from cluster.progress import Progress, progress
 from cluster.provider import Provider
 from tests.cluster.nodes import ANY, LADDER, WORKER, running
@@ -73,7 +73,7 @@ def test_a_box_outbid_before_it_worked_has_not_failed(provider, sim):
 
 @pytest.mark.parametrize(("market", "rung"), [("vast", 0), ("runpod", 2)])
 def test_a_set_up_that_failed_leaves_a_log_and_a_bad_machine(provider, sim, market, rung, monkeypatch):
-    monkeypatch.setattr("cluster.runpod.LOG_S", 0.3)
+    monkeypatch.setattr("cluster.market.runpod.LOG_S", 0.3)
     p = provider()
     p.create_node({"ladder": LADDER[rung:]}, WORKER, 1)
     [id] = running(sim, p)

@@ -10,7 +10,7 @@ import pytest
 from cluster.budget import Budget
 from cluster.kept import Kept
 from cluster.ledger import Ledger
-from cluster.market import MarketError, Taken
+from cluster.market.base import MarketError, Taken
 from cluster.steward import Steward
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster import check, markets
+from cluster import check
 from cluster import provider as provider_module
 from cluster.check import rented, report, steps
 from cluster.check.pipeline import Pipeline, Result
 from cluster.check.rented import Asked, Cluster
 from cluster.check.steps import Check
+from cluster.market import registry
 from tests.cluster.nodes import WORKER
 from tests.cluster.test_check_box import HERE
 
@@ -32,7 +33,7 @@ def home(tmp_path, monkeypatch, sim):
         monkeypatch.setenv(f"{name}_URL", sim.env[f"{name}_URL"])
         monkeypatch.setenv(f"{name}_API_KEY", sim.env[f"{name}_API_KEY"])
     monkeypatch.setattr(provider_module, "STALE_S", 0.0)
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     return tmp_path
 
 
@@ -249,7 +250,7 @@ def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(ho
 
 
 def test_the_report_has_no_key_address_host_or_user_name_in_it(home, monkeypatch):
-    key = markets.key("vast")
+    key = registry.key("vast")
     told = (
         f"GET http://10.213.4.1:8801/x with {key}: ssh root@203.0.113.7 port 22: host box-7.example.org:2201, "
         "root@ssh7.example.net: Permission denied; connect to host ssh8.example.net port 22; "

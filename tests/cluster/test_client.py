@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pydantic import BaseModel
 
-from cluster import client
-from cluster.client import Client
-from cluster.market import MarketError, Refused, Taken, Unreachable, Unsure
-from cluster.markets import MARKETS
+from cluster.market import http
+from cluster.market.base import MarketError, Refused, Taken, Unreachable, Unsure
+from cluster.market.http import Client
+from cluster.market.registry import MARKETS
 
 KEY = "very-secret-key-0123456789"
 
@@ -36,8 +36,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client, "sleep", clock.sleep)
-    monkeypatch.setattr(client, "clock", lambda: clock.now)
+    monkeypatch.setattr(http, "sleep", clock.sleep)
+    monkeypatch.setattr(http, "clock", lambda: clock.now)
     return clock
 
 
@@ -228,7 +228,7 @@ def test_another_failure_is_not_gone(market, answer):
 def test_waits_are_told(clock, caplog):
     with serving((503, "busy"), (429, "slow", {"Retry-After": "20"}), (200, {"price": 1})) as (url, _):
         ask(url)
-    assert [r.message.split(" s, ")[0] for r in caplog.records if r.name == "cluster.client"] == [
+    assert [r.message.split(" s, ")[0] for r in caplog.records if r.name == "cluster.market.http"] == [
         f"vast, offers: HTTP 503: busy. Retrying in {clock.slept[0]:.0f}",
         "vast, offers: HTTP 429, too many calls: slow. Retrying in 20",
     ]
@@ -257,14 +257,14 @@ def test_the_key_is_in_no_message_repr_or_log(clock, caplog):
 
 def test_pace(clock):
     """2 calls in 10 s: the third waits until the first is 10 s old, and so on."""
-    pace = client.Pace(2, 10.0)
+    pace = http.Pace(2, 10.0)
     for _ in range(5):
         pace.wait()
     assert clock.slept == [10.0, 10.0]
 
 
 def test_pace_over_threads():
-    pace, times = client.Pace(2, 0.2), []
+    pace, times = http.Pace(2, 0.2), []
     threads = [threading.Thread(target=lambda: (pace.wait(), times.append(time.monotonic()))) for _ in range(6)]
     for t in threads:
         t.start()

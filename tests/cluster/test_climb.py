@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import client, ladder
-from cluster.ladder import NothingLeft, climb
-from cluster.market import Order, Unsure
-from cluster.memory import Memory
-from cluster.runpod import RunPod
-from cluster.vast import Vast
+from cluster.market import http, ladder
+from cluster.market.bad_machines import Memory
+from cluster.market.base import Order, Unsure
+from cluster.market.ladder import NothingLeft, climb
+from cluster.market.runpod import RunPod
+from cluster.market.vast import Vast
 from tests.cluster import e2e
 from tests.cluster.conftest import simulator
 
@@ -139,9 +139,9 @@ def test_nothing_left_says_why(sim, markets, tmp_path):
 
 def test_a_kind_that_is_down_is_left_alone_for_a_while_and_the_others_are_not(sim, markets, tmp_path, monkeypatch):
     """On Vast, every search for bids fails; the search for on-demand machines works."""
-    monkeypatch.setattr(client, "sleep", lambda s: None)
+    monkeypatch.setattr(http, "sleep", lambda s: None)
     kept = Memory(tmp_path / "m")
-    sim.control("api", market="vast", endpoint=SEARCH, fault="503", count=client.TRIES)
+    sim.control("api", market="vast", endpoint=SEARCH, fault="503", count=http.TRIES)
     offer, _ = climb(RUNGS, markets, ORDER, kept)
     assert (offer.market, offer.spot) == ("vast", False) and "HTTP 503" in kept.is_down("vast spot")
     assert kept.is_down("vast") is None
@@ -152,7 +152,7 @@ def test_a_kind_that_is_down_is_left_alone_for_a_while_and_the_others_are_not(si
 
 
 def test_an_unreachable_market_is_skipped_entirely(sim, markets, tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "sleep", lambda s: None)
+    monkeypatch.setattr(http, "sleep", lambda s: None)
     kept = Memory(tmp_path / "m")
     markets["vast"] = Vast("k", "http://127.0.0.1:9", pace=1000)
     assert climb(RUNGS, markets, ORDER, kept)[0].market == "runpod"

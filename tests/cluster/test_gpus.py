@@ -1,9 +1,9 @@
-"""cluster/gpus.py: which names mean which GPU, and the GPUs' speeds."""
+"""cluster/market/gpus.py: which names mean which GPU, and the GPUs' speeds."""
 
 import pytest
 
-from cluster import gpus
-from cluster.market import Order
+from cluster.market import gpus
+from cluster.market.base import Order
 
 ORDER = Order(
     label="shoestring/test;k=worker", image="img", disk_gb=20.0, bid_usd_per_hour=None, public_key="ssh-ed25519 A a"

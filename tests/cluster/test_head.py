@@ -126,7 +126,7 @@ def test_a_key_that_the_market_refuses(home, sim, monkeypatch):
 
 def test_rentals_that_could_not_be_ended_are_reported(home, monkeypatch, capsys):
     monkeypatch.setenv("VAST_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     assert head.main(["--config", written(home, cluster("vast")), "--stop"]) == 1
     said = capsys.readouterr().err
     assert "can't be reached" in said and "python -m cluster sweep e2e-vast" in said

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from cluster import gpus, ladder, memory
-from cluster.ladder import Rung
-from cluster.market import Offer, Order
-from cluster.memory import Memory
+from cluster.market import bad_machines, gpus, ladder
+from cluster.market.bad_machines import Memory
+from cluster.market.base import Offer, Order
+from cluster.market.ladder import Rung
 
 ORDER = Order(
     label="shoestring/test;k=worker", image="img", disk_gb=20.0, bid_usd_per_hour=None, public_key="ssh-ed25519 A a"
@@ -125,9 +125,9 @@ def test_memory(tmp_path, monkeypatch):
     assert kept.is_bad("vast", "12") == "never booted (0 min ago)" and kept.is_down("runpod") == "HTTP 503 (0 min ago)"
     assert kept.is_bad("vast", "13") is kept.is_bad("runpod", "") is kept.is_down("vast") is None
     now = time.time()
-    monkeypatch.setattr(memory.time, "time", lambda: now + memory.DOWN_S + 1)
+    monkeypatch.setattr(bad_machines.time, "time", lambda: now + bad_machines.DOWN_S + 1)
     assert kept.is_down("runpod") is None and kept.is_bad("vast", "12") == "never booted (1 min ago)"
-    monkeypatch.setattr(memory.time, "time", lambda: now + memory.BAD_S + 1)
+    monkeypatch.setattr(bad_machines.time, "time", lambda: now + bad_machines.BAD_S + 1)
     assert kept.is_bad("vast", "12") is None
     kept.bad("vast", "14", "x")
     assert list(json.loads(path.read_text())) == ["vast/14"]  # expired entries aren't stored

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.ledger import UNANSWERED_S, UNLISTED_S, Ledger, cluster_of, clusters
-from cluster.market import Market, MarketError, Offer, Order, Rental, Taken
+from cluster.market.base import Market, MarketError, Offer, Order, Rental, Taken
 
 OFFER = Offer("vast", "7", "m1", "RTX 4090", 1, 24.0, True, usd_per_hour=0.36, disk_usd_per_hour=0.036)
 ORDER = Order("shoestring/c;k=worker", "img", 20.0, 0.36, "ssh-ed25519 A")

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from cluster import ladder, markets, offers
+from cluster import offers
 from cluster.__main__ import main
+from cluster.market import ladder, registry
 from tests.cluster.conftest import simulator
 
 
@@ -17,7 +18,7 @@ def sim():
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch, tmp_path):
-    for name in markets.MARKETS:
+    for name in registry.MARKETS:
         monkeypatch.delenv(f"{name.upper()}_API_KEY", raising=False)
         monkeypatch.delenv(f"{name.upper()}_URL", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -68,7 +69,7 @@ def test_what_looks_cheapest_in_the_realistic_world_is_left_out(monkeypatch, cap
             least.append([o["id"] for o in json.loads(capsys.readouterr().out)["offers"] if int(o["id"]) >= 150_000])
         assert least == [["150000"], ["150000", "150002"], [], ["150001"]]
         rungs = ladder.parse([{"market": "runpod", "gpus": "RTX 4090", "max_usd_per_hour": 1}])
-        ranked = ladder.ranked(rungs[0], markets.find("runpod").offers(rungs[0].want(20.0)))
+        ranked = ladder.ranked(rungs[0], registry.find("runpod").offers(rungs[0].want(20.0)))
         assert ranked[-1].usd_per_hour < 0.5 < ranked[0].usd_per_hour and not ranked[-1].public_ip
 
 
@@ -131,7 +132,7 @@ def test_key_from_a_file(sim, tmp_path, monkeypatch, capsys):
     assert main(["offers", "--market", "vast"]) == 0
     path.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
-        markets.key("vast")
+        registry.key("vast")
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,14 @@ def test_key_from_a_file(sim, tmp_path, monkeypatch, capsys):
 def test_addresses_that_are_refused(url, says, monkeypatch):
     monkeypatch.setenv("VAST_API_KEY", "k")
     with pytest.raises(ValueError, match=says):
-        markets.find("vast", url)
+        registry.find("vast", url)
 
 
 def test_an_unknown_market(capsys):
     with pytest.raises(ValueError, match=r"There is no market vats. Nearest: vast."):
-        markets.find("vats")
+        registry.find("vats")
     with pytest.raises(ValueError, match=r"There are: vast, runpod."):
-        markets.find("aws")
+        registry.find("aws")
     with pytest.raises(SystemExit) as stopped:
         offers.main(["--market", "vats"])
     assert stopped.value.code == 2

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from cluster import bootstrap, candidates, judge, markets, plan, throughput
+from cluster import bootstrap, candidates, judge, plan, throughput
 from cluster.__main__ import main
+from cluster.market import registry
 from lib.config.config_file import read_yaml
 from lib.run import Run
 from tests.cluster.conftest import simulator
@@ -24,7 +25,7 @@ def sim():
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch, tmp_path):
-    for name in markets.MARKETS:
+    for name in registry.MARKETS:
         monkeypatch.delenv(f"{name.upper()}_API_KEY", raising=False)
         monkeypatch.delenv(f"{name.upper()}_URL", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))

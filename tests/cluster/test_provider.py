@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster import tags
 from cluster.bootstrap import complete
-from cluster.client import TRIES
 from cluster.ending import TRIES as END_TRIES
 from cluster.ledger import UNANSWERED_S, Ledger
-from cluster.market import MarketError
+from cluster.market import tags
+from cluster.market.base import MarketError
+from cluster.market.http import TRIES
 from tests.cluster.nodes import LADDER, WORKER, cluster, running
 
 
@@ -152,7 +152,7 @@ def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):
 
 def test_a_rental_that_could_not_be_destroyed_is_not_reported_as_ended(provider, sim, monkeypatch):
     """An outbid machine is no longer a node, but its disk is still billed."""
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     p = provider()
     p.create_node({"ladder": LADDER}, WORKER, 1)
     [id] = running(sim, p)

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster import client, runpod
-from cluster.market import MarketError, Order, Refused, Taken, Unsure, Want
-from cluster.runpod import RunPod
-from cluster.runpod_replies import Pods
+from cluster.market import http, runpod
+from cluster.market.base import MarketError, Order, Refused, Taken, Unsure, Want
+from cluster.market.runpod import RunPod
+from cluster.market.runpod_replies import Pods
 from tests.cluster.conftest import simulator
 from tests.conftest import REPO
 
@@ -198,7 +198,7 @@ def test_a_wrong_key_is_refused_without_being_told(sim):
 
 
 def test_faults(sim, market, monkeypatch):
-    monkeypatch.setattr(client, "sleep", lambda s: time.sleep(min(s, 0.05)))
+    monkeypatch.setattr(http, "sleep", lambda s: time.sleep(min(s, 0.05)))
     for fault in ("502", "429", "429bare", "429wait", "html"):
         sim.control("api", market="runpod", endpoint="GET /v2/pods", fault=fault, count=2)
         assert market.list() == []

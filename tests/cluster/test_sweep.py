@@ -8,13 +8,14 @@ import time
 import fsspec
 import pytest
 
-from cluster import cost, head_ledger, markets, ssh, status, sweep
+from cluster import cost, head_ledger, ssh, status, sweep
 from cluster.budget import Budget
 from cluster.folder import Folder
 from cluster.kept import Kept
 from cluster.ledger import Ledger
 from cluster.link import measure
-from cluster.market import Order, Want
+from cluster.market import registry
+from cluster.market.base import Order, Want
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def rent(sim, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
     def make(cluster: str, tags: str = "k=w", market: str = "vast", kept: bool = False) -> str:
-        found = markets.find(market)
+        found = registry.find(market)
         if kept:
             found = Kept(found, Ledger(cluster), Budget())
         offer = found.offers(Want(spot=False))[0]
@@ -40,7 +41,7 @@ def test_only_what_has_no_head_is_swept(rent, sim, monkeypatch, capsys):
     lost, other = rent("lost", kept=True), rent("lost", market="runpod", kept=True)
     Ledger("lost").observe("vast", [], time.time() - 600)  # this machine led it until ten minutes ago
     led, headed, unknown = rent("led", kept=True), rent("headed", "k=h"), rent("unknown")
-    Ledger("led").observe("vast", markets.find("vast").list(), time.time())
+    Ledger("led").observe("vast", registry.find("vast").list(), time.time())
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert sweep.main([]) == 1
     said = capsys.readouterr().out
@@ -65,7 +66,7 @@ def test_only_what_has_no_head_is_swept(rent, sim, monkeypatch, capsys):
 
 
 def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     for args in ([], ["c"]):
         sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="html", count=5)
         assert sweep.main(args) == 1
@@ -92,7 +93,7 @@ def test_what_could_not_be_asked_is_not_nothing(rent, sim, monkeypatch, capsys):
 
 
 def test_a_rental_that_could_not_be_destroyed_is_reported(rent, sim, monkeypatch, capsys):
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     id = rent("c")
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=9)
     assert sweep.main(["c", "--yes"]) == 1
@@ -127,7 +128,7 @@ def test_status(rent, sim, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert f"vast-{id}" in said and "1 × " in said and "on demand" in said and "c: $0.00 spent" in said
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=9)
-    monkeypatch.setattr("cluster.client.sleep", lambda s: None)
+    monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)
     assert status.main([]) == 1
     said = capsys.readouterr().out
     assert "Nothing is rented." not in said and "isn't known" in said

@@ -1,11 +1,11 @@
-"""cluster/tags.py: Ray's tags of a node fit into less than 128 characters."""
+"""cluster/market/tags.py: Ray's tags of a node fit into less than 128 characters."""
 
 import operator
 
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster import tags
+from cluster.market import tags
 
 HASH = "0123456789abcdefghijklmnopqrstuv0123456789abcdefghij"  # base32hex of a SHA-256, as Ray writes them
 

@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import client, vast, vast_replies, watchdog
+from cluster import watchdog
 from cluster.ledger import Ledger
-from cluster.market import MarketError, Order, Refused, Taken, Unsure, Want
-from cluster.vast import Vast
+from cluster.market import http, vast, vast_replies
+from cluster.market.base import MarketError, Order, Refused, Taken, Unsure, Want
+from cluster.market.vast import Vast
 from tests.cluster.conftest import simulator
 
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDqi me@here"
@@ -186,7 +187,7 @@ def test_a_wrong_key_is_refused_without_being_told(sim):
 
 
 def test_faults(sim, market, monkeypatch):
-    monkeypatch.setattr(client, "sleep", lambda s: time.sleep(min(s, 0.05)))
+    monkeypatch.setattr(http, "sleep", lambda s: time.sleep(min(s, 0.05)))
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="503", count=2)
     assert market.list() == []
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="429", count=1)

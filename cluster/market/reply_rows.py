@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from cluster.market import LABEL
+from cluster.market.base import LABEL
 
 log = logging.getLogger(__name__)
 Row = TypeVar("Row", bound=BaseModel)

@@ -17,9 +17,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from cluster import gpus
-from cluster.market import Market, MarketError, Offer, Order, Refused, Taken, Unreachable, Unsure, Want
-from cluster.memory import Memory
+from cluster.market import gpus
+from cluster.market.bad_machines import Memory
+from cluster.market.base import Market, MarketError, Offer, Order, Refused, Taken, Unreachable, Unsure, Want
 from lib.errors import nearest
 
 UNKNOWN = "unexpected_keyword_argument"
@@ -131,7 +131,7 @@ class Rung:
 
 
 def has_spot(market: str) -> bool:
-    from cluster.markets import MARKETS
+    from cluster.market.registry import MARKETS
 
     return market not in MARKETS or MARKETS[market].has_spot
 
@@ -142,7 +142,7 @@ class NothingLeft(MarketError):
 
 def parse(rows: list[dict]) -> tuple[Rung, ...]:
     """Parses `ladder` of a node_config. Raises ValueError that names the key, and the nearest keys if it is unknown."""
-    from cluster.markets import MARKETS
+    from cluster.market.registry import MARKETS
 
     if not isinstance(rows, list) or not rows:
         raise ValueError(

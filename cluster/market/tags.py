@@ -14,7 +14,7 @@ import uuid
 
 from ray.autoscaler import tags as ray
 
-from cluster.market import LABEL
+from cluster.market.base import LABEL
 
 SLOT = "shoestring-slot"
 """Tag with the node's number in the mesh."""

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, field_validator, model_validator
 
-from cluster import rows
-from cluster.rows import Amount
+from cluster.market import reply_rows
+from cluster.market.reply_rows import Amount
 
 Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
 
@@ -46,7 +46,7 @@ class GpuTypes(BaseModel):
     @field_validator("gpus", mode="before")
     @classmethod
     def readable(cls, found: list) -> list:
-        return rows.readable(GpuType, found, "runpod, offers")
+        return reply_rows.readable(GpuType, found, "runpod, offers")
 
 
 class Cores(BaseModel):
@@ -72,7 +72,7 @@ class CpuTypes(BaseModel):
     @field_validator("cpus", mode="before")
     @classmethod
     def readable(cls, found: list) -> list:
-        return rows.readable(CpuType, found, "runpod, offers without GPU")
+        return reply_rows.readable(CpuType, found, "runpod, offers without GPU")
 
 
 class Id(BaseModel):
@@ -136,7 +136,7 @@ class Pods(BaseModel):
     @classmethod
     def ours(cls, found: list) -> list:
         """Ignores the account's other pods, so that their contents can't prevent listing and destroying ours."""
-        return rows.ours(Pod, found, "name", "runpod, list")
+        return reply_rows.ours(Pod, found, "name", "runpod, list")
 
 
 class Done(BaseModel):

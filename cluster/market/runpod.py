@@ -13,10 +13,10 @@ import logging
 import math
 import time
 
-from cluster import gpus
-from cluster import runpod_replies as replies
-from cluster.client import Client
-from cluster.market import Market, MarketError, Offer, Order, Rental, Want
+from cluster.market import gpus
+from cluster.market import runpod_replies as replies
+from cluster.market.base import Market, MarketError, Offer, Order, Rental, Want
+from cluster.market.http import Client
 
 log = logging.getLogger(__name__)
 

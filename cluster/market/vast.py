@@ -16,10 +16,10 @@ from typing import Literal
 
 import httpx
 
-from cluster import gpus
-from cluster import vast_replies as replies
-from cluster.client import Client
-from cluster.market import Market, MarketError, Offer, Order, Refused, Rental, Want
+from cluster.market import gpus
+from cluster.market import vast_replies as replies
+from cluster.market.base import Market, MarketError, Offer, Order, Refused, Rental, Want
+from cluster.market.http import Client
 
 URL = "https://console.vast.ai"
 PACE = {"offers": (10, 63.0), "create": (1, 4.7), "list": (1, 1.05), "destroy": (1, 3.15), "label": (1, 1.05)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from cluster import rows
-from cluster.rows import Amount
+from cluster.market import reply_rows
+from cluster.market.reply_rows import Amount
 
 
 class Reply(BaseModel):
@@ -46,7 +46,7 @@ class Asks(Reply):
     @field_validator("offers", mode="before")
     @classmethod
     def readable(cls, found: list) -> list:
-        return rows.readable(Ask, found, "vast, offers")
+        return reply_rows.readable(Ask, found, "vast, offers")
 
 
 class Created(Reply):
@@ -87,7 +87,7 @@ class Instances(Reply):
     @classmethod
     def ours(cls, found: list) -> list:
         """Ignores the account's other instances, so that their contents can't prevent listing and destroying ours."""
-        return rows.ours(Instance, found, "label", "vast, list")
+        return reply_rows.ours(Instance, found, "label", "vast, list")
 
 
 class Logs(Reply):

@@ -26,7 +26,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from cluster.market import MarketError, Refused, Taken, Unreachable, Unsure
+from cluster.market.base import MarketError, Refused, Taken, Unreachable, Unsure
 
 log = logging.getLogger(__name__)
 Reply = TypeVar("Reply", bound=BaseModel)

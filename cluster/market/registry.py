@@ -6,10 +6,10 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
-from cluster.client import key_file
-from cluster.market import Market, Registry
-from cluster.runpod import RunPod
-from cluster.vast import Vast
+from cluster.market.base import Market, Registry
+from cluster.market.http import key_file
+from cluster.market.runpod import RunPod
+from cluster.market.vast import Vast
 from lib.errors import nearest
 
 MARKETS: dict[str, type[Vast] | type[RunPod]] = {"vast": Vast, "runpod": RunPod}
