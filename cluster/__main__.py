@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from cluster.journal import Damaged
+from cluster.money.journal import Damaged
 
 COMMANDS = {
     "offers": "offers of all markets with their prices",

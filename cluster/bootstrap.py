@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cluster import driver, mesh
-from cluster.budget import Budget
 from cluster.market import ladder, tags
+from cluster.money.budget import Budget
 
 CODE = "/opt/shoestring"
 """Where this project is on a rented head: the autoscaler imports provider.py there, outside any job's runtime environment."""

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 
 from cluster import head_ledger
 from cluster.bootstrap import SETUP_GB
-from cluster.entry import Entry
-from cluster.ledger import Ledger, clusters
+from cluster.money.ledger import Ledger, clusters
+from cluster.money.rental_record import Entry
 from lib.errors import nearest
 
 

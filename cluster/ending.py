@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from cluster import boots, head_ledger
 from cluster.folder import Folder
-from cluster.journal import Damaged
-from cluster.kept import Kept
-from cluster.ledger import Ledger
 from cluster.market import tags
 from cluster.market.base import MarketError, Refused
+from cluster.money.journal import Damaged
+from cluster.money.ledger import Ledger
+from cluster.money.metered import Kept
 from cluster.nodes import Node, Nodes
 
 log = logging.getLogger(__name__)

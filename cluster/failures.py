@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 
-from cluster.ledger import Ledger
 from cluster.market.base import MarketError
+from cluster.money.ledger import Ledger
 from lib.runtime import cluster_signals
 from lib.runtime.gcs import Gcs, GcsError
 

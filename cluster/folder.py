@@ -7,8 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from cluster.ledger import root
 from cluster.market.tags import check_name
+from cluster.money.ledger import root
 
 
 class Folder:

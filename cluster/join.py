@@ -11,8 +11,8 @@ from typing import Protocol
 
 from cluster import bootstrap, mesh, watchdog
 from cluster.folder import Folder
-from cluster.ledger import Ledger
 from cluster.market import registry as markets
+from cluster.money.ledger import Ledger
 from cluster.nodes import Nodes
 
 

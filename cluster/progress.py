@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ray.autoscaler import tags as ray
 
 from cluster.boots import BOOTS
-from cluster.ledger import Ledger
 from cluster.market.base import Rental
+from cluster.money.ledger import Ledger
 
 SET_UP = {
     ray.STATUS_UNINITIALIZED: "login",

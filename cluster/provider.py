@@ -24,11 +24,11 @@ from cluster.boots import BOOTS
 from cluster.ending import Ending
 from cluster.failures import MARKETS, Failures
 from cluster.folder import Folder
-from cluster.kept import Kept
-from cluster.ledger import Ledger
 from cluster.market import ladder, registry, tags
 from cluster.market.bad_machines import Memory
 from cluster.market.base import MarketError, Order, Rental
+from cluster.money.ledger import Ledger
+from cluster.money.metered import Kept
 from cluster.nodes import Node, Nodes
 from cluster.reminder import Reminder
 from cluster.runner import Runner

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from cluster.folder import Folder
-from cluster.ledger import cluster_of, root
+from cluster.money.ledger import cluster_of, root
 from cluster.sweep import everything
 from lib.errors import nearest
 

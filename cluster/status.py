@@ -18,12 +18,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from cluster import budget, failures, head_ledger, mesh
+from cluster import failures, head_ledger, mesh
 from cluster.cost import table
-from cluster.ledger import Ledger, cluster_of, clusters, root
 from cluster.link import Link, measure
 from cluster.market.base import Rental
 from cluster.market.registry import MARKETS
+from cluster.money import budget
+from cluster.money.ledger import Ledger, cluster_of, clusters, root
 from cluster.progress import Progress, progress, renting
 from cluster.sweep import everything, rate
 from lib.runtime import cluster_signals

@@ -13,11 +13,11 @@ from pathlib import Path
 import yaml
 
 from cluster import lost
-from cluster.budget import Budget
-from cluster.entry import Entry
-from cluster.kept import Kept
-from cluster.ledger import Ledger
 from cluster.market import tags
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger
+from cluster.money.metered import Kept
+from cluster.money.rental_record import Entry
 from cluster.watchdog import HEARTBEAT
 from lib.runtime import cluster_signals, node_types
 from lib.runtime.gcs import Gcs

@@ -16,12 +16,12 @@ from collections import defaultdict
 from typing import Literal
 
 from cluster import head_ledger
-from cluster.budget import Budget
 from cluster.cost import table
-from cluster.kept import Kept
-from cluster.ledger import Ledger, cluster_of, clusters
 from cluster.market import registry, tags
 from cluster.market.base import MarketError, Rental
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger, cluster_of, clusters
+from cluster.money.metered import Kept
 from lib.errors import nearest
 
 LED_S = 120.0

@@ -8,9 +8,9 @@ import subprocess
 
 from cluster import probe
 from cluster.check.pipeline import Failed
-from cluster.entry import Entry
 from cluster.folder import Folder
 from cluster.link import Link, measure
+from cluster.money.rental_record import Entry
 
 MARKS = "/tmp/shoestring/check"
 """A folder on the box: the file `go` lets the set-up begin (see HOLD), `ready` is created after it."""

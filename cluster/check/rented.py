@@ -15,16 +15,16 @@ from pathlib import Path
 import yaml
 
 from cluster import bootstrap, failures, head
-from cluster.budget import Budget
 from cluster.check import box
 from cluster.check.pipeline import Failed
-from cluster.entry import Entry
 from cluster.folder import Folder
-from cluster.ledger import Ledger, cluster_of
 from cluster.market import ladder
 from cluster.market import registry as markets
 from cluster.market.bad_machines import Memory
 from cluster.market.base import Market, MarketError, Offer, Rental
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger, cluster_of
+from cluster.money.rental_record import Entry
 from cluster.provider import Provider
 
 REPO = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from cluster.check.box import MARKS, Box
 from cluster.check.jobs import Jobs, joined, store_environment
 from cluster.check.pipeline import Failed, NotAskedFor, Pipeline
 from cluster.check.rented import MINUTES, Cluster, usd_per_hour
-from cluster.entry import Entry
 from cluster.market import registry, tags
 from cluster.market.base import MarketError
+from cluster.money.rental_record import Entry
 
 STEPS = [
     "key accepted",

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from cluster.budget import Budget
-from cluster.kept import Kept
-from cluster.ledger import Ledger
 from cluster.market.base import MarketError, Order, Taken, Want
 from cluster.market.runpod import RunPod
 from cluster.market.vast import Vast
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger
+from cluster.money.metered import Kept
 
 POLL_S = 5.0
 

@@ -9,8 +9,8 @@ from ray.autoscaler import tags as ray
 
 from cluster import failures
 from cluster.failures import IN_A_ROW
-from cluster.ledger import Ledger
 from cluster.market.base import MarketError
+from cluster.money.ledger import Ledger
 from cluster.progress import Progress, progress
 from cluster.provider import Provider
 from tests.cluster.nodes import ANY, LADDER, WORKER, running

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.budget import Budget
-from cluster.kept import Kept
-from cluster.ledger import Ledger
 from cluster.market.base import MarketError, Taken
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger
+from cluster.money.metered import Kept
 from cluster.steward import Steward
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 
@@ -200,7 +200,7 @@ def test_a_head_shows_life_only_where_it_could_keep_to_the_budget(state, monkeyp
 
 
 def test_a_raised_budget_lifts_the_cap(state, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("cluster.ledger.time.time", lambda: NOW)
+    monkeypatch.setattr("cluster.money.ledger.time.time", lambda: NOW)
     ledger, market = fleet()
     enforce(ledger, market, NOW, [], busy=False)
     ledger = Ledger("c")

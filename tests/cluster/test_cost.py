@@ -8,7 +8,7 @@ import pytest
 
 from cluster import cost
 from cluster.__main__ import main
-from cluster.ledger import Ledger
+from cluster.money.ledger import Ledger
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 
 T = 1_000_000.0
@@ -45,7 +45,7 @@ def life(state, monkeypatch):  # noqa: F811
     ledger = Ledger("c")
 
     def at(hours):
-        monkeypatch.setattr("cluster.ledger.time.time", lambda: T + hours * H)
+        monkeypatch.setattr("cluster.money.ledger.time.time", lambda: T + hours * H)
 
     def job(key, hours, **fields):
         at(hours)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cluster.bootstrap import CODE
-from cluster.ledger import UNLISTED_S, Ledger
+from cluster.money.ledger import UNLISTED_S, Ledger
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, cluster, took
 from tests.cluster.test_ledger import RENTAL

@@ -12,8 +12,8 @@ import pytest
 
 from cluster import cost, head_ledger
 from cluster.folder import Folder
-from cluster.journal import Damaged
-from cluster.ledger import UNANSWERED_S, Ledger
+from cluster.money.journal import Damaged
+from cluster.money.ledger import UNANSWERED_S, Ledger
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf
 from tests.conftest import PATIENCE
 
@@ -29,7 +29,7 @@ def on(tmp_path, monkeypatch):
 
     def be(machine: str, seconds: float) -> None:
         monkeypatch.setenv("SHOESTRING_STATE", str(tmp_path / machine / ".shoestring"))
-        monkeypatch.setattr("cluster.ledger.time.time", lambda: T + seconds)
+        monkeypatch.setattr("cluster.money.ledger.time.time", lambda: T + seconds)
 
     return be
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.ledger import UNANSWERED_S, UNLISTED_S, Ledger, cluster_of, clusters
 from cluster.market.base import Market, MarketError, Offer, Order, Rental, Taken
+from cluster.money.ledger import UNANSWERED_S, UNLISTED_S, Ledger, cluster_of, clusters
 
 OFFER = Offer("vast", "7", "m1", "RTX 4090", 1, 24.0, True, usd_per_hour=0.36, disk_usd_per_hour=0.036)
 ORDER = Order("shoestring/c;k=worker", "img", 20.0, 0.36, "ssh-ed25519 A")
@@ -163,7 +163,7 @@ def test_killed_between_intent_and_id(state, monkeypatch):
     assert e.id is None and e.label == label and ledger.rate() == pytest.approx(0.396)
     listed = [replace(RENTAL, label=label)]
     assert not ledger.orphans(listed)  # as far as this process can tell, the create may still be in progress elsewhere
-    monkeypatch.setattr("cluster.ledger.time.time", lambda: e.asked + UNANSWERED_S + 1)
+    monkeypatch.setattr("cluster.money.ledger.time.time", lambda: e.asked + UNANSWERED_S + 1)
     assert ledger.orphans(listed) == listed
 
 
@@ -240,7 +240,7 @@ def test_what_a_rented_head_spent_outlives_it(state, tmp_path, monkeypatch):
 
     def machine(name, now):
         monkeypatch.setenv("SHOESTRING_STATE", str(state / name))
-        monkeypatch.setattr("cluster.ledger.time.time", lambda: now)
+        monkeypatch.setattr("cluster.money.ledger.time.time", lambda: now)
 
     machine("laptop", 999)
     laptop = Ledger("c", store)

@@ -14,7 +14,7 @@ from lib.runtime.gcs import Gcs
 from ray.cluster_utils import Cluster
 from cluster import lost
 from cluster.failures import Failures
-from cluster.ledger import Ledger
+from cluster.money.ledger import Ledger
 from lib.runtime import cluster_signals as notice
 
 never = {"health_check_initial_delay_ms": 3_600_000}  # so that only what it is told can end the node

@@ -8,10 +8,10 @@ from ray.autoscaler import tags as ray
 
 from cluster.bootstrap import complete
 from cluster.ending import TRIES as END_TRIES
-from cluster.ledger import UNANSWERED_S, Ledger
 from cluster.market import tags
 from cluster.market.base import MarketError
 from cluster.market.http import TRIES
+from cluster.money.ledger import UNANSWERED_S, Ledger
 from tests.cluster.nodes import LADDER, WORKER, cluster, running
 
 
@@ -146,7 +146,7 @@ def test_a_head_that_was_taken_up_is_no_orphan(provider, sim, monkeypatch):
     [id] = again.non_terminated_nodes({})
     again.set_node_tags(id, {ray.TAG_RAY_NODE_STATUS: ray.STATUS_SETTING_UP})
     now = time.time() + UNANSWERED_S + 1
-    monkeypatch.setattr("cluster.ledger.time.time", lambda: now)
+    monkeypatch.setattr("cluster.money.ledger.time.time", lambda: now)
     assert provider().non_terminated_nodes({}) == [id]
 
 

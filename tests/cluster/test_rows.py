@@ -6,10 +6,10 @@ import time
 import httpx
 import pytest
 
-from cluster.ledger import Ledger
 from cluster.market.base import MarketError, Offer, Order, Want
 from cluster.market.runpod import RunPod
 from cluster.market.vast import Vast
+from cluster.money.ledger import Ledger
 
 ASK = {
     "id": 7, "machine_id": 70, "gpu_name": "RTX 4090", "num_gpus": 1, "gpu_ram": 24564, "min_bid": 0.2, "dph_total": 0.4,

@@ -9,13 +9,13 @@ import fsspec
 import pytest
 
 from cluster import cost, head_ledger, ssh, status, sweep
-from cluster.budget import Budget
 from cluster.folder import Folder
-from cluster.kept import Kept
-from cluster.ledger import Ledger
 from cluster.link import measure
 from cluster.market import registry
 from cluster.market.base import Order, Want
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger
+from cluster.money.metered import Kept
 
 
 @pytest.fixture

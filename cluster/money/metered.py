@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from cluster.budget import Budget
-from cluster.ledger import Ledger
 from cluster.market import tags
 from cluster.market.base import Market, Offer, Order, Rental, Want
+from cluster.money.budget import Budget
+from cluster.money.ledger import Ledger
 
 
 class Kept(Market):

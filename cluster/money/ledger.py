@@ -30,11 +30,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cluster.accounts import Accounts
-from cluster.copies import Copies, Others, union
-from cluster.entry import Entry
-from cluster.journal import Damaged, Journal, parsed
 from cluster.market.base import LABEL, Market, Offer, Order, Refused, Rental, Taken
+from cluster.money.accounts import Accounts
+from cluster.money.journal import Damaged, Journal, parsed
+from cluster.money.ledger_copies import Copies, Others, union
+from cluster.money.rental_record import Entry
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import time
 from itertools import accumulate
 from pathlib import Path
 
-from cluster.journal import parsed
+from cluster.money.journal import parsed
 from lib.run import Run
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from cluster.entry import Entry
 from cluster.market.base import Rental
+from cluster.money.rental_record import Entry
 
 
 class Accounts:

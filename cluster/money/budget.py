@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from cluster.entry import Entry
-from cluster.ledger import Ledger
 from cluster.market.base import Market, MarketError
+from cluster.money.ledger import Ledger
+from cluster.money.rental_record import Entry
 
 
 @dataclass(frozen=True)
