@@ -51,8 +51,8 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
 
     The best offer has the lowest price per operation (cluster/market/ladder.py). max_price: $/h of a machine.
     """
-    from cluster import bootstrap
     from cluster.market import ladder, registry
+    from cluster.node import autoscaler_config
 
     found: dict[tuple, tuple[float, Candidate]] = {}
     missing = []
@@ -66,7 +66,7 @@ def offered(workers: int, gpus: tuple[str, ...], max_price: float, disk_gb: floa
                         usd = rung.price(offer) + offer.disk_usd_per_hour
                         memory = round(offer.gpu_memory_gb * 0.98 * GIB)  # the driver reserves some
                         machines = -(-workers // count)
-                        boot = offer.download_usd_per_gb * bootstrap.SETUP_GB
+                        boot = offer.download_usd_per_gb * autoscaler_config.SETUP_GB
                         one = Candidate(name, offer.gpu, count, memory, machines, usd, spot, boot)
                         rank = ladder.usd_per_eflop(rung, offer) or math.inf
                         key = (name, offer.gpu, count, spot)

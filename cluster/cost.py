@@ -17,10 +17,10 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-from cluster import head_ledger
-from cluster.bootstrap import SETUP_GB
 from cluster.money.ledger import Ledger, clusters
 from cluster.money.rental_record import Entry
+from cluster.node import head_ledger
+from cluster.node.autoscaler_config import SETUP_GB
 from lib.errors import nearest
 
 

@@ -19,10 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import bootstrap, config_schema, mesh, programs
-from cluster.folder import Folder
 from cluster.market import registry
 from cluster.market.base import MarketError, Refused
+from cluster.node import autoscaler_config, config_schema, mesh, programs
+from cluster.node.key_folder import Folder
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -78,7 +78,7 @@ def read(path: str) -> dict:
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         config.setdefault(key, [])
     config["provider"]["here"] = True
-    config = bootstrap.complete(_filled(fillout_defaults(config)))
+    config = autoscaler_config.complete(_filled(fillout_defaults(config)))
     config_schema.check(config)
     for name in [*config["provider"]["markets"], *(["registry"] if config["provider"].get("registry") else [])]:
         _keep_key(name)
@@ -199,8 +199,8 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
     head = config["head_node_type"]
     environment = {
         **os.environ,
-        **bootstrap.ON_EVERY_NODE,
-        **bootstrap.ON_THE_HEAD,
+        **autoscaler_config.ON_EVERY_NODE,
+        **autoscaler_config.ON_THE_HEAD,
         **mesh.environment(mesh.HEAD, mesh.build_shim(folder.path)),
         # A job's `python` is this interpreter, even if its virtual environment isn't activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

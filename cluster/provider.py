@@ -19,20 +19,20 @@ import click
 from ray.autoscaler import tags as ray
 from ray.autoscaler.node_provider import NodeProvider
 
-from cluster import bootstrap, config_schema, head_ledger, lost, mesh, programs, watchdog
-from cluster.boots import BOOTS
-from cluster.ending import Ending
-from cluster.failures import MARKETS, Failures
-from cluster.folder import Folder
 from cluster.market import ladder, registry, tags
 from cluster.market.bad_machines import Memory
 from cluster.market.base import MarketError, Order, Rental
 from cluster.money.ledger import Ledger
 from cluster.money.metered import Kept
-from cluster.nodes import Node, Nodes
-from cluster.reminder import Reminder
-from cluster.runner import Runner
-from cluster.steward import Steward, gcs_address
+from cluster.node import autoscaler_config, config_schema, head_ledger, lost, mesh, programs, watchdog
+from cluster.node.boot_logs import BOOTS
+from cluster.node.ending import Ending
+from cluster.node.failures import MARKETS, Failures
+from cluster.node.key_folder import Folder
+from cluster.node.nodes import Node, Nodes
+from cluster.node.reminder import Reminder
+from cluster.node.ssh_runner import Runner
+from cluster.node.steward import Steward, gcs_address
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else monitor.log gets a line for every request
@@ -53,7 +53,7 @@ holds the ledger."""
 class Provider(NodeProvider):
     def __init__(self, provider_config: dict[str, Any], cluster_name: str):
         super().__init__(provider_config, cluster_name)
-        self.settings = bootstrap.Settings.read(provider_config)
+        self.settings = autoscaler_config.Settings.read(provider_config)
         self.folder = Folder(cluster_name)
         self.ledger = Ledger(cluster_name, self.settings.budget.store)
         self.markets = {
@@ -94,7 +94,7 @@ class Provider(NodeProvider):
     @staticmethod
     def bootstrap_config(cluster_config: dict) -> dict:
         try:
-            return bootstrap.complete(cluster_config)
+            return autoscaler_config.complete(cluster_config)
         except ValueError as e:
             raise click.ClickException(str(e)) from None
 

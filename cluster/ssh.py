@@ -13,8 +13,8 @@ import shlex
 import subprocess
 import sys
 
-from cluster.folder import Folder
 from cluster.money.ledger import cluster_of, root
+from cluster.node.key_folder import Folder
 from cluster.sweep import everything
 from lib.errors import nearest
 

@@ -18,14 +18,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from cluster import failures, head_ledger, mesh
 from cluster.cost import table
-from cluster.link import Link, measure
 from cluster.market.base import Rental
 from cluster.market.registry import MARKETS
 from cluster.money import budget
 from cluster.money.ledger import Ledger, cluster_of, clusters, root
-from cluster.progress import Progress, progress, renting
+from cluster.node import failures, head_ledger, mesh
+from cluster.node.link_probe import Link, measure
+from cluster.node.progress import Progress, progress, renting
 from cluster.sweep import everything, rate
 from lib.runtime import cluster_signals
 from lib.runtime.gcs import Gcs, GcsError
@@ -101,7 +101,7 @@ def link(r: Rental) -> Link | str:
     folder = root() / cluster_of(r.label)
     if r.state != "running" or r.ssh is None or not (folder / "key").exists():
         return ""
-    from cluster.folder import Folder
+    from cluster.node.key_folder import Folder
 
     node = f"{r.market}-{r.id}"
     try:

@@ -15,13 +15,13 @@ import time
 from collections import defaultdict
 from typing import Literal
 
-from cluster import head_ledger
 from cluster.cost import table
 from cluster.market import registry, tags
 from cluster.market.base import MarketError, Rental
 from cluster.money.budget import Budget
 from cluster.money.ledger import Ledger, cluster_of, clusters
 from cluster.money.metered import Kept
+from cluster.node import head_ledger
 from lib.errors import nearest
 
 LED_S = 120.0

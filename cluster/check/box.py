@@ -6,11 +6,11 @@ import json
 import shlex
 import subprocess
 
-from cluster import probe
 from cluster.check.pipeline import Failed
-from cluster.folder import Folder
-from cluster.link import Link, measure
 from cluster.money.rental_record import Entry
+from cluster.node import probe
+from cluster.node.key_folder import Folder
+from cluster.node.link_probe import Link, measure
 
 MARKS = "/tmp/shoestring/check"
 """A folder on the box: the file `go` lets the set-up begin (see HOLD), `ready` is created after it."""

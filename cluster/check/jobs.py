@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cluster.check.pipeline import Failed
 from cluster.check.rented import REPO, Asked
-from cluster.folder import Folder
 from cluster.head import DASHBOARD
+from cluster.node.key_folder import Folder
 
 STEPS = 20
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")

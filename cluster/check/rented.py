@@ -14,10 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from cluster import bootstrap, failures, head
+from cluster import head
 from cluster.check import box
 from cluster.check.pipeline import Failed
-from cluster.folder import Folder
 from cluster.market import ladder
 from cluster.market import registry as markets
 from cluster.market.bad_machines import Memory
@@ -25,6 +24,8 @@ from cluster.market.base import Market, MarketError, Offer, Rental
 from cluster.money.budget import Budget
 from cluster.money.ledger import Ledger, cluster_of
 from cluster.money.rental_record import Entry
+from cluster.node import autoscaler_config, failures
+from cluster.node.key_folder import Folder
 from cluster.provider import Provider
 
 REPO = Path(__file__).parents[2]
@@ -104,7 +105,7 @@ class Cluster:
     def candidates(self) -> list[tuple[ladder.Rung, Offer]]:
         """Returns the offers that the rungs could rent, cheapest first; those that may lack a public address come last. Raises
         MarketError."""
-        complete = bootstrap.complete(_with_head_here(self.config))
+        complete = autoscaler_config.complete(_with_head_here(self.config))
         rungs = ladder.parse(complete["available_node_types"]["box"]["node_config"]["ladder"])
         found = [
             (r, o) for r in rungs for o in self.markets[r.market].offers(r.want(DISK_GB)) if r.price(o) is not None
@@ -128,7 +129,9 @@ class Cluster:
 
     def needed_cuda(self) -> float | None:
         """Returns the CUDA version that drivers must support; None if there is no such limit."""
-        rows = bootstrap.complete(_with_head_here(self.config))["available_node_types"]["box"]["node_config"]["ladder"]
+        rows = autoscaler_config.complete(_with_head_here(self.config))["available_node_types"]["box"]["node_config"][
+            "ladder"
+        ]
         return rows[0].get("min_cuda")
 
     # ---- this machine as its head
@@ -223,7 +226,7 @@ class Cluster:
         left, unknown = self._left()
         if left or unknown:  # the head may have been killed
             try:
-                Provider(bootstrap.complete(_with_head_here(self.config))["provider"], self.name).end()
+                Provider(autoscaler_config.complete(_with_head_here(self.config))["provider"], self.name).end()
             except MarketError as e:
                 why = str(e)
             left, unknown = self._left()

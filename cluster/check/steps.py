@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable
 
-from cluster import mesh
 from cluster.check import report
 from cluster.check.box import MARKS, Box
 from cluster.check.jobs import Jobs, joined, store_environment
@@ -16,6 +15,7 @@ from cluster.check.rented import MINUTES, Cluster, usd_per_hour
 from cluster.market import registry, tags
 from cluster.market.base import MarketError
 from cluster.money.rental_record import Entry
+from cluster.node import mesh
 
 STEPS = [
     "key accepted",

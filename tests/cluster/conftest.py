@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.bootstrap import complete
+from cluster.node.autoscaler_config import complete
 from tests.cluster.laptop import Laptop
 from tests.cluster.nodes import cluster
 from tests.conftest import PATIENCE, REPO, run_job

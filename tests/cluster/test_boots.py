@@ -7,11 +7,11 @@ import pytest
 from click import ClickException
 from ray.autoscaler import tags as ray
 
-from cluster import failures
-from cluster.failures import IN_A_ROW
 from cluster.market.base import MarketError
 from cluster.money.ledger import Ledger
-from cluster.progress import Progress, progress
+from cluster.node import failures
+from cluster.node.failures import IN_A_ROW
+from cluster.node.progress import Progress, progress
 from cluster.provider import Provider
 from tests.cluster.nodes import ANY, LADDER, WORKER, running
 
@@ -51,7 +51,7 @@ def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(pr
     assert len(sim.bill()["rentals"]) == IN_A_ROW
     assert "5 boxes in a row failed" in p.ledger.notes(failures.NOTES)["gpu"]["why"]
     now = time.time() + failures.PAUSE_S + 1
-    monkeypatch.setattr("cluster.failures.time.time", lambda: now)
+    monkeypatch.setattr("cluster.node.failures.time.time", lambda: now)
     p.create_node({"ladder": ANY}, WORKER, 1)
     [id] = running(sim, p)
     assert p.ledger.notes(failures.NOTES)["gpu"]["why"] is None

@@ -11,7 +11,7 @@ from cluster.market.base import MarketError, Taken
 from cluster.money.budget import Budget
 from cluster.money.ledger import Ledger
 from cluster.money.metered import Kept
-from cluster.steward import Steward
+from cluster.node.steward import Steward
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf, state  # noqa: F401
 
 START = 1000.0
@@ -177,16 +177,16 @@ def test_a_head_shows_life_only_where_it_could_keep_to_the_budget(state, monkeyp
     beat = tmp_path / "heartbeat"
     beat.touch()
     os.utime(beat, (0, 0))
-    monkeypatch.setattr("cluster.steward.HEARTBEAT", str(beat))
-    monkeypatch.setattr("cluster.steward.note_jobs", lambda ledger, gcs: None)
-    monkeypatch.setattr("cluster.steward.notice.busy", lambda gcs: False)
-    monkeypatch.setattr("cluster.steward.notice.tell", lambda gcs, stop: None)
+    monkeypatch.setattr("cluster.node.steward.HEARTBEAT", str(beat))
+    monkeypatch.setattr("cluster.node.steward.note_jobs", lambda ledger, gcs: None)
+    monkeypatch.setattr("cluster.node.steward.notice.busy", lambda gcs: False)
+    monkeypatch.setattr("cluster.node.steward.notice.tell", lambda gcs, stop: None)
     monkeypatch.setattr(Steward, "_gcs", lambda self: None)
 
     def unreachable(*args):
         raise TimeoutError("no GCS")
 
-    monkeypatch.setattr("cluster.steward.lost.tell", unreachable)
+    monkeypatch.setattr("cluster.node.steward.lost.tell", unreachable)
     ledger, market = fleet()
     budget = Budget(total_usd=10.0)
     steward = Steward(ledger, budget, {"vast": Kept(market, ledger, budget)}, "127.0.0.1:1")

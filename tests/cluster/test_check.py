@@ -205,7 +205,7 @@ def test_a_budget_that_is_reached_is_named(renting, sim):
 
 def test_a_failed_destruction_is_reported_with_the_command_that_ends_it(renting, sim, monkeypatch):
     made, _ = renting()
-    monkeypatch.setattr("cluster.ending.AGAIN_S", 0.0)
+    monkeypatch.setattr("cluster.node.ending.AGAIN_S", 0.0)
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=100)
     made.end()
     result = made.pipeline.results[-1]

@@ -1,4 +1,4 @@
-"""cluster/config_schema.py: mistakes in a cluster's YAML, in `python -m cluster head` and in `ray up`."""
+"""cluster/node/config_schema.py: mistakes in a cluster's YAML, in `python -m cluster head` and in `ray up`."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ import sys
 import pytest
 import yaml
 
-from cluster import config_schema
 from cluster.head import main
+from cluster.node import config_schema
 from tests.cluster.e2e import cluster
 from tests.conftest import PATIENCE, REPO
 

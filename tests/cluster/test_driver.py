@@ -1,4 +1,4 @@
-"""cluster/driver.py: the CUDA version that the nodes' torch needs of a driver, and the message about a box whose GPUs it can't use."""
+"""cluster/node/driver.py: the CUDA version that the nodes' torch needs of a driver, and the message about a box whose GPUs it can't use."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import bootstrap, driver
+from cluster.node import autoscaler_config, driver
 from cluster.sim import catalogue, smi
 from cluster.sim.rental import Order
 from tests.cluster.nodes import cluster
@@ -83,11 +83,11 @@ def test_offers_are_asked_for_the_driver_that_torch_needs():
         config["available_node_types"]["gpu"]["node_config"]["ladder"] = [
             ladder[0], ladder[1] | {"min_cuda": 12.6}, {"market": "vast", "count": 0, "max_usd_per_hour": 1},
         ]  # fmt: skip
-        types = bootstrap.complete(config)["available_node_types"]
+        types = autoscaler_config.complete(config)["available_node_types"]
         return [row.get("min_cuda") for name in ("head", "gpu") for row in types[name]["node_config"]["ladder"]]
 
     assert asked() == [None, 13.0, 12.6, None]
     assert asked(torch="cu129") == [None, 12.0, 12.6, None]
-    assert "--torch-backend" in bootstrap.install("cu129") and " cu129 " in bootstrap.install("cu129")
+    assert "--torch-backend" in autoscaler_config.install("cu129") and " cu129 " in autoscaler_config.install("cu129")
     with pytest.raises(ValueError, match=r"provider\.torch must be a CUDA build of torch.*but is 'cu13'"):
         asked(torch="cu13")

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from cluster.bootstrap import CODE
 from cluster.money.ledger import UNLISTED_S, Ledger
+from cluster.node.autoscaler_config import CODE
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, cluster, took
 from tests.cluster.test_ledger import RENTAL

@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
-from cluster import bootstrap, head, mesh
-from cluster.folder import Folder
+from cluster import head
+from cluster.node import autoscaler_config, mesh
+from cluster.node.key_folder import Folder
 from tests.cluster.e2e import cluster
 
 
@@ -40,7 +41,7 @@ def test_ray_reads_how_long_a_box_that_was_lost_at_once_is_waited_for():
     """Ray reads it from an environment variable on import; if Ray renamed that, the setting would silently have no effect."""
     code = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as C; print(C().request_status_timeout_s)"
     asked = [sys.executable, "-c", code]
-    for env, seconds in ((bootstrap.ON_THE_HEAD, 180), ({}, 600)):
+    for env, seconds in ((autoscaler_config.ON_THE_HEAD, 180), ({}, 600)):
         assert int(subprocess.check_output(asked, env=os.environ | env, text=True)) == seconds
 
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import cost, head_ledger
-from cluster.folder import Folder
+from cluster import cost
 from cluster.money.journal import Damaged
 from cluster.money.ledger import UNANSWERED_S, Ledger
+from cluster.node import head_ledger
+from cluster.node.key_folder import Folder
 from tests.cluster.test_ledger import OFFER, ORDER, RENTAL, Shelf
 from tests.conftest import PATIENCE
 

@@ -1,4 +1,4 @@
-"""Immediate notices to Ray: a node that went dark is dead (cluster/lost.py); why nothing can be rented (cluster/failures.py)."""
+"""Immediate notices to Ray: a node that went dark is dead (cluster/node/lost.py); why nothing can be rented (cluster/node/failures.py)."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ DARK = """
 import os, signal, sys, time
 from lib.runtime.gcs import Gcs
 from ray.cluster_utils import Cluster
-from cluster import lost
-from cluster.failures import Failures
+from cluster.node import lost
+from cluster.node.failures import Failures
 from cluster.money.ledger import Ledger
 from lib.runtime import cluster_signals as notice
 

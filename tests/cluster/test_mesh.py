@@ -1,4 +1,4 @@
-"""cluster/mesh.py: the nodes' port numbers, the shim, and a tunnel into a real box that is reconnected when it dies."""
+"""cluster/node/mesh.py: the nodes' port numbers, the shim, and a tunnel into a real box that is reconnected when it dies."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import time
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster import join, mesh
-from cluster.bootstrap import complete
+from cluster.node import join, mesh
+from cluster.node.autoscaler_config import complete
 from cluster.provider import Provider
 from tests.cluster import e2e
 from tests.cluster.e2e import cluster

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from cluster import bootstrap, candidates, judge, plan, throughput
+from cluster import candidates, judge, plan, throughput
 from cluster.__main__ import main
 from cluster.market import registry
+from cluster.node import autoscaler_config
 from lib.config.config_file import read_yaml
 from lib.run import Run
 from tests.cluster.conftest import simulator
@@ -86,7 +87,7 @@ def test_offers_of_the_markets(config, sim, monkeypatch, capsys):
         boots = c["candidate"]["machines"] + c["preemptions"]
         assert c["boots_usd"] == pytest.approx(c["candidate"]["boot_usd"] * boots)
     prices = [m["down_usd_per_gb"] for m in sim.get("machines") if m["market"] == "vast"]
-    gb = bootstrap.IMAGE_GB + bootstrap.INSTALL_GB
+    gb = autoscaler_config.IMAGE_GB + autoscaler_config.INSTALL_GB
     assert {round(c["candidate"]["boot_usd"] / gb, 4) for c in rented} <= {*prices, 0.0} and any(
         c["boots_usd"] for c in rented
     )

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster.bootstrap import complete
-from cluster.ending import TRIES as END_TRIES
 from cluster.market import tags
 from cluster.market.base import MarketError
 from cluster.market.http import TRIES
 from cluster.money.ledger import UNANSWERED_S, Ledger
+from cluster.node.autoscaler_config import complete
+from cluster.node.ending import TRIES as END_TRIES
 from tests.cluster.nodes import LADDER, WORKER, cluster, running
 
 
@@ -158,7 +158,7 @@ def test_a_rental_that_could_not_be_destroyed_is_not_reported_as_ended(provider,
     [id] = running(sim, p)
     sim.control("outbid", id=id.split("-")[1])
     sim.control("api", market="vast", endpoint="DELETE /api/v0/instances/{id}/", fault="500", count=TRIES * END_TRIES)
-    monkeypatch.setattr("cluster.ending.AGAIN_S", 0.0)
+    monkeypatch.setattr("cluster.node.ending.AGAIN_S", 0.0)
     with pytest.raises(MarketError, match="HTTP 500"):
         p.end()
     sim.control("api", market="vast", endpoint="GET /api/v1/instances/", fault="shape", count=2)

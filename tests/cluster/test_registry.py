@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.bootstrap import complete
+from cluster.node.autoscaler_config import complete
 from tests.cluster.nodes import WORKER, cluster
 
 VAST = {"market": "vast", "gpus": ["RTX 4090"], "spot": False, "max_usd_per_hour": 0.6}

@@ -18,7 +18,7 @@ import click
 import pytest
 from ray.autoscaler import tags as ray
 
-from cluster import bootstrap, driver
+from cluster.node import autoscaler_config, driver
 from tests.cluster import e2e
 from tests.cluster.conftest import simulator
 from tests.cluster.nodes import WORKER
@@ -62,8 +62,10 @@ class Starts:
         return self.runner.run(command, with_output=True).decode()
 
     def start(self) -> str:
-        command = bootstrap._with(bootstrap.ON_EVERY_NODE, "ray start --head --disable-usage-stats $SHOESTRING_NODE")
-        self.run(bootstrap.STOP)
+        command = autoscaler_config._with(
+            autoscaler_config.ON_EVERY_NODE, "ray start --head --disable-usage-stats $SHOESTRING_NODE"
+        )
+        self.run(autoscaler_config.STOP)
         return self.runner.run(
             command, with_output=True, environment_variables={"RAY_OVERRIDE_RESOURCES": {"GPU": 1}}
         ).decode()
@@ -82,8 +84,8 @@ class TestOnABox:
         give_up = time.time() + PATIENCE
         while "load average" not in (said := self.try_uptime(box)):  # with a terminal, and not inside tmux
             assert time.time() < give_up, said
-        box.run(bootstrap.install())  # the image already has everything
-        assert "No such file" in box.run(f"ls {bootstrap.VENV} 2>&1 || true")
+        box.run(autoscaler_config.install())  # the image already has everything
+        assert "No such file" in box.run(f"ls {autoscaler_config.VENV} 2>&1 || true")
         assert "Ray runtime started" in box.start()
         level = "tr '\\0' '\\n' < /proc/$(pgrep -o raylet)/environ | grep MATCH_LEVEL"
         assert "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor" in box.run(level)
@@ -142,7 +144,7 @@ def wheels():
         if not list(Path(pip.get("find-links", "/nowhere")).glob("torch-*")):
             env["UV_TORCH_BACKEND"] = "cpu"  # instead of 3 GB of CUDA
         subprocess.run([*uv, "venv", "--python", sys.executable, f"{folder}/venv"], env=os.environ | env, check=True)
-        install = [*uv, "pip", "install", "-p", f"{folder}/venv", *bootstrap.packages()]
+        install = [*uv, "pip", "install", "-p", f"{folder}/venv", *autoscaler_config.packages()]
         subprocess.run(install, env=os.environ | env, check=True)
         there = {"UV_OFFLINE": "1", "UV_LINK_MODE": "copy", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"{folder}/wheels"}
         yield [folder, cache], env | there
@@ -166,7 +168,7 @@ class TestOnABareBox:
             [box] = running(sim, 1)
             assert "No module named" in ssh(sim, box, key, "python3 -c 'import ray' 2>&1").stdout
             root = Path(sim.output).parent / "state/boxes" / box["id"] / "upper"
-            venv = root / bootstrap.VENV[1:]
+            venv = root / autoscaler_config.VENV[1:]
 
             def login(command: str) -> str:
                 """Returns the command as Ray runs it."""
@@ -174,7 +176,13 @@ class TestOnABareBox:
                 return f"bash --login -c -i {inner}"
 
             # The host dies halfway.
-            given = ["ssh", *self.options(sim, box, key), "-tt", "root@" + self.host(sim), login(bootstrap.install())]
+            given = [
+                "ssh",
+                *self.options(sim, box, key),
+                "-tt",
+                "root@" + self.host(sim),
+                login(autoscaler_config.install()),
+            ]
             first = subprocess.Popen(
                 given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
             )
@@ -186,16 +194,18 @@ class TestOnABareBox:
             assert first.wait(PATIENCE) != 0 and venv.is_dir() and not list(venv.glob("installed-*"))
 
             began = time.time()
-            done = ssh(sim, box, key, login(bootstrap.install()))
+            done = ssh(sim, box, key, login(autoscaler_config.install()))
             assert done.returncode == 0, done.stdout + done.stderr
             print(f"\ninstalled from the cache: {time.time() - began:.1f} s", flush=True)
             imports = "import importlib.metadata as m, platform, ray, torch; print(m.version('trl'), platform.python_version())"
             done = ssh(sim, box, key, login(f"python -c {shlex.quote(imports)}"))
             assert done.stdout.split()[-2:] == [version("trl"), platform.python_version()], done.stdout + done.stderr
 
-            ssh(sim, box, key, f"rm -r {bootstrap.VENV}.uv")  # so that it can't do anything
-            done = ssh(sim, box, key, login(bootstrap.install()))
-            assert done.returncode == 0 and not (root / f"{bootstrap.VENV[1:]}.uv").exists(), done.stdout + done.stderr
+            ssh(sim, box, key, f"rm -r {autoscaler_config.VENV}.uv")  # so that it can't do anything
+            done = ssh(sim, box, key, login(autoscaler_config.install()))
+            assert done.returncode == 0 and not (root / f"{autoscaler_config.VENV[1:]}.uv").exists(), (
+                done.stdout + done.stderr
+            )
             assert ssh(sim, box, key, "grep -c /opt/venv/bin ~/.bashrc").stdout == "1\n"
 
     @staticmethod

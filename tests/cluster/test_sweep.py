@@ -8,14 +8,15 @@ import time
 import fsspec
 import pytest
 
-from cluster import cost, head_ledger, ssh, status, sweep
-from cluster.folder import Folder
-from cluster.link import measure
+from cluster import cost, ssh, status, sweep
 from cluster.market import registry
 from cluster.market.base import Order, Want
 from cluster.money.budget import Budget
 from cluster.money.ledger import Ledger
 from cluster.money.metered import Kept
+from cluster.node import head_ledger
+from cluster.node.key_folder import Folder
+from cluster.node.link_probe import measure
 
 
 @pytest.fixture

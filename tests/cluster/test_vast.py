@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import watchdog
 from cluster.market import http, vast, vast_replies
 from cluster.market.base import MarketError, Order, Refused, Taken, Unsure, Want
 from cluster.market.vast import Vast
 from cluster.money.ledger import Ledger
+from cluster.node import watchdog
 from tests.cluster.conftest import simulator
 
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDqi me@here"

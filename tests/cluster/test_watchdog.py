@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import watchdog
+from cluster.node import watchdog
 from tests.conftest import PATIENCE
 
 

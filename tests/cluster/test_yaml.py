@@ -4,7 +4,7 @@ import pytest
 import yaml
 from ray.autoscaler.sdk import bootstrap_config
 
-from cluster import config_schema
+from cluster.node import config_schema
 from tests.conftest import REPO
 
 YAMLS = sorted((REPO / "cluster").glob("*.yaml"))

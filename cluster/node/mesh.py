@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from cluster.folder import Folder
+from cluster.node.key_folder import Folder
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from cluster.folder import Folder
 from cluster.market.base import Market, MarketError, Rental
+from cluster.node.key_folder import Folder
 
 BOOTS = "boot"
 """Kind of the ledger's notes {node id: Ray's state of its set-up}."""

@@ -9,18 +9,18 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from cluster import bootstrap, mesh, watchdog
-from cluster.folder import Folder
 from cluster.market import registry as markets
 from cluster.money.ledger import Ledger
-from cluster.nodes import Nodes
+from cluster.node import autoscaler_config, mesh, watchdog
+from cluster.node.key_folder import Folder
+from cluster.node.nodes import Nodes
 
 
 class Cluster(Protocol):
     """The cluster that a node joins; implemented by cluster/provider.py."""
 
     cluster_name: str
-    settings: bootstrap.Settings
+    settings: autoscaler_config.Settings
     folder: Folder
     ledger: Ledger
     nodes: Nodes
@@ -32,7 +32,7 @@ class Cluster(Protocol):
 
 
 class Shell(Protocol):
-    """A login on the rental; implemented by cluster/runner.py."""
+    """A login on the rental; implemented by cluster/node/ssh_runner.py."""
 
     node_id: str
 
@@ -83,7 +83,7 @@ def head(provider: Cluster, runner: Shell) -> None:
     for name in [*provider.markets, *(["registry"] if provider.settings.registry else [])]:
         runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
     for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):
-        runner.run_rsync_up(str(package), f"{bootstrap.CODE}/{package.name}")
+        runner.run_rsync_up(str(package), f"{autoscaler_config.CODE}/{package.name}")
     if provider.settings.network == "mesh":
         _prepare(provider, runner)
 

@@ -14,8 +14,8 @@ import time
 import click
 from ray.autoscaler.command_runner import CommandRunnerInterface
 
-from cluster import driver, join
-from cluster.folder import Folder
+from cluster.node import driver, join
+from cluster.node.key_folder import Folder
 
 EXCLUDED = ("__pycache__", ".git", ".venv")
 ADDRESS_S = 900.0

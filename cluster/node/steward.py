@@ -12,13 +12,13 @@ from pathlib import Path
 
 import yaml
 
-from cluster import lost
 from cluster.market import tags
 from cluster.money.budget import Budget
 from cluster.money.ledger import Ledger
 from cluster.money.metered import Kept
 from cluster.money.rental_record import Entry
-from cluster.watchdog import HEARTBEAT
+from cluster.node import lost
+from cluster.node.watchdog import HEARTBEAT
 from lib.runtime import cluster_signals, node_types
 from lib.runtime.gcs import Gcs
 

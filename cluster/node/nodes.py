@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from ray.autoscaler import tags as ray
 
-from cluster import mesh
-from cluster.bootstrap import Settings
 from cluster.market import tags
 from cluster.market.base import Rental
+from cluster.node import mesh
+from cluster.node.autoscaler_config import Settings
 
 
 @dataclass

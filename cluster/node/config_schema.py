@@ -7,8 +7,8 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from cluster.bootstrap import NODE_KEYS, Settings
 from cluster.market import registry
+from cluster.node.autoscaler_config import NODE_KEYS, Settings
 from lib.errors import nearest
 
 NEEDED = ("cluster_name", "provider", "available_node_types", "head_node_type", "max_workers")

@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from cluster import boots, head_ledger
-from cluster.folder import Folder
 from cluster.market import tags
 from cluster.market.base import MarketError, Refused
 from cluster.money.journal import Damaged
 from cluster.money.ledger import Ledger
 from cluster.money.metered import Kept
-from cluster.nodes import Node, Nodes
+from cluster.node import boot_logs, head_ledger
+from cluster.node.key_folder import Folder
+from cluster.node.nodes import Node, Nodes
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Ending:
         self._later.submit(f, *args).add_done_callback(report)
 
     def keep_log(self, node_id: str, node: Node, why: str) -> None:
-        path = boots.keep(self.folder, self.markets[node.rental.market], node.rental, why)
+        path = boot_logs.keep(self.folder, self.markets[node.rental.market], node.rental, why)
         log.warning("%s: its logs are in %s.", node_id, path)
 
     def fetch_ledger(self, node_id: str, node: Node) -> None:

@@ -9,9 +9,9 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Literal, get_args
 
-from cluster import driver, mesh
 from cluster.market import ladder, tags
 from cluster.money.budget import Budget
+from cluster.node import driver, mesh
 
 CODE = "/opt/shoestring"
 """Where this project is on a rented head: the autoscaler imports provider.py there, outside any job's runtime environment."""

@@ -9,12 +9,12 @@ import tarfile
 import time
 from dataclasses import dataclass
 
-from cluster.folder import Folder
 from cluster.market import registry, tags
 from cluster.market.base import MarketError
 from cluster.money.journal import Damaged
 from cluster.money.ledger import Ledger
 from cluster.money.rental_record import Entry
+from cluster.node.key_folder import Folder
 
 LOGIN_S, ALL_S = 8, 60.0
 MARK = b"---- shoestring ----\n"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ray.autoscaler import tags as ray
 
-from cluster.boots import BOOTS
 from cluster.market.base import Rental
 from cluster.money.ledger import Ledger
+from cluster.node.boot_logs import BOOTS
 
 SET_UP = {
     ray.STATUS_UNINITIALIZED: "login",

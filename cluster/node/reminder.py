@@ -8,7 +8,7 @@ import sys
 import click
 from ray.autoscaler import tags as ray
 
-from cluster.nodes import Nodes
+from cluster.node.nodes import Nodes
 
 
 class Reminder:
