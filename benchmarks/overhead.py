@@ -31,7 +31,7 @@ def bare(job_json: str, started: float, same_work: bool) -> None:
     from transformers import TrainerCallback
 
     sys.path.insert(0, str(ROOT))
-    from cluster.work import stage
+    from cluster.estimate.workload import stage
     from lib import data
     from lib.config.job import Job
     from lib.models import export, lm_head, load
@@ -84,7 +84,7 @@ def main() -> None:
         return bare(options.bare, options.started, options.same_work)
 
     sys.path.insert(0, str(ROOT))
-    from cluster.work import stage
+    from cluster.estimate.workload import stage
     from lib.run import Run
     from lib.runtime.hardware import worker_env
     from lib.stage import plan, training_cli

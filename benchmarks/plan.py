@@ -3,7 +3,7 @@
     python benchmarks/plan.py [--steps 4] [--jobs sft-lora dpo]
 
 The jobs run for real, in turn, on SmolLM2-135M and the demo's rows, each in its own processes. Memory is predicted before anything
-runs; the constants of cluster/footprint.py were fitted on this machine to jobs like the first five, not the last two. Time is predicted
+runs; the constants of cluster/estimate/memory.py were fitted on this machine to jobs like the first five, not the last two. Time is predicted
 from the measured speeds of the other jobs of the same precision, never from the job's own run. Prints a table of errors.
 """
 
@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from cluster import plan, throughput
+    from cluster import plan
+    from cluster.estimate import throughput
     from lib.run import Run
     from lib.runtime import hardware
 

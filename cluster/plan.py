@@ -16,9 +16,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cluster import candidates, throughput
-from cluster.judge import GONE_S, MTBF_H, START_S, Row, gib, judge
-from cluster.work import Work, stage
+from cluster.estimate import candidates, throughput
+from cluster.estimate.fit import GONE_S, MTBF_H, START_S, Row, gib, judge
+from cluster.estimate.workload import Work, stage
 from lib.config.job import Job
 from lib.run import Run
 from lib.runtime import refusing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cluster.work import stage
+from cluster.estimate.workload import stage
 from lib import data
 from lib.stage import plan, training_cli
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         for number in ENDS:  # no further signal may interrupt the destruction
             signal.signal(number, signal.SIG_IGN)
         check.end()
-        path = Path(args.report or cluster.node.key_folder.path / "check.json")
+        path = Path(args.report or cluster.folder.path / "check.json")
         path.write_text(json.dumps(check.report(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     check.show()
     print(f"Report: {path}")

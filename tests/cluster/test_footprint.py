@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import anatomy, footprint, throughput
-from cluster.anatomy import Anatomy
+from cluster.estimate import anatomy, memory, throughput
+from cluster.estimate.anatomy import Anatomy
 from lib.config.job import Model
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -105,16 +105,16 @@ PAPER = Anatomy(
 @pytest.mark.parametrize(("strategy", "gb"), [("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.9)])
 def test_zero_is_that_of_the_paper(strategy, gb):
     """Rajbhandari et al. 2020, figure 1: 7.5 billion weights on 64 devices, mixed precision, Adam."""
-    f = footprint.footprint(PAPER, footprint.Setting(True, "bf16", strategy, workers=64))
+    f = memory.footprint(PAPER, memory.Setting(True, "bf16", strategy, workers=64))
     states = f.parts["weights"] + f.parts["optimizer"] + f.parts["gradients"]
     assert states / 1e9 == pytest.approx(gb, abs=0.06)
 
 
 def test_what_each_setting_saves():
     a = replace(PAPER, sequence=1_000_000_000)
-    setting = footprint.Setting(True, "bf16", sequences=8)
-    total = lambda **k: footprint.footprint(a, replace(setting, **k)).total  # noqa: E731
-    activations = lambda **k: footprint.footprint(a, replace(setting, accumulates=True, **k)).parts["activations"]  # noqa: E731
+    setting = memory.Setting(True, "bf16", sequences=8)
+    total = lambda **k: memory.footprint(a, replace(setting, **k)).total  # noqa: E731
+    activations = lambda **k: memory.footprint(a, replace(setting, accumulates=True, **k)).parts["activations"]  # noqa: E731
     assert activations() == 8_000_000_000 and activations(sequences=2) == 2_000_000_000
     # each layer's input in 16 bits, and one recomputed layer
     assert activations(checkpointing=True) == 40 * 8 * 1024 * 4096 * 2 + 8_000_000_000 // 40
@@ -125,8 +125,7 @@ def test_what_each_setting_saves():
 
 def test_the_larger_moment_is_the_peak():
     few, many = (
-        footprint.footprint(replace(PAPER, sequence=s), footprint.Setting(True, "bf16", sequences=1))
-        for s in (1, 10**11)
+        memory.footprint(replace(PAPER, sequence=s), memory.Setting(True, "bf16", sequences=1)) for s in (1, 10**11)
     )
     assert (few.moment, many.moment) == ("step", "backward")
     assert few.parts["gradients"] == 30_000_000_000 and "gradients" not in many.parts

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from cluster import candidates, judge, plan, throughput
+from cluster import plan
 from cluster.__main__ import main
+from cluster.estimate import candidates, fit, throughput
 from cluster.market import registry
 from cluster.node import autoscaler_config
 from lib.config.config_file import read_yaml
@@ -104,10 +105,10 @@ def test_what_does_not_fit_and_the_remedy_that_does(config):
     work, _ = plan.understand("dpo", ["--config", config])
     foot = lambda **keys: work.changed(**keys).footprint(True, "fp32").total  # noqa: E731
     small = candidates.Candidate("somewhere", "Tesla T4", 1, (foot(micro_batch=1) + foot(micro_batch=2)) // 2)
-    row = judge.judge(work, small, [], 8)
+    row = fit.judge(work, small, [], 8)
     assert row.problem.startswith("needs ") and row.remedy == "scale.micro_batch: 1"
-    assert judge.judge(work.changed(micro_batch=1), small, [], 8).problem is None
-    tiny = judge.judge(work, candidates.Candidate("nowhere", "Tesla T4", 1, 1 << 20), [], 8)
+    assert fit.judge(work.changed(micro_batch=1), small, [], 8).problem is None
+    tiny = fit.judge(work, candidates.Candidate("nowhere", "Tesla T4", 1, 1 << 20), [], 8)
     assert tiny.problem and tiny.remedy is None
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cluster import waste
+from cluster.estimate import preemption
 
 
 def play(work_s, interval_s, save_s, restart_s, gone_s, mtbf_s, rng) -> tuple[float, float]:
@@ -37,7 +37,7 @@ CASES = [
 def test_expected_time_is_the_mean_of_many_runs(case):
     rng = random.Random(0)
     runs = [play(*case, rng) for _ in range(4000)]
-    e = waste.expected(*case)
+    e = preemption.expected(*case)
     for expected, played in ((e.seconds, [t for t, _ in runs]), (e.paid_seconds, [p for _, p in runs])):
         mean = sum(played) / len(played)
         error = math.sqrt(sum((x - mean) ** 2 for x in played) / len(played) ** 2)
@@ -48,14 +48,14 @@ def test_expected_time_is_the_mean_of_many_runs(case):
 @pytest.mark.parametrize(("save_s", "mtbf_s"), [(20, 7_200), (60, 1_000), (5, 86_400)])
 def test_daly_is_where_the_expected_time_is_least(save_s, mtbf_s):
     best = min(range(5, 40_000, 5), key=lambda tau: math.expm1((tau + save_s) / mtbf_s) / tau)
-    assert waste.daly(save_s, mtbf_s) == pytest.approx(best, rel=0.02, abs=5)
-    assert waste.daly(save_s, mtbf_s) < waste.young(save_s, mtbf_s)
+    assert preemption.daly(save_s, mtbf_s) == pytest.approx(best, rel=0.02, abs=5)
+    assert preemption.daly(save_s, mtbf_s) < preemption.young(save_s, mtbf_s)
 
 
 def test_by_hand():
-    assert waste.young(8, 100) == 40
-    assert waste.daly(300, 100) == 100  # saving takes longer than machines last
-    calm = waste.expected(1_000, 300, 10, 60, 60, math.inf)
+    assert preemption.young(8, 100) == 40
+    assert preemption.daly(300, 100) == 100  # saving takes longer than machines last
+    calm = preemption.expected(1_000, 300, 10, 60, 60, math.inf)
     # 300, 300, 300 and 100 s, each saved.
     assert (calm.seconds, calm.paid_seconds, calm.preemptions) == (1_040, 1_040, 0)
     assert calm.wasted == pytest.approx(40 / 1_040)
@@ -67,8 +67,8 @@ def test_by_hand():
 )
 def test_sessions(work_s, count):
     """An hour's session with 180 s to start has room for 11 pieces of 300 s, each saved in 10 s."""
-    assert waste.sessions(work_s, 300, 10, 180, 3_600) == count
+    assert preemption.sessions(work_s, 300, 10, 180, 3_600) == count
 
 
 def test_no_session_is_long_enough():
-    assert waste.sessions(7_200, 3_600, 10, 180, 3_600) is None
+    assert preemption.sessions(7_200, 3_600, 10, 180, 3_600) is None

@@ -4,7 +4,7 @@ import typing
 
 import pytest
 
-from cluster.work import stage
+from cluster.estimate.workload import stage
 from lib import errors
 from lib.config import config_file
 from lib.evals import cli as eval_cli

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cluster.work import stage, stages
+from cluster.estimate.workload import stage, stages
 from lib import errors
 from lib.stage import training_cli
 from tests.conftest import REPO

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.work import stages
+from cluster.estimate.workload import stages
 from lib import errors
 from lib.run import Run
 from lib.stage.plan import Plan

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import ray
 
-from cluster.work import stage, stages
+from cluster.estimate.workload import stage, stages
 from lib import data
 from lib.run import Run
 from lib.stage.training import train
@@ -28,7 +28,7 @@ WORDS = [
 
 def test_a_stage_is_read_without_torch_trl_or_ray():
     heavy = ("torch", "transformers", "trl", "ray", "datasets", "peft")
-    code = f"from cluster.work import stages; import jobs.eval, jobs.quantize, sys; print([*stages()], [m for m in {heavy} if m in sys.modules])"
+    code = f"from cluster.estimate.workload import stages; import jobs.eval, jobs.quantize, sys; print([*stages()], [m for m in {heavy} if m in sys.modules])"
     said = subprocess.check_output([sys.executable, "-c", code], cwd=REPO, text=True)
     assert "'dpo'" in said and said.strip().endswith("[]")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster import candidates, throughput, waste
-from cluster.candidates import Candidate
-from cluster.footprint import Footprint
-from cluster.work import Work
+from cluster.estimate import candidates, preemption, throughput
+from cluster.estimate.candidates import Candidate
+from cluster.estimate.memory import Footprint
+from cluster.estimate.workload import Work
 from lib.runtime import hardware
 
 MTBF_H = 8.0
@@ -72,10 +72,10 @@ def judge(work: Work, c: Candidate, known: list[throughput.Measured], mtbf_hours
     save = work.checkpoint_bytes() / rate
     start = here[-1].start_s if here and c.where == "this machine" else START_S
     mtbf = mtbf_hours * 3600 / n if c.spot else c.session_s or CALM_H * 3600 / n
-    save_steps = min(steps, max(1, round(waste.daly(save, mtbf) / step)))
+    save_steps = min(steps, max(1, round(preemption.daly(save, mtbf) / step)))
     interval, total = save_steps * step, steps * step
-    sessions = waste.sessions(total, interval, save, start, c.session_s) if c.session_s else None
-    e = waste.expected(total, interval, save, start, GONE_S, mtbf if c.spot else math.inf)
+    sessions = preemption.sessions(total, interval, save, start, c.session_s) if c.session_s else None
+    e = preemption.expected(total, interval, save, start, GONE_S, mtbf if c.spot else math.inf)
     paid, spent = e.paid_seconds + start * (sessions or 1), e.seconds + start * (sessions or 1)
     boots = c.boot_usd * (n + e.preemptions)
     return Row(

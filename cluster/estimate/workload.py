@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster import throughput
-from cluster.anatomy import Anatomy, described, study
-from cluster.footprint import Footprint, Setting, footprint
-from cluster.lengths import Lengths, measure
+from cluster.estimate import throughput
+from cluster.estimate.anatomy import Anatomy, described, study
+from cluster.estimate.lengths import Lengths, measure
+from cluster.estimate.memory import Footprint, Setting, footprint
 from lib.config import trl_fields
 from lib.config.job import Job, Model
 from lib.distributed import strategy

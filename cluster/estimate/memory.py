@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.anatomy import Anatomy
+from cluster.estimate.anatomy import Anatomy
 
 STATES = {
     "adamw_torch": 2.0, "adamw_torch_fused": 2.0, "adamw_torch_8bit": 0.5, "adamw_bnb_8bit": 0.5, "adamw_8bit": 0.5, "adafactor": 0.0, "sgd": 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.anatomy import described
+from cluster.estimate.anatomy import described
 from lib import data
 from lib.config.job import Job
 from lib.models import load

@@ -15,7 +15,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.anatomy import Anatomy
+from cluster.estimate.anatomy import Anatomy
 from cluster.market import gpus
 from lib.run import Run, cache
 
