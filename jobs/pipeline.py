@@ -39,8 +39,9 @@ STEP = {"stage": "a job's name", "config": "a file's path", "set": "keys and val
 """Keys of a step and their values. minutes: the step's duration on a reference machine, from which lib/runtime/forecast.py predicts it here."""
 DRIVER_ONLY = [
     f"lib.{name}" for name in (
-        "stage.driver", "stage.plan", "stage.training", "stage.stops", "stage.progress", "stage.closing", "console", "cli", "failure", "forecast", "ray_session", "resume",
-        "termination", "preflight", "structure", "limits", "ranges",
+        "config.command_line", "config.ranges", "models.structure", "runtime.console", "runtime.failure", "runtime.forecast", "runtime.ray_session",
+        "runtime.refusing", "runtime.resume", "runtime.termination", "stage.closing", "stage.driver", "stage.limits", "stage.plan", "stage.preflight",
+        "stage.progress", "stage.stops", "stage.training", "stage.training_cli",
     )
 ]  # fmt: skip
 """Modules that can't change what a step computes; editing them repeats no step."""

@@ -18,7 +18,7 @@ from lib.errors import UsageError, nearest
 from lib.runtime import hardware
 from lib.stage.stage import Stage
 
-JOBS = Path(__file__).parent.parent / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def stages() -> dict[str, Stage]:

@@ -82,7 +82,7 @@ def head(provider: Cluster, runner: Shell) -> None:
     runner.write(runner.node_id.encode(), f"~/.shoestring/{provider.cluster_name}/copy", 0o600)
     for name in [*provider.markets, *(["registry"] if provider.settings.registry else [])]:
         runner.write(markets.key(name).encode(), f"~/.config/shoestring/{name}_api_key", 0o600)
-    for package in (Path(__file__).parent, Path(__file__).parents[1] / "lib"):
+    for package in (Path(__file__).parents[1], Path(__file__).parents[2] / "lib"):
         runner.run_rsync_up(str(package), f"{autoscaler_config.CODE}/{package.name}")
     if provider.settings.network == "mesh":
         _prepare(provider, runner)

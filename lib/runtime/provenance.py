@@ -35,7 +35,7 @@ def origin(stage: str, job: dict, parent: str, identity: str, data: dict, packag
 
 def git_state() -> str | None:
     """Returns the commit of the code, with "+dirty" if files differ from it; None outside a repository."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     git = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)  # noqa: E731
     if not shutil.which("git") or (head := git("rev-parse", "HEAD")).returncode:
         return None

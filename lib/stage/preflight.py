@@ -47,13 +47,18 @@ class Preflight:
 
     def __init__(self, config: str, job: Job):
         self.config, self.process = config, None
-        here = Path(__file__).parent
+        package = Path(__file__).parents[1]
         parts = {
             "job": [job.stage, job.makes, asdict(job.model), job.train, config],
             "packages": [sys.version, *(version(p) for p in ("torch", "transformers", "trl", "peft", "accelerate"))],
             "code": [
-                (here / name).read_text()
-                for name in ("preflight.py", "structure.py", "training_arguments.py", "models.py")
+                (package / name).read_text()
+                for name in (
+                    "stage/preflight.py",
+                    "stage/training_arguments.py",
+                    "models/structure.py",
+                    "models/load.py",
+                )
             ],
         }
         self.known = cache("preflight", hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
@@ -65,7 +70,7 @@ class Preflight:
         return self
 
     def _start(self) -> None:
-        root = str(Path(__file__).parent.parent)
+        root = str(Path(__file__).parents[2])
         env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
