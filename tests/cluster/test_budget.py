@@ -179,8 +179,8 @@ def test_a_head_shows_life_only_where_it_could_keep_to_the_budget(state, monkeyp
     os.utime(beat, (0, 0))
     monkeypatch.setattr("cluster.node.steward.HEARTBEAT", str(beat))
     monkeypatch.setattr("cluster.node.steward.note_jobs", lambda ledger, gcs: None)
-    monkeypatch.setattr("cluster.node.steward.notice.busy", lambda gcs: False)
-    monkeypatch.setattr("cluster.node.steward.notice.tell", lambda gcs, stop: None)
+    monkeypatch.setattr("cluster.node.steward.cluster_signals.busy", lambda gcs: False)
+    monkeypatch.setattr("cluster.node.steward.cluster_signals.tell", lambda gcs, stop: None)
     monkeypatch.setattr(Steward, "_gcs", lambda self: None)
 
     def unreachable(*args):

@@ -59,7 +59,7 @@ def renting(make, monkeypatch):
     def make_rented(**asked):
         made = make(**asked)
         provider = provider_module.Provider(
-            rented.bootstrap.complete(rented._with_head_here(made.cluster.config))["provider"], made.cluster.name
+            rented.autoscaler_config.complete(rented._with_head_here(made.cluster.config))["provider"], made.cluster.name
         )
         provider.create_node(made.cluster.config["available_node_types"]["box"]["node_config"], WORKER, 1)
 
@@ -157,7 +157,7 @@ def test_every_offer_taken_is_named(make, sim, monkeypatch):
     sim.control("next", market="vast", fault="taken", count=8)
     made = make()
     provider = provider_module.Provider(
-        rented.bootstrap.complete(rented._with_head_here(made.cluster.config))["provider"], made.cluster.name
+        rented.autoscaler_config.complete(rented._with_head_here(made.cluster.config))["provider"], made.cluster.name
     )
     with pytest.raises(rented.MarketError):
         provider.create_node(made.cluster.config["available_node_types"]["box"]["node_config"], WORKER, 1)
@@ -222,7 +222,7 @@ def test_an_interrupt_destroys_the_box_and_ends_with_the_table_and_the_report(ho
         made.cluster.write()
         config = rented._with_head_here(made.cluster.config)
         node = config["available_node_types"]["box"]["node_config"]
-        provider = provider_module.Provider(rented.bootstrap.complete(config)["provider"], made.cluster.name)
+        provider = provider_module.Provider(rented.autoscaler_config.complete(config)["provider"], made.cluster.name)
         provider.create_node(node, WORKER, 1)
         return ""
 
