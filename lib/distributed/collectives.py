@@ -16,3 +16,24 @@ def barrier() -> None:
 
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_rank_0(value):
+    """Returns rank 0's picklable `value` on every worker."""
+    import torch.distributed as dist
+
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gathered(value) -> list:
+    """Returns the picklable `value` of every worker, by rank."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

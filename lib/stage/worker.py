@@ -22,7 +22,7 @@ from lib.models.chat_template import template_sha256
 from lib.models.quantization import qat
 from lib.rendering import whole
 from lib.run import Run
-from lib.runtime import checkpoint, cluster_signals, finite, logs, provenance
+from lib.runtime import checkpoint, finite, logs, provenance
 from lib.runtime.failure import StopTraining
 from lib.runtime.tally import Tally
 from lib.stage import epochs
@@ -88,10 +88,7 @@ def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary | None:
 
 def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, workers: int) -> Summary | None:
     import torch
-    from transformers import PrinterCallback
     from transformers.utils import logging
-
-    from lib.distributed import link_warning
 
     logging.disable_progress_bar()
     began = time.time()
@@ -102,15 +99,62 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     barrier()
     board = scratch / "tensorboard" if run.remote else Path(run.at("tensorboard"))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(board))
-    step, refused = checkpoint.latest(run)
+    resume = _checkpoint(run, scratch, f"{workers} × {args.device.type}, {precision}")
+    trainer, counts, rows = _build(job, stage, args, run)
+    repeated, per_epoch = _fill_epochs(trainer, job.scale.global_batch)
+    heldout.Heldout(trainer)
+    tally = Tally(trainer, began, job.scale.global_batch, resume)
+    _run_steps(trainer, job, run, tally, resume, on_cluster)
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    evaluated = time.time()
+    made = _export(trainer, job, run, scratch / "export", counts)
+    train_loss = tally.mean_loss()
+    if rank == 0 and run.remote and board.exists():
+        run.put(board, "tensorboard")
     barrier()
-    if rank == 0:
+    seconds = tally.seconds() | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated}
+    speed, peak = tally.speed().get("train_tokens_per_second"), tally.peak()
+    if rank:
+        return None
+    steps = trainer.state.global_step
+    return Summary(
+        **made,
+        steps=steps,
+        starts=tally.starts(),
+        repeated_rows=repeated * (steps // per_epoch),
+        precision=precision,
+        workers=workers,
+        tokens=trainer.state.num_input_tokens_seen,
+        tokens_per_second=speed,
+        train_loss=train_loss,
+        peak_memory_bytes=peak,
+        template_sha256=template_sha256(trainer.processing_class),
+        seconds=seconds,
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
+        train=json.loads(args.to_json_string()),
+        data=rows,
+    )
+
+
+def _checkpoint(run: Run, scratch: Path, scale: str) -> str | None:
+    """Returns a local path of the newest whole checkpoint, or None, and clears the way for the steps after it. scale: for the first line."""
+    step, refused = checkpoint.latest(run)
+    barrier()  # every rank has looked before rank 0 removes anything
+    if share()[0] == 0:
         for line in refused:
             logs.say(line)
-        logs.say(f"from step {step or 0} on {workers} × {args.device.type}, {precision}")
+        logs.say(f"from step {step or 0} on {scale}")
         checkpoint.set_aside_after(run, step)
     barrier()
-    resume = checkpoint.fetch(run, step, scratch) if step else None
+    return checkpoint.fetch(run, step, scratch) if step else None
+
+
+def _build(job: Job, stage: Stage, args, run: Run):
+    """Returns (the stage's trainer, ready to train; lib.rendering's counts of its rows; the data section of provenance.json).
+
+    Raises StopTraining for whatever a retry would meet again.
+    """
     lm_head.project_labelled_only()
     try:
         loaded = data.load(job.data, stage.rows)
@@ -126,76 +170,64 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
     rows = loaded.check.summary()  # of all rows; the driver may have read only some of them
     rows["rendered"] = whole.summary(counts)
-    if rank == 0:
+    if share()[0] == 0:
         provenance.pin(run, "data.source", rows["sha256"], "its rows are")
     if job.model.adapter != "none":
         load.train_in_fp32(trainer.model)
     save_work(trainer, job.scale.strategy)
-    trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
-    batch, examples = job.scale.global_batch, len(trainer.train_dataset)
+    return trainer, counts, rows
+
+
+def _fill_epochs(trainer, batch: int) -> tuple[int, int]:
+    """Makes each epoch a whole number of steps of `batch` examples. Returns (rows repeated an epoch, negative: left out; its steps)."""
+    examples = len(trainer.train_dataset)
     repeated = epochs.fill(trainer, batch)
-    heldout.Heldout(trainer)
     per_epoch = (examples + repeated) // batch
-    if repeated and rank == 0 and not 0 < args.max_steps < per_epoch:
+    if repeated and share()[0] == 0 and not 0 < trainer.args.max_steps < per_epoch:
         doing = f"repeats {repeated:,} from its start" if repeated > 0 else f"leaves out {-repeated:,}"
         logs.say(
             f"{examples:,} examples are not a multiple of {batch}: each epoch {doing}, so that its last step has {batch} too"
         )
-    tally = Tally(trainer, began, batch, resume)
+    return repeated, per_epoch
+
+
+def _run_steps(trainer, job: Job, run: Run, tally: Tally, resume: str | None, on_cluster: bool) -> None:
+    """Trains to the last step. Raises StopTraining if training ended before it, or if a number isn't finite."""
+    from transformers import PrinterCallback
+
+    from lib.distributed import link_warning
+    from lib.stage.cluster_callback import ClusterCallback
+
+    trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
     trainer.add_callback(_keep_run(run, tally))
-    stopping = cluster_signals.callback(run, job.stage) if on_cluster else None
-    if stopping:
-        trainer.add_callback(stopping)
+    cluster = ClusterCallback(run, job.stage) if on_cluster else None
+    if cluster:
+        trainer.add_callback(cluster)
     if link := link_warning.callback(trainer.model, job.scale.strategy):
         trainer.add_callback(link)
     try:
         trainer.train(resume_from_checkpoint=resume)
-    except AllStepsDone:
-        trainer.log(
-            {"train_loss": 0.0}
-        )  # not logged yet; lib/runtime/tally.py replaces the value with the run's mean loss
+    except AllStepsDone:  # the training loss isn't logged yet; lib/runtime/tally.py replaces it by the run's mean
+        trainer.log({"train_loss": 0.0})
     tally.stop()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
-    if stopping and stopping.stopped and state.global_step < state.max_steps:
-        raise StopTraining(stopping.stopped)
+    if cluster and cluster.stopped and state.global_step < state.max_steps:
+        raise StopTraining(cluster.stopped)
     if state.global_step < state.max_steps:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
     tally.check()
-    if trainer.eval_dataset is not None:
-        trainer.evaluate()
-    evaluated = time.time()
-    folder = scratch / "export"
+
+
+def _export(trainer, job: Job, run: Run, folder: Path, counts) -> dict:
+    """Writes the model to `folder` and publishes it into the run. Returns its digest and files on rank 0, {} elsewhere."""
     shutil.rmtree(folder, ignore_errors=True)  # left by an attempt that was killed on this node
     barrier()
     export.export(trainer, job.model, folder)
-    if rank == 0:
-        whole.stop_at_turn_ends(folder / "model", counts, trainer.processing_class)
-    made, train_loss = publish(run, folder) if rank == 0 else {}, tally.mean_loss()
-    if rank == 0 and run.remote and board.exists():
-        run.put(board, "tensorboard")
-    barrier()
-    seconds = tally.seconds() | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated}
-    speed, peak = tally.speed().get("train_tokens_per_second"), tally.peak()
-    if rank:
-        return None
-    return Summary(
-        **made,
-        steps=state.global_step,
-        starts=tally.starts(),
-        repeated_rows=repeated * (state.global_step // per_epoch),
-        precision=precision,
-        workers=workers,
-        tokens=state.num_input_tokens_seen,
-        tokens_per_second=speed,
-        train_loss=train_loss,
-        peak_memory_bytes=peak,
-        template_sha256=template_sha256(trainer.processing_class),
-        seconds=seconds,
-        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
-        train=json.loads(args.to_json_string()),
-        data=rows,
-    )
+    if share()[0]:
+        return {}
+    whole.stop_at_turn_ends(folder / "model", counts, trainer.processing_class)
+    return publish(run, folder)
 
 
 def save_work(trainer, strategy: str) -> None:

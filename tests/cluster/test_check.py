@@ -59,7 +59,8 @@ def renting(make, monkeypatch):
     def make_rented(**asked):
         made = make(**asked)
         provider = provider_module.Provider(
-            rented.autoscaler_config.complete(rented._with_head_here(made.cluster.config))["provider"], made.cluster.name
+            rented.autoscaler_config.complete(rented._with_head_here(made.cluster.config))["provider"],
+            made.cluster.name,
         )
         provider.create_node(made.cluster.config["available_node_types"]["box"]["node_config"], WORKER, 1)
 
