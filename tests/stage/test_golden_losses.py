@@ -73,6 +73,44 @@ def test_loss(stage, train, loss, tiny_model, pairs_file, chats_file, tmp_path):
     assert float(found) == pytest.approx(loss, rel=1e-6)
 
 
+DISTILLED = [
+    ({"hard_weight": 0.1}, 0.2547433953),  # 0.1 · −ln 0.6 + 0.9 · (0.9 ln 1.5 + 0.1 ln ¼)
+    ({"hard_weight": 0.0, "divergence": "reverse_kl"}, 0.3112386757),  # 0.6 ln ⅔ + 0.4 ln 4
+    ({"hard_weight": 0.0, "divergence": "jsd"}, 0.0632877225),  # half of each to the mean, 0.75 and 0.25
+    ({"hard_weight": 0.0, "soft_temperature": 2.0}, 1.1682944889),  # 4 · KL; at T = 2 the student has √0.6 : √0.4
+    ({"hard_weight": 1.0}, 0.5108256238),  # −ln 0.6
+]
+
+
+@pytest.mark.parametrize("stage", ["distill", "prune"])
+@pytest.mark.parametrize(("train", "loss"), DISTILLED, ids=[str(i) for i in range(len(DISTILLED))])
+def test_loss_of_a_student(stage, train, loss, tiny_model, chats_file, tmp_path):
+    """Token 7 is learnt, to which the student gives 0.6 and the teacher 0.9; token 8 has the rest. Of two rows, one has a label."""
+    import torch
+
+    from lib.methods.distillation.teacher import Said
+
+    scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
+    how = {"teacher": tiny_model} | ({"sparsity": 0.5} if stage == "prune" else {})
+    job = Job(str(tmp_path), stage, Model(tiny_model), Data(chats_file, limit=8), how | train | {"max_steps": 1}, scale)
+    args, _ = arguments(job, stages.stage(stage).config, 1, str(tmp_path))
+    trainer = stages.built(job, args)
+
+    def split(of_7: float):
+        logp = torch.full((1, trainer.tokens), -1e4)
+        logp[0, 7:9] = torch.tensor([of_7, 1 - of_7]).log()
+        return logp
+
+    def student(**inputs):
+        return SimpleNamespace(logits=split(0.6).expand(2, 1, -1))
+
+    student.training = True
+    trainer.teacher = SimpleNamespace(about=lambda batch: Said(None, split(0.9)))
+    batch = {"input_ids": torch.full((2, 3), 7), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    batch["labels"] = torch.tensor([[-100, -100, 7], [-100, -100, -100]])
+    assert float(trainer.compute_loss(student, batch)) == pytest.approx(loss, rel=1e-6)
+
+
 def test_odds_at_the_ends_of_their_range():
     """Losses and gradients are finite for answers that are nearly certain or nearly impossible."""
     import torch
