@@ -19,10 +19,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lib.run import Run, cache
 from lib.runtime import manifest
 from lib.runtime.logs import say
+
+if TYPE_CHECKING:
+    import torch
 
 SHARD = 64
 """Rows that are computed and stored together."""
@@ -39,8 +43,8 @@ class Said:
     """A teacher's distributions. tokens_NK: the likeliest tokens, or None for the whole vocabulary in order; logp_NK: their log
     probabilities, with one more column for the rest if there is tokens_NK."""
 
-    tokens_NK: object
-    logp_NK: object
+    tokens_NK: torch.Tensor | None
+    logp_NK: torch.Tensor
 
 
 class Teacher(ABC):
