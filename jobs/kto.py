@@ -2,8 +2,7 @@
 
     L(θ) = E[λ_D (1 − σ(β (r − z₀)))] over wanted answers, E[λ_U (1 − σ(β (z₀ − r)))] over unwanted ones
     r = log π_θ(y|x)/π_ref(y|x),  z₀ estimates KL(π_θ‖π_ref)
-    Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, section 4.  β is `train.beta`, λ `train.desirable_weight` and
-    `train.undesirable_weight`.
+    Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, section 4.  β: `train.beta`; λ: `train.(un)desirable_weight`.
 
 A preference pair counts as one wanted and one unwanted answer. lib/methods/preference/kto.py explains how z₀ is estimated.
 
