@@ -161,8 +161,8 @@ def test_a_really_served_model_judges(runs, pairs_file, tiny_model, tmp_path):
     server = subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = [f"--runs.{k}={runs[k]}" for k in ("sft", "dpo")]
     options += ["--tasks", "win_rate", "--data.source", pairs_file, "--data.heldout_fraction", "0.3", "--limit", "4"]
-    options += ["--max_new_tokens", "4", "--llm_judge.max_tokens", "8", "--llm_judge.model", served]
-    options += ["--llm_judge.url", f"http://127.0.0.1:{port}/v1", "--run", str(tmp_path / "e")]
+    options += ["--max_new_tokens", "4", "--judge.max_tokens", "8", "--judge.model", served]
+    options += ["--judge.url", f"http://127.0.0.1:{port}/v1", "--run", str(tmp_path / "e")]
     try:
         wait_for_port(port, server)
         done = run_job("eval", *options)
