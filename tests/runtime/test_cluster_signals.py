@@ -52,10 +52,12 @@ def test_notified_at_any_step_it_saves_stops_and_resumes_to_the_same_bits(
     saving = re.compile(r"Saving at step (\d+): ranks? [01] ")
     python = sys.executable  # the driver's, whose command line Ray shows as the entrypoint
     monkeypatch.setattr(sys, "executable", warm.python())  # for the workers of this Ray
+    # lib.runtime.ray_session.connect sets it where another test of this process has called it, and Ray Train's controller, which
+    # starts the watcher, would inherit it from this Ray.
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
-    env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # lib.runtime.ray_session.connect sets it when a test calls it
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     drain = f"drain-node --address {cluster.address} --node-id {second.node_id} --deadline-remaining-seconds 600"
     drain += " --reason DRAIN_NODE_REASON_PREEMPTION --reason-message taken"
