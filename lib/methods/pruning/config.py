@@ -13,7 +13,7 @@ class PruneConfig(DistillConfig):
     method: Literal["magnitude", "wanda", "width", "depth"] = field(
         default="width",
         metadata={
-            "help": "How the base is pruned: magnitude and wanda zero weights, width and depth remove channels, heads or layers."
+            "help": "How the base is pruned: magnitude and wanda set weights to 0; width and depth remove channels, heads or layers."
         },
     )
     sparsity: float | None = field(

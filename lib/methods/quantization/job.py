@@ -159,7 +159,7 @@ def plan(request: Request) -> Plan:
     if checked:
         attempt(checked.need_heldout)  # memory and speed are measured on them
     problems += unfiled(job.task_data)
-    if spec and engine and job.tasks:  # checks the tasks on the base, since the quantised model doesn't exist yet
+    if spec and engine and job.tasks:  # checks the tasks on the base, since the quantised model may not exist yet
         from lib.evals import plan as evals
 
         before = replace(job.evaluation(), runs={"before": spec.base})

@@ -57,9 +57,8 @@ def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]]
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
     inputs = {m.in_features for m in model.model.modules() if isinstance(m, torch.nn.Linear)}
-    size = next(
-        (g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None
-    )  # the group sizes of vLLM's kernels
+    # The sizes are those of vLLM's kernels.
+    size = next((g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None)
     if not size:
         raise ValueError(
             f"model.base: layers of {sorted(inputs)} inputs can't be split into groups of 32. Choose method: w8a8."
