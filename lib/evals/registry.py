@@ -1,4 +1,4 @@
-"""Everything that can be measured, by name. Adding a task: one entry in TASKS. Nothing here imports torch."""
+"""The registry of tasks and measures by name. To add a task, add an entry to TASKS. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ TASKS: dict[str, Callable[[str | None], Task]] = {
     "reference": Reference,
     "xstest": XsTest,
 }
-"""Tasks whose score is a function of the answer alone; what reinforcement learning can take as a reward too. Each is
-made with the address in task_data.<name>, or None."""
+"""Tasks that score an answer by itself, so that reinforcement learning can also use them as rewards. Each is called with
+the address in task_data.<name>, or None."""
 
 RULES: dict[str, Callable[[Example, str, str], float]] = {
     "demo": demo.better,
@@ -54,18 +54,18 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "bertscore": bertscore.measure,
     "refusal_labels": refusals.agreement,
 }
-"""What needs more of a model than its answer: likelihoods, rewards, another run, a judge."""
+"""Measures that need more than a model's answers: likelihoods, rewards, another run or a judge."""
 
 
 def names() -> list[str]:
-    """What get() knows, but for lm-eval's own tasks."""
+    """Returns the names that get() accepts, except those of lm-eval's tasks."""
     return [*TASKS, *MEASURES]
 
 
 def get(
     name: str, addresses: dict[str, str] | None = None, lm_eval: LmEval | None = None
 ) -> Callable[[Context], list[Scores]]:
-    """The function that measures `name`. Raises ValueError with the nearest names."""
+    """Returns the function that measures `name`. Raises ValueError with the nearest names."""
     if name in TASKS:
         found = task(name, (addresses or {}).get(name))
         return partial(refusals.measure if isinstance(found, XsTest) else generation.measure, found)
@@ -78,7 +78,7 @@ def get(
 
 
 def task(name: str, address: str | None = None) -> Task:
-    """The task `name`. Raises ValueError with the nearest names."""
+    """Returns the task `name`. Raises ValueError with the nearest names."""
     if name not in TASKS:
         raise ValueError(_unknown(name, list(TASKS)))
     return TASKS[name](address)

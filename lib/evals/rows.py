@@ -1,4 +1,4 @@
-"""The rows that measures read."""
+"""The kinds of rows that measures read."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ ROWS: dict[str, tuple[str, ...]] = {
     "arena": ("prompt",),
     "kl": ("prompt",),
 }
-"""The kinds of rows that a measure reads from `data`; tasks bring their own examples."""
+"""{measure: the kinds of rows that it reads from `data`}. Tasks have their own examples."""

@@ -1,4 +1,4 @@
-"""A model that an evaluation needs: found, and checked by what its files tell, before anything is loaded."""
+"""Locates a model for an evaluation and checks its files before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Spec:
     trained_template: str | None = None
     dtype: str = "auto"
     vllm: bool = False
-    """Run by vLLM, not by transformers; a reward run never is."""
+    """Whether vLLM runs it instead of transformers; False for a reward run."""
 
 
 def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Spec:
-    """Locates a model and checks what its files tell. Raises ValueError that begins with `key`."""
+    """Locates a model and checks its files. Raises ValueError, beginning with `key`, if they don't fit."""
     from lib.generation.reward_model import check_config
     from lib.models import load, locate
 
@@ -37,7 +37,7 @@ def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Sp
         locate.require(key, where)
     trained = load.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
-    if reward and (run or Path(where).is_dir()):  # the worker checks one that isn't here yet
+    if reward and (run or Path(where).is_dir()):  # the worker checks a model that isn't downloaded yet
         config = run.read_text("model/config.json") if run else Path(where, "config.json").read_text()
         check_config(run.path if run else where, json.loads(config))
     if run and trained and run.fs.exists(run.at("model/chat_template.jinja")):
@@ -45,16 +45,16 @@ def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Sp
         if found != trained:
             raise ValueError(
                 f"{key}: the chat template of {run.path} is not the one it was trained with (sha256 {found[:12]}, "
-                f"{trained[:12]} in provenance.json). Put its model/chat_template.jinja back, or train it again."
+                f"{trained[:12]} in provenance.json). Restore its model/chat_template.jinja, or train it again."
             )
     return Spec(name, where, identity, reward, trained, dtype)
 
 
-def _runs_near(base: str, said: str) -> str:
-    """What runs there are in the folder that a missing one was looked for in, unless the message says so already."""
+def _runs_near(base: str, message: str) -> str:
+    """Returns a sentence that lists the runs in the folder of a missing run; "" if `message` lists them already."""
     folder = Path(absolute(base)).parent
-    if "://" in base or "Nearest" in said or Path(absolute(base)).exists():
+    if "://" in base or "Nearest" in message or Path(absolute(base)).exists():
         return ""
     there = sorted(p.parent.name for p in folder.glob("*/job.yaml"))
-    either = "" if "no run" in said else f" There is no run {absolute(base)} either."
+    either = "" if "no run" in message else f" There is no run {absolute(base)} either."
     return f"{either} Runs in {folder}: {', '.join(there) or 'none'}."

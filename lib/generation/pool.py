@@ -138,7 +138,7 @@ class Engine:
                 self.asked[key].note()
                 return self.asked[key].future
             if self.closed:
-                raise RuntimeError(f"{model}: not asked for {what}, since something else failed")
+                raise RuntimeError(f"{model}: {what} not requested, because another request failed")
             request = self.asked[key] = Request(model, what, n, Future(), [None] * n)
             request.note()
             # Sorted by length of the prompt, then by prompt, so that rows with the same prompt share a shard and it is encoded once.

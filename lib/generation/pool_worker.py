@@ -11,9 +11,9 @@ from lib.runtime import logs
 
 
 class Worker:
-    """The actor. Nothing heavy is imported before its environment is set.
+    """The actor. Heavy modules are imported only once its environment is set.
 
-    run, number: the evaluation in whose logs/eval-<number>.log is what it prints; None keeps nothing.
+    run, number: its output goes to logs/eval-<number>.log of this run; if run is None, it isn't stored.
     """
 
     def __init__(self, specs: dict[str, Spec], threads: int, run: str | None, number: int):
@@ -22,7 +22,7 @@ class Worker:
         self.number = number
 
     def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
-        """(results, seconds of work, seconds of loading) of one shard."""
+        """Computes one shard. Returns (results, seconds of work, seconds of loading)."""
         with logs.kept(self.logged, f"eval-{self.number}") if self.logged else nullcontext():
             return self._run(name, method, args)
 
@@ -30,7 +30,9 @@ class Worker:
         began = time.time()
         other = getattr(args[-1], "other", None)
         needed = [name] + ([other] if other else [])
-        self.models = {k: m for k, m in self.models.items() if k in needed}  # the old go before the new come
+        self.models = {
+            k: m for k, m in self.models.items() if k in needed
+        }  # frees models that are no longer needed before new ones are loaded
         for k in needed:
             self.models[k] = self.models.get(k) or self._load(self.specs[k])
         loaded = time.time()

@@ -71,7 +71,7 @@ def key(weights: str, method: str, args: tuple) -> str:
     """Returns a shard's name. args: the request to the model; weights: identifies the model and how it runs."""
     asked = json.dumps(
         [_code(), weights, method, args], default=asdict
-    )  # a pickle would differ between equal strings and one shared string
+    )  # a pickle's bytes depend on whether equal strings are one object
     return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 

@@ -1,8 +1,10 @@
-"""Rows as a stage's trainer will turn them into tokens, compared with the rows before anything is trained on.
+"""Renders rows into tokens as a stage's trainer will, and compares the result with the rows before any training.
 
 sequences.py    a row's renderings and tokens, as TRL's trainers make them
-losses.py       which text of a row is not in its rendering
-counts.py       what is learnt, cut, dropped, left out of many rows, and what of it stops a job
-sample.py       on the driver: a sample of the rows, by a process that has a tokenizer and no torch (python -m lib.rendering)
-whole.py        on the workers: every row, and the end of a turn in the exported model's generation config
+losses.py       the text of a row that is missing from its rendering
+counts.py       counts over many rows: tokens learnt, examples cut, dropped or incomplete
+verdict.py      which counts stop a job
+shown.py        a row as the model sees it, for the plan
+sample.py       on the driver: renders a sample of the rows, in a process without torch (python -m lib.rendering)
+whole.py        on the workers: renders every row, and adds the ends of turns to the exported model's generation config
 """

@@ -1,4 +1,4 @@
-"""`python -m lib.rendering`: a request of lib/rendering/sample.py on standard input, what was found on standard output, both JSON."""
+"""`python -m lib.rendering`: reads a request of lib/rendering/sample.py from standard input and prints the result, both as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 
 def answer(asked: dict) -> dict:
+    """Returns the reply to a request: the counts, the base's window and a row to show, or {"problem": text}."""
     from lib.config.job import Model
     from lib.rendering.base import base
     from lib.rendering.counts import Counts
@@ -28,17 +29,17 @@ def answer(asked: dict) -> dict:
         counts[side].add(place, kind, row, made, result, settings, known)
         if side == "train" and not isinstance(result, Exception):
             whole = all(fits(s, settings) for s in result)
-            if row_shown is None or (whole and not row_shown[0]):  # the first that is not cut, else the first
+            if row_shown is None or (whole and not row_shown[0]):  # the first row that is not cut, else the first row
                 row_shown = (whole, place, result)
     lines = shown(known.tokenizer, kind, *row_shown[1:], settings) if asked["show"] and row_shown else []
     return {side: vars(c) for side, c in counts.items()} | {"window": known.window, "shown": lines}
 
 
 if __name__ == "__main__":
-    sys.modules["torch"] = None  # not found, says importlib; transformers then does without
-    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - they take longest, and the driver reads the rows meanwhile
+    sys.modules["torch"] = None  # makes importing torch fail, so that transformers works without it
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - the slowest imports run while the driver reads the rows
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it warns of long rows, which are counted
+    logging.set_verbosity_error()  # it would warn about long rows, which are counted here
     if request := sys.stdin.read():
         print(json.dumps(answer(json.loads(request))))

@@ -1,4 +1,4 @@
-"""The model that is trained, as far as its rows must fit it."""
+"""The properties of the base model that its training rows must fit: tokenizer, end tokens and context length."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lib.rendering.sequences import Settings
 
 
 class Base:
-    """tokenizer: with the job's chat template; ends: ids at which generation stops; window: positions it has, None where no limit is
-    known."""
+    """tokenizer: with the job's chat template; ends: ids at which generation stops; window: number of positions, None if no
+    limit is known."""
 
     def __init__(self, tokenizer, ends: set[int], window: int | None):
         self.tokenizer, self.ends, self.window = tokenizer, ends, window
@@ -29,7 +29,8 @@ class Base:
         return self._blank[token]
 
     def turn_end(self, ids: list[int]) -> int | None:
-        """The id that ends an answer: of the special tokens behind its last text, the one that stops generation, else the last."""
+        """Returns the id that ends an answer: among the special tokens after its last text, the last one that stops generation, else
+        the last of all; None if there are none."""
         found = None
         for token in reversed(ids):
             if token in self.ends:
@@ -41,7 +42,7 @@ class Base:
         return found
 
     def unfit(self, kind: str) -> str | None:
-        """Why no row of that kind can be rendered."""
+        """Returns why rows of this kind can't be rendered; None if they can."""
         if kind == "text":
             missing, why = (
                 not self.tokenizer.eos_token,
@@ -50,13 +51,13 @@ class Base:
         else:
             missing, why = (
                 not self.tokenizer.chat_template,
-                "model.chat_template: the base has none for data.source's messages. Give a Jinja file.",
+                "model.chat_template: the base has no chat template, which the messages of data.source need. Give a Jinja file.",
             )
         return why if missing else None
 
 
 def base(model: Model, settings: Settings) -> Base:
-    """Loads no weights. Raises ValueError, or OSError, for a tokenizer that can't be had."""
+    """Returns the Base of a model, without loading weights. Raises ValueError or OSError if the tokenizer can't be loaded."""
     from transformers import AutoConfig
 
     tokenizer = load.tokenizer(model)

@@ -1,4 +1,4 @@
-"""What becomes of many rows: how much of them is learnt, cut, dropped or left out."""
+"""Counts over many rendered rows: how much is learnt, cut, dropped or left out."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from lib.rendering.sequences import Parts, Sequence, Settings
 
 @dataclass
 class Counts:
-    """Of training rows, or of held-out rows. An example is an answer, a pair or a text: what the stage takes as one."""
+    """The counts of the training rows or of the held-out rows. An example is what the stage trains on: an answer, a pair or a text."""
 
     kind: str = ""
     rows: int = 0
     examples: int = 0
     tokens: int = 0
-    """Read in an epoch, after what is cut."""
+    """Tokens read per epoch, after cutting."""
     learnt: int = 0
-    """Those that carry loss."""
+    """Tokens that carry loss."""
     longest: int = 0
-    """Tokens of the longest sequence before it is cut."""
+    """Tokens of the longest sequence, before cutting."""
     dropped: int = 0
-    """Examples that the trainer leaves out, for nothing learnt lies within train.max_length."""
+    """Examples that the trainer drops, because no learnt token lies within train.max_length."""
     cut: int = 0
     alike: int = 0
-    """Pairs whose two sides are the same tokens."""
+    """Pairs whose two sides have the same tokens."""
     outside: int = 0
     """Examples with more tokens than the model has positions."""
     parted: int = 0
-    """Examples that have other tokens where the generation prompt ends."""
+    """Examples whose tokens differ from the end of the generation prompt at that place."""
     endless: int = 0
     """Answers without a token that can end a turn."""
     failed: int = 0
     """Rows at which the chat template raised an error."""
     lost: dict[str, int] = field(default_factory=dict)
-    """What the chat template leaves out → in how many examples."""
+    """{text that the chat template leaves out: number of examples}"""
     ends: dict[str, int] = field(default_factory=dict)
-    """Tokens that end turns → how many."""
+    """{token that ends turns: number of turns}"""
     first: dict[str, str] = field(default_factory=dict)
-    """Name of a count, or of what is lost → place of the first row in it, and its detail."""
+    """{name of a count, or of a left-out text: place of the first row counted, with details}"""
 
     def add(self, place: str, kind: str, row: dict, made: list[Parts], found, settings: Settings, base: Base) -> None:
-        """made, found: as lib.rendering.sequences.sequences yields them for the row."""
+        """Counts one row. made, found: as lib.rendering.sequences.sequences yields them for the row."""
         self.kind = kind
         self.rows += 1
         if isinstance(found, Exception):
@@ -54,7 +54,7 @@ class Counts:
             self._example(place, row, made[at : at + size], found[at : at + size], settings, base)
 
     def left(self, settings: Settings) -> int:
-        """Rows of a batch that the examples come to."""
+        """Returns how many batch rows the examples become."""
         return -(-self.tokens // settings.max_length) if settings.packing else self.examples - self.dropped
 
     def __add__(self, other: Counts) -> Counts:
@@ -71,13 +71,13 @@ class Counts:
         return out
 
     def summary(self) -> dict:
-        """What provenance.json keeps: no places."""
+        """Returns the counts for provenance.json, without the places of rows."""
         return {k: v for k, v in asdict(self).items() if k not in ("kind", "first")}
 
     def _example(self, place: str, row: dict, made: list[Parts], found: list[Sequence], settings: Settings, base: Base):
         self.examples += 1
         self._lengths(place, found, settings, base)
-        if not made:  # a text is all there, and has no turns
+        if not made:  # a text is rendered whole, and has no turns
             return
         for what in sorted({w for p, s in zip(made, found, strict=True) for w in lost(s.text, p, row.get("tools"))}):
             self.lost[what] = self.lost.get(what, 0) + 1

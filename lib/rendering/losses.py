@@ -1,4 +1,4 @@
-"""Which text of a row is not in its rendering: a chat template may leave out what it has no place for, without an error."""
+"""Finds the text of a row that is missing from its rendering: a chat template may silently leave out parts it has no place for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ THOUGHTS, CALLS, TOOLS = "reasoning (reasoning_content or <think>)", "tool calls
 
 
 def lost(rendered: str, parts: Parts, tools: list | None) -> list[str]:
-    """Names of what isn't in the rendering of prompt and answer. What counts is text: spaces at the ends of a message, and how a
-    template writes JSON, are its own. Reasoning in the prompt's answers may be left out: templates do so when the model is asked too.
+    """Returns the names of the parts that are missing from the rendering of prompt and answer. Only text is compared: a template
+    may strip the ends of a message and choose how it writes JSON. Reasoning in earlier answers may be missing, since templates
+    also leave it out during inference.
     """
     wanted = [*_tools(tools or [])]
     for message in parts.prompt:
@@ -25,7 +26,7 @@ def lost(rendered: str, parts: Parts, tools: list | None) -> list[str]:
     for message in parts.answer:
         wanted += _texts(message, thoughts=True)
     missing = []
-    # Longest first, each found once, so that a short text is not found inside another message.
+    # Longest first, each match removed, so that a short text is not found inside another message.
     for text, name in sorted(wanted, key=lambda w: -len(w[0])):
         found = next((form for form in _forms(text) if form in rendered), None)
         if found is None:
@@ -36,7 +37,7 @@ def lost(rendered: str, parts: Parts, tools: list | None) -> list[str]:
 
 
 def _texts(message: Message, thoughts: bool) -> Iterator[tuple[str, str]]:
-    """(text, what it is)"""
+    """Yields (text, its name) of a message."""
     name, content = NAMES[message["role"]], message["content"]
     if message["role"] != "assistant":
         yield from _stripped(content, name)
@@ -78,7 +79,7 @@ def _leaves(value) -> Iterator[str]:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text as itself, and as it stands in JSON, also in JSON that is text in JSON."""
+    """Yields the text, the text as escaped in JSON, and as escaped in JSON that is itself a JSON string."""
     yield text
     for ascii_only in (False, True):
         once = json.dumps(text, ensure_ascii=ascii_only)[1:-1]

@@ -1,5 +1,5 @@
-"""A sample of the job's rows, rendered before anything starts, by a process that has transformers but no torch: the import takes
-0.7 s of a core where that of torch takes 4, and the driver itself stays light.
+"""Renders a sample of the job's rows before anything starts, in a process that imports transformers but not torch: this import
+takes 0.7 s of CPU time, torch's takes 4 s. The driver itself imports neither.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lib.rendering.sequences import Settings
 from lib.rendering.verdict import NOUNS, verdict
 
 ROWS, CHARACTERS = 512, 400_000
-"""Most that the sample holds; the workers look at every row."""
+"""Maximum size of the sample, in rows and characters. The workers check every row."""
 PATIENCE = 30
-"""Seconds, for a tokenizer that has to be downloaded."""
+"""Seconds to wait for the rendering, which may have to download a tokenizer."""
 
 
 class Sample:
-    """Rows spread evenly over all that are read, at most ROWS of them; the process that will render them imports meanwhile."""
+    """At most ROWS rows, spread evenly over all that are read. Meanwhile the process that will render them does its imports."""
 
     def __init__(self, base: str | None = None):
-        """base: of the job, located."""
+        """base: the job's base, as lib.models.locate.locate returned it; None starts no process."""
         self.process = _start() if base and not _absent(base) and "transformers" not in sys.modules else None
-        weakref.finalize(self, _end, self.process)  # where the job is refused before it is asked
+        weakref.finalize(self, _end, self.process)  # if the job is rejected before the process gets its request
         self.rows: list[tuple[str, str, dict]] = []  # (side, place, row)
         self.kind, self.read, self.every, self.size = "", 0, 1, 0
 
     def keep(self, kind: str, side: str, row: dict, place: str) -> None:
-        """As lib.data.check calls it."""
+        """Adds a row, if it is due; lib.data.check calls this for every row."""
         if self.read % self.every == 0:
             self.kind, self.size = kind, self.size + _size(row)
             self.rows.append((side, place, row))
@@ -47,7 +47,7 @@ class Sample:
 
 
 def _size(row: dict) -> int:
-    """About the characters that are rendered of it."""
+    """Returns the approximate number of characters that are rendered for a row: each answer with all messages before it."""
     if "messages" not in row:
         return len(str(row))
     sizes = [len(str(m)) for m in row["messages"]]
@@ -56,26 +56,27 @@ def _size(row: dict) -> int:
 
 @dataclass
 class Rendered:
-    """Of the rows in a sample."""
+    """The result of rendering a sample."""
 
     train: Counts
     heldout: Counts
     all_rows: bool
-    """The sample is all that was read."""
+    """Whether the sample holds all rows."""
     window: int | None
     shown: list[tuple[str, str]]
-    """(label, text) of one row as the model will see it."""
+    """Lines (label, text) that show one row as the model will see it."""
     settings: Settings
 
     def rows(self, rows: int | None) -> int | None:
-        """Rows of a batch that `rows` training rows come to."""
+        """Returns how many batch rows `rows` training rows become once they are split into examples, dropped and packed;
+        extrapolated from the sample."""
         if not rows or not self.train.rows:
             return rows
         left = self.train.left(self.settings)
         return left if self.all_rows else round(rows * left / self.train.rows)
 
     def summary(self) -> dict:
-        """What provenance.json keeps until the workers have counted."""
+        """Returns the entry in provenance.json that is replaced once the workers have counted all rows."""
         return {"of_all_rows": self.all_rows, "train": self.train.summary(), "heldout": self.heldout.summary()}
 
     def line(self) -> str:
@@ -88,10 +89,10 @@ class Rendered:
 def look(
     job: Job, config: str, sample: Sample, complete: bool, show: bool
 ) -> tuple[Rendered | None, list[str], list[str]]:
-    """(what was found, problems, notes); nothing is found where no tokenizer is at hand.
+    """Renders the sample. Returns (result, problems, notes); the result is None if this machine has no tokenizer for the base.
 
-    job: its base is located; config: "module:Class" of the stage's TRL config; complete: the sample was taken of all rows; show: also
-    one row as the model will see it.
+    job: with a located base; config: "module:Class" of the stage's TRL config; complete: whether the sample was drawn from all
+    rows; show: whether to include one row as the model will see it.
     """
     if not sample.rows:
         return None, [], []
@@ -119,11 +120,11 @@ def look(
 
 
 class _NotAtHand(Exception):
-    """Why this machine can't render."""
+    """This machine can't render; the message gives the reason."""
 
 
 def _absent(base: str) -> str | None:
-    """Why this machine can't render for it."""
+    """Returns why this machine can't render for `base`; None if it can."""
     if base.startswith("s3://"):
         return f"{base} is not on this machine"
     if base.startswith("package:") and not packaged_weights.unpacked(base.removeprefix("package:")):
@@ -132,7 +133,7 @@ def _absent(base: str) -> str | None:
 
 
 def _start() -> subprocess.Popen:
-    """lib/rendering/__main__.py, which ends by itself where it is asked nothing."""
+    """Starts lib/rendering/__main__.py, which exits by itself if its standard input is closed without a request."""
     command, root = [sys.executable, "-m", "lib.rendering"], Path(__file__).parents[2]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -145,13 +146,15 @@ def _end(process: subprocess.Popen | None) -> None:
 
 
 def _rendered(request: dict, process: subprocess.Popen | None) -> dict:
-    """The reply of lib/rendering/__main__.py: of `process`, or of this one where it has transformers already."""
+    """Returns the reply of lib/rendering/__main__.py, computed by `process`, or by this process if it has imported transformers."""
     if why := _absent(request["model"]["base"]):
         raise _NotAtHand(why)
     if not process and "transformers" in sys.modules:
         from lib.rendering.__main__ import answer
 
-        return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))  # as the process would read and write it
+        return json.loads(
+            json.dumps(answer(json.loads(json.dumps(request))))
+        )  # as the other process would read and write it
     process = process or _start()
     try:
         out, err = process.communicate(json.dumps(request), timeout=PATIENCE)
@@ -159,6 +162,6 @@ def _rendered(request: dict, process: subprocess.Popen | None) -> dict:
         _end(process)
         raise _NotAtHand(f"the tokenizer was not loaded within {PATIENCE} s") from None
     if process.returncode:
-        last = (err.strip().splitlines() or ["nothing was printed"])[-1]
+        last = (err.strip().splitlines() or ["it printed nothing"])[-1]
         raise _NotAtHand(f"rendering failed here ({last})")
     return json.loads(out.splitlines()[-1])

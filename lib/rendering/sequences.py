@@ -1,4 +1,4 @@
-"""The renderings and tokens that TRL 1.16 makes of a row: `_prepare_dataset` of its SFTTrainer, DPOTrainer and RewardTrainer."""
+"""Renders and tokenises a row as TRL 1.16 does: `_prepare_dataset` of its SFTTrainer, DPOTrainer and RewardTrainer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lib.models.encode import common
 
 @dataclass(frozen=True)
 class Settings:
-    """What in a stage's `train` section decides how its rows become tokens."""
+    """The settings in a stage's `train` section that determine how its rows become tokens."""
 
     scores: bool
-    """Whole conversations are scored, and no token is learnt: of a reward model."""
+    """Whether whole conversations are scored and no token is learnt, as for a reward model."""
     max_length: int | None
     keep_end: bool
-    """What is over max_length is cut at the beginning, not at the end."""
+    """Whether sequences over max_length are cut at the beginning, not at the end."""
     packing: str | None
-    """TRL's packing_strategy; None: each example is a row of the batch."""
+    """TRL's packing_strategy; None: each example is a batch row of its own."""
     learns_prompts: bool
     eos_token: str | None
 
     @classmethod
     def of(cls, makes: str, train) -> Settings:
-        """makes: of the stage; train: has the fields of the stage's TRL config class."""
+        """makes: the stage's kind of model; train: an object with the fields of the stage's TRL config class."""
         return cls(
             scores=makes == "reward",
             max_length=getattr(train, "max_length", None),
@@ -38,17 +38,17 @@ class Settings:
 
     @property
     def cuts(self) -> bool:
-        """Long examples are cut, and not split into several."""
+        """Whether long examples are cut instead of split into several."""
         return self.packing in (None, "bfd")
 
     def cut(self, ids: list[int]) -> list[int]:
-        """What is left of a sequence within max_length."""
+        """Returns a sequence cut to max_length."""
         if self.max_length is None or not self.cuts:
             return ids
         return ids[-self.max_length :] if self.keep_end and not self.packing else ids[: self.max_length]
 
     def learnt(self, s: Sequence) -> int:
-        """Tokens of it that carry loss once it is cut."""
+        """Returns the number of tokens that carry loss after cutting."""
         if self.scores:
             return 0
         at, kept = 0 if self.learns_prompts else s.start, len(self.cut(s.ids))
@@ -59,14 +59,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Parts:
-    """The messages of one sequence. A preference row has two; a conversation has one for each answer that is learnt."""
+    """The messages of one sequence. A preference row has two sequences; a conversation has one for each answer that is learnt."""
 
     prompt: list[Message]
     answer: list[Message]
 
 
 def parts(kind: str, row: dict) -> list[Parts]:
-    """Raises AssertionError for kinds of rows that no trainer here renders."""
+    """Splits a row into its sequences. Raises AssertionError for kinds of rows that no trainer renders."""
     if kind == "chat":  # as lib.data.per_answer
         return [Parts(row["messages"][:i], [row["messages"][i]]) for i in learnt(row)]
     if kind == "labelled":
@@ -79,17 +79,17 @@ def parts(kind: str, row: dict) -> list[Parts]:
 class Sequence:
     text: str
     ids: list[int]
-    """Not cut yet."""
+    """Before cutting."""
     asked: list[int]
-    """What the model reads before it writes the answer: the prompt with the generation prompt. Empty for texts."""
+    """The tokens that the model reads before it writes the answer: the prompt with the generation prompt. Empty for texts."""
     start: int
-    """The first token of ids that is learnt, or scored as part of the answer: where ids and asked part."""
+    """Index of the first token of ids that is learnt, or scored as part of the answer: where ids and asked first differ."""
 
 
 def sequences(
     tokenizer, kind: str, rows: list[dict], settings: Settings
 ) -> Iterator[tuple[list[Parts], list[Sequence] | Exception]]:
-    """Of each row; the exception is what the chat template, which is a user's program, raised."""
+    """Yields each row's parts and sequences, or instead of the sequences the exception that the user's chat template raised."""
     if kind == "text":
         eos = tokenizer.eos_token
         texts = [row["text"] if row["text"].endswith(eos) else row["text"] + eos for row in rows]
@@ -112,7 +112,7 @@ def sequences(
 
 
 def _rendered(tokenizer, kind: str, row: dict, settings: Settings):
-    """(parts, (prompt, whole) texts of each of them or what the template raised)"""
+    """Returns (parts, [(prompt, whole text) of each]), or the exception that the template raised instead of the texts."""
     made, tools, texts = parts(kind, row), row.get("tools") or None, []
     for p in made:
         try:

@@ -1,25 +1,25 @@
-"""A row as the model will see it, for a person."""
+"""Shows a row as the model will see it, for a human reader."""
 
 from __future__ import annotations
 
 from lib.rendering.sequences import Sequence, Settings
 
-LONGEST = 700  # characters of each part
+LONGEST = 700  # characters shown of each part
 
 OPEN, CLOSE = "⟦", "⟧"
-"""Around what is learnt."""
+"""Mark the tokens that are learnt."""
 
 
 def fits(s: Sequence, settings: Settings) -> bool:
-    """Nothing of it is cut."""
+    """Returns whether the sequence is within max_length."""
     return settings.max_length is None or len(s.ids) <= settings.max_length
 
 
 def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Settings) -> list[tuple[str, str]]:
-    """(label, text) of the last answer of a conversation, of both sides of a pair, or of a text."""
-    marked = f"between {OPEN} and {CLOSE} is learnt" if not settings.scores else "the whole is scored"
+    """Returns lines (label, text) for the last answer of a conversation, both sides of a pair, or a text."""
+    marked = f"the part between {OPEN} and {CLOSE} is learnt" if not settings.scores else "the whole row is scored"
     if kind == "labelled":  # an unwanted answer is made less likely
-        marked = f"the loss is of what is between {OPEN} and {CLOSE}"
+        marked = f"the loss is computed on the part between {OPEN} and {CLOSE}"
     if kind != "preference":
         return [("a row", f"{place}, as the model sees it; {marked}"), ("", _marked(tokenizer, found[-1], settings))]
     sides = [_marked(tokenizer, s, settings, whole=n == 0 or settings.scores) for n, s in enumerate(found)]

@@ -1,4 +1,4 @@
-"""What the counts mean for a job: what stops it, and what its plan has to mention."""
+"""Turns counts into the problems that stop a job and the notes in its plan."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from lib.rendering.counts import Counts
 from lib.rendering.sequences import Settings
 
 SHARE = 0.05
-"""Examples that may be cut, made alike, endless or without the end of the generation prompt; more of them are an error."""
+"""Largest share of examples that may be dropped, cut, made alike, endless, or differ from the generation prompt; more is an error."""
 
 NOUNS = {"chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts"}
 
 
 def verdict(counts: Counts, job: Job, settings: Settings, window: int | None) -> tuple[list[str], list[str]]:
-    """(problems, notes). With data.incomplete: accept only a template that fails, and that nothing is left, are problems."""
+    """Returns (problems, notes). With data.incomplete: accept, the only problems are a template that fails and no examples left."""
     problems, notes = [], []
     if counts.examples and counts.dropped == counts.examples:
         longest = f"the longest row has {counts.longest:,} tokens"
         return [
-            f"train.max_length: nothing to learn is within {settings.max_length:,} tokens ({longest}). Raise it."
+            f"train.max_length: nothing to learn is within {settings.max_length:,} tokens ({longest}). Raise train.max_length."
         ], []
     if counts.failed:
         problems.append(
@@ -27,15 +27,15 @@ def verdict(counts: Counts, job: Job, settings: Settings, window: int | None) ->
         )
     for share, limit, text, remedy in _findings(counts, settings, window):
         if share > limit and job.data.incomplete == "error":
-            above = f" That is {share:.0%}, and more than {limit:.0%} is an error." if limit else ""
-            problems.append(f"{text}.{above} {remedy}, or set data.incomplete: accept to train on what is left.")
+            above = f" That is {share:.0%}; more than {limit:.0%} is an error." if limit else ""
+            problems.append(f"{text}.{above} {remedy}, or set data.incomplete: accept to train on the rest.")
         else:
             notes.append(f"{text}.")
     return problems, notes
 
 
 def _findings(c: Counts, settings: Settings, window: int | None):
-    """(share of the examples, the share from which it is an error, what was found, remedy)"""
+    """Yields (share of the examples, the share above which it is an error, the finding, its remedy)."""
     noun, total = NOUNS.get(c.kind, "examples"), max(c.examples, 1)
 
     def of(n: int) -> str:
@@ -48,11 +48,16 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         place, end = c.first["parted"].split(": ", 1)
         text = (
             f"model.chat_template: the generation prompt ends in {end} (such as {place}), where {of(c.parted)} have other tokens: "
-            "the model would be used in another context than it is trained in"
+            "the model would be used in a context that it isn't trained in"
         )
-        yield c.parted / total, SHARE, text, "Give a template whose generation prompt is how answers begin"
+        yield (
+            c.parted / total,
+            SHARE,
+            text,
+            "Give a template whose generation prompt equals the beginning of its answers",
+        )
     if c.endless:
-        text = f"model.chat_template: {of(c.endless)} have no token that ends the turn (such as {c.first['endless']}): the model would learn no end"
+        text = f"model.chat_template: {of(c.endless)} have no token that ends the turn (such as {c.first['endless']}): the model would not learn to stop"
         yield c.endless / total, SHARE, text, "Give a template that ends an assistant's turn with a special token"
     longest = f"the longest has {c.longest:,} tokens"
     if gone := c.dropped + c.cut:

@@ -1,4 +1,4 @@
-"""On the workers: every row rendered before the model is loaded, and generation that stops where the turns learnt end."""
+"""On the workers: renders every row before the model is loaded, and makes generation stop at the ends of turns that were learnt."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ BATCH = 1000
 
 
 def count(job: Job, args, loaded: data.Loaded, share: tuple[int, int]) -> dict[str, Counts]:
-    """{"train", "heldout"} of all the rows, the same on every worker. args: the stage's TRL config; share: (this worker's number,
-    how many), each of which reads its part. Raises StopTraining as the plan refuses, for rows that were not in its sample."""
+    """Returns {"train": Counts, "heldout": Counts} of all rows, the same on every worker. args: the stage's TRL config; share:
+    (rank, number of workers), among which the rows are divided. Raises StopTraining for the problems that the plan reports, since
+    its sample may have missed them."""
     settings = Settings.of(job.makes, args)
     known = base(job.model, settings)
     if why := known.unfit(loaded.kind):
@@ -33,7 +34,7 @@ def count(job: Job, args, loaded: data.Loaded, share: tuple[int, int]) -> dict[s
 
 
 def summary(counts: dict[str, Counts]) -> dict:
-    """For provenance.json."""
+    """Returns the counts as provenance.json stores them."""
     return {"of_all_rows": True} | {side: c.summary() for side, c in counts.items()}
 
 
@@ -58,7 +59,7 @@ def _over_workers(mine: Counts) -> Counts:
 
 
 def stop_at_turn_ends(folder: Path, counts: dict[str, Counts], tokenizer) -> None:
-    """Adds the tokens that end the turns learnt to the generation config of the model in `folder`."""
+    """Adds the tokens that ended the learnt turns to eos_token_id in the generation config of the model in `folder`."""
     ends = tokenizer.convert_tokens_to_ids(sorted({token for c in counts.values() for token in c.ends}))
     file = folder / "generation_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,11 +1,11 @@
-"""What a judge answered, kept in <run>/verdicts/, one file per question: an evaluation that goes on pays for nothing twice, and a
-finished one can be run again with no endpoint there.
+"""Stores a judge's replies in <run>/verdicts/, one file per question: a resumed evaluation pays for no question twice, and a
+finished one can be rerun without the endpoint.
 
-A file is named by the question and the model: its name, and its weights where the name is a folder or run on this disk. The
-address doesn't count, so the same model on another port finds its replies; each file holds the address that it came from, and
-the report says where one came from another. A question that the API refuses (HTTP 400, 413, 422: too long, a content filter)
-or doesn't answer is kept as such; it is asked again whenever the endpoint is there, since a server may have been given a
-longer window.
+A file is named by a hash of the question and the model: its name, and its weights if the name is a folder or run on this disk.
+The endpoint's address isn't part of it, so the replies are reused when the same model is served on another port; each file
+stores the address that replied, and the report mentions replies from another one. A question that the API refuses (HTTP 400,
+413, 422: too long, a content filter) or doesn't answer is stored as such, and is asked again whenever the endpoint is
+reachable, since the server's context window may have been enlarged.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lib.run import Run
 @dataclass(frozen=True)
 class Reply:
     text: str | None
-    """None where none came."""
+    """None if there was no reply."""
     tokens_in: int = 0
     tokens_out: int = 0
     cached: bool = False
     seconds: float = 0.0
     error: str = ""
     refused: bool = False
-    """Answered, but with HTTP 400, 413 or 422: the API doesn't take this question."""
+    """The API rejected this question with HTTP 400, 413 or 422."""
     url: str = ""
-    """The address that answered."""
+    """The address that replied."""
 
 
 class Replies:
-    """Those of one model that `run` keeps. `model`: its name at the endpoint."""
+    """The replies of one model that `run` stores. model: its name at the endpoint."""
 
     def __init__(self, run: Run, model: str):
         self.run, self.mark = run, f"{_hash(_identity(model))[:8]}-"
@@ -45,12 +45,12 @@ class Replies:
         return bool(self.names)
 
     def get(self, body: dict) -> Reply | None:
-        """The reply to a request body, with `cached` set."""
+        """Returns the stored reply to a request body, with `cached` set; None if there is none."""
         if (name := self._name(body)) not in self.names:
             return None
         try:
             return replace(Reply(**json.loads(self.run.read_text(f"verdicts/{name}"))), cached=True)
-        except (ValueError, TypeError):  # a damaged file; it is asked again
+        except (ValueError, TypeError):  # a damaged file: the question is asked again
             return None
 
     def put(self, body: dict, reply: Reply) -> None:
@@ -63,7 +63,7 @@ class Replies:
 
 
 def _identity(model: str) -> str:
-    """The model's name, and the identity of its weights where the name is a run or model folder on this disk."""
+    """Returns the model's name, with the identity of its weights if the name is a run or model folder on this disk."""
     from lib.models import locate
 
     try:

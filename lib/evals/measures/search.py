@@ -1,10 +1,10 @@
-"""Answers to prompts by a way of decoding: what the engine writes, and what the reward run chooses of it.
+"""Answers prompts with a decoding method: the engine generates candidates and, for some methods, the reward run chooses.
 
 best_of          the sample with the highest reward (Stiennon et al. 2020, https://arxiv.org/abs/2009.01325)
-reward_weighted  a sample drawn by exp(r / β) among n: with n large, a draw from π(y) exp(r(y) / β), the distribution that
+reward_weighted  one of n samples, drawn with weight exp(r / β): for large n, a draw from π(y) exp(r(y) / β), the distribution that
                  maximises E[r] − β KL (soft best-of-n, Verdun et al. 2025, https://arxiv.org/abs/2505.03156)
-reward_beam      beam search with W beams whose pieces of `chunk` tokens are sampled, two to a beam, and kept by the reward
-                 of the text so far (chunk-level beam search, Zhou et al. 2024, https://arxiv.org/abs/2405.19262)
+reward_beam      beam search with W beams: each is extended by two samples of `chunk` tokens, and the W with the highest reward
+                 of the text so far are kept (chunk-level beam search, Zhou et al. 2024, https://arxiv.org/abs/2405.19262)
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from lib.generation.generator import Answer, Begun
 @dataclass
 class Found:
     answers: list[Answer]
-    """One to each prompt."""
+    """One per prompt."""
     writing: list[Future] = field(default_factory=list)
-    """Requests for answers that took."""
+    """Requests that generated text for the answers."""
     judging: list[Future] = field(default_factory=list)
-    """Requests for rewards."""
+    """Requests for the rewards of that text."""
 
 
 def cells(context: Context, task: str, prompts: list[list[dict]]) -> Iterator[tuple[str, Decoding, Found]]:
-    """Every run's answers to a task by every decoding, all asked for at once: (run, decoding, what was found)."""
+    """Yields (run, decoding, result) for every run and decoding of a task; all are requested at once."""
     wanted = [(run, how) for how in context.job.decodings(task) for run in context.job.runs]
-    # Each waits for the engine. No `with`: where one fails, the caller closes the engine, which ends the others.
+    # Each thread waits for the engine. No `with`: if one fails, the caller closes the engine, which ends the others.
     pool = ThreadPoolExecutor(len(wanted))
     asked = [pool.submit(copy_context().run, find, context, run, prompts, how) for run, how in wanted]
     pool.shutdown(wait=False)
@@ -42,7 +42,7 @@ def cells(context: Context, task: str, prompts: list[list[dict]]) -> Iterator[tu
 
 
 def find(context: Context, run: str, prompts: list[list[dict]], how: Decoding) -> Found:
-    """Asks for the answers and waits for them."""
+    """Requests the answers of one run by one decoding and waits for them."""
     if how.head == "reward_beam":
         return _beam(context, run, prompts, how)
     asked = context.engine.generate(run, prompts, how.sampling)
@@ -56,7 +56,7 @@ def find(context: Context, run: str, prompts: list[list[dict]], how: Decoding) -
 
 
 def _likeliest(rewards: list[float], prompt: str, how: Decoding) -> int:
-    """The first of equals."""
+    """Returns the place of the highest reward; the first of equal ones."""
     return max(range(len(rewards)), key=lambda k: rewards[k])
 
 
@@ -94,10 +94,10 @@ def _beam(context: Context, run: str, prompts: list[list[dict]], how: Decoding) 
 
 
 def _rewards(context: Context, prompts: list, answers: list[list[Answer]]) -> tuple[list[list[float]], Future]:
-    """(the reward of every answer to every prompt, the request)."""
-    said = [
+    """Returns (the reward of every answer to every prompt, the request)."""
+    conversations = [
         [*p, {"role": "assistant", "content": a.text}] for p, each in zip(prompts, answers, strict=True) for a in each
     ]
-    asked = context.engine.reward(context.scorer, said)
+    asked = context.engine.reward(context.scorer, conversations)
     values = iter(asked.result())
     return [[next(values) for _ in each] for each in answers], asked

@@ -135,7 +135,7 @@ def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
 
 
 def calibration(c: Calibration, colour: int) -> str:
-    """Draws the share of right orders over mean confidence, from 50%, with the diagonal."""
+    """Draws the share of correctly ordered pairs against mean confidence, from 50%, with the diagonal."""
     from matplotlib.ticker import PercentFormatter
 
     figure, ax = _figure(3.5, 2.5)
@@ -144,8 +144,8 @@ def calibration(c: Calibration, colour: int) -> str:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlim(0.49, 1.01)
-    ax.set_xlabel("how sure it is of its order")
-    ax.set_ylabel("how often it is right")
+    ax.set_xlabel("mean confidence")
+    ax.set_ylabel("share of pairs ordered correctly")
     ax.grid()
     return _svg(figure, "; ".join(f"sure {p:.0%}: right {r:.0%}" for p, r in zip(c.predicted, c.right, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Report → report.json, report.md, report.html (one file, no requests) and a table for the terminal."""
+"""Renders a Report as report.json, report.md, report.html (self-contained: it loads nothing else) and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARKS = {True: "✔", False: "✘", None: "–"}
 
 
 def write(report: Report, run: Run, examples: str) -> None:
-    """Puts the report's files below <run>/reports/; report.json comes last, so where it is the others are too."""
+    """Writes the report's files to <run>/reports/. report.json is written last: if it exists, the others do too."""
     run.write_text("reports/examples.jsonl", examples)
     run.write_text("reports/report.html", html(report))
     run.write_text("reports/report.md", markdown(report))
@@ -24,8 +24,8 @@ def write(report: Report, run: Run, examples: str) -> None:
 
 
 def table(report: Report) -> list[dict]:
-    """Rows of the scores table: {label, chance: "chance 25%" or "", metrics: {run: Metric}, n, best: run | None, better, main};
-    main: what a task is about, or what shows how far its judge can be trusted, not what else was counted."""
+    """Returns the rows of the scores table: {label, chance: "chance 25%" or "", metrics: {run: Metric}, n, best: run | None,
+    better, main}. main: whether it is a task's headline metric, or shows how far its judge can be trusted."""
     rows: dict[tuple, dict] = {}
     for m in report.metrics:
         row = rows.setdefault(
@@ -49,7 +49,7 @@ def table(report: Report) -> list[dict]:
 
 
 def html(report: Report) -> str:
-    """The page: one file that asks for nothing else."""
+    """Returns the page, which loads no other file."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -75,16 +75,16 @@ def html(report: Report) -> str:
 
 
 FEW = 9
-"""So many verdicts or comparisons are all shown; of more, those that found nothing fold away."""
+"""Up to this many verdicts or comparisons are all shown. If there are more, those without a clear result are collapsed."""
 
 
 def mark(v: Verdict) -> str:
-    """✔, ✘ or –; ! where there is a caution, whatever the numbers say."""
+    """Returns ✔, ✘ or –, or ! if the verdict has a caution, whatever its result."""
     return "!" if v.cautions else MARKS[v.holds]
 
 
 def badge(v: Verdict) -> str:
-    """The verdict in a word; "worse" only where one of two runs is."""
+    """Returns the verdict in a word; "worse" only if it compares two runs."""
     if v.cautions:
         return "caution"
     if v.holds is None:
@@ -93,7 +93,7 @@ def badge(v: Verdict) -> str:
 
 
 def _few(found: list, telling) -> tuple[list, list]:
-    """(what is shown, what folds away)."""
+    """Returns (the items to show, the items to collapse)."""
     if len(found) <= FEW:
         return found, []
     return [x for x in found if telling(x)], [x for x in found if not telling(x)]
@@ -104,13 +104,13 @@ def _named(row: dict) -> str:
 
 
 def columns(report: Report) -> list[str]:
-    """Runs that have a column in the scores table."""
+    """Returns the names of the runs that have a column in the scores table."""
     measured = {m.run for m in report.metrics}
     return [name for name in colours(report) if name in measured]
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """Where the numbers come from: (what, value)."""
+    """Returns the provenance of the numbers: rows of (name, value)."""
     e = report.environment
     rows = [("made", report.created), ("code", e.get("git") or "not a git repository"), ("python", e.get("python", ""))]
     rows += [("packages", ", ".join(f"{k} {v}" for k, v in e.get("packages", {}).items()))]
@@ -137,20 +137,20 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def without(report: Report) -> list[str]:
-    """Why there is no interval where the examples can't give one: "KL from sft of dpo has no interval: …"."""
+    """Returns a sentence for each metric without an interval, with the reason: "KL from sft of dpo has no interval: …"."""
     rows = [(f"{label(m)} of {m.run}", m) for m in report.metrics]
     rows += [(f"{label(c)}, {c.a} → {c.b},", c) for c in report.comparisons]
     return [f"{what.strip()} has {x.method}." for what, x in rows if x.method.startswith(NO_INTERVAL)]
 
 
 def changed(run: RunInfo, report: Report) -> set[str]:
-    """Settings that differ between runs of the report: what a reader looks for first."""
+    """Returns the settings of `run` that differ from those of another run in the report."""
     others = [r for r in report.runs if r.settings and r is not run]
     return {k for k, v in run.settings.items() if any(o.settings.get(k) != v for o in others)}
 
 
 def markdown(report: Report) -> str:
-    """The same, as text that reads well in a terminal or a pull request."""
+    """Returns the report as Markdown, for a terminal or a pull request."""
     names = columns(report)
     out = [
         f"# {report.title}",
@@ -159,7 +159,7 @@ def markdown(report: Report) -> str:
         "",
     ]
     if report.verdicts:
-        out += ["## What holds", ""]
+        out += ["## Findings", ""]
         for v in report.verdicts:
             out += [f"- {mark(v)} **{v.claim}**: {v.evidence}", *(f"  - caution: {c}" for c in v.cautions)]
         out.append("")
@@ -186,7 +186,7 @@ def markdown(report: Report) -> str:
     if report.overlaps:
         out += [
             "",
-            "## Examples that share words with training data",
+            "## Overlap with training data",
             "",
             *(f"- {k}: {v}" for k, v in overlap_lines(report)),
         ]
@@ -209,8 +209,8 @@ def markdown(report: Report) -> str:
         f"{f'{t.tokens_per_second:,.0f}' if t.tokens_per_second else ''} |"
         for t in report.timings
     ]
-    out += ["", "## Again", "", "```", *report.commands, "```", "", "## Next", "", "```", *report.next, "```", ""]
-    out += ["## Where it comes from", "", *(f"- {k}: {v}" for k, v in facts(report)), ""]
+    out += ["", "## Reproduce", "", "```", *report.commands, "```", "", "## Next", "", "```", *report.next, "```", ""]
+    out += ["## Provenance", "", *(f"- {k}: {v}" for k, v in facts(report)), ""]
     return "\n".join(out)
 
 
@@ -220,7 +220,7 @@ def _side_by_side(s: Sample) -> list[str]:
 
 
 def overlap_lines(report: Report) -> list[tuple[str, str]]:
-    """("demo, sft", "0 of 200 examples")"""
+    """Returns pairs such as ("demo, sft", "0 of 200 examples")."""
 
     def found(o: Overlap) -> str:
         if o.found is None:
@@ -231,7 +231,8 @@ def overlap_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def comparison_lines(compared: list[Comparison]) -> list[tuple[str, str]]:
-    """(label, "+6 [+1 to +11] points, p = 0.02 (Holm), n=200") of each; what is not told apart says what would be."""
+    """Returns (label, "+6 [+1 to +11] points, p = 0.02 (Holm), n=200") of each comparison. One that isn't significant also
+    gives the smallest difference that its examples could have shown."""
     out = []
     for c in compared:
         p = "p < 0.001" if c.p_holm < 0.001 else f"p = {c.p_holm:.3f}"

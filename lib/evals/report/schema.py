@@ -1,4 +1,4 @@
-"""A report: what was measured, how sure it is, where it came from. JSON first; lib/evals/report/render.py reads only this."""
+"""The schema of report.json: measurements, their uncertainty and their provenance. lib/evals/report/render.py reads nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
-"""Raised when a field changes its meaning; read() refuses another."""
+"""Increased when the meaning of a field changes; Report.from_json() rejects other versions."""
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Metric:
     run: str
     value: float
     low: float | None
-    """95% interval; None where the examples can't give one."""
+    """Ends of the 95% interval; None if the examples can't give one."""
     high: float | None
     n: int
     method: str
@@ -32,7 +32,7 @@ class Metric:
     version: str = ""
     decoding: str = ""
     chance: float | None = None
-    """What guessing would get, where that is known: 1 in so many choices, or 1/2 of two answers."""
+    """Expected score of random guessing, if known: 1 / number of choices, or 1/2 for two answers."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Comparison:
     n: int
     method: str
     p: float | None = None
-    """That they are alike: McNemar's mid-p for right-or-wrong scores, else sign flips."""
+    """p-value of the hypothesis that the runs are equal: McNemar's mid-p for right-or-wrong scores, else sign flips."""
     better: str = "higher"
     kind: str = "mean"
     unit: str = ""
@@ -57,24 +57,24 @@ class Comparison:
     p_holm: float | None = None
     """p, corrected for all rows of the table (Holm)."""
     detectable: float | None = None
-    """The smallest difference that these examples would show 4 times in 5."""
+    """The smallest difference that these examples would detect with a power of 80%."""
     judge: str | None = None
 
 
 @dataclass
 class Verdict:
     claim: str
-    """"sft is above base on demo, exact": what was found, or a bar that was set."""
+    """The result, "sft is above base on demo, exact", or a threshold to be met, "dpo stays within 10 nats of sft"."""
     holds: bool | None
-    """True: better, or within the bar; False: worse, or beyond it; None: the examples can't tell."""
+    """True: better, or the threshold is met; False: worse, or it is missed; None: the examples can't tell."""
     figure: str
     """The number to read first: "3% → 71%"."""
     evidence: str
     n: int
     compares: bool = False
-    """Whether it says which of two runs is better; else whether a bar is reached."""
+    """True if it compares two runs; False if it checks a threshold."""
     cautions: list[str] = field(default_factory=list)
-    """Why not to rely on it, whatever its interval: what its judge showed of itself (lib/evals/report/cautions.py)."""
+    """Reasons not to rely on it, whatever its interval: biases that its judge showed (lib/evals/report/cautions.py)."""
 
 
 @dataclass
@@ -100,26 +100,26 @@ class RunInfo:
     name: str
     path: str
     stage: str
-    """The jobs/ file that made it; "base" for a model that is no run of ours."""
+    """The jobs/ file that made it, or "base" for a model that isn't a run."""
     parent: str | None = None
     curves: list[Curve] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    """Every key of the resolved job.yaml, dotted."""
+    """{dotted key: value} of the resolved job.yaml."""
     command: str | None = None
     template_sha256: str | None = None
     makes: str = "causal_lm"
-    """What its model/ is (lib/stage/stage.py, Makes)."""
+    """The kind of its model/ (lib/stage/stage.py, Makes)."""
 
 
 @dataclass
 class Overlap:
-    """How many of a task's examples stand in a run's training data (lib/evals/measures/contamination.py)."""
+    """How many of a task's examples occur in a run's training data (lib/evals/measures/contamination.py)."""
 
     task: str
     run: str
     found: int | None
-    """None where the training data can't be read any more."""
+    """None if the training data can no longer be read."""
     n: int
     first: list[str] = field(default_factory=list)
     """Ids of the first ten."""
@@ -128,27 +128,27 @@ class Overlap:
 
 @dataclass
 class Failures:
-    """The answers of a task that went most wrong."""
+    """The worst-scored answers of a task."""
 
     task: str
     decoding: str
     run: str
-    """Whose failures they are: the last of the runs."""
+    """The run that gave these answers: the last of the runs."""
     metric: str
     total: int
-    """How many answers got the worst score there can be for the worst of these."""
+    """Number of answers that got the same score as the worst of these."""
     samples: list[Sample] = field(default_factory=list)
 
 
 @dataclass
 class Calibration:
-    """A reward model's margins against how often they are right: P(chosen ≻ rejected) = σ(margin) if it is calibrated."""
+    """Calibration of a reward model: it is calibrated if P(chosen ≻ rejected) = σ(margin)."""
 
     run: str
     predicted: list[float]
-    """Mean σ(|margin|) of groups of as many pairs each, from unsure to sure."""
+    """Mean σ(|margin|) of groups with equal numbers of pairs, ascending."""
     right: list[float]
-    """Share of the pairs of each group which it orders rightly."""
+    """Share of each group's pairs that it orders correctly."""
     error: float
     """Expected calibration error: mean of |predicted − right|."""
     n: int
@@ -178,11 +178,11 @@ class Report:
     samples_note: str
     timings: list[Timing]
     commands: list[str]
-    """What makes this report again, in order."""
+    """The commands that reproduce this report, in order."""
     next: list[str]
-    """Three commands to try now."""
+    """Three commands to try next."""
     settings: dict[str, Any]
-    """The evaluation's own, dotted."""
+    """{dotted key: value} of the evaluation."""
     environment: dict[str, Any]
     """git, packages, hardware, data."""
     warnings: list[str] = field(default_factory=list)
@@ -196,17 +196,17 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Raises ValueError for a report of another schema."""
+        """Parses a report. Raises ValueError if it has another schema version."""
         raw = json.loads(text)
         if raw.get("schema") != SCHEMA:
             raise ValueError(
-                f"this report has schema {raw.get('schema')}; this version reads {SCHEMA}: run jobs/eval.py again."
+                f"this report has schema {raw.get('schema')}; this version reads {SCHEMA}: rerun jobs/eval.py."
             )
         return _build(cls, raw)
 
 
 def _build(kind, raw):
-    """Dataclasses from plain JSON, by the annotations."""
+    """Builds dataclasses from parsed JSON, following their annotations."""
     if dataclasses.is_dataclass(kind):
         types = typing.get_type_hints(kind)
         return kind(**{k: _build(types[k], v) for k, v in raw.items()})
@@ -216,14 +216,14 @@ def _build(kind, raw):
 
 
 def schema() -> dict:
-    """JSON schema of report.json."""
+    """Returns the JSON schema of report.json."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Report).json_schema()
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"data": {"source": "demo"}} → {"data.source": "demo"}; empty sections stay, so that nothing is hidden."""
+    """{"data": {"source": "demo"}} → {"data.source": "demo"}; empty sections are kept."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""From numbers per example to values with intervals, paired comparisons of runs, and verdicts in words."""
+"""Turns scores per example into values with intervals, paired comparisons of runs, and verdicts in words."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ LABELS = {
 }
 
 CLOCK = ("seconds_per_answer", "tokens_per_second", "usd_per_1000")
-"""Metrics of the machine, not of the model: they differ from one time to the next."""
+"""Metrics that depend on the machine and so vary between evaluations."""
 
 
 def metric(scores: Scores, seed: int) -> Metric:
-    """The value of `scores` with its 95% interval. Raises ValueError where a score is no finite number."""
+    """Returns the value of `scores` with its 95% interval. Raises ValueError if a score isn't a finite number."""
     try:
         e = scores.estimate or _estimate(scores, seed)
     except ValueError as why:
@@ -75,14 +75,14 @@ def _estimate(scores: Scores, seed: int) -> Estimate:
     e = intervals.bootstrap_ratio(*_together(scores), seed)
     if scores.groups:
         e = replace(e, n=len(scores.tops), method=e.method if e.low is None else f"{e.method} over {e.n} groups")
-    if scores.kind == "perplexity":  # exp is monotone, so it maps the interval of nats per token too
+    if scores.kind == "perplexity":  # exp is monotone, so it also maps the interval of nats per token
         ends = (None if x is None else math.exp(min(x, 700)) for x in (e.value, e.low, e.high))
         return Estimate(*ends, e.n, e.method)
     return e
 
 
 def _together(scores: Scores) -> tuple[list[float], list[float]]:
-    """Sums of tops and bottoms; of the examples of a group, where there are groups."""
+    """Returns (tops, bottoms), summed over each group if the scores have groups."""
     tops, bottoms = scores.tops, scores.bottoms or [1.0] * len(scores.tops)
     if not scores.groups:
         return tops, bottoms
@@ -94,7 +94,7 @@ def _together(scores: Scores) -> tuple[list[float], list[float]]:
 
 
 def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
-    """Every two runs that were scored alike on the same examples, metric by metric, in the order of the runs."""
+    """Compares every two runs that have the same metric on the same examples; ordered by metric, then by run."""
     found = []
     places = {key: i for i, key in enumerate(dict.fromkeys((s.task, s.metric) for s in all_scores))}
     ordered = sorted(all_scores, key=lambda s: places[s.task, s.metric])
@@ -137,9 +137,9 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
 def verdicts(
     runs: list[str], metrics: list[Metric], compared: list[Comparison], floor: float, ceiling: float
 ) -> list[Verdict]:
-    """What the numbers say where an improvement was hoped for: every run against the one before it, then the rest.
+    """Returns the verdicts: every run against the one before it on the headline metrics, then the thresholds.
 
-    floor: share of pairs a reward run should get right; ceiling: nats of KL per answer.
+    floor: share of pairs that a reward run should order correctly; ceiling: limit on the KL divergence, in nats per answer.
     """
     found = []
     for a, b in pairwise(runs):
@@ -176,11 +176,11 @@ def verdicts(
 
 
 def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
-    """Whether run b is better than run a on their headline metric, by the paired difference."""
+    """Returns whether run b is better than run a on their headline metric, judged by the paired difference."""
     estimates = [Estimate(m.value, m.low, m.high, m.n, m.method) for m in (a, b)]
     sign = 1 if a.better == "higher" else -1
     holds = None
-    excludes = c.low is None or c.high is None or not c.low <= 0 <= c.high  # where there is none, p alone decides
+    excludes = c.low is None or c.high is None or not c.low <= 0 <= c.high  # without an interval, p alone decides
     if excludes and c.p_holm < 0.05:
         holds = c.difference * sign > 0
     if holds is not None and intervals.apart(*estimates):
@@ -203,14 +203,14 @@ def _above(a: Metric, b: Metric, c: Comparison) -> Verdict:
 
 
 def _beyond(m: Metric, bar: float) -> bool | None:
-    """True: the whole interval is above the bar; False: all of it is below; None: it includes the bar."""
+    """Returns True if the whole interval is above the bar, False if all of it is below, None if it includes the bar."""
     if m.low is None or m.high is None or m.low <= bar <= m.high:
         return None
     return m.low > bar
 
 
 def label(m: Metric | Comparison) -> str:
-    """What a metric is called in a table: "demo: exact", "win rate over sft, by rule"."""
+    """Returns the name of a metric in tables: "demo: exact", "win rate over sft, judge: rule"."""
     name = LABELS.get(m.metric, m.metric)
     if m.metric in ("win_rate", "win_rate_lc"):
         return f"{'' if m.task == 'win_rate' else m.task + ': '}{name} over {m.versus}, judge: {m.judge}"

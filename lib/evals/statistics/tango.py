@@ -2,10 +2,10 @@
 
 Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
 Statistics in Medicine 17:891; recommended by Fagerland, Lydersen and Laake 2014, Statistics in Medicine 33:2850. It inverts
-the score test, so the variance is the one under the difference that is tested, never that of the sample: it stays valid
-where no example, or hardly any, differs, and inside [-1, 1]. Without ties it is Wilson's interval of a single proportion.
+the score test, so it uses the variance under the tested difference, not the sample's: it stays valid if few or no examples
+differ, and stays inside [-1, 1]. Without ties it equals Wilson's interval of a single proportion.
 
-    python -m tests.evals.coverage     prints how often the intervals hold the truth; the table is in docs/intervals.md
+    python -m tests.evals.coverage     prints how often the intervals cover the true value; the table is in docs/intervals.md
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Hashable, Sequence
 
 
 def tango(up, down, n, z: float):
-    """(low, high) of (up − down) / n: of n examples `up` count +1, `down` −1, the others 0. Arrays of one shape, or numbers,
-    not necessarily whole (see `interval`); z: normal quantile, 1.96 for 95%."""
+    """Returns (low, high) of (up − down) / n: of n examples, `up` have the value +1, `down` −1 and the others 0. Takes numbers
+    or arrays of one shape, not necessarily whole (see `interval`); z: normal quantile, 1.96 for 95%."""
     import numpy as np
 
     up, down, n = np.broadcast_arrays(*(np.asarray(x, float) for x in (up, down, n)))
@@ -23,13 +23,13 @@ def tango(up, down, n, z: float):
 
 
 def _low(up, down, n, z):
-    """The difference D where the score test's statistic is z, by bisection: it falls as D rises."""
+    """Finds the difference D at which the score test's statistic equals z, by bisection: the statistic falls as D rises."""
     import numpy as np
 
     low, high = -np.ones(up.shape), (up - down) / n
     for _ in range(50):  # halves 2 to below 1e-14
         middle = (low + high) / 2
-        # The likeliest share of −1s if the difference is `middle`: the larger root of 2n q² + b q + c (Tango 1998, eq. 8).
+        # Maximum-likelihood share of −1s if the difference is `middle`: the larger root of 2n q² + b q + c (Tango 1998, eq. 8).
         b = (2 * n - up + down) * middle - up - down
         c = -down * middle * (1 - middle)
         q = np.maximum(np.sqrt(np.maximum(b**2 - 8 * n * c, 0)) - b, 0) / (4 * n)
@@ -40,13 +40,13 @@ def _low(up, down, n, z):
 
 
 def interval(values: Sequence[float], groups: Sequence[Hashable] | None, confidence: float) -> tuple[float, float, str]:
-    """(low, high, "" or " over 20 groups") of the mean of values in [-1, 1].
+    """Returns (low, high, "" or " over 20 groups") of the mean of values in [-1, 1].
 
-    Exact in their variance for −1, 0 and 1; numbers between them vary less than is assumed, so their interval is too wide.
-    groups: the group of each value, where examples of a group are alike. The counts are then divided by the design effect
-    (Kish 1965), the ratio of the variance between groups to that of single examples, at least 1, and the quantile is
-    Student's with one degree of freedom less than groups (Korn and Graubard 1998). Where all are equal nothing shows how
-    alike a group is: then a group counts as one example.
+    The variance is exact for values −1, 0 and 1; values in between vary less than is assumed, so their interval is too wide.
+    groups: the group of each value, if examples within a group are correlated. The counts are then divided by the design
+    effect (Kish 1965): the ratio of the variance between groups to that of single examples, at least 1. The quantile is
+    Student's with one degree of freedom less than there are groups (Korn and Graubard 1998). If all values are equal, the
+    correlation can't be estimated, and each group counts as one example.
     """
     import numpy as np
     from scipy.stats import norm, t

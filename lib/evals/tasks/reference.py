@@ -1,7 +1,7 @@
 """Reference metrics: similarity of an answer to a human-written one, on the user's own conversations.
 
-A row is any chat that lib/data reads; its last assistant turn that is marked as learnt is the reference, and everything before
-it the prompt:
+A row is any chat that lib/data reads; its last assistant turn that isn't excluded from training is the reference, and
+everything before it the prompt:
 
     {"messages": [{"role": "user", "content": "Say it shorter: …"}, {"role": "assistant", "content": "…"}]}
 

@@ -1,8 +1,9 @@
-"""Runs Python that a model wrote where it can do no harm: bubblewrap's namespaces, and limits set before it starts.
+"""Runs Python code written by a model in a sandbox: bubblewrap's namespaces, and resource limits set before the code starts.
 
-It sees the interpreter and its standard library, read-only, and an empty /tmp of 16 MB; no network, no process besides, no
-environment, none of the user's files. There is no way to run it without: where bubblewrap can't work (Linux with user
-namespaces is needed, which some containers forbid), the task is refused.
+The code can access the interpreter and its standard library (read-only) and an empty /tmp of 16 MB. It has no network, no
+environment variables, no access to the user's files or other processes, and can't start processes. There is no way to run it
+without the sandbox: the task is rejected where bubblewrap doesn't work. It needs Linux with user namespaces, which some
+containers forbid.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ sys.argv = ["program"]
 exec(compile(said["source"], "program", "exec"), {"__name__": "__main__"})
 os.write(out, said["end"].encode())
 """
-"""`end` is written when the program came to its end, so that an exit(0) before the tests is no success. A program that
-looks for `end` in this process can find it: this is for models that write code, not for people who attack a score."""
+"""Writes `end` once the program has run to its end, so that an exit(0) before the tests doesn't count as success. A program
+that searches this process for `end` can find it: the check is made for models that write code, not against deliberate cheating."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     passed: bool
     why: str
-    """The last line of the error, or which limit was met; "" when it passed."""
+    """The last line of the error, or the limit that was exceeded; "" if it passed."""
 
 
 def run(source: str) -> Outcome:
-    """Runs a whole program; passed: it came to its end within the limits without an exception."""
+    """Runs a complete program. It passes if it runs to its end within the limits, without an exception."""
     limits = {"RLIMIT_AS": MEMORY, "RLIMIT_CPU": CPU_SECONDS, "RLIMIT_FSIZE": FILE, "RLIMIT_CORE": 0}
     end = secrets.token_hex(8)
     filters = _no_processes()
     try:
-        # Into files, so that their limit holds for what it prints too.
+        # Output goes to files, so that RLIMIT_FSIZE also limits what the program prints.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             done = subprocess.run(
                 [*_command(), "--seccomp", str(filters), *_python(), "-c", BOOT],
@@ -63,12 +64,12 @@ def run(source: str) -> Outcome:
                 stderr=err,
                 timeout=WALL_SECONDS,
             )
-            said, error = _tail(out), _tail(err)
+            output, error = _tail(out), _tail(err)
     except subprocess.TimeoutExpired:
         return Outcome(False, f"took more than {WALL_SECONDS} s")
     finally:
         os.close(filters)
-    if said == end:
+    if output == end:
         return Outcome(True, "")
     last = [line.strip() for line in error.splitlines() if line.strip()][-1:]
     killed = done.returncode in (-9, 137, -24, 152)
@@ -76,19 +77,19 @@ def run(source: str) -> Outcome:
 
 
 def _tail(file) -> str:
-    """The last 4 kB of a file."""
+    """Returns the last 4 kB of a file."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
     return file.read().decode(errors="replace")
 
 
 @functools.cache
 def problem() -> str | None:
-    """Why programs can't be run here, and what to do; None where they can."""
+    """Returns why programs can't be run here, with a remedy; None if they can."""
     if not sys.platform.startswith("linux") or platform.machine() not in CALLS or not shutil.which("bwrap"):
-        return "runs code that a model wrote, in bubblewrap, which isn't here: apt-get install bubblewrap (Linux)."
+        return "runs code that a model wrote, in bubblewrap, which isn't installed: apt-get install bubblewrap (Linux)."
     found = run("")
     return None if found.passed else (
-        f"runs code that a model wrote, and bubblewrap can't shut it in here: {found.why} In a container, allow user "
+        f"runs code that a model wrote, and bubblewrap can't isolate it here: {found.why} In a container, allow user "
         "namespaces (docker run --security-opt seccomp=unconfined)."
     )  # fmt: skip
 
@@ -104,7 +105,7 @@ def _command() -> tuple[str, ...]:
 
 
 def _python() -> tuple[str, ...]:
-    """The interpreter without the packages of its environment."""
+    """Returns the command of the interpreter, without the packages of its environment."""
     return os.path.realpath(sys.executable), "-I", "-S"
 
 
@@ -113,8 +114,8 @@ CALLS = {"x86_64": (0xC000003E, (56, 57, 58, 435)), "aarch64": (0xC00000B7, (220
 
 
 def _no_processes() -> int:
-    """A pipe to read a seccomp filter from that fails whatever starts a process or a thread: root has no limit on their
-    number (RLIMIT_NPROC), so a program that forks without end would take the machine with it."""
+    """Returns a pipe that holds a seccomp filter under which starting a process or thread fails. RLIMIT_NPROC doesn't limit
+    root, so without the filter a fork bomb would take down the machine."""
     arch, calls = CALLS[platform.machine()]
     load, equal, above, give = 0x20, 0x15, 0x35, 0x06
     allow, again, kill = 0x7FFF0000, 0x00050000 | errno.EAGAIN, 0x80000000

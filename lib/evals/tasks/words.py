@@ -1,4 +1,4 @@
-"""Words of texts in any script, for measures that count words: ROUGE, BLEU, distinct-n."""
+"""Splits texts in any script into words, for metrics that count words: ROUGE, BLEU, distinct-n."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 
 
 def spaced(text: str) -> str:
-    """The text with spaces around every character of a script that has no spaces; any other text as it is."""
+    """Returns the text with spaces around every character of a script that has no spaces between words."""
     return _ALONE.sub(r" \g<0> ", text)
 
 
 class RougeTokenizer:
-    """rouge-score's own tokens for ASCII texts (lower case, letters and digits, Porter stems), and words of all other scripts,
-    of which rouge-score keeps nothing."""
+    """Gives the same tokens as rouge-score for ASCII texts (lower case, letters and digits, Porter stems), and also words of all
+    other scripts, which rouge-score discards."""
 
     def __init__(self):
         self.stemmer = PorterStemmer()

@@ -1,7 +1,7 @@
-"""What the parts of a model contribute, seen on rows that it reads.
+"""Measures how much the parts of a model contribute, on calibration rows.
 
     norms       ‖X_j‖ = sqrt(mean over tokens of x_j²) of every input j of every linear layer
-    influence   1 − mean over tokens of cos(a layer's input, its output): a layer of 0 changes nothing but lengths
+    influence   1 − mean over tokens of cos(a layer's input, its output): a layer of influence 0 changes only lengths
                 (Men et al. 2024, https://arxiv.org/abs/2403.03853, eq. 1)
 
 Shapes: T tokens, H hidden, O outputs and I inputs of a linear layer.
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 @dataclass
 class Seen:
     norms: dict[str, object]
-    """Name of a linear layer → (I,) float32."""
+    """{name of a linear layer: (I,) float32}"""
     influence: list[float]
-    """Of each decoder layer."""
+    """One number per decoder layer."""
 
 
 def seen(model, rows: list[list[int]]) -> Seen:
-    """Reads `rows` (token ids), one at a time: no padding to leave out."""
+    """Runs the model on `rows` (token ids) and returns the measurements. One row at a time, so that there is no padding to exclude."""
     import torch
 
     linear = linears(model)
@@ -54,7 +54,7 @@ def seen(model, rows: list[list[int]]) -> Seen:
 
 
 def linears(model) -> dict:
-    """{name: module} of the linear layers but the output layer, which is the embedding in many models."""
+    """Returns {name: module} of the linear layers, except the output layer, whose weights many models share with the embedding."""
     import torch
 
     output = model.get_output_embeddings()
@@ -62,6 +62,6 @@ def linears(model) -> dict:
 
 
 def columns(weight_OI, norm_I):
-    """(I,): ‖X_j‖ · ‖W_:,j‖, how much each input adds to the outputs; of an MLP's down projection, its channels' importance
+    """Returns (I,): ‖X_j‖ · ‖W_:,j‖, how much each input adds to the outputs. For an MLP's down projection it is the channels' importance
     (activation times weight, as in Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679, section 2.2)."""
     return norm_I * weight_OI.float().norm(dim=0)

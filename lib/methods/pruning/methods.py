@@ -1,13 +1,17 @@
-"""The ways to prune a model: one function each, which changes the model in place.
+"""The pruning methods: one function each, which changes the model in place.
 
-    magnitude   weights near 0 become 0, a share of every matrix           Han et al. 2015, https://arxiv.org/abs/1506.02626
-    wanda       those of the least |W_ij| · ‖X_j‖, a share of every row    Sun et al. 2023, https://arxiv.org/abs/2306.11695
-    width       MLP channels and key-value heads (with their query heads) of the least ‖X_j‖ · ‖W_:,j‖ are taken out, as many of
-                every layer                                                Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679
-    depth       the layers of the least influence are taken out            Men et al. 2024, https://arxiv.org/abs/2403.03853
+    magnitude   the smallest weights |W_ij| become 0, a share of every matrix
+                Han et al. 2015, https://arxiv.org/abs/1506.02626
+    wanda       the weights of the least |W_ij| · ‖X_j‖ become 0, a share of every row
+                Sun et al. 2023, https://arxiv.org/abs/2306.11695
+    width       the MLP channels and key-value heads (with their query heads) of the least ‖X_j‖ · ‖W_:,j‖ are removed, equally
+                many from every layer
+                Muralidharan et al. 2024, https://arxiv.org/abs/2407.14679
+    depth       the layers of the least influence are removed
+                Men et al. 2024, https://arxiv.org/abs/2403.03853
 
-magnitude and wanda leave the shapes: what they save needs kernels or files for sparse matrices, such as 2:4 on NVIDIA GPUs from
-Ampere on (Mishra et al. 2021, https://arxiv.org/abs/2104.08378). width and depth give a smaller model of the same kind.
+magnitude and wanda keep the shapes: they save nothing without kernels or files for sparse matrices, such as 2:4 on NVIDIA GPUs
+since Ampere (Mishra et al. 2021, https://arxiv.org/abs/2104.08378). width and depth give a smaller model of the same kind.
 
 Shapes: O outputs and I inputs of a linear layer.
 """
@@ -26,17 +30,17 @@ from lib.models import surgery
 class Method:
     about: str
     run: Callable[[object, Seen | None, object], None]
-    """(model, what was seen or None, args with the fields of PruneConfig) → None; the model is changed."""
+    """(model, measured importance or None, args with the fields of PruneConfig) → None; changes the model in place."""
     takes: tuple[str, ...]
-    """The fields that say how much; one of them is needed."""
+    """The fields of PruneConfig that set how much is pruned; one of them is required."""
     reads: bool = True
-    """Whether it looks at rows."""
+    """Whether it needs calibration rows."""
     sparse: bool = False
-    """Whether it leaves zeros, which healing must not fill."""
+    """Whether it leaves zeros, which must stay zeros during healing."""
 
 
 def smallest(score_OI, sparsity: float, per_row: bool):
-    """(O, I) bool: the share `sparsity` of the least scores, of the matrix or of each row. Of equal ones, the first."""
+    """Returns (O, I) bool: True at the share `sparsity` of the smallest scores, of the matrix or of each row; the first of equal ones."""
     import torch
 
     flat = score_OI if per_row else score_OI.reshape(1, -1)
@@ -45,12 +49,13 @@ def smallest(score_OI, sparsity: float, per_row: bool):
 
 
 def outside(score_OI, pattern: str):
-    """(O, I) bool: of each M consecutive inputs all but the N of the greatest scores. pattern: "N:M". Raises ValueError."""
+    """Returns (O, I) bool: True for all but the N greatest scores of each M consecutive inputs. pattern: "N:M". Raises ValueError
+    if M doesn't divide I."""
     import torch
 
     n, m = map(int, pattern.split(":"))
     if score_OI.shape[1] % m:
-        raise ValueError(f"train.pattern: a layer has {score_OI.shape[1]} inputs, which can't be taken {m} at a time.")
+        raise ValueError(f"train.pattern: a layer has {score_OI.shape[1]} inputs, which {m} doesn't divide.")
     grouped = score_OI.reshape(score_OI.shape[0], -1, m)
     least = grouped.argsort(dim=2, stable=True)[..., : m - n]
     return torch.zeros_like(grouped, dtype=torch.bool).scatter_(2, least, True).reshape(score_OI.shape)
@@ -78,7 +83,9 @@ KNOWN = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("ga
 def _width(model, seen, args) -> None:
     config, count, there = model.config, len(model.model.layers), linears(model)
     if missing := [name for name in KNOWN if f"model.layers.0.{name}" not in there]:
-        raise ValueError(f"train.method: a {type(model).__name__} has no {missing[0]}, which width cuts. Choose depth.")
+        raise ValueError(
+            f"train.method: a {type(model).__name__} has no {missing[0]}, which width needs. Choose depth."
+        )
     if args.keep_kv_heads:
         if not 1 <= args.keep_kv_heads <= config.num_key_value_heads:
             raise ValueError(f"train.keep_kv_heads: must be from 1 to {config.num_key_value_heads}, the base's.")
@@ -106,28 +113,28 @@ def _depth(model, seen, args) -> None:
 
 
 def greatest(score, count: int) -> list[int]:
-    """Places of the `count` greatest, in order. Of equal ones, the first."""
+    """Returns the places of the `count` greatest scores, ascending; the first of equal ones."""
     return sorted(score.argsort(descending=True, stable=True)[:count].tolist())
 
 
 METHODS = {
     "magnitude": Method("the smallest weights become 0", _magnitude, ("sparsity", "pattern"), reads=False, sparse=True),
-    "wanda": Method("the weights that add least become 0", _wanda, ("sparsity", "pattern"), sparse=True),
+    "wanda": Method("the weights that contribute least become 0", _wanda, ("sparsity", "pattern"), sparse=True),
     "width": Method(
-        "MLP channels and key-value heads that add least are taken out", _width, ("keep_channels", "keep_kv_heads")
+        "MLP channels and key-value heads that contribute least are removed", _width, ("keep_channels", "keep_kv_heads")
     ),
-    "depth": Method("layers that change least are taken out", _depth, ("keep_layers",)),
+    "depth": Method("the layers that change their input least are removed", _depth, ("keep_layers",)),
 }
 
 
 def check(job, args) -> None:
-    """Raises ValueError that names the key of `train`. args: has the fields of PruneConfig."""
+    """Checks a job. Raises ValueError that names the key at fault. args: an object with the fields of PruneConfig."""
     method = METHODS[args.method]
     if job.model.adapter != "none":
-        raise ValueError("model.adapter: an adapter can't heal what is taken away. Set model.adapter: none.")
+        raise ValueError("model.adapter: an adapter can't heal a pruned model. Set model.adapter: none.")
     if method.sparse and job.scale.strategy != "ddp":
         raise ValueError(
-            f"scale.strategy: zeros are held in whole weights, which {job.scale.strategy} cuts. Use ddp, or train.method: width."
+            f"scale.strategy: zeros can only be kept in unsharded weights, and {job.scale.strategy} shards them. Use ddp, or train.method: width."
         )
     for key in sorted({key for m in METHODS.values() for key in m.takes} - set(method.takes)):
         if getattr(args, key) is not None:
@@ -136,9 +143,11 @@ def check(job, args) -> None:
                 f"train.{key}: {args.method} doesn't take it. Set train.method: {takers}, or leave it out."
             )
     if all(getattr(args, key) is None for key in method.takes):
-        raise ValueError(f"train.{method.takes[0]}: say how much {args.method} takes away or leaves.")
+        raise ValueError(f"train.{method.takes[0]}: set how much {args.method} removes or keeps.")
     if args.sparsity is not None and args.pattern:
-        raise ValueError("train.pattern: says how many weights stay, and so does train.sparsity. Set one of them.")
+        raise ValueError(
+            "train.pattern: conflicts with train.sparsity, since both set how many weights stay. Set one of them."
+        )
     if args.sparsity is not None and not 0 < args.sparsity < 1:
         raise ValueError(f"train.sparsity: must be above 0 and below 1, is {args.sparsity}.")
     if args.pattern:

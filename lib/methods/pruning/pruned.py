@@ -1,4 +1,4 @@
-"""The pruned model that healing starts from, and zeros that stay zeros while it heals."""
+"""Makes the pruned model that healing starts from, and keeps pruned weights at zero during healing."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from lib.runtime.logs import say
 
 
 def pruned(job: Job, args) -> str:
-    """Folder of the base, pruned: the run's pruned/, made once by the first worker, so that a resumed job heals the same
-    model. pruned.json, written last, says what was done. Raises ValueError where the model can't be pruned so."""
+    """Returns the folder of the pruned base: the run's pruned/ (a local copy if the run is remote), made once by the first worker,
+    so that a resumed job heals the same model. pruned.json, written last, records the result. Raises ValueError if the model
+    can't be pruned by the method."""
     from lib.distributed.collectives import barrier, share
 
     run = Run(job.run)
     if share()[0] == 0:
         there = run.fs.exists(run.at("pruned.json"))
         if there and (why := manifest.damage(run, "pruned")):
-            say(f"pruned/ is made again: {why}")
+            say(f"making pruned/ again: {why}")
         if not there or why:
             _make(job, args, run)
     barrier()
@@ -51,7 +52,7 @@ def _make(job: Job, args, run: Run) -> None:
         locate.path(job.model.base), dtype="auto", revision=job.model.revision, attn_implementation="eager"
     )
     if not hasattr(model, "model") or not hasattr(model.model, "layers"):
-        raise ValueError(f"model.base: a {type(model).__name__} has no model.layers, which pruning knows. Use a decoder like Llama's.")  # fmt: skip
+        raise ValueError(f"model.base: a {type(model).__name__} has no model.layers, which pruning needs. Use a decoder like Llama's.")  # fmt: skip
     load.tokenizer(job.model).save_pretrained(folder)
     before, looked = sum(p.numel() for p in model.parameters()), None
     if method.reads:
@@ -62,7 +63,7 @@ def _make(job: Job, args, run: Run) -> None:
     method.run(model, looked, args)
     model.save_pretrained(folder)
     weights = [m.weight.data for m in linears(model).values()]
-    said = {
+    result = {
         "method": args.method,
         "parameters": {"before": before, "after": sum(p.numel() for p in model.parameters())},
         "zeros": sum((w == 0).sum().item() for w in weights) / sum(w.numel() for w in weights),
@@ -71,10 +72,10 @@ def _make(job: Job, args, run: Run) -> None:
     }
     manifest.seal(folder)
     run.put(folder, "pruned")
-    run.write_json("pruned.json", said)
+    run.write_json("pruned.json", result)
     shutil.rmtree(folder)
-    size = said["parameters"]
-    say(f"{args.method}: {size['before']:,} → {size['after']:,} weights, {said['zeros']:.1%} of the linear layers' are 0")  # fmt: skip
+    size = result["parameters"]
+    say(f"{args.method}: {size['before']:,} → {size['after']:,} weights, {result['zeros']:.1%} of those in linear layers are 0")  # fmt: skip
 
 
 def _ids(encoder, row: dict) -> list[int]:
@@ -82,8 +83,8 @@ def _ids(encoder, row: dict) -> list[int]:
 
 
 def hold(model) -> None:
-    """Keeps the zeros of the linear layers: no gradient reaches them, so that with Adam nothing else does either (its moments
-    stay 0, and weight decay takes a share of 0)."""
+    """Keeps the zeros of the linear layers at 0 by masking their gradients. Adam then doesn't change them either: its moments stay
+    0, and weight decay multiplies 0."""
     for module in linears(model).values():
         kept_OI = module.weight.data != 0
         module.weight.register_hook(lambda gradient, kept=kept_OI: gradient * kept)

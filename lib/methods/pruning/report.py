@@ -1,4 +1,4 @@
-"""What pruning saved and cost: the run beside its base, in reports/prune.md and .json."""
+"""Reports what pruning saved and cost: compares the run with its base, in reports/prune.md and prune.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lib.run import Run
 
 
 def compare(run: Run, job: Job) -> bool:
-    """Measures the base and the run, once, and prints the table. Returns True: any result is one."""
+    """Measures the base and the run, unless that was done before, and prints the table. Returns True: no result counts as a failure."""
     from lib import data
     from lib.generation import vllm_generator
     from lib.methods.compression import measure, report
@@ -21,7 +21,7 @@ def compare(run: Run, job: Job) -> bool:
     if run.fs.exists(run.at("reports/prune.json")):
         print(run.read_text("reports/prune.md"), flush=True)
         return True
-    print("Memory and speed of the base and of the pruned model …", flush=True)
+    print("Measuring memory and speed of the base and of the pruned model …", flush=True)
     vllm = vllm_generator.installed()
     prompts = data.prompts(data.load(job.data, ("chat", "text"), training=False).heldout, measure.TOGETHER)
     both = {"base": job.model.base, "prune": run.path}
@@ -30,7 +30,7 @@ def compare(run: Run, job: Job) -> bool:
             n: apart(run, measure.needs, b, vllm, "auto", prompts, job.eval.max_new_tokens or 64)
             for n, b in both.items()
         }
-    done = run.read_json("pruned.json", "Delete it and reports/, and --resume the run: it is worked out again.")
+    done = run.read_json("pruned.json", "Delete it and reports/, and --resume the run: it is computed again.")
     sizes = {n: measure.weights(locate.snapshot(b)) for n, b in both.items()}
     found = report.Compressed(
         run.path, "prune", job.model.base, ("base", "prune"), _how(run, done), "vllm" if vllm else "transformers",
@@ -42,7 +42,7 @@ def compare(run: Run, job: Job) -> bool:
 
 
 def _scores(run: Run, job: Job):
-    """Of eval.tasks, which are measured once the run is trained unless something ended it."""
+    """Returns the report on eval.tasks, None if there are none. It is made after training; if that was interrupted, it is made now."""
     from lib.evals.evaluate import evaluate
     from lib.evals.job import after
     from lib.evals.plan import plan
@@ -68,5 +68,5 @@ def _counts(done: dict) -> tuple[tuple[str, str, str, str], ...]:
     before, after = done["parameters"]["before"], done["parameters"]["after"]
     out = [("weights", f"{before / 1e6:.0f}M", f"{after / 1e6:.0f}M", f"{after / before:.2f}×")]
     if done["zeros"] > 0.01:
-        out.append(("of the linear layers' weights 0", "", f"{done['zeros']:.0%}", ""))
+        out.append(("zeros in the linear layers' weights", "", f"{done['zeros']:.0%}", ""))
     return tuple(out)

@@ -1,4 +1,4 @@
-"""What jobs/quantize.py is asked to do, and every check that needs no model in memory."""
+"""The configuration of jobs/quantize.py, and every check that needs no model in memory."""
 
 from __future__ import annotations
 
@@ -28,46 +28,47 @@ from lib.runtime import hardware, integrity, logs
 @dataclass
 class Source:
     base: str = "runs/quickstart/sft"
-    """What to quantise: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
+    """The model to quantise: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
 
 
 @dataclass
 class QuantizeJob:
-    """One quantisation: of which model, how, and what is measured before and after."""
+    """One quantisation: the model, the method, and the tasks measured before and after."""
 
     run: str = "runs/quantize"
     """The run directory to write: a local path or s3://bucket/path."""
     model: Source = field(default_factory=Source)
     method: Literal["int8", "int8_dynamic", "w8a8", "w4a16", "bnb_int8", "nf4", "gptq_w4a16"] = "w8a8"
     """int8, int8_dynamic: torchao; w8a8, w4a16: compressed-tensors, the fastest in vLLM; bnb_int8, nf4: bitsandbytes; gptq_w4a16:
-    llm-compressor, calibrated on training rows of `data`, in an environment that pip makes for it (lib/models/quantization/schemes.py)."""
+    llm-compressor, calibrated on training rows of `data`, in an environment that pip creates for it (lib/models/quantization/schemes.py)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of what stays unquantised: embeddings, norms, output layer. auto: as the base has it."""
+    """Data type of the unquantised parts: embeddings, norms and output layer. auto: the base's own."""
     data: Data = field(default_factory=Data)
-    """Held-out rows for perplexity, and what GPTQ calibrates on. Where nothing of it is set: the data of the run that is quantised."""
+    """Data for perplexity (held-out rows) and for GPTQ's calibration (training rows). If nothing here is set: the data of the run that
+    is quantised."""
     tasks: list[str] = field(default_factory=lambda: ["perplexity"])
-    """What to measure before and after, by the names in lib/evals/registry.py. Empty: only sizes, memory and speed."""
+    """Tasks to measure before and after, by their names in lib/evals/registry.py. Empty: only sizes, memory and speed."""
     task_data: dict[str, str] = field(default_factory=dict)
-    """Where a task's examples are, as in jobs/eval.py."""
+    """{task: address of its examples}, as in jobs/eval.py."""
     limit: int | None = 200
-    """At most this many held-out examples per task. None: all."""
+    """Maximum number of held-out examples per task. None: all."""
     max_new_tokens: int = 64
-    """Longest answer generated, in tokens."""
+    """Maximum length of a generated answer, in tokens."""
     seed: int = 0
-    """Of the bootstrap, and of the rows drawn when there are more than limit."""
+    """Seed of the bootstrap, and of the choice of rows if there are more than `limit`."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What answers, before and after. auto: vLLM where it is installed and loads the format, else transformers."""
+    """Engine that runs the models before and after. auto: vLLM if it is installed and loads the format, else transformers."""
     workers: int | None = None
-    """Models at work at the same time on the tasks. None: one per GPU, or one per CPU core where there is no GPU."""
+    """Number of processes that work on the tasks at the same time. None: one per GPU, or one per CPU core if there is no GPU."""
 
     def evaluation(self) -> EvalJob:
-        """The tasks on the model before and after. The report goes into the run."""
+        """Returns the evaluation of the tasks on the model before and after. Its report goes into the run."""
         same = ("run", "data", "tasks", "task_data", "limit", "max_new_tokens", "seed", "workers", "dtype")
         runs = {"before": self.model.base, self.method: self.run}
         return EvalJob(**{k: getattr(self, k) for k in same}, runs=runs, engine=self.chosen())
 
     def chosen(self) -> str:
-        """The engine, settled. Raises ValueError that names `engine`."""
+        """Returns the engine that `engine` resolves to. Raises ValueError, naming `engine`, if it can't be used."""
         loads = quantized_formats.FORMATS[METHODS[self.method].format].vllm
         if self.engine == "vllm" and not loads:
             raise ValueError(f"engine: vllm doesn't load {self.method}. Say engine: transformers, or method: w8a8.")
@@ -82,7 +83,7 @@ KEYS = Typed("quantize", QuantizeJob, USAGE, ("task_data", "data.columns"), ("ta
 
 
 def parse(argv: list[str] | None = None) -> Request:
-    """Raises UsageError for an unknown key, a wrong type or an unreadable file."""
+    """Parses `argv` (None: sys.argv). Raises UsageError for an unknown key, a wrong type or an unreadable file."""
     argv = sys.argv[1:] if argv is None else argv
     d, dry_run, resume = KEYS.read(argv)
     job = QuantizeJob(**d | ({"run": resume} if resume else {}))
@@ -101,13 +102,13 @@ def parse(argv: list[str] | None = None) -> Request:
 @dataclass
 class Plan:
     job: QuantizeJob
-    """With paths made absolute and the base settled."""
+    """With absolute paths and the base located."""
     spec: Spec
     """The model to quantise."""
     check: object | None
-    """lib.data Check of the rows, where a task reads them."""
+    """lib.data's Check of the rows."""
     done: bool
-    """The run's model is there already; only its report is missing."""
+    """Whether the run's model exists already, so that only its report may be missing."""
     notes: list[str]
 
     @property
@@ -116,7 +117,7 @@ class Plan:
         return self.done and run.fs.exists(run.at("reports/quantize.json"))
 
     def lines(self) -> list[tuple[str, str]]:
-        """(label, text) rows for a table."""
+        """Returns rows (label, text) for a table."""
         j, method = self.job, METHODS[self.job.method]
         kept = "as the base has it" if j.dtype == "auto" else j.dtype
         return [
@@ -158,7 +159,7 @@ def plan(request: Request) -> Plan:
     if checked:
         attempt(checked.need_heldout)  # memory and speed are measured on them
     problems += unfiled(job.task_data)
-    if spec and engine and job.tasks:  # the tasks, on the model that is there already
+    if spec and engine and job.tasks:  # checks the tasks on the base, since the quantised model may not exist yet
         from lib.evals import plan as evals
 
         before = replace(job.evaluation(), runs={"before": spec.base})
@@ -169,7 +170,7 @@ def plan(request: Request) -> Plan:
         notes.append(f"{why}; it is made again")
     if run.is_run() and not resume:
         state = "is finished" if done else f"stopped ({run.provenance().get('status', 'before it began')})"
-        there = f"{run.path} already holds a run, which {state}. Go on with --resume {shlex.quote(job.run)}, or name another --run."
+        there = f"{run.path} already holds a run, which {state}. Continue with --resume {shlex.quote(job.run)}, or name another --run."
         notes.append(there) if request.dry_run else problems.append(f"run: {there}")
     elif run.is_run() and (
         changed := [k for k, v in stored(job).items() if k not in ("run", "makes") and run.job().get(k) != v]
@@ -187,12 +188,12 @@ def plan(request: Request) -> Plan:
     if problems:
         raise UsageError("\n".join(dict.fromkeys("\n".join(problems).split("\n"))))
     if done and resume:
-        notes.append("the model is there already: only the report is missing")
+        notes.append("the model exists already: only the report is missing")
     return Plan(job, spec, checked, done, notes)
 
 
 def stored(job: QuantizeJob) -> dict:
-    """What job.yaml holds."""
+    """Returns the content of job.yaml."""
     return {**asdict(job), "stage": "quantize", "makes": "causal_lm"}
 
 

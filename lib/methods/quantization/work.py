@@ -1,4 +1,4 @@
-"""The work of a quantisation, by Ray tasks that each have a process of their own: make the run, and measure a model."""
+"""Quantises a model and measures it, in Ray tasks with a process of their own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lib.runtime.isolated_task import apart
 
 
 def quantised(planned: Plan, command: str) -> bool:
-    """The model, then what it saves, then what it costs, with Ray connected; what is there already is not made again. Returns True:
-    any result is one."""
+    """Makes the quantised model, then measures memory, speed and the tasks. Ray must be connected. An existing model isn't made
+    again. Returns True: no result counts as a failure."""
     started, j, run = time.time(), planned.job, Run(planned.job.run)
 
     def say(text: str) -> None:
@@ -65,7 +65,7 @@ def produce(planned: Plan) -> None:
 
 
 def make(job: QuantizeJob) -> dict:
-    """Writes the run's model/; returns what provenance.json is to hold of it. A model/ that a killed process left is replaced."""
+    """Writes the run's model/ and returns its entries for provenance.json. Replaces a model/ that a killed process left behind."""
     import resource
 
     import torch

@@ -1,15 +1,15 @@
 """Integer weights in the compressed-tensors format, which vLLM has kernels for.
 
-    w8a8    each row of a linear layer's weight has a scale s = max|w| / 127 and is kept as q = round(w / s), 8 bits, so that
-            |w − s q| ≤ s / 2. Activations are rounded the same way while answering, each token by a scale of its own ("dynamic").
+    w8a8    each row of a linear layer's weight has a scale s = max|w| / 127 and is stored as q = round(w / s), 8 bits, so that
+            |w − s q| ≤ s / 2. During inference activations are rounded the same way, each token with a scale of its own ("dynamic").
             Dettmers et al. 2022, https://arxiv.org/abs/2208.07339 (vector-wise quantisation, without its outlier columns);
             Yao et al. 2022, https://arxiv.org/abs/2206.01861 (token-wise activations)
-    w4a16   each 32 weights of a row have a scale s = max|w| / 7.5 and are kept as q = round(w / s) in −8 … 7, 4 bits, eight to
-            an int32; arithmetic in the model's own type. Rounding as torchao's int4 and GPTQ's baseline have it (Frantar et
+    w4a16   each 32 weights of a row have a scale s = max|w| / 7.5 and are stored as q = round(w / s) in −8 … 7, 4 bits, eight to
+            an int32; arithmetic in the model's own dtype. Rounds as torchao's int4 and GPTQ's baseline do (Frantar et
             al. 2022, https://arxiv.org/abs/2210.17323, RTN)
 
-No data is needed. Embeddings, norms and the output layer stay as they are. Written with torch and safetensors alone, one file
-at a time: the largest file of the model is what it takes in memory.
+No data is needed. Embeddings, norms and the output layer stay unquantised. Needs only torch and safetensors, and works on one
+file at a time, so its memory use is that of the model's largest file.
 
 Shapes: O outputs, I inputs of a linear layer, G groups of its inputs.
 """
@@ -23,38 +23,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUP = 32
-"""Weights that share a scale in w4a16."""
+"""Number of weights that share a scale in w4a16."""
 
 
 def rows(weight_OI):
-    """(q_OI int8, s_O1 in the weight's own type) of one weight."""
+    """Quantises one weight by rows. Returns (q_OI int8, s_O1 in the weight's own dtype)."""
     import torch
 
-    # The scale is rounded to the type that it's stored in before the weights are divided by it: a bfloat16 scale may come
-    # out 0.4% smaller, 127 × 1.004 is below 127.5, so that the largest weight still rounds to 127 and stays within s / 2.
+    # The scale is rounded to its stored dtype before the weights are divided by it. A bfloat16 scale may be 0.4% smaller, but
+    # 127 × 1.004 is below 127.5, so the largest weight still rounds to 127, with an error of at most s / 2.
     scale_O1 = (weight_OI.float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-8).to(weight_OI.dtype)
     q_OI = (weight_OI.float() / scale_O1.float()).round().clamp(-127, 127)
     return q_OI.to(torch.int8), scale_O1
 
 
 def groups(weight_OI):
-    """(q_OI int8 from −8 to 7, s_OG float32) of one weight. Raises ValueError where I is no multiple of 32."""
+    """Quantises one weight by groups. Returns (q_OI int8 from −8 to 7, s_OG float32). Raises ValueError if 32 doesn't divide I."""
     import torch
 
     outputs, inputs = weight_OI.shape
     if inputs % GROUP:
-        raise ValueError(
-            f"w4a16 takes {GROUP} weights at a time, and a layer has {inputs} inputs. Choose method: w8a8."
-        )
+        raise ValueError(f"w4a16 needs a multiple of {GROUP} inputs, and a layer has {inputs}. Choose method: w8a8.")
     grouped_OGI = weight_OI.float().reshape(outputs, inputs // GROUP, GROUP)
     scale_OG = (grouped_OGI.abs().amax(2) / 7.5).clamp(min=1e-8)
-    # 1 / s as torchao has it (lib/models/quantization/qat.py): w = −max|w| stands between −8 and −7, and rounding decides.
+    # Multiplies by 1 / s as torchao does (lib/models/quantization/qat.py): w = −max|w| lies halfway between −8 and −7, so rounding
+    # errors decide.
     q_OGI = (grouped_OGI * (1.0 / scale_OG)[..., None]).round().clamp(-8, 7)
     return q_OGI.to(torch.int8).reshape(outputs, inputs), scale_OG
 
 
 def packed(q_OI):
-    """(O, I / 8) int32: eight 4-bit integers each, q + 8, the first in the lowest bits."""
+    """Returns (O, I / 8) int32 with eight 4-bit integers q + 8 each, the first in the lowest bits."""
     import torch
 
     eight = (q_OI.to(torch.int32) + 8).reshape(q_OI.shape[0], -1, 8)
@@ -77,11 +76,11 @@ def _four_bits(weight_OI, dtype) -> dict:
 @dataclass(frozen=True)
 class Scheme:
     format: str
-    """By its name in compressed-tensors."""
+    """Name of the format in compressed-tensors."""
     weights: dict
     activations: dict | None
     tensors: Callable
-    """(weight (O, I), type of its scales) → what is stored in its place, {name: tensor}."""
+    """(weight (O, I), dtype of its scales) → the tensors stored in its place, {name: tensor}."""
 
 
 SCHEMES = {
@@ -101,9 +100,9 @@ SCHEMES = {
 
 
 def quantize(source: Path, target: Path, dtype: str | None, scheme: Scheme) -> None:
-    """Writes `target` from the model folder `source`. dtype: of what stays unquantised; None: as it is.
+    """Quantises the model folder `source` into `target`. dtype: of the unquantised parts; None: the source's own.
 
-    Raises ValueError for a folder without safetensors, or whose linear layers have other names in the files.
+    Raises ValueError if the folder has no safetensors, or if its files name the linear layers differently.
     """
     import torch
     from safetensors import safe_open
@@ -111,7 +110,9 @@ def quantize(source: Path, target: Path, dtype: str | None, scheme: Scheme) -> N
 
     files = sorted(source.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"model.base: {source} has no .safetensors files. Load it and save_pretrained it once.")
+        raise ValueError(
+            f"model.base: {source} has no .safetensors files. Load the model and save it with save_pretrained."
+        )
     linear, kept = _layers(source)
     target.mkdir(parents=True, exist_ok=True)
     index, done = {}, set()
@@ -131,7 +132,7 @@ def quantize(source: Path, target: Path, dtype: str | None, scheme: Scheme) -> N
         index |= {name: (file.name, t.numel() * t.element_size()) for name, t in tensors.items()}
     if missing := sorted(linear - done):
         raise ValueError(
-            f"model.base: {len(missing)} of {len(linear)} linear layers have other names in {source}, such as {missing[0]}. "
+            f"model.base: {len(missing)} of {len(linear)} linear layers have no weight under their name in {source}, such as {missing[0]}. "
             "Choose method: int8."
         )
     if len(files) > 1:
@@ -156,7 +157,7 @@ def quantize(source: Path, target: Path, dtype: str | None, scheme: Scheme) -> N
 
 
 def _layers(source: Path) -> tuple[set[str], set[str]]:
-    """Names of the linear layers to quantise, and of those to leave: the output layer. No weight is read."""
+    """Returns the names of the linear layers to quantise, and of those to skip: the output layer. Reads no weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,8 +1,9 @@
-"""GPTQ: weights rounded one column after the other, the error of each taken back by those that are left.
+"""GPTQ: rounds weights one column after the other; the columns that are left compensate for the error of each.
 
-argmin_q ‖W X − Ŵ X‖² with X what the layer reads on calibration rows: Frantar et al. 2022, https://arxiv.org/abs/2210.17323.
-By llm-compressor 0.14, which wants another transformers and compressed-tensors than this project: it works in a Ray task whose
-environment pip makes of this one and PACKAGES, once a Ray session (Ray keeps it), and needs a package index for that.
+argmin_q ‖W X − Ŵ X‖², where X is the layer's input on calibration rows: Frantar et al. 2022, https://arxiv.org/abs/2210.17323.
+Done by llm-compressor 0.14, which needs other versions of transformers and compressed-tensors than this project. So it runs in a
+Ray task whose environment pip builds from this one and PACKAGES. This needs a package index; Ray caches the environment for the
+session.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from pathlib import Path
 
 PACKAGES = ["llmcompressor==0.14.0.1"]
 ROWS, TOKENS = 256, 512
-"""Calibration rows at most, and tokens of each."""
+"""Maximum number of calibration rows, and of tokens per row."""
 
 
 def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]]) -> None:
-    """rows: token ids to calibrate on. Ray must be connected. Raises RayError where the environment can't be made."""
+    """Quantises the model in `source` into `target`. rows: token ids to calibrate on. Ray must be connected. Raises RayError if
+    the environment can't be built."""
     import ray
 
     from lib.config.job import Scale
@@ -30,7 +32,7 @@ def quantize(source: Path, target: Path, dtype: str | None, rows: list[list[int]
 
 
 def calibration(job, source: str) -> list[list[int]]:
-    """Training rows of `job.data` (a QuantizeJob's) as the model in folder `source` reads them."""
+    """Returns training rows of `job.data` (of a QuantizeJob) as token ids of the model in folder `source`."""
     from lib import data
     from lib.models.encode import Encoder
 
@@ -41,10 +43,10 @@ def calibration(job, source: str) -> list[list[int]]:
 
 
 def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]], log: str | None) -> None:
-    """In llm-compressor's environment. log: the file for what it prints."""
+    """Runs in llm-compressor's environment. log: the file for its output."""
     from lib.runtime import device, logs
 
-    device.of_worker()  # stops here where the GPU can't be used
+    device.of_worker()  # raises if the GPU can't be used
     if log:
         logs.keep(Path(log))
     import torch
@@ -55,10 +57,11 @@ def _quantize(source: str, target: str, dtype: str | None, rows: list[list[int]]
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
     inputs = {m.in_features for m in model.model.modules() if isinstance(m, torch.nn.Linear)}
-    size = next((g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None)  # vLLM's kernels know these
+    # The sizes are those of vLLM's kernels.
+    size = next((g for g in (128, 64, 32) if all(i % g == 0 for i in inputs)), None)
     if not size:
         raise ValueError(
-            f"model.base: layers of {sorted(inputs)} inputs can't be cut into groups of 32. Say method: w8a8."
+            f"model.base: layers of {sorted(inputs)} inputs can't be split into groups of 32. Choose method: w8a8."
         )
     weights = {
         "num_bits": 4,

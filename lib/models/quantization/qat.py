@@ -1,12 +1,12 @@
-"""Quantisation-aware training: linear layers compute with the weights that they will have once quantised.
+"""Quantisation-aware training: linear layers compute with the weights that they will have after quantisation.
 
-    y = x · ŵᵀ,  ŵ = s · clamp(round(w / s)),  ∂L/∂w = ∂L/∂ŵ where the clamp is open (straight-through estimator)
+    y = x · ŵᵀ,  ŵ = s · clamp(round(w / s)),  ∂L/∂w = ∂L/∂ŵ where clamp changes nothing (straight-through estimator)
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877; for language models Liu et al. 2024, https://arxiv.org/abs/2305.17888
 
-torchao's layers do it (torchao.quantization.qat). The weights w stay in full precision, in checkpoints too; at the end of the
-run lib/models/quantization/schemes.py rounds them as it would any model's: to the same s · q in float32; where the base is stored in fewer
-bits, s is rounded to those (with int8 w too, before it). With jobs/distill.py and the run itself as teacher, it heals what
-rounding costs.
+Implemented by torchao's layers (torchao.quantization.qat). The weights w stay in full precision, also in checkpoints. At the end
+of the run lib/models/quantization/schemes.py rounds them like any model's: in float32 to the same s · q; if the base is stored in
+fewer bits, s is rounded to that dtype (for int8 w is too, beforehand). With jobs/distill.py and the run itself as teacher, it
+recovers the quality that rounding costs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lib.config.job import Job
 
 
 def problems(job: Job) -> list[str]:
-    """Why the job can't train so, each naming its key."""
+    """Returns the reasons why the job can't train with model.qat, each naming its key."""
     m, out = job.model, []
     if m.qat == "none":
         return out
@@ -33,8 +33,8 @@ def problems(job: Job) -> list[str]:
 
 
 def prepare(model, method: str) -> None:
-    """Swaps the linear layers of `model`, but for its output layer, for such that round their weights as `method` of
-    lib/models/quantization/schemes.py does. Parameters stay the same objects, by the same names."""
+    """Replaces the linear layers of `model`, except its output layer, by layers that round their weights like `method` of
+    lib/models/quantization/schemes.py. Parameters stay the same objects under the same names."""
     import torch
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig

@@ -1,15 +1,15 @@
-"""The ways to quantise a model: one function each, from a folder that from_pretrained loads to another one.
+"""The quantisation methods: one function each, from a folder that from_pretrained loads to another one.
 
-    int8          weights to 8 bits, a scale per output; arithmetic in the model's own type (torchao)
-    int8_dynamic  the same weights; activations too, rounded per token while answering (torchao)
+    int8          8-bit weights, a scale per output; arithmetic in the model's own dtype (torchao)
+    int8_dynamic  the same weights; activations are rounded too, per token, during inference (torchao)
     w8a8          the same scheme in compressed-tensors' files, which vLLM has integer kernels for (lib/models/quantization/compressed_tensors.py)
     w4a16         4-bit weights, a scale per 32 of them, in the same files
-    bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
-    nf4           4 bits at the quantiles of a normal distribution, scales quantised again (QLoRA, Dettmers et al. 2023,
+    bnb_int8      LLM.int8(): 8 bits, outlier columns in 16 bits (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)
+    nf4           4 bits at the quantiles of a normal distribution, with the scales quantised too (QLoRA, Dettmers et al. 2023,
                   https://arxiv.org/abs/2305.14314; bitsandbytes)
     gptq_w4a16    4-bit weights, a scale per output and group of inputs, fitted to calibration rows: lib/models/quantization/gptq.py
 
-Only GPTQ needs data. Embeddings, norms and the output layer stay as they are. Files are safetensors: nothing is unpickled.
+Only GPTQ needs data. Embeddings, norms and the output layer stay unquantised. All files are safetensors; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from lib.models.quantization import compressed_tensors, gptq
 @dataclass(frozen=True)
 class Method:
     format: str
-    """As in lib/models/quantized_formats.py."""
+    """A key of lib/models/quantized_formats.py's FORMATS."""
     about: str
     run: Callable[..., None]
-    """(source folder, target folder, type of what stays unquantised or None for the source's own)"""
+    """(source folder, target folder, dtype of the unquantised parts or None for the source's own)"""
     calibrated: bool = False
-    """It takes token ids of calibration rows too, and Ray must be connected."""
+    """Whether it also takes token ids of calibration rows, and needs a Ray connection."""
 
 
 def _torchao(name: str) -> Callable[[Path, Path, str | None], None]:
