@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -48,18 +49,26 @@ def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: flo
     time.sleep(wait)
     below = started_by(process)
     if kind == "worker":
-        workers = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+        workers = [p for p in below if "RayTrainWorker" in command_line(p)]
         random.choice(workers).kill()
         return
     process.kill()
     if kind == "ray":
         for p in below:
-            if p.is_running():
+            with suppress(psutil.NoSuchProcess):
                 p.kill()
     process.wait()
     psutil.wait_procs(below, timeout=60)  # the raylets notice that their driver is gone
     if damages:
         damage(run, kind)
+
+
+def command_line(process: psutil.Process) -> str:
+    """Returns "" if the process has ended in the meantime."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def started_by(process: subprocess.Popen) -> list[psutil.Process]:
