@@ -75,6 +75,7 @@ def listen(addresses: list[str], port: int) -> list[socket.socket]:
         s = socket.socket()
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind((address, port))
+        s.listen(2048)  # requests wait from now on, although the server's task hasn't begun
         port = s.getsockname()[1]
         sockets.append(s)
     return sockets
