@@ -16,7 +16,7 @@ MTBF_H = 8.0
 CALM_H = 720.0
 """Mean hours between failures of an on-demand machine. Assumed; used only for how often to save."""
 START_S = 330.0
-"""Seconds from a reachable machine to the first step: packages (bootstrap.INSTALL_GB, 125 s at 200 Mb/s), this project's code, Ray,
+"""Seconds from a reachable machine to the first step: packages (INSTALL_GB, 125 s at 200 Mb/s), this project's code, Ray,
 the weights. Assumed for rented machines."""
 GONE_S = 300.0
 """Seconds from a preemption to a reachable replacement, in which nothing is paid. Assumed."""

@@ -68,7 +68,7 @@ class Rung:
     min_reliability: float | None = None
     """0 to 1, as the market rates it; RunPod doesn't. None: any."""
     min_download_mbps: float | None = 200.0
-    """Minimum Mb/s from the internet; RunPod doesn't report it. At 200, an assumed 10 GB of image and packages (bootstrap.SETUP_GB),
+    """Minimum Mb/s from the internet; RunPod doesn't report it. At 200, an assumed 10 GB of image and packages (SETUP_GB),
     model and data take 7 minutes. None: any."""
     verified: bool = True
     """False: include hosts that Vast hasn't verified."""

@@ -14,7 +14,7 @@ flushed to disk before the next step is taken:
     note       records of other modules: the budget's phase, jobs
 
 So a create without an answer, or whose process died, is found again in `Market.list` by its nonce. The ledger is the sum of
-these lines, from this machine and the cluster's others (copies.py); several processes may write it. Costs are the market's own
+these lines, from this machine and the cluster's others (ledger_copies.py); several processes may write it. Costs are the market's own
 prices over the market's own times. If only the interval between two polls is known, all of it is charged, so `spent` errs high.
 """
 

@@ -192,7 +192,7 @@ def _ask_for_driver(node: dict, settings: Settings) -> None:
 
 
 _SAME = "$SHOESTRING_NODE"
-"""Options that differ from node to node; runner.py sets it."""
+"""Options that differ from node to node; ssh_runner.py sets it."""
 
 
 def _with(environment: dict[str, str], command: str) -> str:

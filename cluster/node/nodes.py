@@ -33,7 +33,7 @@ class Node:
 
     @property
     def place(self) -> str:
-        """The key by which a bad machine is remembered (memory.py)."""
+        """The key by which a bad machine is remembered (cluster/market/bad_machines.py)."""
         return self.offered or self.rental.machine
 
     @property

@@ -1,4 +1,4 @@
-"""Prints what nvidia-smi and torch report about this machine's GPUs, as JSON. Sent to a node by runner.py and judged by driver.py.
+"""Prints what nvidia-smi and torch report about this machine's GPUs, as JSON. Sent to a node by ssh_runner.py and judged by driver.py.
 
 {"simulated", "smi_error"? | "driver": "580.65.06", "cuda": 13.0, "gpus": 1, "torch": "2.13.0", "torch_cuda": "13.0" or null,
 "torch_error": why torch can't compute on a GPU, or null}

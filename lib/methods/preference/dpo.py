@@ -8,21 +8,23 @@ unless the micro-batch is the whole step.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from trl import DPOTrainer
 
 from lib.methods.heldout import counts
 
 
-class WholeStepTrainer(DPOTrainer):
+class WholeStepTrainer(DPOTrainer, ABC):
     """TRL's DPOTrainer, which also counts the chosen tokens of the step, or of all held-out rows, if `by_chosen_token` is true."""
 
     chosen_per_pair: float | None = None
     """Mean number of chosen tokens per pair, over the current step or all held-out rows. None: not counted; use the batch's own."""
 
     @property
+    @abstractmethod
     def by_chosen_token(self) -> bool:
         """Whether the loss has a term that is a mean over the tokens of the chosen answers."""
-        raise NotImplementedError
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -9,6 +9,7 @@ Shapes: P pairs, whose 2P answers are rows of T tokens, the P chosen ones first.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ class ReferenceFreeTrainer(WholeStepTrainer):
 
     nll_weight: float = 1.0
 
+    @abstractmethod
     def pair_losses(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (loss, implicit reward of the chosen answer, of the rejected answer) for each pair, (P,) each."""
-        raise NotImplementedError
 
     @property
     def by_chosen_token(self) -> bool:
