@@ -145,7 +145,7 @@ def calibration(c: Calibration, colour: int) -> str:
         axis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlim(0.49, 1.01)
     ax.set_xlabel("mean confidence")
-    ax.set_ylabel("share of pairs ordered correctly")
+    ax.set_ylabel("pairs ordered correctly")
     ax.grid()
     return _svg(figure, "; ".join(f"sure {p:.0%}: right {r:.0%}" for p, r in zip(c.predicted, c.right, strict=True)))
 
