@@ -33,11 +33,12 @@ FIXED = (
     "node-manager-port",
     "object-manager-port",
     "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
     "runtime-env-agent-port",
-    "metrics-export-port",
 )
-WORKERS, PINNED = range(10, 50), range(50, 70)
+"""Options of `ray start`. Two others, dashboard-agent-grpc-port and metrics-export-port, are left to portpin.c: the raylet waits up to
+15 s for each port that its dashboard agent chooses, and aborts after that (ray-project/ray#65983). With these two given, a slow host's
+agent would have to start within one such wait; now it has three, within the 30 s that `ray start` allows."""
+WORKERS, PINNED = range(10, 50), range(50, 74)
 """Offsets in a node's block for Ray's worker processes, and for sockets bound to port 0 (portpin.c)."""
 WAIT = f"for i in $(seq 150); do (: < /dev/tcp/127.77.0.1/{GCS_PORT}) 2> /dev/null && exit 0; sleep 0.2; done; exit 1"
 """bash command for a worker: exits with 0 once it reaches Ray's head through its tunnel, with 1 after 30 s."""

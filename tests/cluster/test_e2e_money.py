@@ -30,9 +30,11 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         for package in ("jobs", "lib"):
             shutil.copytree(REPO / package, code / package)
         options = [*given, f"--train.max_steps={steps}", "--run", run.path]
-        job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options)
+        output = tmp_path / "output"  # a file: reading a pipe would wait for the job's end
+        with open(output, "w") as file:
+            job = submit(laptop, "--working-dir", code, "--", "python", "jobs/sft.py", *options, stdout=file)
         while len(run.metrics()) < 2:
-            assert job.poll() is None and time.time() < began + PATIENCE, job.stdout.read()
+            assert job.poll() is None and time.time() < began + PATIENCE, f"{output.read_text()}\n{boxes.state()}"
             time.sleep(0.1)
         took("job logs", began)
         # From here on, one of the two workers costs $4 an hour, since someone raised its bid.
@@ -40,7 +42,8 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         bid = {"client_id": "me", "price": 4.0}
         key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
         httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
-        said, _ = job.communicate(timeout=PATIENCE)
+        job.wait(PATIENCE)
+        said = output.read_text()
         took("dearer → job ended", raised)
         assert job.returncode != 0, said[-3000:]
         assert "of $0.06 are spent, and the rest is reserved for saving. Saved at step" in said, said[-3000:]
@@ -76,6 +79,7 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
     assert run.provenance()["model_sha256"] == whole.provenance()["model_sha256"]
 
 
+@pytest.mark.soak
 def test_a_killed_head_costs_nothing_after_the_watchdogs_time(apart):
     laptop, boxes, shared = apart
     (shared / "nap.py").write_text(e2e.NAP)

@@ -1,5 +1,8 @@
 """Every YAML in cluster/ is valid for Ray, checked as by `ray up` before it rents."""
 
+import os
+import subprocess
+
 import pytest
 import yaml
 from ray.autoscaler.sdk import bootstrap_config
@@ -26,3 +29,16 @@ def test_the_heads_copy_is_read_to_the_same():
     assert first["worker_setup_commands"][1:] == ["echo mine"]
     again = bootstrap_config(first, no_config_cache=True)
     assert again["worker_setup_commands"] == [first["worker_setup_commands"][0], *first["worker_setup_commands"]]
+
+
+@pytest.mark.parametrize("who", ["head", "worker"])
+@pytest.mark.parametrize(("failures", "code", "tries"), [(0, 0, 1), (2, 0, 3), (3, 1, 3)])
+def test_a_slow_host_has_three_tries_to_start_ray(who, failures, code, tries, tmp_path):
+    config = bootstrap_config(yaml.safe_load((REPO / "cluster/vast.yaml").read_text()), no_config_cache=True)
+    ray = tmp_path / "ray"
+    ray.write_text(f"#!/bin/sh\n[ $1 = start ] || exit 0\necho >> $0.log\n[ $(wc -l < $0.log) -gt {failures} ]\n")
+    ray.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-c", config[f"{who}_start_ray_commands"][-1]]
+    assert subprocess.run(command, env=env, capture_output=True).returncode == code
+    assert len((tmp_path / "ray.log").read_text().splitlines()) == tries
