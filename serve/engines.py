@@ -62,6 +62,7 @@ async def vllm(planned: Plan) -> Engine:
     """Starts vLLM with its own routes (chat, completions, models, tokenize, metrics, …) and its continuous batching."""
     device = of_worker()
     vllm_generator.environment("WARNING", device)
+    vllm_generator.check_kernels(planned.base, device)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app

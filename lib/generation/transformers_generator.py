@@ -45,6 +45,10 @@ class TransformersGenerator(Generator):
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
         cpu_attention.install(self.model)
         cpu_linear.install(self.model)
+        with torch.no_grad():
+            # compressed-tensors turns its integers into weights before the first pass through the whole model, which may come after
+            # the decoder is used alone (_by_tree).
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
         self.tree = prefixes.install(self.model)
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
 

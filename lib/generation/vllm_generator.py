@@ -13,6 +13,7 @@ from importlib import metadata
 
 from lib.generation.generator import Answer, Begun, Generator, Messages
 from lib.generation.sampling import Sampling, seed
+from lib.models import quantized_formats
 
 
 def installed() -> bool:
@@ -27,6 +28,19 @@ def environment(log: str, device: str) -> None:
     if device == "cpu":
         # Compilation would delay the first log probabilities by 10 to 20 s, without making later ones faster.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
+def check_kernels(base: str, device: str) -> None:
+    """Raises ValueError if vLLM would load these weights but fail at its first request: the build that it uses on CPUs without AVX-512
+    has no kernel for 4-bit weights (torch.ops._C.cpu_gemm_wna16). Call it on the machine that will run the model."""
+    import torch
+
+    packed = (quantized_formats.settings(base) or {}).get("format") == "pack-quantized"
+    if packed and device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        raise ValueError(
+            f"{base} holds 4-bit weights, which vLLM can't compute with on this CPU: it lacks AVX-512. Say engine: transformers, or "
+            "quantise the parent to 8 bits (jobs/quantize.py, method: w8a8)."
+        )
 
 
 @functools.cache
@@ -51,6 +65,7 @@ class VllmGenerator(Generator):
     ):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         environment("ERROR", device)
+        check_kernels(model_dir, device)
         from vllm import LLM
 
         super().__init__(model_dir, trained_template, window)

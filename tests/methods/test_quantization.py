@@ -115,6 +115,16 @@ def test_w8a8_of_a_model_in_several_files(tiny_model, tmp_path):
         assert torch.equal(files[index["weight_map"][name]][name], tensor)
 
 
+@pytest.mark.parametrize("method", ["w8a8", "w4a16"])
+def test_a_model_in_integers_gives_the_same_scores_before_and_after_its_first_answer(method, tiny_model, tmp_path):
+    schemes.quantize(method, tiny_model, str(tmp_path / "q"), None)
+    texts = ["the lamp is", "a river"], [" near the river", " is near"]
+    scores = TransformersGenerator(str(tmp_path / "q")).score(*texts)
+    later = TransformersGenerator(str(tmp_path / "q"))
+    later.generate(["the lamp is"], Sampling(max_new_tokens=2))
+    assert scores == later.score(*texts)
+
+
 @pytest.mark.vllm
 @pytest.mark.parametrize(("method", "dtype"), [("w8a8", "auto"), ("w4a16", "bfloat16")])
 @pytest.mark.slow
@@ -131,6 +141,10 @@ def test_vllm_answers_with_integer_weights(method, dtype, tiny_model, tmp_path):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(plain)
     schemes.quantize(method, str(plain), str(tmp_path / "q"), None)
     dtype = hardware.dtype(dtype, "cpu")
+    if method == "w4a16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        with pytest.raises(ValueError, match=r"4-bit weights.*it lacks AVX-512"):
+            VllmGenerator(str(tmp_path / "q"), dtype)
+        return
     near = {"float32": 0.02, "bfloat16": 0.05}[dtype]
     # vLLM's 4-bit kernel for CPUs has no float32.
     scores = [
@@ -259,7 +273,8 @@ def test_the_report_by_hand():
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_goes_on(runs, tmp_path):
+@pytest.mark.soak
+def test_a_job_that_is_killed_goes_on(runs, local_ray, tmp_path):
     """kill -9 while the weights are quantised leaves an unfinished run; --resume completes it with its report,
     and the run can be a teacher and a parent like any other."""
     run = Run(str(tmp_path / "q"))
@@ -274,7 +289,7 @@ def test_a_job_that_is_killed_goes_on(runs, tmp_path):
     process.wait()
     assert run.provenance()["status"] == "running" and not run.finished()
     assert "already holds a run, which stopped (running)" in run_job("quantize", *words).stderr
-    done = run_job("quantize", "--resume", run.path)
+    done = run_job("quantize", "--resume", run.path, env=local_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(run.read_text("reports/quantize.json"))
     assert found["bytes"]["nf4"] < found["bytes"]["before"] and found["needs"]["nf4"]["answering_bytes"] > 0
@@ -290,10 +305,10 @@ def test_a_job_that_is_killed_goes_on(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_quantised_run_teaches(runs, make_run, tmp_path):
+def test_a_quantised_run_teaches(runs, make_run, local_ray, tmp_path):
     teacher = made(make_run, "nf4", runs["sft"], "nf4-teacher")
     words = ["--model.base", runs["sft"], "--train.teacher", teacher, "--run", str(tmp_path / "student")]
     words += ["--data.limit", "16", "--data.heldout_limit", "4", "--train.max_steps", "2", "--train.logging_steps", "1"]
-    done = run_job("distill", *words, "--scale.global_batch", "8", "--train.max_length", "512")
+    done = run_job("distill", *words, "--scale.global_batch", "8", "--train.max_length", "512", env=local_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     assert Run(str(tmp_path / "student")).finished()
