@@ -23,12 +23,15 @@ from cluster.market import registry
 from cluster.market.base import MarketError, Refused
 from cluster.node import autoscaler_config, config_schema, mesh, programs
 from cluster.node.key_folder import Folder
+from lib.runtime import ray_session
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """SIGHUP included: closing the terminal ends the head, unless it runs under nohup."""
 START_S = 120.0
 """Time allowed for Ray's head to start."""
+STARTED = "Ray runtime started"
+"""What `ray start` prints once it is up."""
 
 
 def main(argv: list[str]) -> int:
@@ -214,23 +217,36 @@ def _start(config: dict, folder: Folder) -> subprocess.Popen:
     }
     command = dependent("ray.scripts.scripts", "start", "--head", "--block")
     command += [f"--port={mesh.GCS_PORT}", *mesh.ray_options(mesh.HEAD), "--disable-usage-stats"]
-    with (folder.path / "head.log").open("w") as output:
+    command.append(f"--autoscaling-config={written}")
+    log = folder.path / "head.log"
+    for attempt in range(1, ray_session.TRIES + 1):
+        ray = _launch(command, environment, log)
+        said, code = log.read_text(), ray.poll()
+        if code is None and STARTED in said:
+            return ray
+        ray.terminate()
+        ray.wait()
+        if code is None or not ray_session.too_slow(said) or attempt == ray_session.TRIES:
+            break
+        print(f"Ray's head did not start in time: trying again, {attempt + 1} of {ray_session.TRIES}.", file=sys.stderr)
+    what = f"did not start in {START_S:.0f} s" if code is None else f"ended with exit code {code}"
+    last = [line.strip() for line in said.splitlines() if line.strip()][-1:]
+    raise RuntimeError(
+        f"Ray's head {what}. Its last line: {''.join(last) or 'nothing'}\nFull output: {log}, and /tmp/ray/session_latest/logs"
+    )
+
+
+def _launch(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    """Starts the command with its output in `log`, and returns it when Ray is up, it has ended or START_S have passed."""
+    with log.open("w") as output:
         ray = subprocess.Popen(
-            [*command, f"--autoscaling-config={written}"], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,  # Ctrl-C reaches this process only
         )  # fmt: skip
     give_up = time.monotonic() + START_S
-    while time.monotonic() < give_up and ray.poll() is None:
-        if "Ray runtime started" in (folder.path / "head.log").read_text():
-            return ray
+    while time.monotonic() < give_up and ray.poll() is None and STARTED not in log.read_text():
         time.sleep(0.2)
-    what = f"did not start in {START_S:.0f} s" if ray.poll() is None else f"ended with exit code {ray.returncode}"
-    ray.terminate()
-    last = [line.strip() for line in (folder.path / "head.log").read_text().splitlines() if line.strip()][-1:]
-    raise RuntimeError(
-        f"Ray's head {what}. Its last line: {''.join(last) or 'nothing'}\nFull output: {folder.path}/head.log, and "
-        "/tmp/ray/session_latest/logs"
-    )
+    return ray
 
 
 def stop(config: dict, folder: Folder) -> int:

@@ -42,7 +42,8 @@ DESTROYED = STEPS[-1]
 
 RENTED_S = 120.0
 """Long, since offers may be taken by others repeatedly and a market may rate-limit us."""
-LOGIN_S, SET_UP_S, JOINED_S, TRAINED_S = 180.0, 1200.0, 180.0, 300.0
+LOGIN_S, SET_UP_S, JOINED_S, TRAINED_S = 180.0, 1200.0, 600.0, 1200.0
+"""Long enough for a slow box; MINUTES and the budget limit the whole check."""
 
 
 class Check:

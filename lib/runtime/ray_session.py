@@ -92,7 +92,7 @@ def start(**options) -> None:
         ) from e
 
 
-def too_slow(error: BaseException) -> bool:
+def too_slow(error: BaseException | str) -> bool:
     """Whether another try may help, because Ray's own processes didn't start in time."""
     return re.search(SLOW, str(error)) is not None
 

@@ -119,6 +119,25 @@ def test_a_second_head_and_a_port_that_is_taken(home, monkeypatch, capsys):
     assert f"port {mesh.GCS_PORT}, which Ray's head needs, is taken" in said.err and "ray stop" in said.err, said
 
 
+@pytest.mark.parametrize(
+    ("failures", "said", "starts"),
+    [(1, "timed out during startup", 2), (9, "timed out during startup", 4), (9, "no", 1)],
+)
+def test_ray_has_four_tries_to_start_on_a_slow_machine(home, monkeypatch, tmp_path, failures, said, starts):
+    config = head.read(written(home, cluster("vast")))
+    log = tmp_path / "starts"
+    script = f"echo >> {log}; [ $(wc -l < {log}) -gt {failures} ] || {{ echo {said}; exit 7; }}; echo {head.STARTED}; exec sleep 600"
+    monkeypatch.setattr(head, "dependent", lambda *_: ["sh", "-c", script])
+    if starts > failures:
+        ray = head._start(config, Folder("e2e-vast"))
+        ray.kill()
+        ray.wait()
+    else:
+        with pytest.raises(RuntimeError, match=f"exit code 7. Its last line: {said}"):
+            head._start(config, Folder("e2e-vast"))
+    assert len(log.read_text().splitlines()) == starts
+
+
 def test_a_key_that_the_market_refuses(home, sim, monkeypatch):
     monkeypatch.setenv("VAST_URL", sim.vast_url)
     with pytest.raises(RuntimeError, match=f"^vast, .*{home}/.config/shoestring/vast_api_key"):
