@@ -10,11 +10,19 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import TypedDict
 
 BAD_S = 6 * 3600.0
 """A bad machine is avoided for this long; its host may have repaired it by then."""
 DOWN_S = 30.0
 """A market that didn't answer isn't tried for this long; short, since a cluster may have no other."""
+
+
+class Failure(TypedDict):
+    at: float
+    """Unix time, as is `until`."""
+    until: float
+    why: str
 
 
 class Memory:
@@ -38,14 +46,14 @@ class Memory:
     def is_down(self, market: str) -> str | None:
         return self._known(market)
 
-    def _read(self) -> dict[str, dict]:
-        kept = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+    def _read(self) -> dict[str, Failure]:
+        kept: dict[str, Failure] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         return {name: entry for name, entry in kept.items() if entry["until"] > time.time()}
 
     def _known(self, name: str) -> str | None:
         with self.lock:
             entry = self._read().get(name)
-        return entry and f"{entry['why']} ({(time.time() - entry['at']) / 60:.0f} min ago)"
+        return f"{entry['why']} ({(time.time() - entry['at']) / 60:.0f} min ago)" if entry else None
 
     def _keep(self, name: str, why: str, seconds: float) -> None:
         with self.lock:

@@ -8,6 +8,8 @@ from typing import Literal
 
 LABEL = "shoestring/"
 """Prefix of the label of every rental made by this project; the cluster's name and its tags follow (tags.py)."""
+State = Literal["starting", "running", "lost"]
+"""Of a rental; see Rental.state."""
 
 
 class MarketError(RuntimeError):
@@ -129,7 +131,7 @@ class Rental:
     market: str
     id: str
     label: str
-    state: Literal["starting", "running", "lost"]
+    state: State
     """lost: outbid, stopped, exited, offline or in error. It no longer answers, but may cost money until it is destroyed."""
     why: str
     """The market's own words for the state."""

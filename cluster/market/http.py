@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -134,7 +134,18 @@ class Client:
         except _Again as e:
             raise e.error from None
 
-    def _once(self, kind, method, path, reply, json, params, creates, gone, taken):
+    def _once(
+        self,
+        kind: str,
+        method: str,
+        path: str,
+        reply: type[Reply],
+        json: dict | None,
+        params: dict | None,
+        creates: bool,
+        gone: Callable[[int, dict], bool],
+        taken: Callable[[int, str], bool],
+    ) -> Reply:
         if kind in self.pace:
             self.pace[kind].wait()
         try:
@@ -196,7 +207,7 @@ class Client:
             raise MarketError(self._says(kind, f"no answer: {_name(e)}")) from None
         return found
 
-    def _uncertain(self, kind: str, creates: bool, problem: str):
+    def _uncertain(self, kind: str, creates: bool, problem: str) -> NoReturn:
         if creates:
             raise Unsure(self._says(kind, f"{problem}. It may have worked: look for its label before trying again."))
         raise _Again(MarketError(self._says(kind, problem)))
@@ -228,13 +239,20 @@ def _detail(body: dict, answer: httpx.Response) -> str:
 def _tell(state: RetryCallState) -> None:
     """Logs a retry before its wait, so that a minute doesn't pass in silence. `ray up` and this project's commands log to stderr."""
     log.warning(
-        f"{state.outcome.exception()}. Retrying in {state.next_action.sleep:.0f} s, attempt {state.attempt_number + 1} of {TRIES}."
+        f"{_failure(state)}. Retrying in {state.upcoming_sleep:.0f} s, attempt {state.attempt_number + 1} of {TRIES}."
     )
 
 
 def _wait(state: RetryCallState) -> float:
-    after = state.outcome.exception().after_s
+    after = _failure(state).after_s
     return after if after is not None else BACKOFF(state)
+
+
+def _failure(state: RetryCallState) -> _Again:
+    """Returns the error of the attempt that is to be retried."""
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, _Again), "nothing else is retried"
+    return error
 
 
 def _seconds(header: str | None) -> float | None:

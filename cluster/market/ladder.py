@@ -32,8 +32,9 @@ AT_MOST = 8
 def _names(given: object) -> object:
     """Converts "RTX 4090", "RTX 4090|A100" or "RTX_4090" (as in Vast's command line) to a list of names."""
     given = given.split("|") if isinstance(given, str) else given
-    each = lambda n: n.replace("_", " ").strip() if isinstance(n, str) else n  # noqa: E731
-    return [each(n) for n in given] if isinstance(given, list | tuple) else given
+    if not isinstance(given, list | tuple):
+        return given
+    return [n.replace("_", " ").strip() if isinstance(n, str) else n for n in given]
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -87,7 +88,7 @@ class Rung:
     tflops: dict[str, float] = field(default_factory=dict)
     """GPU → TFLOPS measured on your own job, instead of the published figure (gpus.py)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.spot is None:
             object.__setattr__(self, "spot", has_spot(self.market))
 
@@ -103,7 +104,7 @@ class Rung:
             count=self.count,
             gpu_memory_gb=self.gpu_memory_gb,
             cpus=self.cpus,
-            spot=self.spot,
+            spot=bool(self.spot),  # set on construction
             disk_gb=disk_gb,
             min_cuda=self.min_cuda,
             min_reliability=self.min_reliability,
@@ -224,11 +225,13 @@ def ranked(rung: Rung, offers: Sequence[Offer]) -> list[Offer]:
     """Returns the offers within the cap, those with a certain public address first, then by price per operation; GPUs of unknown
     speed come last, by price."""
 
-    def key(offer: Offer) -> tuple[bool, bool, float]:
+    def key(priced: tuple[Offer, float]) -> tuple[bool, bool, float]:
+        offer, usd = priced
         work = usd_per_eflop(rung, offer)
-        return (not offer.public_ip, work is None, effective(rung, offer) if work is None else work)
+        return (not offer.public_ip, work is None, usd if work is None else work)
 
-    return sorted((o for o in offers if rung.price(o) is not None), key=key)
+    within = [(o, usd) for o in offers if (usd := effective(rung, o)) is not None]
+    return [o for o, _ in sorted(within, key=key)]
 
 
 def climb(
@@ -262,7 +265,9 @@ def climb(
     raise NothingLeft("Nothing to rent.\n" + "\n".join(f"  {w}" for w in why))
 
 
-def _rent(rung: Rung, market: Market, order: Order, memory: Memory, rent) -> tuple[Offer, str]:
+def _rent(
+    rung: Rung, market: Market, order: Order, memory: Memory, rent: Callable[[Market, Offer, Order], str]
+) -> tuple[Offer, str]:
     down = memory.is_down(rung.market) or memory.is_down(rung.kind)
     if down:
         raise NothingLeft(f"not tried again yet, {down}")

@@ -61,12 +61,12 @@ def ours(model: type[Row], rows: list, key: str, what: str) -> list[Row]:
     return found
 
 
-def _listed(rows) -> None:
+def _listed(rows: object) -> None:
     if not isinstance(rows, list):
         raise ValueError(f"must be a list, is {type(rows).__name__}")
 
 
-def _named(row) -> str:
+def _named(row: object) -> str:
     return f"row {row['id']}" if isinstance(row, dict) and row.get("id") is not None else f"a row {str(row)[:60]!r}"
 
 

@@ -15,7 +15,7 @@ import time
 
 from cluster.market import gpus
 from cluster.market import runpod_replies as replies
-from cluster.market.base import Market, MarketError, Offer, Order, Rental, Want
+from cluster.market.base import Market, MarketError, Offer, Order, Rental, State, Want
 from cluster.market.http import Client
 
 log = logging.getLogger(__name__)
@@ -55,53 +55,9 @@ class RunPod(Market):
         ]
         return sorted(fit, key=lambda o: (not o.public_ip, o.usd_per_hour))
 
-    def create(self, offer: Offer, order: Order) -> str:
-        assert order.bid_usd_per_hour is None, "RunPod takes no bids"
-        cloud, kind = offer.machine.split("/")[:2]
-        env = {**order.env, "PUBLIC_KEY": order.public_key.strip()}  # RunPod's images authorize it for login
-        body = {
-            "name": order.label,
-            "image": order.image,
-            "cloud": "SECURE" if cloud == CPU else cloud,
-            "disk": round(order.disk_gb),
-            "ports": ["22/tcp"],
-            "env": env,
-            "startSsh": True,
-            **_compute(kind, offer),
-            **({"args": _args(order.start)} if order.start else {}),
-            **({"dataCenterIds": [offer.region]} if offer.region else {}),
-            **({"globalNetworking": True} if offer.network else {}),
-            **({"registry": order.registry.runpod} if order.registry and order.registry.runpod else {}),
-        }
-        # RunPod reports "none of these is free" only as 400; the next offer may be free
-        return self.client.call(
-            "create",
-            "POST",
-            "/v2/pods",
-            replies.Id,
-            json=body,
-            creates=True,
-            taken=lambda status, text: status == 400,
-        ).id
-
-    def list(self) -> list[Rental]:
-        pods = self.client.call("list", "GET", "/v2/pods", replies.Pods).pods
-        return [_rental(p, self._first.setdefault(p.id, time.time())) for p in pods if p.status != "TERMINATED"]
-
-    def destroy(self, id: str) -> None:
-        self.client.call("destroy", "DELETE", f"/v2/pods/{id}", replies.Done, gone=_gone)
-
-    def label(self, id: str, label: str) -> None:
-        self.client.call("label", "PATCH", f"/v2/pods/{id}", replies.Done, json={"name": label})
-
-    def logs(self, id: str) -> str:
-        """Returns the last lines of the container and its host. RunPod streams these and then new ones, so the stream is cut off after
-        LOG_S."""
-        rows = [json.loads(row) for row in self.client.stream("logs", f"/v2/pods/{id}/logs", LOG_S, {"tail": 200})]
-        return "\n".join(f"{row.get('ts', '')} {row.get('source', '')}: {row.get('line', '')}" for row in rows)
-
     def _gpus(self, want: Want) -> list[Offer]:
-        found, failed = [], []
+        found: list[Offer] = []
+        failed: list[MarketError] = []
         for cloud in ["SECURE"] if want.network or want.datacenter else ["SECURE", "COMMUNITY"]:
             try:
                 found += self._cloud(cloud, want)
@@ -109,8 +65,8 @@ class RunPod(Market):
                 failed.append(e)
         if failed and not found:
             raise failed[0]
-        for e in failed:
-            log.warning(f"{e}. The other cloud is used instead.")
+        for error in failed:
+            log.warning(f"{error}. The other cloud is used instead.")
         return found
 
     def _cloud(self, cloud: str, want: Want) -> list[Offer]:
@@ -170,6 +126,52 @@ class RunPod(Market):
                 )
         return offers
 
+    def create(self, offer: Offer, order: Order) -> str:
+        assert order.bid_usd_per_hour is None, "RunPod takes no bids"
+        cloud, kind = offer.machine.split("/")[:2]
+        env = {**order.env, "PUBLIC_KEY": order.public_key.strip()}  # RunPod's images authorize it for login
+        body = {
+            "name": order.label,
+            "image": order.image,
+            "cloud": "SECURE" if cloud == CPU else cloud,
+            "disk": round(order.disk_gb),
+            "ports": ["22/tcp"],
+            "env": env,
+            "startSsh": True,
+            **_compute(kind, offer),
+            **({"args": _args(order.start)} if order.start else {}),
+            **({"dataCenterIds": [offer.region]} if offer.region else {}),
+            **({"globalNetworking": True} if offer.network else {}),
+            **({"registry": order.registry.runpod} if order.registry and order.registry.runpod else {}),
+        }
+        # RunPod reports "none of these is free" only as 400; the next offer may be free
+        return self.client.call(
+            "create",
+            "POST",
+            "/v2/pods",
+            replies.Id,
+            json=body,
+            creates=True,
+            taken=lambda status, text: status == 400,
+        ).id
+
+    # In the signature of a method below this one, `list` would mean this method.
+    def list(self) -> list[Rental]:
+        pods = self.client.call("list", "GET", "/v2/pods", replies.Pods).pods
+        return [_rental(p, self._first.setdefault(p.id, time.time())) for p in pods if p.status != "TERMINATED"]
+
+    def destroy(self, id: str) -> None:
+        self.client.call("destroy", "DELETE", f"/v2/pods/{id}", replies.Done, gone=_gone)
+
+    def label(self, id: str, label: str) -> None:
+        self.client.call("label", "PATCH", f"/v2/pods/{id}", replies.Done, json={"name": label})
+
+    def logs(self, id: str) -> str:
+        """Returns the last lines of the container and its host. RunPod streams these and then new ones, so the stream
+        is cut off after LOG_S."""
+        rows = [json.loads(row) for row in self.client.stream("logs", f"/v2/pods/{id}/logs", LOG_S, {"tail": 200})]
+        return "\n".join(f"{row.get('ts', '')} {row.get('source', '')}: {row.get('line', '')}" for row in rows)
+
 
 def _args(start: str) -> str:
     """Returns the pod's command line, which runs `start` beside the start script of RunPod's images (that one runs sshd). `start` is
@@ -199,7 +201,13 @@ def _compute(kind: str, offer: Offer) -> dict:
     return {"gpu": {"id": kind, "count": offer.count, **({"minCudaVersion": str(offer.cuda)} if offer.cuda else {})}}
 
 
-STATES = {"PROVISIONING": "starting", "STARTING": "starting", "RUNNING": "running", "EXITED": "lost", "ERROR": "lost"}
+STATES: dict[str, State] = {
+    "PROVISIONING": "starting",
+    "STARTING": "starting",
+    "RUNNING": "running",
+    "EXITED": "lost",
+    "ERROR": "lost",
+}
 """Any other status counts as running; whether the node is alive is left to Ray's health check."""
 
 
@@ -218,7 +226,7 @@ def _rental(pod: replies.Pod, first: float) -> Rental:
         usd_per_hour=None if pod.disk is None else pod.cost,
         disk_usd_per_hour=0.0 if pod.status == "EXITED" else DISK_USD_PER_GB_HOUR * (pod.disk or 0),
         created=pod.createdAt.timestamp() if pod.createdAt else first,
-        started=pod.startedAt and pod.startedAt.timestamp(),
+        started=pod.startedAt.timestamp() if pod.startedAt else None,
         machine=f"{pod.cloud if count else CPU}/{kind or (pod.cpu.id if pod.cpu else '')}/{pod.dataCenterId if count else ''}",
         gpu=kind,
         count=count,

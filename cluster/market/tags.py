@@ -54,7 +54,8 @@ HASHES, HASH = ("l", "c", "f"), 9
 
 
 class Hash(str):
-    """The beginning of one of Ray's hashes, equal to every hash that begins with it. Ray only compares hashes for equality."""
+    """The beginning of one of Ray's hashes, equal to every hash that begins with it. Ray only compares hashes for
+    equality. Like every class that defines __eq__ alone, it has no __hash__: two that it equals may differ."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, str) and (
@@ -63,8 +64,6 @@ class Hash(str):
 
     def __ne__(self, other: object) -> bool:
         return not self == other
-
-    __hash__ = None  # two that it equals may differ
 
 
 def check_name(what: str, name: str) -> None:

@@ -12,13 +12,12 @@ import math
 import threading
 import time
 from shlex import quote
-from typing import Literal
 
 import httpx
 
 from cluster.market import gpus
 from cluster.market import vast_replies as replies
-from cluster.market.base import Market, MarketError, Offer, Order, Refused, Rental, Want
+from cluster.market.base import Market, MarketError, Offer, Order, Refused, Rental, State, Want
 from cluster.market.http import Client
 
 URL = "https://console.vast.ai"
@@ -129,7 +128,8 @@ class Vast(Market):
         ).new_contract
 
     def list(self) -> list[Rental]:
-        found, params = [], {"limit": PAGE}
+        found: list[replies.Instance] = []
+        params: dict[str, int | str] = {"limit": PAGE}
         while True:
             page = self.client.call("list", "GET", "/api/v1/instances/", replies.Instances, params=params)
             found += page.instances
@@ -151,8 +151,10 @@ class Vast(Market):
         asked = self.client.call(
             "logs", "PUT", f"/api/v0/instances/request_logs/{id}/", replies.Logs, json={"tail": "200"}
         )
+        if not asked.result_url:
+            return ""
         try:
-            for _ in range(LOG_TRIES if asked.result_url else 0):
+            for _ in range(LOG_TRIES):
                 found = httpx.get(asked.result_url, timeout=LOG_S)
                 if found.status_code == 200:
                     return found.text
@@ -197,7 +199,7 @@ def _offer(ask: replies.Ask, want: Want) -> Offer:
     )
 
 
-def _state(i: replies.Instance) -> Literal["starting", "running", "lost"]:
+def _state(i: replies.Instance) -> State:
     """Returns the state. An outbid instance counts as lost, although Vast restarts it once its bid wins (its intended_status stays
     running)."""
     if i.intended_status == "stopped" or i.actual_status in LOST:

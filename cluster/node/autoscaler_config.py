@@ -139,10 +139,10 @@ def complete(config: dict) -> dict:
             _ask_for_driver(node["node_config"], settings)
     # RunPod sets RUNPOD_API_KEY in each pod to a key of the pod itself; the account's key is in a file (join.py).
     own = " ".join(f"{name.upper()}_API_KEY" for name in settings.markets)
-    head = (
-        f"unset {own}; ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
+    head = _up_to_three_times(
+        f"ray start --head {_SAME} --autoscaling-config=~/ray_bootstrap_config.yaml --disable-usage-stats"
     )
-    worker = f"ray start --address=$RAY_HEAD_IP:{mesh.GCS_PORT} {_SAME}"
+    worker = _up_to_three_times(f"ray start --address=$RAY_HEAD_IP:{mesh.GCS_PORT} {_SAME}")
     filled = {
         "auth": {"ssh_user": "root"},
         "docker": {},
@@ -151,7 +151,10 @@ def complete(config: dict) -> dict:
         "cluster_synced_files": [],
         "rsync_exclude": [],
         "rsync_filter": [],
-        "head_start_ray_commands": [STOP, _with(ON_EVERY_NODE | ON_THE_HEAD | {"PYTHONPATH": CODE}, head)],
+        "head_start_ray_commands": [
+            STOP,
+            _with(ON_EVERY_NODE | ON_THE_HEAD | {"PYTHONPATH": CODE}, f"unset {own}; {head}"),
+        ],
         "worker_start_ray_commands": [STOP, _with(ON_EVERY_NODE, worker)],
     }
     for key, value in filled.items():
@@ -193,6 +196,13 @@ def _ask_for_driver(node: dict, settings: Settings) -> None:
 
 _SAME = "$SHOESTRING_NODE"
 """Options that differ from node to node; ssh_runner.py sets it."""
+
+
+def _up_to_three_times(start: str) -> str:
+    """Returns the shell command that tries this `ray start` up to three times, since a slow or busy host can exceed the 30 s that Ray
+    gives its own processes (ray/_private/node.py)."""
+    again = '[ $((tries++)) -lt 3 ] || exit 1; echo "Ray did not start: try $tries of 3" >&2'
+    return f"tries=1; until {start}; do {again}; {STOP}; done"
 
 
 def _with(environment: dict[str, str], command: str) -> str:
