@@ -9,10 +9,13 @@ import argparse
 import re
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.config import config_file
 from lib.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 OWNED = {
     "output_dir": "run",
@@ -59,7 +62,7 @@ class Request:
     """Path of the --config file."""
 
 
-def parsed(parser, argv: list[str], tree: dict) -> dict:
+def parsed(parser: ArgumentParser, argv: list[str], tree: dict) -> dict:
     """Parses `argv` with a jsonargparse parser. Returns {key: value}; options override `tree`, the content of argv's --config file."""
     rest, at = [*argv], [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
     if len(at) > 1:
@@ -119,10 +122,11 @@ def tidy(message: str) -> str:
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
     one = re.fullmatch(r'"([\w.]+)": Expected an? (.*?)\. Got value: (.*)', text)
     several = re.fullmatch(r'"([\w.]+)": Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)', text)
-    if not (one or several):
+    found = one or several
+    if not found:
         return re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
-    key, kinds, value = (one or several).groups()
-    kinds = [kinds] if one else re.split(r", (?![^\[]*\])", kinds)
+    key, expected, value = found.groups()
+    kinds = [expected] if one else re.split(r", (?![^\[]*\])", expected)
     names = [n for kind in kinds if kind.startswith("Literal[") for n in re.findall(r"'(.*?)'", kind)]
     accepted = [re.sub(r"Literal\[(.*)\]", r"one of \1", KINDS.get(kind, kind)) for kind in kinds]
     return f"{key}: must be {' or '.join(accepted)}, is {value}.{nearest(value, names)}"

@@ -28,7 +28,7 @@ class Float(float):
     """The number as written."""
 
 
-class Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """PyYAML's scanner and parser with YAML 1.2's core schema. Numbers are loaded as Int and Float, which keep their text."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
@@ -37,7 +37,7 @@ class Loader(yaml.SafeLoader):
         for kind in ("null", "bool", "str", "seq", "map")
     } | {None: yaml.SafeLoader.construct_undefined}
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Like SafeLoader's, but raises ConstructorError for a duplicate key. Keys are text, as written."""
         seen: dict[str, yaml.Node] = {}
         for key, _ in node.value:
@@ -55,6 +55,7 @@ class Loader(yaml.SafeLoader):
 
 def _number(loader: Loader, node: yaml.ScalarNode) -> Int | Float:
     text = loader.construct_scalar(node)
+    value: Int | Float
     try:
         if node.tag.endswith("int"):
             value = Int(int(text, 0 if text.startswith(("0x", "0o")) else 10))
@@ -103,7 +104,7 @@ def read_yaml(path: str, kinds: dict[str, object] | None = None) -> dict:
         raise UsageError(f"{path}: {e}") from None
 
 
-def load(data: bytes):
+def load(data: bytes) -> object:
     """Parses YAML in UTF-8, or UTF-16 with a byte order mark. Raises yaml.YAMLError."""
     return yaml.load(data, Loader=Loader)
 
@@ -127,7 +128,7 @@ def settled(tree: dict, kinds: dict[str, object], prefix: str = "") -> dict:
     return out
 
 
-def plain(value, kind: object = typing.Any):
+def plain(value: object, kind: object = typing.Any) -> object:
     """Replaces every Int and Float in `value` by a plain number, or by its text where `kind` takes text but no numbers."""
     if isinstance(value, dict):
         return {k: plain(v, _inner(kind)) for k, v in value.items()}

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.config import command_line, config_file
 from lib.errors import UsageError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 class Typed:
@@ -28,7 +31,8 @@ class Typed:
     ):
         self.stage, self.cls, self.usage = stage, cls, usage
         kinds = config_file.types_of(cls)
-        self.sections = sections = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+        sections = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
+        self.sections = sections
         self.open, self.lists, self.resume = open, lists, resume
         inner = {f"{s}.{f.name}" for s, kind in sections.items() for f in fields(kind)}
         self.known = {f.name for f in fields(cls)} | inner
@@ -83,7 +87,7 @@ class Typed:
                 out[-1] = f"--{key}={values[0]}"
         return out
 
-    def _parser(self):
+    def _parser(self) -> ArgumentParser:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -111,10 +115,10 @@ class Typed:
 
     def schema(self) -> dict:
         """JSON schema of the YAML, for completion and checks in editors."""
-        from pydantic import ConfigDict, TypeAdapter
+        from pydantic import ConfigDict, TypeAdapter, with_config
 
         for cls in (self.cls, *self.sections.values()):
-            cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+            with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))(cls)
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             **TypeAdapter(self.cls).json_schema(),

@@ -5,8 +5,6 @@ TRL, transformers and PEFT accept most invalid values silently, or fail on the w
 
 from __future__ import annotations
 
-import re
-
 from lib.errors import nearest
 
 RANGES = {
@@ -117,18 +115,19 @@ def values(tree: dict, prefix: str = "") -> list[str]:
     return out
 
 
-def _numbers(value) -> list[int | float]:
+def _numbers(value: object) -> list[int | float]:
     if isinstance(value, dict | list | tuple):
         return [x for v in (value.values() if isinstance(value, dict) else value) for x in _numbers(v)]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
-def _number(key: str, x: int | float, value) -> str | None:
+def _number(key: str, x: int | float, value: object) -> str | None:
     """Returns what is wrong with the number `x` in a key's value; None if nothing is."""
     if not abs(x) < 2**63:  # also true for NaN
         return f"must be a number of less than 20 digits, is {x}."
     bounds = RANGES.get(key, "(-inf, inf)" if isinstance(value, dict) else "[0, inf)")
-    left, low, high, right = re.fullmatch(r"([\[(])(.+), (.+)([\])])", bounds).groups()
+    left, right = bounds[0], bounds[-1]
+    low, high = bounds[1:-1].split(", ")
     fits = (x >= float(low) if left == "[" else x > float(low)) and (
         x <= float(high) if right == "]" else x < float(high)
     )

@@ -8,6 +8,7 @@ installed version, so there is no copy to keep up to date.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import types
 import typing
@@ -70,7 +71,7 @@ def _file(module: str) -> Path:
     """Returns the source file of a module without importing its parents, as find_spec would."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:  # TRL, PEFT and transformers are packages
         raise LookupError(f"{top} is not installed: pip install {top}")
     path = Path(spec.submodule_search_locations[0]).joinpath(*rest)
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -113,12 +114,12 @@ def _type(module: str, annotation: ast.expr) -> object:
     names = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)}
     scope: dict[str, object] = {n: getattr(typing, n) for n in dir(typing)} | {"types": types}
     for name in names - set(scope):
-        if name not in __builtins__:
+        if not hasattr(builtins, name):
             scope[name] = _enum(module, name)
     text = ast.unparse(annotation)
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         return _type(module, ast.parse(annotation.value, mode="eval").body)
-    kind = eval(text, {"__builtins__": __builtins__}, scope)  # an installed library's own annotation, not user input
+    kind = eval(text, {"__builtins__": builtins}, scope)  # an installed library's own annotation, not user input
     literals = [t for t in typing.get_args(kind) if typing.get_origin(t) is typing.Literal]
     if literals and str in typing.get_args(kind):  # `SchedulerType | str`: the string must be one of the enum's values
         rest = [t for t in typing.get_args(kind) if t is not str]

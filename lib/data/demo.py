@@ -25,7 +25,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from itertools import islice
-from typing import Literal
 
 VERSION = "2"
 """To be raised with every change to the generated rows; part of the data hash and of every score."""
@@ -109,8 +108,8 @@ def orders(kind: str, split: str) -> Iterator[tuple[Order, str]]:
             yield order, message
 
 
-def rows(kind: Literal["chat", "preference", "prompt"], split: Literal["train", "heldout"]) -> Iterator[dict]:
-    """Yields canonical rows (lib/data/rows.py), the same ones every time.
+def rows(kind: str | None, split: str) -> Iterator[dict]:
+    """Yields canonical rows (lib/data/rows.py), the same ones every time. kind: in TRAIN_ROWS; split: train or heldout.
 
     Raises ValueError for an unknown kind or split.
     """

@@ -19,13 +19,15 @@ from datasets.features.features import register_feature
 
 
 @dataclass
-class ExactJson(Json):
+class ExactJson(Json):  # type: ignore[misc]  # datasets has no types
     _type: str = field(default="ExactJson", init=False, repr=False)  # its name in the file's metadata
 
-    def encode_example(self, example_data):
+    def encode_example(self, example_data: object) -> str | None:
         return None if example_data is None else text(example_data)
 
-    def decode_example(self, example_data, token_per_repo_id=None):
+    def decode_example(
+        self, example_data: str | None, token_per_repo_id: dict[str, str | bool | None] | None = None
+    ) -> object:
         return None if example_data is None else json.loads(example_data)
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:

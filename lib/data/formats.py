@@ -124,8 +124,8 @@ def sharegpt_labelled(row: dict) -> list[dict]:
 def pair(row: dict) -> list[dict]:
     """{"sentence1": "A cat sits.", "sentence2": "A cat is sitting.", "score": 4.6}"""
     try:
-        score = float(row.get("score"))
-    except (TypeError, ValueError):
+        score = float(row["score"])
+    except (KeyError, TypeError, ValueError):
         raise BadRow(f"score is {row.get('score')!r}, not a number") from None
     return [{"a": _text(row, "sentence1"), "b": _text(row, "sentence2"), "score": score}]
 

@@ -57,11 +57,11 @@ class Loaded:
 def absolute(data: Data) -> Data:
     """Returns `data` with existing local paths made absolute, so that workers find them from any working directory."""
 
-    def one(address: str | None) -> str | None:
-        there = address and address != "demo" and "://" not in address and os.path.exists(os.path.expanduser(address))
+    def one(address: str) -> str:
+        there = address != "demo" and "://" not in address and os.path.exists(os.path.expanduser(address))
         return os.path.abspath(os.path.expanduser(address)) if there else address
 
-    return replace(data, source=one(data.source), heldout=one(data.heldout))
+    return replace(data, source=one(data.source), heldout=data.heldout and one(data.heldout))
 
 
 def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda *row: None) -> Check:
@@ -111,7 +111,9 @@ def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
         if not folder.exists():
             _build(folder, data, found, want, training)
     result = Check(**json.loads((folder / "check.json").read_text()))
-    result.bad, result.leak_examples = [tuple(b) for b in result.bad], [tuple(e) for e in result.leak_examples]
+    result.bad = [(place, why) for place, why in result.bad]  # JSON has no tuples
+    result.leak_examples = [(place, held, prompt) for place, held, prompt in result.leak_examples]
+    assert result.kind is not None, "known once rows have been read"
     train, heldout = (datasets.Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "heldout"))
     for column, used in (("tools", result.offers_tools), ("unlearnt", result.unlearnt)):
         if column in train.column_names and not used:
@@ -157,6 +159,7 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
     with undo:
         undo.callback(shutil.rmtree, building, ignore_errors=True)  # a no-op after success, when it has been renamed
         result = scan(data, found, want, keep, training=training)
+        assert result.kind is not None, "known once rows have been read"
         for side in ("train", "heldout"):
             write(result.kind, side)
             writer(result.kind, side).finalize()
@@ -171,7 +174,7 @@ def _find(data: Data) -> sources.Found:
         )
     if data.source == "demo" and data.heldout is None:
         data = replace(data, heldout="demo")  # the demo's own held-out rows, which never equal a training row
-    found = sources.find(data), sources.find(data, "data.heldout") if data.heldout else None
+    found = sources.find(data), sources.find(data, data.heldout) if data.heldout else None
     for key in ("name", "revision", "split"):
         if found[0].kind != "hub" and getattr(data, key) != getattr(Data(), key):
             raise ValueError(

@@ -143,7 +143,7 @@ def _read_calls(raw: object, where: str) -> list[dict]:
     if isinstance(call, list):
         return [one for item in call for one in _read_calls(item, where)]
     function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: the tool call has no name")
     given = "parameters" if "arguments" not in function and "parameters" in function else "arguments"
     arguments = _json(function.get(given) or {}, f"{where}: the tool call's arguments")

@@ -11,12 +11,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lib.data.rows import BadRow, missing_as_null
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 Rows = Iterator[tuple[str, dict | BadRow]]
 
@@ -27,12 +30,12 @@ class Unreadable(ValueError):
     """The rest of a file can't be read. The caller adds the config key. Never skipped, since rows would be lost."""
 
 
-def json_lines(f: BinaryIO, name: str) -> Rows:
+def json_lines(f: io.BufferedReader, name: str) -> Rows:
     """Reads one object per line; also an array of objects."""
     return _array(f, name) if _head(f).startswith(b"[") else _lines(f, name)
 
 
-def json_file(f: BinaryIO, name: str) -> Rows:
+def json_file(f: io.BufferedReader, name: str) -> Rows:
     """Reads an array of objects, one object that contains a single list of objects, or JSON Lines in a .json file."""
     if _head(f).startswith(b"["):
         return _array(f, name)
@@ -52,7 +55,7 @@ def json_file(f: BinaryIO, name: str) -> Rows:
     return _one_object(b"".join(start), name)
 
 
-def _head(f: BinaryIO) -> bytes:
+def _head(f: io.BufferedReader) -> bytes:
     return f.peek(BLOCK).lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
@@ -71,13 +74,15 @@ def _lines(f: Iterable[bytes], name: str) -> Rows:
 _BETWEEN = re.compile(r"[\s,]*")
 
 
-def _array(f: BinaryIO, name: str) -> Rows:
+def _array(f: io.BufferedReader, name: str) -> Rows:
     """Decodes one element at a time. Raises Unreadable at a syntax error, since nothing after it can be read."""
     decoder, pieces, n = json.JSONDecoder(), io.TextIOWrapper(f, "utf-8-sig", "surrogateescape"), 0
     text = pieces.read(BLOCK)
     at = text.index("[") + 1
     while True:
-        at = _BETWEEN.match(text, at).end()
+        between = _BETWEEN.match(text, at)
+        assert between is not None, "the pattern also fits the empty text"
+        at = between.end()
         if text.startswith("]", at):
             return
         why = "no closing ]"
@@ -124,7 +129,7 @@ def _object(row: Any) -> dict | BadRow:
     return row if isinstance(row, dict | BadRow) else BadRow(f"is {json.dumps(row)[:40]}, not an object with columns")
 
 
-def comma_separated(f: BinaryIO, name: str) -> Rows:
+def comma_separated(f: io.BufferedReader, name: str) -> Rows:
     """Reads CSV whose first line names the columns. The separator is a tab or semicolon if that line has one and no comma."""
     csv.field_size_limit(1 << 30)
     lines = (_decode(line, first=n == 0) for n, line in enumerate(f))
@@ -177,7 +182,7 @@ def without_null_members(value: Any) -> Any:
     return [without_null_members(v) for v in value] if isinstance(value, list) else value
 
 
-def plain(f: BinaryIO, name: str) -> Rows:
+def plain(f: io.BufferedReader, name: str) -> Rows:
     """Reads paragraphs as rows if the first megabyte of the file has blank lines, otherwise lines."""
     head = f.peek(BLOCK)
     paragraphs = any(not line.strip() for line in head.strip().split(b"\n"))
@@ -200,7 +205,7 @@ def _decode(line: bytes, first: bool) -> str:
     return line.decode("utf-8-sig" if first else "utf-8", "surrogateescape")
 
 
-READERS = {
+READERS: dict[str, Callable[[io.BufferedReader, str], Rows]] = {
     ".json": json_file,
     ".jsonl": json_lines,
     ".ndjson": json_lines,
@@ -223,13 +228,13 @@ def ending(path: str) -> str:
     return "." + stem.rsplit("/", 1)[-1].rsplit(".", 1)[-1] if "." in stem.rsplit("/", 1)[-1] else ""
 
 
-def rows(fs: Any, path: str, name: str) -> Rows:
+def rows(fs: AbstractFileSystem, path: str, name: str) -> Rows:
     """Yields (place, row) of one file on an fsspec filesystem, with `name` in the places."""
     for place, row in _read(fs, path, name):
         yield place, row if isinstance(row, BadRow) else missing_as_null(row)
 
 
-def _read(fs: Any, path: str, name: str) -> Rows:
+def _read(fs: AbstractFileSystem, path: str, name: str) -> Rows:
     reader = READERS[ending(path)]
     if reader is parquet:
         with fs.open(path, "rb") as f:
@@ -244,7 +249,7 @@ def _read(fs: Any, path: str, name: str) -> Rows:
 
 
 @contextmanager
-def _unpacked(fs: Any, path: str) -> Iterator[Any]:
+def _unpacked(fs: AbstractFileSystem, path: str) -> Iterator[Any]:
     """Opens a file for reading, decompressed according to its ending."""
     if not path.lower().endswith(".zst"):
         with fs.open(path, "rb", compression="infer") as f:

@@ -15,6 +15,7 @@ from lib.config.job import Data
 from lib.data.check import Check
 from lib.data.formats import FORMATS
 from lib.data.marks import MESSAGES, settle
+from lib.data.read import Rows
 from lib.data.recognise import recognise
 from lib.data.repeats import without_prompt
 from lib.data.rows import COMPARED, CONVERSIONS, BadRow, check_row, prompts_of
@@ -39,7 +40,7 @@ class _Reading:
     convert: Callable[[dict], list[dict]]
     """Converts one raw row, with columns renamed, to canonical rows of `kind`."""
     renames: dict[str, str]
-    rows: Iterator[tuple[str, dict | BadRow]]
+    rows: Rows
 
 
 def scan(
@@ -57,28 +58,29 @@ def scan(
     check.ignored = source.ignored + (held_source.ignored if held_source else [])
     content = hashlib.sha256()
     held: dict[bytes, str] = {}
+    kept = {"train": 0, "heldout": 0}  # Check's own numbers are None if not all rows are read
 
     def hold(row: dict, place: str) -> None:
-        if data.heldout_limit is not None and check.heldout_rows >= data.heldout_limit:
+        if data.heldout_limit is not None and kept["heldout"] >= data.heldout_limit:
             check.unused += 1  # not trained on either
         else:
-            check.heldout_rows += 1
+            kept["heldout"] += 1
             keep(train.kind, "heldout", row, place)
 
     if held_source:
         heldout = _open(held_source, data, (train.kind,), first)
         check.heldout, check.heldout_format = held_source.described(), heldout.format
-        for place, row in _good_rows(heldout, check, content, compared):
-            *_, asked = prompts_of(train.kind, row)
-            if train.kind != "text" or len(normalise(asked).split()) >= LEAK_WORDS:
-                held.setdefault(digest(asked), place)
+        for place, row in _good_rows(heldout, check, content.update, compared):
+            *_, last = prompts_of(train.kind, row)
+            if train.kind != "text" or len(normalise(last).split()) >= LEAK_WORDS:
+                held.setdefault(digest(last), place)
             hold(row, place)
     else:
         check.heldout = (
             f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
         )
 
-    for place, row in _good_rows(train, check, content, compared):
+    for place, row in _good_rows(train, check, content.update, compared):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
             hold(row, place)
@@ -88,14 +90,15 @@ def scan(
             check.leaks += 1
             if len(check.leak_examples) < SHOWN:
                 check.leak_examples.append((place, held[digest(leaked)], _shortened(leaked)))
-        elif data.limit is not None and check.rows >= data.limit:
+        elif data.limit is not None and kept["train"] >= data.limit:
             check.unused += 1
         else:
-            check.rows += 1
+            kept["train"] += 1
             check.wanted += row.get("label") is True
             keep(train.kind, "train", row, place)
 
     check.sha256 = content.hexdigest()
+    check.rows, check.heldout_rows = kept["train"], kept["heldout"]
     if first is not None:
         check.complete, check.rows, check.heldout_rows = False, None, None
         check.note = f"the first {first:,} rows are checked here, all of them when the workers load it"
@@ -140,7 +143,14 @@ def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) 
 
 
 def _reading(
-    source: Source, name: str, kind: str, want: tuple[str, ...], also: list[str], read, renames: dict[str, str], stream
+    source: Source,
+    name: str,
+    kind: str,
+    want: tuple[str, ...],
+    also: list[str],
+    read: Callable[[dict], list[dict]],
+    renames: dict[str, str],
+    stream: Rows,
 ) -> _Reading:
     if kind in want:
         return _Reading(source, name, kind, None, also, read, renames, stream)
@@ -151,15 +161,17 @@ def _reading(
     )
 
 
-def _good_rows(reading: _Reading, check: Check, content, compared: bool) -> Iterator[tuple[str, dict]]:
+def _good_rows(
+    reading: _Reading, check: Check, add_to_hash: Callable[[bytes], None], compared: bool
+) -> Iterator[tuple[str, dict]]:
     """Yields (place, canonical row). Bad rows are recorded in `check`; every row goes into the hash."""
     for place, raw in reading.rows:
         try:
             if isinstance(raw, BadRow):
-                content.update(str(raw).encode("utf-8", "replace"))
+                add_to_hash(str(raw).encode("utf-8", "replace"))
                 raise raw
             try:
-                content.update(json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str).encode())
+                add_to_hash(json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str).encode())
             except UnicodeEncodeError:
                 raise BadRow("has bytes that are not UTF-8") from None
             renamed = _renamed(raw, reading.renames)

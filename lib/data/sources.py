@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -20,6 +20,9 @@ from huggingface_hub import constants
 from lib.config.job import Data
 from lib.data import read
 from lib.data.rows import BadRow, missing_as_null
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Split names in file names, as the hub recognises them.
@@ -35,6 +38,7 @@ class Source:
     kind: str
     """files, hub or demo."""
     fs: Any = None
+    """An AbstractFileSystem of fsspec if kind is files."""
     files: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     size: int = 0
@@ -56,15 +60,18 @@ class Source:
 Found = tuple[Source, Source | None]  # data.source, and data.heldout if it is set
 
 
-def find(data: Data, key: str = "data.source") -> Source:
-    """Returns the source that data.source or data.heldout names. Raises ValueError if it doesn't exist or can't be read."""
-    address = data.source if key == "data.source" else data.heldout
+def find(data: Data, heldout: str | None = None) -> Source:
+    """Returns the source that data.source names; with `heldout`, the value of data.heldout, the one that it names.
+
+    Raises ValueError if it doesn't exist or can't be read.
+    """
+    key, address = ("data.heldout", heldout) if heldout else ("data.source", data.source)
     if address == "demo":
-        return Source(key, address, "demo", split="train" if key == "data.source" else "heldout")
+        return Source(key, address, "demo", split="heldout" if heldout else "train")
     import fsspec
 
-    hub = _is_hub(data.source) if key == "data.heldout" else _is_hub(address)
-    if hub and key == "data.heldout":
+    hub = _is_hub(data.source)
+    if hub and heldout:
         # With a hub dataset, data.heldout may be the name of a split; a path stays a path.
         if not (_exists(address) or "://" in address or "/" in address or read.ending(address) in read.READERS):
             return Source(key, data.source, "hub", split=address)
@@ -120,7 +127,7 @@ def _is_hub(address: str) -> bool:
     return not address.startswith(".") and not ("/" in address and os.path.isdir(address.split("/")[0]))
 
 
-def _files(key: str, address: str, fs: Any, path: str) -> Source:
+def _files(key: str, address: str, fs: AbstractFileSystem, path: str) -> Source:
     glob = any(c in address for c in "*?[") and not fs.exists(path)
     folder = not glob and fs.isdir(path)
     if glob:
@@ -155,7 +162,7 @@ def _files(key: str, address: str, fs: Any, path: str) -> Source:
     return Source(key, address, "files", fs, files, sorted(set(found) - set(files)), size)
 
 
-def _neighbours(fs: Any, path: str) -> list[str]:
+def _neighbours(fs: AbstractFileSystem, path: str) -> list[str]:
     parent, _, name = path.rstrip("/").rpartition("/")
     try:
         beside = [p.rstrip("/").rpartition("/")[2] for p in fs.ls(parent or "/", detail=False)]
