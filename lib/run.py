@@ -165,7 +165,9 @@ class Run:
 
     def files(self, rel: str = "") -> dict[str, int]:
         """Returns {path below `rel`: size in bytes} of every file there."""
-        root = self.fs._strip_protocol(self.at(rel))
+        import fsspec
+
+        root = fsspec.core.strip_protocol(self.at(rel))
         return {p[len(root) + 1 :]: i["size"] for p, i in self.fs.find(root, detail=True).items()}
 
     def folders(self, rel: str) -> list[str]:

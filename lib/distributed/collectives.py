@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
 
 def share() -> tuple[int, int]:
     """Returns (rank, number of workers)."""
@@ -18,22 +22,22 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_rank_0(value):
+def from_rank_0(value: T | None) -> T:
     """Returns rank 0's picklable `value` on every worker."""
     import torch.distributed as dist
 
-    box = [value]
+    box: list[Any] = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def gathered(value) -> list:
+def gathered(value: T) -> list[T]:
     """Returns the picklable `value` of every worker, by rank."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
         return [value]
-    values = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

@@ -10,7 +10,12 @@ weighted in the same way.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lib.methods.distillation.teacher import labelled
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 class Shards:
@@ -94,7 +99,7 @@ class Heldout:
     TRL's trainers keep the values to log in `_metrics`; tests/methods/test_heldout.py checks that.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer):
         self.trainer, self.shards = trainer, None
         self.sums: dict[tuple[str, str], tuple[float, float]] = {}
         """{("train" or "eval", metric): (weighted sum, total weight) since it was last logged}"""

@@ -26,7 +26,8 @@ class Tally:
         file = Path(resumed, FILE) if resumed else None
         self.before = json.loads(file.read_text()) if file and file.is_file() else {}
         self.unknown = bool(resumed) and not self.before  # a checkpoint of an earlier version
-        self.uncounted, self.trained = (0, 0), None
+        self.uncounted = (0, 0)
+        self.trained: float | None = None
         self.loss = self.before.get("loss", 0.0)
         """Sum over the steps: the stored total, plus this worker's losses since the resume. A tensor after the first step."""
         step, log = trainer.training_step, trainer.log
@@ -49,9 +50,10 @@ class Tally:
         if self.unknown:
             self.uncounted = (state.num_input_tokens_seen, state.global_step)
 
-    def stop(self) -> None:
-        """Marks the end of training."""
+    def stop(self) -> float:
+        """Marks the end of training and returns it (Unix time)."""
         self.trained = time.time()
+        return self.trained
 
     def seconds(self) -> dict[str, float]:
         return {

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import ray.train
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lib.distributed.collectives import from_rank_0, gathered, share
 from lib.run import Run
@@ -31,9 +32,11 @@ class ClusterCallback(TrainerCallback):
         self.rank = share()[0]
         self.stopped: str | None = None
         self.saved: float | None = None
-        self.preempted = None
+        self.preempted: ray.train.PreemptionInfo | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.met = self.began = (time.time(), state.global_step)
         self.next = state.global_step + 1
         self.nodes = tuple(sorted({n for n in gathered(os.environ.get("RAY_CLOUD_INSTANCE_ID")) if n}))
@@ -43,7 +46,7 @@ class ClusterCallback(TrainerCallback):
             self.listener.start()
             self._report(state)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step < self.next:
             return
         going = ray.train.get_preemption_info()  # also a barrier for all ranks
@@ -54,20 +57,24 @@ class ClusterCallback(TrainerCallback):
         control.should_save = control.should_save or bool(why)
         control.should_training_stop = control.should_training_stop or bool(self.stopped)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.saved = time.time()
         if self.rank == 0:
             self._report(state)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.rank == 0:
             self.listener.over.set()
             self._report(state)
 
-    def decide(self, state, going, now: float) -> tuple[int, str | None, str | None]:
+    def decide(
+        self, state: TrainerState, going: ray.train.PreemptionInfo | None, now: float
+    ) -> tuple[int, str | None, str | None]:
         """Returns (step of the next synchronisation, why to save now or None, why to stop now or None).
 
-        going: Ray Train's PreemptionInfo, or None; now: Unix time.
+        going: nodes that are about to be preempted; now: Unix time.
         """
         (then, last), self.met = self.met, (now, state.global_step)
         steps = int(EVERY_S * (state.global_step - last) / max(now - then, 1e-6))
@@ -80,7 +87,7 @@ class ClusterCallback(TrainerCallback):
             return following, f"ranks {ranks} are on nodes that are going away.", None
         return following, None, None
 
-    def to_finish(self, state, stop: Stop, now: float) -> str:
+    def to_finish(self, state: TrainerState, stop: Stop, now: float) -> str:
         """What the remaining steps would cost, at the mean time of the steps since this attempt began."""
         left, done = state.max_steps - state.global_step, state.global_step - self.began[1]
         seconds = (now - self.began[0]) / done
@@ -90,7 +97,7 @@ class ClusterCallback(TrainerCallback):
             f"${stop.usd_per_hour:.3g} an hour, cost about ${usd:.2f} more."
         )
 
-    def _report(self, state) -> None:
+    def _report(self, state: TrainerState) -> None:
         progress = (self.began[0], state.global_step, state.max_steps, self.saved)
         report(
             self.gcs, ray.get_runtime_context().get_job_id(), JobState(self.run.path, self.stage, self.nodes, *progress)

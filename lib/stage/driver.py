@@ -25,7 +25,7 @@ def main(stage: Stage | WorkStage, argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     ray_session.prepare()
-    if code := (_train if isinstance(stage, Stage) else _work)(stage, argv):
+    if code := _train(stage, argv) if isinstance(stage, Stage) else _work(stage, argv):
         sys.exit(code)
 
 
@@ -99,7 +99,7 @@ def ending(run: Run, again: str, trains: bool = False) -> Iterator[None]:
         sys.exit(1)
 
 
-def _record(run: Run, status: str, **fields) -> bool:
+def _record(run: Run, status: str, **fields: str) -> bool:
     """Records how the run ended, unless train() already has. Returns whether the run is finished."""
     if _status(run) == "running":
         provenance.ended_or_said(run, status, **fields)

@@ -7,22 +7,36 @@ batches it has nothing to fill up, and a step has the same rows on any number of
 
 from __future__ import annotations
 
-from torch.utils.data import Sampler
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch.utils.data import DataLoader, Sampler
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
-class Filled(Sampler):
+class Indices(Protocol):
+    """A torch Sampler with a length, or a range."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Filled(Sampler[int]):
     """Yields the indices of `sampler`, then its first ones again until their number is a multiple of `batch`.
 
     drop: leave out the last indices instead, unless that would leave none.
     """
 
-    def __init__(self, sampler, batch: int, drop: bool = False):
+    def __init__(self, sampler: Indices, batch: int, drop: bool = False):
         self.sampler, self.batch = sampler, batch
         rows = len(sampler)
         self.drop = drop and rows >= batch
         self.length = rows // batch * batch if self.drop else -(-rows // batch) * batch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         indices = list(self.sampler)
         for i in range(self.length):
             yield indices[i % len(indices)]
@@ -35,21 +49,27 @@ class Filled(Sampler):
             self.sampler.set_epoch(epoch)
 
 
-def fill(trainer, batch: int) -> int:
+def examples(trainer: Trainer) -> int:
+    """Returns the number of training examples."""
+    assert isinstance(trainer.train_dataset, Sized), "no stage streams its rows"
+    return len(trainer.train_dataset)
+
+
+def fill(trainer: Trainer, batch: int) -> int:
     """Makes each epoch of the trainer consist of whole batches of `batch` examples, over all workers.
 
     Returns how many examples an epoch repeats; negative: how many it leaves out, with train.dataloader_drop_last.
     """
     loader = trainer.get_train_dataloader
 
-    def filled():
+    def filled() -> DataLoader:
         found = loader()
-        inner = found.batch_sampler
+        inner: Any = found.batch_sampler
         while hasattr(inner, "batch_sampler"):  # unwraps samplers that hold one worker's share of another sampler
             inner = inner.batch_sampler
         inner.sampler = Filled(inner.sampler, batch, trainer.args.dataloader_drop_last)
         return found
 
-    trainer.get_train_dataloader = filled
-    rows = len(trainer.train_dataset)
+    trainer.get_train_dataloader = filled  # type: ignore[method-assign]  # the Trainer has no other hook
+    rows = examples(trainer)
     return len(Filled(range(rows), batch, trainer.args.dataloader_drop_last)) - rows

@@ -10,6 +10,7 @@ import os
 
 from lib.config import ranges
 from lib.config.job import Job
+from lib.data import Check
 from lib.distributed import strategy
 from lib.errors import nearest
 from lib.models.quantization import qat
@@ -37,8 +38,8 @@ def problems(job: Job, gpu: bool) -> list[str]:
     return out
 
 
-def heldout(job: Job, checked) -> list[str]:
-    """Returns the problem if settings measure held-out rows and there are none. checked: lib.data's Check."""
+def heldout(job: Job, checked: Check) -> list[str]:
+    """Returns the problem if settings measure held-out rows and there are none."""
     t = job.train
     keys = [k for k, off in (("eval_strategy", "no"), ("eval_on_start", False)) if t.get(k, off) != off]
     if not keys or checked.heldout_rows != 0:
@@ -218,7 +219,7 @@ def _tracker(name: str) -> list[str]:
     known = {"none": None, "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
     if name not in known:
         return [f"train.report_to: there is no {name}. Known: {', '.join(known)}.{nearest(name, known)}"]
-    if known[name] and not importlib.util.find_spec(known[name]):
+    if (module := known[name]) and not importlib.util.find_spec(module):
         return [f"train.report_to: {name} is not installed: pip install {name}."]
     return []
 

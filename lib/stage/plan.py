@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from lib import data
 from lib.config import trl_fields
@@ -21,6 +23,9 @@ from lib.runtime.device import Device
 from lib.stage import limits
 from lib.stage.stage import Stage
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass
 class Plan:
@@ -28,8 +33,8 @@ class Plan:
     """The job with absolute paths and a located base model."""
     identities: dict[str, str]
     """{key: identity of the weights}, for model.base and the keys of `train` that name models (see lib/models/locate.py locate)."""
-    check: object
-    """lib.data Check: format, rows, held-out rows, content hash."""
+    check: data.Check
+    """Format, rows, held-out rows, content hash."""
     device: Device | None
     """None: decided after the cluster is joined."""
     finished: bool
@@ -87,14 +92,17 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
 
     ask: whether to choose the device, for which the cluster is queried; if False, Plan.device stays None.
     """
-    job, problems, notes = request.job, [], []
+    job = request.job
+    problems: list[str] = []
+    notes: list[str] = []
     run = Run(job.run)
 
-    def attempt(f, *args):
+    def attempt(f: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
-            return f(*args)
+            return f(*args, **kwargs)
         except ValueError as e:
             problems.append(str(e))
+            return None
 
     if stage.check:
         attempt(stage.check, job, trl_fields.filled(stage.config, job.train))
@@ -154,9 +162,9 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
     elif run.exists() and run.files():
         problems.append(f"run: {run.path} exists and is not a run. Name another --run.")
     rendered = None
-    if not problems:  # last, because it takes about a second
+    if checked and not problems:  # last, because it takes about a second
         rendered, problems, more = sample.look(job, stage.config, seen, checked.complete, request.dry_run)
-        checked.rendered, notes = rendered and rendered.summary(), notes + more
-    if problems:
+        checked.rendered, notes = rendered.summary() if rendered else None, notes + more
+    if problems or not checked:  # rows that can't be checked are a problem
         raise UsageError("\n".join(problems))
     return Plan(job, identities, checked, on, finished, notes, text, rendered)

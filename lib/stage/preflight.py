@@ -24,12 +24,18 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib.config.job import Job
 from lib.errors import UsageError, nearest
 from lib.models import structure
 from lib.models.structure import attempt
 from lib.run import cache
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from lib.stage.plan import Plan
 
 LIMIT_S = 5.0
 """Seconds that the driver waits for the result once the plan is made."""
@@ -46,7 +52,8 @@ class Preflight:
     requested it."""
 
     def __init__(self, config: str, job: Job):
-        self.config, self.process = config, None
+        self.config = config
+        self.process: subprocess.Popen[str] | None = None
         package = Path(__file__).parents[1]
         parts = {
             "job": [job.stage, job.makes, asdict(job.model), job.train, config],
@@ -69,7 +76,7 @@ class Preflight:
             self._start()
         return self
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[str]:
         root = str(Path(__file__).parents[2])
         env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -78,31 +85,31 @@ class Preflight:
             [sys.executable, "-m", "lib.stage.preflight", self.config],
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        return self.process
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self.process:
             self.process.kill()
             self.process.communicate()
 
-    def ask(self, planned) -> None:
-        """Checks a job that is about to start. planned: the result of lib/stage/plan.py. Raises UsageError with the problems found. If the
+    def ask(self, planned: Plan) -> None:
+        """Checks a job that is about to start. Raises UsageError with the problems found. If the
         subprocess is too slow or fails, a note in the plan says that these checks are left to the workers."""
         if planned.finished:
             return
         job, left = planned.job, "what TRL, transformers and PEFT check is left to the workers: "
         gpu = planned.device.gpu if planned.device else job.scale.device != "cpu"
         began, of = time.time(), f"{planned.identities['model.base']} {gpu}"
-        if not self.process:
-            if self.known.read_text() == of:
-                return
-            self._start()
+        if not self.process and self.known.read_text() == of:
+            return
+        process = self.process or self._start()
         try:
             asked = json.dumps({"job": job.to_dict(), "gpu": gpu})
-            out, err = self.process.communicate(asked, timeout=LIMIT_S)
+            out, err = process.communicate(asked, timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
             planned.notes.append(f"{left}it took more than {time.time() - began:.0f} s here")
             return
-        if self.process.returncode:
+        if process.returncode:
             planned.notes.append(left + (err.strip().splitlines() or ["nothing was printed"])[-1])
             return
         found = json.loads(out.splitlines()[-1])
@@ -127,7 +134,7 @@ def check(job: Job, config: str, gpu: bool) -> list[str]:
     return out or structure.problems(job, gpu)
 
 
-def _arguments(job: Job, config: str, gpu: bool):
+def _arguments(job: Job, config: str, gpu: bool) -> Any:
     from lib.config import trl_fields
     from lib.stage.training_arguments import arguments
 
@@ -137,21 +144,22 @@ def _arguments(job: Job, config: str, gpu: bool):
     ):  # only TRL's fields are built; ours are checked elsewhere, and their import takes seconds
         config = "trl.trainer.sft_config:SFTConfig"
         train = {k: v for k, v in train.items() if k in trl_fields.read(config)}
-    one = {"workers": 1, "min_workers": None, "strategy": "ddp", "offload": False, "device": "cpu", "precision": "fp32"}
-    return arguments(replace(job, scale=replace(job.scale, **one), train=train), config, 1, os.devnull)[0]
+    one = replace(job.scale, workers=1, min_workers=None, strategy="ddp", offload=False, device="cpu", precision="fp32")
+    return arguments(replace(job, scale=one, train=train), config, 1, os.devnull)[0]
 
 
-def _schedule(args, train: dict) -> None:
+def _schedule(args: TrainingArguments, train: dict) -> None:
     import torch
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    kwargs: Any
     kind, kwargs = train.get("lr_scheduler_type", "linear"), train.get("lr_scheduler_kwargs")
     kwargs = args.lr_scheduler_kwargs if kwargs else kwargs  # read from JSON, where it was text
     get_scheduler(kind, optimizer, args.get_warmup_steps(100), 100, scheduler_specific_kwargs=kwargs)
 
 
-def _optimizer(args, train: dict) -> None:
+def _optimizer(args: Any, train: dict) -> None:
     for name in [n for n in UNUSED if sys.modules.get(n, n) is None]:  # some optimizers need these packages
         del sys.modules[name]
     import torch
@@ -162,7 +170,7 @@ def _optimizer(args, train: dict) -> None:
     for key in ("optim_args", "optim_target_modules"):
         setattr(args, key, train.get(key))
     args.optim = OptimizerNames(train.get("optim", "adamw_torch"))
-    model = torch.nn.Linear(2, 2)
+    model: Any = torch.nn.Linear(2, 2)  # the Trainer asks for a transformers model and uses its parameters
     made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
     if given := args.optim_args:
         args.optim_args = None
@@ -171,7 +179,7 @@ def _optimizer(args, train: dict) -> None:
     made(model.parameters(), **{k: v for k, v in kwargs.items() if k not in ("params", "model", "optimizer_dict")})
 
 
-def _checkpointing(given) -> list[str]:
+def _checkpointing(given: object) -> list[str]:
     from torch.utils.checkpoint import checkpoint
 
     if not isinstance(given, dict):
@@ -193,7 +201,8 @@ def _backend(name: str | None) -> list[str]:
 
 if __name__ == "__main__":
     gc.disable()  # garbage collection takes a fifth of the import time
-    sys.modules |= dict.fromkeys(UNUSED)  # with None, a package counts as not installed
+    unused: Any = dict.fromkeys(UNUSED)  # with None, a package counts as not installed
+    sys.modules |= unused
     for module in ("lib.stage.training_arguments", "trl.trainer.sft_config", "peft"):  # while the plan is made
         importlib.import_module(module)
     asked = json.loads(sys.stdin.read())

@@ -17,11 +17,11 @@ class Progress:
         self.every = 5.0 if run.remote else 1.0
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> Progress:
         self.thread.start()
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.stop.set()
         self.thread.join(timeout=10)
 

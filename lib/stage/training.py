@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from dataclasses import asdict
+from typing import Any
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+import ray.train
 from ray.train.torch import TorchTrainer
 
 from lib.run import Run
@@ -78,7 +79,8 @@ def _fit(trainer: TorchTrainer, planned: Plan) -> Summary:
 
     def work() -> None:
         try:
-            done["summary"] = trainer.fit().return_value
+            result: Any = trainer.fit()
+            done["summary"] = result.return_value
         except BaseException as e:  # reraised below, in the waiting thread
             done["error"] = e
 
@@ -95,17 +97,20 @@ def _group(planned: Plan) -> tuple[int | tuple[int, int], dict[str, float]]:
     """Returns (number of workers, or (fewest, most) of an elastic run; resources of each worker)."""
     s = planned.job.scale
     elastic = (s.min_workers, s.workers) if s.min_workers and s.min_workers < s.workers else s.workers
-    return elastic, {"CPU": s.cpus_per_worker} | ({"GPU": 1} if _gpu(planned) else {})
+    resources: dict[str, float] = {"CPU": s.cpus_per_worker, **({"GPU": 1} if _gpu(planned) else {})}
+    return elastic, resources
 
 
 def _gpu(planned: Plan) -> bool:
-    return (planned.device or device.settle(planned.job.scale)).gpu
+    settled = planned.device or device.settle(planned.job.scale)
+    assert settled, "the cluster is connected"
+    return settled.gpu
 
 
 def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
     s, gpu, on_cluster = planned.job.scale, _gpu(planned), bool(os.environ.get("RAY_ADDRESS"))
     workers, resources = _group(planned)
-    storage = {"storage_path": run.path if not run.remote else run.path.split("://", 1)[1]}
+    storage: dict[str, Any] = {"storage_path": run.path if not run.remote else run.path.split("://", 1)[1]}
     if run.remote:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
@@ -118,19 +123,23 @@ def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
         """A closure is unpickled by the workers only, so the controller need not import the stage's modules."""
         return train_loop(job, stage, on_cluster)
 
-    return TorchTrainer(
+    v2: Any = ray.train  # type checkers see the first version of Ray Train, whose configs lack fields that are set here
+    trainer: TorchTrainer = v2.torch.TorchTrainer(
         loop,
-        scaling_config=ScalingConfig(
+        scaling_config=v2.ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=10.0
         ),
-        run_config=RunConfig(
+        run_config=v2.RunConfig(
             name="ray",
             # A cluster may take any time to add nodes; a Ray started here has a fixed size.
-            failure_config=FailureConfig(max_failures=s.max_failures, controller_failure_limit=-1 if on_cluster else 3),
-            logging_config=LoggingConfig(log_level="CRITICAL"),
+            failure_config=v2.FailureConfig(
+                max_failures=s.max_failures, controller_failure_limit=-1 if on_cluster else 3
+            ),
+            logging_config=v2.LoggingConfig(log_level="CRITICAL"),
             worker_runtime_env={"env_vars": hardware.worker_env(s, gpu)},
             callbacks=[StopWhenPointless()],
             **storage,
         ),
         torch_config=UsableGpu(backend=backend, timeout_s=600),
     )
+    return trainer

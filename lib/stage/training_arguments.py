@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from lib.config.job import Job
 from lib.distributed import strategy
@@ -20,8 +21,10 @@ DEFAULTS = {
 """Our defaults that differ from TRL's; a job's `train:` section overrides them."""
 
 
-def arguments(job: Job, config_class: str, workers: int, output_dir: str):
-    """Builds the TRL config of `config_class` ("module:Class") for this process's hardware and `workers` processes."""
+def arguments(job: Job, config_class: str, workers: int, output_dir: str) -> tuple[Any, str]:
+    """Builds the TRL config of `config_class` ("module:Class") for this process's hardware and `workers` processes.
+
+    Returns (the config, the precision)."""
     import torch
 
     gpu = torch.cuda.is_available()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from lib.config import config_file, trl_fields
 from lib.config.command_line import LORA_OWNED, OWNED, Request, option, parsed, refuse_clocks, stored, unknown
@@ -17,6 +18,8 @@ from lib.config.job import Data, Eval, Job, Model, Scale
 from lib.errors import UsageError
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from lib.stage.stage import Stage
 
 
@@ -33,13 +36,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     if "--schema" in argv:
         print(json.dumps(schema(stage.name, stage.config), indent=1))
         raise SystemExit(0)
-    known = {a.dest for a in parser._actions}
-    kinds = {"run": str}
-    for section, cls in SECTIONS.items():
-        kinds |= config_file.types_of(cls, f"{section}.")
-    del kinds["model.lora"]
-    for section, name in (("model.lora", LORA), ("train", stage.config)):
-        kinds |= {f"{section}.{key}": f.type for key, f in trl_fields.read(name).items()}
+    known, kinds = _keys(stage.config)
     _check_options(argv, known, kinds)
     given, resumed = option(argv, "--config"), option(argv, "--resume")
     tree = read_yaml(given, kinds) if given else {}
@@ -57,7 +54,25 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     return Request(job, dry_run, bool(resume), given)
 
 
-def _parser(stage: str, config_class: str):
+OPTIONS = {"help", "config", "print_config", "dry_run", "resume", "schema"}
+"""Options that are no keys of the YAML."""
+
+
+def _keys(config_class: str) -> tuple[set[str], dict[str, object]]:
+    """Returns (the names that may be given, {key: type} of all keys, also of those that follow from others)."""
+    kinds: dict[str, object] = {"run": str}
+    for section, cls in SECTIONS.items():
+        kinds |= config_file.types_of(cls, f"{section}.")
+    del kinds["model.lora"]
+    known = {*kinds, *SECTIONS, *OPTIONS}
+    for section, name, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
+        fields = {f"{section}.{key}": f.type for key, f in trl_fields.read(name).items()}
+        kinds |= fields
+        known |= fields.keys() - {f"{section}.{key}" for key in owned}
+    return known, kinds
+
+
+def _parser(stage: str, config_class: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -78,9 +93,9 @@ def _parser(stage: str, config_class: str):
     )
     for name, cls in SECTIONS.items():
         parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
-    for section, cls, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
-        group = parser.add_argument_group(f"{section}: fields of {cls.replace(':', '.')}")
-        for key, f in trl_fields.read(cls).items():
+    for section, borrowed, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
+        group = parser.add_argument_group(f"{section}: fields of {borrowed.replace(':', '.')}")
+        for key, f in trl_fields.read(borrowed).items():
             if key not in owned:
                 shown = f" (default: {f.default})" if f.default is not None else ""
                 group.add_argument(
@@ -96,7 +111,7 @@ LORA = "peft.tuners.lora.config:LoraConfig"
 
 
 def _check_options(argv: list[str], known: set[str], kinds: dict[str, object]) -> None:
-    options = {"help", "dry-run", *known}
+    options = {"dry-run", *known}
     for a in argv:
         key = a[2:].split("=")[0]
         if a.startswith("--") and not _is_known(key, options):
@@ -105,7 +120,7 @@ def _check_options(argv: list[str], known: set[str], kinds: dict[str, object]) -
 
 
 def _check_keys(tree: dict, known: set[str], path: str | None) -> None:
-    keys = known - {"help", "config", "dry_run", "resume", "schema"}
+    keys = known - OPTIONS
     sections = {k.rsplit(".", 1)[0] for k in keys if "." in k} | {"train", "model"}
 
     def walk(node: dict, prefix: str) -> None:
@@ -128,20 +143,19 @@ def _is_known(key: str, known: set[str]) -> bool:
 
 def schema(stage: str, config_class: str) -> dict:
     """Returns the JSON schema of the YAML of jobs/<stage>.py, for completion and validation in editors."""
-    from pydantic import ConfigDict, Field, TypeAdapter, create_model
+    from pydantic import ConfigDict, Field, TypeAdapter, create_model, with_config
 
     strict = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
-    def borrowed(title: str, cls: str, owned=()) -> dict:
-        rows = {
+    def borrowed(title: str, cls: str, owned: Collection[str]) -> dict:
+        rows: dict[str, Any] = {
             k: (f.type, Field(f.default, description=f.help)) for k, f in trl_fields.read(cls).items() if k not in owned
         }
         return create_model(title, __config__=strict, **rows).model_json_schema()
 
     sections = {}
     for name, cls in SECTIONS.items():
-        cls.__pydantic_config__ = strict
-        sections[name] = TypeAdapter(cls).json_schema()
+        sections[name] = TypeAdapter(with_config(strict)(cls)).json_schema()
     sections["model"]["properties"]["lora"] = borrowed("Lora", LORA, LORA_OWNED)
     sections["train"] = borrowed("Train", config_class, OWNED)
     return {

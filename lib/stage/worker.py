@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib import data
 from lib.config.job import Job
@@ -21,13 +21,18 @@ from lib.models import cpu_lora, export, lm_head, load, merging, prefixes
 from lib.models.chat_template import template_sha256
 from lib.models.quantization import qat
 from lib.rendering import whole
+from lib.rendering.counts import Counts
 from lib.run import Run
-from lib.runtime import checkpoint, finite, logs, provenance
+from lib.runtime import checkpoint, logs, provenance
 from lib.runtime.failure import StopTraining
 from lib.runtime.tally import Tally
 from lib.stage import epochs
 from lib.stage.stage import Stage
 from lib.stage.training_arguments import arguments
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,6 @@ class Summary:
     data: dict
 
 
-class AllStepsDone(Exception):
-    """Raised when the run resumes from its last checkpoint: the weights are loaded, and only the export is left to do."""
-
-
 def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary | None:
     """Entry point of every worker. job: a Job as Job.to_dict returns it. on_cluster: whether this is an existing cluster (RAY_ADDRESS)
     and not a Ray started by the job.
@@ -90,7 +91,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     import torch
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
     began = time.time()
     torch.set_num_threads(job.scale.cpus_per_worker)
     scratch = checkpoint.scratch(run)
@@ -104,7 +105,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     repeated, per_epoch = _fill_epochs(trainer, job.scale.global_batch)
     heldout.Heldout(trainer)
     tally = Tally(trainer, began, job.scale.global_batch, resume)
-    _run_steps(trainer, job, run, tally, resume, on_cluster)
+    trained = _run_steps(trainer, job, run, tally, resume, on_cluster)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     evaluated = time.time()
@@ -113,11 +114,12 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     if rank == 0 and run.remote and board.exists():
         run.put(board, "tensorboard")
     barrier()
-    seconds = tally.seconds() | {"heldout": evaluated - tally.trained, "export": time.time() - evaluated}
+    seconds = tally.seconds() | {"heldout": evaluated - trained, "export": time.time() - evaluated}
     speed, peak = tally.speed().get("train_tokens_per_second"), tally.peak()
     if rank:
         return None
     steps = trainer.state.global_step
+    tokenizer: Any = trainer.processing_class  # a text model's is its tokenizer
     return Summary(
         **made,
         steps=steps,
@@ -129,7 +131,7 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
         tokens_per_second=speed,
         train_loss=train_loss,
         peak_memory_bytes=peak,
-        template_sha256=template_sha256(trainer.processing_class),
+        template_sha256=template_sha256(tokenizer),
         seconds=seconds,
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu × {job.scale.cpus_per_worker}",
         train=json.loads(args.to_json_string()),
@@ -150,7 +152,7 @@ def _checkpoint(run: Run, scratch: Path, scale: str) -> str | None:
     return checkpoint.fetch(run, step, scratch) if step else None
 
 
-def _build(job: Job, stage: Stage, args, run: Run):
+def _build(job: Job, stage: Stage, args: Any, run: Run) -> tuple[Trainer, dict[str, Counts], dict]:
     """Returns (the stage's trainer, ready to train; lib.rendering's counts of its rows; the data section of provenance.json).
 
     Raises StopTraining for whatever a retry would meet again.
@@ -166,7 +168,7 @@ def _build(job: Job, stage: Stage, args, run: Run):
             merging.check(trainer.model)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
         raise StopTraining(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
-    if len(trainer.train_dataset) == 0:
+    if epochs.examples(trainer) == 0:
         raise StopTraining(f"train.max_length: no row has any of its answer within {args.max_length} tokens. Raise it.")
     rows = loaded.check.summary()  # of all rows; the driver may have read only some of them
     rows["rendered"] = whole.summary(counts)
@@ -178,9 +180,9 @@ def _build(job: Job, stage: Stage, args, run: Run):
     return trainer, counts, rows
 
 
-def _fill_epochs(trainer, batch: int) -> tuple[int, int]:
+def _fill_epochs(trainer: Trainer, batch: int) -> tuple[int, int]:
     """Makes each epoch a whole number of steps of `batch` examples. Returns (rows repeated an epoch, negative: left out; its steps)."""
-    examples = len(trainer.train_dataset)
+    examples = epochs.examples(trainer)
     repeated = epochs.fill(trainer, batch)
     per_epoch = (examples + repeated) // batch
     if repeated and share()[0] == 0 and not 0 < trainer.args.max_steps < per_epoch:
@@ -191,15 +193,17 @@ def _fill_epochs(trainer, batch: int) -> tuple[int, int]:
     return repeated, per_epoch
 
 
-def _run_steps(trainer, job: Job, run: Run, tally: Tally, resume: str | None, on_cluster: bool) -> None:
-    """Trains to the last step. Raises StopTraining if training ended before it, or if a number isn't finite."""
+def _run_steps(trainer: Trainer, job: Job, run: Run, tally: Tally, resume: str | None, on_cluster: bool) -> float:
+    """Trains to the last step and returns when it ended (Unix time). Raises StopTraining if training ended before it, or if a number
+    isn't finite."""
     from transformers import PrinterCallback
 
     from lib.distributed import link_warning
     from lib.stage.cluster_callback import ClusterCallback
+    from lib.stage.run_callback import AllStepsDone, RunCallback
 
     trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
-    trainer.add_callback(_keep_run(run, tally))
+    trainer.add_callback(RunCallback(run, tally))
     cluster = ClusterCallback(run, job.stage) if on_cluster else None
     if cluster:
         trainer.add_callback(cluster)
@@ -209,7 +213,7 @@ def _run_steps(trainer, job: Job, run: Run, tally: Tally, resume: str | None, on
         trainer.train(resume_from_checkpoint=resume)
     except AllStepsDone:  # the training loss isn't logged yet; lib/runtime/tally.py replaces it by the run's mean
         trainer.log({"train_loss": 0.0})
-    tally.stop()
+    ended = tally.stop()
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
     if cluster and cluster.stopped and state.global_step < state.max_steps:
@@ -217,9 +221,10 @@ def _run_steps(trainer, job: Job, run: Run, tally: Tally, resume: str | None, on
     if state.global_step < state.max_steps:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
     tally.check()
+    return ended
 
 
-def _export(trainer, job: Job, run: Run, folder: Path, counts) -> dict:
+def _export(trainer: Trainer, job: Job, run: Run, folder: Path, counts: dict[str, Counts]) -> dict:
     """Writes the model to `folder` and publishes it into the run. Returns its digest and files on rank 0, {} elsewhere."""
     shutil.rmtree(folder, ignore_errors=True)  # left by an attempt that was killed on this node
     barrier()
@@ -230,7 +235,7 @@ def _export(trainer, job: Job, run: Run, folder: Path, counts) -> dict:
     return publish(run, folder)
 
 
-def save_work(trainer, strategy: str) -> None:
+def save_work(trainer: Trainer, strategy: str) -> None:
     """Installs faster computations of the same losses in the models that support them (lib/models/prefixes.py, lib/models/cpu_lora.py)."""
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         prefixes.install(model)
@@ -238,7 +243,7 @@ def save_work(trainer, strategy: str) -> None:
         cpu_lora.install(trainer.model)
 
 
-def _claim(run: Run):
+def _claim(run: Run) -> BaseFileLock | None:
     """Returns the lock on a local run, waiting up to 60 s for it: after a kill -9 of the driver, its workers live on for seconds."""
     from filelock import FileLock, Timeout
 
@@ -252,42 +257,3 @@ def _claim(run: Run):
             f"run: another process is training into {run.path}. Wait for it or end it, then --resume."
         ) from None
     return lock
-
-
-def _keep_run(run: Run, tally: Tally):
-    """Returns a callback that writes metrics.jsonl, seals the checkpoints, and stops at a loss that isn't finite."""
-    from transformers import TrainerCallback
-
-    class KeepRun(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            tally.on_train_begin(state)
-            if args.process_index == 0:  # drops rows logged after the checkpoint; those steps are taken again
-                run.write_text("metrics.jsonl", "".join(_line(row, state) for row in state.log_history))
-            if state.global_step >= state.max_steps:  # the Trainer would take another step
-                raise AllStepsDone
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            row = state.log_history[-1]
-            for key, name in (("loss", "loss"), ("grad_norm", "grad_norm"), ("eval_loss", "held-out loss")):
-                if not math.isfinite(float(row.get(key, 0.0))):
-                    raise StopTraining(f"{name} is {row[key]} at step {state.global_step}. {finite.REMEDY}")
-            if args.process_index == 0:
-                run.append_text("metrics.jsonl", _line(row, state))
-
-        def on_save(self, args, state, control, **kwargs):
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            try:
-                tally.check()
-            except StopTraining:
-                barrier()
-                if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-                    shutil.rmtree(folder)
-                raise
-            tally.save(folder)
-            checkpoint.seal(run, folder, args.keep_checkpoints)
-
-    return KeepRun()
-
-
-def _line(row: dict, state) -> str:
-    return json.dumps({"time": round(time.time(), 2)} | row | {"max_steps": state.max_steps}, sort_keys=True) + "\n"

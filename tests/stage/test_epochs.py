@@ -87,7 +87,7 @@ def test_a_run_resumed_in_its_second_epoch_takes_the_rows_that_are_left_of_it(or
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, tmp_path):
+def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, chats_file, local_ray, tmp_path):
     """64 rows in batches of 24: the third step of an epoch has the remaining 16 and 8 repeated rows. Of 5 held-out rows in batches of 4,
     one is left for both workers."""
     runs = [Run(tmp_path / name) for name in ("one", "two")]
@@ -98,7 +98,7 @@ def test_two_workers_train_as_one_does_through_the_end_of_an_epoch(tiny_model, c
     words += ["--train.num_train_epochs", "2", "--train.logging_steps", "1", "--train.learning_rate", "1e-3"]
     words += ["--scale.global_batch", "24", "--scale.micro_batch", "4", "--scale.precision", "fp32"]
     for run, workers in zip(runs, "12", strict=True):
-        done = run_job("sft", *words, "--run", run.path, "--scale.workers", workers)
+        done = run_job("sft", *words, "--run", run.path, "--scale.workers", workers, env=local_ray)
         assert done.returncode == 0, done.stderr
         assert "64 examples are not a multiple of 24: each epoch repeats 8 from its start" in done.stdout
         assert "the last step of each epoch filled up with rows of that epoch" in done.stdout
