@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Protocol
 
 from lib.evals.statistics.intervals import Estimate
 
@@ -20,38 +21,49 @@ class Example:
     """Key shared by related examples (such as one question in several wordings); intervals treat a group as one unit. "": no group."""
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """How a metric's scores, one per example, become its value. It decides the interval and the paired test, so a task declares
+    it: a run whose every score happens to be 0 or 1 must be treated as the other runs are."""
+
+    kind: Literal["proportion", "mean", "ratio", "perplexity"] = "proportion"
+    """proportion: mean of numbers in [0, 1], with a score interval. mean: mean of any numbers, with a studentised bootstrap. ratio:
+    Σ tops / Σ bottoms, with the same bootstrap. perplexity: exp of such a ratio."""
+    better: Literal["higher", "lower", ""] = "higher"
+    """"": neither is better."""
+
+
 class Task(Protocol):
     name: str
     version: int | str
     """Changes whenever scores would change; scores of different versions are not compared."""
+    metrics: Mapping[str, Statistic]
+    """Every metric that `score` may return, the headline metric first."""
 
     def examples(self, limit: int | None = None) -> list[Example]:
         """Returns the first `limit` held-out examples (None: all), always in the same order."""
 
     def score(self, example: Example, completion: str) -> dict[str, float | tuple[float, float]]:
-        """Returns {metric: number}, the headline metric first. Right is 1 and wrong is 0; a pair (top, bottom) contributes to
-        Σ tops / Σ bottoms. A metric may cover only some of the examples. Pure: uses no model and no network.
+        """Returns {metric: number}; right is 1 and wrong is 0. A ratio's score is a pair (top, bottom). A metric may cover only
+        some of the examples. Pure: uses no model and no network.
 
-        Optional attributes of a task: `lower` names the metrics for which lower is better; `at_once` is how many answers
-        may be scored at the same time, for scoring that waits for subprocesses.
+        A task may have an attribute `at_once`: how many answers may be scored at the same time, for scoring that waits for
+        subprocesses.
         """
 
 
 @dataclass
-class Scores:
-    """The per-example numbers of one metric for one run; lib/evals/report/summary.py computes the value and its interval."""
+class Measured:
+    """What was measured: the fields that a metric's scores (Scores) and its value (Metric, lib/evals/report/schema.py) share."""
 
     task: str
     metric: str
     run: str
-    ids: list[str]
-    tops: list[float]
-    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) if bottoms are given."""
-    bottoms: list[float] | None = None
+    _: KW_ONLY
     kind: str = "mean"
-    """proportion (numbers in [0, 1]: score interval), mean (studentised bootstrap), perplexity (exp of the ratio)."""
+    """As in Statistic."""
     better: str = "higher"
-    """higher, lower, or "" if neither is better."""
+    """As in Statistic."""
     unit: str = ""
     versus: str | None = None
     """The run this one is measured against (win rate, KL)."""
@@ -60,9 +72,20 @@ class Scores:
     headline: bool = False
     version: str = ""
     decoding: str = ""
+    chance: float | None = None
+    """Expected score of random guessing, if known: 1 / number of choices, or 1/2 for two answers."""
+
+
+@dataclass
+class Scores(Measured):
+    """The per-example numbers of one metric for one run; lib/evals/report/summary.py computes the value and its interval."""
+
+    ids: list[str]
+    tops: list[float]
+    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) if bottoms are given."""
+    bottoms: list[float] | None = None
+    _: KW_ONLY
     estimate: Estimate | None = None
     """Value and interval, for metrics that are not a ratio of sums over the examples; tops is then empty."""
     groups: list[str] | None = None
     """The group of each example, if any examples share one."""
-    chance: float | None = None
-    """The expected value for random guessing."""

@@ -33,8 +33,8 @@ def report() -> Report:
                 ids,
                 [30 * rng.gauss(nats, 0.2) for _ in ids],
                 [30.0] * 200,
-                "perplexity",
-                "lower",
+                kind="perplexity",
+                better="lower",
             ),
             _cost(run, 0.05 * tokens),
         ]

@@ -3,12 +3,14 @@
 import json
 
 from lib.evals.report import diff
+from lib.evals.report.schema import Metric
 from lib.run import Run
 from tests.evals import handwritten
 
 
 def test_examples_of_a_group_are_drawn_together(tmp_path):
     report, rows = handwritten.report(), []
+    report.metrics.append(Metric("asked", "right", "sft", 0.0, 0.0, 0.1, 40, "Wilson", kind="proportion"))
     for i in range(40):  # 4 questions in 10 wordings each; b is right on two of the questions, a on none
         for run, right in (("sft", 0.0), ("dpo", float(i // 10 < 2))):
             rows.append({"task": "asked", "decoding": "greedy", "id": f"q{i}", "group": f"g{i // 10}", "run": run,

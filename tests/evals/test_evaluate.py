@@ -195,6 +195,7 @@ def test_a_model_that_does_not_load_is_named(job, make_run, local_ray, tmp_path)
         )
 
 
+@pytest.mark.soak
 def test_on_a_file_of_pairs_as_a_user_does_it(runs, pairs_file, tmp_path):
     """Other data than the demo: prompts, chosen answers and pairs all from one file; the reward run judges."""
     names = [f"--runs.{k}={runs[k]}" for k in ("sft", "dpo")]

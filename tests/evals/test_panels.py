@@ -13,7 +13,7 @@ from tests.evals import handwritten
 
 
 def metric(task, run, value, metric="exact", decoding="greedy", kind="proportion", better="higher", **rest) -> Metric:
-    return Metric(task, metric, run, value, value, value, 10, "", better, kind, decoding=decoding, **rest)
+    return Metric(task, metric, run, value, value, value, 10, "", better=better, kind=kind, decoding=decoding, **rest)
 
 
 @pytest.fixture

@@ -97,7 +97,14 @@ def test_kl_against_its_ceiling(nats, holds):
 
 def test_perplexity_is_exp_of_nats_per_token():
     s = Scores(
-        "perplexity", "perplexity", "a", IDS[:30], [2.0, 4.0, 9.0] * 10, [1.0, 2.0, 2.0] * 10, "perplexity", "lower"
+        "perplexity",
+        "perplexity",
+        "a",
+        IDS[:30],
+        [2.0, 4.0, 9.0] * 10,
+        [1.0, 2.0, 2.0] * 10,
+        kind="perplexity",
+        better="lower",
     )
     m = summary.metric(s, 0)
     assert m.value == pytest.approx(math.exp(3)) and m.low < m.value < m.high and m.n == 30
@@ -111,8 +118,8 @@ def test_lower_perplexity_is_better():
         IDS,
         [3.0 + i % 5 for i in range(200)],
         [1.0] * 200,
-        "perplexity",
-        "lower",
+        kind="perplexity",
+        better="lower",
         headline=True,
     )
     b = Scores(
@@ -122,8 +129,8 @@ def test_lower_perplexity_is_better():
         IDS,
         [2.0 + i % 5 for i in range(200)],
         [1.0] * 200,
-        "perplexity",
-        "lower",
+        kind="perplexity",
+        better="lower",
         headline=True,
     )
     b.tops[0] += 0.5

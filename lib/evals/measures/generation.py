@@ -44,32 +44,37 @@ def measure(task: Task, context: Context) -> list[Scores]:
         )
         found += _how(context, got, common)
         context.record(task.name, run, examples, [a.text for a in answers], scored, how.name)
-    for name in {s.metric for s in found}:  # one run may have only 0s and 1s, another fractions
-        alike = [s for s in found if s.metric == name]
-        if len({s.kind for s in alike}) > 1:
-            for s in alike:
-                s.kind = "mean"
     return found
 
 
 def metrics(task: Task, scored: list[tuple[Example, dict]], **of) -> list[Scores]:
-    """Returns one Scores per metric of the task, for one run's answers."""
-    found, lower = [], getattr(task, "lower", ())
-    for place, name in enumerate(dict.fromkeys(name for _, s in scored for name in s)):
+    """Returns one Scores for each of task.metrics that was scored, for one run's answers. Raises ValueError for a score that
+    task.metrics doesn't declare, and for a ratio whose score isn't a pair."""
+    if undeclared := {name for _, s in scored for name in s} - set(task.metrics):
+        raise ValueError(
+            f"tasks: {task.name} scores {', '.join(sorted(undeclared))}, but its metrics declare only {', '.join(task.metrics)}."
+        )
+    found = []
+    for name, statistic in task.metrics.items():
         at = [(e, s[name]) for e, s in scored if name in s]  # a metric may cover only some of the examples
-        parts = [v if isinstance(v, tuple) else (float(v), 1.0) for _, v in at]
-        values, bottoms = [p[0] for p in parts], [p[1] for p in parts]
-        ratio, groups = any(b != 1 for b in bottoms), [e.group for e, _ in at]
+        if not at:
+            continue
+        ratio = statistic.kind in ("ratio", "perplexity")
+        if any(isinstance(v, tuple) is not ratio for _, v in at):
+            raise ValueError(
+                f"tasks: {task.name}: {name} is declared as a {statistic.kind}, so its scores must {'' if ratio else 'not '}be pairs."
+            )
+        groups = [e.group for e, _ in at]
         found.append(
             Scores(
                 metric=name,
                 ids=[e.id for e, _ in at],
-                tops=values,
-                bottoms=bottoms if ratio else None,
+                tops=[float(v[0] if ratio else v) for _, v in at],
+                bottoms=[float(v[1]) for _, v in at] if ratio else None,
                 groups=groups if len(set(groups)) < len(groups) and any(groups) else None,
-                kind="proportion" if set(values) <= {0.0, 1.0} and not ratio else "mean",
-                better="lower" if name in lower else "higher",
-                headline=place == 0,
+                kind=statistic.kind,
+                better=statistic.better,
+                headline=name == next(iter(task.metrics)),
                 version=str(task.version),
                 task=task.name,
                 **of,

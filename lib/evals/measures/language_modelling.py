@@ -33,7 +33,9 @@ def perplexity(context: Context) -> list[Scores]:
         found.append(
             Scores(metric="perplexity", tops=nats, bottoms=tokens, kind="perplexity", unit="per token", **common)
         )
-        found.append(Scores(metric="bits_per_byte", tops=bits, bottoms=size, unit="bits per byte", **common))
+        found.append(
+            Scores(metric="bits_per_byte", tops=bits, bottoms=size, kind="ratio", unit="bits per byte", **common)
+        )
     return found
 
 

@@ -46,8 +46,9 @@ def measure(name: str, context: Context) -> list[Scores]:
                     whole.add(metric)
                     continue
                 ids = [f"{task}-{s['doc_id']}" for s in rows]
+                tops, bottoms, kind = parts
                 higher = "higher" if better.get(metric, True) else "lower"
-                columns.append(Scores(task, label, run, ids, *parts, higher, version=version))
+                columns.append(Scores(task, label, run, ids, tops, bottoms, kind=kind, better=higher, version=version))
             # As in lm-eval's own tables and in papers: length-normalised accuracy if the task has it.
             head = next((c for c in columns if c.metric.startswith("acc_norm")), columns[0] if columns else None)
             for c in columns:
@@ -60,6 +61,10 @@ def measure(name: str, context: Context) -> list[Scores]:
                     Scores(task, length.METRIC, run, list(cut), list(cut.values()), kind="proportion", better="")
                 )
             _record(context, task, run, loaded[task], samples, columns)
+    for s in found:  # lm-eval doesn't declare a metric's range: it is a proportion if every run's scores are 0s and 1s
+        alike = [o for o in found if (o.task, o.metric) == (s.task, s.metric)]
+        if any(o.kind == "mean" for o in alike):
+            s.kind = "mean"
     if whole:
         context.engine.say(f"{name}: {', '.join(sorted(whole))} not shown: no interval from single documents")
     return found

@@ -44,7 +44,7 @@ def cautions(judge: str | None, metrics: list[Metric]) -> list[str]:
         which, share = ("longer", m.value) if m.value > 0.5 else ("shorter", 1 - m.value)
         out.append(
             f"Length: the {which} answer wins in {percent(share)} of {m.n} decided pairs (limit {percent(LONGER[1])}), so "
-            "this may be a verdict on length alone. Compare the win rate at equal length."
+            "this may be a verdict on length alone. Compare the length-controlled win rate."
         )
     if (m := found.get("ties")) and m.value > TIES:
         out.append(f"{percent(m.value)} of pairs were left undecided (limit {percent(TIES)}).")

@@ -73,20 +73,21 @@ def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison
         if row["run"] in (a, b) and row["scores"]:
             sides.setdefault((row["task"], row["decoding"], row["id"]), {})[row["run"]] = row
     both = {k: v for k, v in sides.items() if len(v) == 2}
-    lower = {(m.task, m.metric) for m in report.metrics if m.better == "lower"}
+    described = {(m.task, m.metric): m for m in report.metrics}
     first = {m.task: m.metric for m in reversed(report.metrics) if m.headline and not m.versus}
     values: dict[tuple, Scores] = {}
     changes = []
     for (task, decoding, name), pair in both.items():
         for run in (a, b):
             for metric, value in pair[run]["scores"].items():
-                top, bottom = value if isinstance(value, list) else (float(value), 1.0)
-                better = "lower" if (task, metric) in lower else "higher"
-                new = Scores(task, metric, run, [], [], [], better=better, decoding=decoding, groups=[])
+                m, pairs = described[task, metric], isinstance(value, list)
+                of = {"kind": m.kind, "better": m.better, "decoding": decoding, "groups": []}
+                new = Scores(task, metric, run, [], [], [] if pairs else None, **of)
                 s = values.setdefault((task, decoding, metric, run), new)
                 s.ids.append(name)
-                s.tops.append(top)
-                s.bottoms.append(bottom)
+                s.tops.append(value[0] if pairs else float(value))
+                if pairs:
+                    s.bottoms.append(value[1])
                 s.groups.append(pair[run].get("group", ""))
         scores = pair[a]["scores"], pair[b]["scores"]
         head = first.get(task)
@@ -96,9 +97,6 @@ def compare(where: Run, report: Report, a: str, b: str) -> tuple[list[Comparison
             changes.append(Change(task, decoding, name, question, answers, scores, scores[1][head] - scores[0][head]))
     for s in values.values():
         s.groups = s.groups if any(s.groups) and len(set(s.groups)) < len(s.groups) else None
-        if all(x == 1 for x in s.bottoms):
-            s.bottoms = None
-            s.kind = "proportion" if set(s.tops) <= {0.0, 1.0} else "mean"
     return summary.comparisons(list(values.values()), report.seed), sorted(changes, key=lambda c: (-abs(c.by), c.id))
 
 

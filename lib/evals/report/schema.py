@@ -8,31 +8,20 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib.evals.task import Measured
+
 SCHEMA = 1
 """Increased when the meaning of a field changes; Report.from_json() rejects other versions."""
 
 
 @dataclass
-class Metric:
-    task: str
-    metric: str
-    run: str
+class Metric(Measured):
     value: float
     low: float | None
     """Ends of the 95% interval; None if the examples can't give one."""
     high: float | None
     n: int
     method: str
-    better: str = "higher"
-    kind: str = "mean"
-    unit: str = ""
-    versus: str | None = None
-    judge: str | None = None
-    headline: bool = False
-    version: str = ""
-    decoding: str = ""
-    chance: float | None = None
-    """Expected score of random guessing, if known: 1 / number of choices, or 1/2 for two answers."""
 
 
 @dataclass

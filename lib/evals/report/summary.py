@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import combinations, pairwise
 
 from lib.evals.report import cautions
@@ -12,11 +12,11 @@ from lib.evals.report.length import METRIC
 from lib.evals.report.schema import Comparison, Metric, Verdict
 from lib.evals.statistics import intervals
 from lib.evals.statistics.intervals import Estimate
-from lib.evals.task import Scores
+from lib.evals.task import Measured, Scores
 
 LABELS = {
     "win_rate": "win rate",
-    "win_rate_lc": "win rate at equal length",
+    "win_rate_lc": "length-controlled win rate",
     "orders_agree": "same verdict in both orders",
     "first_won": "the answer shown first won",
     "longer_won": "the longer answer won",
@@ -50,23 +50,8 @@ def metric(scores: Scores, seed: int) -> Metric:
         e = scores.estimate or _estimate(scores, seed)
     except ValueError as why:
         raise ValueError(f"{scores.task}, {scores.metric} of {scores.run}: {why}") from None
-    kept = (
-        "task",
-        "metric",
-        "run",
-        "better",
-        "kind",
-        "unit",
-        "versus",
-        "judge",
-        "headline",
-        "version",
-        "decoding",
-        "chance",
-    )
-    return Metric(
-        value=e.value, low=e.low, high=e.high, n=e.n, method=e.method, **{k: getattr(scores, k) for k in kept}
-    )
+    measured = {f.name: getattr(scores, f.name) for f in fields(Measured)}
+    return Metric(**measured, value=e.value, low=e.low, high=e.high, n=e.n, method=e.method)
 
 
 def _estimate(scores: Scores, seed: int) -> Estimate:

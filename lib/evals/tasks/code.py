@@ -12,8 +12,9 @@ MBPP (Austin et al. 2021, https://arxiv.org/abs/2108.07732):
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 from lib.evals.tasks import sandbox
 from lib.evals.tasks.task_rows import read
 
@@ -24,6 +25,7 @@ class _Code:
     """Base class of HumanEval and MBPP: an answer is a program that passes its tests or fails."""
 
     version = "1"
+    metrics: ClassVar = {"pass@1": Statistic()}
     at_once = 4
     """Number of answers scored at the same time, each in its own process."""
 

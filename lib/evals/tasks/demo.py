@@ -6,9 +6,10 @@ The task itself, its rows and its preference rule are described in lib/data/demo
 from __future__ import annotations
 
 from itertools import islice
+from typing import ClassVar
 
 from lib.data import demo
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 
 
 class DemoTask:
@@ -16,6 +17,7 @@ class DemoTask:
 
     name = "demo"
     version = demo.VERSION
+    metrics: ClassVar = {"exact": Statistic(), "slots": Statistic("mean"), "terse": Statistic()}
 
     def examples(self, limit: int | None = None) -> list[Example]:
         """Returns the first `limit` held-out messages (None: all), always the same ones."""

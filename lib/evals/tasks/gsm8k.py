@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from typing import ClassVar
 
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 from lib.evals.tasks.task_rows import read
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
@@ -24,6 +25,7 @@ class Gsm8k:
     """Prompts for a chain of thought (Wei et al. 2022) or, with direct, for the number alone."""
 
     version = "1"
+    metrics: ClassVar = {"exact": Statistic(), "strict": Statistic()}
 
     def __init__(self, address: str | None = None, direct: bool = False):
         self.name, self.address, self.direct = "gsm8k_direct" if direct else "gsm8k", address, direct

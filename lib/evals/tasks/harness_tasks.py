@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PREFIX = "lm_eval:"
@@ -61,12 +62,20 @@ def called(name: str) -> str:
 
 def manager(name: str):
     """Returns (lm-eval's TaskManager, the task's name in it)."""
-    from lm_eval.tasks import TaskManager
-
     path = _path(name)
     if not path:
-        return TaskManager(), called(name)
+        return _library(), called(name)
+    from lm_eval.tasks import TaskManager
+
     return TaskManager(include_path=str(path.parent), include_defaults=False), called(name)
+
+
+@cache
+def _library():
+    """Returns the TaskManager of lm-eval's own tasks. It reads thousands of files each time, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _path(name: str) -> Path | None:

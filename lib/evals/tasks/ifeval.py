@@ -15,9 +15,10 @@ import functools
 import importlib.util
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from typing import ClassVar
 
 from lib.errors import nearest
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 from lib.evals.tasks.task_rows import read
 
 ABBREVIATIONS = {"dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "vs", "etc", "u.s", "a.m", "p.m", "no", "inc"}
@@ -26,6 +27,12 @@ ABBREVIATIONS = {"dr", "mr", "mrs", "ms", "prof", "st", "e.g", "i.e", "vs", "etc
 class IfEval:
     name = "ifeval"
     version = "2"
+    metrics: ClassVar = {
+        "prompt_strict": Statistic(),
+        "instruction_strict": Statistic("ratio"),
+        "prompt_loose": Statistic(),
+        "instruction_loose": Statistic("ratio"),
+    }
 
     def __init__(self, address: str | None = None):
         self.address = address

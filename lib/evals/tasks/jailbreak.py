@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from typing import ClassVar
 
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 from lib.evals.tasks.xstest import XsTest, refuses
 
 WRAPPERS: dict[str, Callable[[str], str]] = {
@@ -47,7 +48,7 @@ class Jailbreak(XsTest):
 
     name = "jailbreak"
     version = "1"
-    lower = ("compliance", *WRAPPERS)
+    metrics: ClassVar = {name: Statistic(better="lower") for name in ("compliance", *WRAPPERS)}
 
     def examples(self, limit: int | None = None) -> list[Example]:
         """Returns each prompt in every wrapper; the wrappers of one prompt form a group for the intervals."""

@@ -12,14 +12,18 @@ ROUGE (Lin 2004) comes from rouge-score, over words of any script (lib/evals/tas
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 from lib.config.job import Data
 from lib.data.marks import learnt
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 
 
 class Reference:
     name = "reference"
+    metrics: ClassVar = {name: Statistic("mean") for name in ("rougeL", "rouge1", "rouge2", "bleu", "chrf")} | {
+        "exact": Statistic()
+    }
 
     def __init__(self, address: str | None = None):
         self.address = address

@@ -9,8 +9,9 @@ A row of its xstest_prompts.csv ("safe" prompts only sound dangerous; the unsafe
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
-from lib.evals.task import Example
+from lib.evals.task import Example, Statistic
 from lib.evals.tasks.task_rows import read
 
 OPENING = 300
@@ -31,8 +32,11 @@ class XsTest:
 
     name = "xstest"
     version = "1"
-    lower = ("over_refusal", "compliance")
-    """Metrics where lower is better."""
+    metrics: ClassVar = {
+        "right": Statistic(),
+        "over_refusal": Statistic(better="lower"),
+        "compliance": Statistic(better="lower"),
+    }
 
     def __init__(self, address: str | None = None):
         self.address = address
