@@ -9,24 +9,24 @@ VENV := $(ELSEWHERE).venv
 VLLM := $(ELSEWHERE).venv-vllm
 BIN := $(VENV)/bin
 # One process more than cores, since end-to-end tests spend half of their time waiting for markets and processes.
-TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --instafail
 
 .PHONY: quickstart test fast soak lint schema vllm packages clean
 
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
 	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
 
-test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test
+test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test but those of `soak`
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(TESTS) -m "not vllm"
-	$(VLLM)/bin/python -m pytest -m vllm
+	$(BIN)/python -m pytest $(TESTS) -m "not vllm and not soak"
+	$(VLLM)/bin/python -m pytest -n 2 --dist loadfile --instafail -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
 
-soak: packages $(VENV)/ready   ## an hour or two: 200 random faults in a cluster, and every kind of kill of a job
-	SOAK_FAULTS=200 $(BIN)/python -m pytest -s tests/cluster/test_soak.py
+soak: packages $(VENV)/ready   ## the longest: the tests that `test` leaves out, 200 random faults in a cluster, every kind of kill of a job
+	SOAK_FAULTS=200 $(BIN)/python -m pytest $(TESTS) -m soak
 	$(BIN)/python jobs/drill.py --config configs/sft.yaml --train.max_steps 12 --train.save_steps 3
 	$(BIN)/python jobs/drill.py --config configs/dpo.yaml --train.max_steps 12 --train.save_steps 3
 

@@ -290,7 +290,8 @@ def runs(make_run, tiny_model) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """One Ray for the tests of a session, never an existing cluster on the machine."""
+    """One Ray for the tests of a session, never an existing cluster on the machine. Yields the environment with which run_job uses it
+    too, for tests that don't test how a job starts Ray: that takes a third of a tiny job's time or more."""
     import ray
 
     from lib.runtime.ray_session import connect
@@ -299,8 +300,9 @@ def local_ray():
         m.delenv("RAY_ADDRESS", raising=False)
         with pytest.MonkeyPatch.context() as started_by:
             started_by.setattr(sys, "executable", warm.python())  # also for its workers
+            started_by.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # for workers of jobs, as in connect()
             connect()
-        yield
+        yield {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         ray.shutdown()
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from cluster.check.rented import MINUTES
 from cluster.check.steps import DESTROYED, STEPS
 from tests.cluster import e2e
 from tests.cluster.e2e import DASHBOARD, took
@@ -31,10 +32,11 @@ def told(path) -> dict[str, dict]:
     return {step["step"]: step for step in json.loads(path.read_text())["steps"]}
 
 
+@pytest.mark.timeout(60 * MINUTES + 300)
 def test_two_boxes_pass_every_step_and_the_ledger_is_the_bill(apart, bucket):
     laptop, boxes, shared = apart
     began, path = time.time(), shared / "check.json"
-    done = laptop.run(*COMMAND, "--workers", "2", "--store", "s3://runs/checks", "--report", path)
+    done = laptop.run(*COMMAND, "--workers", "2", "--store", "s3://runs/checks", "--report", path, seconds=60 * MINUTES)
     took("check with two boxes", began)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -56,6 +58,7 @@ def test_two_boxes_pass_every_step_and_the_ledger_is_the_bill(apart, bucket):
         assert gone not in text, gone
 
 
+@pytest.mark.soak
 def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
     laptop, boxes, shared = apart
     path = shared / "check.json"
@@ -74,6 +77,7 @@ def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
     assert steps[DESTROYED]["outcome"] == "passed" and boxes.state()["rentals"] == []
 
 
+@pytest.mark.soak
 def test_a_check_that_is_killed_leaves_nothing(apart):
     """The head ends with it and destroys its rentals."""
     laptop, boxes, _ = apart

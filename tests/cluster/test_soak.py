@@ -1,4 +1,4 @@
-"""Random faults, one after another, in a cluster of real boxes: SOAK_FAULTS=200 pytest -s tests/cluster/test_soak.py"""
+"""Random faults, one after another, in a cluster of real boxes: SOAK_FAULTS=200 pytest tests/cluster/test_soak.py"""
 
 import os
 import random
@@ -12,7 +12,7 @@ import pytest
 from tests.cluster import e2e
 from tests.cluster.e2e import leading, spots, submit
 
-pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, e2e.NAMESPACES]
 
 FAULTS = int(os.environ.get("SOAK_FAULTS", "10"))
 WORKERS = 3
@@ -66,7 +66,7 @@ def nonce(rental: dict) -> str:
     return f'"nonce": "{re.search(r";n=([0-9a-f]{12})", rental["label"])[1]}"'
 
 
-@pytest.mark.timeout(600 + 20 * FAULTS)
+@pytest.mark.timeout(1800 + 20 * FAULTS)
 def test_no_rental_is_unknown_to_the_ledger_and_there_are_never_too_many(apart):
     laptop, boxes, shared = apart
     known = httpx.get(f"{boxes.vast_url}/_sim/machines").json()

@@ -12,13 +12,13 @@ def losses(run: Run) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def one_worker(tmp_path_factory, tiny_model, chats_file):
+def one_worker(tmp_path_factory, tiny_model, chats_file, local_ray):
     """arguments(strategy options) of the SFT job, and its losses on one worker."""
     from tests.conftest import run_job
 
     folder = tmp_path_factory.mktemp("scale")
     base = ["--model.base", tiny_model, "--data.source", chats_file, *COMMON.split()]
-    done = run_job("sft", *base, "--run", folder / "one")
+    done = run_job("sft", *base, "--run", folder / "one", env=local_ray)
     assert done.returncode == 0, done.stderr
     return base, losses(Run(folder / "one"))
 
@@ -29,19 +29,24 @@ def one_worker(tmp_path_factory, tiny_model, chats_file):
     [
         "--scale.strategy ddp",
         "--scale.strategy fsdp",
-        "--scale.strategy zero1",
-        "--scale.strategy zero2",
-        "--scale.strategy zero3",
-        "--scale.strategy zero2 --scale.offload true",
         "--scale.strategy zero3 --scale.offload true",
+        *(
+            pytest.param(options, marks=pytest.mark.soak)
+            for options in (
+                "--scale.strategy zero1",
+                "--scale.strategy zero2",
+                "--scale.strategy zero3",
+                "--scale.strategy zero2 --scale.offload true",
+            )
+        ),
     ],
 )
-def test_two_workers_follow_one_worker(options, one_worker, tmp_path):
+def test_two_workers_follow_one_worker(options, one_worker, local_ray, tmp_path):
     """The Trainer logs losses in fp32, which two workers sum in another order; an error in a strategy shows in the third digit."""
     from tests.conftest import run_job
 
     base, expected = one_worker
-    done = run_job("sft", *base, "--scale.workers", "2", *options.split(), "--run", tmp_path / "two")
+    done = run_job("sft", *base, "--scale.workers", "2", *options.split(), "--run", tmp_path / "two", env=local_ray)
     assert done.returncode == 0, done.stderr
     run = Run(tmp_path / "two")
     assert losses(run) == pytest.approx(expected, abs=2e-5)

@@ -16,10 +16,10 @@ COMMON = {
 }  # fmt: skip
 
 
-def job(stage: str, run: Run, model: str, pairs: str, **scale) -> None:
+def job(stage: str, ray: dict, run: Run, model: str, pairs: str, **scale) -> None:
     options = COMMON | {"--model.base": model, "--data.source": pairs, "--run": run.path}
     options |= {f"--scale.{k}": v for k, v in scale.items()}
-    done = run_job(stage, *[word for option in options.items() for word in option])
+    done = run_job(stage, *[word for option in options.items() for word in option], env=ray)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -28,11 +28,13 @@ def logged(run: Run, key: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["kto", "orpo", "simpo"])
-def test_two_workers_take_the_steps_of_one(stage, tiny_model, pairs_file, tmp_path):
+@pytest.mark.parametrize(
+    "stage", ["kto", pytest.param("orpo", marks=pytest.mark.soak), pytest.param("simpo", marks=pytest.mark.soak)]
+)
+def test_two_workers_take_the_steps_of_one(stage, local_ray, tiny_model, pairs_file, tmp_path):
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
-    job(stage, one, tiny_model, pairs_file, workers=1, micro_batch=8)
-    job(stage, two, tiny_model, pairs_file, workers=2, micro_batch=2)
+    job(stage, local_ray, one, tiny_model, pairs_file, workers=1, micro_batch=8)
+    job(stage, local_ray, two, tiny_model, pairs_file, workers=2, micro_batch=2)
     names = {"loss", "eval_loss", "rewards/chosen", "rewards/rejected"} | (
         {"kl", "eval_kl"} if stage == "kto" else set()
     )
@@ -48,7 +50,7 @@ def test_two_workers_take_the_steps_of_one(stage, tiny_model, pairs_file, tmp_pa
     cut.remove("model")
     cut.write_json("provenance.json", {"status": "running"})
     shutil.rmtree(cut.at("checkpoints/checkpoint-6"))
-    done = run_job(stage, "--resume", cut.path)
+    done = run_job(stage, "--resume", cut.path, env=local_ray)
     assert done.returncode == 0, done.stderr
     assert cut.provenance()["model_sha256"] == two.provenance()["model_sha256"]
     assert logged(cut, "loss") == logged(two, "loss") and logged(cut, "kl") == logged(two, "kl")

@@ -51,7 +51,7 @@ def test_the_first_and_the_last_layer_stay(tiny_model):
         trainer.keep_layers(small, 4)
 
 
-def job(tmp_path, student: str, teacher: str, *more: str):
+def job(tmp_path, student: str, teacher: str, *more: str, env: dict | None = None):
     argv = ["--model.base", student, "--train.teacher", teacher, "--run", str(tmp_path / "run"), "--data.limit", "32"]
     argv += [
         "--data.heldout_limit",
@@ -73,12 +73,13 @@ def job(tmp_path, student: str, teacher: str, *more: str):
         "--train.report_to",
         "none",
     ]
-    return run_job("distill", *argv, *more)
+    return run_job("distill", *argv, *more, env=env)
 
 
 @pytest.mark.slow
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_tokens(tiny_model, tmp_path):
-    done = job(tmp_path, tiny_model, tiny_model, "--scale.precision", "fp32", "--train.hard_weight", "0")
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_tokens(tiny_model, local_ray, tmp_path):
+    more = ["--scale.precision", "fp32", "--train.hard_weight", "0"]
+    done = job(tmp_path, tiny_model, tiny_model, *more, env=local_ray)
     assert done.returncode == 0, done.stderr[-2000:]
     first = Run(str(tmp_path / "run")).metrics()[0]
     assert first["soft_loss"] == pytest.approx(0, abs=1e-6) and first["loss"] == pytest.approx(0, abs=1e-6)
@@ -107,7 +108,7 @@ def test_no_teacher(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_teacher_with_other_tokens(tiny_model, tmp_path):
+def test_a_teacher_with_other_tokens(tiny_model, local_ray, tmp_path):
     import shutil
 
     from transformers import AutoTokenizer
@@ -116,7 +117,7 @@ def test_a_teacher_with_other_tokens(tiny_model, tmp_path):
     tok = AutoTokenizer.from_pretrained(tiny_model)
     tok.add_tokens(["zebra"])
     tok.save_pretrained(other)
-    done = job(tmp_path, tiny_model, str(other))
+    done = job(tmp_path, tiny_model, str(other), env=local_ray)
     assert done.returncode == 1 and "has other tokens than" in done.stderr and "sequence-level" in done.stderr
 
 
@@ -127,11 +128,12 @@ def test_rows_whose_answers_are_all_cut_off(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(tiny_model, tmp_path):
+@pytest.mark.soak
+def test_two_workers_take_the_steps_of_one(tiny_model, local_ray, tmp_path):
     losses = []
     for n in (1, 2):
         (folder := tmp_path / str(n)).mkdir()
-        done = job(folder, tiny_model, tiny_model, "--train.keep_layers", "2", "--scale.workers", str(n), "--scale.precision", "fp32", "--train.divergence", "jsd", "--train.soft_temperature", "2")  # fmt: skip
+        done = job(folder, tiny_model, tiny_model, "--train.keep_layers", "2", "--scale.workers", str(n), "--scale.precision", "fp32", "--train.divergence", "jsd", "--train.soft_temperature", "2", env=local_ray)  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         losses.append([r["loss"] for r in Run(str(folder / "run")).metrics() if "loss" in r])
     assert losses[0] == pytest.approx(losses[1], abs=2e-5) and len(losses[0]) == 4

@@ -202,10 +202,10 @@ def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_job_that_lost_its_end_ends_with_the_same_weights_and_its_report(tiny_model, tmp_path):
+def test_a_job_that_lost_its_end_ends_with_the_same_weights_and_its_report(tiny_model, local_ray, tmp_path):
     more = ["--train.method", "wanda", "--train.pattern", "2:4", "--eval.tasks", '["perplexity"]', "--eval.limit", "8"]
     run = Run(str(tmp_path / "run"))
-    done = run_job("prune", *words(tiny_model, run, *more))
+    done = run_job("prune", *words(tiny_model, run, *more), env=local_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     start, end = (AutoModelForCausalLM.from_pretrained(run.at(f)) for f in ("pruned", "model"))
     for (name, a), b in zip(linears(start).items(), linears(end).values(), strict=True):
@@ -223,6 +223,6 @@ def test_a_job_that_lost_its_end_ends_with_the_same_weights_and_its_report(tiny_
     for part in ("checkpoints/checkpoint-4", "model", "reports"):
         run.remove(part)
     run.write_json("provenance.json", run.provenance() | {"status": "running", "model_sha256": None})
-    done = run_job("prune", "--resume", run.path, "--eval.tasks", "[]")
+    done = run_job("prune", "--resume", run.path, "--eval.tasks", "[]", env=local_ray)
     assert done.returncode == 0 and "from step 2" in done.stdout, done.stdout + done.stderr
     assert run.provenance()["model_sha256"] == whole and "tokens/s, 1 prompt" in run.read_text("reports/prune.md")

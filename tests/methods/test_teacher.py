@@ -22,11 +22,13 @@ from tests.stages import stage
 
 ARGS = ["--data.limit", "32", "--data.heldout_limit", "8", "--train.max_steps", "4", "--train.logging_steps", "1", "--train.max_length", "512", "--scale.global_batch", "4", "--scale.micro_batch", "2", "--train.save_steps", "2", "--train.report_to", "none", "--scale.precision", "fp32"]  # fmt: skip
 
-STATUS = """
+UNTIL_IT_RUNS = """
+import time
 import ray
 from ray import serve
 ray.init(logging_level="ERROR", log_to_driver=False)
-print(serve.status().applications["t"].status)
+while (app := serve.status().applications.get("t")) is None or app.status != "RUNNING":
+    time.sleep(0.2)
 """
 
 
@@ -160,8 +162,8 @@ def test_a_teacher_that_cannot_be_served(args, says, runs):
 
 
 @pytest.mark.slow
-def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
-    done = distil(tmp_path / "run", runs["sft"], runs["base"], "--train.top_k", "8")
+def test_few_kept_tokens_say_how_much_is_outside(runs, local_ray, tmp_path):
+    done = distil(tmp_path / "run", runs["sft"], runs["base"], "--train.top_k", "8", env=local_ray)
     assert done.returncode == 0, done.stderr[-2000:]
     first = Run(str(tmp_path / "run")).metrics()[0]
     assert 0.9 < first["teacher_outside"] < 1  # a random teacher is nearly uniform over 1,024 tokens: 1 − 8/1024
@@ -169,10 +171,10 @@ def test_few_kept_tokens_say_how_much_is_outside(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path):
+def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, local_ray, tmp_path):
     """Half of the batches are the student's own answers; killed after step 2, it resumes to the same bits."""
     more = ["--train.on_policy", "0.5", "--train.answer_tokens", "8", "--train.hard_weight", "0"]
-    whole = distil(tmp_path / "whole", runs["sft"], runs["base"], *more)
+    whole = distil(tmp_path / "whole", runs["sft"], runs["base"], *more, env=local_ray)
     assert whole.returncode == 0, whole.stderr[-2000:]
     process = subprocess.Popen([warm.python(), "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", runs["base"], *ARGS, *more], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     killed = Run(str(tmp_path / "killed"))
@@ -180,14 +182,14 @@ def test_the_students_own_answers_come_out_the_same_after_a_kill(runs, tmp_path)
         time.sleep(0.02)
     process.kill()
     process.wait()
-    done = run_job("distill", "--resume", killed.path)
+    done = run_job("distill", "--resume", killed.path, env=local_ray)
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(killed.path) == losses(tmp_path / "whole")
     assert killed.provenance()["model_sha256"] == Run(str(tmp_path / "whole")).provenance()["model_sha256"]
 
 
 @pytest.mark.slow
-def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
+def test_answers_of_a_teacher_with_other_tokens(runs, local_ray, tmp_path):
     """Sequence-level distillation: the teacher writes its answers once; a student with another vocabulary learns the texts."""
     from transformers import AutoTokenizer
 
@@ -199,7 +201,7 @@ def test_answers_of_a_teacher_with_other_tokens(runs, tmp_path):
     config = json.loads((other / "generation_config.json").read_text())
     config["eos_token_id"] = list(range(300))  # so that a random model's answer ends
     (other / "generation_config.json").write_text(json.dumps(config))
-    done = distil(tmp_path / "run", runs["sft"], str(other), *more)
+    done = distil(tmp_path / "run", runs["sft"], str(other), *more, env=local_ray)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for f in (tmp_path / "run" / "teacher").glob("answers-*/*/answers.jsonl") for line in f.read_text().splitlines()]  # fmt: skip
     finished = [x for x in lines if x["finished"]]
@@ -243,7 +245,8 @@ def test_a_student_answers_prompts_and_no_plain_texts(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
+@pytest.mark.soak
+def test_a_served_teacher_is_killed_while_the_student_trains(runs, local_ray, tmp_path):
     """Two replicas; one is killed after the second step: training continues, and its losses are those of the undisturbed run."""
     import psutil
 
@@ -277,9 +280,11 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
             found = psutil.process_iter(["cmdline"])  # None for a zombie
             return [p for p in found if p.pid not in before and "ServeReplica:t" in (p.info["cmdline"] or [""])[0]]
 
-        give_up = time.time() + PATIENCE
-        while "RUNNING" not in subprocess.run([python, "-c", STATUS], env=env | address, capture_output=True, text=True).stdout:  # fmt: skip
-            assert server.poll() is None and time.time() < give_up, (tmp_path / "serve.log").read_text()[-3000:]
+        waiting = subprocess.Popen([python, "-c", UNTIL_IT_RUNS], env=env | address)
+        while waiting.poll() is None and server.poll() is None:
+            time.sleep(0.2)
+        waiting.kill()
+        assert waiting.wait() == 0, (tmp_path / "serve.log").read_text()[-3000:]
         quiet = distil(tmp_path / "quiet", runs["sft"], "serve:t", *more, env=address)
         assert quiet.returncode == 0, quiet.stderr[-2000:]
         process = subprocess.Popen([warm.python(), "jobs/distill.py", "--run", str(tmp_path / "killed"), "--model.base", runs["sft"], "--train.teacher", "serve:t", *ARGS, *more], cwd=REPO, env=env | address, stdout=log, stderr=log)  # fmt: skip
@@ -288,7 +293,7 @@ def test_a_served_teacher_is_killed_while_the_student_trains(runs, tmp_path):
         replicas()[0].kill()
         assert process.wait(PATIENCE) == 0, (tmp_path / "serve.log").read_text()[-3000:]
         assert len(losses(tmp_path / "quiet")) == 12 and losses(tmp_path / "killed") == losses(tmp_path / "quiet")
-        whole = distil(tmp_path / "whole", runs["sft"], runs["base"], "--train.max_steps", "12")
+        whole = distil(tmp_path / "whole", runs["sft"], runs["base"], "--train.max_steps", "12", env=local_ray)
         assert whole.returncode == 0 and losses(tmp_path / "quiet") == pytest.approx(
             losses(tmp_path / "whole"), abs=2e-5
         )

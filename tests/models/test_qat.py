@@ -78,9 +78,10 @@ def test_wrong_requests(stage, more, says, tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_lost_its_end_ends_with_the_same_bits(tiny_model, tmp_path):
+@pytest.mark.soak
+def test_a_job_that_lost_its_end_ends_with_the_same_bits(tiny_model, local_ray, tmp_path):
     run = Run(str(tmp_path / "run"))
-    done = run_job("sft", *words(tiny_model, run.path, "--model.qat", "w4a16", "--scale.workers", "2"))
+    done = run_job("sft", *words(tiny_model, run.path, "--model.qat", "w4a16", "--scale.workers", "2"), env=local_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     assert quantized_formats.found(run.path) == "compressed-tensors"
     loss = [row["eval_loss"] for row in run.metrics() if "eval_loss" in row][-1]
@@ -88,7 +89,7 @@ def test_a_job_that_lost_its_end_ends_with_the_same_bits(tiny_model, tmp_path):
     for part in ("checkpoints/checkpoint-4", "model"):
         run.remove(part)
     run.write_json("provenance.json", run.provenance() | {"status": "running", "model_sha256": None})
-    done = run_job("sft", "--resume", run.path)
+    done = run_job("sft", "--resume", run.path, env=local_ray)
     assert done.returncode == 0 and "from step 2" in done.stdout, done.stdout + done.stderr
     assert run.provenance()["model_sha256"] == whole
     assert [row["eval_loss"] for row in run.metrics() if "eval_loss" in row][-1] == loss

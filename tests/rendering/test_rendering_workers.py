@@ -102,7 +102,7 @@ def test_sequences_are_those_of_the_trainers(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_counts_all_its_rows_and_its_model_stops_at_the_turns_it_learnt(tiny_model, tmp_path):
+def test_a_job_counts_all_its_rows_and_its_model_stops_at_the_turns_it_learnt(tiny_model, local_ray, tmp_path):
     from transformers import AutoTokenizer, GenerationConfig
 
     job = job_of(tiny_model, [{"messages": [user(q), assistant(a)]} for q, a in lengths(4, 6)], tmp_path)
@@ -112,7 +112,7 @@ def test_a_job_counts_all_its_rows_and_its_model_stops_at_the_turns_it_learnt(ti
         "--data.heldout_fraction": 0, "--data.incomplete": "accept", "--train.max_length": 48, "--train.num_train_epochs": 1,
         "--scale.workers": 2, "--scale.global_batch": 4, "--scale.micro_batch": 2, "--run": job.run,
     }  # fmt: skip
-    done = run_job("sft", *[word for option in options.items() for word in option])
+    done = run_job("sft", *[word for option in options.items() for word in option], env=local_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 epochs of 16 rows ≈ 4 steps" in done.stdout
     provenance = json.loads((tmp_path / "run/provenance.json").read_text())

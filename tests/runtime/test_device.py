@@ -122,6 +122,7 @@ def test_a_cluster_that_has_only_its_head(tiny_model, chats_file, tmp_path):
     ]
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
         "RAY_AUTH_MODE": "disabled",
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",  # as in connect(): this Ray has no API server
         "PYTHONUNBUFFERED": "1",
     }
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
