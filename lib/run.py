@@ -4,6 +4,7 @@
     checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/runtime/checkpoint.py)
     model/            loadable by from_pretrained; adapter/ beside it if an adapter was trained
     metrics.jsonl     one JSON object per log line, with `step`
+    heldout.json      [sum of the loss, number of tokens, pairs or answers] of each held-out batch, at the end
     tensorboard/      event files, if train.report_to includes it
     reports/          report.json, report.md, report.html of evaluations
     logs/             each process's library output (lib/runtime/logs.py)

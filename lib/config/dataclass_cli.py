@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 class Typed:
     """Reads the keys of `cls` for jobs/<stage>.py; fields that are dataclasses are sections of keys. open: keys whose entries the user
-    names; lists: keys that take several words; resume: whether --resume RUN exists, which reads the run's stored configuration."""
+    names; lists: keys that take several words; resume: whether --resume RUN exists, which reads the run's stored configuration; in_file:
+    keys of text that only the YAML has, because an option has their name."""
 
     def __init__(
         self,
@@ -28,8 +29,9 @@ class Typed:
         open: tuple[str, ...] = (),
         lists: tuple[str, ...] = (),
         resume: bool = False,
+        in_file: tuple[str, ...] = (),
     ):
-        self.stage, self.cls, self.usage = stage, cls, usage
+        self.stage, self.cls, self.usage, self.in_file = stage, cls, usage, in_file
         kinds = config_file.types_of(cls)
         sections = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
         self.sections = sections
@@ -57,12 +59,13 @@ class Typed:
         command_line.refuse_clocks(argv, self.kinds)
         tree = config_file.read_yaml(path, self.kinds) if path else {}
         self._check_keys(tree, path)
+        from_file = {key: tree.pop(key) for key in self.in_file if key in tree}
         stored = command_line.stored(resumed, self.stage) if resumed else {}
         d = command_line.parsed(
             self._parser(), argv, tree if path else stored
         )  # without a file, the run's stored configuration
         dry_run, resume = d.pop("dry_run"), d.pop("resume", None)
-        d = {k: v for k, v in d.items() if k not in ("config", "schema")}
+        d = {k: v for k, v in d.items() if k not in ("config", "schema")} | from_file
         return d | {name: kind(**d[name]) for name, kind in self.sections.items()}, dry_run, resume
 
     def _words(self, argv: list[str]) -> list[str]:
@@ -99,7 +102,7 @@ class Typed:
         if self.resume:
             parser.add_argument("--resume", metavar="RUN", help="go on with this run")
         parser.add_argument("--schema", action="store_true", help="print the JSON schema of the YAML, for editors")
-        parser.add_class_arguments(self.cls)
+        parser.add_class_arguments(self.cls, skip=set(self.in_file))
         return parser
 
     def _check_keys(self, tree: dict[str, Any], path: str | None) -> None:
@@ -112,6 +115,8 @@ class Typed:
                 for inner in value:
                     if f"{key}.{inner}" not in self.known:
                         raise UsageError(f"{path}: {command_line.unknown(f'{key}.{inner}', self.known)}")
+            elif key in self.in_file and not isinstance(value, str):
+                raise UsageError(f"{path}: {key}: must be text, is {value!r}.")
 
     def schema(self) -> dict:
         """JSON schema of the YAML, for completion and checks in editors."""

@@ -63,6 +63,9 @@ class Data:
     """Renames columns before the format is recognised: {name in the file: name in the format}."""
     limit: int | None = None
     """Maximum number of training rows, taken in order. None: all."""
+    heldout_half: Literal["both", "first", "second"] = "both"
+    """Uses only half of the held-out rows, by another hash of the prompt; the other half stays unused. A search (python -m tune) compares
+    its trials on the first half and reports on the second."""
     heldout_limit: int | None = None
     """Maximum number of rows on which the held-out loss is measured, taken in order; the others stay unused. None: all."""
     bad_rows: Literal["error", "skip"] = "error"

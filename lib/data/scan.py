@@ -20,7 +20,7 @@ from lib.data.recognise import recognise
 from lib.data.repeats import without_prompt
 from lib.data.rows import COMPARED, CONVERSIONS, BadRow, check_row, prompts_of
 from lib.data.sources import Found, Source, rows
-from lib.data.split import LEAK_WORDS, digest, is_heldout, normalise
+from lib.data.split import LEAK_WORDS, digest, half, is_heldout, normalise
 
 SAMPLE = 100  # rows from which the format is recognised
 FIRST = 1000  # rows of each source that the driver reads if there are too many to read in a second
@@ -61,7 +61,8 @@ def scan(
     kept = {"train": 0, "heldout": 0}  # Check's own numbers are None if not all rows are read
 
     def hold(row: dict, place: str) -> None:
-        if data.heldout_limit is not None and kept["heldout"] >= data.heldout_limit:
+        other = data.heldout_half != "both" and half(digest(prompts_of(train.kind, row)[0])) != data.heldout_half
+        if other or (data.heldout_limit is not None and kept["heldout"] >= data.heldout_limit):
             check.unused += 1  # not trained on either
         else:
             kept["heldout"] += 1
@@ -80,6 +81,8 @@ def scan(
             f"{data.heldout_fraction:.2g} of the prompts, by their hash" if data.heldout_fraction else "none"
         )
 
+    if data.heldout_half != "both":
+        check.heldout += f", the {data.heldout_half} half"
     for place, row in _good_rows(train, check, content.update, compared):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):

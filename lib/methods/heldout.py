@@ -104,6 +104,9 @@ class Heldout:
         self.sums: dict[tuple[str, str], tuple[float, float]] = {}
         """{("train" or "eval", metric): (weighted sum, total weight) since it was last logged}"""
         self.batch, self.nats, self.of = 0, 0.0, 0
+        self.batches: list[tuple[float, int]] = []
+        """Of the last evaluation: (sum of the loss, number of tokens, pairs or answers) of each batch, over all workers. The batches of two
+        runs with equal scale.micro_batch and workers have the same rows."""
         self._loader, self._loss, self._loop = (
             trainer.get_eval_dataloader,
             trainer.compute_loss,
@@ -127,9 +130,12 @@ class Heldout:
         )
 
     def loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        self.batch, self.nats, self.of = 0, 0.0, 0
+        self.batch, self.nats, self.of, self.batches = 0, 0.0, 0, []
         found = self._loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        from accelerate.utils import gather_object
+
         nats, of = self._all([self.nats, self.of])
+        self.batches = gather_object(self.batches)
         if of:
             found.metrics[f"{metric_key_prefix}_loss"] = nats / of
         return found
@@ -146,6 +152,7 @@ class Heldout:
             n = next(iter(held.values()))
             mean = float((out[0] if isinstance(out, tuple) else out).detach())
             self.nats, self.of = self.nats + (mean * n if n else 0.0), self.of + n
+            self.batches += [(mean * n, n)] if n else []
         of_all = dict(zip(held, self._all(list(held.values())), strict=True))
         for name, values in metrics.items():
             if len(values) > before.get(name, 0):

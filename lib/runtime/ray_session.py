@@ -109,39 +109,40 @@ def prepare() -> None:
 
 
 @contextmanager
-def connected(ahead: str = "ray") -> Iterator[None]:
-    """Provides Ray inside the block: the existing connection, or one from connect(), closed at the end of the block."""
+def connected(ahead: str = "ray", env: dict[str, str] | None = None) -> Iterator[None]:
+    """Provides Ray inside the block: the existing connection, or one from connect(ahead, env), closed at the end of the block."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    connect(ahead)
+    connect(ahead, env)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def connect(ahead: str = "ray") -> None:
+def connect(ahead: str = "ray", env: dict[str, str] | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS (which `ray job submit` sets); without it, starts a Ray for this process alone.
 
-    ahead: a module that the caller will need; it is imported while Ray's processes start.
+    ahead: a module that the caller will need; it is imported while Ray's processes start. env: environment variables of all processes
+    that the caller starts in Ray, whose output is then left in Ray's logs.
     """
     import ray
 
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     # A Ray of our own has no API server. Without this address, Ray Train would find the API server of another cluster on this
     # machine, learn from it that its controller isn't alive, and remove its workers' placement groups.
-    env = interpreter() | {"env_vars": {"PYTHONPATH": path, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}}
-    quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
+    of_all = {"PYTHONPATH": path, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+    quiet = {"log_to_driver": env is None, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(**quiet, **({"runtime_env": {"env_vars": env}} if env else {}))
         termination.as_interrupt()
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a local Ray has no node to lose
         reading = threading.Thread(target=importlib.import_module, args=(ahead,))
         reading.start()
-        start(include_dashboard=False, runtime_env=env, **quiet)
+        start(include_dashboard=False, runtime_env=interpreter() | {"env_vars": of_all | (env or {})}, **quiet)
         termination.as_interrupt()
         reading.join()

@@ -58,20 +58,22 @@ def _code(good: bool) -> int:
 
 
 def _work(stage: WorkStage, argv: list[str]) -> int:
-    with refusing.refusing(f"jobs/{stage.name}.py"):
+    program = stage.program or f"python jobs/{stage.name}.py"
+    with refusing.refusing(program.removeprefix("python ")):
         request = stage.parse(argv)
         planned = stage.plan(request)
     show(planned.lines(), f"{stage.name}: the plan")
     if request.dry_run:
         print("Dry run: nothing was started.")
         return 0
-    run, command = Run(planned.job.run), shlex.join(["python", f"jobs/{stage.name}.py", *argv])
+    run, command = Run(planned.job.run), f"{program} {shlex.join(argv)}"
     if planned.finished:
         print(f"{run.path} is already finished: nothing to resume.")
         return 0
-    resume = f"python jobs/{stage.name}.py --resume {shlex.quote(run.path)}"
+    resume = f"{program} --resume {shlex.quote(run.path)}"
     again = f"Continue with: {resume}" if stage.resumes else f"Rerun: {command}"
-    with logs.driver(run), ending(run, again), ray_session.connected():
+    env = stage.environment(planned) if stage.environment else None
+    with logs.driver(run), ending(run, again), ray_session.connected(env=env):
         return _code(stage.work(planned, command))
 
 

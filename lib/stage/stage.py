@@ -74,5 +74,10 @@ class WorkStage:
     work: Callable[[Any, str], bool]
     """work(plan, command) does the work, with Ray connected, and prints the results. Returns whether the requested gate passes.
     command: the user's command line, for the report."""
+    program: str = ""
+    """How the command line starts. "": jobs/NAME.py."""
+    environment: Callable[[Any], dict[str, str]] | None = None
+    """environment(plan) returns environment variables for the processes that `work` starts in Ray. Their output stays in Ray's logs then,
+    since they write logs of their own."""
     resumes: bool = True
     """Whether `--resume RUN` continues an interrupted run. If False, rerunning the same command does."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -20,16 +21,20 @@ from lib.stage.stage import Stage
 from lib.stage.stops import StopWhenPointless, UsableGpu
 from lib.stage.worker import Summary, train_loop
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
-def train(planned: Plan, stage: Stage, began: float | None = None) -> Summary:
+
+def train(planned: Plan, stage: Stage, began: float | None = None, callback: TrainerCallback | None = None) -> Summary:
     """Trains to the planned end and records the run as finished.
 
     Uses the Ray that is connected; otherwise connects, and disconnects at the end. began: start of the attempt (Unix time);
-    None: now. On an error or KeyboardInterrupt, records the run as failed or interrupted, so that it can be resumed, and reraises.
+    None: now. callback: for a trial of a search, added to the trainer on every worker; a single worker is then this process, and no
+    progress is printed. On an error or KeyboardInterrupt, records the run as failed or interrupted, so that it can be resumed, and reraises.
     """
     run = Run(planned.job.run)
     try:
-        return _train(planned, stage, run, began or time.time())
+        return _train(planned, stage, run, began or time.time(), callback)
     except KeyboardInterrupt:
         provenance.ended_or_said(run, "interrupted")
         raise
@@ -38,11 +43,12 @@ def train(planned: Plan, stage: Stage, began: float | None = None) -> Summary:
         raise
 
 
-def _train(planned: Plan, stage: Stage, run: Run, began: float) -> Summary:
+def _train(planned: Plan, stage: Stage, run: Run, began: float, callback: TrainerCallback | None) -> Summary:
     before = run.provenance().get("model_sha256")
     attempts = _begin(planned, run, began)
-    with ray_session.connected(), Progress(run):
-        summary: Summary = _fit(_trainer(planned, stage, run), planned)
+    with ray_session.connected(), nullcontext() if callback else Progress(run):
+        trainer = _trainer(planned, stage, run, callback)
+        summary: Summary = trainer.fit().return_value if trainer.running_in_local_mode else _fit(trainer, planned)
     seconds = dict(summary.seconds)
     total = sum(a["seconds"] for a in attempts[:-1]) + time.time() - began
     # The remainder is start-up and, if the run was restarted, also lost work and further start-ups.
@@ -107,9 +113,11 @@ def _gpu(planned: Plan) -> bool:
     return settled.gpu
 
 
-def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
+def _trainer(planned: Plan, stage: Stage, run: Run, callback: TrainerCallback | None) -> TorchTrainer:
     s, gpu, on_cluster = planned.job.scale, _gpu(planned), bool(os.environ.get("RAY_ADDRESS"))
     workers, resources = _group(planned)
+    if callback and workers == 1:
+        workers = 0  # Ray Train's local mode: in this process
     storage: dict[str, Any] = {"storage_path": run.path if not run.remote else run.path.split("://", 1)[1]}
     if run.remote:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -121,7 +129,7 @@ def _trainer(planned: Plan, stage: Stage, run: Run) -> TorchTrainer:
 
     def loop() -> Summary | None:
         """A closure is unpickled by the workers only, so the controller need not import the stage's modules."""
-        return train_loop(job, stage, on_cluster)
+        return train_loop(job, stage, on_cluster, callback)
 
     v2: Any = ray.train  # type checkers see the first version of Ray Train, whose configs lack fields that are set here
     trainer: TorchTrainer = v2.torch.TorchTrainer(

@@ -32,7 +32,7 @@ from lib.stage.training_arguments import arguments
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,28 @@ class Summary:
     data: dict
 
 
-def train_loop(job: dict, stage: Stage, on_cluster: bool) -> Summary | None:
+def train_loop(job: dict, stage: Stage, on_cluster: bool, callback: TrainerCallback | None = None) -> Summary | None:
     """Entry point of every worker. job: a Job as Job.to_dict returns it. on_cluster: whether this is an existing cluster (RAY_ADDRESS)
-    and not a Ray started by the job.
+    and not a Ray started by the job. callback: added to the trainer, after the one that seals checkpoints.
 
     Returns the Summary on rank 0, None elsewhere. Raises StopTraining if a retry would fail in the same way.
     """
-    import ray.train
-
-    run, context = Run(job["run"]), ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    run, (rank, workers) = Run(job["run"]), share()
     if not run.is_run():
         raise StopTraining(
             f"run: worker {rank} can't see {run.path}. On several nodes it must be s3:// or a folder they all mount."
         )
     with logs.kept(run, f"worker-{rank}"):
         try:
-            return _train(Job.from_dict(job), stage, on_cluster, run, rank, workers)
+            return _train(Job.from_dict(job), stage, on_cluster, run, rank, workers, callback)
         except Exception:
             traceback.print_exc()  # goes to the run's logs; the driver prints a one-paragraph summary
             raise
 
 
-def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, workers: int) -> Summary | None:
+def _train(
+    job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, workers: int, callback: TrainerCallback | None
+) -> Summary | None:
     import torch
     from transformers.utils import logging
 
@@ -103,11 +102,13 @@ def _train(job: Job, stage: Stage, on_cluster: bool, run: Run, rank: int, worker
     resume = _checkpoint(run, scratch, f"{workers} × {args.device.type}, {precision}")
     trainer, counts, rows = _build(job, stage, args, run)
     repeated, per_epoch = _fill_epochs(trainer, job.scale.global_batch)
-    heldout.Heldout(trainer)
+    held = heldout.Heldout(trainer)
     tally = Tally(trainer, began, job.scale.global_batch, resume)
-    trained = _run_steps(trainer, job, run, tally, resume, on_cluster)
+    trained = _run_steps(trainer, job, run, tally, resume, on_cluster, callback)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
+        if rank == 0:
+            run.write_json("heldout.json", {"batches": held.batches})
     evaluated = time.time()
     made = _export(trainer, job, run, scratch / "export", counts)
     train_loss = tally.mean_loss()
@@ -193,7 +194,15 @@ def _fill_epochs(trainer: Trainer, batch: int) -> tuple[int, int]:
     return repeated, per_epoch
 
 
-def _run_steps(trainer: Trainer, job: Job, run: Run, tally: Tally, resume: str | None, on_cluster: bool) -> float:
+def _run_steps(
+    trainer: Trainer,
+    job: Job,
+    run: Run,
+    tally: Tally,
+    resume: str | None,
+    on_cluster: bool,
+    callback: TrainerCallback | None,
+) -> float:
     """Trains to the last step and returns when it ended (Unix time). Raises StopTraining if training ended before it, or if a number
     isn't finite."""
     from transformers import PrinterCallback
@@ -204,6 +213,8 @@ def _run_steps(trainer: Trainer, job: Job, run: Run, tally: Tally, resume: str |
 
     trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
     trainer.add_callback(RunCallback(run, tally))
+    if callback:
+        trainer.add_callback(callback)
     cluster = ClusterCallback(run, job.stage) if on_cluster else None
     if cluster:
         trainer.add_callback(cluster)

@@ -1,0 +1,155 @@
+"""What is checked before a search starts Ray, and what a trial's job is."""
+
+import json
+
+import pytest
+import yaml
+
+from lib.config.command_line import Request
+from lib.errors import UsageError
+from lib.stage import training_cli
+from tune import plan, settings
+
+SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "model.lora.r": {"choice": [2, 4]}}
+
+
+@pytest.fixture
+def made(tiny_model, chats_file, tmp_path):
+    """made(changed keys of the search, changed keys of the job) → Plan"""
+
+    def make(search: dict | None = None, job: dict | None = None) -> plan.Plan:
+        base = {
+            "model": {"base": tiny_model, "adapter": "lora"},
+            "data": {"source": chats_file},
+            "train": {"max_length": 128},
+        }
+        base["data"]["heldout_fraction"] = 0.3
+        (tmp_path / "job.yaml").write_text(json.dumps(base | (job or {})))
+        tree = {"run": str(tmp_path / "search"), "stage": "sft", "config": str(tmp_path / "job.yaml"), "space": SPACE}
+        (tmp_path / "search.yaml").write_text(json.dumps(tree | (search or {})))
+        request: Request = settings.parse(["--config", str(tmp_path / "search.yaml")])
+        return plan.make(request.job)
+
+    return make
+
+
+def test_a_plan_names_the_space_and_the_limits(made):
+    p = made({"budget": {"trials": 5, "hours": 2}, "scheduler": "asha"})
+    said = dict(p.lines())
+    assert p.mode == "min" and p.corners == 4 and said["budget"] == "5 trials or 2 hours"
+    assert [line for label, line in p.lines() if label == "space"] == [
+        "train.learning_rate: loguniform 0.0001 to 0.01",
+        "model.lora.r: choice 2, 4",
+    ]
+
+
+def test_a_trials_job_has_its_settings_and_those_of_the_search(made):
+    p = made({"set": {"train.warmup_steps": 2}, "every": 5})
+    t = p.before.propose({"train.learning_rate": 2e-3, "model.lora.r": 4}, "search")
+    job = p.trial(t)
+    assert (job.train["learning_rate"], job.model.lora["r"], job.train["warmup_steps"]) == (2e-3, 4, 2)
+    assert (job.train["save_steps"], job.train["eval_steps"], job.train["eval_strategy"]) == (5, 5, "steps")
+    assert job.data.heldout_half == "first" and job.run.endswith("search/trials/0000")
+    again = p.trial(p.before.propose(t.settings, "confirm", 0, 2))
+    assert (again.train["seed"], again.data.heldout_half) == (44, "second")
+
+
+def test_best_yaml_is_the_trials_job(made, tmp_path):
+    """Read back by the stage's own parser, whatever its keys look like."""
+    p = made({"set": {"train.warmup_steps": 2}})
+    t = p.before.propose({"train.learning_rate": 2e-3, "model.lora.r": 4}, "search")
+    (tmp_path / "best.yaml").write_text(p.yaml(t, p.trial(t).run))
+    assert training_cli.parse(p.stage, ["--config", str(tmp_path / "best.yaml")]).job == p.trial(t)
+
+
+def test_the_halves_of_the_heldout_rows_are_all_of_them(made):
+    from lib import data
+
+    base = made().base.data
+    rows = {h: [] for h in ("both", "first", "second")}
+    for half, found in rows.items():
+        base.heldout_half = half
+        check = data.check(
+            base, ("chat",), True, lambda kind, side, row, place, to=found: side == "heldout" and to.append(place)
+        )
+        assert check.heldout_rows == len(found) and check.rows == 64 - len(rows["both"])
+    assert sorted(rows["first"] + rows["second"]) == sorted(rows["both"]) and rows["first"] and rows["second"]
+
+
+def test_a_search_goes_on_only_as_it_began(made, tmp_path):
+    p = made()
+    p.before.add("start")
+    p.before.run.write_text("search.yaml", yaml.safe_dump(json.loads(json.dumps(vars(p.settings), default=vars))))
+    assert made({"budget": {"trials": 99}, "concurrent": 1}).settings.budget.trials == 99
+    with pytest.raises(UsageError, match=r"^every: the search in .* has 10, this one 20\.\nrun: name another --run"):
+        made({"every": 20})
+
+
+WRONG = [
+    ({"spase": {}}, "spase is not a key of this job. Nearest: space, stage."),
+    ({"stage": "sfft"}, "stage: there is no training stage sfft. Known: "),
+    ({"stage": "eval"}, "stage: there is no training stage eval."),
+    ({"config": "configs/no.yaml"}, "--config: there is no file "),
+    ({"space": {}}, "space: names no key to vary"),
+    (
+        {"space": {"train.learning_rat": {"uniform": [0.1, 1]}}},
+        "train.learning_rat is not a key of this job. Nearest: --train.learning_rate",
+    ),
+    ({"space": {"train.learning_rate": {"uniform": [-1, 1]}}}, "train.learning_rate: must be above 0, is -1"),
+    (
+        {"space": {"train.learning_rate": {"choice": ["fast"]}}},
+        "train.learning_rate: must be a number (float), is fast",
+    ),
+    (
+        {"space": {"train.learning_rate": {"uniform": [1, 0]}}},
+        "space.train.learning_rate: uniform must have its lower end first",
+    ),
+    ({"space": {"train.save_steps": {"choice": [1]}}}, "space.train.save_steps: can't be set: it follows from every."),
+    ({"space": {"train.seed": {"randint": [0, 9]}}}, "space.train.seed: must not vary: the best seed is luck"),
+    (
+        {"space": {"scale.workers": {"choice": [1, 2]}}},
+        "space.scale.workers: must not vary: all trials need the same processes.",
+    ),
+    (
+        {"space": {"train.label_smoothing_factor": {"choice": [0, 0.1]}}},
+        "metric: eval_loss means something else at each",
+    ),
+    ({"set": {"model.lora.r": 2}}, "space.model.lora.r: is also in `set`."),
+    ({"set": {"model.lora.rr": 2}}, "model.lora.rr is not a key of this job."),
+    ({"set": {"run": "x"}}, "set.run: can't be set: it follows from run."),
+    ({"search": "grid"}, "space.train.learning_rate: search: grid needs listed values"),
+    ({"search": "tpe"}, "search: must be one of"),
+    ({"scheduler": "ashaa"}, "scheduler: must be one of"),
+    ({"every": 0}, "every: must be at least 1, is 0."),
+    ({"halving": 1}, "halving: must be above 1, is 1"),
+    ({"concurrent": 0}, "concurrent: must be at least 1, is 0."),
+    ({"budget": {"trials": None}}, "budget: set trials, hours or usd"),
+    ({"budget": {"usd": 2}}, "budget.usd: set usd_per_hour"),
+    ({"budget": {"hours": -1}}, "budget.hours: must be above 0, is -1"),
+    ({"budget": {"euros": 1}}, "budget.euros is not a key of this job."),
+    ({"budget": 3}, "budget is a section of keys, but holds 3."),
+    ({"metric": " "}, "metric: is empty."),
+    (
+        {"set": {"data.heldout_fraction": 0}},
+        "metric: eval_loss: there are no held-out rows to measure. Raise data.heldout_fraction",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), WRONG)
+def test_a_wrong_search_is_refused_with_the_key(made, change, says):
+    with pytest.raises(UsageError) as e:
+        made(change)
+    assert says in str(e.value)
+
+
+def test_a_corner_that_is_no_job_is_named(made):
+    """A rank of 70,000 is beyond what the job allows, but only one end of the space has it."""
+    with pytest.raises(UsageError, match=r"model.lora.r: must be .* is 70000\. \(with .*r 70000\)"):
+        made({"space": SPACE | {"model.lora.r": {"choice": [2, 70000]}}})
+
+
+def test_every_problem_is_named_at_once(made):
+    with pytest.raises(UsageError) as e:
+        made({"every": 0, "halving": 0, "space": {"train.seed": {"choice": [1]}}})
+    assert len(str(e.value).splitlines()) == 3

@@ -1,0 +1,273 @@
+"""Runs a search: Ray Tune starts the trials, and the journal decides what comes next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from lib.run import Run
+from tune import confirm
+from tune.journal import Journal, Trial
+from tune.plan import Plan
+from tune.progress import Progress
+from tune.proposals import propose
+from tune.stopping import Stopping
+
+AGAIN = 20
+"""Number of times that a proposal which an earlier trial already had is drawn again."""
+
+
+class Search(Searcher):
+    """What Tune asks for the next trial: the start, the trials of the search, and, once those have ended, the confirmation."""
+
+    def __init__(self, planned: Plan, journal: Journal, show: Progress):
+        super().__init__()
+        self.planned, self.journal, self.show, self.began = planned, journal, show, time.time()
+        self.given = set[int]()
+        """Trials that Tune has at the moment."""
+        self.numbers: dict[str, int] = {}
+        """{Tune's id of a trial: its number}"""
+        self.lost = Counter[int]()
+        self.over = ""
+        """Why the search started no more trials."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.spent():
+            return self.FINISHED
+        t = None if self._short_of_confirming() else self._unfinished() or self._new()
+        if t is None:
+            if any(self.journal.trials[n].role != "confirm" for n in self.given):
+                return None  # Tune asks again
+            t = self._confirmation()
+        if t is None:
+            return self.FINISHED
+        self.given.add(t.number)
+        self.numbers[trial_id] = t.number
+        self.show.started(t)
+        return {"number": t.number, "job": json.dumps(self.planned.trial(t).to_dict())}
+
+    def _unfinished(self) -> Trial | None:
+        """Returns a trial that a kill, a lost process or the budget interrupted."""
+        trials = self.journal.trials.values()
+        return next(
+            (t for t in trials if t.status == "running" and t.role != "confirm" and t.number not in self.given), None
+        )
+
+    def _new(self) -> Trial | None:
+        """Returns the next trial of the search; None if there are no more, with the reason in `over`."""
+        s, searched = self.planned.settings, self.journal.of_role("search")
+        if not self.journal.of_role("start"):
+            return self.journal.propose({}, "start")
+        number = len(searched)
+        if s.budget.trials is not None and number >= s.budget.trials:
+            self.over = f"all {number} trials have run"
+            return None
+        for again in range(AGAIN):
+            settings = propose(self.planned.space, s, self.planned.mode, searched, number, again)
+            if settings is None:
+                self.over = f"all {number} combinations of the grid have run"
+                return None
+            if all(settings != t.settings for t in searched):  # the same job computes the same bits
+                return self.journal.propose(settings, "search")
+        self.over = f"the last {AGAIN} proposals were settings of earlier trials"
+        return None
+
+    def _confirmation(self) -> Trial | None:
+        """Returns the next run of the confirmation; None if there are no more."""
+        s, trials = self.planned.settings, list(self.journal.trials.values())
+        best, start = confirm.finalists(trials, s, self.planned.mode), self.journal.of_role("start")
+        there = {(t.of, t.seed): t for t in trials if t.role == "confirm"}
+        for seed in range(1, s.confirm + 1):
+            for t in (*start, *best) if best else ():
+                found = there.get((t.number, seed))
+                if found is None:
+                    return self.journal.propose(t.settings, "confirm", t.number, seed)
+                if found.status == "running" and found.number not in self.given:
+                    return found
+        return None
+
+    def _short_of_confirming(self) -> bool:
+        """Whether what is left of the budget is needed to confirm the finalists. Then `over` says so."""
+        s, done = self.planned.settings, [t.seconds for t in self.journal.trials.values() if t.status == "finished"]
+        seconds = max(done, default=0.0) * s.confirm * (s.finalists + 1)
+        if seconds and (over := self.spent(seconds)):
+            self.over = f"{over}, but for the confirmation"
+            return True
+        return False
+
+    def spent(self, kept: float = 0.0) -> str:
+        """Returns which limit of the budget is reached, or "". kept: seconds of trials that must still be possible."""
+        budget, price = self.planned.settings.budget, self.planned.settings.usd_per_hour
+        at_once = self.planned.settings.concurrent or 1
+        hours = (self.journal.spent + time.time() - self.began + kept / at_once) / 3600
+        if budget.hours is not None and hours >= budget.hours:
+            return f"budget.hours: {budget.hours:g} h are over"
+        usd = (sum(t.seconds for t in self.journal.trials.values()) + kept) / 3600 * price
+        if budget.usd is not None and usd >= budget.usd:
+            return f"budget.usd: ${budget.usd:g} are spent"
+        return ""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Counts lost processes. Tune's own max_failures doesn't cover a process that is lost while it changes from trial to trial."""
+        if not error:
+            return
+        t, allowed = self.journal.trials[self.numbers[trial_id]], self.planned.settings.retries
+        self.lost[t.number] += 1
+        self.given.discard(t.number)
+        self.show.lost(t)
+        if 0 <= allowed < self.lost[t.number]:
+            self.end(t, "failed", f"its process or node was lost {self.lost[t.number]} times")
+
+    def end(self, t: Trial, status: str, why: str, seconds: float | None = None) -> None:
+        """Writes the end of a trial into the journal. seconds: None: those at its last report."""
+        self.journal.add(
+            "ended", trial=t.number, status=status, why=why, seconds=t.seconds if seconds is None else seconds
+        )
+        self.given.discard(t.number)
+        self.show.reported(t, "")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune keeps its searcher's state in a file. Here the journal holds it."""
+        with open(checkpoint_path, "w") as f:
+            f.write("{}")
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search goes on from its journal")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune also pickles its searcher and scheduler, for a restore that a search doesn't use."""
+        return {}
+
+
+class Scheduler(FIFOScheduler):
+    """What Tune tells of each report. Writes the journal."""
+
+    def __init__(self, search: Search, stopping: Stopping):
+        super().__init__()
+        self.search, self.journal, self.stopping = search, search.journal, stopping
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        number = trial.config["number"]
+        if number not in self.stopping.known:  # otherwise it was told when the journal was read
+            self.stopping.event({"event": "proposed", "trial": number, "role": self.journal.trials[number].role})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        t, row = self.journal.trials[trial.config["number"]], json.loads(result["row"])
+        if t.status != "running":
+            return self.STOP
+        outcome, why = row.pop("outcome", ""), row.pop("why", "")
+        stop = False
+        if outcome != "failed" and (
+            not t.reports or row["step"] > t.step
+        ):  # a trial that went on may report a step again
+            self.journal.add("reported", trial=t.number, row=row)
+            stop = self.stopping.event(self.journal.events[-1])
+        if outcome:
+            self.search.end(t, outcome, why, row["seconds"])
+        elif stop:
+            self.search.end(
+                t, "stopped", f"{self.search.planned.settings.scheduler} at step {row['step']}", row["seconds"]
+            )
+        elif over := self.search.spent():
+            self.search.given.discard(t.number)
+            self.search.show.reported(t, over)
+            return self.STOP
+        else:
+            self.search.show.reported(t, "")
+        return self.STOP if stop else self.CONTINUE
+
+
+def run(planned: Plan) -> tuple[Journal, str]:
+    """Runs trials until the budget or the space is used up. Returns (the journal, why the search ended).
+
+    Ray must be connected. Raises KeyboardInterrupt at Ctrl-C; the same command then goes on.
+    """
+    settings = planned.settings
+    journal = Journal(Run(settings.run))
+    journal.run.write_text("search.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # at each lost process it prints a traceback
+    os.environ |= {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    }
+    stopping = Stopping(planned.settings, planned.mode)
+    for row in journal.events:
+        stopping.event(row)
+    journal.add("start")
+    with Progress(planned, journal) as show:
+        search = Search(planned, journal, show)
+        _fit(_tuner(planned, search, Scheduler(search, stopping)))
+    return journal, search.spent() or search.over
+
+
+def _tuner(planned: Plan, search: Search, scheduler: Scheduler) -> tune.Tuner:
+    run, scale = Run(planned.settings.run), planned.base.scale
+    each = {"CPU": scale.cpus_per_worker, **({"GPU": 1} if planned.gpu else {})}
+    several = scale.workers > 1
+    storage: dict[str, Any] = {"storage_path": run.at("ray") if not run.remote else run.at("ray").split("://", 1)[1]}
+    if run.remote:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
+    return tune.Tuner(
+        tune.with_resources(_trial, {"CPU": 0} if several else each),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=concurrent(planned, each),
+            reuse_actors=not several,  # workers of a group end with the trial's process
+            trial_dirname_creator=lambda t: f"{t.config['number']:04d}-{t.trial_id}",
+        ),
+        run_config=tune.RunConfig(name="tune", verbose=0, **storage),
+    )
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """What Tune runs. Only the trials' processes import torch."""
+    from tune.trial import trial
+
+    trial(config)
+
+
+def concurrent(planned: Plan, each: dict[str, float]) -> int:
+    """Returns how many trials run at the same time: as given, or as many as fit into the cluster as it is."""
+    if planned.settings.concurrent:
+        return planned.settings.concurrent
+    have, workers = ray.cluster_resources(), planned.base.scale.workers
+    return max(1, math.floor(min(have.get(k, 0.0) / (n * workers) for k, n in each.items())))
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Calls tuner.fit() in a thread, where Ray installs no SIGINT handler: Ctrl-C raises KeyboardInterrupt here at once."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            tuner.fit()
+        except BaseException as e:  # raised again below, in the waiting thread
+            failed.append(e)
+
+    thread = threading.Thread(target=work, daemon=True, name="ray.tune")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]

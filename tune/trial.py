@@ -1,0 +1,110 @@
+"""One trial: an ordinary training run in a process of Ray Tune, which reports at each checkpoint."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lib.config.command_line import Request
+from lib.config.job import Job
+from lib.run import Run
+from lib.runtime import failure, provenance
+from lib.stage import plan, training
+
+
+def trial(config: dict[str, Any]) -> None:
+    """Entry point in Tune's process. config: job (JSON of Job.to_dict), and number, which only the scheduler reads.
+
+    Ends with a report that has `outcome`: finished, or failed with `why`. If its process or node is lost, Tune starts the trial again.
+    """
+    import torch
+    from ray import tune
+
+    gc.collect()  # the trainer of an earlier trial in this process
+    torch.manual_seed(
+        torch.Generator().initial_seed()
+    )  # the seed of a new process, so that a trial computes what its job does
+    began, job = time.time(), Job.from_dict(json.loads(config["job"]))
+    run = Run(job.run)
+    sys.argv = [f"jobs/{job.stage}.py", "--resume", run.path]  # the command in provenance.json
+    before = sum(a.get("seconds", 0.0) for a in provenance.attempted(run, began)[:-1]) if run.is_run() else 0.0
+
+    def report(row: dict[str, Any]) -> None:
+        # As text, because Tune flattens dictionaries and adds numbers of its own.
+        tune.report({"row": json.dumps(row | {"seconds": before + time.time() - began})})
+
+    try:
+        outcome = _trained(job, run, began, report)
+    except SystemExit:  # tune.report raises it in a trial that should stop
+        provenance.ended(run, "interrupted")
+        raise
+    except Exception as e:
+        if failure.worth_retrying(e):
+            raise
+        outcome = {"outcome": "failed", "why": failure.explain(e)}
+    report(merged(run.metrics()) | outcome)
+
+
+def _trained(job: Job, run: Run, began: float, report: Callable[[dict[str, Any]], None]) -> dict[str, str]:
+    stage = importlib.import_module(f"jobs.{job.stage}").STAGE
+    planned = plan.make(Request(job, resume=run.is_run()), stage)
+    if planned.finished:
+        return {"outcome": "finished", "why": ""}
+    if job.scale.workers == 1:
+        training.train(planned, stage, began, Reports(report))
+        return {"outcome": "finished", "why": ""}
+    from ray.util.queue import Queue
+
+    rows, done = Queue(actor_options={"num_cpus": 0}), dict[str, Any]()
+
+    def work() -> None:
+        try:
+            done["summary"] = training.train(planned, stage, began, Reports(rows.put))
+        except BaseException as e:  # raised again below
+            done["error"] = e
+        rows.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (row := rows.get()) is not None:
+        report(row)
+    rows.shutdown()
+    if "error" in done:
+        raise done["error"]
+    return {"outcome": "finished", "why": ""}
+
+
+class Reports(TrainerCallback):
+    """Sends the numbers logged last at each checkpoint, once it is whole. send: called on rank 0."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]):
+        self.send = send
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step:  # the process may have been lost before the report; the search ignores one that it has
+            self._send(args, state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:  # the end has a report of its own
+            self._send(args, state)
+
+    def _send(self, args: TrainingArguments, state: TrainerState) -> None:
+        if args.process_index == 0:
+            self.send(merged([row for row in state.log_history if row["step"] <= state.global_step]))
+
+
+def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the last value of each number in rows of metrics.jsonl, and `step` and `tokens` (trained on) of the last one."""
+    found: dict[str, Any] = {"step": 0}
+    for row in rows:
+        found |= {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("time", "max_steps")}
+    return found | {"tokens": found.get("num_input_tokens_seen", 0)}
