@@ -30,6 +30,10 @@ AGAIN = 20
 """Number of times that a proposal which an earlier trial already had is drawn again."""
 
 
+DRIVES = {"memory": 2.0**20}
+"""Resources of a trial's process that only starts workers: Ray Tune needs some, and all cores are the workers'."""
+
+
 class Search(Searcher):
     """What Tune asks for the next trial: the start, the trials of the search, and, once those have ended, the confirmation."""
 
@@ -228,7 +232,7 @@ def _tuner(planned: Plan, search: Search, scheduler: Scheduler) -> tune.Tuner:
 
         storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
     return tune.Tuner(
-        tune.with_resources(_trial, {"CPU": 0} if several else each),
+        tune.with_resources(_trial, DRIVES if several else each),
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
