@@ -6,6 +6,8 @@
 The same command goes on with a search that was interrupted or killed. `python -m tune --help` lists the keys.
 """
 
+import os
+
 from lib.stage.driver import main
 from lib.stage.stage import WorkStage
 from tune import settings
@@ -35,4 +37,5 @@ STAGE = WorkStage(
 )
 
 if __name__ == "__main__":
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # after Ctrl-C, the thread of Ray Tune would start another Ray
     main(STAGE)

@@ -36,6 +36,11 @@ class Trial:
     """Of a confirmation: the trial whose settings it has."""
     seed: int | None = None
     """Of a confirmation: 1, 2, … is added to train.seed."""
+    generation: int = 0
+    member: int | None = None
+    parent: int | None = None
+    """Of population based training: the number of generations before it, which member of the population it is, and the trial whose last
+    checkpoint it begins with."""
     status: Status = "running"
     reports: list[dict[str, Any]] = field(default_factory=list)
     """The trial's rows of metrics.jsonl at its reports, each with step, tokens and seconds (since the trial's start)."""
@@ -59,7 +64,12 @@ class Trial:
 
     @property
     def tokens(self) -> int:
+        """Tokens that it trained on, without those of its parent."""
         return int(self.reports[-1].get("tokens", 0)) if self.reports else 0
+
+    @property
+    def lineage_tokens(self) -> int:
+        return int(self.reports[-1].get("num_input_tokens_seen", 0)) if self.reports else 0
 
     @property
     def step(self) -> int:
@@ -110,17 +120,18 @@ class Journal:
     def _apply(self, row: dict[str, Any]) -> None:
         self.events.append(row)
         if row["event"] == "proposed":
-            self.trials[row["trial"]] = Trial(row["trial"], row["settings"], row["role"], row["of"], row["seed"])
+            of = {k: v for k, v in row.items() if k not in ("event", "time", "trial")}
+            self.trials[row["trial"]] = Trial(row["trial"], **of)
         elif row["event"] == "reported":
             self.trials[row["trial"]].reports.append(row["row"])
         elif row["event"] == "ended":
             t = self.trials[row["trial"]]
             t.status, t.why, t.ended_after = row["status"], row["why"], row["seconds"]
 
-    def propose(self, settings: dict[str, Any], role: Role, of: int | None = None, seed: int | None = None) -> Trial:
-        """Adds the next trial and returns it."""
+    def propose(self, settings: dict[str, Any], role: Role, **fields: Any) -> Trial:
+        """Adds the next trial and returns it. fields: others of Trial."""
         number = len(self.trials)
-        self.add("proposed", trial=number, settings=settings, role=role, of=of, seed=seed)
+        self.add("proposed", trial=number, settings=settings, role=role, **fields)
         return self.trials[number]
 
     def of_role(self, role: Role) -> list[Trial]:

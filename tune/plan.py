@@ -23,6 +23,7 @@ from lib.stage import training_cli
 from lib.stage.stage import Stage
 from tune import space
 from tune.journal import Journal, Role, Trial
+from tune.population import CHANGES
 from tune.settings import Settings
 from tune.space import Space
 
@@ -180,6 +181,8 @@ def make(settings: Settings) -> Plan:
             found.grid()
         except ValueError as e:
             problems.append(str(e))
+    if settings.scheduler == "pbt":
+        problems += _of_population(settings, found)
     if problems:
         raise UsageError("\n".join(problems))
     base = _job(settings, stage, settings.set | {"run": f"{settings.run}/trials"})
@@ -227,6 +230,28 @@ def _numbers(s: Settings) -> list[str]:
         out.append("budget: set trials, hours or usd: the search would never end.")
     if not s.metric.strip():
         out.append("metric: is empty. Name a column of metrics.jsonl, such as eval_loss.")
+    return out
+
+
+def _of_population(s: Settings, found: Space) -> list[str]:
+    """Returns the problems of a search with population based training."""
+    out = []
+    for p in found.parameters:
+        if p.key not in CHANGES:
+            out.append(
+                f"space.{p.key}: can't change during training. With scheduler: pbt, vary only {' and '.join(CHANGES)}."
+            )
+        elif p.when:
+            out.append(f"space.{p.key}: when can't be combined with scheduler: pbt.")
+        elif not all(isinstance(v, int | float) and v > 0 for v in p.ends()):
+            out.append(f"space.{p.key}: must stay above 0 with scheduler: pbt.")
+    out += [f"set.{key}: can't be set: it follows from scheduler: pbt." for key in CHANGES.values() if key in s.set]
+    if s.search == "grid":
+        out.append("search: grid can't be combined with scheduler: pbt, whose members are drawn at random.")
+    if (s.budget.trials or 0) < 2:
+        out.append(
+            f"budget.trials: must be at least 2 with scheduler: pbt, the members of the population, is {s.budget.trials}."
+        )
     return out
 
 
@@ -291,6 +316,8 @@ def _same(settings: Settings, before: Journal) -> None:
     if not isinstance(kept, dict):
         raise UsageError(f"{run.at('search.yaml')} is damaged. Restore it from a copy, or name another --run.")
     changed = [k for k in now if k not in MAY_CHANGE and kept.get(k) != now[k]]
+    if settings.scheduler == "pbt" and kept["budget"]["trials"] != settings.budget.trials:
+        changed.append("budget")
     if changed:
         raise UsageError(
             "\n".join(f"{k}: the search in {run.path} has {kept.get(k)!r}, this one {now[k]!r}." for k in changed)

@@ -19,9 +19,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from lib.run import Run
-from tune import confirm
+from tune import confirm, population
 from tune.journal import Journal, Trial
-from tune.plan import Plan
+from tune.plan import Plan, directory
 from tune.progress import Progress
 from tune.proposals import propose
 from tune.stopping import Stopping
@@ -61,7 +61,16 @@ class Search(Searcher):
         self.given.add(t.number)
         self.numbers[trial_id] = t.number
         self.show.started(t)
-        return {"number": t.number, "job": json.dumps(self.planned.trial(t).to_dict())}
+        config = {"number": t.number, "job": json.dumps(self.planned.trial(t).to_dict())}
+        if t.parent is None:
+            return config
+        parent = self.journal.trials[t.parent]
+        before = f"checkpoints/checkpoint-{parent.step}"
+        return config | {
+            "run": directory(self.planned.settings.run, parent.number),
+            "from": before,
+            "tokens": parent.lineage_tokens,
+        }
 
     def _unfinished(self) -> Trial | None:
         """Returns a trial that a kill, a lost process or the budget interrupted."""
@@ -75,6 +84,11 @@ class Search(Searcher):
         s, searched = self.planned.settings, self.journal.of_role("search")
         if not self.journal.of_role("start"):
             return self.journal.propose({}, "start")
+        if s.scheduler == "pbt":
+            if found := population.following(self.planned.space, s, self.planned.mode, searched):
+                return self.journal.propose(found.pop("settings"), "search", **found)
+            self.over = "" if any(t.number in self.given for t in searched) else "all generations have trained"
+            return None
         number = len(searched)
         if s.budget.trials is not None and number >= s.budget.trials:
             self.over = f"all {number} trials have run"
@@ -98,7 +112,7 @@ class Search(Searcher):
             for t in (*start, *best) if best else ():
                 found = there.get((t.number, seed))
                 if found is None:
-                    return self.journal.propose(t.settings, "confirm", t.number, seed)
+                    return self.journal.propose(t.settings, "confirm", of=t.number, seed=seed)
                 if found.status == "running" and found.number not in self.given:
                     return found
         return None
@@ -176,10 +190,8 @@ class Scheduler(FIFOScheduler):
         if t.status != "running":
             return self.STOP
         outcome, why = row.pop("outcome", ""), row.pop("why", "")
-        stop = False
-        if outcome != "failed" and (
-            not t.reports or row["step"] > t.step
-        ):  # a trial that went on may report a step again
+        stop, before = False, t.step if t.reports or t.parent is None else self.journal.trials[t.parent].step
+        if outcome != "failed" and row["step"] > before:  # a trial that goes on reports its last checkpoint again
             self.journal.add("reported", trial=t.number, row=row)
             stop = self.stopping.event(self.journal.events[-1])
         if outcome:

@@ -44,9 +44,10 @@ class Settings:
     """Whether a lower or higher metric is better. auto: min if its name contains loss, otherwise max."""
     search: Literal["random", "grid", "optuna"] = "optuna"
     """How settings are proposed. optuna: the tree-structured Parzen estimator (Bergstra et al. 2011), 10 random trials first."""
-    scheduler: Literal["none", "asha", "hyperband", "median"] = "none"
+    scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
     """How trials are stopped early. asha: asynchronous successive halving (Li et al. 2020). hyperband: the same with three brackets.
-    median: stops a trial that is worse than the median of the others so far."""
+    median: stops a trial that is worse than the median of the others so far. pbt: population based training of budget.trials members (Jaderberg
+    et al. 2017), in generations of `every` steps; it varies only train.learning_rate and train.weight_decay."""
     every: int = 10
     """Steps between a trial's reports. At each, the held-out loss is measured and a checkpoint is written, from which a stopped trial can go
     on. The first report is the earliest moment at which a scheduler stops a trial."""

@@ -188,7 +188,16 @@ def _conditions(given: Any, before: list[Parameter]) -> tuple[tuple[str, tuple[A
 
 
 def short(settings: dict[str, Any]) -> str:
-    """Returns "learning_rate 0.00123, r 8": the settings without their sections, unless two keys end alike."""
-    ends = [k.rsplit(".", 1)[-1] for k in settings]
-    names = {k: e if ends.count(e) == 1 else k for k, e in zip(settings, ends, strict=True)}
-    return ", ".join(f"{names[k]} {v:.4g}" if isinstance(v, float) else f"{names[k]} {v}" for k, v in settings.items())
+    """Returns "learning_rate 0.00123, 0.002 after step 30, r 8": the settings without their sections, unless two keys end alike."""
+    keys = [k for k in settings if not k.startswith("schedule.")]
+    ends = [k.rsplit(".", 1)[-1] for k in keys]
+    out = []
+    for key, end in zip(keys, ends, strict=True):
+        out.append(f"{end if ends.count(end) == 1 else key} {_figure(settings[key])}")
+        changes = settings.get(f"schedule.{end}", {})
+        out += [f"{_figure(value)} after step {step}" for step, value in changes.items()]
+    return ", ".join(out)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -54,6 +54,8 @@ class Stopping:
             np.random.seed(np.random.SeedSequence([self.settings.seed, row["trial"], 1]).generate_state(1))
             self.scheduler.on_trial_add(NoOthers, trial)  # draws its bracket from numpy's global generator
             np.random.set_state(before)
+        elif row["event"] == "reported" and self.settings.scheduler == "pbt":
+            return row["trial"] in self.known  # at its first report a generation ends
         elif row["event"] == "reported" and row["trial"] in self.known and self.settings.metric in row["row"]:
             return bool(self.scheduler.on_trial_result(NoOthers, trial, row["row"]) == self.scheduler.STOP)
         return False
@@ -65,7 +67,7 @@ def _scheduler(settings: Settings, mode: str) -> TrialScheduler:
     shared = {"time_attr": "step", "metric": settings.metric, "mode": mode, "grace_period": settings.every}
     if settings.scheduler == "median":
         return MedianStoppingRule(**shared)
-    if settings.scheduler == "none":
+    if settings.scheduler in ("none", "pbt"):
         return FIFOScheduler()
     brackets = 3 if settings.scheduler == "hyperband" else 1
     return AsyncHyperBandScheduler(**shared, max_t=LONGEST, reduction_factor=settings.halving, brackets=brackets)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
+import shutil
 import sys
 import threading
 import time
@@ -21,7 +23,8 @@ from lib.stage import plan, training
 
 
 def trial(config: dict[str, Any]) -> None:
-    """Entry point in Tune's process. config: job (JSON of Job.to_dict), and number, which only the scheduler reads.
+    """Entry point in Tune's process. config: job (JSON of Job.to_dict); run and from, if it begins with a checkpoint of another run, and the
+    tokens which that has trained on; and number, which only the scheduler reads.
 
     Ends with a report that has `outcome`: finished, or failed with `why`. If its process or node is lost, Tune starts the trial again.
     """
@@ -38,11 +41,12 @@ def trial(config: dict[str, Any]) -> None:
     before = sum(a.get("seconds", 0.0) for a in provenance.attempted(run, began)[:-1]) if run.is_run() else 0.0
 
     def report(row: dict[str, Any]) -> None:
+        row["tokens"] = row.get("num_input_tokens_seen", 0) - config.get("tokens", 0)
         # As text, because Tune flattens dictionaries and adds numbers of its own.
         tune.report({"row": json.dumps(row | {"seconds": before + time.time() - began})})
 
     try:
-        outcome = _trained(job, run, began, report)
+        outcome = _trained(job, run, began, report, config)
     except SystemExit:  # tune.report raises it in a trial that should stop
         provenance.ended(run, "interrupted")
         raise
@@ -53,11 +57,17 @@ def trial(config: dict[str, Any]) -> None:
     report(merged(run.metrics()) | outcome)
 
 
-def _trained(job: Job, run: Run, began: float, report: Callable[[dict[str, Any]], None]) -> dict[str, str]:
+def _trained(
+    job: Job, run: Run, began: float, report: Callable[[dict[str, Any]], None], config: dict[str, Any]
+) -> dict[str, str]:
     stage = importlib.import_module(f"jobs.{job.stage}").STAGE
-    planned = plan.make(Request(job, resume=run.is_run()), stage)
+    if (fresh := not run.is_run()) and run.exists():
+        run.remove("")  # a copy of a checkpoint that a kill cut off
+    planned = plan.make(Request(job, resume=not fresh), stage)
     if planned.finished:
         return {"outcome": "finished", "why": ""}
+    if fresh and "from" in config:
+        copy(Run(config["run"]), run, config["from"])
     if job.scale.workers == 1:
         training.train(planned, stage, began, Reports(report))
         return {"outcome": "finished", "why": ""}
@@ -79,6 +89,14 @@ def _trained(job: Job, run: Run, began: float, report: Callable[[dict[str, Any]]
     if "error" in done:
         raise done["error"]
     return {"outcome": "finished", "why": ""}
+
+
+def copy(parent: Run, run: Run, rel: str) -> None:
+    """Copies the folder `rel` to another run on the same disk (as hard links) or store."""
+    if run.remote:
+        run.fs.copy(f"{parent.at(rel)}/", f"{run.at(rel)}/", recursive=True)
+    else:
+        shutil.copytree(parent.at(rel), run.at(rel), copy_function=os.link)
 
 
 class Reports(TrainerCallback):
@@ -103,8 +121,8 @@ class Reports(TrainerCallback):
 
 
 def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the last value of each number in rows of metrics.jsonl, and `step` and `tokens` (trained on) of the last one."""
+    """Returns the last value of each number in rows of metrics.jsonl."""
     found: dict[str, Any] = {"step": 0}
     for row in rows:
         found |= {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("time", "max_steps")}
-    return found | {"tokens": found.get("num_input_tokens_seen", 0)}
+    return found

@@ -104,6 +104,16 @@ class Scale:
 
 
 @dataclass
+class Schedule:
+    """schedule: settings that change during training, as a search with population based training finds them"""
+
+    learning_rate: dict[str, float] = field(default_factory=dict)
+    """{step: value}: after that step train.learning_rate is the value. Warm-up and decay (train.lr_scheduler_type) go on from it."""
+    weight_decay: dict[str, float] = field(default_factory=dict)
+    """{step: value}: after that step train.weight_decay is the value."""
+
+
+@dataclass
 class Eval:
     """eval: evaluation of the finished run"""
 
@@ -128,6 +138,7 @@ class Job:
     train: dict[str, Any] = field(default_factory=dict)
     """The fields of the TRL config class that the user set, under their own names. The workers take the class's defaults for the rest."""
     scale: Scale = field(default_factory=Scale)
+    schedule: Schedule = field(default_factory=Schedule)
     eval: Eval = field(default_factory=Eval)
     makes: str = "causal_lm"
     """Kind of model that model/ will hold, set by the stage (lib/stage/stage.py, Makes)."""
@@ -137,5 +148,8 @@ class Job:
 
     @classmethod
     def from_dict(cls, d: dict) -> Job:
-        sections = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
-        return cls(**{k: sections[k](**v) if k in sections else v for k, v in d.items()})
+        return cls(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()})
+
+
+SECTIONS: dict[str, Any] = {"model": Model, "data": Data, "scale": Scale, "schedule": Schedule, "eval": Eval}
+"""{section of the YAML: its class}; `train`, whose class the stage chooses, is missing."""

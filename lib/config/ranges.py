@@ -44,6 +44,8 @@ RANGES = {
     "model.lora.alpha_pattern": "(0, inf)",
     "model.lora.layers_to_transform": "[0, inf)",
     "model.lora.qalora_group_size": "[1, inf)",
+    "schedule.learning_rate": "(0, inf)",
+    "schedule.weight_decay": "(0, inf)",  # groups of parameters without decay are recognised by 0
     "data.heldout_fraction": "[0, 1]",
     "data.limit": "[1, inf)",
     "data.heldout_limit": "[1, inf)",
@@ -98,6 +100,7 @@ def values(tree: dict, prefix: str = "") -> list[str]:
             "data",
             "train",
             "scale",
+            "schedule",
             "eval",
             "judge",
             "lm_eval",

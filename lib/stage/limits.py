@@ -33,7 +33,7 @@ DIVERGENT = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "d
 def problems(job: Job, gpu: bool) -> list[str]:
     """Returns what is wrong with the values of a training job, each message beginning with its key."""
     out = ranges.values(job.to_dict())
-    for check in (_scale, _model, _train, _eval):
+    for check in (_scale, _model, _train, _schedule, _eval):
         out += check(job, gpu)
     return out
 
@@ -222,6 +222,23 @@ def _tracker(name: str) -> list[str]:
     if (module := known[name]) and not importlib.util.find_spec(module):
         return [f"train.report_to: {name} is not installed: pip install {name}."]
     return []
+
+
+def _schedule(job: Job, gpu: bool) -> list[str]:
+    out = []
+    for key, changes in vars(job.schedule).items():
+        wrong = [step for step in changes if not step.isdigit()]
+        out += [f"schedule.{key}: {step} is not a step: must be a whole number from 0." for step in wrong]
+    if job.schedule.weight_decay and not job.train.get("weight_decay"):
+        out.append(
+            "schedule.weight_decay: needs train.weight_decay above 0, from which the parameters that decay are recognised."
+        )
+    kind = job.train.get("lr_scheduler_type")
+    if job.schedule.learning_rate and kind in ("reduce_lr_on_plateau", "greedy"):
+        out.append(
+            f"schedule.learning_rate: train.lr_scheduler_type: {kind} chooses the learning rate itself. Use another."
+        )
+    return out
 
 
 def _eval(job: Job, gpu: bool) -> list[str]:

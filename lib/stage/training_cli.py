@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 from lib.config import config_file, trl_fields
 from lib.config.command_line import LORA_OWNED, OWNED, Request, option, parsed, refuse_clocks, stored, unknown
 from lib.config.config_file import read_yaml
-from lib.config.job import Data, Eval, Job, Model, Scale
+from lib.config.job import SECTIONS, Job
 from lib.errors import UsageError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from lib.stage.stage import Stage
-
-
-SECTIONS = {"model": Model, "data": Data, "scale": Scale, "eval": Eval}
 
 
 def parse(stage: Stage, argv: list[str] | None = None) -> Request:
@@ -138,7 +135,9 @@ def _check_keys(tree: dict, known: set[str], path: str | None) -> None:
 
 def _is_known(key: str, known: set[str]) -> bool:
     """Whether the key is known, or is an entry of a key that holds a dict (data.columns.question)."""
-    return key in known or any(key.startswith(f"{k}.") for k in known if k.startswith(("data.columns", "train.")))
+    return key in known or any(
+        key.startswith(f"{k}.") for k in known if k.startswith(("data.columns", "train.", "schedule."))
+    )
 
 
 def schema(stage: str, config_class: str) -> dict:

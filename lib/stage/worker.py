@@ -210,9 +210,12 @@ def _run_steps(
     from lib.distributed import link_warning
     from lib.stage.cluster_callback import ClusterCallback
     from lib.stage.run_callback import AllStepsDone, RunCallback
+    from lib.stage.schedule_callback import ScheduleCallback
 
     trainer.remove_callback(PrinterCallback)  # lib/stage/progress.py shows what it would print
     trainer.add_callback(RunCallback(run, tally))
+    if job.schedule.learning_rate or job.schedule.weight_decay:
+        trainer.add_callback(ScheduleCallback(job.schedule))
     if callback:
         trainer.add_callback(callback)
     cluster = ClusterCallback(run, job.stage) if on_cluster else None

@@ -18,7 +18,13 @@ def searched(rng, gain: float = 0.0, trials: int = 20) -> tuple[list[Trial], dic
 
     def add(role: str, loss: float, of=None, seed=None) -> Trial:
         t = Trial(
-            len(found), {"x": len(found)}, role, of, seed, "finished", [{"step": 10, "eval_loss": loss, "seconds": 1.0}]
+            len(found),
+            {"x": len(found)},
+            role,
+            of,
+            seed,
+            status="finished",
+            reports=[{"step": 10, "eval_loss": loss, "seconds": 1.0}],
         )
         found.append(t)
         return t

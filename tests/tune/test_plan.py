@@ -50,7 +50,7 @@ def test_a_trials_job_has_its_settings_and_those_of_the_search(made):
     assert (job.train["learning_rate"], job.model.lora["r"], job.train["warmup_steps"]) == (2e-3, 4, 2)
     assert (job.train["save_steps"], job.train["eval_steps"], job.train["eval_strategy"]) == (5, 5, "steps")
     assert job.data.heldout_half == "first" and job.run.endswith("search/trials/0000")
-    again = p.trial(p.before.propose(t.settings, "confirm", 0, 2))
+    again = p.trial(p.before.propose(t.settings, "confirm", of=0, seed=2))
     assert (again.train["seed"], again.data.heldout_half) == (44, "second")
 
 
@@ -129,6 +129,15 @@ WRONG = [
     ({"budget": {"euros": 1}}, "budget.euros is not a key of this job."),
     ({"budget": 3}, "budget is a section of keys, but holds 3."),
     ({"metric": " "}, "metric: is empty."),
+    (
+        {"scheduler": "pbt"},
+        "space.model.lora.r: can't change during training. With scheduler: pbt, vary only train.learning_rate and",
+    ),
+    ({"scheduler": "pbt", "budget": {"trials": 1}}, "budget.trials: must be at least 2 with scheduler: pbt"),
+    (
+        {"scheduler": "pbt", "space": {"train.weight_decay": {"uniform": [0, 1]}}},
+        "space.train.weight_decay: must stay above 0",
+    ),
     (
         {"set": {"data.heldout_fraction": 0}},
         "metric: eval_loss: there are no held-out rows to measure. Raise data.heldout_fraction",

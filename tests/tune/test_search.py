@@ -12,6 +12,7 @@ import pytest
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
+from tune import plan, settings
 from tune.journal import Journal
 
 pytestmark = pytest.mark.slow
@@ -112,6 +113,40 @@ def test_a_trial_is_the_job_that_best_yaml_describes(write, local_ray, tmp_path)
 
 KILLS = [(3, "driver"), (6, "trial"), (9, "ray"), (12, "driver"), (15, "trial")]
 """(number of events in the journal, what gets SIGKILL then)"""
+
+
+def test_what_population_based_training_found_trains_to_the_same_bits_from_scratch(write, local_ray, tmp_path):
+    """The schedule in best.yaml has every change that the best member's ancestors went through, in their order."""
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}, "train.weight_decay": {"uniform": [0.01, 0.5]}}
+    _, report = search(write({"scheduler": "pbt", "search": "random", "space": space}), env=local_ray)
+    trials = of(report, "search")
+    assert [t["generation"] for t in trials] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [t["status"] for t in trials] == ["stopped"] * 8 + ["finished"] * 4
+    assert [[r["step"] for r in t["reports"]] for t in trials] == [[2]] * 4 + [[4]] * 4 + [[6]] * 4
+    changed = [t for t in trials if "schedule.learning_rate" in t["settings"]]
+    assert changed and report["best"] in [t["number"] for t in trials[8:]]
+    for t in (report["trials"][report["best"]], changed[-1]):
+        if t["status"] == "finished":
+            planned = plan.make(settings.parse(["--config", str(tmp_path / "search.yaml")]).job)
+            (tmp_path / "replay.yaml").write_text(
+                planned.yaml(planned.before.trials[t["number"]], str(tmp_path / f"replay-{t['number']}"))
+            )
+            done = run_job("sft", "--config", tmp_path / "replay.yaml", env=local_ray)
+            assert done.returncode == 0, done.stderr
+            replayed = Run(tmp_path / f"replay-{t['number']}").provenance()
+            assert replayed["model_sha256"] == Run(t["run"]).provenance()["model_sha256"]
+
+
+def test_ctrl_c_ends_a_search_that_the_same_command_goes_on_with(write, tmp_path):
+    config, journal = write({"scheduler": "asha", "concurrent": 1}), tmp_path / "search/journal.jsonl"
+    process = start(config)
+    _until(lambda: journal.exists() and '"reported"' in journal.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and f"Interrupted. Rerun: python -m tune --config {config}" in said
+    assert "Started a local Ray" not in said
+    said, report = search(config)
+    assert len(of(report, "search")) == 4 and "goes on" in said
 
 
 def test_a_search_that_is_killed_goes_on(write, tmp_path):
