@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lib.errors import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import optuna
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
@@ -187,8 +189,13 @@ def _conditions(given: Any, before: list[Parameter]) -> tuple[tuple[str, tuple[A
     return found
 
 
+def names(keys: Iterable[str]) -> dict[str, str]:
+    """Returns {key: its last part}, or {key: key} where two end alike: {"train.learning_rate": "learning_rate"}."""
+    ends = {k: k.rsplit(".", 1)[-1] for k in keys}
+    return {k: e if list(ends.values()).count(e) == 1 else k for k, e in ends.items()}
+
+
 def short(settings: dict[str, Any]) -> str:
     """Returns "learning_rate 0.00123, r 8": the settings without their sections, unless two keys end alike."""
-    ends = [k.rsplit(".", 1)[-1] for k in settings]
-    names = {k: e if ends.count(e) == 1 else k for k, e in zip(settings, ends, strict=True)}
-    return ", ".join(f"{names[k]} {v:.4g}" if isinstance(v, float) else f"{names[k]} {v}" for k, v in settings.items())
+    named = names(settings)
+    return ", ".join(f"{named[k]} {v:.4g}" if isinstance(v, float) else f"{named[k]} {v}" for k, v in settings.items())
