@@ -22,7 +22,7 @@ def plan(request):
 def work(planned, command):
     from tune import report, search
 
-    return report.write(planned, *search.run(planned))
+    return report.write(planned, *search.run(planned), command)
 
 
 STAGE = WorkStage(

@@ -1,14 +1,16 @@
-"""What a search found: the table and the verdict, report.json, and best.yaml, the job of the best trial."""
+"""What a search found: the table and the verdict, report.json, report.html, and best.yaml, the job of the best trial."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import asdict
 
 from lib.run import Run
 from lib.runtime.console import show
-from tune import confirm
+from tune import confirm, page
 from tune.confirm import Confirmed
+from tune.importance import importances
 from tune.journal import Journal, Trial
 from tune.plan import Plan, directory
 from tune.ranking import best, ranked
@@ -18,33 +20,39 @@ SHOWN = 10
 """Number of trials in the table on the terminal."""
 
 
-def write(planned: Plan, journal: Journal, over: str) -> bool:
-    """Writes report.json and best.yaml, and prints the result. Returns False if no trial of the search finished."""
+def write(planned: Plan, journal: Journal, over: str, command: str) -> bool:
+    """Writes report.json, report.html and best.yaml, and prints the result. Returns False if no trial of the search finished.
+
+    over: why the search ended. command: the one that goes on with it.
+    """
     s, run, trials = planned.settings, Run(planned.settings.run), list(journal.trials.values())
     found = confirm.confirmed(trials, s, planned.mode, confirm.batches(run.path, trials))
     chosen = journal.trials[found[0].trial] if found else best(trials, s.metric, planned.mode)
     said = verdict(planned, trials, found)
-    run.write_json(
-        "report.json",
-        {
-            "search": asdict(s),
-            "mode": planned.mode,
-            "ended": over,
-            "best": chosen.number if chosen else None,
-            "verdict": said,
-            "confirmed": [asdict(c) | {"better": c.better} for c in found],
-            "trials": [
-                asdict(t)
-                | {
-                    "value": t.last(s.metric),
-                    "tokens": t.tokens,
-                    "seconds": t.seconds,
-                    "run": directory(run.path, t.number),
-                }
-                for t in trials
-            ],
-        },
-    )
+    keys, about = importances(trials, planned.space, s, planned.mode)
+    content = {
+        "search": asdict(s),
+        "mode": planned.mode,
+        "ended": over,
+        "command": command,
+        "importance": {"keys": [asdict(k) for k in keys], "about": about},
+        "best": chosen.number if chosen else None,
+        "verdict": said,
+        "confirmed": [asdict(c) | {"better": c.better} for c in found],
+        "trials": [
+            asdict(t)
+            | {
+                "value": t.last(s.metric),
+                "tokens": t.tokens,
+                "seconds": t.seconds,
+                "run": directory(run.path, t.number),
+            }
+            for t in trials
+        ],
+    }
+    written = json.dumps(content, indent=1, default=str) + "\n"  # keys in the order of the YAML, which `when` needs
+    run.write_text("report.json", written)
+    run.write_text("report.html", page.html(json.loads(written)))
     rows = [
         (
             _name(t),
@@ -56,12 +64,16 @@ def write(planned: Plan, journal: Journal, over: str) -> bool:
     show([*rows, *_totals(planned, trials), ("ended", over)], f"search over {s.stage}: {run.path}")
     for line in said:
         print(line)
+    at = run.at("report.html")
+    seen = f"The page to download and open: {at}" if run.remote else f"xdg-open {shlex.quote(at)}"
     if not chosen:
-        print(f"No trial finished, so there is no best one. Each trial's logs are in {run.path}/trials/*/logs.")
+        print(
+            f"No trial finished, so there is no best one. Each trial's logs are in {run.path}/trials/*/logs.\nNext:\n  {seen}"
+        )
         return False
     comment = "".join(f"# {line}\n" for line in [f"Trial {chosen.number} of the search in {run.path}.", *said])
     run.write_text("best.yaml", comment + planned.yaml(chosen, f"{s.run}/best"))
-    print(f"Next:\n  python jobs/{s.stage}.py --config {shlex.quote(run.at('best.yaml'))}")
+    print(f"Next:\n  python jobs/{s.stage}.py --config {shlex.quote(run.at('best.yaml'))}\n  {seen}")
     return True
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lib.errors import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import optuna
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
@@ -88,7 +90,7 @@ class Space:
     def encode(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Returns `settings` as Optuna stores them: choices as text, multiples of a step as their number."""
         named = {p.key: p for p in self.parameters}
-        return {k: named[k].encode(v) for k, v in settings.items()}
+        return {k: named[k].encode(v) for k, v in settings.items() if k in named}
 
     def grid(self) -> list[dict[str, Any]]:
         """Returns every combination, without repeats. Raises ValueError if a parameter has infinitely many values."""
@@ -187,14 +189,19 @@ def _conditions(given: Any, before: list[Parameter]) -> tuple[tuple[str, tuple[A
     return found
 
 
+def names(keys: Iterable[str]) -> dict[str, str]:
+    """Returns {key: its last part}, or {key: key} where two end alike: {"train.learning_rate": "learning_rate"}."""
+    ends = {k: k.rsplit(".", 1)[-1] for k in keys}
+    return {k: e if list(ends.values()).count(e) == 1 else k for k, e in ends.items()}
+
+
 def short(settings: dict[str, Any]) -> str:
     """Returns "learning_rate 0.00123, 0.002 after step 30, r 8": the settings without their sections, unless two keys end alike."""
-    keys = [k for k in settings if not k.startswith("schedule.")]
-    ends = [k.rsplit(".", 1)[-1] for k in keys]
+    keys = names(k for k in settings if not k.startswith("schedule."))
     out = []
-    for key, end in zip(keys, ends, strict=True):
-        out.append(f"{end if ends.count(end) == 1 else key} {_figure(settings[key])}")
-        changes = settings.get(f"schedule.{end}", {})
+    for key, name in keys.items():
+        out.append(f"{name} {_figure(settings[key])}")
+        changes = settings.get(f"schedule.{key.rsplit('.', 1)[-1]}", {})
         out += [f"{_figure(value)} after step {step}" for step, value in changes.items()]
     return ", ".join(out)
 

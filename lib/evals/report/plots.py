@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 from lib.evals.report.schema import Calibration, Curve, Metric
 
@@ -41,7 +42,7 @@ def intervals(rows: list[tuple[str, Metric, int]], bar: float | None = None) -> 
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     share = rows[0][1].kind == "proportion"
-    figure, ax = _figure(3.5, 0.55 + 0.34 * len(rows))
+    figure, ax = new_figure(3.5, 0.55 + 0.34 * len(rows))
     for y, (_, m, colour) in enumerate(rows):
         ends = (m.value if m.low is None else m.low, m.value if m.high is None else m.high)
         ax.plot(ends, (y, y), color=RUNS[colour % 8], linewidth=2.4, solid_capstyle="round")
@@ -64,14 +65,14 @@ def intervals(rows: list[tuple[str, Metric, int]], bar: float | None = None) -> 
         ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.grid(axis="x")
     assert isinstance(figure, Figure)
-    return _svg(figure, "; ".join(f"{label}: {m.value:.3g}" for label, m, _ in rows))
+    return as_svg(figure, "; ".join(f"{label}: {m.value:.3g}" for label, m, _ in rows))
 
 
 def curves(lines: list[Curve], colour: int) -> str:
     """Draws values over steps: training as a line, held-out as a line with dots."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, ax = _figure(3.5, 2.05)
+    figure, ax = new_figure(3.5, 2.05)
     for c in lines:
         held = c.name.startswith("held-out")
         look = (
@@ -86,7 +87,7 @@ def curves(lines: list[Curve], colour: int) -> str:
     ax.set_ylim(bottom=0 if min(min(c.values) for c in lines) >= 0 else None)
     ax.grid(axis="y")
     ax.margins(x=0.02)
-    return _svg(figure, "; ".join(f"{c.name} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in lines))
+    return as_svg(figure, "; ".join(f"{c.name} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in lines))
 
 
 MARKERS = "os^DvPX*"
@@ -95,7 +96,7 @@ MARKERS = "os^DvPX*"
 
 def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
     """Draws (decoding, seconds per answer, metric, colour number) with whiskers, and a line along the Pareto frontier."""
-    figure, ax = _figure(3.5, 2.7)
+    figure, ax = new_figure(3.5, 2.7)
     for mark, (_, x, m, colour) in zip(_marks(ax, [p[0] for p in points]), points, strict=True):
         ends = (m.value if m.low is None else m.low, m.value if m.high is None else m.high)
         ax.plot((x, x), ends, color=RUNS[colour % 8], linewidth=1.4, alpha=0.4)
@@ -111,14 +112,14 @@ def frontier(points: list[tuple[str, float, Metric, int]], higher: bool) -> str:
     ax.set_xlabel("seconds per answer")
     ax.grid()
     ax.margins(x=0.08, y=0.12)
-    return _svg(figure, "; ".join(f"{m.run} {name}: {m.value:.3g} in {x:.3g} s" for name, x, m, _ in points))
+    return as_svg(figure, "; ".join(f"{m.run} {name}: {m.value:.3g} in {x:.3g} s" for name, x, m, _ in points))
 
 
 def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
     """Draws (decoding, x, y, colour number): two proportions against each other, with both intervals."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, ax = _figure(3.5, 3.2)
+    figure, ax = new_figure(3.5, 3.2)
     for mark, (_, x, y, colour) in zip(_marks(ax, [p[0] for p in points]), points, strict=True):
         ax.plot((x.low, x.high), (y.value, y.value), color=RUNS[colour % 8], linewidth=1.4, alpha=0.4)
         ax.plot((x.value, x.value), (y.low, y.high), color=RUNS[colour % 8], linewidth=1.4, alpha=0.4)
@@ -131,14 +132,14 @@ def plane(points: list[tuple[str, Metric, Metric, int]]) -> str:
     ax.set_ylabel("unsafe prompts answered")
     ax.grid()
     texts = (f"{x.run} {name}: refuses {x.value:.0%}, answers {y.value:.0%}" for name, x, y, _ in points)
-    return _svg(figure, "; ".join(texts))
+    return as_svg(figure, "; ".join(texts))
 
 
 def calibration(c: Calibration, colour: int) -> str:
     """Draws the share of correctly ordered pairs against mean confidence, from 50%, with the diagonal."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, ax = _figure(3.5, 2.5)
+    figure, ax = new_figure(3.5, 2.5)
     ax.plot((0.5, 1), (0.5, 1), color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
     ax.plot(c.predicted, c.right, "o-", color=RUNS[colour % 8], markersize=5, linewidth=1.4)
     for axis in (ax.xaxis, ax.yaxis):
@@ -147,7 +148,7 @@ def calibration(c: Calibration, colour: int) -> str:
     ax.set_xlabel("mean confidence")
     ax.set_ylabel("pairs ordered correctly")
     ax.grid()
-    return _svg(figure, "; ".join(f"sure {p:.0%}: right {r:.0%}" for p, r in zip(c.predicted, c.right, strict=True)))
+    return as_svg(figure, "; ".join(f"sure {p:.0%}: right {r:.0%}" for p, r in zip(c.predicted, c.right, strict=True)))
 
 
 def _marks(ax, names: list[str]) -> list[str]:
@@ -173,7 +174,9 @@ def _plain_log(ax, values: list[float]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """Returns an empty matplotlib (Figure, Axes) in the report's style. width, height: in inches; in a card of the page, 1 inch is about
+    95 CSS pixels."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -182,7 +185,8 @@ def _figure(width: float, height: float):
         return figure, figure.add_subplot()
 
 
-def _svg(figure, description: str) -> str:
+def as_svg(figure: Any, description: str) -> str:
+    """Returns a figure as inline SVG whose placeholder colours are variables of the page. description: read out by screen readers."""
     import matplotlib
 
     out = io.StringIO()
@@ -198,6 +202,5 @@ def _svg(figure, description: str) -> str:
     for colour, name in NAMES.items():
         svg = svg.replace(colour, f"var({name})")
     text = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return re.sub(
-        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{text}">', svg, count=1
-    )
+    head = r'<svg[^>]*?viewBox="([^"]+)"[^>]*>'
+    return re.sub(head, lambda m: f'<svg viewBox="{m[1]}" role="img" aria-label="{text}">', svg, count=1)
