@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,17 @@ class Terminal:
             run = Path(made[1])
             if not run.exists():
                 run.symlink_to(self.folder / "runs/quickstart/sft")
+
+    def searched(self, command: Command, text: str) -> None:
+        """Runs the search's own --dry-run."""
+        self.run(f"{text} --dry-run")
+
+    def found(self, command: Command, text: str) -> None:
+        """A job that a search would have written: the one that it starts from takes its place."""
+        stage, path = re.search(r"jobs/(\w+)\.py --config (\S+)", text).groups()
+        (self.folder / path).parent.mkdir(parents=True)
+        shutil.copy(self.folder / f"configs/{stage}.yaml", self.folder / path)
+        self.planned(command, text)
 
     def page(self, command: Command, text: str) -> None:
         """A page that is served until Ctrl-C, which is sent once the page answers."""
@@ -234,6 +246,8 @@ RULES = [
     (r"make ", Terminal.target),
     (r"echo ", Terminal.really),
     (r"python jobs/.* --dry-run$", Terminal.really),
+    (r"python -m tune ", Terminal.searched),
+    (r"python jobs/\w+\.py --config \S+/best\.yaml$", Terminal.found),
     (r"python jobs/dpo\.py --config configs/dpo\.yaml --model\.base runs/quickstart/sft ", Terminal.really),
     (r"python jobs/\w+\.py --resume ", Terminal.really),
     (r"python jobs/(diff\.py|\w+\.py --help$)", Terminal.really),

@@ -6,20 +6,27 @@
 The same command goes on with a search that was interrupted or killed. `python -m tune --help` lists the keys.
 """
 
-import os
+from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
+from lib.config.command_line import Request
 from lib.stage.driver import main
 from lib.stage.stage import WorkStage
 from tune import settings
 
+if TYPE_CHECKING:
+    from tune.plan import Plan
 
-def plan(request):
+
+def plan(request: Request) -> Plan:
     from tune import plan
 
     return plan.make(request.job)
 
 
-def work(planned, command):
+def work(planned: Plan, command: str) -> bool:
     from tune import report, search
 
     return report.write(planned, *search.run(planned), command)

@@ -31,10 +31,12 @@ def html(report: dict[str, Any]) -> str:
     mode, trials = report["mode"], _trials(report)
     searched = [t for t in trials if t.role != "confirm"]
     lines = [
-        _line(t, s.metric, report["best"]) for t in searched if any(math.isfinite(v) for _, v in t.values(s.metric))
+        _line(t, trials, s.metric, report["best"])
+        for t in searched
+        if any(math.isfinite(v) for _, v in t.values(s.metric))
     ]
     points = {
-        t.number: (t.seconds, t.last(s.metric) or 0.0)
+        t.number: (sum(a.seconds for a in _lineage(t, trials)), t.last(s.metric) or 0.0)
         for t in searched
         if t.status != "failed" and _finite(t, s.metric)
     }
@@ -63,7 +65,9 @@ def html(report: dict[str, Any]) -> str:
 
 
 def text(value: Any) -> str:
-    """Returns a setting's value as the page shows it: 0.001234, lora, null."""
+    """Returns a setting's value as the page shows it: 0.001234, lora, null; of a schedule: 0.001 after 20, 0.002 after 30."""
+    if isinstance(value, dict):
+        return ", ".join(f"{text(v)} after {step}" for step, v in value.items())
     return "null" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -91,8 +95,15 @@ def _finite(t: Trial, metric: str) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _line(t: Trial, metric: str, best: int | None) -> Line:
-    return Line(t.number, t.values(metric), t.role == "start", t.number == best, t.status == "stopped", t.settings)
+def _lineage(t: Trial, trials: list[Trial]) -> list[Trial]:
+    """Returns the trials from whose checkpoints this one goes on, the first one first, and itself."""
+    return [*(_lineage(trials[t.parent], trials) if t.parent is not None else []), t]
+
+
+def _line(t: Trial, trials: list[Trial], metric: str, best: int | None) -> Line:
+    before = trials[t.parent].values(metric)[-1:] if t.parent is not None else []
+    values = before + t.values(metric)
+    return Line(t.number, values, t.role == "start", t.number == best, t.status == "stopped", t.settings)
 
 
 def _differing(trials: list[Trial]) -> list[str]:
@@ -150,13 +161,14 @@ def _axes(s: Settings, searched: list[Trial]) -> list[Axis]:
 def _without(report: dict[str, Any], s: Settings) -> dict[str, str]:
     """Returns {name of a figure: why it is missing}."""
     few = f"Fewer than {random_search.FEWEST} trials with a value were drawn at random"
+    exchanged = "Members of a population take over checkpoints, so their trials are no independent draws."
     why = {
         "grid": "A grid draws nothing at random, so it says nothing about random search.",
         "optuna": f"{few} (Optuna draws its first {random_search.STARTUP}), too few for an estimate.",
     }
     return {
         "importance": report["importance"]["about"],
-        "random": why.get(s.search, f"{few}, too few for an estimate."),
+        "random": exchanged if s.scheduler == "pbt" else why.get(s.search, f"{few}, too few for an estimate."),
         "parallel": "Fewer than two trials with different settings have a value.",
         "frontier": "Fewer than two trials have a value.",
         "curves": f"No trial has reported {s.metric}.",

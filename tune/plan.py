@@ -187,6 +187,9 @@ def make(settings: Settings) -> Plan:
         raise UsageError("\n".join(problems))
     base = _job(settings, stage, settings.set | {"run": f"{settings.run}/trials"})
     corners, notes = _corners(settings, stage, found)
+    if settings.scheduler == "pbt" and settings.search == "optuna":
+        settings.search = "random"
+        notes.append("search: random, since population based training draws its members at random")
     before = Journal(Run(settings.run))
     _same(settings, before)
     on = device.settle(base.scale)
@@ -256,7 +259,7 @@ def _of_population(s: Settings, found: Space) -> list[str]:
 
 
 def _stage(name: str) -> Stage:
-    found = {}
+    found: dict[str, Stage] = {}
     for path in JOBS.glob("*.py"):
         if path.stem.isidentifier() and path.stem != "__init__":
             made = getattr(importlib.import_module(f"jobs.{path.stem}"), "STAGE", None)

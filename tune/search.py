@@ -48,7 +48,8 @@ class Search(Searcher):
         self.over = ""
         """Why the search started no more trials."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
+        """Returns the configuration of a trial, FINISHED, or None: Tune is to ask again."""
         if self.spent():
             return self.FINISHED
         t = None if self._short_of_confirming() else self._unfinished() or self._new()
@@ -174,7 +175,7 @@ class Scheduler(FIFOScheduler):
     """What Tune tells of each report. Writes the journal."""
 
     def __init__(self, search: Search, stopping: Stopping):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray has few types here
         self.search, self.journal, self.stopping = search, search.journal, stopping
 
     def __getstate__(self) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def run(planned: Plan) -> tuple[Journal, str]:
 
 def _tuner(planned: Plan, search: Search, scheduler: Scheduler) -> tune.Tuner:
     run, scale = Run(planned.settings.run), planned.base.scale
-    each = {"CPU": scale.cpus_per_worker, **({"GPU": 1} if planned.gpu else {})}
+    each: dict[str, float] = {"CPU": scale.cpus_per_worker, **({"GPU": 1} if planned.gpu else {})}
     several = scale.workers > 1
     storage: dict[str, Any] = {"storage_path": run.at("ray") if not run.remote else run.at("ray").split("://", 1)[1]}
     if run.remote:
@@ -268,7 +269,8 @@ def concurrent(planned: Plan, each: dict[str, float]) -> int:
     """Returns how many trials run at the same time: as given, or as many as fit into the cluster as it is."""
     if planned.settings.concurrent:
         return planned.settings.concurrent
-    have, workers = ray.cluster_resources(), planned.base.scale.workers
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    workers = planned.base.scale.workers
     return max(1, math.floor(min(have.get(k, 0.0) / (n * workers) for k, n in each.items())))
 
 

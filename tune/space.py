@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import optuna
 
+    Asked = optuna.Trial | optuna.trial.FixedTrial
+
 KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
 """Ray Tune's names (https://docs.ray.io/en/latest/tune/api/search_space.html). grid is choice; search: grid takes each of its values."""
 CORNERS = 16
@@ -36,7 +38,7 @@ class Parameter:
     def listed(self) -> bool:
         return self.kind in ("choice", "grid")
 
-    def draw(self, trial: optuna.Trial) -> Any:
+    def draw(self, trial: Asked) -> Any:
         if self.listed:  # as text, because Optuna's categories can't be lists
             return json.loads(trial.suggest_categorical(self.key, [json.dumps(v) for v in self.values]))
         if self.kind == "randint":
@@ -79,7 +81,7 @@ class Parameter:
 class Space:
     parameters: tuple[Parameter, ...]
 
-    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
+    def draw(self, trial: Asked) -> dict[str, Any]:
         """Returns {key: value} as proposed by an Optuna trial, in the order of the YAML."""
         drawn: dict[str, Any] = {}
         for p in self.parameters:

@@ -47,27 +47,33 @@ class Stopping:
 
         if "trial" not in row:
             return False
-        trial = StandIn(f"{row['trial']:06d}")
+        trial: Any = StandIn(f"{row['trial']:06d}")
+        controller: Any = NoOthers
         if row["event"] == "proposed" and row["role"] == "search":
             self.known.add(row["trial"])
             before = np.random.get_state()
             np.random.seed(np.random.SeedSequence([self.settings.seed, row["trial"], 1]).generate_state(1))
-            self.scheduler.on_trial_add(NoOthers, trial)  # draws its bracket from numpy's global generator
+            self.scheduler.on_trial_add(controller, trial)  # draws its bracket from numpy's global generator
             np.random.set_state(before)
         elif row["event"] == "reported" and self.settings.scheduler == "pbt":
             return row["trial"] in self.known  # at its first report a generation ends
         elif row["event"] == "reported" and row["trial"] in self.known and self.settings.metric in row["row"]:
-            return bool(self.scheduler.on_trial_result(NoOthers, trial, row["row"]) == self.scheduler.STOP)
+            return bool(self.scheduler.on_trial_result(controller, trial, row["row"]) == self.scheduler.STOP)
         return False
 
 
 def _scheduler(settings: Settings, mode: str) -> TrialScheduler:
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
-    shared = {"time_attr": "step", "metric": settings.metric, "mode": mode, "grace_period": settings.every}
+    shared: dict[str, Any] = {
+        "time_attr": "step",
+        "metric": settings.metric,
+        "mode": mode,
+        "grace_period": settings.every,
+    }
     if settings.scheduler == "median":
         return MedianStoppingRule(**shared)
     if settings.scheduler in ("none", "pbt"):
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray has few types here
     brackets = 3 if settings.scheduler == "hyperband" else 1
     return AsyncHyperBandScheduler(**shared, max_t=LONGEST, reduction_factor=settings.halving, brackets=brackets)

@@ -52,8 +52,10 @@ class Stage:
 class WorkPlan(Protocol):
     """The plan of a work stage, made before any work starts."""
 
-    job: Any
-    """The request as a dataclass; job.run is the run directory."""
+    @property
+    def job(self) -> Any:
+        """The request as a dataclass; job.run is the run directory."""
+
     finished: bool
     """The run is already complete."""
 

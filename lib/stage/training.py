@@ -47,7 +47,7 @@ def _train(planned: Plan, stage: Stage, run: Run, began: float, callback: Traine
     before = run.provenance().get("model_sha256")
     attempts = _begin(planned, run, began)
     with ray_session.connected(), nullcontext() if callback else Progress(run):
-        trainer = _trainer(planned, stage, run, callback)
+        trainer: Any = _trainer(planned, stage, run, callback)
         summary: Summary = trainer.fit().return_value if trainer.running_in_local_mode else _fit(trainer, planned)
     seconds = dict(summary.seconds)
     total = sum(a["seconds"] for a in attempts[:-1]) + time.time() - began
