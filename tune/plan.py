@@ -14,7 +14,7 @@ import yaml
 from lib.config import config_file
 from lib.config.command_line import Request
 from lib.config.config_file import read_yaml
-from lib.config.job import Job
+from lib.config.job import SECTIONS, Job
 from lib.errors import UsageError, nearest
 from lib.run import Run
 from lib.runtime import device, hardware
@@ -166,7 +166,9 @@ def make(settings: Settings) -> Plan:
     problems += wrong
     for key in (*settings.set, *settings.space):
         where = "space" if key in settings.space else "set"
-        if key in FOLLOWS:
+        if key in (*SECTIONS, "train", "model.lora"):
+            problems.append(f"{where}.{key}: is a section. Name its key with dots: {key}.NAME.")
+        elif key in FOLLOWS:
             problems.append(f"{where}.{key}: can't be set: it follows from {FOLLOWS[key]}.")
         elif where == "space" and key in settings.set:
             problems.append(f"space.{key}: is also in `set`. Leave it out of one of them.")

@@ -6,8 +6,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import yaml
+
+from lib.config import config_file
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
+from lib.errors import UsageError
 
 
 @dataclass
@@ -73,10 +77,26 @@ class Settings:
 
 
 USAGE = "python -m tune --config configs/tune/sft.yaml [--KEY VALUE …] [--dry-run]"
-KEYS = Typed("tune", Settings, USAGE, ("set", "space"), in_file=("config",))
+KEYS = Typed("tune", Settings, USAGE, in_file=("config",))
 
 
 def parse(argv: list[str] | None = None) -> Request:
-    """Parses the arguments. Raises UsageError for an unknown key (with the nearest known one), a wrong type or an unreadable file."""
-    values, dry_run, _ = KEYS.read(sys.argv[1:] if argv is None else argv)
-    return Request(Settings(**values), dry_run)
+    """Parses the arguments. Raises UsageError for an unknown key (with the nearest known one), a wrong type or an unreadable file.
+
+    --set.KEY VALUE and --space.KEY VALUE add a key of the job, whose name has dots of its own, to those of the file.
+    """
+    rest, added = [], {"set": dict[str, Any](), "space": dict[str, Any]()}
+    words = iter(sys.argv[1:] if argv is None else argv)
+    for word in words:
+        option, given, value = word.partition("=")
+        section, _, key = option.removeprefix("--").partition(".")
+        if not option.startswith("--") or section not in added or not key:
+            rest.append(word)
+            continue
+        value = value if given else next(words, "")
+        try:
+            added[section][key] = config_file.plain(config_file.load(value.encode()))
+        except yaml.YAMLError as e:
+            raise UsageError(f"{option}: {value} is not valid YAML: {' '.join(str(e).split())}") from None
+    values, dry_run, _ = KEYS.read(rest)
+    return Request(Settings(**values | {name: values[name] | more for name, more in added.items()}), dry_run)

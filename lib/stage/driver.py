@@ -59,7 +59,7 @@ def _code(good: bool) -> int:
 
 def _work(stage: WorkStage, argv: list[str]) -> int:
     program = stage.program or f"python jobs/{stage.name}.py"
-    with refusing.refusing(program.removeprefix("python ")):
+    with refusing.refusing(stage.program or f"jobs/{stage.name}.py"):
         request = stage.parse(argv)
         planned = stage.plan(request)
     show(planned.lines(), f"{stage.name}: the plan")

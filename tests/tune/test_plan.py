@@ -116,6 +116,7 @@ WRONG = [
     ),
     ({"set": {"model.lora.r": 2}}, "space.model.lora.r: is also in `set`."),
     ({"set": {"model.lora.rr": 2}}, "model.lora.rr is not a key of this job."),
+    ({"set": {"data": {"limit": 3}}}, "set.data: is a section. Name its key with dots: data.NAME."),
     ({"set": {"run": "x"}}, "set.run: can't be set: it follows from run."),
     ({"search": "grid"}, "space.train.learning_rate: search: grid needs listed values"),
     ({"search": "tpe"}, "search: must be one of"),
@@ -156,6 +157,16 @@ def test_a_corner_that_is_no_job_is_named(made):
     """A rank of 70,000 is beyond what the job allows, but only one end of the space has it."""
     with pytest.raises(UsageError, match=r"model.lora.r: must be .* is 70000\. \(with .*r 70000\)"):
         made({"space": SPACE | {"model.lora.r": {"choice": [2, 70000]}}})
+
+
+def test_keys_of_the_job_can_be_set_on_the_command_line(tmp_path):
+    (tmp_path / "search.yaml").write_text(json.dumps({"set": {"data.limit": 3, "scale.workers": 2}, "space": SPACE}))
+    words = ["--config", str(tmp_path / "search.yaml"), "--set.data.limit", "160", "--set.model.lora.target_modules=[q_proj]"]
+    s = settings.parse([*words, "--space.train.warmup_steps", "{randint: [0, 5]}", "--every", "7", "--dry-run"]).job
+    assert s.set == {"data.limit": 160, "scale.workers": 2, "model.lora.target_modules": ["q_proj"]}
+    assert s.space == SPACE | {"train.warmup_steps": {"randint": [0, 5]}} and s.every == 7
+    with pytest.raises(UsageError, match=r"^--set.data.limit: \[1 is not valid YAML"):
+        settings.parse(["--set.data.limit", "[1"])
 
 
 def test_every_problem_is_named_at_once(made):

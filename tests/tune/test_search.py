@@ -137,6 +137,23 @@ def test_what_population_based_training_found_trains_to_the_same_bits_from_scrat
             assert replayed["model_sha256"] == Run(t["run"]).provenance()["model_sha256"]
 
 
+def test_a_budget_in_dollars_ends_a_search_at_checkpoints_and_a_higher_one_goes_on(write, local_ray, tmp_path):
+    """At $1 for a second of a trial. What was cut off goes on, and nothing that has ended is repeated."""
+    config = write({"usd_per_hour": 3600, "budget": {"trials": 3, "usd": 0.2}, "concurrent": 1, "search": "random"})
+    process = start(config, env=local_ray)
+    said, _ = process.communicate(timeout=PATIENCE)
+    report = Run(tmp_path / "search").read_json("report.json", "")
+    assert report["ended"].startswith("budget.usd: $0.2 are spent") and "best.yaml" not in said
+    assert process.returncode == 1 and "No trial finished" in said  # of those besides the start
+    spent, ended = sum(t["seconds"] for t in report["trials"]), [t["number"] for t in report["trials"] if t["status"] == "finished"]
+    assert spent >= 0.2
+    said, report = search(config, "--budget.usd", "1000", env=local_ray)
+    assert len(of(report, "search")) == 3 and {t["status"] for t in report["trials"]} == {"finished"}
+    events = [e["trial"] for e in Journal(Run(tmp_path / "search")).events if e["event"] == "ended"]
+    assert sorted(events) == [0, 1, 2, 3] and events[: len(ended)] == ended
+    assert "$" in said and "1000" in said
+
+
 def test_ctrl_c_ends_a_search_that_the_same_command_goes_on_with(write, tmp_path):
     config, journal = write({"scheduler": "asha", "concurrent": 1}), tmp_path / "search/journal.jsonl"
     process = start(config)
