@@ -17,7 +17,7 @@ from lib.config.config_file import read_yaml
 from lib.config.job import SECTIONS, Job
 from lib.errors import UsageError, nearest
 from lib.run import Run
-from lib.runtime import device, hardware
+from lib.runtime import device, hardware, node_types
 from lib.stage import plan as stage_plan
 from lib.stage import training_cli
 from lib.stage.stage import Stage
@@ -92,13 +92,13 @@ class Plan:
 
     def environment(self) -> dict[str, str]:
         """Returns the environment variables of the trials' processes."""
-        return (
-            hardware.worker_env(self.base.scale, self.gpu)
-            | {
-                "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # how long a stopped trial may take to end before its process is replaced
-                "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            }
+        address = node_types.address() if os.environ.get("RAY_ADDRESS") else None
+        env = hardware.worker_env(self.base.scale, self.gpu)
+        env["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = (
+            "60"  # how long a stopped trial may take to end before its process is replaced
         )
+        env["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+        return env | ({"RAY_ADDRESS": address} if address else {})  # a trial obeys its cluster's signals, as a job does
 
     def options(self, t: Trial, run: str) -> dict[str, Any]:
         """Returns {dotted key: value}, over those of the config, of the job of a trial."""

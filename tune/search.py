@@ -45,12 +45,14 @@ class Search(Searcher):
         self.numbers: dict[str, int] = {}
         """{Tune's id of a trial: its number}"""
         self.lost = Counter[int]()
+        self.stopped = ""
+        """Why the search ended before its trials did."""
         self.over = ""
         """Why the search started no more trials."""
 
     def suggest(self, trial_id: str) -> Any:
         """Returns the configuration of a trial, FINISHED, or None: Tune is to ask again."""
-        if self.spent():
+        if self.stopped or self.spent():
             return self.FINISHED
         t = None if self._short_of_confirming() else self._unfinished() or self._new()
         if t is None:
@@ -150,6 +152,12 @@ class Search(Searcher):
         if 0 <= allowed < self.lost[t.number]:
             self.end(t, "failed", f"its process or node was lost {self.lost[t.number]} times")
 
+    def cut_off(self, t: Trial, why: str) -> None:
+        """Lets a trial end without an end in the journal: it goes on from its checkpoint when the search does."""
+        self.stopped = self.stopped or why
+        self.given.discard(t.number)
+        self.show.reported(t, why)
+
     def end(self, t: Trial, status: str, why: str, seconds: float | None = None) -> None:
         """Writes the end of a trial into the journal. seconds: None: those at its last report."""
         self.journal.add(
@@ -188,22 +196,25 @@ class Scheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         t, row = self.journal.trials[trial.config["number"]], json.loads(result["row"])
-        if t.status != "running":
+        if t.status != "running" or t.number not in self.search.given:
             return self.STOP
         outcome, why = row.pop("outcome", ""), row.pop("why", "")
         stop, before = False, t.step if t.reports or t.parent is None else self.journal.trials[t.parent].step
-        if outcome != "failed" and row["step"] > before:  # a trial that goes on reports its last checkpoint again
+        if (
+            outcome in ("", "finished") and row["step"] > before
+        ):  # a trial that goes on reports its last checkpoint again
             self.journal.add("reported", trial=t.number, row=row)
             stop = self.stopping.event(self.journal.events[-1])
-        if outcome:
+        if outcome == "cut off":
+            self.search.cut_off(t, why)
+        elif outcome:
             self.search.end(t, outcome, why, row["seconds"])
         elif stop:
             self.search.end(
                 t, "stopped", f"{self.search.planned.settings.scheduler} at step {row['step']}", row["seconds"]
             )
         elif over := self.search.spent():
-            self.search.given.discard(t.number)
-            self.search.show.reported(t, over)
+            self.search.cut_off(t, over)
             return self.STOP
         else:
             self.search.show.reported(t, "")
@@ -232,7 +243,7 @@ def run(planned: Plan) -> tuple[Journal, str]:
     with Progress(planned, journal) as show:
         search = Search(planned, journal, show)
         _fit(_tuner(planned, search, Scheduler(search, stopping)))
-    return journal, search.spent() or search.over
+    return journal, search.stopped or search.spent() or search.over
 
 
 def _tuner(planned: Plan, search: Search, scheduler: Scheduler) -> tune.Tuner:

@@ -26,7 +26,7 @@ def trial(config: dict[str, Any]) -> None:
     """Entry point in Tune's process. config: job (JSON of Job.to_dict); run and from, if it begins with a checkpoint of another run, and the
     tokens which that has trained on; and number, which only the scheduler reads.
 
-    Ends with a report that has `outcome`: finished, or failed with `why`. If its process or node is lost, Tune starts the trial again.
+    Ends with a report that has `outcome`: finished; failed, or cut off by the cluster, with `why`. If its process or node is lost, Tune starts the trial again.
     """
     import torch
     from ray import tune
@@ -53,7 +53,8 @@ def trial(config: dict[str, Any]) -> None:
     except Exception as e:
         if failure.worth_retrying(e):
             raise
-        outcome = {"outcome": "failed", "why": failure.explain(e)}
+        by_cluster = "ClusterStopTraining" in failure.text_of(e)  # of a group of workers, Ray keeps only the text
+        outcome = {"outcome": "cut off" if by_cluster else "failed", "why": failure.explain(e)}
     report(merged(run.metrics()) | outcome)
 
 
@@ -116,8 +117,9 @@ class Reports(TrainerCallback):
             self._send(args, state)
 
     def _send(self, args: TrainingArguments, state: TrainerState) -> None:
-        if args.process_index == 0:
-            self.send(merged([row for row in state.log_history if row["step"] <= state.global_step]))
+        if args.process_index or state.global_step % args.save_steps:
+            return  # a checkpoint between measurements, such as one before a preemption
+        self.send(merged([row for row in state.log_history if row["step"] <= state.global_step]))
 
 
 def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,10 @@ class StopTraining(RuntimeError):
     """Raised in a worker for an error that a retry can't fix; its text is the explanation that the user sees."""
 
 
+class ClusterStopTraining(StopTraining):
+    """Raised at a checkpoint after the cluster asked its jobs to stop, for example because its budget is used up."""
+
+
 KNOWN: list[tuple[str, bool, str, str]] = [
     # (pattern in the error's text, whether a retry can help, cause, remedy)
     (r"StopTraining: (.*)", False, "{0}", ""),

@@ -25,10 +25,13 @@ MOST_STEPS = 1000
 
 
 class ClusterCallback(TrainerCallback):
-    """For every rank; add it after the callback that seals checkpoints. `stopped`: why training was stopped, or None."""
+    """For every rank; add it after the callback that seals checkpoints. `stopped`: why training was stopped, or None.
 
-    def __init__(self, run: Run, stage: str):
-        self.run, self.stage = run, stage
+    local: whether training runs in Ray Train's local mode, in which Ray gives no notice of preemptions.
+    """
+
+    def __init__(self, run: Run, stage: str, local: bool = False):
+        self.run, self.stage, self.local = run, stage, local
         self.rank = share()[0]
         self.stopped: str | None = None
         self.saved: float | None = None
@@ -49,7 +52,7 @@ class ClusterCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step < self.next:
             return
-        going = ray.train.get_preemption_info()  # also a barrier for all ranks
+        going = None if self.local else ray.train.get_preemption_info()  # also a barrier for all ranks
         decision = self.decide(state, going, time.time()) if self.rank == 0 else None
         self.next, why, self.stopped = from_rank_0(decision)
         if why and self.rank == 0:

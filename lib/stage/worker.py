@@ -24,7 +24,7 @@ from lib.rendering import whole
 from lib.rendering.counts import Counts
 from lib.run import Run
 from lib.runtime import checkpoint, logs, provenance
-from lib.runtime.failure import StopTraining
+from lib.runtime.failure import ClusterStopTraining, StopTraining
 from lib.runtime.tally import Tally
 from lib.stage import epochs
 from lib.stage.stage import Stage
@@ -218,7 +218,7 @@ def _run_steps(
         trainer.add_callback(ScheduleCallback(job.schedule))
     if callback:
         trainer.add_callback(callback)
-    cluster = ClusterCallback(run, job.stage) if on_cluster else None
+    cluster = ClusterCallback(run, job.stage, local=bool(callback) and job.scale.workers == 1) if on_cluster else None
     if cluster:
         trainer.add_callback(cluster)
     if link := link_warning.callback(trainer.model, job.scale.strategy):
@@ -231,7 +231,7 @@ def _run_steps(
     state = trainer.state
     strategy.check_wrapped(trainer, job.scale)
     if cluster and cluster.stopped and state.global_step < state.max_steps:
-        raise StopTraining(cluster.stopped)
+        raise ClusterStopTraining(cluster.stopped)
     if state.global_step < state.max_steps:
         raise StopTraining(f"training ended at step {state.global_step} of {state.max_steps}.")
     tally.check()

@@ -161,7 +161,13 @@ def test_a_corner_that_is_no_job_is_named(made):
 
 def test_keys_of_the_job_can_be_set_on_the_command_line(tmp_path):
     (tmp_path / "search.yaml").write_text(json.dumps({"set": {"data.limit": 3, "scale.workers": 2}, "space": SPACE}))
-    words = ["--config", str(tmp_path / "search.yaml"), "--set.data.limit", "160", "--set.model.lora.target_modules=[q_proj]"]
+    words = [
+        "--config",
+        str(tmp_path / "search.yaml"),
+        "--set.data.limit",
+        "160",
+        "--set.model.lora.target_modules=[q_proj]",
+    ]
     s = settings.parse([*words, "--space.train.warmup_steps", "{randint: [0, 5]}", "--every", "7", "--dry-run"]).job
     assert s.set == {"data.limit": 160, "scale.workers": 2, "model.lora.target_modules": ["q_proj"]}
     assert s.space == SPACE | {"train.warmup_steps": {"randint": [0, 5]}} and s.every == 7

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 
 from lib.run import Run
+from lib.runtime import checkpoint, cluster_signals
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
 from tune import plan, settings
@@ -87,11 +89,26 @@ def test_a_search_ends_with_its_best_trial(proposals, scheduler, write, local_ra
             assert os.path.exists(run.at(f"checkpoints/checkpoint-{steps[-1]}/DONE.json"))
 
 
-@pytest.mark.parametrize("stage", ["dpo", "reward", "distill"])
-def test_every_kind_of_stage_can_be_searched(stage, write, pairs_file, chats_file, tiny_model, local_ray):
+WAYS = [("random", "none"), ("grid", "none"), ("optuna", "asha"), ("optuna", "hyperband"), ("random", "pbt")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "proposals", "scheduler"),
+    [
+        pytest.param(stage, *way, marks=[] if way == ("optuna", "asha") else pytest.mark.soak)
+        for stage in ("dpo", "reward", "distill")
+        for way in WAYS
+    ],
+)
+def test_every_kind_of_stage_can_be_searched(
+    stage, proposals, scheduler, write, pairs_file, chats_file, tiny_model, local_ray
+):
     data, train = (chats_file, {"teacher": tiny_model}) if stage == "distill" else (pairs_file, {})
-    _, report = search(write({"scheduler": "asha"}, stage, data, train), env=local_ray)
-    assert len(of(report, "search")) == 4 and all(t["value"] is not None for t in report["trials"])
+    kind = "grid" if proposals == "grid" else "choice"
+    space = {"train.learning_rate": {kind: [1e-4, 1e-2]}, "train.weight_decay": {kind: [0.1, 0.2]}}
+    keys = {"search": proposals, "scheduler": scheduler, "space": space}
+    _, report = search(write(keys, stage, data, train), env=local_ray)
+    assert len(of(report, "search")) >= 4 and all(t["value"] is not None for t in report["trials"])
 
 
 def test_a_trial_is_the_job_that_best_yaml_describes(write, local_ray, tmp_path):
@@ -145,13 +162,37 @@ def test_a_budget_in_dollars_ends_a_search_at_checkpoints_and_a_higher_one_goes_
     report = Run(tmp_path / "search").read_json("report.json", "")
     assert report["ended"].startswith("budget.usd: $0.2 are spent") and "best.yaml" not in said
     assert process.returncode == 1 and "No trial finished" in said  # of those besides the start
-    spent, ended = sum(t["seconds"] for t in report["trials"]), [t["number"] for t in report["trials"] if t["status"] == "finished"]
+    spent, ended = (
+        sum(t["seconds"] for t in report["trials"]),
+        [t["number"] for t in report["trials"] if t["status"] == "finished"],
+    )
     assert spent >= 0.2
     said, report = search(config, "--budget.usd", "1000", env=local_ray)
     assert len(of(report, "search")) == 3 and {t["status"] for t in report["trials"]} == {"finished"}
     events = [e["trial"] for e in Journal(Run(tmp_path / "search")).events if e["event"] == "ended"]
     assert sorted(events) == [0, 1, 2, 3] and events[: len(ended)] == ended
     assert "$" in said and "1000" in said
+
+
+def test_the_budget_of_the_cluster_ends_a_search_at_a_checkpoint(write, local_ray, tmp_path):
+    """The signal that a cluster gives its jobs when its budget is spent (tests/cluster/test_e2e_money.py). The report is written."""
+    journal = tmp_path / "search/journal.jsonl"
+    config = write({"search": "random", "every": 20}, train={"max_steps": 4000, "logging_steps": 20, "save_steps": 20})
+    process = start(config, env=local_ray)
+    try:
+        _until(lambda: journal.exists() and journal.read_text().count('"reported"') >= 2, process)
+        stop = cluster_signals.Stop("budget.total_usd: $4.90 of $5.00 are spent.", time.time() + 60, 3.6)
+        _tell(local_ray["RAY_ADDRESS"], stop.text, 60)
+        said, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        _tell(local_ray["RAY_ADDRESS"], "", -1)  # for other tests on this Ray
+    report = Run(tmp_path / "search").read_json("report.json", "")
+    assert process.returncode == 1 and stop.text in report["ended"], said
+    assert {t["status"] for t in report["trials"]} == {"running"} and len(report["trials"]) == 2
+    for t in report["trials"]:
+        step, _ = checkpoint.latest(Run(t["run"]))
+        assert step and step >= t["reports"][-1]["step"] and step < 4000
 
 
 def test_ctrl_c_ends_a_search_that_the_same_command_goes_on_with(write, tmp_path):
@@ -197,6 +238,13 @@ def test_a_search_that_is_killed_goes_on(write, tmp_path):
         ]
     ended = [e["trial"] for e in Journal(Run(tmp_path / "search")).events if e["event"] == "ended"]
     assert sorted(ended) == list(range(len(report["trials"])))
+
+
+def _tell(address: str, text: str, seconds: float) -> None:
+    """Asks the jobs of a cluster to stop, in a process of its own as the cluster's head does."""
+    code = "import sys, time; from lib.runtime import cluster_signals as c, gcs; "
+    code += "c.tell(gcs.Gcs(sys.argv[1]), c.Stop(sys.argv[2], time.time() + float(sys.argv[3]), 3.6))"
+    subprocess.run([sys.executable, "-c", code, address, text, str(seconds)], cwd=REPO, check=True, timeout=PATIENCE)
 
 
 def _until(state, process: subprocess.Popen) -> None:
