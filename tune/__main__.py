@@ -27,9 +27,9 @@ def plan(request: Request) -> Plan:
 
 
 def work(planned: Plan, command: str) -> bool:
-    from tune import report, search
+    from tune import report, tuner
 
-    return report.write(planned, *search.run(planned), command)
+    return report.write(planned, *tuner.run(planned), command)
 
 
 STAGE = WorkStage(

@@ -87,7 +87,7 @@ class Journal:
     def __init__(self, run: Run):
         self.run, self.trials = run, dict[int, Trial]()
         self.events: list[dict[str, Any]] = []
-        self.spent = 0.0
+        self.spent, self.cut = 0.0, ""
         began = last = 0.0
         for number, line in enumerate(self._lines(), 1):
             try:
@@ -106,13 +106,15 @@ class Journal:
         if not self.run.fs.exists(self.run.at(self.FILE)):
             return []
         text = self.run.read_text(self.FILE)
-        whole, cut = text.rsplit("\n", 1) if "\n" in text else ("", text)
-        if cut:  # by a kill; what it said happens again
-            self.run.write_text(self.FILE, f"{whole}\n" if whole else "")
+        whole, self.cut = text.rsplit("\n", 1) if "\n" in text else ("", text)
         return whole.split("\n") if whole else []
 
     def add(self, event: str, **fields: Any) -> None:
         """Appends an event and applies it to `trials`."""
+        if self.cut:  # a line that a kill cut off; what it said happens again
+            whole = self.run.read_text(self.FILE).removesuffix(self.cut)
+            self.run.write_text(self.FILE, whole)
+            self.cut = ""
         row = {"event": event, "time": round(time.time(), 2), **fields}
         self.run.append_text(self.FILE, json.dumps(row, default=str) + "\n")
         self._apply(json.loads(json.dumps(row, default=str)))

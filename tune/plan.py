@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -14,54 +15,19 @@ import yaml
 from lib.config import config_file
 from lib.config.command_line import Request
 from lib.config.config_file import read_yaml
-from lib.config.job import SECTIONS, Job
+from lib.config.job import Job
 from lib.errors import UsageError, nearest
 from lib.run import Run
 from lib.runtime import device, hardware, node_types
 from lib.stage import plan as stage_plan
 from lib.stage import training_cli
 from lib.stage.stage import Stage
-from tune import space
+from tune import checks, space
 from tune.journal import Journal, Role, Trial
-from tune.population import CHANGES
 from tune.settings import Settings
 from tune.space import Space
 
 JOBS = Path(__file__).parent.parent / "jobs"
-FOLLOWS = {
-    "run": "run",
-    "train.eval_strategy": "every",
-    "train.eval_steps": "every",
-    "train.save_strategy": "every",
-    "train.save_steps": "every",
-    "train.load_best_model_at_end": "every",
-    "data.heldout_half": "fresh_rows",
-}
-"""{key of the job that a search sets: the key of the search that it follows from}"""
-SHARED = {
-    "scale.workers": "all trials need the same processes",
-    "scale.min_workers": "all trials need the same processes",
-    "scale.cpus_per_worker": "all trials need the same processes",
-    "scale.device": "all trials need the same processes",
-    "train.seed": "the best seed is luck; `confirm` varies it",
-    "train.data_seed": "the best seed is luck; `confirm` varies it",
-    "data.heldout": "trials must be compared on the same rows",
-    "data.heldout_fraction": "trials must be compared on the same rows",
-    "data.heldout_limit": "trials must be compared on the same rows",
-}
-"""{key that must be the same for all trials, and so belongs under `set`: why}"""
-SCALES_LOSS = (
-    "beta",
-    "loss_type",
-    "label_smoothing",
-    "label_smoothing_factor",
-    "temperature",
-    "lmbda",
-    "loss_weights",
-    "alpha",
-    "gamma",
-)
-"""Keys of `train` that change what the loss measures, so that a lower one is not better."""
 MAY_CHANGE = ("budget", "concurrent", "retries", "usd_per_hour", "run", "confirm", "finalists")
 """Keys of the search that may differ when it goes on, because no proposal depends on them."""
 
@@ -94,11 +60,13 @@ class Plan:
         """Returns the environment variables of the trials' processes."""
         address = node_types.address() if os.environ.get("RAY_ADDRESS") else None
         env = hardware.worker_env(self.base.scale, self.gpu)
-        env["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = (
-            "60"  # how long a stopped trial may take to end before its process is replaced
-        )
+        env["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # for a stopped trial to end, before its process is replaced
         env["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         return env | ({"RAY_ADDRESS": address} if address else {})  # a trial obeys its cluster's signals, as a job does
+
+    def identity(self) -> str:
+        """Returns a hash of the job that the search starts from, to notice if its file was edited."""
+        return hashlib.sha256(json.dumps(self.base.to_dict() | {"run": ""}, sort_keys=True).encode()).hexdigest()
 
     def options(self, t: Trial, run: str) -> dict[str, Any]:
         """Returns {dotted key: value}, over those of the config, of the job of a trial."""
@@ -158,33 +126,14 @@ class Plan:
 
 def make(settings: Settings) -> Plan:
     """Returns the plan of a search. Raises UsageError listing every problem."""
-    problems = _numbers(settings)
+    problems = checks.numbers(settings)
     stage = _stage(settings.stage)
     settings.config = os.path.abspath(settings.config)
     settings.run = Run(settings.run).path
     found, wrong = space.read(settings.space)
     problems += wrong
-    for key in (*settings.set, *settings.space):
-        where = "space" if key in settings.space else "set"
-        if key in (*SECTIONS, "train", "model.lora"):
-            problems.append(f"{where}.{key}: is a section. Name its key with dots: {key}.NAME.")
-        elif key in FOLLOWS:
-            problems.append(f"{where}.{key}: can't be set: it follows from {FOLLOWS[key]}.")
-        elif where == "space" and key in settings.set:
-            problems.append(f"space.{key}: is also in `set`. Leave it out of one of them.")
-        elif where == "space" and key in SHARED:
-            problems.append(f"space.{key}: must not vary: {SHARED[key]}.")
-        elif where == "space" and "loss" in settings.metric and key.removeprefix("train.") in SCALES_LOSS:
-            problems.append(
-                f"metric: {settings.metric} means something else at each {key}. Compare by another column, such as an accuracy."
-            )
-    if settings.search == "grid" and not wrong:
-        try:
-            found.grid()
-        except ValueError as e:
-            problems.append(str(e))
-    if settings.scheduler == "pbt":
-        problems += _of_population(settings, found)
+    problems += checks.keys(settings)
+    problems += checks.combinations(settings, found) if not wrong else []
     if problems:
         raise UsageError("\n".join(problems))
     base = _job(settings, stage, settings.set | {"run": f"{settings.run}/trials"})
@@ -192,8 +141,12 @@ def make(settings: Settings) -> Plan:
     if settings.scheduler == "pbt" and settings.search == "optuna":
         settings.search = "random"
         notes.append("search: random, since population based training draws its members at random")
-    before = Journal(Run(settings.run))
-    _same(settings, before)
+    if base.eval.tasks:
+        notes.append("eval.tasks: trials are not evaluated; evaluate the runs that you choose with jobs/eval.py")
+    if stage.after:
+        notes.append(
+            f"trials end with training: what jobs/{stage.name}.py does with a trained model is left to best.yaml"
+        )
     on = device.settle(base.scale)
     if not on:
         raise UsageError(
@@ -202,62 +155,14 @@ def make(settings: Settings) -> Plan:
     mode = settings.mode
     if mode == "auto":
         mode = "min" if "loss" in settings.metric else "max"
-    return Plan(settings, mode, stage, found, base, corners, before, on.gpu, notes)
+    planned = Plan(settings, mode, stage, found, base, corners, Journal(Run(settings.run)), on.gpu, notes)
+    _same(planned)
+    return planned
 
 
 def directory(search: str, number: int) -> str:
     """Returns the run directory of a trial."""
     return f"{search}/trials/{number:04d}"
-
-
-def _numbers(s: Settings) -> list[str]:
-    out = []
-    for key, value, low in (
-        ("every", s.every, 1),
-        ("concurrent", s.concurrent, 1),
-        ("budget.trials", s.budget.trials, 1),
-        ("retries", s.retries, -1),
-        ("usd_per_hour", s.usd_per_hour, 0),
-        ("seed", s.seed, 0),
-        ("confirm", s.confirm, 0),
-        ("finalists", s.finalists, 1),
-    ):
-        if value is not None and not low <= value < 2**32:
-            out.append(f"{key}: must be at least {low}, is {value}.")
-    for key, amount in (("budget.hours", s.budget.hours), ("budget.usd", s.budget.usd)):
-        if amount is not None and not 0 < amount < float("inf"):
-            out.append(f"{key}: must be above 0, is {amount}.")
-    if not 1 < s.halving < 1e6:
-        out.append(f"halving: must be above 1, is {s.halving}.")
-    if s.budget.usd is not None and not s.usd_per_hour:
-        out.append("budget.usd: set usd_per_hour, from which the cost is computed.")
-    if s.search != "grid" and (s.budget.trials, s.budget.hours, s.budget.usd) == (None, None, None):
-        out.append("budget: set trials, hours or usd: the search would never end.")
-    if not s.metric.strip():
-        out.append("metric: is empty. Name a column of metrics.jsonl, such as eval_loss.")
-    return out
-
-
-def _of_population(s: Settings, found: Space) -> list[str]:
-    """Returns the problems of a search with population based training."""
-    out = []
-    for p in found.parameters:
-        if p.key not in CHANGES:
-            out.append(
-                f"space.{p.key}: can't change during training. With scheduler: pbt, vary only {' and '.join(CHANGES)}."
-            )
-        elif p.when:
-            out.append(f"space.{p.key}: when can't be combined with scheduler: pbt.")
-        elif not all(isinstance(v, int | float) and v > 0 for v in p.ends()):
-            out.append(f"space.{p.key}: must stay above 0 with scheduler: pbt.")
-    out += [f"set.{key}: can't be set: it follows from scheduler: pbt." for key in CHANGES.values() if key in s.set]
-    if s.search == "grid":
-        out.append("search: grid can't be combined with scheduler: pbt, whose members are drawn at random.")
-    if (s.budget.trials or 0) < 2:
-        out.append(
-            f"budget.trials: must be at least 2 with scheduler: pbt, the members of the population, is {s.budget.trials}."
-        )
-    return out
 
 
 def _stage(name: str) -> Stage:
@@ -308,9 +213,9 @@ def _corners(settings: Settings, stage: Stage, found: Space) -> tuple[int, list[
     return len(corners), list(notes)
 
 
-def _same(settings: Settings, before: Journal) -> None:
+def _same(planned: Plan) -> None:
     """Raises UsageError if the run directory has another search."""
-    run = before.run
+    settings, run = planned.settings, planned.before.run
     if not run.fs.exists(run.at("search.yaml")):
         if run.exists() and run.files():
             raise UsageError(f"run: {run.path} exists and is not a search. Name another --run.")
@@ -323,6 +228,10 @@ def _same(settings: Settings, before: Journal) -> None:
     changed = [k for k in now if k not in MAY_CHANGE and kept.get(k) != now[k]]
     if settings.scheduler == "pbt" and kept["budget"]["trials"] != settings.budget.trials:
         changed.append("budget")
+    if not changed and kept.get("job_sha256") != planned.identity():
+        raise UsageError(
+            f"config: {settings.config} has changed since the search in {run.path} began. Put it back, or name another --run."
+        )
     if changed:
         raise UsageError(
             "\n".join(f"{k}: the search in {run.path} has {kept.get(k)!r}, this one {now[k]!r}." for k in changed)

@@ -1,24 +1,16 @@
-"""Runs a search: Ray Tune starts the trials, and the journal decides what comes next."""
+"""What Ray Tune asks a search: which trial comes next, and whether one goes on. The answers depend on the journal."""
 
 from __future__ import annotations
 
 import json
-import logging
-import math
-import os
-import threading
 import time
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
-import ray
-import yaml
-from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from lib.run import Run
+from lib.errors import nearest
 from tune import confirm, population
 from tune.journal import Journal, Trial
 from tune.plan import Plan, directory
@@ -28,10 +20,6 @@ from tune.stopping import Stopping
 
 AGAIN = 20
 """Number of times that a proposal which an earlier trial already had is drawn again."""
-
-
-DRIVES = {"memory": 2.0**20}
-"""Resources of a trial's process that only starts workers: Ray Tune needs some, and all cores are the workers'."""
 
 
 class Search(Searcher):
@@ -152,6 +140,15 @@ class Search(Searcher):
         if 0 <= allowed < self.lost[t.number]:
             self.end(t, "failed", f"its process or node was lost {self.lost[t.number]} times")
 
+    def missing(self, row: dict[str, Any], outcome: str) -> str:
+        """Returns what is wrong if a trial doesn't report the metric, "" otherwise. Columns of training may be logged later, at its end
+        at the latest."""
+        metric = self.planned.settings.metric
+        if metric in row or not (outcome or metric.startswith("eval_")):
+            return ""
+        columns = sorted(k for k in row if k not in ("step", "tokens", "seconds"))
+        return f"metric: trials don't report {metric}.{nearest(metric, columns)} They report {', '.join(columns)}."
+
     def cut_off(self, t: Trial, why: str) -> None:
         """Lets a trial end without an end in the journal: it goes on from its checkpoint when the search does."""
         self.stopped = self.stopped or why
@@ -200,11 +197,13 @@ class Scheduler(FIFOScheduler):
             return self.STOP
         outcome, why = row.pop("outcome", ""), row.pop("why", "")
         stop, before = False, t.step if t.reports or t.parent is None else self.journal.trials[t.parent].step
-        if (
-            outcome in ("", "finished") and row["step"] > before
-        ):  # a trial that goes on reports its last checkpoint again
+        # A trial that goes on reports its last checkpoint again.
+        if outcome in ("", "finished") and row["step"] > before:
             self.journal.add("reported", trial=t.number, row=row)
             stop = self.stopping.event(self.journal.events[-1])
+        if outcome in ("", "finished") and (missing := self.search.missing(row, outcome)):
+            self.search.cut_off(t, missing)
+            return self.STOP
         if outcome == "cut off":
             self.search.cut_off(t, why)
         elif outcome:
@@ -219,84 +218,3 @@ class Scheduler(FIFOScheduler):
         else:
             self.search.show.reported(t, "")
         return self.STOP if stop else self.CONTINUE
-
-
-def run(planned: Plan) -> tuple[Journal, str]:
-    """Runs trials until the budget or the space is used up. Returns (the journal, why the search ended).
-
-    Ray must be connected. Raises KeyboardInterrupt at Ctrl-C; the same command then goes on.
-    """
-    settings = planned.settings
-    journal = Journal(Run(settings.run))
-    journal.run.write_text("search.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # at each lost process it prints a traceback
-    os.environ |= {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-        "TUNE_MAX_PENDING_TRIALS_PG": "1",
-    }
-    stopping = Stopping(planned.settings, planned.mode)
-    for row in journal.events:
-        stopping.event(row)
-    journal.add("start")
-    with Progress(planned, journal) as show:
-        search = Search(planned, journal, show)
-        _fit(_tuner(planned, search, Scheduler(search, stopping)))
-    return journal, search.stopped or search.spent() or search.over
-
-
-def _tuner(planned: Plan, search: Search, scheduler: Scheduler) -> tune.Tuner:
-    run, scale = Run(planned.settings.run), planned.base.scale
-    each: dict[str, float] = {"CPU": scale.cpus_per_worker, **({"GPU": 1} if planned.gpu else {})}
-    several = scale.workers > 1
-    storage: dict[str, Any] = {"storage_path": run.at("ray") if not run.remote else run.at("ray").split("://", 1)[1]}
-    if run.remote:
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        storage["storage_filesystem"] = PyFileSystem(FSSpecHandler(run.fs))
-    return tune.Tuner(
-        tune.with_resources(_trial, DRIVES if several else each),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=scheduler,
-            num_samples=-1,
-            max_concurrent_trials=concurrent(planned, each),
-            reuse_actors=not several,  # workers of a group end with the trial's process
-            trial_dirname_creator=lambda t: f"{t.config['number']:04d}-{t.trial_id}",
-        ),
-        run_config=tune.RunConfig(name="tune", verbose=0, **storage),
-    )
-
-
-def _trial(config: dict[str, Any]) -> None:
-    """What Tune runs. Only the trials' processes import torch."""
-    from tune.trial import trial
-
-    trial(config)
-
-
-def concurrent(planned: Plan, each: dict[str, float]) -> int:
-    """Returns how many trials run at the same time: as given, or as many as fit into the cluster as it is."""
-    if planned.settings.concurrent:
-        return planned.settings.concurrent
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    workers = planned.base.scale.workers
-    return max(1, math.floor(min(have.get(k, 0.0) / (n * workers) for k, n in each.items())))
-
-
-def _fit(tuner: tune.Tuner) -> None:
-    """Calls tuner.fit() in a thread, where Ray installs no SIGINT handler: Ctrl-C raises KeyboardInterrupt here at once."""
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            tuner.fit()
-        except BaseException as e:  # raised again below, in the waiting thread
-            failed.append(e)
-
-    thread = threading.Thread(target=work, daemon=True, name="ray.tune")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]

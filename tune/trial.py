@@ -26,15 +26,15 @@ def trial(config: dict[str, Any]) -> None:
     """Entry point in Tune's process. config: job (JSON of Job.to_dict); run and from, if it begins with a checkpoint of another run, and the
     tokens which that has trained on; and number, which only the scheduler reads.
 
-    Ends with a report that has `outcome`: finished; failed, or cut off by the cluster, with `why`. If its process or node is lost, Tune starts the trial again.
+    Ends with a report that has `outcome`: finished; failed, or cut off by the cluster, with `why`. If its process or node is lost, the search
+    starts the trial again.
     """
     import torch
     from ray import tune
 
     gc.collect()  # the trainer of an earlier trial in this process
-    torch.manual_seed(
-        torch.Generator().initial_seed()
-    )  # the seed of a new process, so that a trial computes what its job does
+    # The seed of a new process, so that a trial computes what its job does.
+    torch.manual_seed(torch.Generator().initial_seed())
     began, job = time.time(), Job.from_dict(json.loads(config["job"]))
     run = Run(job.run)
     sys.argv = [f"jobs/{job.stage}.py", "--resume", run.path]  # the command in provenance.json

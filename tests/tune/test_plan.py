@@ -79,10 +79,13 @@ def test_the_halves_of_the_heldout_rows_are_all_of_them(made):
 def test_a_search_goes_on_only_as_it_began(made, tmp_path):
     p = made()
     p.before.add("start")
-    p.before.run.write_text("search.yaml", yaml.safe_dump(json.loads(json.dumps(vars(p.settings), default=vars))))
+    kept = json.loads(json.dumps(vars(p.settings), default=vars)) | {"job_sha256": p.identity()}
+    p.before.run.write_text("search.yaml", yaml.safe_dump(kept))
     assert made({"budget": {"trials": 99}, "concurrent": 1}).settings.budget.trials == 99
     with pytest.raises(UsageError, match=r"^every: the search in .* has 10, this one 20\.\nrun: name another --run"):
         made({"every": 20})
+    with pytest.raises(UsageError, match=r"^config: .*job.yaml has changed since the search in .* began"):
+        made(job={"train": {"max_length": 100}})
 
 
 WRONG = [

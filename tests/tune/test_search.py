@@ -195,6 +195,27 @@ def test_the_budget_of_the_cluster_ends_a_search_at_a_checkpoint(write, local_ra
         assert step and step >= t["reports"][-1]["step"] and step < 4000
 
 
+def test_a_metric_that_no_trial_reports_ends_the_search_at_once(write, local_ray, tmp_path):
+    process = start(write({"metric": "eval_los"}), env=local_ray)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and "metric: trials don't report eval_los. Nearest: eval_loss." in said
+    report = Run(tmp_path / "search").read_json("report.json", "")
+    assert all(len(t["reports"]) <= 1 for t in report["trials"])
+
+
+def test_two_processes_cannot_run_the_same_search(write, local_ray, tmp_path):
+    config, journal = write({"every": 20}, train={"max_steps": 4000}), tmp_path / "search/journal.jsonl"
+    first = start(config, env=local_ray)
+    try:
+        _until(lambda: journal.exists() and '"proposed"' in journal.read_text(), first)
+        second = start(config, env=local_ray)
+        said, _ = second.communicate(timeout=PATIENCE)
+        assert second.returncode == 1 and f"run: another process is searching in {tmp_path}/search." in said
+    finally:
+        warm.kill(psutil.Process(first.pid))
+        first.wait()
+
+
 def test_ctrl_c_ends_a_search_that_the_same_command_goes_on_with(write, tmp_path):
     config, journal = write({"scheduler": "asha", "concurrent": 1}), tmp_path / "search/journal.jsonl"
     process = start(config)
