@@ -112,11 +112,11 @@ class Terminal:
         self.run(f"{text} --dry-run")
 
     def found(self, command: Command, text: str) -> None:
-        """A job that a search would have written: the one that it starts from takes its place."""
+        """A job that a search would have written: the dry run of the one that it starts from, which leaves no run for later commands."""
         stage, path = re.search(r"jobs/(\w+)\.py --config (\S+)", text).groups()
         (self.folder / path).parent.mkdir(parents=True)
         shutil.copy(self.folder / f"configs/{stage}.yaml", self.folder / path)
-        self.planned(command, text)
+        self.run(f"{text} --dry-run")
 
     def page(self, command: Command, text: str) -> None:
         """A page that is served until Ctrl-C, which is sent once the page answers."""

@@ -198,7 +198,7 @@ def test_the_budget_of_the_cluster_ends_a_search_at_a_checkpoint(write, local_ra
 def test_a_metric_that_no_trial_reports_ends_the_search_at_once(write, local_ray, tmp_path):
     process = start(write({"metric": "eval_los"}), env=local_ray)
     said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1 and "metric: trials don't report eval_los. Nearest: eval_loss." in said
+    assert process.returncode == 1 and "metric: trials don't report eval_los. Nearest: eval_loss" in said
     report = Run(tmp_path / "search").read_json("report.json", "")
     assert all(len(t["reports"]) <= 1 for t in report["trials"])
 
