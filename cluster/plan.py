@@ -19,7 +19,9 @@ from pathlib import Path
 from cluster.estimate import candidates, throughput
 from cluster.estimate.fit import GONE_S, MTBF_H, START_S, Row, gib, judge
 from cluster.estimate.workload import Work, stage
+from lib.config import config_file
 from lib.config.job import Job
+from lib.errors import UsageError
 from lib.run import Run
 from lib.runtime import refusing
 from lib.stage import plan, training_cli
@@ -36,6 +38,11 @@ def main(argv: list[str]) -> int:
         print(f"python -m cluster plan: there is no file {args.config}.", file=sys.stderr)
         return 2
     with refusing.refusing(f"jobs/{name}.py" if (Path("jobs") / f"{name}.py").is_file() else "python -m cluster plan"):
+        if "space" in (tree := config_file.read_yaml(args.config)):
+            start = tree.get("config", "")
+            raise UsageError(
+                f"{args.config} is a search (python -m tune) and is not a stage that trains. Plan the job that it starts from: python -m cluster plan {start}"
+            )
         work, planned = understand(name, ["--config", args.config, *rest])
         known = learn(Path(work.job.run).parent) if "://" not in work.job.run else throughput.load()
         places = [candidates.here(work.job.scale), candidates.COLAB]

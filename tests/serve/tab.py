@@ -56,8 +56,8 @@ def tab(browser: str, address: str, profile):
     )  # fmt: skip
     try:
         for _ in range(300):
-            if (profile / "DevToolsActivePort").exists():
-                break
+            if (profile / "DevToolsActivePort").exists() and (profile / "DevToolsActivePort").read_text():
+                break  # it is created before it is written
             assert process.poll() is None
             time.sleep(0.1)
         port = (profile / "DevToolsActivePort").read_text().splitlines()[0]
