@@ -13,7 +13,7 @@ from lib.evals.statistics.intervals import CONFIDENCE, Estimate
 from lib.run import Run
 from tune.journal import Trial
 from tune.plan import directory
-from tune.ranking import ranked
+from tune.ranking import finished
 from tune.settings import Settings
 
 
@@ -41,8 +41,7 @@ class Confirmed:
 
 def finalists(trials: list[Trial], settings: Settings, mode: str) -> list[Trial]:
     """Returns the best finished trials of the search, at most settings.finalists."""
-    done = [t for t in trials if t.role == "search" and t.status == "finished"]
-    return ranked(done, settings.metric, mode)[: settings.finalists]
+    return finished(trials, settings.metric, mode)[: settings.finalists]
 
 
 def confirmed(

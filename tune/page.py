@@ -80,7 +80,7 @@ def number(value: float | None, sign: str = "") -> str:
 
 def usd(seconds: float, s: Settings) -> str:
     """Returns the cost of that much trial time: "$0.0123", "$4.56"."""
-    cost = seconds / 3600 * s.usd_per_hour
+    cost = s.usd(seconds)
     return f"${cost:.2f}" if cost >= 1 or not cost else f"${cost:.4f}"
 
 
@@ -131,7 +131,7 @@ def _figures(
         found["importance"] = {"svg": plots.importance(rows), "note": ""}
     if len(points) > 1:
         there = [(line, points[line.number][0]) for line in lines if line.number in points]
-        svg = plots.frontier(there, optimal, s.metric, mode, s.usd_per_hour / 3600)
+        svg = plots.frontier(there, optimal, s.metric, mode, s.usd(1.0))
         found["frontier"] = {"svg": svg, "note": ""}
     random = random_search.values(random_search.drawn_at_random(trials, s), s.metric)
     if len(random) >= random_search.FEWEST:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,13 +19,13 @@ from lib.run import Run
 from lib.runtime import device, hardware, node_types
 from lib.stage import plan as stage_plan
 from lib.stage import training_cli
+from lib.stage.declared import stages
 from lib.stage.stage import Stage
 from tune import checks, space
 from tune.journal import Journal, Role, Trial
 from tune.settings import Settings
 from tune.space import Space
 
-JOBS = Path(__file__).parent.parent / "jobs"
 MAY_CHANGE = ("budget", "concurrent", "retries", "usd_per_hour", "run", "confirm", "finalists")
 """Keys of the search that may differ when it goes on, because no proposal depends on them."""
 
@@ -166,11 +164,7 @@ def directory(search: str, number: int) -> str:
 
 
 def _stage(name: str) -> Stage:
-    found: dict[str, Stage] = {}
-    for path in JOBS.glob("*.py"):
-        if path.stem.isidentifier() and path.stem != "__init__":
-            made = getattr(importlib.import_module(f"jobs.{path.stem}"), "STAGE", None)
-            found |= {path.stem: made} if isinstance(made, Stage) else {}
+    found = stages()
     if name not in found:
         raise UsageError(
             f"stage: there is no training stage {name}. Known: {', '.join(sorted(found))}.{nearest(name, found)}"

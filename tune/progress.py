@@ -64,7 +64,7 @@ class Progress:
         s, trials = self.planned.settings, self.journal.trials.values()
         found = best(list(trials), s.metric, self.planned.mode)
         value = found and found.last(s.metric)
-        usd = sum(t.seconds for t in trials) / 3600 * s.usd_per_hour
+        usd = s.usd(sum(t.seconds for t in trials))
         money = f", ${usd:.2f}" + (f" of ${s.budget.usd:g}" if s.budget.usd else "") if s.usd_per_hour else ""
         return f"  (best {value:.4f}: trial {found.number}{money})" if found and value is not None else money
 

@@ -17,9 +17,14 @@ def ranked(trials: list[Trial], metric: str, mode: str) -> list[Trial]:
     return [row[-1] for row in sorted(known, key=lambda row: row[:-1])]
 
 
+def finished(trials: list[Trial], metric: str, mode: str) -> list[Trial]:
+    """Returns the finished trials of the search that have a value, best first."""
+    return ranked([t for t in trials if t.role == "search" and t.status == "finished"], metric, mode)
+
+
 def best(trials: list[Trial], metric: str, mode: str) -> Trial | None:
     """Returns the finished trial of the search with the best last value; None if there is none."""
-    done = ranked([t for t in trials if t.role == "search" and t.status == "finished"], metric, mode)
+    done = finished(trials, metric, mode)
     return done[0] if done else None
 
 

@@ -110,6 +110,6 @@ def _totals(planned: Plan, trials: list[Trial]) -> list[tuple[str, str]]:
     }
     named = {"running": "cut off by the budget"}
     out = [("trials", ", ".join(f"{n} {named.get(status, status)}" for status, n in counts.items() if n))]
-    hours = sum(t.seconds for t in trials) / 3600
-    cost = f", ${hours * planned.settings.usd_per_hour:.2f}" if planned.settings.usd_per_hour else ""
-    return [*out, ("spent", f"{sum(t.tokens for t in trials):,} tokens, {hours * 60:.1f} trial-minutes{cost}")]
+    seconds = sum(t.seconds for t in trials)
+    cost = f", ${planned.settings.usd(seconds):.2f}" if planned.settings.usd_per_hour else ""
+    return [*out, ("spent", f"{sum(t.tokens for t in trials):,} tokens, {seconds / 60:.1f} trial-minutes{cost}")]

@@ -119,12 +119,12 @@ class Search(Searcher):
 
     def spent(self, kept: float = 0.0) -> str:
         """Returns which limit of the budget is reached, or "". kept: seconds of trials that must still be possible."""
-        budget, price = self.planned.settings.budget, self.planned.settings.usd_per_hour
+        budget = self.planned.settings.budget
         at_once = self.planned.settings.concurrent or 1
         hours = (self.journal.spent + time.time() - self.began + kept / at_once) / 3600
         if budget.hours is not None and hours >= budget.hours:
             return f"budget.hours: {budget.hours:g} h are over"
-        usd = (sum(t.seconds for t in self.journal.trials.values()) + kept) / 3600 * price
+        usd = self.planned.settings.usd(sum(t.seconds for t in self.journal.trials.values()) + kept)
         if budget.usd is not None and usd >= budget.usd:
             return f"budget.usd: ${budget.usd:g} are spent"
         return ""
@@ -167,9 +167,6 @@ class Search(Searcher):
         """Tune keeps its searcher's state in a file. Here the journal holds it."""
         with open(checkpoint_path, "w") as f:
             f.write("{}")
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from its journal")
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune also pickles its searcher and scheduler, for a restore that a search doesn't use."""

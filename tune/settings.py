@@ -75,6 +75,10 @@ class Settings:
     seed: int = 0
     """Seed of the proposals. The trials' own seed is train.seed."""
 
+    def usd(self, seconds: float) -> float:
+        """Returns the cost in USD of that much trial time."""
+        return seconds / 3600 * self.usd_per_hour
+
 
 USAGE = "python -m tune --config configs/tune/sft.yaml [--KEY VALUE …] [--dry-run]"
 KEYS = Typed("tune", Settings, USAGE, in_file=("config",))

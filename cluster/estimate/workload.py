@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +15,8 @@ from lib.config.job import Job, Model
 from lib.distributed import strategy
 from lib.errors import UsageError, nearest
 from lib.runtime import hardware
+from lib.stage.declared import stages
 from lib.stage.stage import Stage
-
-JOBS = Path(__file__).parents[2] / "jobs"
-
-
-def stages() -> dict[str, Stage]:
-    """Returns {name: stage} of all stages in jobs/ that train."""
-    found = [importlib.import_module(f"jobs.{file.stem}") for file in sorted(JOBS.glob("*.py"))]
-    declared = [vars(module).get("STAGE") for module in found]
-    return {s.name: s for s in declared if isinstance(s, Stage)}
 
 
 def stage(name: str) -> Stage:
