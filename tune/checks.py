@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lib.config.job import SECTIONS
+from tune import evaluation
 from tune.population import CHANGES
 from tune.settings import Settings
 from tune.space import Space
@@ -45,7 +46,8 @@ SCALES_LOSS = (
 
 def keys(s: Settings) -> list[str]:
     """Returns the keys of `set` and `space` that must not be there."""
-    problems = []
+    problems, compared = [], dict.fromkeys((s.metric, s.curve)) if s.scheduler != "none" else [s.metric]
+    loss = next((m for m in compared if "loss" in m), "")
     for key in (*s.set, *s.space):
         where = "space" if key in s.space else "set"
         if key in (*SECTIONS, "train", "model.lora"):
@@ -56,9 +58,10 @@ def keys(s: Settings) -> list[str]:
             problems.append(f"space.{key}: is also in `set`. Leave it out of one of them.")
         elif where == "space" and key in SHARED:
             problems.append(f"space.{key}: must not vary: {SHARED[key]}.")
-        elif where == "space" and "loss" in s.metric and key.removeprefix("train.") in SCALES_LOSS:
+        elif where == "space" and loss and key.removeprefix("train.") in SCALES_LOSS:
+            named = "metric" if loss == s.metric else "stop_by"
             problems.append(
-                f"metric: {s.metric} means something else at each {key}. Compare by another column, such as an accuracy."
+                f"{named}: {loss} means something else at each {key}. Compare by another column, such as an accuracy."
             )
     return problems
 
@@ -88,8 +91,8 @@ def numbers(s: Settings) -> list[str]:
     if s.search != "grid" and (s.budget.trials, s.budget.hours, s.budget.usd) == (None, None, None):
         out.append("budget: set trials, hours or usd: the search would never end.")
     if not s.metric.strip():
-        out.append("metric: is empty. Name a column of metrics.jsonl, such as eval_loss.")
-    return out
+        out.append("metric: is empty. Name a column of metrics.jsonl, such as eval_loss, or a task, such as demo.")
+    return out + evaluation.problems(s)
 
 
 def combinations(s: Settings, found: Space) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lib.evals.statistics import two_way
 from lib.evals.statistics.intervals import CONFIDENCE, Estimate
 from lib.run import Run
+from tune import evaluation
 from tune.journal import Trial
 from tune.plan import directory
 from tune.ranking import finished
@@ -49,8 +50,8 @@ def confirmed(
 ) -> list[Confirmed]:
     """Returns each finalist against the start, best first, over the seeds with which both have finished.
 
-    batches: {number of a trial: [loss sum, tokens] of each held-out batch}, for the trials of the confirmation; without them, or for a
-    metric other than eval_loss, rows count as fixed.
+    batches: {number of a trial: [loss sum, tokens] of each held-out batch, or [score, 1] of each example of a task}, for the trials of the
+    confirmation; without them, rows count as fixed.
     """
     start = next((t for t in trials if t.role == "start"), None)
     of: dict[int | None, dict[int | None, Trial]] = {}
@@ -84,17 +85,23 @@ def _sums(
     """Returns (the start's sums [seeds][blocks], the finalist's, weights [blocks])."""
     found = [batches.get(t.number) or [] for t in (*base, *mine)]
     weights = [w for _, w in found[0]]
-    if metric == "eval_loss" and len(weights) > 1 and all([w for _, w in rows] == weights for rows in found):
+    if len(weights) > 1 and all([w for _, w in rows] == weights for rows in found):
         sums = [[total for total, _ in rows] for rows in found]
         return sums[: len(base)], sums[len(base) :], weights
     return [[t.last(metric) or 0.0] for t in base], [[t.last(metric) or 0.0] for t in mine], [1.0]
 
 
-def batches(search: str, trials: list[Trial]) -> dict[int, list[list[float]]]:
-    """Reads heldout.json of the finished confirmations."""
-    found = {}
+def batches(settings: Settings, trials: list[Trial]) -> dict[int, list[list[float]]]:
+    """Reads what the finished confirmations have measured, example by example. Returns {} for a metric of which there is no such record."""
+    name = evaluation.FILE if evaluation.task_of(settings.metric) else "heldout.json"
+    found, ids = {}, set[tuple[str, ...]]()
     for t in trials:
-        run = Run(directory(search, t.number))
-        if t.role == "confirm" and t.status == "finished" and run.fs.exists(run.at("heldout.json")):
-            found[t.number] = run.read_json("heldout.json", "Delete it to compare without it.")["batches"]
-    return found
+        run = Run(directory(settings.run, t.number))
+        if t.role == "confirm" and t.status == "finished" and run.fs.exists(run.at(name)):
+            kept = run.read_json(name, "Delete it to compare without it.")
+            found[t.number] = kept["batches"]
+            ids.add(tuple(kept.get("ids", ())))
+            if kept.get("kind") == "perplexity":  # it is no ratio of sums
+                return {}
+    summed = name == evaluation.FILE or settings.metric == "eval_loss"
+    return found if summed and len(ids) == 1 else {}

@@ -39,6 +39,14 @@ def importances(
 ) -> tuple[list[Importance], str]:
     """Returns (the importance of each key that varies, most important first; how trials were compared or, if the list is empty, why there
     is none). Deterministic for the same trials and settings.seed."""
+    if settings.curve != settings.metric and any(t.status == "stopped" for t in trials):
+        return _by(trials, space, replace(settings, metric=settings.curve), settings.curve_mode(mode), resamples)
+    return _by(trials, space, settings, mode, resamples)
+
+
+def _by(
+    trials: list[Trial], space: Space, settings: Settings, mode: str, resamples: int
+) -> tuple[list[Importance], str]:
     values, how = at_equal_training(trials, settings.metric)
     if len(values) < FEWEST:
         few = f"{len(values)} finished or stopped trials have a value of {settings.metric}; importance needs {FEWEST}."
@@ -52,7 +60,7 @@ def importances(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    whole = [told(space, t, settings.metric) for t in _as_finished(values, settings.metric, mode)]
+    whole = [told(space, t, settings, mode) for t in _as_finished(values, settings.metric, mode)]
     point = _shares(whole, keys, mode)
     rng = np.random.default_rng(np.random.SeedSequence([settings.seed, 2]))
     drawn = [_shares([whole[i] for i in rng.integers(0, len(whole), len(whole))], keys, mode) for _ in range(resamples)]
@@ -73,13 +81,13 @@ def at_equal_training(trials: list[Trial], metric: str) -> tuple[list[tuple[Tria
     """
     there = [t for t in trials if t.role == "search" and t.status in ("finished", "stopped") and t.values(metric)]
     if all(t.status == "finished" for t in there):
-        return [(t, t.values(metric)[-1][1]) for t in there], "Trials are compared at their last reports."
+        return [(t, t.values(metric)[-1][1]) for t in there], f"Trials are compared by {metric} at their last reports."
     reported = [dict(t.values(metric)) for t in there]
     shared = set.intersection(*(set(r) for r in reported))
     if not shared:
         return [], "Some trials were stopped, and there is no step at which all trials have reported."
     step = max(shared)
-    how = f"Trials are compared at step {step}, the latest at which all of them have reported; what happens later doesn't count."
+    how = f"Trials are compared by {metric} at step {step}, the latest at which all of them have reported; what happens later doesn't count."
     return [(t, r[step]) for t, r in zip(there, reported, strict=True)], how
 
 

@@ -14,7 +14,7 @@ from tune import plots, random_search, space
 from tune.journal import Trial
 from tune.plots import Axis, Line
 from tune.ranking import pareto, ranked
-from tune.settings import Budget, Settings
+from tune.settings import Settings
 
 ENDED = {"running": "cut off by the budget"}
 """How the page calls a status of the journal, if not by its own name."""
@@ -27,14 +27,10 @@ def html(report: dict[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    s = Settings(**(report["search"] | {"budget": Budget(**report["search"]["budget"])}))
+    s = Settings.of(report["search"])
     mode, trials = report["mode"], _trials(report)
     searched = [t for t in trials if t.role != "confirm"]
-    lines = [
-        _line(t, trials, s.metric, report["best"])
-        for t in searched
-        if any(math.isfinite(v) for _, v in t.values(s.metric))
-    ]
+    lines, curves = (_lines(trials, name, report["best"]) for name in (s.metric, s.curve))
     points = {
         t.number: (sum(a.seconds for a in _lineage(t, trials)), t.last(s.metric) or 0.0)
         for t in searched
@@ -42,6 +38,8 @@ def html(report: dict[str, Any]) -> str:
     }
     optimal = pareto(points, mode)
     figures = _figures(report, s, lines, points, optimal) if lines else {}
+    if curves:
+        figures["curves"] = _curves(curves, s, mode)
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, LOOK]),
         autoescape=True,
@@ -100,6 +98,12 @@ def _lineage(t: Trial, trials: list[Trial]) -> list[Trial]:
     return [*(_lineage(trials[t.parent], trials) if t.parent is not None else []), t]
 
 
+def _lines(trials: list[Trial], metric: str, best: int | None) -> list[Line]:
+    """Returns the trials of the search and the start that have a finite value of the metric."""
+    searched = [t for t in trials if t.role != "confirm"]
+    return [_line(t, trials, metric, best) for t in searched if any(math.isfinite(v) for _, v in t.values(metric))]
+
+
 def _line(t: Trial, trials: list[Trial], metric: str, best: int | None) -> Line:
     before = trials[t.parent].values(metric)[-1:] if t.parent is not None else []
     values = before + t.values(metric)
@@ -118,9 +122,6 @@ def _figures(
 ) -> dict[str, dict[str, str]]:
     """Returns {name: {svg, note}}, without those for which there are too few trials."""
     mode, trials, found = report["mode"], _trials(report), dict[str, dict[str, str]]()
-    *_, cut = plots.limits([v for line in lines for _, v in line.values], mode)
-    note = "Curves that leave the plot are much worse than the others." if cut else ""
-    found["curves"] = {"svg": plots.curves(lines, s.metric, mode), "note": note}
     searched = [line for line in lines if not line.start]
     axes = _axes(s, [t for t in trials if t.role == "search"])
     if axes and len(searched) > 1 and any(math.isfinite(line.last) for line in searched):
@@ -145,6 +146,12 @@ def _figures(
     return found
 
 
+def _curves(lines: list[Line], s: Settings, mode: str) -> dict[str, str]:
+    *_, cut = plots.limits([v for line in lines for _, v in line.values], s.curve_mode(mode))
+    note = "Curves that leave the plot are much worse than the others." if cut else ""
+    return {"svg": plots.curves(lines, s.curve, s.curve_mode(mode)), "note": note}
+
+
 def _axes(s: Settings, searched: list[Trial]) -> list[Axis]:
     """Returns an axis of each key of the space that differs between trials."""
     keys, out = _differing(searched), []
@@ -160,6 +167,7 @@ def _axes(s: Settings, searched: list[Trial]) -> list[Axis]:
 
 def _without(report: dict[str, Any], s: Settings) -> dict[str, str]:
     """Returns {name of a figure: why it is missing}."""
+    only_good = f"Stopped trials have no {s.metric}, and those that finished are no random draws."
     few = f"Fewer than {random_search.FEWEST} trials with a value were drawn at random"
     exchanged = "Members of a population take over checkpoints, so their trials are no independent draws."
     why = {
@@ -168,10 +176,14 @@ def _without(report: dict[str, Any], s: Settings) -> dict[str, str]:
     }
     return {
         "importance": report["importance"]["about"],
-        "random": exchanged if s.scheduler == "pbt" else why.get(s.search, f"{few}, too few for an estimate."),
+        "random": exchanged
+        if s.scheduler == "pbt"
+        else only_good
+        if s.curve != s.metric and s.scheduler != "none"
+        else why.get(s.search, f"{few}, too few for an estimate."),
         "parallel": "Fewer than two trials with different settings have a value.",
         "frontier": "Fewer than two trials have a value.",
-        "curves": f"No trial has reported {s.metric}.",
+        "curves": f"No trial has reported {s.curve}.",
     }
 
 
@@ -186,7 +198,7 @@ def _facts(report: dict[str, Any], s: Settings, trials: list[Trial]) -> list[tup
         ("trials", f"{counts}; besides the start and {again} runs of the confirmation"),
         ("compared by", f"{s.metric}, {better} is better"),
         ("proposals", f"{s.search}, seed {s.seed}"),
-        ("stopping", f"{s.scheduler}, reports every {s.every} steps"),
+        ("stopping", f"{s.scheduler} by {s.curve}, reports every {s.every} steps" if s.scheduler != "none" else "none"),
         ("spent", f"{total['tokens']:,} tokens, {duration(total['seconds'])} of trial time{cost}"),
         ("ended", report["ended"]),
     ]

@@ -21,7 +21,7 @@ from lib.stage import plan as stage_plan
 from lib.stage import training_cli
 from lib.stage.declared import stages
 from lib.stage.stage import Stage
-from tune import checks, space
+from tune import checks, evaluation, space
 from tune.journal import Journal, Role, Trial
 from tune.settings import Settings
 from tune.space import Space
@@ -47,6 +47,8 @@ class Plan:
     gpu: bool
     """Whether trials use GPUs."""
     notes: list[str]
+    examples: int | None = None
+    """Number of examples of the task that trials are compared by, both halves; None if it isn't known or the metric is no task."""
     finished: bool = False
     """Known only once the search goes on."""
 
@@ -75,6 +77,10 @@ class Plan:
                 found |= {key: now + t.seed} if now is not None else {}
         return found
 
+    def half(self, role: Role) -> str:
+        """Returns which half of the held-out rows, and of a task's examples, a trial is measured on."""
+        return {"confirm": "second"}.get(role, "first") if self.settings.fresh_rows else "both"
+
     def trial(self, t: Trial) -> Job:
         """Returns the job of a trial: a run directory of its own below that of the search."""
         return _job(self.settings, self.stage, self.options(t, directory(self.settings.run, t.number)))
@@ -102,9 +108,12 @@ class Plan:
             ("search", f"{self.settings.config} of jobs/{s.stage}.py → {s.run}"),
             *[("space", p.text()) for p in self.space.parameters],
             ("checked", f"{self.corners} corners of the space are valid jobs"),
-            ("compares", f"{s.metric} at the last report, {'lower' if self.mode == 'min' else 'higher'} is better"),
+            ("compares", f"{self._compared()}, {'lower' if self.mode == 'min' else 'higher'} is better"),
             ("proposals", f"{s.search}, seed {s.seed}"),
-            ("stopping", f"{s.scheduler}, reports every {s.every} steps"),
+            (
+                "stopping",
+                f"{s.scheduler}{f' by {s.curve}' if s.scheduler != 'none' else ''}, reports every {s.every} steps",
+            ),
             ("budget", " or ".join(limits) or "until the space is used up"),
             (
                 "confirms",
@@ -112,7 +121,7 @@ class Plan:
             ),
             (
                 "rows",
-                "compared on one half of the held-out rows, confirmed on the other"
+                "compared on one half of the held-out rows and examples, confirmed on the other"
                 if s.fresh_rows
                 else "all held-out rows",
             ),
@@ -120,6 +129,12 @@ class Plan:
             *([("goes on", f"{ended} trials have ended, {len(known) - ended} go on")] if known else []),
             *[("note", n) for n in self.notes],
         ]
+
+    def _compared(self) -> str:
+        if not evaluation.task_of(self.settings.metric):
+            return f"{self.settings.metric} at the last report"
+        many = f" of {self.examples} examples" if self.examples else ""
+        return f"{self.settings.metric}{many}, measured of each finished trial"
 
 
 def make(settings: Settings) -> Plan:
@@ -140,7 +155,10 @@ def make(settings: Settings) -> Plan:
         settings.search = "random"
         notes.append("search: random, since population based training draws its members at random")
     if base.eval.tasks:
-        notes.append("eval.tasks: trials are not evaluated; evaluate the runs that you choose with jobs/eval.py")
+        notes.append(
+            "eval.tasks: trials are not evaluated on them; make one the metric, or evaluate the runs that you choose"
+        )
+    examples = evaluation.check(settings, base) if evaluation.task_of(settings.metric) else None
     if stage.after:
         notes.append(
             f"trials end with training: what jobs/{stage.name}.py does with a trained model is left to best.yaml"
@@ -152,8 +170,8 @@ def make(settings: Settings) -> Plan:
         )
     mode = settings.mode
     if mode == "auto":
-        mode = "min" if "loss" in settings.metric else "max"
-    planned = Plan(settings, mode, stage, found, base, corners, Journal(Run(settings.run)), on.gpu, notes)
+        mode = "min" if evaluation.lower_is_better(settings.metric) else "max"
+    planned = Plan(settings, mode, stage, found, base, corners, Journal(Run(settings.run)), on.gpu, notes, examples)
     _same(planned)
     return planned
 
@@ -175,7 +193,7 @@ def _stage(name: str) -> Stage:
 def _derived(settings: Settings, role: Role) -> dict[str, Any]:
     """Returns the keys of FOLLOWS that a trial's job sets."""
     out: dict[str, Any] = {"train.save_strategy": "steps", "train.save_steps": settings.every}
-    if settings.metric.startswith("eval_"):
+    if settings.curve.startswith("eval_"):
         out |= {"train.eval_strategy": "steps", "train.eval_steps": settings.every}
     if settings.fresh_rows:
         out["data.heldout_half"] = "second" if role == "confirm" else "first"
@@ -200,7 +218,7 @@ def _corners(settings: Settings, stage: Stage, found: Space) -> tuple[int, list[
             planned = stage_plan.make(Request(_job(settings, stage, options), dry_run=True), stage, ask=False)
             notes |= dict.fromkeys(planned.notes)
         except ValueError as e:
-            for line in str(e).replace("train.eval_strategy: steps:", f"metric: {settings.metric}:").splitlines():
+            for line in str(e).replace("train.eval_strategy: steps:", f"metric: {settings.curve}:").splitlines():
                 problems.setdefault(line, space.short(corner))
     if problems:
         raise UsageError("\n".join(f"{line} (with {corner})" for line, corner in problems.items()))

@@ -51,7 +51,7 @@ def _next_of(
     import numpy as np
 
     draw = np.random.default_rng([settings.seed, generation, member])
-    going = ranked([t for t in before.values() if t.status == "stopped"], settings.metric, mode)
+    going = ranked([t for t in before.values() if t.status == "stopped"], settings.curve, settings.curve_mode(mode))
     few = max(1, int(QUANTILE * len(before)))
     worst = going[max(few, len(before) - few) :]  # those that failed rank below all others
     parent = before[member]

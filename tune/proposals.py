@@ -32,16 +32,16 @@ def propose(
     study = optuna.create_study(sampler=sampler, direction="minimize" if mode == "min" else "maximize")
     if settings.search == "optuna":
         for t in trials:
-            study.add_trial(told(space, t, settings.metric))
+            study.add_trial(told(space, t, settings, mode))
     return space.draw(study.ask())
 
 
-def told(space: Space, t: Trial, metric: str) -> Any:
-    """Returns a trial as Optuna's FrozenTrial."""
+def told(space: Space, t: Trial, settings: Settings, mode: str) -> Any:
+    """Returns a trial as Optuna's FrozenTrial. If stopped trials have no value of the metric, Optuna gets what they were stopped by."""
     import optuna
     from optuna.trial import TrialState
 
-    value = t.last(metric)
+    value, sign = t.last(settings.metric), 1.0 if settings.curve_mode(mode) == mode else -1.0
     state = {
         "running": TrialState.RUNNING,
         "finished": TrialState.COMPLETE if value is not None else TrialState.FAIL,
@@ -55,5 +55,5 @@ def told(space: Space, t: Trial, metric: str) -> Any:
         params=fixed.params,
         distributions=fixed.distributions,
         value=value if state == TrialState.COMPLETE else None,
-        intermediate_values=dict(t.values(metric)),
+        intermediate_values={step: sign * v for step, v in t.values(settings.curve)},
     )

@@ -15,8 +15,10 @@ FEWEST = 5
 
 def drawn_at_random(trials: list[Trial], settings: Settings) -> list[Trial]:
     """Returns the trials of the search whose settings were independent random draws: all of random, the first 10 of optuna, none of grid or
-    of population based training."""
-    if settings.scheduler == "pbt":
+    of population based training. None either if stopped trials have no value of the metric, since only good ones would be left."""
+    if settings.scheduler == "pbt" or (
+        settings.curve != settings.metric and any(t.status == "stopped" for t in trials)
+    ):
         return []
     searched = sorted((t for t in trials if t.role == "search"), key=lambda t: t.number)
     return searched[: {"random": len(searched), "optuna": STARTUP, "grid": 0}[settings.search]]

@@ -26,7 +26,7 @@ def write(planned: Plan, journal: Journal, over: str, command: str) -> bool:
     over: why the search ended. command: the one that goes on with it.
     """
     s, run, trials = planned.settings, Run(planned.settings.run), list(journal.trials.values())
-    found = confirm.confirmed(trials, s, planned.mode, confirm.batches(run.path, trials))
+    found = confirm.confirmed(trials, s, planned.mode, confirm.batches(s, trials))
     chosen = journal.trials[found[0].trial] if found else best(trials, s.metric, planned.mode)
     said = verdict(planned, trials, found)
     keys, about = importances(trials, planned.space, s, planned.mode)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from lib.errors import nearest
-from tune import confirm, population
+from tune import confirm, evaluation, population
 from tune.journal import Journal, Trial
 from tune.plan import Plan, directory
 from tune.progress import Progress
@@ -53,6 +54,8 @@ class Search(Searcher):
         self.numbers[trial_id] = t.number
         self.show.started(t)
         config = {"number": t.number, "job": json.dumps(self.planned.trial(t).to_dict())}
+        if evaluation.task_of(self.planned.settings.metric):
+            config |= {"search": json.dumps(asdict(self.planned.settings)), "half": self.planned.half(t.role)}
         if t.parent is None:
             return config
         parent = self.journal.trials[t.parent]
@@ -141,13 +144,15 @@ class Search(Searcher):
             self.end(t, "failed", f"its process or node was lost {self.lost[t.number]} times")
 
     def missing(self, row: dict[str, Any], outcome: str) -> str:
-        """Returns what is wrong if a trial doesn't report the metric, "" otherwise. Columns of training may be logged later, at its end
-        at the latest."""
-        metric = self.planned.settings.metric
-        if metric in row or not (outcome or metric.startswith("eval_")):
-            return ""
-        columns = sorted(k for k in row if k not in ("step", "tokens", "seconds"))
-        return f"metric: trials don't report {metric}.{nearest(metric, columns)} They report {', '.join(columns)}."
+        """Returns what is wrong if a trial doesn't report what it is compared by, "" otherwise. Columns of training may be logged later, at
+        its end at the latest, when tasks are measured too."""
+        s = self.planned.settings
+        needed = {"metric": s.metric} | ({"stop_by": s.curve} if s.scheduler != "none" else {})
+        for key, name in needed.items():
+            if name not in row and (outcome or name.startswith("eval_")):
+                columns = sorted(k for k in row if k not in ("step", "tokens", "seconds"))
+                return f"{key}: trials don't report {name}.{nearest(name, columns)} They report {', '.join(columns)}."
+        return ""
 
     def cut_off(self, t: Trial, why: str) -> None:
         """Lets a trial end without an end in the journal: it goes on from its checkpoint when the search does."""

@@ -12,6 +12,7 @@ from lib.config import config_file
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
 from lib.errors import UsageError
+from tune import evaluation
 
 
 @dataclass
@@ -43,9 +44,15 @@ class Settings:
     uniform, quniform, randint (its upper end excluded), grid. when: {key: value or list} draws the key only if another one that
     was drawn before has such a value."""
     metric: str = "eval_loss"
-    """What trials are compared by: a column of metrics.jsonl, at a trial's last report."""
+    """What trials are compared by: a column of metrics.jsonl, at a trial's last report; or an evaluation task of lib/evals/registry.py, measured
+    of each trial that finishes: demo, demo.terse, win_rate, lm_eval:arc_easy."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """Whether a lower or higher metric is better. auto: min if its name contains loss, otherwise max."""
+    """Whether a lower or higher metric is better. auto: of a column, min if its name contains loss, otherwise max; of a task, as it says."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """Keys of jobs/eval.py, by their dotted names, if `metric` is a task: {limit: 100, judge.url: …}. The trial is the run `trial`, which
+    win_rate and kl compare with the model that the job starts from, unless runs.NAME names another."""
+    stop_by: str | None = None
+    """Column of metrics.jsonl by which trials are stopped early if `metric` is a task, which unfinished trials don't have. None: eval_loss."""
     search: Literal["random", "grid", "optuna"] = "optuna"
     """How settings are proposed. optuna: the tree-structured Parzen estimator (Bergstra et al. 2011), 10 random trials first."""
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
@@ -75,6 +82,20 @@ class Settings:
     seed: int = 0
     """Seed of the proposals. The trials' own seed is train.seed."""
 
+    @staticmethod
+    def of(kept: dict[str, Any]) -> Settings:
+        """Returns the settings of asdict(settings)."""
+        return Settings(**kept | {"budget": Budget(**kept["budget"])})
+
+    @property
+    def curve(self) -> str:
+        """The column of metrics.jsonl by which the scheduler compares trials."""
+        return self.stop_by or ("eval_loss" if evaluation.task_of(self.metric) else self.metric)
+
+    def curve_mode(self, mode: str) -> str:
+        """Returns min or max for `curve`. mode: of the metric."""
+        return mode if self.curve == self.metric else "min" if "loss" in self.curve else "max"
+
     def usd(self, seconds: float) -> float:
         """Returns the cost in USD of that much trial time."""
         return seconds / 3600 * self.usd_per_hour
@@ -87,9 +108,9 @@ KEYS = Typed("tune", Settings, USAGE, in_file=("config",))
 def parse(argv: list[str] | None = None) -> Request:
     """Parses the arguments. Raises UsageError for an unknown key (with the nearest known one), a wrong type or an unreadable file.
 
-    --set.KEY VALUE and --space.KEY VALUE add a key of the job, whose name has dots of its own, to those of the file.
+    --set.KEY VALUE, --space.KEY VALUE and --evaluate.KEY VALUE add a key, whose name may have dots of its own, to those of the file.
     """
-    rest, added = [], {"set": dict[str, Any](), "space": dict[str, Any]()}
+    rest, added = [], {name: dict[str, Any]() for name in ("set", "space", "evaluate")}
     words = iter(sys.argv[1:] if argv is None else argv)
     for word in words:
         option, given, value = word.partition("=")

@@ -57,7 +57,7 @@ class Stopping:
             np.random.set_state(before)
         elif row["event"] == "reported" and self.settings.scheduler == "pbt":
             return row["trial"] in self.known  # at its first report a generation ends
-        elif row["event"] == "reported" and row["trial"] in self.known and self.settings.metric in row["row"]:
+        elif row["event"] == "reported" and row["trial"] in self.known and self.settings.curve in row["row"]:
             return bool(self.scheduler.on_trial_result(controller, trial, row["row"]) == self.scheduler.STOP)
         return False
 
@@ -67,8 +67,8 @@ def _scheduler(settings: Settings, mode: str) -> TrialScheduler:
 
     shared: dict[str, Any] = {
         "time_attr": "step",
-        "metric": settings.metric,
-        "mode": mode,
+        "metric": settings.curve,
+        "mode": settings.curve_mode(mode),
         "grace_period": settings.every,
     }
     if settings.scheduler == "median":

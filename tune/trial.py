@@ -20,11 +20,14 @@ from lib.config.job import Job
 from lib.run import Run
 from lib.runtime import failure, provenance
 from lib.stage import plan, training
+from tune import evaluation
+from tune.settings import Settings
 
 
 def trial(config: dict[str, Any]) -> None:
     """Entry point in Tune's process. config: job (JSON of Job.to_dict); run and from, if it begins with a checkpoint of another run, and the
-    tokens which that has trained on; and number, which only the scheduler reads.
+    tokens which that has trained on; search (JSON of the Settings) and half, if a task is the metric; and number, which only the scheduler
+    reads.
 
     Ends with a report that has `outcome`: finished; failed, or cut off by the cluster, with `why`. If its process or node is lost, the search
     starts the trial again.
@@ -45,8 +48,12 @@ def trial(config: dict[str, Any]) -> None:
         # As text, because Tune flattens dictionaries and adds numbers of its own.
         tune.report({"row": json.dumps(row | {"seconds": before + time.time() - began})})
 
+    measured: dict[str, float] = {}
     try:
         outcome = _trained(job, run, began, report, config)
+        if "search" in config:
+            gc.collect()  # the trainer: its model would stay in memory beside the one that is measured
+            measured = evaluation.measured(Settings.of(json.loads(config["search"])), job, run, config["half"])
     except SystemExit:  # tune.report raises it in a trial that should stop
         provenance.ended(run, "interrupted")
         raise
@@ -55,7 +62,7 @@ def trial(config: dict[str, Any]) -> None:
             raise
         by_cluster = "ClusterStopTraining" in failure.text_of(e)  # of a group of workers, Ray keeps only the text
         outcome = {"outcome": "cut off" if by_cluster else "failed", "why": failure.explain(e)}
-    report(merged(run.metrics()) | outcome)
+    report(merged(run.metrics()) | measured | outcome)
 
 
 def _trained(

@@ -61,7 +61,8 @@ def _run(planned: Plan) -> tuple[Journal, str]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-        "TUNE_MAX_PENDING_TRIALS_PG": "1",
+        # Trials that wait for a node at the same time, so that a cluster starts all the nodes at once.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(planned.settings.concurrent or 1),
     }
     stopping = Stopping(planned.settings, planned.mode)
     for row in journal.events:

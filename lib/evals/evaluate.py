@@ -20,6 +20,7 @@ from lib.evals.plan import Plan
 from lib.evals.report import gate, length, summary, time_estimate
 from lib.evals.report.formatting import duration
 from lib.evals.report.schema import Curve, Report, RunInfo, Timing, flatten
+from lib.evals.task import Scores
 from lib.evals.tasks import harness_tasks
 from lib.generation import vllm_generator
 from lib.generation.pool import TASK, Engine
@@ -36,9 +37,31 @@ def evaluate(planned: Plan, command: str | None = None, say=print) -> Report:
     Uses the Ray connection if there is one, otherwise connects for the duration. The report shows `command` as the way to
     reproduce it. Raises RuntimeError or ValueError if the evaluation fails.
     """
-    panel = _panel(planned.job)
+    panel = panel_of(planned.job)
     with ray_session.connected():
         return _evaluate(planned, panel, command, say)
+
+
+def measure(planned: Plan, engine: Engine, panel: Panel | None) -> tuple[Context, list[Scores]]:
+    """Measures the job's tasks with the models of `engine`. Returns (what else was recorded, the scores of each example).
+
+    Raises RuntimeError or ValueError if a task fails; the engine is then closed.
+    """
+    job = planned.job
+    rule = registry.RULES["demo"] if job.data.source == "demo" else None
+    context = Context(job, engine, planned.scorer, rule, panel)
+    with ThreadPoolExecutor(len(job.tasks)) as pool:
+        futures = [pool.submit(_measure, name, context) for name in job.tasks]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            _close(engine, panel)  # otherwise the pool would wait for the answers
+            raise
+        failed = next((f.exception() for f in futures if f in done and f.exception()), None)
+        if failed:
+            _close(engine, panel)
+            raise failed
+    return context, [s for f in futures for s in f.result()]
 
 
 def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> Report:
@@ -46,20 +69,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
 
     job, began = planned.job, time.time()
     with Engine(planned.specs, job.workers, say, Ledger(Run(job.run)), job.device) as engine:
-        rule = registry.RULES["demo"] if job.data.source == "demo" else None
-        context = Context(job, engine, planned.scorer, rule, panel)
-        with ThreadPoolExecutor(len(job.tasks)) as pool:
-            futures = [pool.submit(_measure, name, context) for name in job.tasks]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            except KeyboardInterrupt:
-                _close(engine, panel)  # otherwise the pool would wait for the answers
-                raise
-            failed = next((f.exception() for f in futures if f in done and f.exception()), None)
-            if failed:
-                _close(engine, panel)
-                raise failed
-        scores = [s for f in futures for s in f.result()]
+        context, scores = measure(planned, engine, panel)
         work = engine.timings()
         sizes = {s.name: time_estimate.parameters(s.base) for s in planned.specs}
         time_estimate.remember("gpu" if engine.gpu else "cpu", work, sizes)
@@ -103,13 +113,13 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
     return report
 
 
-def _measure(name: str, context: Context) -> list:
+def _measure(name: str, context: Context) -> list[Scores]:
     # Per thread: the engine attributes the requests of this thread to the task.
     TASK.set(harness_tasks.called(name) if name.startswith(harness_tasks.PREFIX) else name)
     return registry.get(name, context.job.task_data, context.job.lm_eval)(context)
 
 
-def _panel(job: EvalJob) -> Panel | None:
+def panel_of(job: EvalJob) -> Panel | None:
     """Returns the judge after checking that it responds. Raises Unreachable (a RuntimeError) before anything else starts."""
     if not job.judge.url:
         return None

@@ -16,9 +16,10 @@ from typing import Any
 
 from lib.generation import result_cache, vllm_generator
 from lib.generation.model_spec import Spec
-from lib.generation.pool_worker import Worker
+from lib.generation.pool_worker import Process, Worker
 from lib.generation.result_cache import Ledger
 from lib.runtime import hardware, node_types, waiting
+from lib.runtime.device import of_worker
 from lib.runtime.failure import StopTraining
 
 SHARD = 64
@@ -56,7 +57,7 @@ class Engine:
     """Schedules requests on the worker processes. Use as a context manager; Ray must be connected.
 
     say: receives progress lines. kept: the ledger that stores the results of finished shards; None stores nothing. device: auto
-    or cpu.
+    or cpu. here: the models run in this process, on its device, and not in others.
     """
 
     def __init__(
@@ -66,15 +67,17 @@ class Engine:
         say: Callable[[str], None] = print,
         kept: Ledger | None = None,
         device: str = "auto",
+        here: bool = False,
     ):
-        import ray
-
-        self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
-        self.gpu = device != "cpu" and hardware.gpus() > 0
-        what = "GPU" if self.gpu else "CPU"
-        # Without `workers`, use what is available now: nodes are rented only for workers that were explicitly requested.
-        up = max(1, int(ray.cluster_resources().get(what, 0)))
-        self.count = min(workers or up, max(up, int(node_types.most(what))))
+        self.specs, self.say, self.began, self.kept, self.here = (
+            {s.name: s for s in specs},
+            say,
+            time.time(),
+            kept,
+            here,
+        )
+        self.gpu = device != "cpu" and (of_worker() == "cuda" if here else hardware.gpus() > 0)
+        self.count = 1 if here else _count(workers, "GPU" if self.gpu else "CPU")
         self.queue: list[tuple[Request, str, list[int], tuple, str]] = []
         self.asked: dict[str, Request] = {}
         self.holds: dict[int, str | None] = {}
@@ -185,19 +188,7 @@ class Engine:
                     return self.queue.pop(i)
 
     def _serve(self, me: int) -> None:
-        import ray
-
-        from lib.config.job import Scale
-        from lib.runtime.hardware import worker_env
-
-        options = {
-            "num_cpus": 1,
-            "num_gpus": 1 if self.gpu else 0,
-            "max_restarts": 1,  # if the memory monitor kills the process or its node is preempted
-            "max_task_retries": 1,
-            "runtime_env": {"env_vars": worker_env(Scale(), self.gpu)},
-        }
-        actor, log = None, self.kept.run.path if self.kept else None
+        process: Process | Worker | None = None
         while True:
             with self.changed:
                 while not self.queue and not self.closed:
@@ -209,22 +200,27 @@ class Engine:
             if request.model != before:
                 self.say(f"{time.time() - self.began:5.0f} s  {request.model:<10} loading")
             vllm = any(self.specs[m].vllm for m in (before, request.model) if m)
-            if actor and vllm and request.model != before:
-                ray.kill(actor)  # vLLM frees GPU memory only when its process ends
-                actor = None
+            if process and vllm and request.model != before:
+                process.end()  # vLLM frees GPU memory only when its process ends
+                process = None
             try:
-                if not actor:
-                    actor = ray.remote(**options)(Worker).remote(self.specs, 1, log, me)
-                    with self.waiting:
-                        ray.get(actor.__ray_ready__.remote())
-                results, seconds, loading = ray.get(actor.run.remote(request.model, method, args))
+                process = process or self._begin(me)
+                results, seconds, loading = process.run(request.model, method, args)
                 if self.kept:
                     self.kept.put(shard, request.model, request.what, results, seconds)
                 self._done(request, rows, results, seconds, loading)
             except Exception as e:
                 self._failed(request, _cause(e))
-        if actor:
-            ray.kill(actor)
+        if process:
+            process.end()
+
+    def _begin(self, me: int) -> Process | Worker:
+        if self.here:
+            import torch
+
+            return Worker(self.specs, torch.get_num_threads(), None, me)
+        log = self.kept.run.path if self.kept else None
+        return Process(self.specs, 1, log, me, gpu=self.gpu, waiting=self.waiting)
 
     def _done(self, request: Request, rows: list[int], results: list, seconds: float, loading: float) -> None:
         with self.changed:
@@ -251,6 +247,14 @@ class Engine:
             self.queue = [item for item in self.queue if item[0] is not request]
             if not request.future.done():
                 request.future.set_exception(type(error)(f"{request.model}: {error}"))
+
+
+def _count(workers: int | None, what: str) -> int:
+    """Returns the number of processes. Without `workers`, as many as are up: nodes are rented only for workers that were asked for."""
+    import ray
+
+    up = max(1, int(ray.cluster_resources().get(what, 0)))
+    return min(workers or up, max(up, int(node_types.most(what))))
 
 
 def _rows(n: int, each: int, characters: int) -> int:

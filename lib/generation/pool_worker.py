@@ -1,17 +1,49 @@
-"""The process that holds models for lib/generation/pool.py, as a Ray actor."""
+"""The process that holds models for lib/generation/pool.py: a Ray actor, or the process that asks."""
 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from lib.generation.model_spec import Spec
 from lib.run import Run
 from lib.runtime import logs
 
 
+class Process:
+    """A Worker in a process of its own, with one CPU core and, if gpu, one GPU. waiting: entered until Ray has started it; the other
+    arguments are the Worker's."""
+
+    def __init__(self, *of, gpu: bool, waiting: AbstractContextManager):
+        import ray
+
+        from lib.config.job import Scale
+        from lib.runtime.hardware import worker_env
+
+        options = {
+            "num_cpus": 1,
+            "num_gpus": 1 if gpu else 0,
+            "max_restarts": 1,  # if the memory monitor kills the process or its node is preempted
+            "max_task_retries": 1,
+            "runtime_env": {"env_vars": worker_env(Scale(), gpu)},
+        }
+        self.actor = ray.remote(**options)(Worker).remote(*of)
+        with waiting:
+            ray.get(self.actor.__ray_ready__.remote())
+
+    def run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
+        import ray
+
+        return ray.get(self.actor.run.remote(name, method, args))
+
+    def end(self) -> None:
+        import ray
+
+        ray.kill(self.actor)
+
+
 class Worker:
-    """The actor. Heavy modules are imported only once its environment is set.
+    """Heavy modules are imported only once the environment of its process is set.
 
     run, number: its output goes to logs/eval-<number>.log of this run; if run is None, it isn't stored.
     """
@@ -25,6 +57,10 @@ class Worker:
         """Computes one shard. Returns (results, seconds of work, seconds of loading)."""
         with logs.kept(self.logged, f"eval-{self.number}") if self.logged else nullcontext():
             return self._run(name, method, args)
+
+    def end(self) -> None:
+        """Frees the models."""
+        self.models = {}
 
     def _run(self, name: str, method: str, args: tuple) -> tuple[list, float, float]:
         began = time.time()

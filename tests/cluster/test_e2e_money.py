@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -77,6 +78,63 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
     resumed = run_job("sft", "--resume", run.path)
     assert resumed.returncode == 0, resumed.stderr
     assert run.provenance()["model_sha256"] == whole.provenance()["model_sha256"]
+
+
+@pytest.mark.soak
+def test_the_budget_ends_a_search_at_checkpoints_and_everything_with_it(apart, tiny_model, chats_file, tmp_path):
+    """Two trials at the same time, on boxes that are rented for them."""
+    laptop, boxes, shared = apart
+    job = {
+        "model": {"base": str(shutil.copytree(tiny_model, shared / "model"))},
+        "data": {"source": shutil.copy(chats_file, shared), "heldout_fraction": 0.3},
+        "scale": {"global_batch": 8, "micro_batch": 4},
+        "train": {"max_steps": 100_000, "logging_steps": 50, "lr_scheduler_type": "constant"},
+    }
+    (shared / "job.yaml").write_text(yaml.safe_dump(job))
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    search = {"run": str(shared / "search"), "config": str(shared / "job.yaml"), "space": space}
+    search |= {"scheduler": "asha", "every": 50, "concurrent": 2, "budget": {"trials": 10}, "retries": -1}
+    (shared / "search.yaml").write_text(yaml.safe_dump(search))
+    code, began = shared / "code", time.time()
+    for package in ("jobs", "lib", "tune"):
+        shutil.copytree(REPO / package, code / package)
+    journal, output = shared / "search/journal.jsonl", tmp_path / "output"
+    with leading(laptop, shared, budget={"total_usd": 0.06, "save_minutes": 0.5, "useful_minutes": 1}):
+        command = ("--working-dir", code, "--", "python", "-m", "tune", "--config", shared / "search.yaml")
+        with open(output, "w") as file:
+            submitted = submit(laptop, *command, stdout=file)
+        while not journal.exists() or len(_reporting(journal)) < 2:
+            assert submitted.poll() is None and time.time() < began + PATIENCE, f"{output.read_text()}\n{boxes.state()}"
+            time.sleep(0.1)
+        took("search submitted → two trials report", began)
+        id, raised = spots(boxes.state())[0], time.time()
+        key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
+        bid = {"client_id": "me", "price": 4.0}
+        httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
+        submitted.wait(PATIENCE)
+        took("dearer → search ended", raised)
+        said = output.read_text()
+        report = Run(str(shared / "search")).read_json("report.json", "")
+        assert "of $0.06 are spent, and the rest is reserved for saving." in report["ended"], said[-3000:]
+        boxes.wait(lambda state: state["rentals"] == [])
+        took("dearer → nothing is rented", raised)
+        time.sleep(6)  # nothing is rented for the pending demand
+        assert boxes.state()["rentals"] == []
+        shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
+        print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
+        assert bill["total_usd"] < 0.07 and shown["usd"] < 0.07
+    assert (shared / "search/report.html").exists()
+    cut = [t for t in report["trials"] if t["status"] == "running"]
+    assert len(cut) == 2 and not any(t["status"] == "failed" for t in report["trials"]), said[-3000:]
+    for t in cut:  # saved after the last report
+        step, _ = checkpoint.latest(Run(t["run"]))
+        assert step >= t["reports"][-1]["step"]
+
+
+def _reporting(journal: Path) -> set[int]:
+    """Returns the trials that have reported."""
+    events = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
+    return {e["trial"] for e in events if e["event"] == "reported"}
 
 
 @pytest.mark.soak

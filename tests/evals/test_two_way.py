@@ -8,7 +8,11 @@ from lib.evals.statistics.two_way import difference
 
 def drawn(rng, seeds: int, blocks: int, seed_sd: float, block_sd: float, rest_sd: float) -> list[list[float]]:
     """Sums of blocks of 5 tokens whose mean is 0 in expectation."""
-    means = rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, block_sd, (1, blocks)) + rng.normal(0, rest_sd, (seeds, blocks))
+    means = (
+        rng.normal(0, seed_sd, (seeds, 1))
+        + rng.normal(0, block_sd, (1, blocks))
+        + rng.normal(0, rest_sd, (seeds, blocks))
+    )
     return (5 * means).tolist()
 
 

@@ -27,7 +27,7 @@ def test_the_key_that_matters_is_told_apart_from_those_that_do_not():
     assert matters.low > max(k.high for k in others)
     assert abs(sum(k.value for k in found.values()) - 1) < 1e-9
     assert all(0 <= k.low <= k.value <= k.high <= 1 for k in found.values())
-    assert about == "Trials are compared at their last reports."
+    assert about == "Trials are compared by eval_loss at their last reports."
     assert _found(trials)[0] == found  # the same trials and seed, the same numbers
     again, _ = _found(trials, settings=searches.settings(seed=1), resamples=3)
     assert {k: v.value for k, v in again.items()} == {k: v.value for k, v in found.items()} and again != found

@@ -133,6 +133,21 @@ WRONG = [
     ({"budget": {"euros": 1}}, "budget.euros is not a key of this job."),
     ({"budget": 3}, "budget is a section of keys, but holds 3."),
     ({"metric": " "}, "metric: is empty."),
+    ({"metric": "dmo.exact"}, "metric: there is no task dmo. Nearest: demo."),
+    ({"metric": "demo.exakt"}, "metric: demo has no exakt. Nearest: exact."),
+    ({"metric": "mt_bench"}, "evaluate: judge.url: mt_bench needs a judge."),
+    ({"metric": "demo", "evaluate": {"limt": 3}}, "evaluate: --limt is not a key of this job. Nearest: --limit"),
+    ({"metric": "demo", "evaluate": {"limit": 0}}, "evaluate: limit: must be"),
+    ({"metric": "demo", "evaluate": {"engine": "vllm"}}, "evaluate.engine: can't be set: it follows from the trial"),
+    ({"metric": "demo", "evaluate": {"runs.trial": "x"}}, "evaluate.runs.trial: can't be set"),
+    ({"metric": "demo", "evaluate": {"decoding": ["greedy", "t=1"]}}, "evaluate.decoding: name one"),
+    ({"metric": "demo", "stop_by": "demo.exact"}, "stop_by: demo.exact: must be a column of metrics.jsonl"),
+    ({"evaluate": {"limit": 3}}, "evaluate: has no effect, since metric is a column"),
+    ({"stop_by": "loss"}, "stop_by: only with a task as metric."),
+    (
+        {"metric": "demo", "scheduler": "asha", "space": {"train.label_smoothing_factor": {"choice": [0, 0.1]}}},
+        "stop_by: eval_loss means something else at each",
+    ),
     (
         {"scheduler": "pbt"},
         "space.model.lora.r: can't change during training. With scheduler: pbt, vary only train.learning_rate and",
@@ -176,6 +191,26 @@ def test_keys_of_the_job_can_be_set_on_the_command_line(tmp_path):
     assert s.space == SPACE | {"train.warmup_steps": {"randint": [0, 5]}} and s.every == 7
     with pytest.raises(UsageError, match=r"^--set.data.limit: \[1 is not valid YAML"):
         settings.parse(["--set.data.limit", "[1"])
+
+
+def test_a_task_as_the_metric_is_in_the_plan(made):
+    p = made({"metric": "demo", "evaluate": {"limit": 20, "max_new_tokens": 8}, "scheduler": "asha"})
+    said = dict(p.lines())
+    assert (
+        p.mode == "max" and said["compares"] == "demo of 20 examples, measured of each finished trial, higher is better"
+    )
+    assert said["stopping"].startswith("asha by eval_loss") and [p.half(r) for r in ("start", "search", "confirm")] == [
+        "first",
+        "first",
+        "second",
+    ]
+    assert (
+        made({"metric": "win_rate", "evaluate": {"data.source": "demo"}}).mode == "max"
+        and made({"metric": "perplexity"}).mode == "min"
+    )
+    # A setting that changes the loss can be searched if no loss is compared.
+    space = {"train.label_smoothing_factor": {"choice": [0, 0.1]}}
+    assert made({"metric": "demo", "space": space}).corners == 2
 
 
 def test_every_problem_is_named_at_once(made):

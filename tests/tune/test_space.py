@@ -44,7 +44,7 @@ def test_what_is_drawn_is_in_the_space_and_depends_only_on_the_seed_and_the_tria
 def test_a_trial_told_to_optuna_has_its_settings_value_and_state():
     drawn = propose(SPACE, Settings(search="random"), "min", [], 3)
     states = {
-        s: told(SPACE, tried(3, drawn, 0.5, s), "eval_loss") for s in ("finished", "stopped", "running", "failed")
+        s: told(SPACE, tried(3, drawn, 0.5, s), Settings(), "min") for s in ("finished", "stopped", "running", "failed")
     }
     assert {s: t.state.name for s, t in states.items()} == {
         "finished": "COMPLETE", "stopped": "PRUNED", "running": "RUNNING", "failed": "FAIL",
