@@ -48,20 +48,28 @@ def keys(s: Settings) -> list[str]:
     """Returns the keys of `set` and `space` that must not be there."""
     problems, compared = [], dict.fromkeys((s.metric, s.curve)) if s.scheduler != "none" else [s.metric]
     loss = next((m for m in compared if "loss" in m), "")
-    for key in (*s.set, *s.space):
-        where = "space" if key in s.space else "set"
+    named = [("set", "", key) for key in s.set]
+    named += [
+        (f"before.{n}.set", n, key) for n, e in s.before.items() if isinstance(e, dict) for key in e.get("set") or {}
+    ]
+    for full in s.space:
+        step = next((n for n in s.before if full.startswith(f"{n}.")), "")
+        named.append(("space", step, full.removeprefix(f"{step}.")))
+    for where, step, key in named:
+        varies, shown = where == "space", f"{where}.{step}.{key}" if where == "space" and step else f"{where}.{key}"
+        follows = {"run": "run"} if step else FOLLOWS
         if key in (*SECTIONS, "train", "model.lora"):
-            problems.append(f"{where}.{key}: is a section. Name its key with dots: {key}.NAME.")
-        elif key in FOLLOWS:
-            problems.append(f"{where}.{key}: can't be set: it follows from {FOLLOWS[key]}.")
-        elif where == "space" and key in s.set:
-            problems.append(f"space.{key}: is also in `set`. Leave it out of one of them.")
-        elif where == "space" and key in SHARED:
-            problems.append(f"space.{key}: must not vary: {SHARED[key]}.")
-        elif where == "space" and loss and key.removeprefix("train.") in SCALES_LOSS:
-            named = "metric" if loss == s.metric else "stop_by"
+            problems.append(f"{shown}: is a section. Name its key with dots: {key}.NAME.")
+        elif key in follows:
+            problems.append(f"{shown}: can't be set: it follows from {follows[key]}.")
+        elif varies and (f"before.{step}.set" if step else "set", step, key) in named:
+            problems.append(f"{shown}: is also in `set`. Leave it out of one of them.")
+        elif varies and key in SHARED and not (step and key.startswith("data.")):
+            problems.append(f"{shown}: must not vary: {SHARED[key]}.")
+        elif varies and not step and loss and key.removeprefix("train.") in SCALES_LOSS:
+            which = "metric" if loss == s.metric else "stop_by"
             problems.append(
-                f"{named}: {loss} means something else at each {key}. Compare by another column, such as an accuracy."
+                f"{which}: {loss} means something else at each {key}. Compare by another column, such as an accuracy."
             )
     return problems
 
@@ -102,9 +110,13 @@ def combinations(s: Settings, found: Space) -> list[str]:
             found.grid()
         except ValueError as e:
             return [str(e)]
+    if s.second_objective != "none" and (s.search != "optuna" or s.scheduler != "none"):
+        return [
+            f"second_objective: {s.second_objective}: only with search: optuna and scheduler: none, since Optuna takes no stopped trials with it."
+        ]
     if s.scheduler != "pbt":
         return []
-    out = []
+    out = ["before: can't be combined with scheduler: pbt."] if s.before else []
     for p in found.parameters:
         if p.key not in CHANGES:
             out.append(

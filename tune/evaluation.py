@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lib.errors import UsageError, nearest
+from tune.steps import filled
 
 if TYPE_CHECKING:
     from lib.config.job import Job
@@ -113,8 +114,9 @@ def problems(settings: Settings) -> list[str]:
     return out
 
 
-def check(settings: Settings, trained: Job) -> int | None:
+def check(settings: Settings, trained: Job, stand_ins: dict[str, str]) -> int | None:
     """Checks the evaluation of a trial, with the job's base in place of its model. Returns the number of examples, if it is known.
+    stand_ins: {earlier step: the model that stands for its run}.
 
     Raises ValueError with every problem.
     """
@@ -122,7 +124,8 @@ def check(settings: Settings, trained: Job) -> int | None:
 
     wanted = job(settings, trained)
     if wanted.runs:  # of a reward stage, only a trained model can be checked
-        wanted = replace(wanted, runs=wanted.runs | {TRIAL: trained.model.base})
+        runs = wanted.runs | {TRIAL: trained.model.base}
+        wanted = replace(wanted, runs={name: filled(base, stand_ins) for name, base in runs.items()})
         try:
             return plan.plan(wanted).counts.get(wanted.tasks[0])
         except ValueError as e:

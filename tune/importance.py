@@ -47,6 +47,7 @@ def importances(
 def _by(
     trials: list[Trial], space: Space, settings: Settings, mode: str, resamples: int
 ) -> tuple[list[Importance], str]:
+    settings = replace(settings, second_objective="none")
     values, how = at_equal_training(trials, settings.metric)
     if len(values) < FEWEST:
         few = f"{len(values)} finished or stopped trials have a value of {settings.metric}; importance needs {FEWEST}."

@@ -213,7 +213,7 @@ def _commands(report: dict[str, Any], s: Settings, ordered: list[Trial], runs: d
     out = []
     if report["best"] is not None:
         best = shlex.quote(f"{s.run}/best.yaml")
-        out.append(("Train the best trial’s job", f"python jobs/{s.stage}.py --config {best}"))
+        out.append(("Train the best trial’s job", f"python jobs/{s.program}.py --config {best}"))
     out.append(("Go on with the search, for example after budget was raised", report["command"]))
     stopped = [t for t in ordered if t.status == "stopped"]
     if stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -14,17 +15,15 @@ from lib.config import config_file
 from lib.config.command_line import Request
 from lib.config.config_file import read_yaml
 from lib.config.job import Job
-from lib.errors import UsageError, nearest
+from lib.errors import UsageError
 from lib.run import Run
 from lib.runtime import device, hardware, node_types
 from lib.stage import plan as stage_plan
-from lib.stage import training_cli
-from lib.stage.declared import stages
-from lib.stage.stage import Stage
 from tune import checks, evaluation, space
 from tune.journal import Journal, Role, Trial
 from tune.settings import Settings
 from tune.space import Space
+from tune.steps import Step, filled, own, read
 
 MAY_CHANGE = ("budget", "concurrent", "retries", "usd_per_hour", "run", "confirm", "finalists")
 """Keys of the search that may differ when it goes on, because no proposal depends on them."""
@@ -36,10 +35,9 @@ class Plan:
     """With absolute paths."""
     mode: str
     """min or max."""
-    stage: Stage
+    steps: list[Step]
+    """The jobs of a trial; the last one is what trials are compared by."""
     space: Space
-    base: Job
-    """The job that the search starts from, with the keys of `set`."""
     corners: int
     """Number of settings that were checked."""
     before: Journal
@@ -56,6 +54,11 @@ class Plan:
     def job(self) -> Settings:
         return self.settings
 
+    @property
+    def base(self) -> Job:
+        """The job that the search starts from, with the keys of `set`."""
+        return self.steps[-1].base
+
     def environment(self) -> dict[str, str]:
         """Returns the environment variables of the trials' processes."""
         address = node_types.address() if os.environ.get("RAY_ADDRESS") else None
@@ -65,30 +68,42 @@ class Plan:
         return env | ({"RAY_ADDRESS": address} if address else {})  # a trial obeys its cluster's signals, as a job does
 
     def identity(self) -> str:
-        """Returns a hash of the job that the search starts from, to notice if its file was edited."""
-        return hashlib.sha256(json.dumps(self.base.to_dict() | {"run": ""}, sort_keys=True).encode()).hexdigest()
+        """Returns a hash of the jobs that the search starts from, to notice if their files were edited."""
+        jobs = [step.base.to_dict() | {"run": ""} for step in self.steps]
+        return hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()
 
-    def options(self, t: Trial, run: str) -> dict[str, Any]:
-        """Returns {dotted key: value}, over those of the config, of the job of a trial."""
-        found = {**self.settings.set, **_derived(self.settings, t.role), **t.settings, "run": run}
-        if t.seed:
-            for key in ("train.seed", "train.data_seed"):
-                now = self.base.train.get(key[6:], 42 if key == "train.seed" else None)  # 42: TrainingArguments' own
-                found |= {key: now + t.seed} if now is not None else {}
-        return found
+    def options(self, t: Trial, step: Step) -> dict[str, Any]:
+        """Returns {dotted key: value}, over those of the config and of `set`, of one of a trial's jobs."""
+        derived = {} if step.name else _derived(self.settings, t.role)
+        return {**derived, **own(t.settings, step.name, self.steps), **step.seeded(t.seed)}
 
     def half(self, role: Role) -> str:
         """Returns which half of the held-out rows, and of a task's examples, a trial is measured on."""
         return {"confirm": "second"}.get(role, "first") if self.settings.fresh_rows else "both"
 
-    def trial(self, t: Trial) -> Job:
-        """Returns the job of a trial: a run directory of its own below that of the search."""
-        return _job(self.settings, self.stage, self.options(t, directory(self.settings.run, t.number)))
+    def jobs(self, t: Trial) -> list[Job]:
+        """Returns the jobs of a trial in their order. Each has a run directory of its own below that of the search."""
+        runs, found = dict[str, str](), list[Job]()
+        for step in self.steps:
+            run = directory(self.settings.run, t.number) + (f"-{step.name}" if step.name else "")
+            found.append(step.job(self.options(t, step) | {"run": run}, runs))
+            runs[step.name] = run
+        return found
 
     def yaml(self, t: Trial, run: str) -> str:
-        """Returns a trial's job as a YAML file for jobs/<stage>.py."""
+        """Returns a trial as a YAML file: for jobs/<stage>.py or, if it has several jobs, for jobs/pipeline.py."""
+        if len(self.steps) > 1:
+            steps = {
+                step.name or self.settings.stage: {
+                    "stage": step.stage.name,
+                    "config": step.config,
+                    "set": step.set | self.options(t, step),
+                }
+                for step in self.steps
+            }
+            return yaml.safe_dump({"folder": run, "steps": steps}, sort_keys=False, allow_unicode=True)
         tree = read_yaml(self.settings.config)
-        for key, value in self.options(t, run).items():
+        for key, value in {**self.settings.set, **self.options(t, self.steps[0]), "run": run}.items():
             *sections, name = key.split(".")
             inner = tree
             for section in sections:
@@ -106,6 +121,7 @@ class Plan:
         each = "all cores and GPUs the cluster has" if s.concurrent is None else f"{s.concurrent} at the same time"
         return [
             ("search", f"{self.settings.config} of jobs/{s.stage}.py → {s.run}"),
+            *[("before", f"{x.name}: {x.config} of jobs/{x.stage.name}.py") for x in self.steps[:-1]],
             *[("space", p.text()) for p in self.space.parameters],
             ("checked", f"{self.corners} corners of the space are valid jobs"),
             ("compares", f"{self._compared()}, {'lower' if self.mode == 'min' else 'higher'} is better"),
@@ -140,7 +156,6 @@ class Plan:
 def make(settings: Settings) -> Plan:
     """Returns the plan of a search. Raises UsageError listing every problem."""
     problems = checks.numbers(settings)
-    stage = _stage(settings.stage)
     settings.config = os.path.abspath(settings.config)
     settings.run = Run(settings.run).path
     found, wrong = space.read(settings.space)
@@ -149,8 +164,9 @@ def make(settings: Settings) -> Plan:
     problems += checks.combinations(settings, found) if not wrong else []
     if problems:
         raise UsageError("\n".join(problems))
-    base = _job(settings, stage, settings.set | {"run": f"{settings.run}/trials"})
-    corners, notes = _corners(settings, stage, found)
+    steps = read(settings)
+    base, stage = steps[-1].base, steps[-1].stage
+    corners, notes = _corners(settings, steps, found)
     if settings.scheduler == "pbt" and settings.search == "optuna":
         settings.search = "random"
         notes.append("search: random, since population based training draws its members at random")
@@ -158,7 +174,7 @@ def make(settings: Settings) -> Plan:
         notes.append(
             "eval.tasks: trials are not evaluated on them; make one the metric, or evaluate the runs that you choose"
         )
-    examples = evaluation.check(settings, base) if evaluation.task_of(settings.metric) else None
+    examples = evaluation.check(settings, base, _stand_ins(steps)) if evaluation.task_of(settings.metric) else None
     if stage.after:
         notes.append(
             f"trials end with training: what jobs/{stage.name}.py does with a trained model is left to best.yaml"
@@ -171,7 +187,7 @@ def make(settings: Settings) -> Plan:
     mode = settings.mode
     if mode == "auto":
         mode = "min" if evaluation.lower_is_better(settings.metric) else "max"
-    planned = Plan(settings, mode, stage, found, base, corners, Journal(Run(settings.run)), on.gpu, notes, examples)
+    planned = Plan(settings, mode, steps, found, corners, Journal(Run(settings.run)), on.gpu, notes, examples)
     _same(planned)
     return planned
 
@@ -179,15 +195,6 @@ def make(settings: Settings) -> Plan:
 def directory(search: str, number: int) -> str:
     """Returns the run directory of a trial."""
     return f"{search}/trials/{number:04d}"
-
-
-def _stage(name: str) -> Stage:
-    found = stages()
-    if name not in found:
-        raise UsageError(
-            f"stage: there is no training stage {name}. Known: {', '.join(sorted(found))}.{nearest(name, found)}"
-        )
-    return found[name]
 
 
 def _derived(settings: Settings, role: Role) -> dict[str, Any]:
@@ -200,26 +207,28 @@ def _derived(settings: Settings, role: Role) -> dict[str, Any]:
     return out
 
 
-def _job(settings: Settings, stage: Stage, options: dict[str, Any]) -> Job:
-    argv = ["--config", settings.config]
-    argv += [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
-    job: Job = training_cli.parse(stage, argv).job
-    return job
+def _stand_ins(steps: list[Step]) -> dict[str, str]:
+    """Returns {step: the model that it starts from}, which stands for its run as long as that doesn't exist: tokenizer and size are alike."""
+    found = dict[str, str]()
+    for step in steps[:-1]:
+        found[step.name] = filled(step.base.model.base, found)
+    return found
 
 
-def _corners(settings: Settings, stage: Stage, found: Space) -> tuple[int, list[str]]:
+def _corners(settings: Settings, steps: list[Step], found: Space) -> tuple[int, list[str]]:
     """Checks that every corner of the space is a job that `--dry-run` accepts. Returns (how many there are, the plans' notes)."""
     problems: dict[str, str] = {}
     notes: dict[str, None] = {}
     corners = found.corners()
-    for corner in corners:
-        options = settings.set | _derived(settings, "search") | corner | {"run": f"{settings.run}/corner"}
+    for corner, step in itertools.product(corners, steps):
+        options = (_derived(settings, "search") if not step.name else {}) | own(corner, step.name, steps)
         try:
-            planned = stage_plan.make(Request(_job(settings, stage, options), dry_run=True), stage, ask=False)
-            notes |= dict.fromkeys(planned.notes)
+            job = step.job(options | {"run": f"{settings.run}/corner"}, _stand_ins(steps))
+            notes |= dict.fromkeys(stage_plan.make(Request(job, dry_run=True), step.stage, ask=False).notes)
         except ValueError as e:
+            named = f"before.{step.name}: " if step.name else ""
             for line in str(e).replace("train.eval_strategy: steps:", f"metric: {settings.curve}:").splitlines():
-                problems.setdefault(line, space.short(corner))
+                problems.setdefault(named + line, space.short(corner))
     if problems:
         raise UsageError("\n".join(f"{line} (with {corner})" for line, corner in problems.items()))
     return len(corners), list(notes)

@@ -25,11 +25,14 @@ def propose(
     import numpy as np
     import optuna
     from optuna.samplers import RandomSampler, TPESampler
+    from optuna.study import StudyDirection
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = int(np.random.SeedSequence([settings.seed, number, again]).generate_state(1)[0])
     sampler = RandomSampler(seed=seed) if settings.search == "random" else TPESampler(seed=seed, constant_liar=True)
-    study = optuna.create_study(sampler=sampler, direction="minimize" if mode == "min" else "maximize")
+    directions = [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE]
+    directions += [StudyDirection.MINIMIZE] if settings.second_objective != "none" else []
+    study = optuna.create_study(sampler=sampler, directions=directions)
     if settings.search == "optuna":
         for t in trials:
             study.add_trial(told(space, t, settings, mode))
@@ -41,6 +44,7 @@ def told(space: Space, t: Trial, settings: Settings, mode: str) -> Any:
     import optuna
     from optuna.trial import TrialState
 
+    second = [t.seconds] if settings.second_objective == "seconds" else []
     value, sign = t.last(settings.metric), 1.0 if settings.curve_mode(mode) == mode else -1.0
     state = {
         "running": TrialState.RUNNING,
@@ -54,6 +58,6 @@ def told(space: Space, t: Trial, settings: Settings, mode: str) -> Any:
         state=state,
         params=fixed.params,
         distributions=fixed.distributions,
-        value=value if state == TrialState.COMPLETE else None,
+        values=[value, *second] if value is not None and state == TrialState.COMPLETE else None,
         intermediate_values={step: sign * v for step, v in t.values(settings.curve)},
     )

@@ -73,7 +73,7 @@ def write(planned: Plan, journal: Journal, over: str, command: str) -> bool:
         return False
     comment = "".join(f"# {line}\n" for line in [f"Trial {chosen.number} of the search in {run.path}.", *said])
     run.write_text("best.yaml", comment + planned.yaml(chosen, f"{s.run}/best"))
-    print(f"Next:\n  python jobs/{s.stage}.py --config {shlex.quote(run.at('best.yaml'))}\n  {seen}")
+    print(f"Next:\n  python jobs/{s.program}.py --config {shlex.quote(run.at('best.yaml'))}\n  {seen}")
     return True
 
 

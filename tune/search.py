@@ -53,7 +53,7 @@ class Search(Searcher):
         self.given.add(t.number)
         self.numbers[trial_id] = t.number
         self.show.started(t)
-        config = {"number": t.number, "job": json.dumps(self.planned.trial(t).to_dict())}
+        config = {"number": t.number, "jobs": json.dumps([job.to_dict() for job in self.planned.jobs(t)])}
         if evaluation.task_of(self.planned.settings.metric):
             config |= {"search": json.dumps(asdict(self.planned.settings)), "half": self.planned.half(t.role)}
         if t.parent is None:

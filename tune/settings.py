@@ -37,6 +37,9 @@ class Settings:
     """The stage to search over: a file of jobs/."""
     config: str = "configs/sft.yaml"
     """The job that the search starts from: a YAML file of that stage."""
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Jobs that every trial runs before it, in this order, to search over a chain of stages: {sft: {stage: sft, config: configs/sft.yaml}}, with
+    `set` as here. {sft} in `set` of a later job is the run of that one, and the space varies its keys as sft.KEY."""
     set: dict[str, Any] = field(default_factory=dict)
     """Keys of the job that all trials have in common, by their dotted names, over those of `config`."""
     space: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,6 +58,9 @@ class Settings:
     """Column of metrics.jsonl by which trials are stopped early if `metric` is a task, which unfinished trials don't have. None: eval_loss."""
     search: Literal["random", "grid", "optuna"] = "optuna"
     """How settings are proposed. optuna: the tree-structured Parzen estimator (Bergstra et al. 2011), 10 random trials first."""
+    second_objective: Literal["none", "seconds"] = "none"
+    """seconds: optuna proposes trials that are good by the metric, fast, or both (multi-objective TPE, Ozaki et al. 2020); the page shows the
+    frontier. The best trial is still the one with the best metric. Only with scheduler: none."""
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
     """How trials are stopped early. asha: asynchronous successive halving (Li et al. 2020). hyperband: the same with three brackets.
     median: stops a trial that is worse than the median of the others so far. pbt: population based training of budget.trials members (Jaderberg
@@ -86,6 +92,11 @@ class Settings:
     def of(kept: dict[str, Any]) -> Settings:
         """Returns the settings of asdict(settings)."""
         return Settings(**kept | {"budget": Budget(**kept["budget"])})
+
+    @property
+    def program(self) -> str:
+        """The name in jobs/ of the program that trains best.yaml."""
+        return "pipeline" if self.before else self.stage
 
     @property
     def curve(self) -> str:

@@ -25,31 +25,33 @@ from tune.settings import Settings
 
 
 def trial(config: dict[str, Any]) -> None:
-    """Entry point in Tune's process. config: job (JSON of Job.to_dict); run and from, if it begins with a checkpoint of another run, and the
+    """Entry point in Tune's process. config: jobs (JSON of Job.to_dict of each); run and from, if it begins with a checkpoint of another run, and the
     tokens which that has trained on; search (JSON of the Settings) and half, if a task is the metric; and number, which only the scheduler
     reads.
 
     Ends with a report that has `outcome`: finished; failed, or cut off by the cluster, with `why`. If its process or node is lost, the search
     starts the trial again.
     """
-    import torch
     from ray import tune
 
-    gc.collect()  # the trainer of an earlier trial in this process
-    # The seed of a new process, so that a trial computes what its job does.
-    torch.manual_seed(torch.Generator().initial_seed())
-    began, job = time.time(), Job.from_dict(json.loads(config["job"]))
+    began, jobs = time.time(), [Job.from_dict(job) for job in json.loads(config["jobs"])]
+    *earlier, job = jobs
     run = Run(job.run)
-    sys.argv = [f"jobs/{job.stage}.py", "--resume", run.path]  # the command in provenance.json
-    before = sum(a.get("seconds", 0.0) for a in provenance.attempted(run, began)[:-1]) if run.is_run() else 0.0
+    there = [r for r in (Run(j.run) for j in jobs) if r.is_run()]
+    before = sum(a.get("seconds", 0.0) for r in there for a in provenance.attempted(r, began)[:-1])
 
     def report(row: dict[str, Any]) -> None:
         row["tokens"] = row.get("num_input_tokens_seen", 0) - config.get("tokens", 0)
+        row["tokens"] += sum(Run(j.run).provenance().get("tokens", 0) for j in earlier)
         # As text, because Tune flattens dictionaries and adds numbers of its own.
         tune.report({"row": json.dumps(row | {"seconds": before + time.time() - began})})
 
     measured: dict[str, float] = {}
     try:
+        for each in earlier:
+            _as_a_new_process(each)
+            _train(each, Run(each.run), time.time(), TrainerCallback(), {})
+        _as_a_new_process(job)
         outcome = _trained(job, run, began, report, config)
         if "search" in config:
             gc.collect()  # the trainer: its model would stay in memory beside the one that is measured
@@ -68,16 +70,8 @@ def trial(config: dict[str, Any]) -> None:
 def _trained(
     job: Job, run: Run, began: float, report: Callable[[dict[str, Any]], None], config: dict[str, Any]
 ) -> dict[str, str]:
-    stage = importlib.import_module(f"jobs.{job.stage}").STAGE
-    if (fresh := not run.is_run()) and run.exists():
-        run.remove("")  # a copy of a checkpoint that a kill cut off
-    planned = plan.make(Request(job, resume=not fresh), stage)
-    if planned.finished:
-        return {"outcome": "finished", "why": ""}
-    if fresh and "from" in config:
-        copy(Run(config["run"]), run, config["from"])
     if job.scale.workers == 1:
-        training.train(planned, stage, began, Reports(report))
+        _train(job, run, began, Reports(report), config)
         return {"outcome": "finished", "why": ""}
     from ray.util.queue import Queue
 
@@ -85,7 +79,7 @@ def _trained(
 
     def work() -> None:
         try:
-            done["summary"] = training.train(planned, stage, began, Reports(rows.put))
+            _train(job, run, began, Reports(rows.put), config)
         except BaseException as e:  # raised again below
             done["error"] = e
         rows.put(None)
@@ -97,6 +91,28 @@ def _trained(
     if "error" in done:
         raise done["error"]
     return {"outcome": "finished", "why": ""}
+
+
+def _as_a_new_process(job: Job) -> None:
+    """Prepares this process, which may have trained before, for a job that computes what it does in a process of its own."""
+    import torch
+
+    gc.collect()  # an earlier trainer
+    torch.manual_seed(torch.Generator().initial_seed())
+    sys.argv = [f"jobs/{job.stage}.py", "--resume", Run(job.run).path]  # the command in provenance.json
+
+
+def _train(job: Job, run: Run, began: float, callback: TrainerCallback, config: dict[str, Any]) -> None:
+    """Trains to the job's end, unless the run is finished already."""
+    stage = importlib.import_module(f"jobs.{job.stage}").STAGE
+    if (fresh := not run.is_run()) and run.exists():
+        run.remove("")  # a copy of a checkpoint that a kill cut off
+    planned = plan.make(Request(job, resume=not fresh), stage)
+    if planned.finished:
+        return
+    if fresh and "from" in config:
+        copy(Run(config["run"]), run, config["from"])
+    training.train(planned, stage, began, callback)
 
 
 def copy(parent: Run, run: Run, rel: str) -> None:

@@ -46,11 +46,11 @@ def test_a_plan_names_the_space_and_the_limits(made):
 def test_a_trials_job_has_its_settings_and_those_of_the_search(made):
     p = made({"set": {"train.warmup_steps": 2}, "every": 5})
     t = p.before.propose({"train.learning_rate": 2e-3, "model.lora.r": 4}, "search")
-    job = p.trial(t)
+    (job,) = p.jobs(t)
     assert (job.train["learning_rate"], job.model.lora["r"], job.train["warmup_steps"]) == (2e-3, 4, 2)
     assert (job.train["save_steps"], job.train["eval_steps"], job.train["eval_strategy"]) == (5, 5, "steps")
     assert job.data.heldout_half == "first" and job.run.endswith("search/trials/0000")
-    again = p.trial(p.before.propose(t.settings, "confirm", of=0, seed=2))
+    (again,) = p.jobs(p.before.propose(t.settings, "confirm", of=0, seed=2))
     assert (again.train["seed"], again.data.heldout_half) == (44, "second")
 
 
@@ -58,8 +58,8 @@ def test_best_yaml_is_the_trials_job(made, tmp_path):
     """Read back by the stage's own parser, whatever its keys look like."""
     p = made({"set": {"train.warmup_steps": 2}})
     t = p.before.propose({"train.learning_rate": 2e-3, "model.lora.r": 4}, "search")
-    (tmp_path / "best.yaml").write_text(p.yaml(t, p.trial(t).run))
-    assert training_cli.parse(p.stage, ["--config", str(tmp_path / "best.yaml")]).job == p.trial(t)
+    (tmp_path / "best.yaml").write_text(p.yaml(t, p.jobs(t)[0].run))
+    assert [training_cli.parse(p.steps[0].stage, ["--config", str(tmp_path / "best.yaml")]).job] == p.jobs(t)
 
 
 def test_the_halves_of_the_heldout_rows_are_all_of_them(made):
@@ -123,6 +123,8 @@ WRONG = [
     ({"set": {"run": "x"}}, "set.run: can't be set: it follows from run."),
     ({"search": "grid"}, "space.train.learning_rate: search: grid needs listed values"),
     ({"search": "tpe"}, "search: must be one of"),
+    ({"second_objective": "seconds", "scheduler": "asha"}, "second_objective: seconds: only with search: optuna and"),
+    ({"second_objective": "seconds", "search": "random"}, "second_objective: seconds: only with search: optuna and"),
     ({"scheduler": "ashaa"}, "scheduler: must be one of"),
     ({"every": 0}, "every: must be at least 1, is 0."),
     ({"halving": 1}, "halving: must be above 1, is 1"),

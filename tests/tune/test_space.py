@@ -53,6 +53,23 @@ def test_a_trial_told_to_optuna_has_its_settings_value_and_state():
     assert SPACE.draw(optuna.trial.FixedTrial(states["stopped"].params)) == drawn
 
 
+def test_with_seconds_as_the_second_objective_optuna_proposes_what_is_fast_or_good():
+    """The metric wants a high rate and the seconds a low one, so that all rates are equally good trade-offs; weight decay only costs."""
+    one, _ = space.read({"train.learning_rate": {"uniform": [0.0, 1.0]}, "train.weight_decay": {"uniform": [0.0, 1.0]}})
+    found = {}
+    for second in ("none", "seconds"):
+        settings, trials = Settings(search="optuna", second_objective=second), []
+        for number in range(60):
+            drawn = propose(one, settings, "max", trials, number)
+            t = tried(number, drawn, drawn["train.learning_rate"] - drawn["train.weight_decay"], "finished")
+            t.ended_after = 1 + drawn["train.learning_rate"] + drawn["train.weight_decay"]
+            trials.append(t)
+        found[second] = [t.settings["train.learning_rate"] for t in trials[30:]]
+        assert sum(t.settings["train.weight_decay"] < 0.5 for t in trials[30:]) > 20
+    low = {second: sum(r < 0.5 for r in rates) for second, rates in found.items()}
+    assert low["none"] < 6 and 10 < low["seconds"] < 27
+
+
 def test_optuna_finds_the_better_half_of_a_space_more_often_than_random_search():
     """The value is the distance of log10(learning rate) from -3; the space is 2 decades wide."""
     import math
