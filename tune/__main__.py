@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def plan(request: Request) -> Plan:
     from tune import plan
 
-    return plan.make(request.job)
+    planned = plan.make(request.job)
+    plan.preflight(planned)
+    return planned
 
 
 def work(planned: Plan, command: str) -> bool:

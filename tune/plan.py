@@ -19,6 +19,7 @@ from lib.errors import UsageError
 from lib.run import Run
 from lib.runtime import device, hardware, node_types
 from lib.stage import plan as stage_plan
+from lib.stage.preflight import Preflight
 from tune import checks, evaluation, space
 from tune.journal import Journal, Role, Trial
 from tune.settings import Settings
@@ -38,8 +39,8 @@ class Plan:
     steps: list[Step]
     """The jobs of a trial; the last one is what trials are compared by."""
     space: Space
-    corners: int
-    """Number of settings that were checked."""
+    checked: list[list[stage_plan.Plan]]
+    """The plans of the corners of the space, for each step."""
     before: Journal
     """What an earlier start of the search has done."""
     gpu: bool
@@ -58,6 +59,11 @@ class Plan:
     def base(self) -> Job:
         """The job that the search starts from, with the keys of `set`."""
         return self.steps[-1].base
+
+    @property
+    def corners(self) -> int:
+        """Number of settings that were checked."""
+        return len(self.checked[-1])
 
     def environment(self) -> dict[str, str]:
         """Returns the environment variables of the trials' processes."""
@@ -166,7 +172,8 @@ def make(settings: Settings) -> Plan:
         raise UsageError("\n".join(problems))
     steps = read(settings)
     base, stage = steps[-1].base, steps[-1].stage
-    corners, notes = _corners(settings, steps, found)
+    checked = _corners(settings, steps, found)
+    notes = list(dict.fromkeys(note for each in checked for p in each for note in p.notes))
     if settings.scheduler == "pbt" and settings.search == "optuna":
         settings.search = "random"
         notes.append("search: random, since population based training draws its members at random")
@@ -187,7 +194,7 @@ def make(settings: Settings) -> Plan:
     mode = settings.mode
     if mode == "auto":
         mode = "min" if evaluation.lower_is_better(settings.metric) else "max"
-    planned = Plan(settings, mode, steps, found, corners, Journal(Run(settings.run)), on.gpu, notes, examples)
+    planned = Plan(settings, mode, steps, found, checked, Journal(Run(settings.run)), on.gpu, notes, examples)
     _same(planned)
     return planned
 
@@ -215,23 +222,31 @@ def _stand_ins(steps: list[Step]) -> dict[str, str]:
     return found
 
 
-def _corners(settings: Settings, steps: list[Step], found: Space) -> tuple[int, list[str]]:
-    """Checks that every corner of the space is a job that `--dry-run` accepts. Returns (how many there are, the plans' notes)."""
+def preflight(planned: Plan) -> None:
+    """Has TRL, transformers and PEFT check every corner, as they check a job. Raises UsageError."""
+    for step, (first, *others) in zip(planned.steps, planned.checked, strict=True):
+        before = len(first.notes)
+        with Preflight(step.stage.config, first.job, [p.job for p in others]) as asked:
+            asked.ask(first)
+        planned.notes += first.notes[before:]
+
+
+def _corners(settings: Settings, steps: list[Step], found: Space) -> list[list[stage_plan.Plan]]:
+    """Checks that every corner of the space is a job that `--dry-run` accepts. Returns their plans, for each step."""
     problems: dict[str, str] = {}
-    notes: dict[str, None] = {}
-    corners = found.corners()
-    for corner, step in itertools.product(corners, steps):
+    made: dict[str, list[stage_plan.Plan]] = {step.name: [] for step in steps}
+    for corner, step in itertools.product(found.corners(), steps):
         options = (_derived(settings, "search") if not step.name else {}) | own(corner, step.name, steps)
         try:
             job = step.job(options | {"run": f"{settings.run}/corner"}, _stand_ins(steps))
-            notes |= dict.fromkeys(stage_plan.make(Request(job, dry_run=True), step.stage, ask=False).notes)
+            made[step.name].append(stage_plan.make(Request(job, dry_run=True), step.stage, ask=False))
         except ValueError as e:
             named = f"before.{step.name}: " if step.name else ""
             for line in str(e).replace("train.eval_strategy: steps:", f"metric: {settings.curve}:").splitlines():
                 problems.setdefault(named + line, space.short(corner))
     if problems:
         raise UsageError("\n".join(f"{line} (with {corner})" for line, corner in problems.items()))
-    return len(corners), list(notes)
+    return list(made.values())
 
 
 def _same(planned: Plan) -> None:

@@ -1,6 +1,6 @@
 """Finds on the driver what TRL, transformers and PEFT would refuse on a worker: a subprocess builds the objects a worker will build.
 
-    python -m lib.stage.preflight sft <<< '{"job": …}'       prints {"problems": […], "whole": true}
+    python -m lib.stage.preflight sft <<< '{"jobs": [{…}]}'       prints {"problems": […], "whole": true}
 
 On a CPU it builds the config class, the scheduler and optimizer with their arguments, LoraConfig, and the base without its weights
 (on torch's meta device). It starts once the keys are read, imports libraries while the plan is made, and gets the job last; a job
@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 LIMIT_S = 5.0
 """Seconds that the driver waits for the result once the plan is made."""
+EACH_S = 2.0
+"""The same for each further job."""
 
 ON_GPU = ("tf32", "bf16_full_eval", "fp16_full_eval", "torch_compile", "torch_compile_backend", "torch_compile_mode")
 """Fields of TrainingArguments that are refused on a CPU."""
@@ -49,10 +52,10 @@ UNUSED = ("bitsandbytes", "sklearn", "scipy", "pandas", "tensorflow", "torchao",
 
 class Preflight:
     """The subprocess, as a context manager that kills it on exit. config: "module:Class" of the stage's TRL config; job: as the user
-    requested it."""
+    requested it; also: other jobs of that stage, which are checked as well."""
 
-    def __init__(self, config: str, job: Job):
-        self.config = config
+    def __init__(self, config: str, job: Job, also: Sequence[Job] = ()):
+        self.config, self.also = config, also
         self.process: subprocess.Popen[str] | None = None
         package = Path(__file__).parents[1]
         parts = {
@@ -68,6 +71,8 @@ class Preflight:
                 )
             ],
         }
+        if also:
+            parts["also"] = [[asdict(j.model), j.train] for j in also]
         self.known = cache("preflight", hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
         """A file that exists if these settings passed before; it holds the base's identity and whether the job trains on GPUs."""
 
@@ -104,8 +109,8 @@ class Preflight:
             return
         process = self.process or self._start()
         try:
-            asked = json.dumps({"job": job.to_dict(), "gpu": gpu})
-            out, err = process.communicate(asked, timeout=LIMIT_S)
+            asked = json.dumps({"jobs": [j.to_dict() for j in (job, *self.also)], "gpu": gpu})
+            out, err = process.communicate(asked, timeout=LIMIT_S + EACH_S * len(self.also))
         except subprocess.TimeoutExpired:
             planned.notes.append(f"{left}it took more than {time.time() - began:.0f} s here")
             return
@@ -206,6 +211,8 @@ if __name__ == "__main__":
     for module in ("lib.stage.training_arguments", "trl.trainer.sft_config", "peft"):  # while the plan is made
         importlib.import_module(module)
     asked = json.loads(sys.stdin.read())
-    job = Job.from_dict(asked["job"])
-    whole = structure.folder(job.model.base) is not None  # False: the base isn't on this machine and was not checked
-    print(json.dumps({"problems": check(job, sys.argv[1], asked["gpu"]), "whole": whole}))
+    jobs = [Job.from_dict(job) for job in asked["jobs"]]
+    # False: the base isn't on this machine and was not checked
+    whole = all(structure.folder(job.model.base) is not None for job in jobs)
+    found = dict.fromkeys(line for job in jobs for line in check(job, sys.argv[1], asked["gpu"]))
+    print(json.dumps({"problems": list(found), "whole": whole}))

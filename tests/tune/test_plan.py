@@ -1,13 +1,16 @@
 """What is checked before a search starts Ray, and what a trial's job is."""
 
 import json
+import sys
 
 import pytest
 import yaml
 
 from lib.config.command_line import Request
 from lib.errors import UsageError
-from lib.stage import training_cli
+from lib.stage import preflight, training_cli
+from tests import warm
+from tests.conftest import PATIENCE
 from tune import plan, settings
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "model.lora.r": {"choice": [2, 4]}}
@@ -177,6 +180,15 @@ def test_a_corner_that_is_no_job_is_named(made):
     """A rank of 70,000 is beyond what the job allows, but only one end of the space has it."""
     with pytest.raises(UsageError, match=r"model.lora.r: must be .* is 70000\. \(with .*r 70000\)"):
         made({"space": SPACE | {"model.lora.r": {"choice": [2, 70000]}}})
+
+
+def test_what_only_the_trainer_refuses_is_refused_before_the_search(made, monkeypatch):
+    """One of two values, which the plan accepts."""
+    monkeypatch.setattr(preflight, "LIMIT_S", PATIENCE)
+    monkeypatch.setattr(sys, "executable", warm.python())
+    planned = made({"space": {"train.optim_args": {"choice": ["amsgrad=True", "bogus=1"]}}})
+    with pytest.raises(UsageError, match="takes nothing of 'bogus=1'"):
+        plan.preflight(planned)
 
 
 def test_keys_of_the_job_can_be_set_on_the_command_line(tmp_path):
