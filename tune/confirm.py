@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lib.evals.statistics import two_way
 from lib.evals.statistics.intervals import CONFIDENCE, Estimate
 from lib.run import Run
-from tune import evaluation
+from tune import evaluation, metrics
 from tune.journal import Trial
 from tune.plan import directory
 from tune.ranking import finished
@@ -93,7 +93,7 @@ def _sums(
 
 def batches(settings: Settings, trials: list[Trial]) -> dict[int, list[list[float]]]:
     """Reads what the finished confirmations have measured, example by example. Returns {} for a metric of which there is no such record."""
-    name = evaluation.FILE if evaluation.task_of(settings.metric) else "heldout.json"
+    name = evaluation.FILE if metrics.task_of(settings.metric) else "heldout.json"
     found, ids = {}, set[tuple[str, ...]]()
     for t in trials:
         run = Run(directory(settings.run, t.number))

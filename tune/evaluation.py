@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lib.errors import UsageError, nearest
+from lib.run import Run
+from tune import metrics
 from tune.steps import filled
 
 if TYPE_CHECKING:
     from lib.config.job import Job
     from lib.evals.job import EvalJob
     from lib.evals.task import Scores
-    from lib.run import Run
     from tune.settings import Settings
 
 TRIAL = "trial"
@@ -31,32 +32,7 @@ FOLLOWS = {
     "device": "set.scale.device",
 }
 """{key of jobs/eval.py that can't be set: what it follows from}"""
-LOWER = ("perplexity", "kl")
-"""Tasks that are no entry of TASKS and of which lower is better."""
 FILE = "evaluation.json"
-
-
-def task_of(metric: str) -> str | None:
-    """Returns the task of a metric TASK or TASK.NAME; None if it is a column of metrics.jsonl."""
-    from lib.evals import registry
-    from lib.evals.tasks.harness_tasks import PREFIX
-
-    if metric.startswith(PREFIX):
-        head, dot, last = metric.rpartition(".")
-        return head if dot and "/" not in last and last not in ("yaml", "yml") else metric
-    head = metric.partition(".")[0]
-    return head if head in registry.names() else None
-
-
-def lower_is_better(metric: str) -> bool:
-    from lib.evals import registry
-
-    task = task_of(metric)
-    if task not in registry.TASKS:
-        return "loss" in metric or task in LOWER
-    metrics = registry.TASKS[task](None).metrics
-    statistic = metrics.get(metric.removeprefix(f"{task}."), next(iter(metrics.values())))
-    return statistic.better == "lower"
 
 
 def job(settings: Settings, trained: Job) -> EvalJob:
@@ -69,7 +45,7 @@ def job(settings: Settings, trained: Job) -> EvalJob:
         asked: EvalJob = cli.parse(argv).job
     except UsageError as e:
         raise UsageError("\n".join(f"evaluate: {line}" for line in str(e).splitlines())) from None
-    task, rewards = task_of(settings.metric) or "", trained.makes == "reward"
+    task, rewards = metrics.task_of(settings.metric) or "", trained.makes == "reward"
     pair = {"base": trained.model.base} if task in ("win_rate", "kl") and not asked.runs else asked.runs
     return replace(
         asked,
@@ -89,7 +65,7 @@ def problems(settings: Settings) -> list[str]:
     from lib.evals import registry
     from lib.evals.measures import generation
 
-    task, out = task_of(settings.metric), []
+    task, out = metrics.task_of(settings.metric), []
     if not task and "." in settings.metric:
         head, known = settings.metric.partition(".")[0], registry.names()
         return [
@@ -143,6 +119,7 @@ def measured(settings: Settings, trained: Job, run: Run, half: str) -> dict[str,
 
     from lib.evals import evaluate, plan
     from lib.generation.pool import Engine
+    from lib.generation.result_cache import Ledger
     from lib.runtime import logs
 
     planned, here = plan.plan(job(settings, trained)), trained.scale.workers == 1
@@ -150,11 +127,12 @@ def measured(settings: Settings, trained: Job, run: Run, half: str) -> dict[str,
         torch.cuda.empty_cache()
     with logs.kept(run, "evaluation"):
         panel = evaluate.panel_of(planned.job)
-        with Engine(planned.specs, planned.job.workers, print, None, planned.job.device, here) as engine:
+        kept = Ledger(Run(settings.run))  # answers of a model that all trials are compared with are generated once
+        with Engine(planned.specs, planned.job.workers, print, kept, planned.job.device, here) as engine:
             _, scores = evaluate.measure(planned, engine, panel)
-    found, kept = columns(scores, TRIAL if planned.job.runs else planned.scorer or "", half)
-    if settings.metric in kept:
-        run.write_json(FILE, kept[settings.metric])
+    found, examples = columns(scores, TRIAL if planned.job.runs else planned.scorer or "", half)
+    if settings.metric in examples:
+        run.write_json(FILE, examples[settings.metric])
     return found
 
 

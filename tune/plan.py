@@ -20,7 +20,7 @@ from lib.run import Run
 from lib.runtime import device, hardware, node_types
 from lib.stage import plan as stage_plan
 from lib.stage.preflight import Preflight
-from tune import checks, evaluation, space
+from tune import checks, evaluation, metrics, space
 from tune.journal import Journal, Role, Trial
 from tune.settings import Settings
 from tune.space import Space
@@ -153,7 +153,7 @@ class Plan:
         ]
 
     def _compared(self) -> str:
-        if not evaluation.task_of(self.settings.metric):
+        if not metrics.task_of(self.settings.metric):
             return f"{self.settings.metric} at the last report"
         many = f" of {self.examples} examples" if self.examples else ""
         return f"{self.settings.metric}{many}, measured of each finished trial"
@@ -181,7 +181,7 @@ def make(settings: Settings) -> Plan:
         notes.append(
             "eval.tasks: trials are not evaluated on them; make one the metric, or evaluate the runs that you choose"
         )
-    examples = evaluation.check(settings, base, _stand_ins(steps)) if evaluation.task_of(settings.metric) else None
+    examples = evaluation.check(settings, base, _stand_ins(steps)) if metrics.task_of(settings.metric) else None
     if stage.after:
         notes.append(
             f"trials end with training: what jobs/{stage.name}.py does with a trained model is left to best.yaml"
@@ -193,7 +193,7 @@ def make(settings: Settings) -> Plan:
         )
     mode = settings.mode
     if mode == "auto":
-        mode = "min" if evaluation.lower_is_better(settings.metric) else "max"
+        mode = "min" if metrics.lower_is_better(settings.metric) else "max"
     planned = Plan(settings, mode, steps, found, checked, Journal(Run(settings.run)), on.gpu, notes, examples)
     _same(planned)
     return planned

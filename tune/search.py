@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from lib.errors import nearest
-from tune import confirm, evaluation, population
+from tune import confirm, metrics, population
 from tune.journal import Journal, Trial
 from tune.plan import Plan, directory
 from tune.progress import Progress
@@ -54,7 +54,7 @@ class Search(Searcher):
         self.numbers[trial_id] = t.number
         self.show.started(t)
         config = {"number": t.number, "jobs": json.dumps([job.to_dict() for job in self.planned.jobs(t)])}
-        if evaluation.task_of(self.planned.settings.metric):
+        if metrics.task_of(self.planned.settings.metric):
             config |= {"search": json.dumps(asdict(self.planned.settings)), "half": self.planned.half(t.role)}
         if t.parent is None:
             return config

@@ -12,7 +12,7 @@ from lib.config import config_file
 from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
 from lib.errors import UsageError
-from tune import evaluation
+from tune import metrics
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Settings:
     @property
     def curve(self) -> str:
         """The column of metrics.jsonl by which the scheduler compares trials."""
-        return self.stop_by or ("eval_loss" if evaluation.task_of(self.metric) else self.metric)
+        return self.stop_by or ("eval_loss" if metrics.task_of(self.metric) else self.metric)
 
     def curve_mode(self, mode: str) -> str:
         """Returns min or max for `curve`. mode: of the metric."""

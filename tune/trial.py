@@ -37,12 +37,12 @@ def trial(config: dict[str, Any]) -> None:
     began, jobs = time.time(), [Job.from_dict(job) for job in json.loads(config["jobs"])]
     *earlier, job = jobs
     run = Run(job.run)
-    there = [r for r in (Run(j.run) for j in jobs) if r.is_run()]
-    before = sum(a.get("seconds", 0.0) for r in there for a in provenance.attempted(r, began)[:-1])
+    runs = [Run(j.run) for j in jobs]
+    before = sum(a.get("seconds", 0.0) for r in runs if r.is_run() for a in provenance.attempted(r, began)[:-1])
 
     def report(row: dict[str, Any]) -> None:
         row["tokens"] = row.get("num_input_tokens_seen", 0) - config.get("tokens", 0)
-        row["tokens"] += sum(Run(j.run).provenance().get("tokens", 0) for j in earlier)
+        row["tokens"] += sum(r.provenance().get("tokens", 0) for r in runs[:-1] if r.is_run())
         # As text, because Tune flattens dictionaries and adds numbers of its own.
         tune.report({"row": json.dumps(row | {"seconds": before + time.time() - began})})
 

@@ -10,20 +10,20 @@ from lib.run import Run
 from tests.conftest import run_job
 from tests.tune.test_search import of, search, write  # noqa: F401  write is a fixture
 from tests.tune.test_space import SPACE, tried
-from tune import evaluation, random_search
+from tune import evaluation, metrics, random_search
 from tune.proposals import propose, told
 from tune.settings import Settings
 
 
 def test_what_a_metric_is():
-    tasks = {m: evaluation.task_of(m) for m in ("demo", "demo.terse", "win_rate.rule", "lm_eval:arc_easy.acc")}
+    tasks = {m: metrics.task_of(m) for m in ("demo", "demo.terse", "win_rate.rule", "lm_eval:arc_easy.acc")}
     assert tasks == {"demo": "demo", "demo.terse": "demo", "win_rate.rule": "win_rate", "lm_eval:arc_easy.acc": "lm_eval:arc_easy"}  # fmt: skip
-    assert evaluation.task_of("lm_eval:my/own.yaml") == "lm_eval:my/own.yaml"
-    assert evaluation.task_of("lm_eval:my/own.yaml.acc") == "lm_eval:my/own.yaml"
-    assert evaluation.task_of("eval_rewards/accuracies") is evaluation.task_of("eval_loss") is None
+    assert metrics.task_of("lm_eval:my/own.yaml") == "lm_eval:my/own.yaml"
+    assert metrics.task_of("lm_eval:my/own.yaml.acc") == "lm_eval:my/own.yaml"
+    assert metrics.task_of("eval_rewards/accuracies") is metrics.task_of("eval_loss") is None
     lower = ("eval_loss", "perplexity", "kl", "perplexity.bits_per_byte")
-    assert all(map(evaluation.lower_is_better, lower))
-    assert not any(map(evaluation.lower_is_better, ("demo", "demo.slots", "win_rate", "eval_rewards/accuracies")))
+    assert all(map(metrics.lower_is_better, lower))
+    assert not any(map(metrics.lower_is_better, ("demo", "demo.slots", "win_rate", "eval_rewards/accuracies")))
 
 
 def test_the_halves_of_the_examples_are_all_of_them_and_groups_stay_together():
