@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # One process more than cores, since end-to-end tests spend half of their time waiting for markets and processes.
 TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --instafail
 
-.PHONY: quickstart test fast soak lint schema vllm packages clean
+.PHONY: quickstart test most-tests vllm-tests fast soak lint schema vllm packages clean
 
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
 	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
@@ -19,8 +19,14 @@ quickstart: $(VENV)/ready      ## environment, then base → SFT → reward mode
 test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test but those of `soak`
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+# Together, since both wait for other processes half of the time.
+	$(MAKE) --no-print-directory --jobs 2 most-tests vllm-tests
+
+most-tests:
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm and not soak"
-	$(VLLM)/bin/python -m pytest -n 2 --dist loadfile --instafail -m vllm
+
+vllm-tests:
+	$(VLLM)/bin/python -m pytest --instafail -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not vllm"
