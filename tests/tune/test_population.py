@@ -65,6 +65,19 @@ def test_a_member_that_failed_goes_on_from_another_and_the_search_ends_with_the_
     assert following(SPACE, S, "min", trials) is None
 
 
+def test_after_a_kill_every_key_still_changes():
+    """ray#54755: a restored PBT no longer mutates some keys. Here, whenever the journal is read again, the same changes come next."""
+    trials: list[Trial] = []
+    for number in range(4):
+        generation(trials, [float(m) for m in range(8)], number)
+    again = [Trial(**vars(t)) for t in trials]  # as read from the journal
+    for t in again[-8:]:
+        t.status = "stopped"
+    late = {k for t in trials[24:] for k in t.settings if k.startswith("schedule.") and "30" in t.settings[k]}
+    assert late == {"schedule.learning_rate", "schedule.weight_decay"}
+    assert following(SPACE, S, "min", again) == following(SPACE, S, "min", trials)
+
+
 def test_a_generation_waits_for_all_of_the_one_before():
     trials: list[Trial] = []
     generation(trials, [float(m) for m in range(8)], 0)

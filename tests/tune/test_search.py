@@ -140,6 +140,10 @@ def test_what_population_based_training_found_trains_to_the_same_bits_from_scrat
     assert [t["generation"] for t in trials] == [0] * 4 + [1] * 4 + [2] * 4
     assert [t["status"] for t in trials] == ["stopped"] * 8 + ["finished"] * 4
     assert [[r["step"] for r in t["reports"]] for t in trials] == [[2]] * 4 + [[4]] * 4 + [[6]] * 4
+    for t in trials:  # members go on from checkpoints that exist (ray#27170), which stay there (ray#9036)
+        if t["parent"] is not None:
+            parent = report["trials"][t["parent"]]
+            assert checkpoint.damage(Run(parent["run"]), parent["reports"][-1]["step"]) is None
     changed = [t for t in trials if "schedule.learning_rate" in t["settings"]]
     assert changed and report["best"] in [t["number"] for t in trials[8:]]
     for t in (report["trials"][report["best"]], changed[-1]):
