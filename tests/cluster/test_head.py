@@ -144,6 +144,7 @@ def test_a_key_that_the_market_refuses(home, sim, monkeypatch):
         head._check_keys(head.read(written(home, cluster("vast"))))
 
 
+@pytest.mark.slow
 def test_rentals_that_could_not_be_ended_are_reported(home, monkeypatch, capsys):
     monkeypatch.setenv("VAST_URL", "http://127.0.0.1:1")
     monkeypatch.setattr("cluster.market.http.sleep", lambda s: None)

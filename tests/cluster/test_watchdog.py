@@ -77,6 +77,7 @@ def wait_until(reached, seconds: float = PATIENCE) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ends_a_vast_rental_some_time_after_the_last_heartbeat(start, api, tmp_path):
     process = start("3", CONTAINER_ID="77", CONTAINER_API_KEY="its-own")
     wait_until((tmp_path / "beat.seen").exists)
@@ -91,6 +92,7 @@ def test_ends_a_vast_rental_some_time_after_the_last_heartbeat(start, api, tmp_p
     assert process.poll() is None and "its-own" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_tries_again_until_it_worked_and_not_once_a_head_is_back(start, api, tmp_path):
     api[2].extend([500, 429])
     start("2", CONTAINER_ID="77", CONTAINER_API_KEY="k")
@@ -147,6 +149,7 @@ def test_without_curl(start, api, tmp_path):
     assert api[1][0][1:4] == ("DELETE", "/api/v0/instances/77/", "Bearer k")
 
 
+@pytest.mark.slow
 def test_in_a_flat_network_it_looks_for_the_head_itself(start, api):
     with socket.create_server(("127.0.0.1", 0)) as head:
         start("2", "127.0.0.1", str(head.getsockname()[1]), CONTAINER_ID="77", CONTAINER_API_KEY="k")

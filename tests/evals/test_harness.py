@@ -100,14 +100,13 @@ def starting(tiny_model, tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         LmEval(),
-        pytest.param(LmEval(num_fewshot=2), marks=pytest.mark.slow),
-        pytest.param(
-            LmEval(num_fewshot=2, apply_chat_template=True, system_instruction="be brief"), marks=pytest.mark.slow
-        ),
+        LmEval(num_fewshot=2),
+        LmEval(num_fewshot=2, apply_chat_template=True, system_instruction="be brief"),
     ],
     ids=["as the task says", "few-shot", "chat"],
 )
@@ -155,6 +154,7 @@ def test_each_documents_scores_are_lm_evals_own(job, files, tiny_model, starting
     assert ours["toy_choice", "acc_norm", "plain"].headline and not ours["toy_choice", "acc", "plain"].headline
 
 
+@pytest.mark.slow
 def test_requests_that_are_wrong(job, tmp_path):
     nameless = tmp_path / "nameless.yaml"
     nameless.write_text("dataset_path: json\n")

@@ -57,6 +57,7 @@ def test_cores_where_ray_is_told_to_count_the_machines(cgroup, monkeypatch):
     assert hardware.local_cpus() == 8
 
 
+@pytest.mark.slow
 def test_this_machine_as_ray_finds_it():
     code = "import ray; ray.init('local', include_dashboard=False, log_to_driver=False); print(ray.cluster_resources())"
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")}

@@ -188,6 +188,7 @@ def direct(url: str, *messages: str, max_tokens: int = 8) -> str:
     return api.chat.completions.create(model="sft", messages=turns, max_tokens=max_tokens, temperature=0).choices[0].message.content  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_served_run(url):
     lines = ask(page(Side(url)), "what is red?", model="sft", max_tokens=8)
     assert lines[-1] == {"end": "length"}

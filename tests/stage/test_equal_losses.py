@@ -28,6 +28,7 @@ def losses(stage: str, job: Job, folder, saving: bool) -> tuple[list[float], flo
         return [r["loss"] for r in rows if "loss" in r], trainer.evaluate()["eval_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "orpo", "simpo"])
 def test_the_losses_are_those_of_bare_trl(stage, tiny_model, tmp_path):
     train = {

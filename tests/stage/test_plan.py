@@ -272,6 +272,7 @@ def test_a_store_that_cannot_be_reached(good, where):
     assert "store" in done.stderr and "AWS_ENDPOINT_URL" in done.stderr and "127.0.0.1:9" in done.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing_and_imports_neither_torch_nor_ray_workers(good, tmp_path):
     code = (
         f"import sys; sys.argv=['jobs/dpo.py', '--dry-run', *{good!r}]; import runpy\n"

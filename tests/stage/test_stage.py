@@ -44,6 +44,7 @@ def words(tiny_model, chats_file, tmp_path):
     return ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run"), *WORDS]
 
 
+@pytest.mark.slow
 def test_train_leaves_the_process_and_its_ray_alone(words, local_ray):
     asked = planned("sft", words)
     summary = train(asked, stage("sft"))
@@ -52,6 +53,7 @@ def test_train_leaves_the_process_and_its_ray_alone(words, local_ray):
     assert (summary.steps, summary.workers, summary.model_sha256) == (2, 1, run.provenance()["model_sha256"])
 
 
+@pytest.mark.slow
 def test_what_stops_train_is_raised_and_recorded(words, local_ray, tmp_path):
     """A KeyError recurs however often the step is retried, so Ray restarts no worker for it."""
     asked = planned("sft", words)
