@@ -1,6 +1,7 @@
 """An evaluation task as the metric of a search: each finished trial is measured as jobs/eval.py would measure it.
 
-The examples are divided into two halves by a hash of their id (or group). Trials are compared on the first half and confirmed on the second.
+Trials are compared on the first half of the examples and confirmed on the second. Held-out rows are divided as they are for the held-out loss,
+by which trials may be stopped; the examples of other tasks by a hash of their id (or group).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lib.errors import UsageError, nearest
 from lib.run import Run
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from lib.evals.task import Scores
     from tune.settings import Settings
 
+Half = Literal["both", "first", "second"]
 TRIAL = "trial"
 """The trial's name among the runs of its evaluation."""
 FOLLOWS = {
     "run": "run",
     "tasks": "metric",
+    "data.heldout_half": "fresh_rows",
     f"runs.{TRIAL}": "the trial",
     "engine": "the trial, whose process evaluates with transformers",
     "workers": "set.scale.workers",
@@ -35,8 +38,9 @@ FOLLOWS = {
 FILE = "evaluation.json"
 
 
-def job(settings: Settings, trained: Job) -> EvalJob:
-    """Returns the evaluation of the run that `trained` makes. Raises UsageError for a wrong key or value of `evaluate`."""
+def job(settings: Settings, trained: Job, half: Half = "both") -> EvalJob:
+    """Returns the evaluation of the run that `trained` makes, on that half of the held-out rows. Raises UsageError for a wrong key or value of
+    `evaluate`."""
     from lib.evals import cli
 
     options = settings.evaluate
@@ -47,13 +51,14 @@ def job(settings: Settings, trained: Job) -> EvalJob:
         raise UsageError("\n".join(f"evaluate: {line}" for line in str(e).splitlines())) from None
     task, rewards = metrics.task_of(settings.metric) or "", trained.makes == "reward"
     pair = {"base": trained.model.base} if task in ("win_rate", "kl") and not asked.runs else asked.runs
+    data = asked.data if any(k.startswith("data.") for k in options) else trained.data
     return replace(
         asked,
         run=trained.run,
         tasks=[task],
         runs={} if rewards else {**pair, TRIAL: trained.run},
         reward=trained.run if rewards else asked.reward,
-        data=asked.data if any(k.startswith("data.") for k in options) else replace(trained.data, heldout_half="both"),
+        data=replace(data, heldout_half=half),
         engine="transformers",
         workers=trained.scale.workers,
         device="cpu" if trained.scale.device == "cpu" else "auto",
@@ -109,7 +114,7 @@ def check(settings: Settings, trained: Job, stand_ins: dict[str, str]) -> int | 
     return None
 
 
-def measured(settings: Settings, trained: Job, run: Run, half: str) -> dict[str, float]:
+def measured(settings: Settings, trained: Job, run: Run, half: Half) -> dict[str, float]:
     """Measures a finished run in this process or, if trials have several workers, in as many. Returns {TASK.NAME: value} of its metrics over
     the half ("first", "second" or "both") of the examples, and of the search's own metric the examples' scores in FILE.
 
@@ -118,11 +123,17 @@ def measured(settings: Settings, trained: Job, run: Run, half: str) -> dict[str,
     import torch
 
     from lib.evals import evaluate, plan
+    from lib.evals.rows import ROWS
     from lib.generation.pool import Engine
     from lib.generation.result_cache import Ledger
     from lib.runtime import logs
 
-    planned, here = plan.plan(job(settings, trained)), trained.scale.workers == 1
+    planned, here = plan.plan(job(settings, trained, half)), trained.scale.workers == 1
+    kind = ROWS.get(planned.job.tasks[0])
+    if kind and not (
+        planned.job.data.source == "demo" and kind == ("prompt",)
+    ):  # the demo's prompts are its task's examples
+        half = "both"  # of the rows that were read
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     with logs.kept(run, "evaluation"):
@@ -136,7 +147,7 @@ def measured(settings: Settings, trained: Job, run: Run, half: str) -> dict[str,
     return found
 
 
-def columns(scores: list[Scores], name: str, half: str) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+def columns(scores: list[Scores], name: str, half: Half) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Returns ({TASK.METRIC or TASK.METRIC.JUDGE: value} of run `name`, the same of {ids, batches: [[top, bottom] of each example]}).
 
     The task's name alone is its headline metric, unless several judges give it. A metric that isn't made of examples, such as a rating, is

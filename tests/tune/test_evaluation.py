@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from lib.config.job import Data, Job
 from lib.evals.task import Scores
 from lib.run import Run
 from tests.conftest import run_job
@@ -48,6 +49,15 @@ def test_the_halves_of_the_examples_are_all_of_them_and_groups_stay_together():
     assert [both[i] for i in ids] == [[t, 1.0] for t in tops]
     whole = one["t.grouped"]["ids"] + two["t.grouped"]["ids"]
     assert sorted(whole) == sorted(set(groups)) and all(b == 2 for _, b in one["t.grouped"]["batches"])
+
+
+def test_heldout_rows_are_divided_as_for_the_heldout_loss():
+    """Otherwise a trial could be stopped by a row on which it is confirmed."""
+    trained = Job(run="/runs/t", stage="sft", data=Data(source="x.jsonl", heldout_half="first"))
+    halves = {
+        h: evaluation.job(Settings(metric="perplexity"), trained, h).data.heldout_half for h in ("first", "second")
+    }
+    assert halves == {"first": "first", "second": "second"}
 
 
 def test_with_several_judges_the_metric_names_one():
