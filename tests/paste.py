@@ -115,7 +115,8 @@ class Terminal:
         """A job that a search would have written: the dry run of the one that it starts from, which leaves no run for later commands."""
         stage, path = re.search(r"jobs/(\w+)\.py --config (\S+)", text).groups()
         (self.folder / path).parent.mkdir(parents=True)
-        shutil.copy(self.folder / f"configs/{stage}.yaml", self.folder / path)
+        start = "pipeline/quickstart" if stage == "pipeline" else stage
+        shutil.copy(self.folder / f"configs/{start}.yaml", self.folder / path)
         self.run(f"{text} --dry-run")
 
     def page(self, command: Command, text: str) -> None:
