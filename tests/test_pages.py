@@ -42,6 +42,7 @@ FEWER = {
     "eval": {"limit": 8, "max_new_tokens": 8},
     "eval/gate": {"limit": 8, "max_new_tokens": 8},
 }
+ACTIVATE = "source .venv/bin/activate"
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
 
 
@@ -128,6 +129,8 @@ def terminal(tmp_path_factory, s3_server):
 @pytest.mark.timeout(3600)  # README's journeys take 4 minutes on an idle machine
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_work_in_order(terminal, page):
+    if page != README and ACTIVATE not in terminal.settings:  # README comes first, unless only this page is tested
+        terminal.settings.append(ACTIVATE)
     wrong = terminal.paste(list(commands(page, TEXTS[page])))
     assert not wrong, "\n\n".join(wrong)
 
