@@ -231,7 +231,8 @@ def test_another_failure_is_not_gone(market, answer):
 def test_waits_are_told(clock, caplog):
     with serving((503, "busy"), (429, "slow", {"Retry-After": "20"}), (200, {"price": 1})) as (url, _):
         ask(url)
-    assert [r.message.split(" s, ")[0] for r in caplog.records if r.name == "cluster.market.http"] == [
+    mine = [r for r in caplog.records if r.name == "cluster.market.http" and r.thread == clock.thread]
+    assert [r.message.split(" s, ")[0] for r in mine] == [
         f"vast, offers: HTTP 503: busy. Retrying in {clock.slept[0]:.0f}",
         "vast, offers: HTTP 429, too many calls: slow. Retrying in 20",
     ]
