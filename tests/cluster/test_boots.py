@@ -39,6 +39,7 @@ def test_a_slow_host_has_25_minutes_to_boot(provider, sim):
         assert bool(node.fault(p.settings, leads=True)) == lost
 
 
+@pytest.mark.slow
 def test_boxes_that_fail_in_a_row_stop_with_the_reason_and_one_is_tried_later(provider, sim, monkeypatch):
     p = provider()
     machines = {login_fails(sim, p) for _ in range(IN_A_ROW)}

@@ -149,6 +149,7 @@ def test_stages(config, capsys):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[str(p.relative_to(REPO)) for p in CONFIGS])
+@pytest.mark.slow
 def test_every_config(file, tiny_model, tmp_path, monkeypatch, capsys):
     """Each is planned, or rejected in one sentence because it isn't a training job's."""
     monkeypatch.chdir(REPO)

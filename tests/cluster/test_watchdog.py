@@ -129,6 +129,7 @@ def test_where_its_key_does_not_open_runpods_api_runpodctl_ends_it(start, api, t
         ('{"title": "Not Found", "status": 404, "detail": "pod not found"}', True),
     ],
 )
+@pytest.mark.slow
 def test_a_404_is_the_end_only_where_the_market_says_so(start, api, tmp_path, body, ends):
     """After the end it waits for its container to be removed; otherwise it retries at once."""
     api[2].extend([(404, body)] * 99)

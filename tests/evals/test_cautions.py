@@ -74,6 +74,7 @@ def judged(api, panel, say) -> Report:
     ],
     ids=["longer", "shorter", "first", "second", "coin", "ties", "unreadable"],
 )
+@pytest.mark.slow
 def test_a_judge_that_is_biased_gets_a_caution(say, words, api, panel, capsys):
     report = judged(api, panel, say)
     (v,) = report.verdicts

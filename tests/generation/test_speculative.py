@@ -33,6 +33,7 @@ def near(tiny_model):
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "n": 3}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5}, {"stop": ("lamp", "e")}, {"max_new_tokens": 1}, {"max_new_tokens": 2}])  # fmt: skip
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.slow
 def test_answers_are_those_without_a_drafter(target, near, settings, k, rows):
     settings = {"max_new_tokens": 24} | settings
     target.batch_rows = rows

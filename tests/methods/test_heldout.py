@@ -141,6 +141,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize(("stage", "train"), LOSSES, ids=str)
+@pytest.mark.slow
 def test_a_step_is_the_same_however_it_is_cut(stage, train, tiny_model, rows, tmp_path):
     """Plain gradient descent, so that a weight shows its gradient: Adam would scale it."""
     weights, logged = [], []

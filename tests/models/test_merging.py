@@ -49,6 +49,7 @@ def exported(
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_the_exported_model_has_the_loss_that_was_trained(lora, tiny_model, chats_file, tmp_path):
     """The base's embeddings are tied."""
     trainer, folder = exported("sft", tiny_model, chats_file, tmp_path, lora)
