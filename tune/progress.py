@@ -46,7 +46,8 @@ class Progress:
         self._print(f"trial {t.number} lost its process or node after step {t.step}")
 
     def reported(self, t: Trial, over: str) -> None:
-        metric = self.planned.settings.metric
+        s = self.planned.settings
+        metric = s.metric if t.last(s.metric) is not None else s.curve
         value = t.last(metric)
         text = f"trial {t.number}  step {t.step}" + (f"  {metric} {value:.4f}" if value is not None else "")
         if t.status == "running" and not over:
