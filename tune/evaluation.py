@@ -6,7 +6,6 @@ by which trials may be stopped; the examples of other tasks by a hash of their i
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lib.errors import UsageError, nearest
 from lib.run import Run
 from tune import metrics
-from tune.steps import filled
+from tune.steps import filled, words
 
 if TYPE_CHECKING:
     from lib.config.job import Job
@@ -43,15 +42,13 @@ def job(settings: Settings, trained: Job, half: Half = "both") -> EvalJob:
     `evaluate`."""
     from lib.evals import cli
 
-    options = settings.evaluate
-    argv = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
     try:
-        asked: EvalJob = cli.parse(argv).job
-    except UsageError as e:
-        raise UsageError("\n".join(f"evaluate: {line}" for line in str(e).splitlines())) from None
+        asked: EvalJob = cli.parse(words(settings.evaluate)).job
+    except ValueError as e:
+        raise _named(e) from None
     task, rewards = metrics.task_of(settings.metric) or "", trained.makes == "reward"
     pair = {"base": trained.model.base} if task in ("win_rate", "kl") and not asked.runs else asked.runs
-    data = asked.data if any(k.startswith("data.") for k in options) else trained.data
+    data = asked.data if any(k.startswith("data.") for k in settings.evaluate) else trained.data
     return replace(
         asked,
         run=trained.run,
@@ -110,8 +107,13 @@ def check(settings: Settings, trained: Job, stand_ins: dict[str, str]) -> int | 
         try:
             return plan.plan(wanted).counts.get(wanted.tasks[0])
         except ValueError as e:
-            raise UsageError("\n".join(f"evaluate: {line}" for line in str(e).splitlines())) from None
+            raise _named(e) from None
     return None
+
+
+def _named(e: ValueError) -> UsageError:
+    """Returns the error with the key that it comes from before each problem."""
+    return UsageError("\n".join(f"evaluate: {line}" for line in str(e).splitlines()))
 
 
 def measured(settings: Settings, trained: Job, run: Run, half: Half) -> dict[str, float]:
@@ -129,10 +131,8 @@ def measured(settings: Settings, trained: Job, run: Run, half: Half) -> dict[str
     from lib.runtime import logs
 
     planned, here = plan.plan(job(settings, trained, half)), trained.scale.workers == 1
-    kind = ROWS.get(planned.job.tasks[0])
-    if kind and not (
-        planned.job.data.source == "demo" and kind == ("prompt",)
-    ):  # the demo's prompts are its task's examples
+    kind, demo = ROWS.get(planned.job.tasks[0]), planned.job.data.source == "demo"
+    if kind and not (demo and kind == ("prompt",)):  # the demo's prompts are the examples of its task
         half = "both"  # of the rows that were read
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

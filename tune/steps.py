@@ -41,10 +41,9 @@ class Step:
 
     def seeded(self, seed: int | None) -> dict[str, Any]:
         """Returns the keys of the job's seeds, with `seed` added to them."""
-        now = {"train.seed": self.base.train.get("seed", 42), "train.data_seed": self.base.train.get("data_seed")}
-        return (
-            {key: value + seed for key, value in now.items() if value is not None} if seed else {}
-        )  # 42: transformers' own
+        train = self.base.train
+        now = {"train.seed": train.get("seed", 42), "train.data_seed": train.get("data_seed")}  # 42: transformers' own
+        return {key: value + seed for key, value in now.items() if value is not None} if seed else {}
 
 
 def filled(value: Any, runs: dict[str, str]) -> Any:
@@ -54,10 +53,14 @@ def filled(value: Any, runs: dict[str, str]) -> Any:
     return value
 
 
+def words(options: dict[str, Any]) -> list[str]:
+    """Returns {dotted key: value} as words of a command line."""
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
+
+
 def parsed(config: str, stage: Stage, options: dict[str, Any]) -> Job:
     """Returns the job of a YAML file with {dotted key: value} over its own. Raises UsageError."""
-    argv = ["--config", config, *(f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items())]
-    job: Job = training_cli.parse(stage, argv).job
+    job: Job = training_cli.parse(stage, ["--config", config, *words(options)]).job
     return job
 
 

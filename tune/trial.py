@@ -23,6 +23,9 @@ from lib.stage import plan, training
 from tune import evaluation
 from tune.settings import Settings
 
+BOARD = os.environ.get("TENSORBOARD_LOGGING_DIR")
+"""Where the user wants all event files. None: in each run, whose worker sets the variable."""
+
 
 def trial(config: dict[str, Any]) -> None:
     """Entry point in Tune's process. config: jobs (JSON of Job.to_dict of each); run and from, if it begins with a checkpoint of another run, and the
@@ -98,6 +101,8 @@ def _as_a_new_process(job: Job) -> None:
     import torch
 
     gc.collect()  # an earlier trainer
+    if not BOARD:
+        os.environ.pop("TENSORBOARD_LOGGING_DIR", None)  # that of an earlier run
     torch.manual_seed(torch.Generator().initial_seed())
     sys.argv = [f"jobs/{job.stage}.py", "--resume", Run(job.run).path]  # the command in provenance.json
 

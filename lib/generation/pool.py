@@ -69,13 +69,8 @@ class Engine:
         device: str = "auto",
         here: bool = False,
     ):
-        self.specs, self.say, self.began, self.kept, self.here = (
-            {s.name: s for s in specs},
-            say,
-            time.time(),
-            kept,
-            here,
-        )
+        self.specs, self.say, self.began, self.kept = {s.name: s for s in specs}, say, time.time(), kept
+        self.here = here
         self.gpu = device != "cpu" and (of_worker() == "cuda" if here else hardware.gpus() > 0)
         self.count = 1 if here else _count(workers, "GPU" if self.gpu else "CPU")
         self.queue: list[tuple[Request, str, list[int], tuple, str]] = []

@@ -14,10 +14,31 @@ import yaml
 from lib.run import Run
 from lib.runtime import checkpoint
 from tests.cluster import e2e
+from tests.cluster.conftest import Sim
 from tests.cluster.e2e import leading, spots, submit, took
+from tests.cluster.laptop import Laptop
 from tests.conftest import PATIENCE, REPO, run_job
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
+
+
+def dearer_worker(boxes: Sim) -> str:
+    """Makes one of the workers cost $4 an hour, as if someone had raised its bid. Returns its id."""
+    id = spots(boxes.state())[0]
+    bid, key = {"client_id": "me", "price": 4.0}, {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
+    httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
+    return id
+
+
+def ended_bill(laptop: Laptop, boxes: Sim, raised: float) -> tuple[dict, dict]:
+    """Waits until nothing is rented, and stays so. Returns (what `cluster cost` shows, the market's bill)."""
+    boxes.wait(lambda state: state["rentals"] == [])
+    took("dearer → nothing is rented", raised)
+    time.sleep(6)  # nothing is rented for the pending demand
+    assert boxes.state()["rentals"] == []
+    shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
+    print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
+    return shown, bill
 
 
 def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tiny_model, chats_file, tmp_path):
@@ -38,23 +59,15 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
             assert job.poll() is None and time.time() < began + PATIENCE, f"{output.read_text()}\n{boxes.state()}"
             time.sleep(0.1)
         took("job logs", began)
-        # From here on, one of the two workers costs $4 an hour, since someone raised its bid.
-        id, raised = spots(boxes.state())[0], time.time()
-        bid = {"client_id": "me", "price": 4.0}
-        key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
-        httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
+        raised = time.time()
+        id = dearer_worker(boxes)
         job.wait(PATIENCE)
         said = output.read_text()
         took("dearer → job ended", raised)
         assert job.returncode != 0, said[-3000:]
         assert "of $0.06 are spent, and the rest is reserved for saving. Saved at step" in said, said[-3000:]
         assert f"Continue with: python jobs/sft.py --resume {run.path}" in said
-        boxes.wait(lambda state: state["rentals"] == [])
-        took("dearer → nothing is rented", raised)
-        time.sleep(6)  # nothing is rented for the pending demand
-        assert boxes.state()["rentals"] == []
-        shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
-        print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
+        shown, bill = ended_bill(laptop, boxes, raised)
         # Never less than the bill; more only by the time in which the price may have risen or the box may have ended.
         written = laptop.home / ".shoestring/e2e-vast/ledger.jsonl"
         events = [e for e in map(json.loads, written.read_text().splitlines()) if e["at"] > raised]
@@ -107,21 +120,14 @@ def test_the_budget_ends_a_search_at_checkpoints_and_everything_with_it(apart, t
             assert submitted.poll() is None and time.time() < began + PATIENCE, f"{output.read_text()}\n{boxes.state()}"
             time.sleep(0.1)
         took("search submitted → two trials report", began)
-        id, raised = spots(boxes.state())[0], time.time()
-        key = {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
-        bid = {"client_id": "me", "price": 4.0}
-        httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
+        raised = time.time()
+        dearer_worker(boxes)
         submitted.wait(PATIENCE)
         took("dearer → search ended", raised)
         said = output.read_text()
         report = Run(str(shared / "search")).read_json("report.json", "")
         assert "of $0.06 are spent, and the rest is reserved for saving." in report["ended"], said[-3000:]
-        boxes.wait(lambda state: state["rentals"] == [])
-        took("dearer → nothing is rented", raised)
-        time.sleep(6)  # nothing is rented for the pending demand
-        assert boxes.state()["rentals"] == []
-        shown, bill = json.loads(laptop.run(sys.executable, "-m", "cluster", "cost", "--json").stdout)[0], boxes.bill()
-        print(f"\nledger ${shown['usd']:.4f}, bill ${bill['total_usd']:.4f}", flush=True)
+        shown, bill = ended_bill(laptop, boxes, raised)
         assert bill["total_usd"] < 0.07 and shown["usd"] < 0.07
     assert (shared / "search/report.html").exists()
     cut = [t for t in report["trials"] if t["status"] == "running"]
