@@ -48,6 +48,8 @@ class Trial:
     """Why it was stopped or failed."""
     ended_after: float = 0.0
     """Seconds at its end; 0: it has not ended."""
+    earlier: dict[str, Any] = field(default_factory=dict)
+    """Seconds and tokens at the last checkpoint of a job in `before`."""
 
     def values(self, metric: str) -> list[tuple[int, float]]:
         """Returns (step, value) of each report that has the metric."""
@@ -60,12 +62,16 @@ class Trial:
     @property
     def seconds(self) -> float:
         """Time for which it has occupied its share of the machine, over all attempts."""
-        return self.ended_after or (float(self.reports[-1]["seconds"]) if self.reports else 0.0)
+        return self.ended_after or float(self._latest.get("seconds", 0.0))
 
     @property
     def tokens(self) -> int:
         """Tokens that it trained on, without those of its parent."""
-        return int(self.reports[-1].get("tokens", 0)) if self.reports else 0
+        return int(self._latest.get("tokens", 0))
+
+    @property
+    def _latest(self) -> dict[str, Any]:
+        return self.reports[-1] if self.reports else self.earlier
 
     @property
     def lineage_tokens(self) -> int:
@@ -126,6 +132,8 @@ class Journal:
             self.trials[row["trial"]] = Trial(row["trial"], **of)
         elif row["event"] == "reported":
             self.trials[row["trial"]].reports.append(row["row"])
+        elif row["event"] == "earlier":
+            self.trials[row["trial"]].earlier = row["row"]
         elif row["event"] == "ended":
             t = self.trials[row["trial"]]
             t.status, t.why, t.ended_after = row["status"], row["why"], row["seconds"]

@@ -198,6 +198,11 @@ class Scheduler(FIFOScheduler):
         if t.status != "running" or t.number not in self.search.given:
             return self.STOP
         outcome, why = row.pop("outcome", ""), row.pop("why", "")
+        if row.pop("earlier", False):  # from a job of `before`: it is only charged for
+            self.journal.add("earlier", trial=t.number, row=row)
+            if over := self.search.spent():
+                self.search.cut_off(t, over)
+            return self.STOP if over else self.CONTINUE
         stop, before = False, t.step if t.reports or t.parent is None else self.journal.trials[t.parent].step
         # A trial that goes on reports its last checkpoint again.
         if outcome in ("", "finished") and row["step"] > before:

@@ -39,7 +39,7 @@ def trial(config: dict[str, Any]) -> None:
 
     began, jobs = time.time(), [Job.from_dict(job) for job in json.loads(config["jobs"])]
     *earlier, job = jobs
-    run = Run(job.run)
+    run = current = Run(job.run)
     runs = [Run(j.run) for j in jobs]
     before = sum(a.get("seconds", 0.0) for r in runs if r.is_run() for a in provenance.attempted(r, began)[:-1])
 
@@ -49,18 +49,24 @@ def trial(config: dict[str, Any]) -> None:
         # As text, because Tune flattens dictionaries and adds numbers of its own.
         tune.report({"row": json.dumps(row | {"seconds": before + time.time() - began})})
 
+    def report_earlier(row: dict[str, Any]) -> None:
+        report(row | {"earlier": True})
+
     measured: dict[str, float] = {}
     try:
         for each in earlier:
             _as_a_new_process(each)
-            _train(each, Run(each.run), time.time(), TrainerCallback(), {})
+            current = Run(each.run)
+            _trained(each, current, time.time(), report_earlier, {})
+            report_earlier({})
         _as_a_new_process(job)
+        current = run
         outcome = _trained(job, run, began, report, config)
         if "search" in config:
             gc.collect()  # the trainer: its model would stay in memory beside the one that is measured
             measured = evaluation.measured(Settings.of(json.loads(config["search"])), job, run, config["half"])
     except SystemExit:  # tune.report raises it in a trial that should stop
-        provenance.ended(run, "interrupted")
+        provenance.ended(current, "interrupted")
         raise
     except Exception as e:
         if failure.worth_retrying(e):

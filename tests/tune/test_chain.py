@@ -7,8 +7,9 @@ import yaml
 
 from lib.errors import UsageError
 from lib.run import Run
-from tests.conftest import run_job
-from tests.tune.test_search import of, search
+from lib.runtime import checkpoint
+from tests.conftest import PATIENCE, run_job
+from tests.tune.test_search import of, search, start
 from tune import plan, settings
 
 
@@ -87,7 +88,17 @@ def test_a_wrong_chain_is_refused_with_the_key(chain, step, search, says):
 
 @pytest.mark.slow
 def test_the_best_chain_trains_to_the_same_bits_as_a_pipeline(config, local_ray, tmp_path):
-    said, report = search(config({}, {"budget": {"trials": 2}, "concurrent": 1, "scheduler": "asha"}), env=local_ray)
+    """It goes on after the budget in dollars, at $1 a second, has cut it off in the first job of its first chain."""
+    keys = {"budget": {"trials": 2, "usd": 0.01}, "usd_per_hour": 3600, "concurrent": 1, "scheduler": "asha"}
+    yaml_file = config({"set": {"train.save_steps": 2}}, keys)
+    process = start(yaml_file, env=local_ray)
+    said, _ = process.communicate(timeout=PATIENCE)
+    (cut,) = Run(tmp_path / "search").read_json("report.json", "")["trials"]
+    first = Run(f"{cut['run']}-sft")
+    assert process.returncode == 1 and cut["status"] == "running" and cut["seconds"] > 0.01, said
+    assert checkpoint.steps(first) == [2] and first.provenance()["status"] == "interrupted"
+    assert not Run(cut["run"]).exists()
+    said, report = search(yaml_file, "--budget.usd", "1000", env=local_ray)
     assert f"python jobs/pipeline.py --config {tmp_path}/search/best.yaml" in said
     trials = of(report, "search")
     for t in report["trials"]:
