@@ -33,19 +33,17 @@ PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the
 
 @pytest.fixture(scope="module")
 def wide(tiny_model, tmp_path_factory) -> str:
-    """The tiny model with heads of 32, since vLLM's attention for CPUs doesn't support 16."""
+    """The tiny model with heads of 32, since vLLM's attention for CPUs doesn't support 16, and with layers so wide that it writes about as
+    many tokens a second as a real model. With hundreds a second, Ray Serve's proxy is overloaded on a busy machine by a single stream, and
+    other requests wait for its end."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = str(tmp_path_factory.mktemp("wide"))
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     torch.manual_seed(0)
-    # With room for long answers.
-    wild = {
-        "head_dim": 32,
-        "initializer_range": 0.3,
-        "max_position_embeddings": 16384,
-    }  # with smaller weights it repeats the same token
+    # initializer_range: with smaller weights it repeats the same token. max_position_embeddings: room for long answers.
+    wild = {"head_dim": 32, "initializer_range": 0.3, "max_position_embeddings": 16384, "intermediate_size": 32768}
     LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, **wild)).save_pretrained(folder)
     return folder
 
