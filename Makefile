@@ -16,7 +16,7 @@ TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
 	$(BIN)/python jobs/pipeline.py --config configs/pipeline/quickstart.yaml
 
-test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every test but those of `soak`
+test: packages $(VENV)/ready   ## environment, then every test but those of `soak`
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 # Together, since both wait for other processes half of the time.
@@ -25,7 +25,7 @@ test: packages $(VENV)/ready $(VLLM)/ready         ## environment, then every te
 most-tests:
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm and not soak"
 
-vllm-tests:
+vllm-tests: $(VLLM)/ready
 	$(VLLM)/bin/python -m pytest --instafail -m vllm
 
 fast: packages $(VENV)/ready   ## the tests that take seconds
