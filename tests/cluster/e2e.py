@@ -181,16 +181,26 @@ def lost_in_the_middle(laptop: Laptop, sim: Sim, shared: Path, options: list[str
     return run.provenance()["model_sha256"]
 
 
+def processes(sim: Sim, ids: list[str]) -> dict[str, list[int]]:
+    """Returns {id: pids of all processes} of these rented boxes."""
+    found = {}
+    for rental in sim.state()["rentals"]:
+        if rental["id"] in ids:
+            _, _, n, k = rental["address"].split(".")
+            listed = ["ip", "netns", "pids", f"ss{n}-{k}"]
+            said = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+            found[rental["id"]] = [int(pid) for pid in said.split()]
+    return found
+
+
 def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[str]:
     """Returns where these boxes' disks, command lines or environments contain an account's key or the cluster's private key."""
     # The first two lines are the same in every key.
     private = (laptop.home / ".shoestring" / cluster / "key").read_text().splitlines()[3]
     keys = [sim.env["VAST_API_KEY"], sim.env["RUNPOD_API_KEY"], private]
     found = []
-    for rental in sim.state()["rentals"]:
-        if rental["id"] not in ids:
-            continue
-        disk = Path(sim.output).parent / "state/boxes" / rental["id"]
+    for id, pids in processes(sim, ids).items():
+        disk = Path(sim.output).parent / "state/boxes" / id
         assert (disk / "home").is_dir()
         grep = [
             "grep",
@@ -201,10 +211,6 @@ def secrets_on(sim: Sim, ids: list[str], laptop: Laptop, cluster: str) -> list[s
             str(disk / "upper"),
         ]
         found += subprocess.run(grep, capture_output=True, text=True).stdout.split()
-        _, _, n, k = rental["address"].split(".")
-        pids = subprocess.run(
-            ["ip", "netns", "pids", f"ss{n}-{k}"], capture_output=True, text=True, check=True
-        ).stdout.split()
         assert len(pids) > 5
         for pid in pids:
             for name in ("cmdline", "environ"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from tests.cluster.conftest import Sim
 from tests.cluster.e2e import leading, spots, submit, took
 from tests.cluster.laptop import Laptop
 from tests.conftest import PATIENCE, REPO, run_job
+from tests.throttle import throttled
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
@@ -61,6 +63,9 @@ def test_the_budget_ends_a_job_at_a_checkpoint_and_everything_with_it(apart, tin
         took("job logs", began)
         raised = time.time()
         id = dearer_worker(boxes)
+        with throttled(chain(*e2e.processes(boxes, spots(boxes.state())).values())):
+            while "are spent" not in output.read_text() and job.poll() is None:
+                time.sleep(0.1)
         job.wait(PATIENCE)
         said = output.read_text()
         took("dearer → job ended", raised)

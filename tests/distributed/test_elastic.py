@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from lib.run import Run
 from tests import warm
 from tests.conftest import PATIENCE, REPO, run_job
+from tests.throttle import throttled
 
 # Far more steps than needed: the test stops the job once the group has grown back, however fast the machine is.
-ARGS = "--train.lr_scheduler_type constant --train.save_steps 4 --train.logging_steps 1 --train.learning_rate 1e-3 --scale.global_batch 32 --scale.micro_batch 1 --scale.precision fp32"
+ARGS = "--train.lr_scheduler_type constant --train.save_steps 4 --train.logging_steps 1 --train.learning_rate 1e-3 --scale.global_batch 8 --scale.micro_batch 1 --scale.precision fp32"
 
 
 def losses(run: Run) -> list[float]:
@@ -54,8 +56,9 @@ def test_shrinks_and_grows_on_the_same_loss_curve(tiny_model, chats_file, tmp_pa
         wait_until(lambda: len(losses(elastic)) >= 6, process, log)
         cluster.remove_node(second, allow_graceful=False)
         wait_until(lambda: groups(log)[-1] == 1 and len(losses(elastic)) >= 14, process, log)
-        cluster.add_node(num_cpus=1)
-        wait_until(lambda: groups(log)[-1] == 2, process, log)
+        with throttled(p.pid for p in warm.tree(psutil.Process())):  # Ray looks for another node every 10 s
+            cluster.add_node(num_cpus=1)
+            wait_until(lambda: groups(log)[-1] == 2, process, log)
         grown = len(losses(elastic))
         wait_until(lambda: len(losses(elastic)) >= grown + 6, process, log)
         process.send_signal(signal.SIGINT)

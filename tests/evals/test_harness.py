@@ -50,6 +50,12 @@ LONG = WHOLE | {"doc_to_target": "{{long}}", "metric_list": [{"metric": "byte_pe
 KINDS = {"toy_choice": CHOICES, "toy_answer": ANSWERS, "toy_word": LAST_WORD, "toy_whole": WHOLE, "toy_long": LONG}
 
 
+@pytest.fixture(autouse=True)
+def no_list_of_packages(monkeypatch):
+    """lm-eval adds a description of the environment to its results, which takes seconds of `pip list` and isn't used here."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", str)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """{name: YAML file} of five tasks over one file of 12 rows."""
