@@ -86,14 +86,14 @@ def until(reports: list[dict], loss: float) -> int | None:
     return None
 
 
-def importance(trials: list[dict]) -> str:
+def importance(trials: list[dict], good: bool) -> str:
     from tune.importance import importances
     from tune.journal import Trial
     from tune.settings import Settings
     from tune.space import read
 
     made = [Trial(n, t["settings"], status="finished", reports=t["reports"]) for n, t in enumerate(trials)]
-    keys, _ = importances(made, read(SPACE)[0], Settings(space=SPACE), "min")
+    keys, _ = importances(made, read(SPACE)[0], Settings(space=SPACE), "min", good=good)
     return "\n".join(f"{k.key:<20} {k.value:.0%} [{k.low:.0%}, {k.high:.0%}]" for k in keys)
 
 
@@ -121,7 +121,8 @@ def main() -> None:
             many = len({e["trial"] for e in reports[: _place(reports, best)]})
             print(f"{seed:>4}  {best:14.4f}  {total:10,}  {f'{tokens:,}' if tokens else 'never':>32}  {many:>6}  {ratios[-1]:.2f}", flush=True)  # fmt: skip
     print(f"median ratio {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
-    print(f"importance over {len(drawn)} random trials:\n{importance(drawn)}")
+    print(f"importance over {len(drawn)} random trials:\n{importance(drawn, good=False)}")
+    print(f"importance in the better half of them:\n{importance(drawn, good=True)}")
 
 
 def _place(reports: list[dict], loss: float) -> int:

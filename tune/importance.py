@@ -3,6 +3,10 @@
 PED-ANOVA asks how the settings of the best trials differ from those of all trials. It uses only the order of the values, so one diverged
 trial doesn't decide the result, and it compares with the settings that were tried, so a search that prefers good settings doesn't bias it
 as it would fANOVA. Optuna's fANOVA needs scikit-learn, which isn't among this project's dependencies.
+
+The learning rate usually decides whether a trial is any good, and hides all other keys. So the question is asked twice (the paper's local
+importance): what it takes to be among the best third of all trials, and, given that a trial is in the better half, what it takes to be in
+the best quarter.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from tune.proposals import told
 from tune.settings import Settings
 from tune.space import Space
 
-FEWEST = 8
-"""Fewer trials than this give no importance."""
+FEWEST, FEWEST_GOOD = 8, 16
+"""Fewer trials than this give no importance, over all trials and in the better half."""
 RESAMPLES = 200
 """Number of bootstrap resamples of the trials."""
 
@@ -35,22 +39,16 @@ class Importance:
 
 
 def importances(
-    trials: list[Trial], space: Space, settings: Settings, mode: str, resamples: int = RESAMPLES
+    trials: list[Trial], space: Space, settings: Settings, mode: str, resamples: int = RESAMPLES, good: bool = False
 ) -> tuple[list[Importance], str]:
     """Returns (the importance of each key that varies, most important first; how trials were compared or, if the list is empty, why there
-    is none). Deterministic for the same trials and settings.seed."""
+    is none). good: in the better half of the trials. Deterministic for the same trials and settings.seed."""
     if settings.curve != settings.metric and any(t.status == "stopped" for t in trials):
-        return _by(trials, space, replace(settings, metric=settings.curve), settings.curve_mode(mode), resamples)
-    return _by(trials, space, settings, mode, resamples)
-
-
-def _by(
-    trials: list[Trial], space: Space, settings: Settings, mode: str, resamples: int
-) -> tuple[list[Importance], str]:
-    settings = replace(settings, second_objective="none")
+        mode, settings = settings.curve_mode(mode), replace(settings, metric=settings.curve)
+    settings, fewest = replace(settings, second_objective="none"), FEWEST_GOOD if good else FEWEST
     values, how = at_equal_training(trials, settings.metric)
-    if len(values) < FEWEST:
-        few = f"{len(values)} finished or stopped trials have a value of {settings.metric}; importance needs {FEWEST}."
+    if len(values) < fewest:
+        few = f"{len(values)} finished or stopped trials have a value of {settings.metric}; importance needs {fewest}."
         return [], how if not values and how else few
     if len({value for _, value in values}) == 1:
         return [], f"All trials have the same {settings.metric}, so no key can be seen to matter."
@@ -62,9 +60,10 @@ def _by(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     whole = [told(space, t, settings, mode) for t in _as_finished(values, settings.metric, mode)]
-    point = _shares(whole, keys, mode)
+    point = _shares(whole, keys, mode, good)
     rng = np.random.default_rng(np.random.SeedSequence([settings.seed, 2]))
-    drawn = [_shares([whole[i] for i in rng.integers(0, len(whole), len(whole))], keys, mode) for _ in range(resamples)]
+    again = ([whole[i] for i in rng.integers(0, len(whole), len(whole))] for _ in range(resamples))
+    drawn = [_shares(trials_again, keys, mode, good) for trials_again in again]
     found = []
     for key in keys:
         low, high = np.quantile([d[key] for d in drawn], (0.025, 0.975))
@@ -102,21 +101,25 @@ def _as_finished(values: list[tuple[Trial, float]], metric: str, mode: str) -> l
     ]
 
 
-def _shares(trials: list, keys: list[str], mode: str) -> dict[str, float]:
+def _shares(trials: list, keys: list[str], mode: str, good: bool) -> dict[str, float]:
     """Returns {key: share}, from Optuna's FrozenTrials; 0 for a key that none of them has.
 
     The best third is compared with all, since Optuna's default of a tenth leaves two of 20 trials; at least 5 trials as Optuna
-    recommends, but no more than half.
+    recommends, but no more than half. good: the best quarter, also at least 5, is compared with the better half.
     """
     import optuna
 
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     study.add_trials(trials)
-    top = min(1 / 2, max(1 / 3, 5 / len(trials)))
+    top, region = max(1 / 4, 5 / len(trials)), 1 / 2
+    if not good:
+        top, region = min(1 / 2, max(1 / 3, 5 / len(trials))), 1.0
     there = [k for k in keys if any(k in t.params for t in trials)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a condition holds in only one trial of a resample
         found = optuna.importance.get_param_importances(
-            study, params=there, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
+            study,
+            params=there,
+            evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top, region_quantile=region),
         )
     return {k: float(found.get(k, 0.0)) for k in keys}

@@ -126,10 +126,11 @@ def _figures(
     axes = _axes(s, [t for t in trials if t.role == "search"])
     if axes and len(searched) > 1 and any(math.isfinite(line.last) for line in searched):
         found["parallel"] = {"svg": plots.parallel(searched, axes, s.metric, mode), "note": ""}
-    if keys := report["importance"]["keys"]:
-        named = space.names([k["key"] for k in keys])
-        rows = [(named[k["key"]], k["value"], k["low"], k["high"]) for k in keys]
-        found["importance"] = {"svg": plots.importance(rows), "note": ""}
+    for name, part in (("importance", "keys"), ("importance_good", "good")):
+        if keys := report["importance"][part]:
+            named = space.names([k["key"] for k in keys])
+            rows = [(named[k["key"]], k["value"], k["low"], k["high"]) for k in keys]
+            found[name] = {"svg": plots.importance(rows), "note": ""}
     if len(points) > 1:
         there = [(line, points[line.number][0]) for line in lines if line.number in points]
         svg = plots.frontier(there, optimal, s.metric, mode, s.usd(1.0))

@@ -30,12 +30,13 @@ def write(planned: Plan, journal: Journal, over: str, command: str) -> bool:
     chosen = journal.trials[found[0].trial] if found else best(trials, s.metric, planned.mode)
     said = verdict(planned, trials, found)
     keys, about = importances(trials, planned.space, s, planned.mode)
+    good, _ = importances(trials, planned.space, s, planned.mode, good=True)
     content = {
         "search": asdict(s),
         "mode": planned.mode,
         "ended": over,
         "command": command,
-        "importance": {"keys": [asdict(k) for k in keys], "about": about},
+        "importance": {"keys": [asdict(k) for k in keys], "good": [asdict(k) for k in good], "about": about},
         "best": chosen.number if chosen else None,
         "verdict": said,
         "confirmed": [asdict(c) | {"better": c.better} for c in found],

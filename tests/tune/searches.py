@@ -71,10 +71,11 @@ def report(found: list[Trial], s: Settings, mode: str = "min") -> dict:
     """report.json's content, as read from the file."""
     done = confirm.confirmed(found, s, mode, {})
     keys, about = importances(found, space.read(s.space)[0], s, mode, resamples=40)
+    good, _ = importances(found, space.read(s.space)[0], s, mode, resamples=40, good=True)
     chosen = best(found, s.metric, mode)
     content = {
         "search": asdict(s), "mode": mode, "ended": "all 20 trials have run", "command": "python -m tune --config x.yaml",
-        "importance": {"keys": [asdict(k) for k in keys], "about": about}, "best": chosen.number if chosen else None,
+        "importance": {"keys": [asdict(k) for k in keys], "good": [asdict(k) for k in good], "about": about}, "best": chosen.number if chosen else None,
         "verdict": ["Trial 1 is better than the job that the search started from.", "  In the search the gain was +0.1."],
         "confirmed": [asdict(c) | {"better": c.better} for c in done],
         "trials": [

@@ -12,8 +12,8 @@ S = searches.settings()
 SPACE = space.read(S.space)[0]
 
 
-def _found(trials, mode="min", settings=S, resamples=40):
-    keys, about = importances(trials, SPACE, settings, mode, resamples)
+def _found(trials, mode="min", settings=S, resamples=40, good=False):
+    keys, about = importances(trials, SPACE, settings, mode, resamples, good)
     return {k.key: k for k in keys}, about
 
 
@@ -31,6 +31,18 @@ def test_the_key_that_matters_is_told_apart_from_those_that_do_not():
     assert _found(trials)[0] == found  # the same trials and seed, the same numbers
     again, _ = _found(trials, settings=searches.settings(seed=1), resamples=3)
     assert {k: v.value for k, v in again.items()} == {k: v.value for k, v in found.items()} and again != found
+
+
+def test_a_key_that_the_learning_rate_hides_decides_in_the_better_half():
+    trials = searches.trials(300, stops=False)
+    for t in (t for t in trials if t.settings):
+        rate, decay = t.settings["train.learning_rate"], t.settings["train.weight_decay"]  # up to 0.1
+        t.reports[-1]["eval_loss"] = decay + (abs(math.log10(rate) + 3) > 0.5)
+    everywhere, there = _found(trials)[0], _found(trials, good=True)[0]
+    for found, first in ((everywhere, "train.learning_rate"), (there, "train.weight_decay")):
+        assert found[first].low > max(k.high for key, k in found.items() if key != first)
+    assert not _found(trials[:16], good=True)[0] and "importance needs 16" in _found(trials[:16], good=True)[1]
+    assert _found(trials[:17], good=True, resamples=2)[0]
 
 
 def test_higher_is_better_gives_the_same_as_lower_is_better_of_the_negative():

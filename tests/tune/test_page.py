@@ -59,7 +59,7 @@ def test_text_from_the_search_is_escaped(html):
 
 def test_the_page_is_self_contained_and_its_figures_are_well_formed(html):
     figures = re.findall(r"<svg.*?</svg>", html, re.S)
-    assert len(figures) == 5
+    assert len(figures) == 6
     for svg in figures:
         ET.fromstring(svg.replace("xlink:href", "href"))
     assert "7: nan at step 30" in figures[0]  # diverged: its curve ends before
