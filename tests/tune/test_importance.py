@@ -38,7 +38,7 @@ def test_a_key_that_the_learning_rate_hides_decides_in_the_better_half():
     for t in (t for t in trials if t.settings):
         rate, decay = t.settings["train.learning_rate"], t.settings["train.weight_decay"]  # up to 0.1
         t.reports[-1]["eval_loss"] = decay + (abs(math.log10(rate) + 3) > 0.5)
-    everywhere, there = _found(trials)[0], _found(trials, good=True)[0]
+    everywhere, there = (_found(trials, resamples=10, good=good)[0] for good in (False, True))
     for found, first in ((everywhere, "train.learning_rate"), (there, "train.weight_decay")):
         assert found[first].low > max(k.high for key, k in found.items() if key != first)
     assert not _found(trials[:16], good=True)[0] and "importance needs 16" in _found(trials[:16], good=True)[1]

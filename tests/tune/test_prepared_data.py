@@ -9,6 +9,7 @@ from lib.stage.declared import stages
 from lib.stage.training_arguments import arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "distill"])
 def test_a_second_trial_renders_and_tokenises_no_row(stage, tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
     import datasets
