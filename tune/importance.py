@@ -111,9 +111,8 @@ def _shares(trials: list, keys: list[str], mode: str, good: bool) -> dict[str, f
 
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     study.add_trials(trials)
-    top, region = max(1 / 4, 5 / len(trials)), 1 / 2
-    if not good:
-        top, region = min(1 / 2, max(1 / 3, 5 / len(trials))), 1.0
+    five = 5 / len(trials)
+    top, region = (max(1 / 4, five), 1 / 2) if good else (min(1 / 2, max(1 / 3, five)), 1.0)
     there = [k for k in keys if any(k in t.params for t in trials)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a condition holds in only one trial of a resample

@@ -33,9 +33,8 @@ PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the
 
 @pytest.fixture(scope="module")
 def wide(tiny_model, tmp_path_factory) -> str:
-    """The tiny model with heads of 32, since vLLM's attention for CPUs doesn't support 16, and with layers so wide that it writes about as
-    many tokens a second as a real model. With hundreds a second, Ray Serve's proxy is overloaded on a busy machine by a single stream, and
-    other requests wait for its end."""
+    """The tiny model with heads of 32, since vLLM's attention for CPUs doesn't support 16, and with wide layers, which slow it down: on a
+    busy machine, an answer at hundreds of tokens a second held up other requests in Ray Serve, some until its end."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

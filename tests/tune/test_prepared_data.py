@@ -4,9 +4,9 @@ function that tokenises."""
 import pytest
 
 from lib import data
-from lib.stage import training_cli
 from lib.stage.declared import stages
 from lib.stage.training_arguments import arguments
+from tune import steps
 
 
 @pytest.mark.slow
@@ -27,8 +27,7 @@ def test_a_second_trial_renders_and_tokenises_no_row(stage, tiny_model, chats_fi
         keys = {"model.base": tiny_model, "data.source": pairs_file if stage in ("dpo", "reward") else chats_file}
         keys |= {"train.teacher": tiny_model, "train.keep_layers": "2"} if stage == "distill" else {}
         keys |= {"run": str(tmp_path / "run"), "scale.workers": "1", "train.learning_rate": rate}
-        words = ["--config", f"configs/{stage}.yaml", *(f"--{k}={v}" for k, v in keys.items())]
-        job = training_cli.parse(declared, words).job
+        job = steps.parsed(f"configs/{stage}.yaml", declared, keys)
         args, _ = arguments(job, declared.config, 1, str(tmp_path / "checkpoints"))
         rows = data.load(job.data, declared.rows)
         rendered.clear()
