@@ -1,6 +1,6 @@
-"""Slows training down, for tests that wait for an event in the middle of it.
+"""Slows processes down, for tests that wait for an event in the middle of their work.
 
-At full speed it would take the cores from the tests beside it, and the run that it is compared with would need as many steps.
+At full speed they would take the cores from the tests beside them, and a run that is compared with another would need as many steps.
 """
 
 import signal
@@ -12,19 +12,20 @@ from contextlib import contextmanager, suppress
 import psutil
 
 RUN, REST = 0.04, 0.16
-"""Seconds for which the workers run, and for which they are stopped."""
+"""Seconds for which the processes run, and for which they are stopped."""
 
 
 @contextmanager
-def throttled(pids: Iterable[int]):
-    """Until the block ends, lets those of these processes that are Ray Train's workers run for a fifth of the time, all at once."""
-    workers, over = [p for p in map(_worker, pids) if p], threading.Event()
-    assert workers
+def throttled(pids: Iterable[int], names: tuple[str, ...] = ("ray::RayTrainWorker",)):
+    """Until the block ends, lets those of these processes whose command line begins with one of `names` run for a fifth of the time,
+    all at once."""
+    slow, over = [p for p in (_named(pid, names) for pid in pids) if p], threading.Event()
+    assert slow
 
     def signalled(number: int) -> None:
-        for worker in workers:
+        for process in slow:
             with suppress(psutil.NoSuchProcess):
-                worker.send_signal(number)
+                process.send_signal(number)
 
     def work() -> None:
         while not over.is_set():
@@ -42,7 +43,7 @@ def throttled(pids: Iterable[int]):
         thread.join()
 
 
-def _worker(pid: int) -> psutil.Process | None:
+def _named(pid: int, names: tuple[str, ...]) -> psutil.Process | None:
     with suppress(psutil.NoSuchProcess, IndexError):
         process = psutil.Process(pid)
-        return process if process.cmdline()[0].startswith("ray::RayTrainWorker") else None
+        return process if process.cmdline()[0].startswith(names) else None

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -22,8 +21,7 @@ def serving(folder, args: dict):
     """Runs `serve run` with one application until its /health answers; yields (the API's address, its process)."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    python = warm.python() if args.get("engine") == "transformers" else sys.executable
-    command = [python, "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
+    command = [warm.python(), "-m", "ray.serve.scripts", "run", "--address", "local", "serve.app:app"]
     command += [f"{key}={value}" for key, value in (args | {"port": port}).items()]
     with (folder / "log").open("w") as log:
         p = subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -15,6 +15,7 @@ import pytest
 from tests import warm
 from tests.conftest import PATIENCE, REPO
 from tests.serve.conftest import replicas, serving
+from tests.throttle import throttled
 
 pytestmark = pytest.mark.slow
 
@@ -140,9 +141,10 @@ def test_replicas_come_and_go_with_the_load(runs, tmp_path):
 
         clients = [pool.submit(busy) for _ in range(4)]
         try:
-            while len(replicas(process)) < 2:
-                assert time.time() < began + PATIENCE
-                time.sleep(0.5)
+            with throttled((p.pid for p in replicas(process)), ("ray::ServeReplica",)):
+                while len(replicas(process)) < 2:
+                    assert time.time() < began + PATIENCE
+                    time.sleep(0.5)
         finally:
             over.set()
         came = time.time()

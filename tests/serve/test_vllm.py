@@ -6,6 +6,7 @@ One `serve run` serves all tests that need no other engine, in file order: the l
 
 import asyncio
 import collections
+import multiprocessing.spawn
 import shutil
 import signal
 import time
@@ -24,11 +25,22 @@ from lib.generation.transformers_generator import TransformersGenerator
 from lib.run import Run
 from serve import engines
 from serve.serving import parse, plan
+from tests import warm
 from tests.conftest import sign
 from tests.serve.conftest import serving
+from tests.throttle import throttled
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the red table", "a garden near the river")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spawned_from_the_warm_python():
+    """vLLM spawns the processes of its engines with Python's multiprocessing."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(warm.python())
+    yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +206,7 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
     with ThreadPoolExecutor(2) as pool:
         cut, refused = pool.submit(stream, url, 16000, begun), pool.submit(write, url, 16000)
         wait_for(lambda: begun and running(url) == 2)
-        (core,) = [p for p in process.children(recursive=True) if "EngineCore" in p.name()]
+        (core,) = [p for p in warm.tree(process) if "EngineCore" in p.name()]
         core.kill()
         killed = time.monotonic()
         end = "".join(cut.result()[-2:])
@@ -219,11 +231,14 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
 
 def test_sigterm_lets_answers_end(server):
     url, process = server
-    began = time.monotonic()
-    assert write(url, 200).json()["usage"]["completion_tokens"] == 200
-    many = min(16000, int(200 * 20 / (time.monotonic() - began)))
     begun: list = []
-    with ThreadPoolExecutor(2) as pool:
+    with (
+        throttled((p.pid for p in warm.tree(process)), ("VLLM::EngineCore", "VLLM::Worker")),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        began = time.monotonic()
+        assert write(url, 40).json()["usage"]["completion_tokens"] == 40
+        many = min(16000, int(40 * 20 / (time.monotonic() - began)))
         streamed, whole = pool.submit(stream, url, many, begun), pool.submit(write, url, many)
         wait_for(lambda: begun and running(url) == 2)
         process.send_signal(signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 A small job spends half of its time importing torch, transformers and TRL in each of its processes. `python` is a program that
 accepts Python's command line; it asks `server`, a process that has imported them, to fork and to run that command with the
-program's own environment, folder, standard streams and signals. It ends when the fork ends; if it is killed, so is the fork. If the
+program's own environment, folder, open files and signals. It ends when the fork ends; if it is killed, so is the fork. If the
 environment differs in a variable that libraries read on import, it runs the ordinary Python.
 """
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
+import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import selectors
@@ -16,13 +19,17 @@ import struct
 import sys
 from pathlib import Path
 
+from lib.generation import vllm_generator
 from tests.warm import signature
 
 PATH = [p for p in sys.path[1:] if p not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 
 
 def read() -> None:
-    """Imports the modules that a job's processes import."""
+    """Imports the modules that a job's processes import, and those of vLLM's server where it is installed."""
+    with_vllm = vllm_generator.installed()
+    if with_vllm:
+        vllm_generator.environment("WARNING", "cpu")  # as serve/engines.py sets it before the import
     import accelerate  # noqa: F401
     import aiohttp  # noqa: F401
     import datasets  # noqa: F401
@@ -55,6 +62,19 @@ def read() -> None:
         "RewardConfig",
     ):
         getattr(trl, name)
+    if with_vllm:
+        import setproctitle
+
+        setproctitle.getproctitle()  # finds the arguments' memory, which vLLM's processes put their names into
+        sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM imports it only to see whether it is there
+        for name in (
+            "entrypoints.launchers.api_server.app_state",
+            "v1.engine.async_llm",
+            "v1.engine.core",
+            "v1.worker.cpu_worker",
+        ):
+            importlib.import_module(f"vllm.{name}")
+        del sys.modules["ray"]
     assert "ray" not in sys.modules  # its core reads the environment on import
 
 
@@ -95,8 +115,12 @@ def serve(folder: Path, known: dict[str, str]) -> dict | None:
                     events.close()
                     for s in (listener, client, *children):
                         s.close()
-                    for target, fd in enumerate(fds):
-                        os.dup2(fd, target)
+                    above = max(asked["fds"]) + 1  # so that no number is overwritten before its file has moved
+                    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
+                    for fd in fds:
+                        os.close(fd)
+                    for fd, number in zip(moved, asked["fds"], strict=True):
+                        os.dup2(fd, number)
                         os.close(fd)
                     return asked
                 for fd in fds:
@@ -130,10 +154,10 @@ def _pid(client: socket.socket) -> int:
 
 
 def _asked(client: socket.socket) -> tuple[dict | None, list[int]]:
-    """Returns a client's request and its standard streams; None if the client ended before sending all of it."""
+    """Returns a client's request and its open files; None if the client ended before sending all of it."""
     fds: list[int] = []
     try:
-        head, fds, _, _ = socket.recv_fds(client, 8, 3)
+        head, fds, _, _ = socket.recv_fds(client, 8, 200)
         size, got = int.from_bytes(head, "big"), b""
         while len(head) == 8 and len(got) < size and (more := client.recv(size - len(got))):
             got += more
@@ -158,6 +182,7 @@ def become(asked: dict, program: str) -> None:
     os.chdir(asked["cwd"])
     os.umask(asked["umask"])
     sys.executable, words = program, asked["words"]
+    multiprocessing.set_executable(program)
     while words[0] in ("-u", "-B"):
         words = words[1:]
     sys.stdout.reconfigure(line_buffering=os.isatty(1) or len(words) < len(asked["words"]))
@@ -168,19 +193,19 @@ def become(asked: dict, program: str) -> None:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         case ["-c", code, *rest]:
             sys.argv, sys.path = ["-c", *rest], ["", *paths, *PATH]
-            _run(code, "<string>")
+            _run(code)
         case [script, *rest]:
             sys.argv, sys.path = [script, *rest], [os.path.dirname(os.path.abspath(script)), *paths, *PATH]
             _run(Path(script).read_text(), script)
 
 
-def _run(code: str, file: str) -> None:
+def _run(code: str, file: str | None = None) -> None:
     """Runs the code in the module __main__ itself, under whose name pickle finds its functions."""
     main = sys.modules["__main__"].__dict__
     for name in [n for n in main if n not in ("__name__", "__builtins__")]:
         del main[name]
-    main["__file__"] = file
-    exec(compile(code, file, "exec"), main)
+    main |= {"__spec__": None} | ({"__file__": file} if file else {})
+    exec(compile(code, file or "<string>", "exec"), main)
 
 
 status: list[int] = []
