@@ -29,7 +29,7 @@ most-tests:
 	$(BIN)/python -m pytest $(TESTS) -m "not vllm and not soak"
 
 vllm-tests: $(VLLM)/ready
-# Named, since importing all tests takes a quarter of a minute.
+# Only the files that have such tests: importing all takes a quarter of a minute.
 	$(VLLM)/bin/python -m pytest --instafail -m vllm $$(grep -rl "mark.vllm" tests)
 
 fast: packages $(VENV)/ready   ## the tests that take seconds

@@ -6,9 +6,10 @@ One `serve run` serves all tests that need no other engine, in file order: the l
 
 import asyncio
 import collections
-import multiprocessing.spawn
+import multiprocessing
 import shutil
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -37,10 +38,9 @@ PROMPTS = [[{"role": "user", "content": f"what is {w}?"}] for w in ("lamp", "the
 @pytest.fixture(scope="module", autouse=True)
 def spawned_from_the_warm_python():
     """vLLM spawns the processes of its engines with Python's multiprocessing."""
-    before = multiprocessing.spawn.get_executable()
     multiprocessing.set_executable(warm.python())
     yield
-    multiprocessing.set_executable(before)
+    multiprocessing.set_executable(sys.executable)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,12 @@ def set_up(words):
     if not (words[0].endswith("/ray/_private/workers/setup_worker.py") and context):
         return words
     found = json.loads(context[0][len(option) :])
-    variables = found.pop("env_vars")
-    if found.pop("py_executable") != sys.argv[0] or any(found.values()) or any("$" in v for v in variables.values()):
+    variables = found.pop("env_vars", {})
+    if (
+        found.pop("py_executable", None) != sys.argv[0]
+        or any(found.values())
+        or any("$" in v for v in variables.values())
+    ):
         return words
     os.environ.update(variables)
     return [w for w in words[1:] if w != context[0] and not w.startswith("--language=")]
