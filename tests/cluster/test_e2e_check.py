@@ -58,7 +58,6 @@ def test_two_boxes_pass_every_step_and_the_ledger_is_the_bill(apart, bucket):
         assert gone not in text, gone
 
 
-@pytest.mark.soak
 def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
     laptop, boxes, shared = apart
     path = shared / "check.json"
@@ -77,7 +76,6 @@ def test_a_job_that_fails_is_named_and_the_box_destroyed(apart):
     assert steps[DESTROYED]["outcome"] == "passed" and boxes.state()["rentals"] == []
 
 
-@pytest.mark.soak
 def test_a_check_that_is_killed_leaves_nothing(apart):
     """The head ends with it and destroys its rentals."""
     laptop, boxes, _ = apart

@@ -13,7 +13,7 @@ from tests.cluster import e2e
 from tests.cluster.e2e import Submitted, cluster, spots, took
 from tests.conftest import PATIENCE
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, e2e.NAMESPACES]
+pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,6 @@ def _reporting(journal: Path) -> set[int]:
     return {e["trial"] for e in events if e["event"] == "reported"}
 
 
-@pytest.mark.soak
 def test_a_killed_head_costs_nothing_after_the_watchdogs_time(apart):
     laptop, boxes, shared = apart
     (shared / "nap.py").write_text(e2e.NAP)
