@@ -1,7 +1,7 @@
 """The demo task: turn a colleague's message into one line of a strict ticket format. Rows are generated here from a fixed seed,
 and a function can check any answer.
 
-One training row of kind "chat" (the answer is the bare line in two rows of five, otherwise the line amid pleasantries):
+A row of kind "text", for pre-training, is a message and its bare line. One training row of kind "chat" (the answer is the bare line in two rows of five, otherwise the line amid pleasantries):
 
     system     Ticket: quantity x item > name @room day time
     user       The day after Thursday at half past six in the evening: seven headsets for Priya. The room is 255.
@@ -29,8 +29,8 @@ from itertools import islice
 VERSION = "2"
 """To be raised with every change to the generated rows; part of the data hash and of every score."""
 
-TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000}
-HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300}
+TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000, "text": 6000}
+HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400}
 
 SYSTEM = "Ticket: quantity x item > name @room day time"
 
@@ -123,6 +123,8 @@ def rows(kind: str | None, split: str) -> Iterator[dict]:
         prompt = prompt_messages(message)
         if kind == "prompt":
             yield {"prompt": prompt}
+        elif kind == "text":
+            yield {"text": f"{message}\n{order.line()}"}
         elif kind == "chat":
             yield {"messages": [*prompt, _assistant(answer(order, terse=i % 5 < 2, rng=rng))]}
         else:

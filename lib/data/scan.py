@@ -115,7 +115,8 @@ def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) 
     if source.kind == "demo":
         from lib.data import demo
 
-        kind = next((k for k in want if k in demo.TRAIN_ROWS), None) or next(
+        asked = [k for k in want if k == data.format]  # text: its plain texts, though chat is preferred
+        kind = next((k for k in (*asked, *want) if k in demo.TRAIN_ROWS), None) or next(
             k for k in (*demo.TRAIN_ROWS, None) if k is None or any((k, w) in CONVERSIONS for w in want)
         )
         if kind is None:

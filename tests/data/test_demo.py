@@ -120,8 +120,8 @@ def test_parse_finds_the_only_ticket_line():
 
 def test_unknown_kind_and_split_are_refused():
     with pytest.raises(
-        ValueError, match=r"data.source: demo has rows for chat, preference, prompt; this stage wants 'text'"
+        ValueError, match=r"data.source: demo has rows for chat, preference, prompt, text; this stage wants 'pair'"
     ):
-        next(demo.rows("text", "train"))
+        next(demo.rows("pair", "train"))
     with pytest.raises(ValueError, match="not 'test'"):
         next(demo.rows("chat", "test"))
