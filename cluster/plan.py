@@ -25,6 +25,7 @@ from lib.errors import UsageError
 from lib.run import Run
 from lib.runtime import refusing
 from lib.stage import plan, training_cli
+from lib.stage.declared import configured
 
 LEARN = 3
 """How many finished runs in the same folder, not read before, each call reads for their speed."""
@@ -33,7 +34,7 @@ LEARN = 3
 def main(argv: list[str]) -> int:
     """Returns the exit code. 0: at least one machine can run the job. 1: none can. 2: a mistake in the job or an option."""
     args, rest = _parser().parse_known_args(argv)
-    name = args.stage or Path(args.config).stem
+    name = args.stage or configured(args.config)
     if not Path(args.config).is_file():
         print(f"python -m cluster plan: there is no file {args.config}.", file=sys.stderr)
         return 2
@@ -204,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", help="the job's YAML; overrides may follow, as for jobs/STAGE.py")
-    add("--stage", help="name of the file in jobs/ (default: the config's name)")
+    add("--stage", help="name of the file in jobs/ (default: the name of the config, or of its folder)")
     add(
         "--gpu",
         type=lambda text: tuple(n.strip() for n in text.split("|") if n.strip()),

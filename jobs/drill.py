@@ -24,6 +24,7 @@ import psutil
 from lib.errors import nearest
 from lib.run import Run, absolute
 from lib.runtime import checkpoint
+from lib.stage.declared import configured
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("worker", "driver", "ray", "truncate", "flip")
@@ -98,7 +99,7 @@ def outcome(run: Run) -> tuple[str | None, list[tuple[int, float]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the job's YAML; other options go to the job")
-    parser.add_argument("--stage", help="file in jobs/ (default: the config's name)")
+    parser.add_argument("--stage", help="file in jobs/ (default: the name of the config, or of its folder)")
     parser.add_argument("--kills", type=int, default=5, help="number of disturbed runs (default: 5)")
     parser.add_argument(
         "--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of kill, used in turn (default: all)"
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--run", default="runs/drill", help="folder for the runs of the drill")
     parser.add_argument("--dry-run", action="store_true", help="run the job's own --dry-run and kill nothing")
     options, extra = parser.parse_known_args()
-    stage = options.stage or Path(options.config).stem
+    stage = options.stage or configured(options.config)
     if not (ROOT / "jobs" / f"{stage}.py").is_file():
         stages = [p.stem for p in (ROOT / "jobs").glob("*.py")]
         parser.error(f"--stage: there is no jobs/{stage}.py.{nearest(stage, stages)}")
