@@ -25,6 +25,10 @@ NF4 = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in 4 bits with double quantisation: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3."""
 
 
+HEADS = ("causal_lm", "masked_lm", "seq2seq_lm")
+"""Kinds of model with an output layer over the vocabulary."""
+
+
 @dataclass(frozen=True)
 class Anatomy:
     parameters: int
@@ -111,7 +115,7 @@ def _study(
     if makes == "reward":
         config.num_labels = 1
     net = _net(config, model, gpu, precision, makes)
-    head = net.get_output_embeddings() if makes == "causal_lm" else None
+    head = net.get_output_embeddings() if makes in HEADS else None
     named = dict(net.named_parameters())
     trained = [p for p in named.values() if p.requires_grad]
     layers = _layers(net)
@@ -147,9 +151,8 @@ def _study(
 def _net(config, model: Model, gpu: bool, precision: str, makes: str):
     """Builds the model that a worker would train, without storage."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    cls = AutoModelForSequenceClassification if makes == "reward" else AutoModelForCausalLM
+    cls = load.auto(makes)
     attention = model.attn_implementation or ("sdpa" if gpu else "eager")
     # Flash attention isn't installed here, and saves the same tensors as sdpa.
     kernel = "sdpa" if attention.startswith("flash") else attention
@@ -167,6 +170,8 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
 def _layers(net):
     import torch
 
+    if net.config.is_encoder_decoder:  # counted as if each token passed through both
+        return torch.nn.ModuleList([*net.get_encoder().block, *net.get_decoder().block])
     lists = (m for m in net.modules() if isinstance(m, torch.nn.ModuleList))
     return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
 
@@ -223,7 +228,11 @@ def _saved(net, batch: int, tokens: int, precision: str) -> int:
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
     with mode, hooks, half:
         ids = torch.zeros(batch, tokens, dtype=torch.long)
-        out = getattr(net, net.base_model_prefix)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        where = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if net.config.is_encoder_decoder:
+            out = net(**where, decoder_input_ids=ids, use_cache=False)
+        else:
+            out = getattr(net, net.base_model_prefix)(**where, use_cache=False)
     del out
     return sum(s.nbytes() for c, s in kept.items() if c not in weights)
 

@@ -29,8 +29,8 @@ class Lengths:
     """Rows that were tokenised; 0: none could be read, and all are assumed to have the maximum length."""
 
 
-def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
-    """Measures the job's training rows. kinds: row kinds that the stage accepts. Raises ValueError as lib.data.check does."""
+def measure(job: Job, kinds: tuple[str, ...], max_length: int, objective: str | None = None) -> Lengths:
+    """Measures the job's training rows. kinds: row kinds that the stage accepts; objective: of pre-training. Raises ValueError as lib.data.check does."""
     rows: list[tuple[str, dict]] = []
 
     def keep(kind: str, side: str, row: dict, place: str) -> None:
@@ -47,7 +47,7 @@ def measure(job: Job, kinds: tuple[str, ...], max_length: int) -> Lengths:
     tokenizer = AutoTokenizer.from_pretrained(described(job.model.base, job.model.revision))
     if text := load.template_text(job.model):
         tokenizer.chat_template = text
-    settings = Settings(False, max_length, False, None, False, None)
+    settings = Settings(False, max_length, False, None, False, None, objective)
     found = [s for _, made in sequences(tokenizer, rows[0][0], [row for _, row in rows], settings) for s in _good(made)]
     pairs = [(min(len(s.ids), max_length), min(len(s.ids) - s.start, max_length)) for s in found]
     return Lengths(

@@ -14,6 +14,7 @@ from lib.config import trl_fields
 from lib.config.job import Job, Model
 from lib.distributed import strategy
 from lib.errors import UsageError, nearest
+from lib.rendering.sequences import SPECIALS
 from lib.runtime import hardware
 from lib.stage.declared import stages
 from lib.stage.stage import Stage
@@ -41,7 +42,7 @@ class Work:
 
     def __post_init__(self):
         self.defaults = {key: f.default for key, f in trl_fields.read(self.stage.config).items()}
-        self.lengths = measure(self.job, self.stage.rows, self.train("max_length") or 1024)
+        self.lengths = measure(self.job, self.stage.rows, self.train("max_length") or 1024, self.train("objective"))
 
     def train(self, key: str):
         """Returns a key of `train:`, or its default; None if the stage doesn't have it."""
@@ -53,9 +54,19 @@ class Work:
         return 2 if self.stage.rows in (("preference",), ("comparison",)) else 1
 
     @property
+    def packed(self) -> bool:
+        """Whether rows are joined and cut into batch rows of max_length tokens."""
+        return bool(self.train("packing") or self.train("objective"))
+
+    @property
+    def block(self) -> int:
+        """Tokens of a packed batch row, with the special tokens that pre-training adds."""
+        return self.train("max_length") + SPECIALS.get(self.train("objective"), 0)
+
+    @property
     def tokens(self) -> int:
         """T: tokens of the longest sequence."""
-        return self.train("max_length") if self.train("packing") else self.lengths.longest
+        return self.block if self.packed else self.lengths.longest
 
     @property
     def reference(self) -> bool:
@@ -75,14 +86,14 @@ class Work:
         if not self.rows:
             return None
         examples = self.rows * self.lengths.per_row / self.pairs
-        if self.train("packing"):
-            examples *= self.lengths.mean / self.tokens
+        if self.packed:
+            examples *= self.lengths.mean / self.train("max_length")
         return math.ceil(
             (self.train("num_train_epochs") or 3.0) * -(-math.ceil(examples) // self.job.scale.global_batch)
         )
 
     def tokens_per_step(self) -> float:
-        mean = self.tokens if self.train("packing") else self.lengths.mean
+        mean = self.tokens if self.packed else self.lengths.mean
         return self.job.scale.global_batch * self.pairs * mean
 
     def teacher(self, gpu: bool, precision: str) -> int:
@@ -93,7 +104,7 @@ class Work:
         return study(Model(base=name), self.tokens, gpu, precision).parameters
 
     def anatomy(self, gpu: bool, precision: str) -> Anatomy:
-        return study(self.job.model, self.tokens, gpu, precision, self.stage.makes, self.train("keep_layers"))
+        return study(self.job.model, self.tokens, gpu, precision, self.job.makes, self.train("keep_layers"))
 
     def plain(self) -> Anatomy:
         """Returns the anatomy on a CPU, for numbers that don't depend on the device."""

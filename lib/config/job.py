@@ -16,9 +16,16 @@ class Model:
     """model: the base model and which of its weights train"""
 
     base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """The model to start from: a run directory (local or s3://), a folder that from_pretrained loads, or a hub name."""
+    """The model to start from: a run directory (local or s3://), a folder that from_pretrained loads, a hub name, or none: random
+    weights (only jobs/pretrain.py)."""
     revision: str | None = None
     """Commit, tag or branch of a hub model. None: its main branch."""
+    size: Literal["4m", "10m", "30m", "40m", "110m", "350m"] | None = None
+    """Only with base: none, which jobs/pretrain.py starts from: random weights in the shape of a model of this size."""
+    tokenizer: str | None = None
+    """Only with base: none: a run, folder or hub name whose tokenizer is used. None: a tokenizer is trained on the training rows."""
+    vocab_size: int | None = None
+    """Only with base: none: number of tokens of the trained tokenizer. None: 8192."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in training. auto: float32 if all weights train (model/ is then saved in the base's type), the compute
     precision if an adapter trains."""
@@ -58,7 +65,7 @@ class Data:
     heldout_fraction: float = 0.1
     """Share of the prompts (0 to 1) held out when heldout is None. A hash of the prompt decides, so the choice is the same every time."""
     format: str = "auto"
-    """Name of the row format. auto: recognised from the columns, and printed."""
+    """Name of the row format. auto: recognised from the columns, and printed. text, with source: demo: its plain texts, not its chats."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renames columns before the format is recognised: {name in the file: name in the format}."""
     limit: int | None = None

@@ -101,6 +101,7 @@ class Heldout:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.shards = trainer, None
+        self.counts = getattr(trainer, "counts", counts)
         self.sums: dict[tuple[str, str], tuple[float, float]] = {}
         """{("train" or "eval", metric): (weighted sum, total weight) since it was last logged}"""
         self.batch, self.nats, self.of = 0, 0.0, 0
@@ -142,7 +143,7 @@ class Heldout:
 
     def loss(self, model, inputs, *args, **kwargs):
         mode = "train" if self.trainer.model.training else "eval"
-        held, metrics = counts(inputs), self.trainer._metrics[mode]
+        held, metrics = self.counts(inputs), self.trainer._metrics[mode]
         if mode == "eval":
             again = self.shards is not None and self.batch >= self.shards.own and self.trainer.args.process_index > 0
             held, self.batch = {k: 0 for k in held} if again else held, self.batch + 1

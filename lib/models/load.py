@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 from lib.config.job import Model
 from lib.models.chat_template import template_sha256
 from lib.models.locate import path
 from lib.run import Run
 from lib.runtime.hardware import DTYPES
+
+AUTO = {
+    "causal_lm": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM", "discriminator": "AutoModelForPreTraining",
+}  # fmt: skip
+"""{kind of model: the class of transformers that loads it}"""
 
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS"}
 """{kind of model that a stage makes: PEFT's task_type}"""
@@ -57,6 +65,11 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
             else BitsAndBytesConfig(load_in_8bit=True)
         )
     return kwargs
+
+
+def auto(makes: str) -> Any:
+    """Returns the class of transformers that loads a kind of model."""
+    return getattr(importlib.import_module("transformers"), AUTO[makes])
 
 
 def train_in_fp32(model) -> None:

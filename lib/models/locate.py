@@ -19,6 +19,13 @@ NOUNS = {
 """{kind of run: its name in messages}"""
 
 
+CLASSES = {
+    "SequenceClassification": "reward", "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForMaskedLM": "masked_lm",
+    "BertForPreTraining": "masked_lm", "ElectraForPreTraining": "discriminator", "T5ForConditionalGeneration": "seq2seq_lm",
+}  # fmt: skip
+"""{part of the name of a class of transformers: the kind of its models}"""
+
+
 def locate(base: str, revision: str | None = None) -> tuple[str, str]:
     """Resolves `model.base` once, on the driver, so that every node loads the same model. Returns (base, identity).
 
@@ -26,6 +33,8 @@ def locate(base: str, revision: str | None = None) -> tuple[str, str]:
     change. Loads no weights. Raises ValueError, naming the key and similar runs, if the base doesn't exist.
     """
     path = absolute(base)
+    if base == "none" and not Path(path).is_dir():
+        raise ValueError("model.base: only jobs/pretrain.py starts from none. Name a model.")
     if base.startswith("s3://") or Path(path).is_dir():
         run = Run(path)
         if run.is_run():
@@ -88,8 +97,8 @@ def locate_for(key: str, base: str) -> tuple[str, str]:
 def kind(base: str) -> str | None:
     """Returns the kind of a base that `locate` returned (a key of NOUNS), or None if unknown, as for a model on the hub.
 
-    A run's kind is what its stage declared (lib/stage/stage.py, Makes). A folder that isn't a run, and an older run, is
-    "reward" if its config.json names a sequence classifier."""
+    A run's kind is what its stage declared (lib/stage/stage.py, Makes). That of a folder that isn't a run, and of an older run, follows
+    from the class that its config.json names."""
     run = Run(base)
     is_run = (run.remote or Path(base).is_dir()) and run.is_run()
     if is_run and (made := run.job().get("makes")):
@@ -100,8 +109,10 @@ def kind(base: str) -> str | None:
         config = json.loads(file.read_text(encoding="utf-8"))
     else:
         return None
-    scores = any("SequenceClassification" in name for name in config.get("architectures") or [])
-    return "reward" if scores else None
+    for name in config.get("architectures") or []:
+        if found := next((kind for part, kind in CLASSES.items() if part in name), None):
+            return found
+    return None
 
 
 def require(key: str, base: str, kinds: tuple[str, ...] = ("causal_lm",)) -> None:

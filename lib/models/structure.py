@@ -119,7 +119,7 @@ def problems(job: Job, gpu: bool) -> list[str]:
 def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
     """Builds the base on the meta device and returns the problems with its attention and its adapter."""
     import torch
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AttentionInterface, AutoConfig
 
     init = {"attn_implementation": job.model.attn_implementation} | (job.train.get("model_init_kwargs") or {})
     attention = init.pop("attn_implementation")
@@ -143,7 +143,7 @@ def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
     if unknown := sorted(unused.keys() - {*LOADING}):
         near = nearest(unknown[0], [*LOADING, *config.to_dict()])
         return [f"train.model_init_kwargs: from_pretrained takes no {unknown[0]}.{near}"]
-    kind = AutoModelForSequenceClassification if job.makes == "reward" else AutoModelForCausalLM
+    kind = load.auto(job.makes)
 
     def build(given: dict):
         here = given.get("attn_implementation") or "eager"

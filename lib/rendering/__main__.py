@@ -22,7 +22,7 @@ def answer(asked: dict) -> dict:
         return {"problem": text if text.startswith("model.") else f"model.base: {text}"}
     kind, row_shown = asked["kind"], None
     counts = {"train": Counts(kind), "heldout": Counts(kind)}
-    if why := known.unfit(kind):
+    if why := known.unfit(kind, settings):
         return {"problem": why}
     found = sequences(known.tokenizer, kind, [row for *_, row in asked["rows"]], settings)
     for (side, place, row), (made, result) in zip(asked["rows"], found, strict=True):

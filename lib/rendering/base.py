@@ -7,7 +7,7 @@ from functools import cached_property
 from lib.config.job import Model
 from lib.models import load, locate
 from lib.models.encode import ends
-from lib.rendering.sequences import Settings
+from lib.rendering.sequences import Settings, end
 
 
 class Base:
@@ -41,9 +41,14 @@ class Base:
                 break
         return found
 
-    def unfit(self, kind: str) -> str | None:
+    def unfit(self, kind: str, settings: Settings) -> str | None:
         """Returns why rows of this kind can't be rendered; None if they can."""
-        if kind == "text":
+        if kind == "text" and settings.objective:
+            missing, why = (
+                end(self.tokenizer) is None,
+                "model.base: its tokenizer has no eos_token and no sep_token, one of which ends a text.",
+            )
+        elif kind == "text":
             missing, why = (
                 not self.tokenizer.eos_token,
                 "model.base: its tokenizer has no eos_token, which ends a text.",

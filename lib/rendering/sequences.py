@@ -9,6 +9,9 @@ from lib.data.marks import learnt
 from lib.data.rows import Message
 from lib.models.encode import common
 
+SPECIALS = {"mlm": 2, "electra": 2, "nsp": 3}
+"""{objective of pre-training: special tokens that it adds to a block}"""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,18 +26,28 @@ class Settings:
     """TRL's packing_strategy; None: each example is a batch row of its own."""
     learns_prompts: bool
     eos_token: str | None
+    objective: str | None = None
+    """Of pre-training, which joins texts and cuts them into blocks; None for other stages."""
 
     @classmethod
     def of(cls, makes: str, train) -> Settings:
         """makes: the stage's kind of model; train: an object with the fields of the stage's TRL config class."""
+        objective = getattr(train, "objective", None)
+        packing = "wrapped" if objective else train.packing_strategy if getattr(train, "packing", False) else None
         return cls(
             scores=makes == "reward",
             max_length=getattr(train, "max_length", None),
             keep_end=getattr(train, "truncation_mode", None) == "keep_end",
-            packing=train.packing_strategy if getattr(train, "packing", False) else None,
+            packing=packing,
             learns_prompts=getattr(train, "completion_only_loss", None) is False,
             eos_token=getattr(train, "eos_token", None),
+            objective=objective,
         )
+
+    @property
+    def specials(self) -> int:
+        """Special tokens that are added to max_length tokens of text."""
+        return SPECIALS.get(self.objective or "", 0)
 
     @property
     def cuts(self) -> bool:
@@ -48,8 +61,8 @@ class Settings:
         return ids[-self.max_length :] if self.keep_end and not self.packing else ids[: self.max_length]
 
     def learnt(self, s: Sequence) -> int:
-        """Returns the number of tokens that carry loss after cutting."""
-        if self.scores:
+        """Returns the number of tokens that carry loss after cutting. 0 if a draw decides it later, as for masks."""
+        if self.scores or self.objective not in (None, "clm"):
             return 0
         at, kept = 0 if self.learns_prompts else s.start, len(self.cut(s.ids))
         if self.keep_end and not self.packing:
@@ -90,6 +103,11 @@ def sequences(
     tokenizer, kind: str, rows: list[dict], settings: Settings
 ) -> Iterator[tuple[list[Parts], list[Sequence] | Exception]]:
     """Yields each row's parts and sequences, or instead of the sequences the exception that the user's chat template raised."""
+    if kind == "text" and settings.objective:
+        texts = [row["text"] for row in rows]
+        for text, ids in zip(texts, _ids(tokenizer, texts, add_special_tokens=False), strict=True):
+            yield [], [Sequence(text, [*ids, end(tokenizer)], [], 0)]
+        return
     if kind == "text":
         eos = tokenizer.eos_token
         texts = [row["text"] if row["text"].endswith(eos) else row["text"] + eos for row in rows]
@@ -109,6 +127,11 @@ def sequences(
             start = 0 if settings.scores else common(asked, whole)
             found.append(Sequence(text, whole, asked, start))
         yield made, found
+
+
+def end(tokenizer) -> int | None:
+    """Returns the id of the token that ends a text in pre-training: eos_token, or sep_token, which BERT has instead."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def _rendered(tokenizer, kind: str, row: dict, settings: Settings):

@@ -76,5 +76,7 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         )
         yield c.alike / total, SHARE, text, "Raise train.max_length, or leave those pairs out"
     if c.outside:
-        text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base ({longest})"
-        yield c.outside / total, 0.0, text, f"Set train.max_length: {window}"
+        assert window is not None, "otherwise nothing is outside"
+        added = f", {settings.specials} of which are for special tokens" if settings.specials else ""
+        text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base{added} ({longest})"
+        yield c.outside / total, 0.0, text, f"Set train.max_length: {window - settings.specials}"

@@ -22,7 +22,7 @@ def count(job: Job, args, loaded: data.Loaded, share: tuple[int, int]) -> dict[s
     its sample may have missed them."""
     settings = Settings.of(job.makes, args)
     known = base(job.model, settings)
-    if why := known.unfit(loaded.kind):
+    if why := known.unfit(loaded.kind, settings):
         raise StopTraining(why)
     counts = {}
     for side, rows in (("train", loaded.train), ("heldout", loaded.heldout)):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 
 from lib.config.job import Job
+from lib.models.load import AUTO
 from lib.run import Run
 from lib.runtime.console import show
 
@@ -38,9 +40,11 @@ def finish(run: Run, job: Job) -> bool:
 
 
 def _next(run: Run, job: Job) -> list[str]:
-    path, base = shlex.quote(run.path), shlex.quote(job.model.base)
+    path, base = shlex.quote(run.path), shlex.quote(run.job()["model"]["base"])  # a new base was moved into the run
     if job.makes == "reward":
         return [f"python jobs/eval.py --reward {path} --tasks preference_accuracy {_data_options(job)}"]
+    if job.stage == "pretrain":
+        return _after_pretraining(run, job, path, base)
     task = "demo" if job.data.source == "demo" else f"perplexity {_data_options(job)}"
     commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
     if job.stage == "sft":
@@ -51,6 +55,19 @@ def _next(run: Run, job: Job) -> list[str]:
         code = f"from transformers import pipeline; print(pipeline('text-generation', '{run.path}/model')('Hello'))"
         commands.append(f'python -c "{code}"')
     return commands
+
+
+def _after_pretraining(run: Run, job: Job, path: str, base: str) -> list[str]:
+    if job.makes == "causal_lm":
+        same = replace(job, data=replace(job.data, format="text")) if job.data.source == "demo" else job
+        return [
+            f"python jobs/eval.py --runs.start {base} --runs.end {path} --tasks perplexity {_data_options(same)}",
+            f"python jobs/sft.py --config configs/sft.yaml --model.base {path}",
+        ]
+    if run.remote:
+        return []
+    name = AUTO[job.makes]
+    return [f'python -c "from transformers import {name}; print({name}.from_pretrained({run.at("model")!r}))"']
 
 
 def _data_options(job: Job) -> str:

@@ -27,24 +27,27 @@ class Indices(Protocol):
 class Filled(Sampler[int]):
     """Yields the indices of `sampler`, then its first ones again until their number is a multiple of `batch`.
 
-    drop: leave out the last indices instead, unless that would leave none.
+    drop: leave out the last indices instead, unless that would leave none. by_epoch: add epoch × number of rows to each index, for a data
+    set whose rows differ between epochs. It isn't told the epoch otherwise: accelerate passes it on to the sampler only.
     """
 
-    def __init__(self, sampler: Indices, batch: int, drop: bool = False):
-        self.sampler, self.batch = sampler, batch
+    def __init__(self, sampler: Indices, batch: int, drop: bool = False, by_epoch: bool = False):
+        self.sampler, self.batch, self.by_epoch, self.epoch = sampler, batch, by_epoch, 0
         rows = len(sampler)
         self.drop = drop and rows >= batch
         self.length = rows // batch * batch if self.drop else -(-rows // batch) * batch
 
     def __iter__(self) -> Iterator[int]:
         indices = list(self.sampler)
+        first = self.epoch * len(indices) if self.by_epoch else 0
         for i in range(self.length):
-            yield indices[i % len(indices)]
+            yield first + indices[i % len(indices)]
 
     def __len__(self) -> int:
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
@@ -67,7 +70,8 @@ def fill(trainer: Trainer, batch: int) -> int:
         inner: Any = found.batch_sampler
         while hasattr(inner, "batch_sampler"):  # unwraps samplers that hold one worker's share of another sampler
             inner = inner.batch_sampler
-        inner.sampler = Filled(inner.sampler, batch, trainer.args.dataloader_drop_last)
+        by_epoch = getattr(trainer.train_dataset, "by_epoch", False)
+        inner.sampler = Filled(inner.sampler, batch, trainer.args.dataloader_drop_last, by_epoch)
         return found
 
     trainer.get_train_dataloader = filled  # type: ignore[method-assign]  # the Trainer has no other hook

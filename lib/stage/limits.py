@@ -87,6 +87,8 @@ def _scale(job: Job, gpu: bool) -> list[str]:
 
 def _model(job: Job, gpu: bool) -> list[str]:
     m, out = job.model, []
+    given = [k for k in ("size", "tokenizer", "vocab_size") if getattr(m, k) is not None and m.base != "none"]
+    out += [f"model.{key}: goes with model.base: none, and the base is {m.base}. Leave it out." for key in given]
     if m.lora and m.adapter == "none":
         out.append("model.lora: is set, but model.adapter is none. Set model.adapter: lora.")
     if m.quantization != "none" and m.adapter == "none":

@@ -15,7 +15,7 @@ from lib.config.command_line import Request
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.errors import UsageError
-from lib.models import load, locate, quantized_formats
+from lib.models import from_scratch, load, locate, quantized_formats
 from lib.rendering import sample
 from lib.run import Run, absolute
 from lib.runtime import checkpoint, device, integrity, logs, resume
@@ -45,6 +45,8 @@ class Plan:
     """Text of the chat template. None: it can't be read without a download."""
     rendered: sample.Rendered | None
     """A sample of the rows as the model will see them. None: the tokenizer is not available locally."""
+    shape: str = ""
+    """What model.base: none became; "" for other bases."""
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""
@@ -73,7 +75,7 @@ class Plan:
         on = ("GPU" if self.device.gpu else "CPU") if self.device else "on what the cluster has"
         return [
             ("stage", f"jobs/{j.stage}.py → {j.run}"),
-            ("base", f"{j.model.base}  ({self.identities['model.base']})"),
+            ("base", self.shape or f"{j.model.base}  ({self.identities['model.base']})"),
             ("trains", trains),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
             *([("model sees", self.rendered.line())] if self.rendered else []),
@@ -106,13 +108,20 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
 
     if stage.check:
         attempt(stage.check, job, trl_fields.filled(stage.config, job.train))
-    located = attempt(locate.locate, job.model.base, job.model.revision)
+    if stage.starts_from is None:
+        job = replace(job, model=from_scratch.resumed(job.model, run) if request.resume else job.model)
+    if stage.starts_from is None and job.model.base == "none":
+        located, shape = attempt(from_scratch.base, job, stage.rows) or (None, "")
+    else:
+        located, shape = attempt(locate.locate, job.model.base, job.model.revision), ""
     base, identity = located or (job.model.base, "")
     identities = {"model.base": identity}
     if located:
         problems += limits.revision(job.model.revision, base)
         attempt(quantized_formats.refuse, "model.base", base, "trained")
-        attempt(locate.require, "model.base", base, stage.starts_from)
+        attempt(locate.require, "model.base", base, stage.starts_from or (stage.kind(job.train),))
+    if shape:
+        job = replace(job, model=from_scratch.asked(job.model))
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
     for key, kind in stage.names.items():
@@ -166,5 +175,5 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
         rendered, problems, more = sample.look(job, stage.config, seen, checked.complete, request.dry_run)
         checked.rendered, notes = rendered.summary() if rendered else None, notes + more
     if problems or not checked:  # rows that can't be checked are a problem
-        raise UsageError("\n".join(problems))
-    return Plan(job, identities, checked, on, finished, notes, text, rendered)
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    return Plan(job, identities, checked, on, finished, notes, text, rendered, shape)

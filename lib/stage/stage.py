@@ -27,7 +27,7 @@ class Stage:
     """A stage that trains a model with a transformers.Trainer."""
 
     name: str
-    """Name of the file in jobs/ and of configs/NAME.yaml."""
+    """Name of the file in jobs/, and of configs/NAME.yaml or the folder configs/NAME/."""
     config: str
     """ "module:Class" of the TRL config class whose fields are the keys of `train:`."""
     rows: tuple[str, ...]
@@ -35,11 +35,11 @@ class Stage:
     build: Callable[[Job, Any, Loaded], Trainer]
     """build(job, args, inputs) returns the trainer; called on every worker. args: an instance of `config`. inputs: the rows, before
     the chat template and tokenizer are applied. A ValueError ends the job without a retry."""
-    makes: Makes = "causal_lm"
+    makes: Makes | dict[str, Makes] = "causal_lm"
     """Kind of model in model/ of the stage's runs. It determines the class that loads the model and the jobs, tasks and servers that
-    accept it."""
-    starts_from: tuple[Makes, ...] = ("causal_lm",)
-    """Kinds of model accepted as model.base."""
+    accept it. A dict: {value of train.objective: kind}, the first for the default."""
+    starts_from: tuple[Makes, ...] | None = ("causal_lm",)
+    """Kinds of model accepted as model.base. None: the kind that the stage makes, or `none` (lib/models/from_scratch.py)."""
     names: dict[str, Makes] = field(default_factory=dict)
     """{key of `train` that names another model: the kind required of it}, such as {"teacher": "causal_lm"}."""
     check: Callable[[Job, Any], None] | None = None
@@ -47,6 +47,21 @@ class Stage:
     after: Callable[[Run, Job], bool] | None = None
     """after(run, job) works on the trained model with held-out rows, each time the command is run. Returns whether the result passes
     the stage's gate; if not, the job exits with 1."""
+
+    @property
+    def example(self) -> str:
+        """The configuration that its help names."""
+        return (
+            f"configs/{self.name}.yaml"
+            if isinstance(self.makes, str)
+            else f"configs/{self.name}/{next(iter(self.makes))}.yaml"
+        )
+
+    def kind(self, train: dict) -> Makes:
+        """Returns what a run with these settings makes. train: the keys of `train` that were given."""
+        if isinstance(self.makes, str):
+            return self.makes
+        return self.makes.get(train.get("objective"), next(iter(self.makes.values())))  # type: ignore[arg-type]
 
 
 class WorkPlan(Protocol):

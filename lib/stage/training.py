@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from lib.models import from_scratch
 from lib.run import Run
 from lib.runtime import device, hardware, provenance, ray_session, resume, waiting
 from lib.runtime.failure import explain
@@ -44,6 +45,7 @@ def train(planned: Plan, stage: Stage, began: float | None = None, callback: Tra
 
 
 def _train(planned: Plan, stage: Stage, run: Run, began: float, callback: TrainerCallback | None) -> Summary:
+    planned = replace(planned, job=from_scratch.placed(planned.job))
     before = run.provenance().get("model_sha256")
     attempts = _begin(planned, run, began)
     with ray_session.connected(), nullcontext() if callback else Progress(run):

@@ -29,9 +29,9 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     Raises UsageError for an unknown key (naming similar ones), a wrong type or an unreadable file.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser(stage.name, stage.config)
+    parser = _parser(stage)
     if "--schema" in argv:
-        print(json.dumps(schema(stage.name, stage.config), indent=1))
+        print(json.dumps(schema(stage), indent=1))
         raise SystemExit(0)
     known, kinds = _keys(stage.config)
     _check_options(argv, known, kinds)
@@ -47,7 +47,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     d["model"]["lora"] = d["model"].get("lora") or {}
     if resume:
         d["run"] = resume
-    job = Job.from_dict({**d, "stage": stage.name, "makes": stage.makes})
+    job = Job.from_dict({**d, "stage": stage.name, "makes": stage.kind(d["train"])})
     return Request(job, dry_run, bool(resume), given)
 
 
@@ -69,13 +69,13 @@ def _keys(config_class: str) -> tuple[set[str], dict[str, object]]:
     return known, kinds
 
 
-def _parser(stage: str, config_class: str) -> ArgumentParser:
+def _parser(stage: Stage) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog=f"jobs/{stage}.py",
-        usage=f"python jobs/{stage}.py --config configs/{stage}.yaml [--KEY VALUE …] [--dry-run | --resume RUN]",
+        prog=f"jobs/{stage.name}.py",
+        usage=f"python jobs/{stage.name}.py --config {stage.example} [--KEY VALUE …] [--dry-run | --resume RUN]",
         exit_on_error=False,
         default_env=False,
     )
@@ -86,11 +86,14 @@ def _parser(stage: str, config_class: str) -> ArgumentParser:
     parser.add_argument("--resume", metavar="RUN", help="continue this run from its last complete checkpoint")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the YAML, for editors")
     parser.add_argument(
-        "--run", type=str, default=f"runs/{stage}", help="the run directory to write: a local path or s3://bucket/path"
+        "--run",
+        type=str,
+        default=f"runs/{stage.name}",
+        help="the run directory to write: a local path or s3://bucket/path",
     )
     for name, cls in SECTIONS.items():
         parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
-    for section, borrowed, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
+    for section, borrowed, owned in (("model.lora", LORA, LORA_OWNED), ("train", stage.config, OWNED)):
         group = parser.add_argument_group(f"{section}: fields of {borrowed.replace(':', '.')}")
         for key, f in trl_fields.read(borrowed).items():
             if key not in owned:
@@ -140,8 +143,8 @@ def _is_known(key: str, known: set[str]) -> bool:
     )
 
 
-def schema(stage: str, config_class: str) -> dict:
-    """Returns the JSON schema of the YAML of jobs/<stage>.py, for completion and validation in editors."""
+def schema(stage: Stage) -> dict:
+    """Returns the JSON schema of the stage's YAML, for completion and validation in editors."""
     from pydantic import ConfigDict, Field, TypeAdapter, create_model, with_config
 
     strict = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
@@ -156,11 +159,11 @@ def schema(stage: str, config_class: str) -> dict:
     for name, cls in SECTIONS.items():
         sections[name] = TypeAdapter(with_config(strict)(cls)).json_schema()
     sections["model"]["properties"]["lora"] = borrowed("Lora", LORA, LORA_OWNED)
-    sections["train"] = borrowed("Train", config_class, OWNED)
+    sections["train"] = borrowed("Train", stage.config, OWNED)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"configs/{stage}.yaml",
+        "title": stage.example,
         "type": "object",
         "additionalProperties": False,
-        "properties": {"run": {"type": "string", "default": f"runs/{stage}"}, **sections},
+        "properties": {"run": {"type": "string", "default": f"runs/{stage.name}"}, **sections},
     }

@@ -251,8 +251,10 @@ def _export(trainer: Trainer, job: Job, run: Run, folder: Path, counts: dict[str
 
 def save_work(trainer: Trainer, strategy: str) -> None:
     """Installs faster computations of the same losses in the models that support them (lib/models/prefixes.py, lib/models/cpu_lora.py)."""
+    packed = getattr(trainer, "packed", False)  # blocks of text share no prefixes
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
-        prefixes.install(model)
+        if not packed:
+            prefixes.install(model)
     if strategy == "ddp":  # sharded weights are gathered by running the layers that lib/models/cpu_lora.py bypasses
         cpu_lora.install(trainer.model)
 

@@ -154,7 +154,9 @@ def test_every_config(file, tiny_model, tmp_path, monkeypatch, capsys):
     """Each is planned, or rejected in one sentence because it isn't a training job's."""
     monkeypatch.chdir(REPO)
     job = read_yaml(str(file))
-    options = ["--model.base", tiny_model, "--run", str(tmp_path / "run")]
+    scratch = job.get("model", {}).get("base") == "none"
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))  # bases that are made aren't kept
+    options = ["--run", str(tmp_path / "run"), *(["--model.size", "4m"] if scratch else ["--model.base", tiny_model])]
     options += ["--train.teacher", tiny_model] if "teacher" in job.get("train", {}) else []
     options += ["--train.keep_layers", "1"] if "keep_layers" in job.get("train", {}) else []  # of the model's 2 layers
     if "train" in job:

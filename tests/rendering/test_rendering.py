@@ -264,8 +264,9 @@ def test_no_template_and_no_end_of_text(tiny_model, tmp_path):
     tok.chat_template, tok.eos_token = None, None
     (folder / "chat_template.jinja").unlink()
     tok.save_pretrained(folder)
-    known = base(Model(str(folder)), Settings.of("sft", SimpleNamespace(max_length=9)))
-    assert known.unfit("chat").startswith("model.chat_template") and "eos_token" in known.unfit("text")
+    plain = Settings.of("sft", SimpleNamespace(max_length=9))
+    known = base(Model(str(folder)), plain)
+    assert known.unfit("chat", plain).startswith("model.chat_template") and "eos_token" in known.unfit("text", plain)
 
 
 def test_the_sample_is_spread_over_all_rows():

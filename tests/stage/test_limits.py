@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.config import command_line, ranges, trl_fields
+from lib.config.job import Model
 from lib.evals import plan as eval_plan
 from lib.evals.job import EvalJob
 from lib.evals.judging.openai_client import Judge
@@ -16,7 +17,7 @@ from lib.methods.quantization.job import QuantizeJob, Source
 from lib.stage import limits, training_cli
 from tests.stages import planned, stage
 
-CONFIGS = {name: stage(name).config for name in ("sft", "dpo")}
+CONFIGS = {name: stage(name).config for name in ("sft", "dpo", "pretrain")}
 
 
 @pytest.fixture
@@ -179,5 +180,5 @@ def test_known_words_are_the_installed_libraries():
 
 def test_every_key_with_limits_exists():
     kinds = {f"train.{k}" for stage in CONFIGS for k in trl_fields.read(CONFIGS[stage])}
-    kinds |= {f"model.lora.{k}" for k in trl_fields.read(training_cli.LORA)}
+    kinds |= {f"model.{k}" for k in vars(Model())} | {f"model.lora.{k}" for k in trl_fields.read(training_cli.LORA)}
     assert {k for k in (*ranges.RANGES, *ranges.WORDS) if k.startswith(("train.", "model."))} <= kinds

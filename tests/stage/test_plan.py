@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.estimate.workload import stage as declared
 from cluster.estimate.workload import stages
 from lib import errors
 from lib.run import Run
@@ -257,10 +258,18 @@ def test_the_command_refuses_within_two_seconds_and_starts_nothing(good, tmp_pat
 
 @pytest.mark.parametrize("stage", [s for s in stages() if s != "draft"])  # draft uses the data of configs/distill.yaml
 def test_shipped_configurations_are_right(stage, good, tmp_path):
-    config = REPO / f"configs/{stage}.yaml"
+    config = REPO / declared(stage).example
     argv = ["--config", str(config), "--model.base", good[1], "--run", str(tmp_path / "r")]
     argv += ["--train.teacher", good[1]] if stage in ("distill", "prune") else []  # the quickstart's run
+    argv += ["--model.size", "null", "--model.vocab_size", "null"] if stage == "pretrain" else []
     assert planned(stage, argv).check.heldout_rows == yaml.safe_load(config.read_text())["data"]["heldout_limit"]
+
+
+@pytest.mark.parametrize("config", sorted((REPO / "configs/pretrain").glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_objective_has_a_configuration(config, tmp_path):
+    argv = ["--config", str(config), "--run", str(tmp_path / "r"), "--model.size", "4m", "--data.limit", "300"]
+    job = planned("pretrain", argv).job
+    assert job.train["objective"] == config.stem and job.makes == declared("pretrain").makes[config.stem]
 
 
 @pytest.mark.slow

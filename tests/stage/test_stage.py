@@ -36,7 +36,7 @@ def test_a_stage_is_read_without_torch_trl_or_ray():
 def test_a_stages_name_is_its_files():
     found = stages()
     files = {file.stem for file in (REPO / "jobs").glob("*.py") if "STAGE = Stage(" in file.read_text()}
-    assert files == {*found} and all((REPO / f"configs/{name}.yaml").is_file() for name in found)
+    assert files == {*found} and all((REPO / s.example).is_file() for s in found.values())
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""From a job's texts to its trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lib.config.job import Job
+from lib.data import Loaded
+from lib.methods.pretraining.blocks import Blocks
+from lib.methods.pretraining.config import PretrainConfig
+from lib.methods.pretraining.trainer import OBJECTIVES, PretrainTrainer
+from lib.models import load, locate
+from lib.rendering.sequences import end
+from lib.runtime import logs
+
+TOGETHER = 1000
+"""Texts that are tokenised at a time."""
+
+
+def trainer(job: Job, args: PretrainConfig, inputs: Loaded) -> PretrainTrainer:
+    """Raises ValueError if the texts don't fill a block."""
+    tokenizer = load.tokenizer(job.model)
+    objective = OBJECTIVES[args.objective](args, tokenizer)
+    blocks = {}
+    for side, rows in (("train", inputs.train), ("heldout", inputs.heldout)):
+        if rows is None:
+            continue
+        blocks[side] = Blocks(tokens(tokenizer, rows), args.max_length, args.seed, side)
+        if not len(blocks[side]):
+            what = "data.source" if side == "train" else "data.heldout"
+            raise ValueError(
+                f"{what}: its {side} rows have {blocks[side].left_out:,} tokens, less than a block of train.max_length {args.max_length:,}."
+            )
+        if blocks[side].left_out and args.process_index == 0:
+            logs.say(
+                f"{side}: {len(blocks[side]):,} blocks; the last {blocks[side].left_out:,} tokens fill none and are left out"
+            )
+    torch.manual_seed(args.seed)  # some objectives add a new head to the base
+    model = objective.model(locate.path(job.model.base), **args.model_init_kwargs or {})
+    if job.model.adapter == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(**{"task_type": load.TASK_TYPES[job.makes]} | job.model.lora))
+    return PretrainTrainer(
+        objective, model=model, args=args, train_dataset=blocks["train"], eval_dataset=blocks.get("heldout"),
+        processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def tokens(tokenizer: Any, rows: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Yields each text's tokens with the end token, and the number of each token's word (−1: the end token)."""
+    last = end(tokenizer)
+    for start in range(0, len(rows), TOGETHER):
+        found = tokenizer(rows[start : start + TOGETHER]["text"], add_special_tokens=False)
+        for n, ids in enumerate(found["input_ids"]):
+            words = [-1 if w is None else w for w in found.word_ids(n)]
+            yield [*ids, last], [*words, -1]

@@ -1,0 +1,62 @@
+"""Which tokens of a block are masked, and what replaces them.
+
+Shapes: T tokens of a block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+MASKED, RANDOM = 0.8, 0.1
+"""Shares of BERT's chosen positions that become [MASK] and a random token; the rest stays (Devlin et al. 2019, section 3.1)."""
+
+
+def choose(
+    free_T: np.ndarray, share: float, draws: np.random.Generator, words_T: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns which positions are predicted, (T,) bool.
+
+    Always round(share · T) of them, at least one, as long as `free_T` has so many: the number is then the same in each block. free_T:
+    (T,) bool, positions that may be chosen. words_T: the number of each position's word; whole words are chosen until the number is
+    reached, and the last word may be cut (BERT leaves out words that are too long).
+    """
+    wanted = max(1, round(share * len(free_T)))
+    at = np.flatnonzero(free_T)
+    if words_T is None:
+        picked = draws.permutation(at)[:wanted]
+    else:
+        order = draws.permutation(np.unique(words_T[at]))
+        rank = {int(word): n for n, word in enumerate(order)}
+        picked = np.array(sorted(at, key=lambda i: (rank[int(words_T[i])], i))[:wanted], dtype=np.int64)
+    out = np.zeros(len(free_T), bool)
+    out[picked] = True
+    return out
+
+
+def replace(
+    ids_T: np.ndarray, chosen_T: np.ndarray, mask: int, regular: np.ndarray, draws: np.random.Generator
+) -> np.ndarray:
+    """Returns the tokens with 80% of the chosen ones replaced by `mask`, 10% by random ones of `regular`, and 10% kept."""
+    out, u_T = ids_T.copy(), draws.random(len(ids_T))
+    random_T = regular[draws.integers(len(regular), size=len(ids_T))]
+    out[chosen_T & (u_T < MASKED)] = mask
+    swapped_T = chosen_T & (u_T >= MASKED) & (u_T < MASKED + RANDOM)
+    out[swapped_T] = random_T[swapped_T]
+    return out
+
+
+def spans(length: int, density: float, mean: float, draws: np.random.Generator) -> np.ndarray:
+    """Returns which of `length` tokens are noise, (length,) bool: T5's random_spans_noise_mask (Raffel et al. 2020, section 3.1.4).
+
+    Noise and kept tokens are each cut into the same number of random non-empty parts, which alternate, beginning with a kept one:
+    round(length · density) noise tokens in round(noise / mean) spans.
+    """
+    noise = min(max(round(length * density), 1), length - 1)
+    number = min(max(round(noise / mean), 1), noise, length - noise)
+
+    def parts(total: int) -> np.ndarray:
+        cuts = np.sort(draws.permutation(total - 1)[: number - 1]) + 1
+        return np.diff(np.concatenate([[0], cuts, [total]]))
+
+    lengths = np.stack([parts(length - noise), parts(noise)], axis=1).ravel()
+    return np.repeat(np.tile([False, True], number), lengths)

@@ -1,0 +1,52 @@
+"""Trains a tiny model by an objective of jobs/pretrain.py, as a worker does, in this process or as one of two.
+
+RANK=0 WORLD_SIZE=2 … python -m tests.methods.pretrained FOLDER TEXTS OBJECTIVE …     prints {objective: [losses …, held-out loss]}
+"""
+
+import json
+import os
+import sys
+
+from lib.methods import heldout
+from lib.stage import epochs
+from lib.stage.training_arguments import arguments
+from lib.stage.worker import save_work
+from tests import stages
+
+LENGTH = 12
+"""Tokens of text in a block."""
+
+
+def built(objective: str, texts: str, folder: str, *, workers: int = 1, micro: int = 4, **train):
+    """Returns the trainer of a worker. A step has 8 blocks; an epoch of the 22 blocks has 3 steps."""
+    job = stages.planned("pretrain", options(objective, texts, folder, micro, **train)).job
+    args, _ = arguments(job, stages.stage("pretrain").config, workers, folder)
+    made = stages.built(job, args)
+    save_work(made, "ddp")
+    epochs.fill(made, job.scale.global_batch)
+    heldout.Heldout(made)
+    return made
+
+
+def options(objective: str, texts: str, folder: str, micro: int = 4, **train) -> list[str]:
+    keys = {"max_steps": 6, "logging_steps": 1, "learning_rate": 3e-3, "seed": 0, "max_length": LENGTH} | train
+    given = {
+        "run": f"{folder}/run", "model.base": "none", "model.size": "4m", "model.vocab_size": 512, "data.source": texts,
+        "data.heldout_fraction": 0.2, "scale.global_batch": 8, "scale.micro_batch": micro, "scale.precision": "fp32",
+        "train.objective": objective,
+    } | {f"train.{k}": v for k, v in keys.items()}  # fmt: skip
+    return [text for key, value in given.items() for text in (f"--{key}", str(value))]
+
+
+def losses(trainer) -> list[float]:
+    """Trains, and returns the loss of each step and the held-out loss."""
+    trainer.train()
+    steps = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return [*steps, trainer.evaluate()["eval_loss"]]
+
+
+if __name__ == "__main__":
+    where, texts_file, *names = sys.argv[1:]
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    of = {name: losses(built(name, texts_file, f"{where}/{name}", workers=count)) for name in names}
+    print(json.dumps(of))

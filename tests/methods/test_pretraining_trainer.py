@@ -1,0 +1,159 @@
+"""Training by each objective: resume, micro-batches and workers change nothing, and the model is one that later stages load."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lib.errors import UsageError
+from lib.methods.pretraining.trainer import OBJECTIVES
+from lib.models import load
+from tests import stages, warm
+from tests.conftest import PATIENCE, REPO, WORDS, free_port
+from tests.methods import pretrained
+
+ALL = [*OBJECTIVES]
+KINDS = stages.stage("pretrain").makes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Bases that tests make aren't kept."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("SHOESTRING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> str:
+    """A file of short texts, one a line, that fill 22 blocks."""
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    said = [f"the {a} {b} is near the {c}." for a, b, c in zip(WORDS * 2, WORDS[5:] * 3, WORDS[7:] * 4, strict=False)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
+    return str(path)
+
+
+def weights(trainer) -> dict:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("objective", ALL)
+def test_a_resumed_run_and_the_saved_model_have_the_trained_weights_to_the_bit(objective, texts, tmp_path):
+    """Saved in the second epoch, whose masks aren't those of the first, with accumulated micro-batches."""
+    import torch
+
+    whole = pretrained.built(objective, texts, str(tmp_path / "whole"), save_steps=4)
+    before = weights(whole)
+    assert len(whole.train_dataset) == 22, "an epoch has three steps, the last one filled up"
+    whole.train()
+    resumed = pretrained.built(objective, texts, str(tmp_path / "resumed"), save_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-4"))
+    after = weights(resumed)
+    assert all(torch.equal(w, after[name]) for name, w in weights(whole).items())
+    assert all(
+        not torch.equal(w, after[name]) for name, w in before.items() if "pooler" not in name and "bias" not in name
+    )
+
+    whole.save_model(str(tmp_path / "model"))
+    loaded, info = load.auto(KINDS[objective]).from_pretrained(str(tmp_path / "model"), output_loading_info=True)
+    assert not info["missing_keys"]
+    assert all(torch.equal(w, after[name]) for name, w in loaded.named_parameters())
+
+
+@pytest.mark.parametrize("objective", ALL)
+def test_micro_batches_change_no_loss(objective, texts, tmp_path):
+    found = [
+        pretrained.losses(pretrained.built(objective, texts, str(tmp_path), micro=micro, save_steps=100))
+        for micro in (8, 1)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0][-2] < found[0][0]
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one(texts, tmp_path):
+    def run(name: str, workers: int) -> dict:
+        port, processes = str(free_port()), []
+        for rank in range(workers):
+            env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HOME": str(tmp_path / "hf")}
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)} if workers > 1 else {}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            command = [warm.python(), "-m", "tests.methods.pretrained", str(tmp_path / name), texts, *ALL]
+            processes.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, text=True))
+        said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
+        assert not any(p.returncode for p in processes)
+        return json.loads(said[0].splitlines()[-1])
+
+    one, two = run("one", 1), run("two", 2)
+    for objective in ALL:
+        assert two[objective] == pytest.approx(one[objective], rel=1e-5), objective
+
+
+def test_embeddings_are_shared_by_generator_and_discriminator(texts, tmp_path):
+    trainer = pretrained.built("electra", texts, str(tmp_path), save_steps=100, max_steps=1)
+    trainer.train()
+    model = trainer.model
+    words = model.electra.embeddings.word_embeddings.weight
+    assert (
+        model.generator.electra.embeddings.word_embeddings.weight is words is model.generator.generator_lm_head.weight
+    )
+    assert model.generator.config.hidden_size == model.config.hidden_size // 4
+
+
+def test_blocks_decode_to_the_texts(texts, tmp_path):
+    trainer = pretrained.built("clm", texts, str(tmp_path), save_steps=100)
+    data, tokenizer = trainer.train_dataset, trainer.processing_class
+    rows = [json.loads(line)["text"] for line in Path(texts).read_text().splitlines()]
+    joined = tokenizer.decode([i for n in range(len(data)) for i in data[n]["input_ids"]])
+    parts = joined.split(tokenizer.eos_token)
+    assert len(parts) > 20 and all(part in rows for part in parts[:-1]) and any(r.startswith(parts[-1]) for r in rows)
+
+
+REFUSED = [
+    (["--model.base", "none"], "model.size: name one for model.base: none. Known: 4m, 10m"),
+    (
+        ["--model.base", "none", "--model.size", "4m", "--model.adapter", "lora"],
+        "model.adapter: lora needs a trained model.base",
+    ),
+    (
+        ["--model.base", "none", "--model.size", "4m", "--train.max_length", "4"],
+        "train.max_length: must be at least 8, is 4.",
+    ),
+    (
+        ["--model.base", "none", "--model.size", "4m", "--model.vocab_size", "600", "--model.tokenizer", "runs/x"],
+        "model.vocab_size: the tokens are those of model.tokenizer.",
+    ),
+    (
+        ["--model.base", "none", "--model.size", "4m", "--model.tokenizer", "TINY", "--train.objective", "mlm"],
+        "has no cls_token, which a masked language model needs.",
+    ),
+    (["--model.base", "TINY", "--model.size", "4m"], "model.size: goes with model.base: none, and the base is"),
+    (["--model.base", "TINY", "--train.objective", "mlm"], "is a language model. Name a masked language model."),
+    (
+        ["--model.base", "TINY", "--train.objective", "electra", "--model.adapter", "lora"],
+        "clm or prefix_lm, not electra.",
+    ),
+    (["--model.base", "TINY", "--train.mask_share", "1.5"], "train.mask_share: must be"),
+    (["--model.base", "TINY", "--train.objective", "bert"], "train.objective: must be one of"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), REFUSED, ids=[str(n) for n in range(len(REFUSED))])
+def test_wrong_combinations_are_refused_before_anything_starts(argv, said, texts, tiny_model, tmp_path):
+    argv = [tiny_model if a == "TINY" else a for a in argv]
+    with pytest.raises(UsageError) as e:
+        stages.planned("pretrain", ["--run", str(tmp_path / "run"), "--data.source", texts, *argv])
+    assert said in str(e.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_other_stages_dont_start_from_none_or_an_encoder(stage, texts, tmp_path):
+    base = stages.planned("pretrain", pretrained.options("mlm", texts, str(tmp_path))).job.model.base
+    for given, said in (
+        (base, "is a masked language model. Name a language model"),
+        ("none", "only jobs/pretrain.py starts from none"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            stages.planned(stage, ["--run", str(tmp_path / "run"), "--model.base", given, "--data.source", "demo"])
