@@ -64,10 +64,12 @@ def absolute(data: Data) -> Data:
     return replace(data, source=one(data.source), heldout=data.heldout and one(data.heldout))
 
 
-def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda *row: None) -> Check:
+def check(
+    data: Data, want: tuple[str, ...], training: bool = True, keep: Keep = lambda *row: None, first: int = FIRST
+) -> Check:
     """Finds and checks the data without loading it. Raises ValueError that names the key and the remedy.
 
-    Reads everything up to 64 MB; of larger data, the first 1,000 rows of source and heldout; of a hub dataset, nothing.
+    Reads everything up to 64 MB; of larger data, the `first` rows of source and heldout; of a hub dataset, nothing.
     keep(kind, "train" or "heldout", row, place) is called with every good row read. With training=False, for evaluation,
     it is no error if no rows are left to train on (heldout_fraction: 1).
     """
@@ -78,7 +80,7 @@ def check(data: Data, want: tuple[str, ...], training: bool = True, keep: Keep =
         names = hashlib.sha256("\n".join([data.name or "", *(s.fingerprint() for s in found if s)]).encode())
         return Check(data.source, rows=None, heldout_rows=None, complete=False, note=note, sha256=names.hexdigest())
     large = sum(s.size for s in found if s) > LARGE
-    return scan(data, found, want, keep, FIRST if large else None, training)
+    return scan(data, found, want, keep, first if large else None, training)
 
 
 def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:

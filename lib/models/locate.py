@@ -112,6 +112,8 @@ def kind(base: str) -> str | None:
     for name in config.get("architectures") or []:
         if found := next((kind for part, kind in CLASSES.items() if part in name), None):
             return found
+        if name.endswith("Model"):  # BertModel: without a head
+            return "encoder"
     return None
 
 

@@ -15,6 +15,12 @@ NOUNS = {"chat": "answers", "labelled": "answers", "preference": "pairs", "text"
 def verdict(counts: Counts, job: Job, settings: Settings, window: int | None) -> tuple[list[str], list[str]]:
     """Returns (problems, notes). With data.incomplete: accept, the only problems are a template that fails and no examples left."""
     problems, notes = [], []
+    if settings.objective and settings.max_length and window and settings.max_length + settings.specials > window:
+        added = f" and the {settings.specials} special tokens of {settings.objective}" if settings.specials else ""
+        return [
+            f"train.max_length: {settings.max_length:,}{added} are more than the {window:,} positions of model.base. "
+            f"Set train.max_length: {window - settings.specials}."
+        ], []
     if counts.examples and counts.dropped == counts.examples:
         longest = f"the longest row has {counts.longest:,} tokens"
         return [
@@ -76,7 +82,5 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         )
         yield c.alike / total, SHARE, text, "Raise train.max_length, or leave those pairs out"
     if c.outside:
-        assert window is not None, "otherwise nothing is outside"
-        added = f", {settings.specials} of which are for special tokens" if settings.specials else ""
-        text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base{added} ({longest})"
-        yield c.outside / total, 0.0, text, f"Set train.max_length: {window - settings.specials}"
+        text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base ({longest})"
+        yield c.outside / total, 0.0, text, f"Set train.max_length: {window}"
