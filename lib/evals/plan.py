@@ -9,14 +9,14 @@ from lib.errors import nearest
 from lib.evals import registry
 from lib.evals.job import EvalJob, needs
 from lib.evals.judging import llm_judge, openai_client
-from lib.evals.measures import bertscore, generation, mt_bench, refusals
+from lib.evals.measures import bertscore, denoising, generation, mt_bench, refusals
 from lib.evals.report import gate, length, time_estimate
 from lib.evals.rows import ROWS
 from lib.evals.tasks import harness_tasks
 from lib.evals.tasks.xstest import XsTest
 from lib.generation import decoding, model_spec
 from lib.generation.model_spec import Spec
-from lib.models import quantized_formats
+from lib.models import locate, quantized_formats
 from lib.run import Run
 from lib.runtime import hardware, logs
 
@@ -102,11 +102,17 @@ def plan(job: EvalJob) -> Plan:
         if (other := d.sampling.other) and other not in job.runs:
             near = nearest(other, [*job.runs, "lookup"])
             problems.append(f"decoding: {d.name}: {other} is not one of runs ({', '.join(job.runs)}).{near}")
-    vllm = bool(attempt(job.vllm)) if len(decodings) == len(job.decoding) else False
+    makes = {denoising.KINDS.get(name, "causal_lm") for name in job.tasks}
+    if len(makes) > 1:
+        apart = {m: [t for t in job.tasks if denoising.KINDS.get(t, "causal_lm") == m] for m in sorted(makes)}
+        needed = "; ".join(f"{', '.join(tasks)} {locate.NOUNS[m]}" for m, tasks in apart.items())
+        problems.append(f"tasks: these need different kinds of model: {needed}. Evaluate them apart.")
+    kind = next(iter(makes)) if len(makes) == 1 else "causal_lm"
+    vllm = kind == "causal_lm" and len(decodings) == len(job.decoding) and bool(attempt(job.vllm))
     specs = [
         replace(s, vllm=vllm)
         for name, base in job.runs.items()
-        if (s := attempt(model_spec.find, f"runs.{name}", name, base, job.dtype))
+        if len(makes) < 2 and (s := attempt(model_spec.find, f"runs.{name}", name, base, job.dtype, kind))
     ]
     for s in specs:
         attempt(quantized_formats.check_engine, f"runs.{s.name}", s.base, s.vllm)
@@ -114,7 +120,7 @@ def plan(job: EvalJob) -> Plan:
     if job.reward:
         if scorer in job.runs:
             problems.append("runs.reward: reward is what the reward run is called here. Give the run another name.")
-        reward = attempt(model_spec.find, "reward", scorer, job.reward, job.dtype, True)
+        reward = attempt(model_spec.find, "reward", scorer, job.reward, job.dtype, "reward")
         specs += [reward] if reward else []
     longest = {name: job.longest(name) for name in job.tasks if name in length.LONGEST}
     problems += length.problems(longest, {s.name: s.base for s in specs if not s.reward})
@@ -141,7 +147,7 @@ def plan(job: EvalJob) -> Plan:
 def unfiled(task_data: dict[str, str]) -> list[str]:
     """Returns a problem for each name in task_data that no file-based task has."""
     filed = [t for t in registry.TASKS if t != "demo"]
-    filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels"]
+    filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels", *denoising.KINDS]
     wrong = sorted(task_data.keys() - set(filed))
     return [f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}" for name in wrong]
 

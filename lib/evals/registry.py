@@ -8,6 +8,7 @@ from functools import partial
 from lib.evals.context import Context
 from lib.evals.measures import (
     bertscore,
+    denoising,
     generation,
     language_modelling,
     lm_eval_harness,
@@ -53,6 +54,7 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "mt_bench": mt_bench.measure,
     "bertscore": bertscore.measure,
     "refusal_labels": refusals.agreement,
+    **denoising.MEASURES,
 }
 """Measures that need more than a model's answers: likelihoods, rewards, another run or a judge."""
 

@@ -8,5 +8,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "win_rate": ("prompt",),
     "arena": ("prompt",),
     "kl": ("prompt",),
+    "pseudo_perplexity": ("text",),
+    "denoising_loss": ("text",),
+    "replaced_f1": ("text",),
+    "next_segment": ("text",),
 }
 """{measure: the kinds of rows that it reads from `data`}. Tasks have their own examples."""

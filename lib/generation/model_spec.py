@@ -20,12 +20,14 @@ class Spec:
     reward: bool = False
     trained_template: str | None = None
     dtype: str = "auto"
+    makes: str = "causal_lm"
+    """Its kind (lib/stage/stage.py, Makes)."""
     vllm: bool = False
     """Whether vLLM runs it instead of transformers; False for a reward run."""
 
 
-def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Spec:
-    """Locates a model and checks its files. Raises ValueError, beginning with `key`, if they don't fit."""
+def find(key: str, name: str, base: str, dtype: str, makes: str = "causal_lm") -> Spec:
+    """Locates a model of kind `makes` and checks its files. Raises ValueError, beginning with `key`, if they don't fit."""
     from lib.generation.reward_model import check_config
     from lib.models import load, locate
 
@@ -33,8 +35,9 @@ def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Sp
         where, identity = locate.locate_for(key, base)
     except ValueError as e:
         raise ValueError(f"{e}{_runs_near(base, str(e))}") from None
+    reward = makes == "reward"
     if not reward:
-        locate.require(key, where)
+        locate.require(key, where, (makes,))
     trained = load.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
     if reward and (run or Path(where).is_dir()):  # the worker checks a model that isn't downloaded yet
@@ -47,7 +50,7 @@ def find(key: str, name: str, base: str, dtype: str, reward: bool = False) -> Sp
                 f"{key}: the chat template of {run.path} is not the one it was trained with (sha256 {found[:12]}, "
                 f"{trained[:12]} in provenance.json). Restore its model/chat_template.jinja, or train it again."
             )
-    return Spec(name, where, identity, reward, trained, dtype)
+    return Spec(name, where, identity, reward, trained, dtype, makes)
 
 
 def _runs_near(base: str, message: str) -> str:

@@ -114,6 +114,10 @@ class Engine:
         """Returns a future of list[float], one reward per conversation."""
         return self._ask(model, "reward", "rewards", [conversations], ())
 
+    def denoise(self, model: str, how: str, texts: list[str], seconds: list[str | None]) -> Future:
+        """Returns a future of list[(top, bottom)], as lib/generation/denoiser.py measures `how`, one per text."""
+        return self._ask(model, "denoise", how.replace("_", " "), [texts, seconds, [how] * len(texts)], ())
+
     def took(self, future: Future) -> tuple[float, int]:
         """Returns (seconds of work, tokens) of the request behind `future`, as measured when it was computed."""
         with self.changed:

@@ -48,6 +48,8 @@ class Ledger:
 CODE = (
     "models/cpu_attention",
     "generation/batching",
+    "generation/denoiser",
+    "models/masking",
     "generation/kv_cache",
     "models/encode",
     "generation/generator",
@@ -78,6 +80,8 @@ def key(weights: str, method: str, args: tuple) -> str:
 def _line(result) -> dict:
     if isinstance(result, list):
         return {"answers": [asdict(a) for a in result]}
+    if isinstance(result, tuple):
+        return {"ratio": result}
     return {"score": asdict(result)} if isinstance(result, Score) else {"reward": result}
 
 
@@ -85,4 +89,6 @@ def _result(line: dict):
     """Inverse of _line; JSON preserves floats to the last bit."""
     if "answers" in line:
         return [Answer(**{**a, "tokens": tuple(a["tokens"])}) for a in line["answers"]]
+    if "ratio" in line:
+        return tuple(line["ratio"])
     return Score(**line["score"]) if "score" in line else float(line["reward"])

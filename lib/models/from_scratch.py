@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lib import data
 from lib.config.job import Job, Model
 from lib.models import locate
@@ -32,8 +34,8 @@ SHAPES = {"4m": (2, 128), "10m": (4, 256), "30m": (4, 512), "40m": (8, 512), "11
 VOCABULARY = 8192
 POSITIONS = 512
 """At least as many positions as BERT has."""
-CHARACTERS = 64 << 20
-"""Most text that a tokenizer is trained on."""
+ROWS, CHARACTERS = 100_000, 64 << 20
+"""Most text that a tokenizer is trained on; the limit of rows holds for data of more than 64 MB."""
 
 
 def base(job: Job, rows: tuple[str, ...]) -> tuple[tuple[str, str], str]:
@@ -66,11 +68,12 @@ def base(job: Job, rows: tuple[str, ...]) -> tuple[tuple[str, str], str]:
     made_of |= {"packages": [version(p) for p in ("torch", "transformers", "tokenizers")], "asked": asked}
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
     run = Run(str(cache("bases", key)))
-    if not run.is_run() or not run.finished():
-        shutil.rmtree(run.path, ignore_errors=True)  # left by a process that was killed
-        _make(run, asked | {"texts": texts, "path": run.path})
-    origin = run.provenance()
-    return locate.locate(run.path), origin["description"]
+    Path(run.path).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{run.path}.lock"):
+        if not run.is_run() or not run.finished():
+            shutil.rmtree(run.path, ignore_errors=True)  # left by a process that was killed
+            _make(run, asked | {"texts": texts, "path": run.path})
+    return locate.locate(run.path), run.provenance()["description"]
 
 
 def asked(model: Model) -> Model:
@@ -98,20 +101,18 @@ def _texts(job: Job, rows: tuple[str, ...]) -> tuple[str, list[str]]:
     texts: list[str] = []
 
     def keep(kind: str, side: str, row: dict, place: str) -> None:
-        if side == "train":
+        nonlocal size
+        if side == "train" and size < CHARACTERS:
+            size += len(row["text"])
             texts.append(row["text"])
 
-    found = data.check(job.data, rows, True, keep)
+    size = 0
+    found = data.check(job.data, rows, True, keep, ROWS)
     if not texts:
         raise ValueError(
             f"model.tokenizer: {job.data.source} is read by the workers only, so no tokenizer can be trained on it. Name one."
         )
-    kept, size = [], 0
-    for text in texts:
-        kept.append(text)
-        if (size := size + len(text)) > CHARACTERS:
-            break
-    return found.sha256, kept
+    return found.sha256, texts
 
 
 def _make(run: Run, request: dict) -> None:

@@ -1,14 +1,23 @@
-"""Which tokens of a block are masked, and what replaces them.
+"""Which tokens of a text are masked, and what replaces them, in training and in evaluations.
 
-Shapes: T tokens of a block.
+Shapes: T tokens of a text, or of a block of texts.
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of BERT's chosen positions that become [MASK] and a random token; the rest stays (Devlin et al. 2019, section 3.1)."""
+
+
+def generator(key: str) -> np.random.Generator:
+    """Returns a generator that depends on `key` alone, on every machine."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def choose(
@@ -60,3 +69,14 @@ def spans(length: int, density: float, mean: float, draws: np.random.Generator) 
 
     lengths = np.stack([parts(length - noise), parts(noise)], axis=1).ravel()
     return np.repeat(np.tile([False, True], number), lengths)
+
+
+def replaced(ids_T: np.ndarray, at_T: np.ndarray, sentinels: list[int]) -> Iterator[int]:
+    """Yields the tokens with each run of positions in `at_T` replaced by the next sentinel."""
+    used = 0
+    for n, (token, gone) in enumerate(zip(ids_T, at_T, strict=True)):
+        if not gone:
+            yield int(token)
+        elif n == 0 or not at_T[n - 1]:
+            yield sentinels[used]
+            used += 1

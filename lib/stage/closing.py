@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from lib.config.job import Job
-from lib.models.load import AUTO
+from lib.evals.measures.denoising import KINDS
 from lib.run import Run
 from lib.runtime.console import show
 
@@ -64,10 +64,9 @@ def _after_pretraining(run: Run, job: Job, path: str, base: str) -> list[str]:
             f"python jobs/eval.py --runs.start {base} --runs.end {path} --tasks perplexity {_data_options(same)}",
             f"python jobs/sft.py --config configs/sft.yaml --model.base {path}",
         ]
-    if run.remote:
-        return []
-    name = AUTO[job.makes]
-    return [f'python -c "from transformers import {name}; print({name}.from_pretrained({run.at("model")!r}))"']
+    tasks = [name for name, kind in KINDS.items() if kind == job.makes]
+    tasks = [t for t in tasks if t != "next_segment" or job.train["objective"] == "nsp"]
+    return [f"python jobs/eval.py --runs.start {base} --runs.end {path} --tasks {' '.join(tasks)} {_data_options(job)}"]
 
 
 def _data_options(job: Job) -> str:

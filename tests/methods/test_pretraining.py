@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from lib.methods.pretraining import masking
-from lib.methods.pretraining.blocks import Blocks, generator
+from lib.methods.pretraining.blocks import Blocks, Tokens
+from lib.models import masking
+from lib.models.masking import generator
 
 SPECIAL = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3}
 TOKENS = 40
@@ -48,8 +49,12 @@ def blocks(count: int = 3, length: int = 16, seed: int = 0, ends=(5, 9)) -> Bloc
     texts = []
     for n in range(count):
         ids = [4 + (n * 7 + i * 5) % 26 for i in range(length)]
-        texts += [(ids[a:b], [i // 2 for i in range(b - a)]) for a, b in itertools.pairwise(cuts)]
+        texts += [{"ids": ids[a:b], "words": [i // 2 for i in range(b - a)]} for a, b in itertools.pairwise(cuts)]
     return Blocks(texts, length, seed, "train")
+
+
+def tokens(made: Blocks) -> list[list[int]]:
+    return [made[n]["input_ids"].tolist() for n in range(len(made))]
 
 
 def batch(name: str, made: Blocks | None = None, **args) -> dict:
@@ -61,15 +66,36 @@ def batch(name: str, made: Blocks | None = None, **args) -> dict:
 
 
 def test_texts_are_joined_and_cut_and_the_rest_is_counted():
-    made = Blocks([([1, 2, 3], [0, 0, -1]), ([4, 5, 6, 7], [0, 1, 2, -1])], 3, 0, "train")
-    assert made.ids_NT.tolist() == [[1, 2, 3], [4, 5, 6]] and made.texts_NT.tolist() == [[0, 0, 0], [1, 1, 1]]
+    made = Blocks(
+        [{"ids": [1, 2, 3], "words": [0, 0, -1]}, {"ids": [4, 5, 6, 7], "words": [0, 1, 2, -1]}], 3, 0, "train"
+    )
+    assert tokens(made) == [[1, 2, 3], [4, 5, 6]] and [made[n]["texts"].tolist() for n in range(2)] == [
+        [0] * 3,
+        [1] * 3,
+    ]
     assert len(made) == 2 and made.left_out == 1
     assert Blocks([], 3, 0, "train").left_out == 0 == len(Blocks([], 3, 0, "train"))
 
 
+def test_tokens_in_a_file_are_those_in_memory(tmp_path):
+    """In chunks of two texts, and a block crosses several."""
+    from datasets import Dataset
+
+    texts = [{"ids": [n * 10 + i for i in range(n % 4)], "words": [i // 2 for i in range(n % 4)]} for n in range(1, 20)]
+    Dataset.from_list(texts).to_parquet(tmp_path / "texts.parquet", batch_size=2)
+    filed = Dataset.from_parquet(str(tmp_path / "texts.parquet"), cache_dir=str(tmp_path), batch_size=2)
+    assert len(filed.data.column("ids").chunks) > 5
+    for length in (1, 5, 27):
+        here, there = Blocks(texts, length, 0, "train"), Blocks(Tokens(filed), length, 0, "train")
+        assert len(here) == len(there) == 30 // length and here.left_out == there.left_out
+        for n in range(len(here)):
+            for key in ("input_ids", "texts", "words", "other", "other_words"):
+                assert here[n][key].tolist() == there[n][key].tolist()
+
+
 def test_words_of_different_texts_are_different():
-    made = Blocks([([1, 2], [0, 0]), ([3, 4], [0, 1])], 4, 0, "train")
-    [words] = made.words_NT.tolist()
+    made = Blocks([{"ids": [1, 2], "words": [0, 0]}, {"ids": [3, 4], "words": [0, 1]}], 4, 0, "train")
+    words = made[0]["words"].tolist()
     assert words[0] == words[1] and len(set(words)) == 3
 
 
@@ -131,7 +157,7 @@ def test_spans_have_the_density_and_mean_length_of_t5():
 
 def test_masked_tokens_and_labels_are_those_of_the_text():
     found, made = batch("mlm"), blocks()
-    for ids, labels, text in zip(found["input_ids"], found["labels"], made.ids_NT.tolist(), strict=True):
+    for ids, labels, text in zip(found["input_ids"], found["labels"], tokens(made), strict=True):
         assert len(ids) == 18 and (ids[0], ids[-1]) == (1, 2) and labels[0] == labels[-1] == -100
         for shown, label, real in zip(ids[1:-1], labels[1:-1], text, strict=True):
             assert (label == -100 and shown == real) or label == real
@@ -140,7 +166,7 @@ def test_masked_tokens_and_labels_are_those_of_the_text():
 
 
 def test_a_special_token_is_never_chosen():
-    made = Blocks([([4, 5, 2] * 5 + [6], [0] * 16)], 16, 0, "train")
+    made = Blocks([{"ids": [4, 5, 2] * 5 + [6], "words": [0] * 16}], 16, 0, "train")
     for epoch in range(30):
         labels = objective("mlm", mask_share=0.5).collate([made[epoch]])["labels"]
         assert 2 not in labels.tolist()[0]
@@ -182,18 +208,16 @@ def test_segments_are_between_separators_and_have_their_type():
 
 def test_the_example_of_t5s_paper():
     """ "Thank you for inviting me to your party last week", figure 2 of Raffel et al. 2020."""
-    from lib.methods.pretraining.span_corruption import replaced
-
     words = np.arange(4, 14)
     noise = np.array([False, False, True, True, False, False, False, False, True, False])
-    assert list(replaced(words, noise, [31, 32])) == [4, 5, 31, 8, 9, 10, 11, 32, 13]
-    assert list(replaced(words, ~noise, [31, 32, 33])) == [31, 6, 7, 32, 12, 33]
+    assert list(masking.replaced(words, noise, [31, 32])) == [4, 5, 31, 8, 9, 10, 11, 32, 13]
+    assert list(masking.replaced(words, ~noise, [31, 32, 33])) == [31, 6, 7, 32, 12, 33]
 
 
 def test_source_and_target_hold_every_token_once():
     found, made = batch("span_corruption"), blocks()
     for source, target, start, text in zip(
-        found["input_ids"], found["labels"], found["decoder_input_ids"], made.ids_NT.tolist(), strict=True
+        found["input_ids"], found["labels"], found["decoder_input_ids"], tokens(made), strict=True
     ):
         assert start == [0, *target[:-1]] and source[-1] == target[-1] == 30
         missing, current = {}, None

@@ -102,6 +102,21 @@ def test_embeddings_are_shared_by_generator_and_discriminator(texts, tmp_path):
     assert model.generator.config.hidden_size == model.config.hidden_size // 4
 
 
+def test_each_epoch_masks_the_same_blocks_anew(texts, tmp_path):
+    trainer = pretrained.built("mlm", texts, str(tmp_path), save_steps=100)
+    loader, seen = trainer.get_train_dataloader(), []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        masks = {}
+        for batch in loader:
+            for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+                text = tuple(i if label == -100 else label for i, label in zip(ids, labels, strict=True))
+                masks[text] = [n for n, label in enumerate(labels) if label != -100]
+        seen.append(masks)
+    assert seen[0].keys() == seen[1].keys() and len(seen[0]) > 15
+    assert sum(seen[0][text] != seen[1][text] for text in seen[0]) > 10
+
+
 def test_blocks_decode_to_the_texts(texts, tmp_path):
     trainer = pretrained.built("clm", texts, str(tmp_path), save_steps=100)
     data, tokenizer = trainer.train_dataset, trainer.processing_class
@@ -129,6 +144,10 @@ REFUSED = [
         ["--model.base", "none", "--model.size", "4m", "--model.tokenizer", "TINY", "--train.objective", "mlm"],
         "has no cls_token, which a masked language model needs.",
     ),
+    (
+        ["--model.base", "TINY", "--train.max_length", "600"],
+        "train.max_length: 600 are more than the 512 positions of model.base.",
+    ),
     (["--model.base", "TINY", "--model.size", "4m"], "model.size: goes with model.base: none, and the base is"),
     (["--model.base", "TINY", "--train.objective", "mlm"], "is a language model. Name a masked language model."),
     (
@@ -146,6 +165,18 @@ def test_wrong_combinations_are_refused_before_anything_starts(argv, said, texts
     with pytest.raises(UsageError) as e:
         stages.planned("pretrain", ["--run", str(tmp_path / "run"), "--data.source", texts, *argv])
     assert said in str(e.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("stage", "wanted"), [("pretrain", "masked language model"), ("dpo", "language model")])
+def test_a_model_without_a_head_is_refused(stage, wanted, texts, tmp_path):
+    """Its head would be random."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
+    argv = ["--run", str(tmp_path / "run"), "--model.base", str(base)]
+    argv += ["--train.objective", "mlm", "--data.source", texts] if stage == "pretrain" else []
+    with pytest.raises(UsageError, match=f"is an embedding model. Name a {wanted}"):
+        stages.planned(stage, argv)
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])

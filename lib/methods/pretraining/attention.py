@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNSEEN = -1e30
-"""Added to the scores of positions that aren't seen. Their probability is exactly 0 in float32, float16 arithmetic aside, and it is finite
-in bfloat16."""
+"""Added to the scores of positions that aren't seen, whose probability is then exactly 0. Finite in float32 and bfloat16."""
 
 
 def seen(texts_BT: Tensor, prefix_BT: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lib.config.job import Job
 from lib.data import Loaded
-from lib.methods.pretraining.blocks import Blocks
+from lib.methods.pretraining.blocks import Blocks, Tokens
 from lib.methods.pretraining.config import PretrainConfig
 from lib.methods.pretraining.trainer import OBJECTIVES, PretrainTrainer
 from lib.models import load, locate
@@ -28,7 +29,7 @@ def trainer(job: Job, args: PretrainConfig, inputs: Loaded) -> PretrainTrainer:
     for side, rows in (("train", inputs.train), ("heldout", inputs.heldout)):
         if rows is None:
             continue
-        blocks[side] = Blocks(tokens(tokenizer, rows), args.max_length, args.seed, side)
+        blocks[side] = Blocks(Tokens(tokenised(tokenizer, rows, args)), args.max_length, args.seed, side)
         if not len(blocks[side]):
             what = "data.source" if side == "train" else "data.heldout"
             raise ValueError(
@@ -50,11 +51,30 @@ def trainer(job: Job, args: PretrainConfig, inputs: Loaded) -> PretrainTrainer:
     )  # fmt: skip
 
 
-def tokens(tokenizer: Any, rows: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Yields each text's tokens with the end token, and the number of each token's word (−1: the end token)."""
+def tokenised(tokenizer: Any, rows: Any, args: PretrainConfig) -> Any:
+    """Returns each text's tokens with the end token, and the number of each token's word (−1: the end token), in a file beside the rows.
+
+    The first worker of a node writes the file, and the others wait for it.
+    """
+    from datasets import Features, List, Value
+
     last = end(tokenizer)
-    for start in range(0, len(rows), TOGETHER):
-        found = tokenizer(rows[start : start + TOGETHER]["text"], add_special_tokens=False)
-        for n, ids in enumerate(found["input_ids"]):
-            words = [-1 if w is None else w for w in found.word_ids(n)]
-            yield [*ids, last], [*words, -1]
+
+    def work(batch: dict) -> dict:
+        found = tokenizer(batch["text"], add_special_tokens=False)
+        words = ([-1 if w is None else w for w in found.word_ids(n)] for n in range(len(batch["text"])))
+        return {"ids": [[*ids, last] for ids in found["input_ids"]], "words": [[*w, -1] for w in words]}
+
+    [source] = rows.cache_files
+    made_of = f"{tokenizer.backend_tokenizer.to_str()} {last} {Path(__file__).read_text()}"
+    file = f"{source['filename']}.{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.tokens"
+    features = Features({name: List(Value("int32")) for name in ("ids", "words")})
+    with args.main_process_first(desc="tokenising"):
+        return rows.map(
+            work,
+            batched=True,
+            batch_size=TOGETHER,
+            remove_columns=rows.column_names,
+            features=features,
+            cache_file_name=file,
+        )

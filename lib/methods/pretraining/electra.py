@@ -1,7 +1,7 @@
 """Replaced token detection: a small generator fills in masked tokens, and the discriminator decides which tokens are not the original.
 
 L(θ_G, θ_D) = L_MLM(θ_G) + λ · L_Disc(θ_D)        Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 3.1
-L_Disc = − Σ_t [x̂_t = x_t] log D(x̂, t) + [x̂_t ≠ x_t] log (1 − D(x̂, t))
+L_Disc = − Σ_t [x̂_t = x_t] log D(x̂, t) + [x̂_t ≠ x_t] log (1 − D(x̂, t)), D: probability of an original token
 
 λ is `train.discriminator_weight`; both losses are means, the first over the masked positions, the second over all. x̂: the text with a
 token drawn from the generator at each masked position. No gradient flows through the draw. A token that happens to equal the original
@@ -39,15 +39,15 @@ class Pair(ElectraForPreTraining):
         self.post_init()  # again, for the generator and the weights that it shares
 
     def forward(self, input_ids, attention_mask, labels, uniform):
-        """uniform: (B, T) in [0, 1), for the draws. Returns (generator's logits (N, V), discriminator's logits (B, T), (B, T) bool: which
-        tokens were replaced)."""
+        """uniform: (B, T) in [0, 1), for the draws. Returns (generator's logits (N, V); discriminator's logits (B, T), above 0 where it
+        takes a token for a replaced one; which tokens were replaced, (B, T) bool)."""
         at_BT = labels != IGNORED
         generated_NV = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits[at_BT]
         filled_BT = input_ids.clone()
         filled_BT[at_BT] = drawn(generated_NV.detach(), uniform[at_BT])
         original_BT = torch.where(at_BT, labels, input_ids)
-        real_BT = super().forward(input_ids=filled_BT, attention_mask=attention_mask).logits
-        return generated_NV, real_BT, filled_BT != original_BT
+        logits_BT = super().forward(input_ids=filled_BT, attention_mask=attention_mask).logits
+        return generated_NV, logits_BT, filled_BT != original_BT
 
 
 class Electra(Mlm):
@@ -57,8 +57,7 @@ class Electra(Mlm):
             raise ValueError(
                 f"model.base: train.objective electra needs an ELECTRA model, and this is {config.model_type}."
             )
-        made = Pair.from_pretrained(folder, share=self.args.generator_share, **how)
-        return made
+        return Pair.from_pretrained(folder, share=self.args.generator_share, **how)
 
     def replaced(self, ids_T, chosen_T, draws):
         out = ids_T.copy()
@@ -72,15 +71,15 @@ class Electra(Mlm):
         return batch | {"uniform": torch.stack([torch.from_numpy(u) for u in uniform])}
 
     def losses(self, model, batch):
-        generated_NV, replaced_logits_BT, replaced_BT = model(**batch)
+        generated_NV, logits_BT, replaced_BT = model(**batch)
         targets_N = batch["labels"][batch["labels"] != IGNORED]
         loss = torch.nn.functional.binary_cross_entropy_with_logits
-        total = loss(replaced_logits_BT.float(), replaced_BT.float(), reduction="sum")
+        total = loss(logits_BT.float(), replaced_BT.float(), reduction="sum")
         parts = {
             "generator_nll": cross_entropy(generated_NV, targets_N),
             "discriminator_nll": Part(total, replaced_BT.numel(), self.args.discriminator_weight),
         }
-        right_BT = (replaced_logits_BT > 0) == replaced_BT
+        right_BT = (logits_BT > 0) == replaced_BT
         return parts, {
             "generator_accuracy": accuracy(generated_NV, targets_N),
             "discriminator_accuracy": Part(right_BT.sum(), right_BT.numel()),

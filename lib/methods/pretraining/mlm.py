@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lib.methods.pretraining import masking
 from lib.methods.pretraining.objective import IGNORED, Objective, accuracy, cross_entropy, tensor
+from lib.models import masking
 
 
 class Mlm(Objective):

@@ -15,12 +15,10 @@ Shapes: B blocks, S tokens of x̃, T tokens of y.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from lib.methods.pretraining import masking
 from lib.methods.pretraining.objective import IGNORED, Objective, accuracy, cross_entropy, tensor
+from lib.models import masking
 
 MIXTURE = [("[R]", 0.15, 3.0), ("[R]", 0.15, 8.0), ("[S]", 0.25, None)] + [
     ("[X]", density, length) for density, length in ((0.5, 3.0), (0.5, 8.0), (0.15, 64.0), (0.5, 64.0))
@@ -69,21 +67,10 @@ class SpanCorruption(Objective):
         else:
             noise_T = masking.spans(len(ids_T), density, length, draws)
         front = [self.modes[mode]] if mode else []
-        source = np.array([*front, *replaced(ids_T, noise_T, self.sentinels), self.end])
-        return source, np.array([*replaced(ids_T, ~noise_T, self.sentinels), self.end])
+        source = np.array([*front, *masking.replaced(ids_T, noise_T, self.sentinels), self.end])
+        return source, np.array([*masking.replaced(ids_T, ~noise_T, self.sentinels), self.end])
 
     def losses(self, model, batch):
         where = {k: batch[k] for k in ("input_ids", "attention_mask", "decoder_input_ids")}
         logits_BTV, labels_BT = model(**where, use_cache=False).logits, batch["labels"]
         return {"nll": cross_entropy(logits_BTV, labels_BT)}, {"mean_token_accuracy": accuracy(logits_BTV, labels_BT)}
-
-
-def replaced(ids_T: np.ndarray, at_T: np.ndarray, sentinels: list[int]) -> Iterator[int]:
-    """Yields the tokens with each run of positions in `at_T` replaced by the next sentinel."""
-    used = 0
-    for n, (token, gone) in enumerate(zip(ids_T, at_T, strict=True)):
-        if not gone:
-            yield int(token)
-        elif n == 0 or not at_T[n - 1]:
-            yield sentinels[used]
-            used += 1
