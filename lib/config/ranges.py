@@ -37,10 +37,10 @@ RANGES = {
     "train.ddp_bucket_cap_mb": "[1, inf)",
     "train.ddp_timeout": "[1, inf)",
     "train.local_rank": "[-1, inf)",
-    "train.mask_share": "(0, 1)",
-    "train.generator_share": "(0, 1]",
-    "train.span_density": "(0, 1)",
-    "train.span_length": "[1, inf)",
+    "train.mlm_probability": "(0, 1)",
+    "train.generator_size": "(0, 1]",
+    "train.noise_density": "(0, 1)",
+    "train.mean_noise_span_length": "[1, inf)",
     "model.vocab_size": "[512, 1000000]",  # 256 bytes, special tokens, and some to merge
     "model.lora.r": "[1, 65536]",
     "model.lora.lora_alpha": "(0, inf)",  # 0 would train nothing

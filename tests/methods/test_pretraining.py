@@ -37,8 +37,8 @@ def objective(name: str, **args):
     from lib.methods.pretraining.trainer import OBJECTIVES
 
     given = {
-        "objective": name, "max_length": 16, "mask_share": 0.25, "whole_words": False, "separate_texts": False, "next_segment": "random",
-        "discriminator_weight": 50.0, "span_density": 0.25, "span_length": 2.0, "denoisers": "spans",
+        "objective": name, "max_length": 16, "mlm_probability": 0.25, "whole_words": False, "separate_texts": False, "next_segment": "random",
+        "discriminator_weight": 50.0, "noise_density": 0.25, "mean_noise_span_length": 2.0, "denoisers": "spans",
     }  # fmt: skip
     return OBJECTIVES[name](SimpleNamespace(**given | args), Tokenizer())
 
@@ -168,7 +168,7 @@ def test_masked_tokens_and_labels_are_those_of_the_text():
 def test_a_special_token_is_never_chosen():
     made = Blocks([{"ids": [4, 5, 2] * 5 + [6], "words": [0] * 16}], 16, 0, "train")
     for epoch in range(30):
-        labels = objective("mlm", mask_share=0.5).collate([made[epoch]])["labels"]
+        labels = objective("mlm", mlm_probability=0.5).collate([made[epoch]])["labels"]
         assert 2 not in labels.tolist()[0]
 
 

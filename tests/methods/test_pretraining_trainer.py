@@ -154,7 +154,7 @@ REFUSED = [
         ["--model.base", "TINY", "--train.objective", "electra", "--model.adapter", "lora"],
         "clm or prefix_lm, not electra.",
     ),
-    (["--model.base", "TINY", "--train.mask_share", "1.5"], "train.mask_share: must be"),
+    (["--model.base", "TINY", "--train.mlm_probability", "1.5"], "train.mlm_probability: must be"),
     (["--model.base", "TINY", "--train.objective", "bert"], "train.objective: must be one of"),
 ]
 

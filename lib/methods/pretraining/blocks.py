@@ -37,8 +37,10 @@ class Block(TypedDict):
 
 
 class Tokens:
-    """The joined tokens of all texts. rows: a memory-mapped datasets.Dataset, or an iterable, of {"ids": [int, …], "words": [int, …]} for
-    each text: its tokens, and the number of each token's word."""
+    """The joined tokens of all texts.
+
+    rows: for each text {"ids": its tokens, "words": the number of each token's word}, as a memory-mapped datasets.Dataset or an iterable.
+    """
 
     def __init__(self, rows: Any):
         columns: dict[str, list[np.ndarray]] = {"ids": [], "words": []}
@@ -61,7 +63,7 @@ class Tokens:
         self.count = int(self.ends[-1]) if len(self.ends) else 0
 
     def between(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (tokens, texts, words) from `start` to `end`, (end − start,) int64 each. Words of different texts have different numbers."""
+        """Returns (tokens, texts, words) from `start` to `end`, (end − start,) int64 each. Texts share no numbers of words."""
         ids, words = [], []
         part, at = int(np.searchsorted(self.parts, start, side="right")), start
         while at < end:

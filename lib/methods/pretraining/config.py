@@ -35,7 +35,7 @@ class PretrainConfig(TrainingArguments):
         default=False,
         metadata={"help": "clm: a text doesn't see the texts before it in its block. prefix_lm: always so."},
     )
-    mask_share: float = field(
+    mlm_probability: float = field(
         default=0.15, metadata={"help": "mlm, nsp, electra: share of the tokens of a block that are predicted."}
     )
     whole_words: bool = field(
@@ -48,16 +48,16 @@ class PretrainConfig(TrainingArguments):
             "(sentence-order prediction, ALBERT)."
         },
     )
-    generator_share: float = field(
+    generator_size: float = field(
         default=0.25, metadata={"help": "electra: width of the generator as a share of the discriminator's."}
     )
     discriminator_weight: float = field(
         default=50.0, metadata={"help": "electra: λ, weight of the discriminator's loss."}
     )
-    span_density: float = field(
+    noise_density: float = field(
         default=0.15, metadata={"help": "span_corruption: share of the tokens that are masked."}
     )
-    span_length: float = field(
+    mean_noise_span_length: float = field(
         default=3.0, metadata={"help": "span_corruption: mean length of the masked spans, in tokens."}
     )
     denoisers: Literal["spans", "mixture"] = field(

@@ -5,7 +5,7 @@ L_Disc = − Σ_t [x̂_t = x_t] log D(x̂, t) + [x̂_t ≠ x_t] log (1 − D(x̂
 
 λ is `train.discriminator_weight`; both losses are means, the first over the masked positions, the second over all. x̂: the text with a
 token drawn from the generator at each masked position. No gradient flows through the draw. A token that happens to equal the original
-counts as original. The generator is as deep as the discriminator and `train.generator_share` as wide; both share their embeddings. The
+counts as original. The generator is as deep as the discriminator and `train.generator_size` as wide; both share their embeddings. The
 discriminator is the model that is kept; a run that starts from it gets a new generator.
 
 Shapes: B blocks of T tokens, N masked positions, V vocabulary.
@@ -57,7 +57,7 @@ class Electra(Mlm):
             raise ValueError(
                 f"model.base: train.objective electra needs an ELECTRA model, and this is {config.model_type}."
             )
-        return Pair.from_pretrained(folder, share=self.args.generator_share, **how)
+        return Pair.from_pretrained(folder, share=self.args.generator_size, **how)
 
     def replaced(self, ids_T, chosen_T, draws):
         out = ids_T.copy()

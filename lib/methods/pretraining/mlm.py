@@ -2,7 +2,7 @@
 
 L(θ) = − Σ_{t ∈ M} log p_θ(x_t | x̃)        Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1
 
-M: `train.mask_share` of the block's positions, none of them a special token. Of these, 80% become [MASK], 10% a random token, and 10%
+M: `train.mlm_probability` of the block's positions, none of them a special token. Of these, 80% become [MASK], 10% a random token, and 10%
 stay. With `train.whole_words`, all tokens of a word are chosen together (BERT's whole-word masking). Each epoch chooses anew (dynamic
 masking, Liu et al. 2019, https://arxiv.org/abs/1907.11692, section 4.1).
 
@@ -38,7 +38,7 @@ class Mlm(Objective):
     def masked(self, ids_T, words_T, draws):
         """Returns (tokens with masks, labels), (T,) each. words_T: the number of each token's word."""
         free_T = ~np.isin(ids_T, self.special)
-        chosen_T = masking.choose(free_T, self.args.mask_share, draws, words_T if self.args.whole_words else None)
+        chosen_T = masking.choose(free_T, self.args.mlm_probability, draws, words_T if self.args.whole_words else None)
         return self.replaced(ids_T, chosen_T, draws), np.where(chosen_T, ids_T, IGNORED)
 
     def replaced(self, ids_T, chosen_T, draws):

@@ -2,9 +2,9 @@
 
 L(θ) = L_MLM(θ) − log p_θ(y | x̃)        Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1, task 2
 
-A block is cut at a position between a quarter and three quarters of it. y = 0: its two parts, in their order. y = 1, in half of the cases: the second part is that
-of another block (`train.next_segment: random`), or the parts are swapped (`swapped`: sentence-order prediction, Lan et al. 2020,
-https://arxiv.org/abs/1909.11942, section 3.1). BERT's segments are whole sentences that end at different lengths; these fill each block
+A block is cut at a position between a quarter and three quarters of it. y = 0: its two parts, in their order. y = 1, in half of the
+cases: the second part is that of another block (`train.next_segment: random`), or the parts are swapped (`swapped`: sentence-order
+prediction, Lan et al. 2020, https://arxiv.org/abs/1909.11942, section 3.1). BERT's segments are whole sentences that end at different lengths; these fill each block
 exactly, so nothing is padded.
 
 A block is [CLS] first [SEP] second [SEP]. Shapes: B blocks, T tokens with the special ones.

@@ -4,9 +4,9 @@ L(θ) = − Σ_{t ≥ p} log p_θ(x_t | x_<t), where positions below p see each 
 Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.2.1; as a decoder with this mask: Tay et al. 2022,
 https://arxiv.org/abs/2205.05131, section 3.1.
 
-p is drawn evenly from 1 to the text's length − 1, anew for each text of a block and in each epoch. Texts of a block don't see each other. A text with
-a single token in a block isn't predicted. A generator that reads a prompt causally, such as vLLM, computes other probabilities than
-those that were trained.
+p is drawn evenly from 1 to the text's length − 1, anew for each text of a block and in each epoch. Texts of a block don't see each
+other. A text with a single token in a block isn't predicted. A generator that reads a prompt causally, such as vLLM, computes other
+probabilities than those that were trained; so do this project's, and its tasks.
 
 Shapes: B blocks of T tokens.
 """

@@ -6,9 +6,9 @@ L(θ) = − Σ_t log p_θ(y_t | x̃, y_<t)        Raffel et al. 2020, https://ar
     x̃        Thank you <extra_id_0> me to your party <extra_id_1> week </s>
     y        <extra_id_0> for inviting <extra_id_1> last </s>
 
-As in T5's code, y ends with </s>; the paper's figure has one more sentinel there. `train.span_density` of the tokens are masked, in spans of
-`train.span_length` tokens on average. With `train.denoisers: mixture`, each block is masked in one of seven ways, which the token of its mode in front
-of x̃ names (UL2, Tay et al. 2022, https://arxiv.org/abs/2205.05131, section 3.1).
+As in T5's code, y ends with </s>; the paper's figure has one more sentinel there. `train.noise_density` of the tokens are masked, in
+spans of `train.mean_noise_span_length` tokens on average. With `train.denoisers: mixture`, each block is masked in one of seven ways,
+which the token of its mode in front of x̃ names (UL2, Tay et al. 2022, https://arxiv.org/abs/2205.05131, section 3.1).
 
 Shapes: B blocks, S tokens of x̃, T tokens of y.
 """
@@ -30,7 +30,9 @@ class SpanCorruption(Objective):
     def __init__(self, args, tokenizer):
         super().__init__(args, tokenizer)
         self.end, self.pad = self.token("eos_token"), self.token("pad_token")
-        self.ways = MIXTURE if args.denoisers == "mixture" else [(None, args.span_density, args.span_length)]
+        self.ways = (
+            MIXTURE if args.denoisers == "mixture" else [(None, args.noise_density, args.mean_noise_span_length)]
+        )
         self.modes = {mode: self.known(mode) for mode, *_ in self.ways if mode}
         most = max(max(1, round(round(args.max_length * d) / (m or args.max_length))) for _, d, m in self.ways)
         self.sentinels = [self.known(f"<extra_id_{n}>") for n in range(most)]
