@@ -48,9 +48,10 @@ def probe(trainer):
     import torch
 
     row = trainer.train_dataset[0]
-    prompt = row.get("prompt_ids") or []
-    ids = row.get("input_ids") or [*prompt, *(row.get("chosen_ids") or row["completion_ids"])]
-    return torch.tensor([list(ids)[:PROBE]])
+    if "input_ids" in row:
+        return torch.tensor([list(row["input_ids"])[:PROBE]])
+    ids = [*(row.get("prompt_ids") or []), *(row.get("chosen_ids") or row["completion_ids"])]
+    return torch.tensor([ids[:PROBE]])
 
 
 def answers(model, ids_1T):

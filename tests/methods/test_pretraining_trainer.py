@@ -9,7 +9,8 @@ import pytest
 
 from lib.errors import UsageError
 from lib.methods.pretraining.trainer import OBJECTIVES
-from lib.models import load
+from lib.models import export, load
+from lib.stage.training_arguments import arguments
 from tests import stages, warm
 from tests.conftest import PATIENCE, REPO, WORDS, free_port
 from tests.methods import pretrained
@@ -89,6 +90,37 @@ def test_two_workers_take_the_steps_of_one(texts, tmp_path):
     one, two = run("one", 1), run("two", 2)
     for objective in ALL:
         assert two[objective] == pytest.approx(one[objective], rel=1e-5), objective
+
+
+@pytest.mark.parametrize("objective", ["clm", "prefix_lm"])
+def test_an_adapter_of_a_language_model_is_merged(objective, texts, tiny_model, tmp_path):
+    """lib/models/export.py raises an error unless the merged model gives the trained one's log-probabilities."""
+    argv = [
+        "--run",
+        str(tmp_path / "run"),
+        "--model.base",
+        tiny_model,
+        "--data.source",
+        texts,
+        "--model.adapter",
+        "lora",
+    ]
+    argv += [
+        "--train.objective",
+        objective,
+        "--train.max_length",
+        "16",
+        "--train.max_steps",
+        "2",
+        "--scale.precision",
+        "fp32",
+    ]
+    job = stages.planned("pretrain", [*argv, "--train.learning_rate", "1e-2"]).job
+    args, _ = arguments(job, stages.stage("pretrain").config, 1, str(tmp_path / "checkpoints"))
+    trainer = stages.built(job, args)
+    trainer.train()
+    export.export(trainer, job.model, tmp_path / "made")
+    assert (tmp_path / "made/model/model.safetensors").is_file() and (tmp_path / "made/adapter").is_dir()
 
 
 def test_embeddings_are_shared_by_generator_and_discriminator(texts, tmp_path):
