@@ -1,4 +1,4 @@
-"""Trains a tiny model by an objective of jobs/pretrain.py, as a worker does, in this process or as one of two.
+"""Trains a tiny model by an objective of jobs/pretrain.py, as a worker does, in this process or, for three steps, as one of several.
 
 RANK=0 WORLD_SIZE=2 … python -m tests.methods.pretrained FOLDER TEXTS OBJECTIVE …     prints {objective: [losses …, held-out loss]}
 """
@@ -48,5 +48,5 @@ def losses(trainer) -> list[float]:
 if __name__ == "__main__":
     where, texts_file, *names = sys.argv[1:]
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    of = {name: losses(built(name, texts_file, f"{where}/{name}", workers=count)) for name in names}
+    of = {name: losses(built(name, texts_file, f"{where}/{name}", workers=count, max_steps=3)) for name in names}
     print(json.dumps(of))
