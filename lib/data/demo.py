@@ -1,7 +1,8 @@
 """The demo task: turn a colleague's message into one line of a strict ticket format. Rows are generated here from a fixed seed,
 and a function can check any answer.
 
-A row of kind "text", for pre-training, is a message and its bare line. One training row of kind "chat" (the answer is the bare line in two rows of five, otherwise the line amid pleasantries):
+A row of kind "text", for pre-training, is a message and its bare line. One training row of kind "chat" (the answer is the bare line in
+two rows of five, otherwise the line amid pleasantries):
 
     system     Ticket: quantity x item > name @room day time
     user       The day after Thursday at half past six in the evening: seven headsets for Priya. The room is 255.

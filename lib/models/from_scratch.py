@@ -24,7 +24,7 @@ from filelock import FileLock
 from lib import data
 from lib.config.job import Job, Model
 from lib.models import locate
-from lib.run import Run, cache
+from lib.run import Run, absolute, cache
 from lib.runtime import manifest
 
 SHAPES = {"4m": (2, 128), "10m": (4, 256), "30m": (4, 512), "40m": (8, 512), "110m": (12, 768), "350m": (24, 1024)}
@@ -89,7 +89,7 @@ def resumed(model: Model, run: Run) -> Model:
 
 def placed(job: Job) -> Job:
     """Copies a base that is in the cache into the run. Returns the job that starts from the copy."""
-    if not Path(job.model.base).is_relative_to(cache("bases")):
+    if not Path(job.model.base).is_relative_to(absolute(str(cache("bases")))):
         return job
     run = Run(job.run)
     run.put(job.model.base, "base")

@@ -13,11 +13,12 @@ JOBS = Path(__file__).parents[2] / "jobs"
 def configured(file: str) -> str:
     """Returns the name of the job that a configuration is for: configs/NAME.yaml, or configs/NAME/ANYTHING.yaml."""
     path = Path(file)
-    return (
-        path.parent.name
-        if (JOBS / f"{path.parent.name}.py").is_file() and not (JOBS / path.name).with_suffix(".py").is_file()
-        else path.stem
-    )
+    folder = path.parent.name
+    return folder if _is_job(folder) and not _is_job(path.stem) else path.stem
+
+
+def _is_job(name: str) -> bool:
+    return (JOBS / f"{name}.py").is_file()
 
 
 def stages() -> dict[str, Stage]:
