@@ -176,7 +176,7 @@ def plan(serving: Serving) -> Plan:
     problems: list[str] = []
     base, template, adapters, drafts = "", None, {}, None
     try:
-        found = model_spec.find("run", "run", serving.run, serving.dtype)
+        found = model_spec.find("run", "run", serving.run, serving.dtype, also=("encoder",))  # for /v1/embeddings
         base, template = found.base, found.trained_template
     except ValueError as e:
         problems.append(str(e))

@@ -26,8 +26,9 @@ class Spec:
     """Whether vLLM runs it instead of transformers; False for a reward run."""
 
 
-def find(key: str, name: str, base: str, dtype: str, makes: str = "causal_lm") -> Spec:
-    """Locates a model of kind `makes` and checks its files. Raises ValueError, beginning with `key`, if they don't fit."""
+def find(key: str, name: str, base: str, dtype: str, makes: str = "causal_lm", also: tuple[str, ...] = ()) -> Spec:
+    """Locates a model of kind `makes`, or of a kind in `also`, and checks its files. Raises ValueError, beginning with `key`, if they don't
+    fit."""
     from lib.generation.reward_model import check_config
     from lib.models import load, locate
 
@@ -37,7 +38,7 @@ def find(key: str, name: str, base: str, dtype: str, makes: str = "causal_lm") -
         raise ValueError(f"{e}{_runs_near(base, str(e))}") from None
     reward = makes == "reward"
     if not reward:
-        locate.require(key, where, (makes,))
+        locate.require(key, where, (makes, *also))
     trained = load.parent_template(where)
     run = Run(where) if trained is not None or (Path(where).is_dir() and Run(where).is_run()) else None
     if reward and (run or Path(where).is_dir()):  # the worker checks a model that isn't downloaded yet
