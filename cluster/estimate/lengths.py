@@ -30,7 +30,10 @@ class Lengths:
 
 
 def measure(job: Job, kinds: tuple[str, ...], max_length: int, objective: str | None = None) -> Lengths:
-    """Measures the job's training rows. kinds: row kinds that the stage accepts; objective: of pre-training. Raises ValueError as lib.data.check does."""
+    """Measures the job's training rows. kinds: row kinds that the stage accepts; objective: of pre-training.
+
+    Raises ValueError as lib.data.check does.
+    """
     rows: list[tuple[str, dict]] = []
 
     def keep(kind: str, side: str, row: dict, place: str) -> None:

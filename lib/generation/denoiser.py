@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lib.models import masking
+
 SHARE, LENGTH = 0.15, 3.0
 """Share of tokens that are masked or replaced, and mean length of T5's spans."""
 
@@ -48,10 +50,7 @@ class Denoiser:
         self.model = kind.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
         self.model_dir, self.device, self.batch_rows, self.batch_tokens = model_dir, device, batch_rows, batch_tokens
         self.window = positions(self.model.config)
-        t = self.tokenizer
-        self.pad = t.pad_token_id
-        special = {*t.all_special_ids, *(i for i, token in t.added_tokens_decoder.items() if token.special)}
-        self.regular = np.array([i for i in range(len(t)) if i not in special], dtype=np.int64)
+        self.pad, self.regular = self.tokenizer.pad_token_id, masking.text_tokens(self.tokenizer)
 
     def denoise(self, texts: Sequence[str], seconds: Sequence[str | None], hows: Sequence[str]) -> list[Ratio]:
         """Returns one ratio per text. seconds: the second segment, for next_segment; hows: the measure, the same for all texts."""
@@ -83,8 +82,6 @@ class Denoiser:
     def _denoising_loss(self, texts: Sequence[str]) -> list[Ratio]:
         import torch
 
-        from lib.models import masking
-
         end = self.tokenizer.eos_token_id
         sentinels = self.tokenizer.convert_tokens_to_ids([f"<extra_id_{n}>" for n in range(100)])
         found = []
@@ -110,8 +107,6 @@ class Denoiser:
         return found
 
     def _replaced_f1(self, texts: Sequence[str]) -> list[Ratio]:
-        from lib.models import masking
-
         rows, fakes, owners = [], [], []
         for n, text in enumerate(texts):
             draws = masking.generator(text)
@@ -167,4 +162,4 @@ class Denoiser:
             mask = torch.tensor([[1] * lengths[i] + [0] * (width - lengths[i]) for i in chosen], device=self.device)
             with torch.inference_mode():
                 out = self.model(input_ids=ids, attention_mask=mask)
-            yield chosen, getattr(out, "prediction_logits", None) if "prediction_logits" in out else out.logits
+            yield chosen, out["prediction_logits" if "prediction_logits" in out else "logits"]

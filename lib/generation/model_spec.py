@@ -17,13 +17,17 @@ class Spec:
     name: str
     base: str
     identity: str = ""
-    reward: bool = False
     trained_template: str | None = None
     dtype: str = "auto"
     makes: str = "causal_lm"
     """Its kind (lib/stage/stage.py, Makes)."""
     vllm: bool = False
     """Whether vLLM runs it instead of transformers; False for a reward run."""
+
+    @property
+    def reward(self) -> bool:
+        """Whether it scores answers instead of generating them."""
+        return self.makes == "reward"
 
 
 def find(key: str, name: str, base: str, dtype: str, makes: str = "causal_lm", also: tuple[str, ...] = ()) -> Spec:
@@ -51,7 +55,7 @@ def find(key: str, name: str, base: str, dtype: str, makes: str = "causal_lm", a
                 f"{key}: the chat template of {run.path} is not the one it was trained with (sha256 {found[:12]}, "
                 f"{trained[:12]} in provenance.json). Restore its model/chat_template.jinja, or train it again."
             )
-    return Spec(name, where, identity, reward, trained, dtype, makes)
+    return Spec(name, where, identity, trained, dtype, makes)
 
 
 def _runs_near(base: str, message: str) -> str:

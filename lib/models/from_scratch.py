@@ -147,7 +147,8 @@ def make(run: Run, request: dict) -> None:
         tokenizer = new_tokenizer.train(request["texts"], makes, request["vocab_size"])
         by = f"a tokenizer trained on {len(request['texts']):,} texts"
     torch.manual_seed(request["seed"])
-    how = load.auto("discriminator") if request["objective"] == "nsp" else load.auto(makes)
+    # The class for pre-training has BERT's second head.
+    how = load.auto("discriminator" if request["objective"] == "nsp" else makes)
     model = how.from_config(config(makes, request["size"], tokenizer, request["positions"]))
     folder = Path(run.at("model"))
     model.save_pretrained(str(folder))

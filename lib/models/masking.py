@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,12 @@ def generator(key: str) -> np.random.Generator:
     """Returns a generator that depends on `key` alone, on every machine."""
     digest = hashlib.sha256(key.encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def text_tokens(tokenizer: Any) -> np.ndarray:
+    """Returns the sorted ids of the tokens that stand for text, not special ones."""
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    return np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
 
 
 def choose(

@@ -108,8 +108,8 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
 
     if stage.check:
         attempt(stage.check, job, trl_fields.filled(stage.config, job.train))
-    if stage.starts_from is None:
-        job = replace(job, model=from_scratch.resumed(job.model, run) if request.resume else job.model)
+    if stage.starts_from is None and request.resume:
+        job = replace(job, model=from_scratch.resumed(job.model, run))
     if stage.starts_from is None and job.model.base == "none":
         located, shape = attempt(from_scratch.base, job, stage.rows) or (None, "")
     else:

@@ -51,11 +51,8 @@ class Stage:
     @property
     def example(self) -> str:
         """The configuration that its help names."""
-        return (
-            f"configs/{self.name}.yaml"
-            if isinstance(self.makes, str)
-            else f"configs/{self.name}/{next(iter(self.makes))}.yaml"
-        )
+        objective = "" if isinstance(self.makes, str) else f"/{next(iter(self.makes))}"
+        return f"configs/{self.name}{objective}.yaml"
 
     def kind(self, train: dict) -> Makes:
         """Returns what a run with these settings makes. train: the keys of `train` that were given."""

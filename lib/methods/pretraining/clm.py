@@ -10,7 +10,6 @@ Shapes: B blocks of T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from lib.methods.pretraining import attention
@@ -40,9 +39,3 @@ class Clm(Objective):
         logits_BTV = model(input_ids=batch["input_ids"], use_cache=False, **where).logits[:, :-1]
         labels_BT = batch["labels"][:, 1:]
         return {"nll": cross_entropy(logits_BTV, labels_BT)}, {"mean_token_accuracy": accuracy(logits_BTV, labels_BT)}
-
-
-def starts(texts_T: np.ndarray) -> np.ndarray:
-    """Returns the first position of each text in a block, and T."""
-    changes = np.flatnonzero(np.diff(texts_T)) + 1
-    return np.concatenate([[0], changes, [len(texts_T)]])

@@ -37,7 +37,7 @@ class Mlm(Objective):
 
     def masked(self, ids_T, words_T, draws):
         """Returns (tokens with masks, labels), (T,) each. words_T: the number of each token's word."""
-        free_T = ~np.isin(ids_T, self.special)
+        free_T = np.isin(ids_T, self.regular)
         chosen_T = masking.choose(free_T, self.args.mlm_probability, draws, words_T if self.args.whole_words else None)
         return self.replaced(ids_T, chosen_T, draws), np.where(chosen_T, ids_T, IGNORED)
 

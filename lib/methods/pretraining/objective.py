@@ -12,6 +12,7 @@ import torch
 
 from lib.methods.pretraining.blocks import Block
 from lib.methods.pretraining.config import PretrainConfig
+from lib.models import masking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +37,7 @@ class Objective(ABC):
     def __init__(self, args: PretrainConfig, tokenizer: Any):
         """Raises ValueError, naming model.base, if the tokenizer lacks a token that the objective needs."""
         self.args, self.tokenizer = args, tokenizer
-        special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
-        self.special = np.array(sorted(special), dtype=np.int64)
-        self.regular = np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
-        """Tokens that stand for text."""
+        self.regular = masking.text_tokens(tokenizer)
 
     @abstractmethod
     def model(self, folder: str, **how: Any) -> Any:

@@ -18,7 +18,7 @@ import itertools
 import numpy as np
 import torch
 
-from lib.methods.pretraining.clm import Clm, starts
+from lib.methods.pretraining.clm import Clm
 from lib.methods.pretraining.objective import IGNORED, tensor
 
 
@@ -41,3 +41,9 @@ def prefixes(texts_T: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     for start, end in itertools.pairwise(bounds):
         out[start : start + draws.integers(1, max(2, end - start))] = 1
     return out
+
+
+def starts(texts_T: np.ndarray) -> np.ndarray:
+    """Returns the first position of each text in a block, and T."""
+    changes = np.flatnonzero(np.diff(texts_T)) + 1
+    return np.concatenate([[0], changes, [len(texts_T)]])

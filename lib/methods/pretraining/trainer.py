@@ -17,7 +17,7 @@ from lib.methods.pretraining.clm import Clm
 from lib.methods.pretraining.electra import Electra
 from lib.methods.pretraining.mlm import Mlm
 from lib.methods.pretraining.nsp import Nsp
-from lib.methods.pretraining.objective import IGNORED, Objective
+from lib.methods.pretraining.objective import IGNORED, Objective, Part
 from lib.methods.pretraining.prefix_lm import PrefixLm
 from lib.methods.pretraining.span_corruption import SpanCorruption
 
@@ -53,14 +53,13 @@ class PretrainTrainer(Trainer):
         parts, metrics = self.objective.losses(model, inputs)
         count = next(iter(parts.values())).count
         loss = sum(part.weight * part.total / max(1, part.count) for part in parts.values())
-        self._log_means("train" if model.training else "eval", parts if len(parts) > 1 else {}, metrics)
+        self._log_means("train" if model.training else "eval", (parts if len(parts) > 1 else {}) | metrics)
         if num_items_in_batch is not None and model.training:
             # DDP averages the gradients of the workers, which cancels num_processes.
             loss = loss * count * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         return (loss, {}) if return_outputs else loss
 
-    def _log_means(self, mode: str, *parts: dict) -> None:
-        found = {name: part for group in parts for name, part in group.items()}
+    def _log_means(self, mode: str, found: dict[str, Part]) -> None:
         both = [[float(part.total.detach()), part.count] for part in found.values()]
         of_all = self.accelerator.reduce(torch.tensor(both, dtype=torch.float64, device=self.args.device), "sum")
         for name, (total, count) in zip(found, of_all.tolist(), strict=True):
