@@ -31,14 +31,29 @@ def read() -> None:
     if with_vllm:
         vllm_generator.environment("WARNING", "cpu")  # as serve/engines.py sets it before the import
     import accelerate  # noqa: F401
-    import aiohttp  # noqa: F401
+    import aiohttp.web  # noqa: F401
+    import aiohttp_cors  # noqa: F401
+    import click  # noqa: F401
+    import colorful  # noqa: F401
     import datasets  # noqa: F401
-    import google.protobuf  # noqa: F401
+    import docstring_parser  # noqa: F401
+    import google.protobuf.json_format  # noqa: F401
+    import google.protobuf.struct_pb2  # noqa: F401
+    import google.protobuf.timestamp_pb2  # noqa: F401
+    import jsonargparse  # noqa: F401
+    import jsonschema  # noqa: F401
+    import msgpack  # noqa: F401
+    import opentelemetry.exporter.prometheus  # noqa: F401
     import pandas  # noqa: F401
     import peft  # noqa: F401
+    import prometheus_client  # noqa: F401
     import pyarrow  # noqa: F401
-    import pydantic  # noqa: F401
+    import pydantic.dataclasses  # noqa: F401
     import requests  # noqa: F401
+    import starlette.applications  # noqa: F401
+    import tabulate  # noqa: F401
+    import typeshed_client  # noqa: F401
+    import uvloop  # noqa: F401
     import torch  # noqa: F401
     import transformers
     import trl
