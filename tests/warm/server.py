@@ -25,69 +25,40 @@ from tests.warm import signature
 PATH = [p for p in sys.path[1:] if p not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 
 
+MODULES = (
+    # of the jobs and of training
+    "accelerate", "datasets", "jsonargparse", "docstring_parser", "typeshed_client", "pandas", "peft", "pyarrow", "requests", "torch",
+    # of every process of Ray, which itself can't be here
+    "aiohttp.web", "aiohttp_cors", "click", "colorful", "google.protobuf.json_format", "google.protobuf.struct_pb2",
+    "google.protobuf.timestamp_pb2", "jsonschema", "msgpack", "opentelemetry.exporter.prometheus", "prometheus_client",
+    "pydantic.dataclasses", "starlette.applications", "tabulate", "uvloop",
+)  # fmt: skip
+NAMES = {
+    "transformers": ("Trainer", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "LlamaForCausalLM"),
+    "trl": (
+        "SFTTrainer", "DPOTrainer", "KTOTrainer", "RewardTrainer", "SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig",
+    ),
+}  # fmt: skip
+"""What these modules import only when it is asked for."""
+VLLM = ("entrypoints.launchers.api_server.app_state", "v1.engine.async_llm", "v1.engine.core", "v1.worker.cpu_worker")
+
+
 def read() -> None:
     """Imports the modules that a job's processes import, and those of vLLM's server where it is installed."""
     with_vllm = vllm_generator.installed()
     if with_vllm:
         vllm_generator.environment("WARNING", "cpu")  # as serve/engines.py sets it before the import
-    import accelerate  # noqa: F401
-    import aiohttp.web  # noqa: F401
-    import aiohttp_cors  # noqa: F401
-    import click  # noqa: F401
-    import colorful  # noqa: F401
-    import datasets  # noqa: F401
-    import docstring_parser  # noqa: F401
-    import google.protobuf.json_format  # noqa: F401
-    import google.protobuf.struct_pb2  # noqa: F401
-    import google.protobuf.timestamp_pb2  # noqa: F401
-    import jsonargparse  # noqa: F401
-    import jsonschema  # noqa: F401
-    import msgpack  # noqa: F401
-    import opentelemetry.exporter.prometheus  # noqa: F401
-    import pandas  # noqa: F401
-    import peft  # noqa: F401
-    import prometheus_client  # noqa: F401
-    import pyarrow  # noqa: F401
-    import pydantic.dataclasses  # noqa: F401
-    import requests  # noqa: F401
-    import starlette.applications  # noqa: F401
-    import tabulate  # noqa: F401
-    import typeshed_client  # noqa: F401
-    import uvloop  # noqa: F401
-    import torch  # noqa: F401
-    import transformers
-    import trl
-
-    for name in (
-        "Trainer",
-        "AutoModelForCausalLM",
-        "AutoModelForSequenceClassification",
-        "AutoTokenizer",
-        "LlamaForCausalLM",
-    ):
-        getattr(transformers, name)
-    for name in (
-        "SFTTrainer",
-        "DPOTrainer",
-        "KTOTrainer",
-        "RewardTrainer",
-        "SFTConfig",
-        "DPOConfig",
-        "KTOConfig",
-        "RewardConfig",
-    ):
-        getattr(trl, name)
+    for module in MODULES:
+        importlib.import_module(module)
+    for module, names in NAMES.items():
+        for name in names:
+            getattr(importlib.import_module(module), name)
     if with_vllm:
         import setproctitle
 
         setproctitle.getproctitle()  # finds the arguments' memory, which vLLM's processes put their names into
         sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM imports it only to see whether it is there
-        for name in (
-            "entrypoints.launchers.api_server.app_state",
-            "v1.engine.async_llm",
-            "v1.engine.core",
-            "v1.worker.cpu_worker",
-        ):
+        for name in VLLM:
             importlib.import_module(f"vllm.{name}")
         del sys.modules["ray"]
     assert "ray" not in sys.modules  # its core reads the environment on import
