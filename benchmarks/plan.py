@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LORA = ["--model.adapter", "lora", "--model.lora.r", "16", "--model.lora.target_modules", "all-linear"]
+LORA = ["--model.adapter", "lora", "--model.peft.r", "16", "--model.peft.target_modules", "all-linear"]
 JOBS = {
     "sft-fp32": ("sft", 1, ["--scale.precision", "fp32", "--scale.micro_batch", "4"]),
     "sft-lora": ("sft", 2, [*LORA, "--scale.micro_batch", "4"]),

@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 SPACE = {
     "train.learning_rate": {"loguniform": [1e-4, 1e-1]},
-    "model.lora.r": {"choice": [1, 2, 4, 8, 16, 32]},
+    "model.peft.r": {"choice": [1, 2, 4, 8, 16, 32]},
     "train.weight_decay": {"loguniform": [1e-9, 1e-8]},
 }
 JOB = {

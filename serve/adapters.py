@@ -13,6 +13,9 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank accepts."""
 LATER = 64
 """Lowest rank to reserve room for when runs may be added later."""
+KEEP_BASE = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave the base's weights as they are. With others, such as pissa, the adapter is one of a changed base,
+and added to the base itself it would answer as no model that was trained."""
 
 
 def folder(key: str, address: str, base: str) -> str:
@@ -21,6 +24,19 @@ def folder(key: str, address: str, base: str) -> str:
     run = Run(where)
     if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
         raise ValueError(f"{key}: {address} has no adapter: it is not a run with model.adapter: lora.")
+    made = json.loads(run.fs.cat_file(run.at("adapter/adapter_config.json")))
+    start = made.get("init_lora_weights", True)
+    if made["peft_type"] != "LORA" or made.get("use_dora") or start not in KEEP_BASE:
+        kind = (
+            made["peft_type"]
+            if made["peft_type"] != "LORA"
+            else "DoRA"
+            if made.get("use_dora")
+            else f"LoRA from {start}"
+        )
+        raise ValueError(
+            f"{key}: {address} has a {kind} adapter, which vLLM can't add to a running base. Serve the run itself."
+        )
     trained_on, _ = locate.locate(run.job()["model"]["base"])
     if trained_on != base:
         raise ValueError(f"{key}: {address} was trained on {trained_on}, but `run` is {base}.")

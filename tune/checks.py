@@ -58,7 +58,7 @@ def keys(s: Settings) -> list[str]:
     for where, step, key in named:
         varies, shown = where == "space", f"{where}.{step}.{key}" if where == "space" and step else f"{where}.{key}"
         follows = {"run": "run"} if step else FOLLOWS
-        if key in (*SECTIONS, "train", "model.lora"):
+        if key in (*SECTIONS, "train", "model.peft"):
             problems.append(f"{shown}: is a section. Name its key with dots: {key}.NAME.")
         elif key in follows:
             problems.append(f"{shown}: can't be set: it follows from {follows[key]}.")

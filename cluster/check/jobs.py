@@ -48,7 +48,7 @@ class Jobs:
             raise Failed(f"the tiny model could not be made: {errors.strip().splitlines()[-1]}")
         options = {
             "run": f"{self.place}/run" if self.place else "/tmp/shoestring/check/run", "model.base": "model", "model.adapter": "lora",
-            "model.lora.r": 8, "model.lora.target_modules": "all-linear", "data.limit": 200, "data.heldout_limit": 4,
+            "model.peft.r": 8, "model.peft.target_modules": "all-linear", "data.limit": 200, "data.heldout_limit": 4,
             "train.max_steps": STEPS, "train.logging_steps": 5, "train.learning_rate": 0.02, "train.lr_scheduler_type": "constant",
             "scale.device": self.asked.device, "scale.global_batch": 4, "scale.micro_batch": 4,
         }  # fmt: skip

@@ -40,7 +40,7 @@ class Anatomy:
     multiplied: int
     """Weights that one token is multiplied with, without the head; of a mixture of experts, only the chosen experts."""
     adapter: int
-    """Parameters of the LoRA adapter, which train while the base is frozen."""
+    """Parameters of the adapter, which train while the base is frozen."""
     head: int
     """V × H; 0 for a reward model."""
     head_trains: bool
@@ -133,7 +133,7 @@ def _study(
         weight_bytes=stored,
         trainable_bytes=sum(p.numel() * p.itemsize for p in trained),
         multiplied=_multiplied(layers, shape),
-        adapter=size(p for n, p in named.items() if ".lora_" in n),
+        adapter=_adapter(net),
         head=head.weight.numel() if head is not None else 0,
         head_trains=head is not None and any(p.requires_grad for p in head.parameters()),
         layers=len(layers),
@@ -158,13 +158,30 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
     kernel = "sdpa" if attention.startswith("flash") else attention
     with torch.device("meta"):
         net = cls.from_config(config, dtype=getattr(torch, load.dtype(model, precision)), attn_implementation=kernel)
-        if model.adapter == "lora":
-            from peft import LoraConfig, get_peft_model
+        if model.adapter != "none":
+            from peft import get_peft_model
 
-            lora = LoraConfig(**{"task_type": load.TASK_TYPES[makes]} | model.lora)
-            net = get_peft_model(net, lora, low_cpu_mem_usage=True).get_base_model()
+            config = load.peft_config(model.adapter, model.peft, makes)
+            net = get_peft_model(net, config, low_cpu_mem_usage=True).get_base_model()
             load.train_in_fp32(net)
-    return net.train()
+    net.train()
+    for layer in net.modules():
+        if hasattr(
+            layer, "module_dropout"
+        ):  # LoHa and LoKr draw whether to drop the layer, which shapes alone don't tell
+            layer.eval()
+    return net
+
+
+def _adapter(net) -> int:
+    """Returns the number of an adapter's parameters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in net.modules() if isinstance(m, BaseTunerLayer)]
+    found = {
+        p for m in layers for name in m.adapter_layer_names for p in getattr(m, name).parameters() if p.requires_grad
+    }
+    return sum(p.numel() for p in found)
 
 
 def _layers(net):

@@ -9,6 +9,7 @@ from cluster.estimate import candidates, preemption, throughput
 from cluster.estimate.candidates import Candidate
 from cluster.estimate.memory import Footprint
 from cluster.estimate.workload import Work
+from lib.config.adapters import ADAPTERS
 from lib.runtime import hardware
 
 MTBF_H = 8.0
@@ -126,10 +127,14 @@ def _remedy(work: Work, c: Candidate, precision: str) -> str | None:
     fewer = {"workers": workers} if workers < work.job.scale.workers else {}
     for change in ([fewer] if fewer else []) + smaller + list(CHANGES):
         now = work.job.scale.workers
-        if change.get("strategy") and (fewer or now == 1 or work.job.model.adapter == "lora"):
+        if change.get("strategy") and (fewer or now == 1 or work.job.model.adapter != "none"):
             continue
         if change.get("adapter") and work.job.train.get("keep_layers"):
             continue
+        if "adapter" in change and (has := work.job.model.adapter) != "none":
+            if "quantization" in change and not ADAPTERS[has].quantized:
+                continue
+            change = change | {"adapter": has}
         try:
             other = work.changed(**fewer | change)
             foot = other.footprint(c.gpus > 0, precision)

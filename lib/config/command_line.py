@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lib.config import config_file
@@ -38,7 +38,7 @@ OWNED = {
 """{field of TrainingArguments that can't be set: the key of the job that it follows from}."""
 
 
-LORA_OWNED = {
+PEFT_OWNED = {
     "peft_type": "model.adapter",
     "task_type": "the stage",
     "base_model_name_or_path": "model.base",
@@ -47,7 +47,7 @@ LORA_OWNED = {
     "peft_version": "the installed peft",
     "inference_mode": "the stage, which trains the adapter",
 }
-"""The same for the fields of LoraConfig."""
+"""The same for the fields of PEFT's config classes."""
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Request:
     resume: bool = False
     config: str | None = None
     """Path of the --config file."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks for the plan."""
 
 
 def parsed(parser: ArgumentParser, argv: list[str], tree: dict) -> dict:
@@ -101,7 +103,7 @@ def refuse_clocks(argv: list[str], kinds: dict[str, object]) -> None:
 def unknown(key: str, known: set[str], dashes: str = "") -> str:
     """Returns the message for a key that doesn't exist or must not be set."""
     last = key.rsplit(".", 1)[-1]
-    owned = OWNED if key.startswith("train.") else LORA_OWNED if key.startswith("model.lora.") else {}
+    owned = OWNED if key.startswith("train.") else PEFT_OWNED if key.startswith("model.peft.") else {}
     if last in owned:
         return f"{dashes}{key} can't be set: it follows from {owned[last]}."
     return f"{dashes}{key} is not a key of this job.{nearest(key, known, dashes)}"

@@ -1,7 +1,7 @@
 """The typed configuration of a job, one class per section of its YAML.
 
 This file defines all of the project's own keys. The keys of `train:` are the fields of the stage's TRL config class (see
-lib/config/trl_fields.py), and those of `model.lora:` the fields of peft.LoraConfig. The string below each key is its only documentation;
+lib/config/trl_fields.py), and those of `model.peft:` the fields of the adapter's config class in PEFT. The string below each key is its only documentation;
 `--help` prints it.
 """
 
@@ -32,14 +32,16 @@ class Model:
     attn_implementation: str | None = None
     """Attention kernel by its name in transformers: eager, sdpa, flash_attention_2 … None: sdpa on a GPU; eager on a CPU, where it is
     faster."""
-    adapter: Literal["none", "lora"] = "none"
-    """none trains every weight. lora trains low-rank adapters (Hu et al. 2021) and merges them into model/ at the end. If an adapter
-    is on input embeddings that are tied to the output layer, they are untied in model/."""
-    lora: dict[str, Any] = field(default_factory=dict)
-    """Fields of peft.LoraConfig, under their own names. Only with adapter: lora."""
+    adapter: Literal[
+        "none", "lora", "dora", "rslora", "pissa", "vera", "ia3", "loha", "lokr", "oft", "miss", "ln_tuning"
+    ] = "none"
+    """none trains every weight. The others train an adapter (lib/config/adapters.py names their papers) and merge it into model/ at the
+    end. If an adapter is on input embeddings that are tied to the output layer, they are untied in model/."""
+    peft: dict[str, Any] = field(default_factory=dict)
+    """Fields of the adapter's config class in PEFT, under their own names."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Quantises the frozen base with bitsandbytes: 4bit is NF4 with double quantisation (QLoRA, Dettmers et al. 2023). Needs
-    adapter: lora."""
+    adapter: lora, or another that trains on it."""
     qat: Literal["none", "int8", "w4a16"] = "none"
     """Quantisation-aware training: linear layers compute with weights rounded as by this method of jobs/quantize.py, and model/ is
     saved in its format (lib/models/quantization/qat.py). Needs adapter: none and strategy: ddp."""

@@ -42,13 +42,19 @@ RANGES = {
     "train.noise_density": "(0, 1)",
     "train.mean_noise_span_length": "[1, inf)",
     "model.vocab_size": "[512, 1000000]",  # 256 bytes, special tokens, and some to merge
-    "model.lora.r": "[1, 65536]",
-    "model.lora.lora_alpha": "(0, inf)",  # 0 would train nothing
-    "model.lora.lora_dropout": "[0, 1)",
-    "model.lora.rank_pattern": "[1, 65536]",
-    "model.lora.alpha_pattern": "(0, inf)",
-    "model.lora.layers_to_transform": "[0, inf)",
-    "model.lora.qalora_group_size": "[1, inf)",
+    "model.peft.r": "[1, 65536]",
+    "model.peft.lora_alpha": "(0, inf)",  # 0 would train nothing
+    "model.peft.lora_dropout": "[0, 1)",
+    "model.peft.rank_pattern": "[1, 65536]",
+    "model.peft.alpha_pattern": "(0, inf)",
+    "model.peft.layers_to_transform": "[0, inf)",
+    "model.peft.qalora_group_size": "[1, inf)",
+    "model.peft.alpha": "(0, inf)",
+    "model.peft.rank_dropout": "[0, 1)",
+    "model.peft.module_dropout": "[0, 1)",
+    "model.peft.vera_dropout": "[0, 1)",
+    "model.peft.miss_dropout": "[0, 1)",
+    "model.peft.decompose_factor": "[-1, inf)",  # -1: chosen by PEFT
     "schedule.learning_rate": "(0, inf)",
     "schedule.weight_decay": "(0, inf)",  # groups of parameters without decay are recognised by 0
     "data.heldout_fraction": "[0, 1]",
@@ -101,7 +107,7 @@ def values(tree: dict, prefix: str = "") -> list[str]:
         key = f"{prefix}{name}"
         if isinstance(value, dict) and key in (
             "model",
-            "model.lora",
+            "model.peft",
             "data",
             "train",
             "scale",

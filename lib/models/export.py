@@ -61,7 +61,7 @@ def _plain(folder: Path) -> None:
     (folder / "training_args.bin").unlink(missing_ok=True)
     if (file := folder / "adapter_config.json").is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("target_modules", "exclude_modules"):
+        for key in ("target_modules", "exclude_modules", "feedforward_modules"):
             if isinstance(config.get(key), list):
                 config[key] = sorted(config[key])
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

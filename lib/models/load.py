@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from lib.config.adapters import ADAPTERS
 from lib.config.job import Model
 from lib.models.chat_template import template_sha256
 from lib.models.locate import path
@@ -50,10 +51,8 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
-    if model.adapter == "lora":
-        from peft import LoraConfig
-
-        kwargs["peft_config"] = LoraConfig(**{"task_type": TASK_TYPES[makes]} | model.lora)
+    if model.adapter != "none":
+        kwargs["peft_config"] = peft_config(model.adapter, model.peft, makes)
     if model.quantization != "none":
         from transformers import BitsAndBytesConfig
 
@@ -65,6 +64,13 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
             else BitsAndBytesConfig(load_in_8bit=True)
         )
     return kwargs
+
+
+def peft_config(adapter: str, given: dict, makes: str) -> Any:
+    """Returns PEFT's config of an adapter, for a stage that makes `makes`. given: model.peft."""
+    module, name = ADAPTERS[adapter].config.split(":")
+    task = {"task_type": TASK_TYPES[makes]}
+    return getattr(importlib.import_module(module), name)(**task | ADAPTERS[adapter].sets | given)
 
 
 def auto(makes: str) -> Any:

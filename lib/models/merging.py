@@ -20,7 +20,7 @@ size of its head. A wrong merge is off by whole nats."""
 
 
 def check(model) -> None:
-    """Raises ValueError, naming the key of LoraConfig, if the adapter of a PEFT model can't be trained or merged.
+    """Raises ValueError, naming the key of PEFT's config, if the adapter of a PEFT model can't be trained or merged.
 
     The model may be without its weights (torch's meta device).
     """
@@ -29,12 +29,12 @@ def check(model) -> None:
 
     config = model.peft_config[model.active_adapter]
     head = model.get_output_embeddings() if config.task_type == "CAUSAL_LM" else None
-    if isinstance(head, AuxiliaryTrainingWrapper) and config.trainable_token_indices:
+    if isinstance(head, AuxiliaryTrainingWrapper) and getattr(config, "trainable_token_indices", None):
         raise ValueError(
             "TRL's trainers read the output layer's own weights, and trainable_token_indices are also in it (the base's embeddings are "
             "tied, or lm_head is named). Use modules_to_save: [embed_tokens], which trains all tokens."
         )
-    if config.layer_replication:
+    if getattr(config, "layer_replication", None):
         raise ValueError("layers that share their weights (layer_replication) can't be merged and saved. Leave it out.")
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and any(layer.lora_bias.values()) and layer.get_base_layer().bias is None:
@@ -91,8 +91,8 @@ def hold(trained, target: Path, kind, ids_1T, exact: bool) -> None:
     if not far <= (near := NEAR["float32" if exact else "less"][reward]):
         what = "the reward differs by" if reward else "nats a token apart:"
         raise StopTraining(
-            f"model.lora: the merged model isn't what was trained ({what} {far:.3g}, {near:g} at most). Nothing is published; the last "
-            "checkpoint holds the adapter. Train other target_modules, or model.adapter: none."
+            f"model.adapter: the merged model isn't what was trained ({what} {far:.3g}, {near:g} at most). Nothing is published; the last "
+            "checkpoint holds the adapter. Train other target_modules of model.peft, or model.adapter: none."
         )
 
 

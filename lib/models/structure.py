@@ -40,13 +40,11 @@ def attempt(out: list[str], section: str, given: dict, build, key: str | None = 
     out.append(f"{section}.{key}: {text}" if key else f"{section}: {text}")
 
 
-def adapter(makes: str, given: dict):
-    """Returns PEFT's config for a stage that makes `makes`. Raises ValueError even if PEFT would only warn that a key is ignored."""
-    from peft import LoraConfig
-
+def adapter(name: str, makes: str, given: dict):
+    """Returns PEFT's config of the adapter `name`. Raises ValueError even if PEFT would only warn that a key is ignored."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = LoraConfig(**{"task_type": load.TASK_TYPES[makes]} | given)
+        made = load.peft_config(name, given, makes)
     for text in [str(w.message) for w in caught if "ignored" in str(w.message)]:
         raise ValueError(text)
     for key, value in given.items():
@@ -108,15 +106,16 @@ def _generation(folder: Path) -> list[str]:
 def problems(job: Job, gpu: bool) -> list[str]:
     """Returns what a worker would find wrong with the base or its adapter, each message beginning with its key; [] if the base isn't
     on this machine yet. gpu: whether the job may train on GPUs, whose attention kernels can't be tried here."""
-    given, out = job.model.lora, []
-    lora = attempt(out, "model.lora", given, lambda g: adapter(job.makes, g)) if job.model.adapter == "lora" else None
+    name, out = job.model.adapter, []
+    build = lambda given: adapter(name, job.makes, given)  # noqa: E731
+    peft = attempt(out, "model.peft", job.model.peft, build) if name != "none" else None
     where = folder(job.model.base)
     if out or not where:
         return out
-    return _tokens(job, where) + _generation(where) + _modules(job, where, lora, gpu)
+    return _tokens(job, where) + _generation(where) + _modules(job, where, peft, gpu)
 
 
-def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
+def _modules(job: Job, folder: Path, peft, gpu: bool) -> list[str]:
     """Builds the base on the meta device and returns the problems with its attention and its adapter."""
     import torch
     from transformers import AttentionInterface, AutoConfig
@@ -151,50 +150,52 @@ def _modules(job: Job, folder: Path, lora, gpu: bool) -> list[str]:
             return kind.from_config(config, attn_implementation="eager" if gpu or "/" in here else here)
 
     model = attempt(out, "model", {"attn_implementation": attention} if attention else {}, build, "base")
-    if model is None or lora is None:
+    if model is None or peft is None:
         return out
-    out += _unmatched(lora, [n for n, _ in model.named_modules() if n], [n for n, _ in model.named_parameters()])
+    out += _unmatched(peft, [n for n, _ in model.named_modules() if n], [n for n, _ in model.named_parameters()])
     rows = model.get_input_embeddings().num_embeddings
-    indices = lora.trainable_token_indices or []
+    indices = getattr(peft, "trainable_token_indices", None) or []
     if high := [i for one in (indices.values() if isinstance(indices, dict) else [indices]) for i in one if i >= rows]:
-        out.append(f"model.lora.trainable_token_indices: the base has tokens 0 to {rows - 1}, not {high[0]}.")
+        out.append(f"model.peft.trainable_token_indices: the base has tokens 0 to {rows - 1}, not {high[0]}.")
     if out:
         return out
-    attempt(out, "model.lora", job.model.lora, lambda given: _adapted(build({}), job.makes, given))
+    attempt(out, "model.peft", job.model.peft, lambda given: _adapted(build({}), job, given))
     return out
 
 
-def _adapted(model, makes: str, given: dict) -> None:
+def _adapted(model, job: Job, given: dict) -> None:
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    lora = adapter(makes, given)
-    lora.init_lora_weights = False  # some initialisations need the weights
-    adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
+    peft = adapter(job.model.adapter, job.makes, given)
+    for key in ("init_lora_weights", "init_weights"):  # some initialisations need the weights
+        if hasattr(peft, key):
+            setattr(peft, key, False)
+    adapted = get_peft_model(model, peft, low_cpu_mem_usage=True)
     merging.check(adapted)
-    if makes != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+    if job.makes != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ValueError(
             "TRL's trainers read the output layer's own weights: an adapter of target_modules there would not train."
         )
 
 
-def _unmatched(lora, names: list[str], parameters: list[str]) -> list[str]:
+def _unmatched(peft, names: list[str], parameters: list[str]) -> list[str]:
     """Returns problems for names in the adapter's lists that match nothing in the base. PEFT ignores them if another name matches."""
     last = sorted({n.rsplit(".", 1)[-1] for n in names if not n.rsplit(".", 1)[-1].isdigit()})
     out = []
-    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
-        wanted, there = getattr(lora, key) or [], parameters if key == "target_parameters" else names
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "feedforward_modules"):
+        wanted, there = getattr(peft, key, None) or [], parameters if key == "target_parameters" else names
         if wanted == "all-linear":
             continue
         matches = _matches if isinstance(wanted, str) else lambda one, n: n == one or n.endswith(f".{one}")
         for one in [wanted] if isinstance(wanted, str) else sorted(wanted):
             if not any(matches(one, n) for n in there):
                 has = f" It has {', '.join(last)}." if there is names else ""
-                out.append(f"model.lora.{key}: {one} matches nothing in the base.{nearest(one, last)}{has}")
+                out.append(f"model.peft.{key}: {one} matches nothing in the base.{nearest(one, last)}{has}")
     for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(lora, key) or {}:
+        for pattern in getattr(peft, key, None) or {}:
             if not any(_matches(rf"(.*\.)?({pattern})", n) for n in names):
-                out.append(f"model.lora.{key}: {pattern} matches nothing in the base.{nearest(pattern, last)}")
+                out.append(f"model.peft.{key}: {pattern} matches nothing in the base.{nearest(pattern, last)}")
     return out
 
 

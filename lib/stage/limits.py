@@ -9,6 +9,7 @@ import importlib.util
 import os
 
 from lib.config import ranges
+from lib.config.adapters import ADAPTERS
 from lib.config.job import Job
 from lib.data import Check
 from lib.distributed import strategy
@@ -89,10 +90,18 @@ def _model(job: Job, gpu: bool) -> list[str]:
     m, out = job.model, []
     given = [k for k in ("size", "tokenizer", "vocab_size") if getattr(m, k) is not None and m.base != "none"]
     out += [f"model.{key}: goes with model.base: none, and the base is {m.base}. Leave it out." for key in given]
-    if m.lora and m.adapter == "none":
-        out.append("model.lora: is set, but model.adapter is none. Set model.adapter: lora.")
+    if m.peft and m.adapter == "none":
+        out.append("model.peft: is set, but model.adapter is none. Set model.adapter: lora, or another adapter.")
     if m.quantization != "none" and m.adapter == "none":
         out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
+    elif m.quantization != "none" and not ADAPTERS[m.adapter].quantized:
+        can = ", ".join(name for name, a in ADAPTERS.items() if a.quantized)
+        out.append(
+            f"model.quantization: {m.adapter} doesn't train on {m.quantization} weights. Set model.adapter to one of {can}."
+        )
+    sets = ADAPTERS[m.adapter].sets if m.adapter != "none" else {}
+    for key in sorted(m.peft.keys() & sets.keys()):
+        out.append(f"model.peft.{key}: can't be set: it follows from model.adapter: {m.adapter}.")
     if m.quantization != "none" and job.scale.strategy != "ddp":
         out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
     for key in (
@@ -104,11 +113,11 @@ def _model(job: Job, gpu: bool) -> list[str]:
         "runtime_config",
         "use_bdlora",
     ):
-        if m.lora.get(key) is not None:
-            out.append(f"model.lora.{key}: takes an object of PEFT's, which a config can't hold. Leave it out.")
-    if m.lora.get("init_lora_weights") in ("eva", "corda"):
+        if m.peft.get(key) is not None:
+            out.append(f"model.peft.{key}: takes an object of PEFT's, which a config can't hold. Leave it out.")
+    if m.peft.get("init_lora_weights") in ("eva", "corda"):
         out.append(
-            f"model.lora.init_lora_weights: {m.lora['init_lora_weights']} starts from activations, which aren't collected here. Leave it out."
+            f"model.peft.init_lora_weights: {m.peft['init_lora_weights']} starts from activations, which aren't collected here. Leave it out."
         )
     return out + qat.problems(job)
 
@@ -140,7 +149,7 @@ def _train(job: Job, gpu: bool) -> list[str]:
     if t.get("use_liger_kernel") and not importlib.util.find_spec("liger_kernel"):
         out.append("train.use_liger_kernel: liger-kernel is not installed: pip install liger-kernel.")
     init = t.get("model_init_kwargs")
-    for section, keys in (("train", t), ("model.lora", job.model.lora)):
+    for section, keys in (("train", t), ("model.peft", job.model.peft)):
         for key, value in keys.items():
             if key.endswith(("_kwargs", "_config")) and not (value is None or isinstance(value, dict)):
                 out.append(f"{section}.{key}: must be keys and values, is {value!r}.")

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from lib import data
 from lib.config import trl_fields
+from lib.config.adapters import ADAPTERS
 from lib.config.command_line import Request
 from lib.config.job import Job
 from lib.distributed import strategy
@@ -48,6 +49,13 @@ class Plan:
     shape: str = ""
     """What model.base: none became; "" for other bases."""
 
+    def _adapter(self) -> str:
+        m = self.job.model
+        chosen = ADAPTERS[m.adapter]
+        rank = trl_fields.filled(chosen.config, m.peft).__dict__.get("r")
+        where = "" if "target_modules" in m.peft else " in PEFT's default modules"
+        return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, merged at the end"
+
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""
         j, s = self.job, self.job.scale
@@ -67,8 +75,7 @@ class Plan:
                 length += ", the last step of each epoch filled up with rows of that epoch"
         else:
             length = f"{j.train.get('num_train_epochs', 3.0):g} epochs"
-        lora = f"LoRA r={j.model.lora.get('r', 8)}, merged at the end"
-        trains = "all weights" if j.model.adapter == "none" else lora
+        trains = "all weights" if j.model.adapter == "none" else self._adapter()
         trains += "" if j.model.quantization == "none" else f", base in {j.model.quantization}"
         trains += "" if j.model.qat == "none" else f", rounded as {j.model.qat} while they train"
         where = os.environ.get("RAY_ADDRESS") or "a Ray started here"
@@ -96,7 +103,7 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
     """
     job = request.job
     problems: list[str] = []
-    notes: list[str] = []
+    notes = [*request.notes]
     run = Run(job.run)
 
     def attempt(f: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -12,7 +12,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from lib.config import config_file, trl_fields
-from lib.config.command_line import LORA_OWNED, OWNED, Request, option, parsed, refuse_clocks, stored, unknown
+from lib.config.adapters import ADAPTERS, LORA, configs
+from lib.config.command_line import OWNED, PEFT_OWNED, Request, option, parsed, refuse_clocks, stored, unknown
 from lib.config.config_file import read_yaml
 from lib.config.job import SECTIONS, Job
 from lib.errors import UsageError
@@ -29,47 +30,64 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     Raises UsageError for an unknown key (naming similar ones), a wrong type or an unreadable file.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser(stage)
     if "--schema" in argv:
         print(json.dumps(schema(stage), indent=1))
         raise SystemExit(0)
-    known, kinds = _keys(stage.config)
-    _check_options(argv, known, kinds)
     given, resumed = option(argv, "--config"), option(argv, "--resume")
-    tree = read_yaml(given, kinds) if given else {}
-    _check_keys(tree, known, given)
     kept = stored(resumed, stage.name) if resumed else {}
-    d = parsed(parser, argv, tree if given else kept)
+    peft, notes = _adapter(argv, read_yaml(given) if given else kept)
+    known, kinds = _keys(stage.config, peft)
+    _check_options(argv, known, kinds)
+    tree = read_yaml(given, kinds) if given else kept
+    if notes:
+        del tree["model"]["peft"]
+    if given:
+        _check_keys(tree, known, given)
+    d = parsed(_parser(stage, peft), argv, tree)
     resume, dry_run = d.pop("resume"), d.pop("dry_run")
     for key in ("config", "schema"):
         d.pop(key, None)
     d["train"] = d.get("train") or {}
-    d["model"]["lora"] = d["model"].get("lora") or {}
+    d["model"]["peft"] = d["model"].get("peft") or {}
     if resume:
         d["run"] = resume
     job = Job.from_dict({**d, "stage": stage.name, "makes": stage.kind(d["train"])})
-    return Request(job, dry_run, bool(resume), given)
+    return Request(job, dry_run, bool(resume), given, notes)
+
+
+def _adapter(argv: list[str], tree: dict) -> tuple[str, list[str]]:
+    """Returns (PEFT's config class, whose fields model.peft takes; a note if those in `tree` are another adapter's, which an option
+    has replaced)."""
+    found = tree.get("model")
+    model: dict = found if isinstance(found, dict) else {}
+    names = model.get("adapter"), option(argv, "--model.adapter") or model.get("adapter")
+    there, chosen = (ADAPTERS[n].config if isinstance(n, str) and n in ADAPTERS else LORA for n in names)
+    if there == chosen or not model.get("peft"):
+        return chosen, []
+    return chosen, [
+        f"model.peft: its keys are those of model.adapter: {names[0]}; {names[1]} starts from PEFT's defaults"
+    ]
 
 
 OPTIONS = {"help", "config", "print_config", "dry_run", "resume", "schema"}
 """Options that are no keys of the YAML."""
 
 
-def _keys(config_class: str) -> tuple[set[str], dict[str, object]]:
+def _keys(config_class: str, peft: str) -> tuple[set[str], dict[str, object]]:
     """Returns (the names that may be given, {key: type} of all keys, also of those that follow from others)."""
     kinds: dict[str, object] = {"run": str}
     for section, cls in SECTIONS.items():
         kinds |= config_file.types_of(cls, f"{section}.")
-    del kinds["model.lora"]
+    del kinds["model.peft"]
     known = {*kinds, *SECTIONS, *OPTIONS}
-    for section, name, owned in (("model.lora", LORA, LORA_OWNED), ("train", config_class, OWNED)):
+    for section, name, owned in (("model.peft", peft, PEFT_OWNED), ("train", config_class, OWNED)):
         fields = {f"{section}.{key}": f.type for key, f in trl_fields.read(name).items()}
         kinds |= fields
         known |= fields.keys() - {f"{section}.{key}" for key in owned}
     return known, kinds
 
 
-def _parser(stage: Stage) -> ArgumentParser:
+def _parser(stage: Stage, peft: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -92,8 +110,8 @@ def _parser(stage: Stage) -> ArgumentParser:
         help="the run directory to write: a local path or s3://bucket/path",
     )
     for name, cls in SECTIONS.items():
-        parser.add_class_arguments(cls, name, skip={"lora"} if name == "model" else set())
-    for section, borrowed, owned in (("model.lora", LORA, LORA_OWNED), ("train", stage.config, OWNED)):
+        parser.add_class_arguments(cls, name, skip={"peft"} if name == "model" else set())
+    for section, borrowed, owned in (("model.peft", peft, PEFT_OWNED), ("train", stage.config, OWNED)):
         group = parser.add_argument_group(f"{section}: fields of {borrowed.replace(':', '.')}")
         for key, f in trl_fields.read(borrowed).items():
             if key not in owned:
@@ -105,9 +123,6 @@ def _parser(stage: Stage) -> ArgumentParser:
                     help=(f.help + shown).replace("%", "%%"),
                 )
     return parser
-
-
-LORA = "peft.tuners.lora.config:LoraConfig"
 
 
 def _check_options(argv: list[str], known: set[str], kinds: dict[str, object]) -> None:
@@ -158,7 +173,8 @@ def schema(stage: Stage) -> dict:
     sections = {}
     for name, cls in SECTIONS.items():
         sections[name] = TypeAdapter(with_config(strict)(cls)).json_schema()
-    sections["model"]["properties"]["lora"] = borrowed("Lora", LORA, LORA_OWNED)
+    kinds = [borrowed(name, cls, PEFT_OWNED) for cls, name in configs().items()]
+    sections["model"]["properties"]["peft"] = {"anyOf": kinds}
     sections["train"] = borrowed("Train", stage.config, OWNED)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -45,7 +45,7 @@ def test_saved_bytes_are_those_of_real_tensors(tiny_model, precision, adapter):
 
     from lib.models import load
 
-    model = Model(base=tiny_model, adapter=adapter, lora=LORA if adapter == "lora" else {})
+    model = Model(base=tiny_model, adapter=adapter, peft=LORA if adapter == "lora" else {})
     a = anatomy.study(model, 24, False, precision)
     net = AutoModelForCausalLM.from_pretrained(
         tiny_model, dtype=getattr(torch, load.dtype(model, precision)), attn_implementation="eager"
@@ -86,10 +86,10 @@ def test_counts_by_hand(tiny_model):
     assert a.multiplied == 2 * layer and a.head == 1024 * 64 and a.attention == 64 and a.head_trains
     assert a.parameters == a.trainable == 2 * (layer + 2 * 64) + 64 + 1024 * 64
     low = 4 * ((64 + 64) + (64 + 32) + (128 + 64))  # r × (in + out) of q, v and down
-    b = anatomy.study(Model(base=tiny_model, adapter="lora", lora=LORA), 8, False, "bf16")
+    b = anatomy.study(Model(base=tiny_model, adapter="lora", peft=LORA), 8, False, "bf16")
     assert b.trainable == b.adapter == 2 * low and b.trainable_bytes == 4 * b.trainable and not b.head_trains
     assert b.weight_bytes == 2 * a.parameters + 4 * b.trainable
-    c = anatomy.study(Model(base=tiny_model, adapter="lora", lora=LORA, quantization="4bit"), 8, False, "bf16")
+    c = anatomy.study(Model(base=tiny_model, adapter="lora", peft=LORA, quantization="4bit"), 8, False, "bf16")
     assert b.weight_bytes - c.weight_bytes == pytest.approx(2 * layer * (2 - anatomy.NF4), abs=20)
     r = anatomy.study(Model(base=tiny_model), 8, False, "fp32", makes="reward")
     assert r.head == 0 and r.parameters == a.parameters + 64  # its scalar head

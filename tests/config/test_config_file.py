@@ -67,7 +67,7 @@ def test_a_revision_like_a_number_survives_a_resume(tmp_path):
 
 
 def test_empty_sections_hold_nothing(read):
-    assert read("train:\nmodel:\n  lora:\nscale: null\n").train == {}
+    assert read("train:\nmodel:\n  peft:\nscale: null\n").train == {}
 
 
 def test_merge_keys_are_no_duplicates(read):
@@ -117,7 +117,10 @@ def test_what_nobody_means_is_refused_with_the_file(data, says, read, tmp_path):
         (["--train.max_steps", "1e3"], "train.max_steps: must be a whole number, is 1000.0."),
         (["--train.learning_rate", "nan"], "train.learning_rate: must be a number (float), is nan."),
         (["--eval.tasks", "demo"], "eval.tasks: must be a list: [a, b], is demo."),
-        (["--model.adapter", "lorra"], "model.adapter: must be one of 'none', 'lora', is lorra. Nearest: lora."),
+        (
+            ["--model.quantization", "4bits"],
+            "model.quantization: must be one of 'none', '8bit', '4bit', is 4bits. Nearest: 4bit, 8bit.",
+        ),
         (["--config", "again.yaml"], "--config: give one file"),
     ],
 )

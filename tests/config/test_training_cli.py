@@ -20,13 +20,26 @@ def parse(*argv: str):
 def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
-        "run: runs/x\nmodel: {adapter: lora, lora: {r: 4, target_modules: all-linear}}\ntrain: {beta: 0.3, learning_rate: 5e-7}\n"
+        "run: runs/x\nmodel: {adapter: lora, peft: {r: 4, target_modules: all-linear}}\ntrain: {beta: 0.3, learning_rate: 5e-7}\n"
     )
     job = parse("--config", str(path), "--train.beta", "0.05", "--scale.workers", "2").job
     assert job.run == "runs/x" and job.stage == "dpo"
     assert job.train == {"beta": 0.05, "learning_rate": 5e-7}  # only the given keys: TRL fills in the rest
-    assert job.model.lora == {"r": 4, "target_modules": "all-linear"}
+    assert job.model.peft == {"r": 4, "target_modules": "all-linear"}
     assert job.scale.workers == 2 and job.scale.global_batch == 32
+
+
+def test_peft_holds_the_fields_of_the_adapters_config_class(tmp_path):
+    """Those of another class in a file are left out with a note if an option replaces the adapter."""
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {adapter: lora, peft: {r: 4}}\n")
+    same = parse("--config", str(path), "--model.adapter", "dora")
+    assert same.job.model.peft == {"r": 4} and not same.notes
+    other = parse("--config", str(path), "--model.adapter", "ia3", "--model.peft.feedforward_modules", "[down_proj]")
+    assert other.job.model.peft == {"feedforward_modules": ["down_proj"]}
+    assert other.notes == ["model.peft: its keys are those of model.adapter: lora; ia3 starts from PEFT's defaults"]
+    with pytest.raises(errors.UsageError, match=r"model.peft.r is not a key of this job"):
+        parse("--model.adapter", "ia3", "--model.peft.r", "4")
 
 
 def test_round_trip():
@@ -45,7 +58,7 @@ def test_round_trip():
         (["--train.lr_scheduler_type", "cosin"], ["train.lr_scheduler_type", "cosine"]),
         (["--train.bf16", "true"], ["train.bf16", "scale.precision"]),
         (["--train.per_device_train_batch_size", "8"], ["scale.global_batch", "scale.micro_batch"]),
-        (["--model.lora.rank", "8"], ["model.lora.rank"]),
+        (["--model.peft.rank", "8"], ["model.peft.rank"]),
         (["--config", "configs/dpoo.yaml"], ["--config", "configs/dpo.yaml"]),
     ],
 )
@@ -63,7 +76,7 @@ def test_mistakes_name_the_key_and_the_nearest(argv, says, monkeypatch):
         ("train: {betta: 1}", ["train.betta", "train.beta"]),
         ("trian: {beta: 1}", ["trian", "train"]),
         ("train: 3", ["train", "section"]),
-        ("model: {lora: {rr: 3}}", ["model.lora.rr", "model.lora.r"]),
+        ("model: {peft: {rr: 3}}", ["model.peft.rr", "model.peft.r"]),
         ("a: [", ["not valid YAML"]),
         ("", ["holds no keys"]),
     ],
@@ -87,7 +100,8 @@ def test_schema_knows_our_keys_and_trl_s():
     schema = training_cli.schema(stages()["dpo"])
     assert schema["properties"]["train"]["properties"]["beta"]["default"] == 0.1
     assert "bf16" not in schema["properties"]["train"]["properties"]
-    assert schema["properties"]["model"]["properties"]["lora"]["properties"]["r"]["type"] == "integer"
+    peft = {kind["title"]: kind["properties"] for kind in schema["properties"]["model"]["properties"]["peft"]["anyOf"]}
+    assert peft["lora"]["r"]["type"] == "integer" and "feedforward_modules" in peft["ia3"] and "dora" not in peft
     assert "run directory" in schema["properties"]["model"]["properties"]["base"]["description"]
 
 

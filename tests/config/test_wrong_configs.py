@@ -8,12 +8,12 @@ import typing
 import pytest
 import yaml
 
-from lib.config import config_file, trl_fields
+from lib.config import adapters, config_file, trl_fields
 from lib.config.job import Data, Eval, Job, Model, Scale
 from lib.evals import cli as eval_cli
 from lib.evals import plan as eval_plan
 from lib.methods.quantization import job as quantize_job
-from lib.stage import preflight, training_cli
+from lib.stage import preflight
 from tests import stages
 
 TRAINED = {
@@ -30,7 +30,7 @@ TRAINED = {
 STAGES = [*TRAINED, "eval", "quantize"]
 
 COUNT = 150
-SECTIONS = ("model.lora",)
+SECTIONS = ("model.peft",)
 
 NUMBERS = [math.nan, math.inf, -1, -0.5, 1.5, 0, 10**30, "ten", "1:30", [1], {"a": 1}, True]
 WRONG = {
@@ -46,14 +46,14 @@ WRONG = {
 FREE = {
     "run", "bert_encoder", "judge.model", "judge.key_env", "train.run_name", "train.project", "train.hub_model_id",
     "train.hub_revision", "train.trackio_space_id", "train.trackio_bucket_id", "train.length_column_name",
-    "model.lora.megatron_core",
+    "model.peft.megatron_core",
     "lm_eval.system_instruction",
     "data.source",  # may be a dataset on the hub, which the workers load
 }  # fmt: skip
 """Keys for which any text is valid."""
 ZERO = {
     "lm_eval.num_fewshot", "data.heldout_fraction", "accuracy_floor", "samples", "seed", "usd_per_hour", "judge.usd_per_million_in",
-    "judge.usd_per_million_out", "scale.max_failures", "model.lora.lora_dropout", "train.seed", "train.data_seed",
+    "judge.usd_per_million_out", "scale.max_failures", "model.peft.lora_dropout", "train.seed", "train.data_seed",
     "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.answer_temperature",
     "train.center_rewards_coefficient", "train.dataloader_num_workers", "train.eval_delay", "train.f_alpha_divergence_coef",
     "train.hard_weight", "train.label_smoothing", "train.label_smoothing_factor", "train.ld_alpha", "train.local_rank",
@@ -90,7 +90,7 @@ def legitimate(key: str, kind: object, value) -> bool:
     if isinstance(value, str):
         return key in FREE
     if value == [1]:  # the second layer, the second token
-        return key in ("model.lora.layers_to_transform", "model.lora.trainable_token_indices")
+        return key in ("model.peft.layers_to_transform", "model.peft.trainable_token_indices")
     numbers = {0: key in ZERO, 1.5: key in MORE}
     return numbers.get(value, value in LESS.get(key, ())) if isinstance(value, int | float) else False
 
@@ -104,8 +104,8 @@ def kinds(stage: str) -> dict[str, object]:
     out = {"run": str}
     for name, cls in {"model": Model, "data": Data, "scale": Scale, "eval": Eval}.items():
         out |= config_file.types_of(cls, f"{name}.")
-    del out["model.lora"]
-    for name, cls in (("model.lora", training_cli.LORA), ("train", TRAINED[stage][0])):
+    del out["model.peft"]
+    for name, cls in (("model.peft", adapters.LORA), ("train", TRAINED[stage][0])):
         out |= {f"{name}.{k}": f.type for k, f in trl_fields.read(cls).items()}
     return out
 
@@ -131,7 +131,7 @@ def tree(stage: str, base: str, source: dict[str, str], run: str) -> dict:
         return {"run": run, "model": {"base": base}, "data": data, "tasks": [], "method": "w8a8"}
     train = {"teacher": base} if TRAINED[stage][2] else {}
     train |= {"method": "depth", "keep_layers": 1} if stage == "prune" else {}
-    adapter = {} if stage in ("prune", "distill", "draft") else {"adapter": "lora", "lora": {"r": 4}}
+    adapter = {} if stage in ("prune", "distill", "draft") else {"adapter": "lora", "peft": {"r": 4}}
     return {"run": run, "model": {"base": base} | adapter, "data": data, "train": train, "scale": {"global_batch": 8}}
 
 
@@ -180,7 +180,7 @@ def test_every_wrong_config_is_refused_with_its_key(tiny_model, chats_file, pair
         except ValueError as e:
             said = str(e)
         refused += said is not None
-        named = said and (re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", said) or "model.lora: is set, but" in said)
+        named = said and (re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", said) or "model.peft: is set, but" in said)
         if not named and not (said is None and key == name and legitimate(key, known[name], value)):
             left.append(f"{stage} {key}: {value!r} → {said or 'accepted'}")
     assert not left, "\n".join(left)

@@ -25,7 +25,7 @@ def test_bit_equal_after_a_killed_worker_and_a_damaged_checkpoint(
     """On two workers, at random steps. The disturbed runs really were killed: each continued from a checkpoint. `make soak` runs all five
     kinds of kill for two stages."""
     config = {
-        "model": {"base": tiny_model, "adapter": "lora", "lora": {"r": 4, "target_modules": "all-linear"}},
+        "model": {"base": tiny_model, "adapter": "lora", "peft": {"r": 4, "target_modules": "all-linear"}},
         "data": {"source": pairs_file},
         "train": {"max_steps": 8, "save_steps": 2, "learning_rate": 1e-3},
         "scale": {"workers": 2, "global_batch": 8, "micro_batch": 2},

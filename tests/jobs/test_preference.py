@@ -10,7 +10,7 @@ from tests.conftest import run_job
 from tests.stages import planned
 
 COMMON = {
-    "--model.adapter": "lora", "--model.lora.r": 4, "--model.lora.target_modules": "all-linear",
+    "--model.adapter": "lora", "--model.peft.r": 4, "--model.peft.target_modules": "all-linear",
     "--train.max_steps": 6, "--train.save_steps": 2, "--train.logging_steps": 1, "--train.learning_rate": 1e-2,
     "--scale.global_batch": 8, "--scale.precision": "fp32",
 }  # fmt: skip

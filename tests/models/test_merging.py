@@ -24,7 +24,7 @@ def exported(
     """Returns (trainer after a large step, folder with model/ and adapter/). before: called between the two."""
     train = {"max_length": 100, "max_steps": 1, "learning_rate": 0.05, "save_strategy": "no"}
     scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
-    model = Model(base, adapter="lora", lora=lora, quantization=quantization)
+    model = Model(base, adapter="lora", peft=lora, quantization=quantization)
     job = Job("unused", stage, model, Data(source, limit=8, heldout_fraction=0), train, scale)
     args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
     trainer = stages.built(job, args)

@@ -14,7 +14,7 @@ from serve.serving import parse, plan
 def lora(run: str, where: Path, **provenance) -> Run:
     """Returns a copy of a run that looks like a LoRA run with its adapter."""
     made = Run(str(shutil.copytree(run, where)))
-    made.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
+    made.write_text("adapter/adapter_config.json", json.dumps({"peft_type": "LORA", "r": 8}))
     made.write_json("provenance.json", made.provenance() | provenance)
     return made
 
@@ -27,7 +27,11 @@ def test_a_run_is_of_this_base(runs, tiny_model, tmp_path):
     asked_otherwise = lora(runs["sft"], tmp_path / "template", template_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"^adapters.a: .* was trained with another chat template than"):
         folder("adapters.a", asked_otherwise.path, tiny_model)
-    run.write_text("adapter/adapter_config.json", json.dumps({"r": 600}))
+    for other in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"peft_type": "IA3"}):
+        run.write_text("adapter/adapter_config.json", json.dumps({"peft_type": "LORA", "r": 8} | other))
+        with pytest.raises(ValueError, match=r"^adapters.a: .* has a (DoRA|LoRA from pissa|IA3) adapter, which vLLM"):
+            folder("adapters.a", run.path, tiny_model)
+    run.write_text("adapter/adapter_config.json", json.dumps({"peft_type": "LORA", "r": 600}))
     with pytest.raises(ValueError, match=r"^adapters.a: .* has rank 600; vLLM takes at most 512"):
         folder("adapters.a", run.path, tiny_model)
     other = shutil.copytree(tiny_model, tmp_path / "other")

@@ -42,7 +42,7 @@ def test_the_losses_are_those_of_bare_trl(stage, tiny_model, tmp_path):
     job = Job(
         run="unused",
         stage=stage,
-        model=Model(base=tiny_model, adapter="lora", lora={"r": 4, "target_modules": "all-linear"}),
+        model=Model(base=tiny_model, adapter="lora", peft={"r": 4, "target_modules": "all-linear"}),
         data=Data(limit=24, heldout_limit=4),
         train=train | ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]} if stage == "dpo" else {}),
         scale=Scale(global_batch=8, micro_batch=4, precision="fp32"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.config import command_line, ranges, trl_fields
+from lib.config import adapters, command_line, ranges, trl_fields
 from lib.config.job import Model
 from lib.evals import plan as eval_plan
 from lib.evals.job import EvalJob
@@ -14,7 +14,7 @@ from lib.evals.judging.openai_client import Judge
 from lib.evals.report.gate import Rule
 from lib.methods.quantization import job as quantize_job
 from lib.methods.quantization.job import QuantizeJob, Source
-from lib.stage import limits, training_cli
+from lib.stage import limits
 from tests.stages import planned, stage
 
 CONFIGS = {name: stage(name).config for name in ("sft", "dpo", "pretrain")}
@@ -67,11 +67,11 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("sft", ["--train.model_init_kwargs", "{trust_remote_code: true}"], "train.trust_remote_code"),
         ("sft", ["--train.eval_strategy", "steps", "--data.heldout_fraction", "0"], "train.eval_strategy: steps: there are no held-out rows"),
         ("sft", ["--train.eval_on_start", "true", "--data.heldout_fraction", "0"], "train.eval_on_start: True: there are no held-out rows"),
-        ("sft", ["--model.adapter", "lora", "--model.lora.lora_dropout", "1.5"], "model.lora.lora_dropout: must be at least 0 and below 1"),
-        ("sft", ["--model.adapter", "lora", "--model.lora.lora_alpha", "0"], "model.lora.lora_alpha: must be above 0"),
-        ("sft", ["--model.adapter", "lora", "--model.lora.rank_pattern", "{q_proj: 0}"], "model.lora.rank_pattern: must be at least 1"),
-        ("sft", ["--model.adapter", "lora", "--model.lora.init_lora_weights", "eva"], "model.lora.init_lora_weights: eva starts"),
-        ("sft", ["--model.adapter", "lora", "--model.lora.inference_mode", "true"], "model.lora.inference_mode can't be set: it follows from the stage"),
+        ("sft", ["--model.adapter", "lora", "--model.peft.lora_dropout", "1.5"], "model.peft.lora_dropout: must be at least 0 and below 1"),
+        ("sft", ["--model.adapter", "lora", "--model.peft.lora_alpha", "0"], "model.peft.lora_alpha: must be above 0"),
+        ("sft", ["--model.adapter", "lora", "--model.peft.rank_pattern", "{q_proj: 0}"], "model.peft.rank_pattern: must be at least 1"),
+        ("sft", ["--model.adapter", "lora", "--model.peft.init_lora_weights", "eva"], "model.peft.init_lora_weights: eva starts"),
+        ("sft", ["--model.adapter", "lora", "--model.peft.inference_mode", "true"], "model.peft.inference_mode can't be set: it follows from the stage"),
         ("sft", ["--model.revision", "main"], "model.revision: main would be a commit on a hub"),
         ("sft", ["--eval.limit=-1"], "eval.limit: must be at least 1"),
         ("sft", ["--eval.max_new_tokens", "0"], "eval.max_new_tokens: must be at least 1"),
@@ -180,5 +180,6 @@ def test_known_words_are_the_installed_libraries():
 
 def test_every_key_with_limits_exists():
     kinds = {f"train.{k}" for stage in CONFIGS for k in trl_fields.read(CONFIGS[stage])}
-    kinds |= {f"model.{k}" for k in vars(Model())} | {f"model.lora.{k}" for k in trl_fields.read(training_cli.LORA)}
+    kinds |= {f"model.{k}" for k in vars(Model())}
+    kinds |= {f"model.peft.{k}" for config in adapters.configs() for k in trl_fields.read(config)}
     assert {k for k in (*ranges.RANGES, *ranges.WORDS) if k.startswith(("train.", "model."))} <= kinds

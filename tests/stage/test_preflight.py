@@ -21,7 +21,7 @@ SFT = "trl.trainer.sft_config:SFTConfig"
 def found(base: str, train: dict | None = None, lora: dict | None = None, gpu: bool = False, stage="sft", config=SFT, **model) -> list[str]:  # fmt: skip
     """Returns the messages about a job with these settings, in this process."""
     adapter = "none" if lora is None else "lora"
-    job = Job("run", stage, Model(base, adapter=adapter, lora=lora or {}, **model), train=train or {})
+    job = Job("run", stage, Model(base, adapter=adapter, peft=lora or {}, **model), train=train or {})
     return preflight.check(job, config, gpu)
 
 
@@ -45,25 +45,25 @@ Q = {"target_modules": ["q_proj"]}
         ({"train": {"model_init_kwargs": {"bogus": 1}}}, "train.model_init_kwargs: from_pretrained takes no bogus"),
         ({"attn_implementation": "bogus"}, "model.attn_implementation: there is no bogus. Known: eager, flash"),
         ({"attn_implementation": "flash_attn_2"}, "Nearest: flash_attention_2"),
-        ({"lora": {"target_modules": ["q_prj"]}}, "model.lora.target_modules: q_prj matches nothing in the base. Nearest: q_proj"),
-        ({"lora": {"target_modules": ["q_proj", "gate"]}}, "model.lora.target_modules: gate matches nothing in the base."),
-        ({"lora": {"target_modules": "all_linear"}}, "model.lora.target_modules: all_linear matches nothing"),
-        ({"lora": {"target_modules": []}}, "model.lora.target_modules: "),
-        ({"lora": {"target_modules": ["norm"]}}, "model.lora.target_modules: Target module LlamaRMSNorm"),
-        ({"lora": {"target_modules": ["lm_head"]}}, "model.lora.target_modules: TRL's trainers read the output layer"),
-        ({"lora": Q | {"modules_to_save": ["lmhead"]}}, "model.lora.modules_to_save: lmhead matches nothing"),
-        ({"lora": Q | {"exclude_modules": ["k_prj"]}}, "model.lora.exclude_modules: k_prj matches nothing"),
-        ({"lora": Q | {"rank_pattern": {"k_prj": 4}}}, "model.lora.rank_pattern: k_prj matches nothing"),
-        ({"lora": Q | {"layers_to_transform": 99}}, "model.lora.layers_to_transform: "),
-        ({"lora": Q | {"layer_replication": [[0, 99]]}}, "model.lora.layer_replication: "),
-        ({"lora": Q | {"layer_replication": [[0, 2], [1, 2]]}}, "model.lora.layer_replication: layers that share their weights"),
-        ({"lora": Q | {"lora_bias": True}}, "model.lora.lora_bias: q_proj has no bias that lora_bias could be merged into"),
-        ({"lora": Q | {"trainable_token_indices": [4]}}, "model.lora.trainable_token_indices: TRL's trainers read the output layer's own"),
-        ({"lora": Q | {"trainable_token_indices": {"lm_head": [4]}}}, "model.lora.trainable_token_indices: TRL's trainers read"),
-        ({"lora": Q | {"trainable_token_indices": [4096]}}, "model.lora.trainable_token_indices: the base has tokens 0 to 1023"),
-        ({"lora": Q | {"loftq_config": {"loftq_bits": 4}}}, "model.lora.loftq_config: `loftq_config` specified but will be ignored"),
-        ({"lora": Q | {"velora_config": {"rnak": 1}}}, "model.lora.velora_config: velora_config takes no rnak"),
-        ({"lora": Q | {"layers_pattern": "layers"}}, "model.lora.layers_pattern: "),
+        ({"lora": {"target_modules": ["q_prj"]}}, "model.peft.target_modules: q_prj matches nothing in the base. Nearest: q_proj"),
+        ({"lora": {"target_modules": ["q_proj", "gate"]}}, "model.peft.target_modules: gate matches nothing in the base."),
+        ({"lora": {"target_modules": "all_linear"}}, "model.peft.target_modules: all_linear matches nothing"),
+        ({"lora": {"target_modules": []}}, "model.peft.target_modules: "),
+        ({"lora": {"target_modules": ["norm"]}}, "model.peft.target_modules: Target module LlamaRMSNorm"),
+        ({"lora": {"target_modules": ["lm_head"]}}, "model.peft.target_modules: TRL's trainers read the output layer"),
+        ({"lora": Q | {"modules_to_save": ["lmhead"]}}, "model.peft.modules_to_save: lmhead matches nothing"),
+        ({"lora": Q | {"exclude_modules": ["k_prj"]}}, "model.peft.exclude_modules: k_prj matches nothing"),
+        ({"lora": Q | {"rank_pattern": {"k_prj": 4}}}, "model.peft.rank_pattern: k_prj matches nothing"),
+        ({"lora": Q | {"layers_to_transform": 99}}, "model.peft.layers_to_transform: "),
+        ({"lora": Q | {"layer_replication": [[0, 99]]}}, "model.peft.layer_replication: "),
+        ({"lora": Q | {"layer_replication": [[0, 2], [1, 2]]}}, "model.peft.layer_replication: layers that share their weights"),
+        ({"lora": Q | {"lora_bias": True}}, "model.peft.lora_bias: q_proj has no bias that lora_bias could be merged into"),
+        ({"lora": Q | {"trainable_token_indices": [4]}}, "model.peft.trainable_token_indices: TRL's trainers read the output layer's own"),
+        ({"lora": Q | {"trainable_token_indices": {"lm_head": [4]}}}, "model.peft.trainable_token_indices: TRL's trainers read"),
+        ({"lora": Q | {"trainable_token_indices": [4096]}}, "model.peft.trainable_token_indices: the base has tokens 0 to 1023"),
+        ({"lora": Q | {"loftq_config": {"loftq_bits": 4}}}, "model.peft.loftq_config: `loftq_config` specified but will be ignored"),
+        ({"lora": Q | {"velora_config": {"rnak": 1}}}, "model.peft.velora_config: velora_config takes no rnak"),
+        ({"lora": Q | {"layers_pattern": "layers"}}, "model.peft.layers_pattern: "),
         ({"train": {"loss_weights": [1.0, 2.0]}, "stage": "dpo", "config": "trl.trainer.dpo_config:DPOConfig"}, "train.loss_weights: "),
     ],
 )  # fmt: skip
@@ -193,8 +193,8 @@ def test_the_command_refuses_before_ray(tiny_model, chats_file, tmp_path):
     done = typed("--dry-run")
     print(f"dry run: {time.time() - began:.1f} s")
     assert done.returncode == 0 and "left to the workers" not in done.stdout, done.stdout + done.stderr
-    done = typed("--model.lora.target_modules", "[q_prj]")
-    assert done.returncode == 2 and "model.lora.target_modules: q_prj" in done.stderr and "Traceback" not in done.stderr
+    done = typed("--model.peft.target_modules", "[q_prj]")
+    assert done.returncode == 2 and "model.peft.target_modules: q_prj" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -15,7 +15,7 @@ from tune.settings import Settings
 SPACE = {
     "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
     "model.adapter": {"choice": ["none", "lora", "<b>dora</b>"]},
-    "model.lora.r": {"choice": [4, 8, 16], "when": {"model.adapter": ["lora", "<b>dora</b>"]}},
+    "model.peft.r": {"choice": [4, 8, 16], "when": {"model.adapter": ["lora", "<b>dora</b>"]}},
     "train.weight_decay": {"uniform": [0.0, 0.1]},
 }
 EVERY, STEPS = 10, 90
@@ -32,7 +32,7 @@ def trials(count: int = 20, seed: int = 0, stops: bool = True) -> list[Trial]:
     drawn: list[dict] = [{}]
     for _ in range(count):
         adapter = str(rng.choice(["none", "lora", "<b>dora</b>"]))
-        rank = {} if adapter == "none" else {"model.lora.r": int(rng.choice([4, 8, 16]))}
+        rank = {} if adapter == "none" else {"model.peft.r": int(rng.choice([4, 8, 16]))}
         rate, decay = float(10 ** rng.uniform(-4, -2)), float(rng.uniform(0, 0.1))
         drawn.append({"train.learning_rate": rate, "model.adapter": adapter, **rank, "train.weight_decay": decay})
     losses = [2.0 + 0.4 * (math.log10(d.get("train.learning_rate", 2e-4)) + 3) ** 2 for d in drawn]

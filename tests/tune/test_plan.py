@@ -13,7 +13,7 @@ from tests import warm
 from tests.conftest import PATIENCE
 from tune import plan, settings
 
-SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "model.lora.r": {"choice": [2, 4]}}
+SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "model.peft.r": {"choice": [2, 4]}}
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def test_a_plan_names_the_space_and_the_limits(made):
     assert p.mode == "min" and p.corners == 4 and said["budget"] == "5 trials or 2 hours"
     assert [line for label, line in p.lines() if label == "space"] == [
         "train.learning_rate: loguniform 0.0001 to 0.01",
-        "model.lora.r: choice 2, 4",
+        "model.peft.r: choice 2, 4",
     ]
 
 
 def test_a_trials_job_has_its_settings_and_those_of_the_search(made):
     p = made({"set": {"train.warmup_steps": 2}, "every": 5})
-    t = p.before.propose({"train.learning_rate": 2e-3, "model.lora.r": 4}, "search")
+    t = p.before.propose({"train.learning_rate": 2e-3, "model.peft.r": 4}, "search")
     (job,) = p.jobs(t)
-    assert (job.train["learning_rate"], job.model.lora["r"], job.train["warmup_steps"]) == (2e-3, 4, 2)
+    assert (job.train["learning_rate"], job.model.peft["r"], job.train["warmup_steps"]) == (2e-3, 4, 2)
     assert (job.train["save_steps"], job.train["eval_steps"], job.train["eval_strategy"]) == (5, 5, "steps")
     assert job.data.heldout_half == "first" and job.run.endswith("search/trials/0000")
     (again,) = p.jobs(p.before.propose(t.settings, "confirm", of=0, seed=2))
@@ -60,7 +60,7 @@ def test_a_trials_job_has_its_settings_and_those_of_the_search(made):
 def test_best_yaml_is_the_trials_job(made, tmp_path):
     """Read back by the stage's own parser, whatever its keys look like."""
     p = made({"set": {"train.warmup_steps": 2}})
-    t = p.before.propose({"train.learning_rate": 2e-3, "model.lora.r": 4}, "search")
+    t = p.before.propose({"train.learning_rate": 2e-3, "model.peft.r": 4}, "search")
     (tmp_path / "best.yaml").write_text(p.yaml(t, p.jobs(t)[0].run))
     assert [training_cli.parse(p.steps[0].stage, ["--config", str(tmp_path / "best.yaml")]).job] == p.jobs(t)
 
@@ -120,8 +120,8 @@ WRONG = [
         {"space": {"train.label_smoothing_factor": {"choice": [0, 0.1]}}},
         "metric: eval_loss means something else at each",
     ),
-    ({"set": {"model.lora.r": 2}}, "space.model.lora.r: is also in `set`."),
-    ({"set": {"model.lora.rr": 2}}, "model.lora.rr is not a key of this job."),
+    ({"set": {"model.peft.r": 2}}, "space.model.peft.r: is also in `set`."),
+    ({"set": {"model.peft.rr": 2}}, "model.peft.rr is not a key of this job."),
     ({"set": {"data": {"limit": 3}}}, "set.data: is a section. Name its key with dots: data.NAME."),
     ({"set": {"run": "x"}}, "set.run: can't be set: it follows from run."),
     ({"search": "grid"}, "space.train.learning_rate: search: grid needs listed values"),
@@ -155,7 +155,7 @@ WRONG = [
     ),
     (
         {"scheduler": "pbt"},
-        "space.model.lora.r: can't change during training. With scheduler: pbt, vary only train.learning_rate and",
+        "space.model.peft.r: can't change during training. With scheduler: pbt, vary only train.learning_rate and",
     ),
     ({"scheduler": "pbt", "budget": {"trials": 1}}, "budget.trials: must be at least 2 with scheduler: pbt"),
     (
@@ -178,8 +178,8 @@ def test_a_wrong_search_is_refused_with_the_key(made, change, says):
 
 def test_a_corner_that_is_no_job_is_named(made):
     """A rank of 70,000 is beyond what the job allows, but only one end of the space has it."""
-    with pytest.raises(UsageError, match=r"model.lora.r: must be .* is 70000\. \(with .*r 70000\)"):
-        made({"space": SPACE | {"model.lora.r": {"choice": [2, 70000]}}})
+    with pytest.raises(UsageError, match=r"model.peft.r: must be .* is 70000\. \(with .*r 70000\)"):
+        made({"space": SPACE | {"model.peft.r": {"choice": [2, 70000]}}})
 
 
 def test_what_only_the_trainer_refuses_is_refused_before_the_search(made, monkeypatch):
@@ -198,10 +198,10 @@ def test_keys_of_the_job_can_be_set_on_the_command_line(tmp_path):
         str(tmp_path / "search.yaml"),
         "--set.data.limit",
         "160",
-        "--set.model.lora.target_modules=[q_proj]",
+        "--set.model.peft.target_modules=[q_proj]",
     ]
     s = settings.parse([*words, "--space.train.warmup_steps", "{randint: [0, 5]}", "--every", "7", "--dry-run"]).job
-    assert s.set == {"data.limit": 160, "scale.workers": 2, "model.lora.target_modules": ["q_proj"]}
+    assert s.set == {"data.limit": 160, "scale.workers": 2, "model.peft.target_modules": ["q_proj"]}
     assert s.space == SPACE | {"train.warmup_steps": {"randint": [0, 5]}} and s.every == 7
     with pytest.raises(UsageError, match=r"^--set.data.limit: \[1 is not valid YAML"):
         settings.parse(["--set.data.limit", "[1"])

@@ -11,8 +11,8 @@ from tune.settings import Settings
 TREE = {
     "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
     "model.adapter": {"choice": ["none", "lora"]},
-    "model.lora.r": {"choice": [2, 8], "when": {"model.adapter": "lora"}},
-    "model.lora.target_modules": {"choice": [["q_proj"], ["q_proj", "v_proj"]], "when": {"model.adapter": ["lora"]}},
+    "model.peft.r": {"choice": [2, 8], "when": {"model.adapter": "lora"}},
+    "model.peft.target_modules": {"choice": [["q_proj"], ["q_proj", "v_proj"]], "when": {"model.adapter": ["lora"]}},
     "train.warmup_steps": {"randint": [0, 3]},
     "train.weight_decay": {"quniform": [0, 0.3, 0.1]},
     "train.max_grad_norm": {"uniform": [0.5, 2]},
@@ -32,8 +32,8 @@ def test_what_is_drawn_is_in_the_space_and_depends_only_on_the_seed_and_the_tria
         assert drawn == propose(SPACE, settings, "min", trials, number)
         assert 1e-4 <= drawn["train.learning_rate"] <= 1e-2 and drawn["train.warmup_steps"] in (0, 1, 2)
         assert drawn["train.weight_decay"] in (0.0, 0.1, 0.2, 0.3) and 0.5 <= drawn["train.max_grad_norm"] <= 2
-        assert ("model.lora.r" in drawn) == (drawn["model.adapter"] == "lora")
-        assert drawn.get("model.lora.target_modules", ["q_proj"]) in (["q_proj"], ["q_proj", "v_proj"])
+        assert ("model.peft.r" in drawn) == (drawn["model.adapter"] == "lora")
+        assert drawn.get("model.peft.target_modules", ["q_proj"]) in (["q_proj"], ["q_proj", "v_proj"])
         status = ("finished", "stopped", "running", "failed")[number % 4]
         trials.append(tried(number, drawn, drawn["train.learning_rate"], status))
     assert len({str(t.settings) for t in trials}) == 25

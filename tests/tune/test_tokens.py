@@ -10,7 +10,7 @@ from tune.settings import Settings
 from tune.stopping import Stopping
 
 SPACE, _ = space.read(
-    {"train.learning_rate": {"loguniform": [1e-5, 1e-1]}, "model.lora.r": {"choice": [1, 2, 4, 8, 16, 32]}}
+    {"train.learning_rate": {"loguniform": [1e-5, 1e-1]}, "model.peft.r": {"choice": [1, 2, 4, 8, 16, 32]}}
 )
 STEPS, EVERY = 40, 4
 
@@ -18,7 +18,7 @@ STEPS, EVERY = 40, 4
 def loss(settings: dict, step: int) -> float:
     """Best at a learning rate of 1e-3 and rank 32; a setting's rank among the others is roughly settled after a few steps."""
     best = 2.0 + 0.3 * (math.log10(settings["train.learning_rate"]) + 3) ** 2
-    return best + 0.05 * (5 - math.log2(settings["model.lora.r"])) + math.exp(-step / 10)
+    return best + 0.05 * (5 - math.log2(settings["model.peft.r"])) + math.exp(-step / 10)
 
 
 def run(s: Settings, trials: int, until: float = -math.inf) -> tuple[float, int]:

@@ -41,10 +41,10 @@ def trainer(job: Job, args: PretrainConfig, inputs: Loaded) -> PretrainTrainer:
             )
     torch.manual_seed(args.seed)  # some objectives add a new head to the base
     model = objective.model(locate.path(job.model.base), **args.model_init_kwargs or {})
-    if job.model.adapter == "lora":
-        from peft import LoraConfig, get_peft_model
+    if job.model.adapter != "none":
+        from peft import get_peft_model
 
-        model = get_peft_model(model, LoraConfig(**{"task_type": load.TASK_TYPES[job.makes]} | job.model.lora))
+        model = get_peft_model(model, load.peft_config(job.model.adapter, job.model.peft, job.makes))
     return PretrainTrainer(
         objective, model=model, args=args, train_dataset=blocks["train"], eval_dataset=blocks.get("heldout"),
         processing_class=tokenizer,

@@ -1,0 +1,92 @@
+"""Every adapter of model.adapter: trains on a frozen base, resumes to the same bits, and exports what was trained."""
+
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from lib.config.adapters import ADAPTERS
+from lib.config.job import Data, Job, Model, Scale
+from lib.models import export, load, merging
+from lib.stage.training_arguments import arguments
+from lib.stage.worker import save_work
+from tests import stages
+
+SMALL = {
+    "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
+    "oft": {"oft_block_size": 16}, "miss": {"r": 4},
+}  # fmt: skip
+"""{adapter: fields that fit a model 64 wide}"""
+ON_QUANTIZED = [name for name, adapter in ADAPTERS.items() if adapter.quantized]
+
+
+class Stop(TrainerCallback):
+    """Ends training after a step, as a preemption does."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def trainer(adapter: str, base: str, source: str, folder: Path, quantization: str = "none"):
+    train = {"max_length": 100, "max_steps": 4, "learning_rate": 0.02, "save_steps": 2, "logging_steps": 1}
+    scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
+    model = Model(base, adapter=adapter, peft=SMALL.get(adapter, {}), quantization=quantization)
+    job = Job("unused", "sft", model, Data(source, limit=8, heldout_fraction=0), train, scale)
+    args, _ = arguments(job, stages.stage("sft").config, 1, str(folder))
+    made = stages.built(job, args)
+    load.train_in_fp32(made.model)
+    merging.check(made.model)
+    save_work(made, "ddp")
+    return made, model
+
+
+def trained_weights(made) -> dict:
+    return {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
+
+
+def test_every_adapter_has_its_config():
+    assert ["none", *ADAPTERS] == list(typing.get_args(typing.get_type_hints(Model)["adapter"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_it_trains_resumes_exactly_and_exports_what_was_trained(adapter, tiny_model, chats_file, tmp_path):
+    made, model = trainer(adapter, tiny_model, chats_file, tmp_path)
+    before = trained_weights(made)
+    frozen = {n: p.detach().clone() for n, p in made.model.named_parameters() if not p.requires_grad}
+    made.train()
+    whole = trained_weights(made)
+    assert whole and not [n for n, w in whole.items() if torch.equal(w, before[n])]
+    assert not [n for n, p in made.model.named_parameters() if n in frozen and not torch.equal(p, frozen[n])]
+
+    interrupted, _ = trainer(adapter, tiny_model, chats_file, tmp_path / "again")
+    interrupted.add_callback(Stop(2))
+    interrupted.train()
+    resumed, _ = trainer(adapter, tiny_model, chats_file, tmp_path / "again")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "again/checkpoint-2"))
+    after = trained_weights(resumed)
+    assert after.keys() == whole.keys() and all(torch.equal(w, whole[n]) for n, w in after.items())
+
+    ids = merging.probe(made)
+    said = merging.answers(made.model, ids)
+    export.export(made, model, tmp_path / "export")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export/model")
+    assert type(exported).__name__ == "LlamaForCausalLM"
+    assert torch.allclose(merging.answers(exported, ids), said, atol=1e-4)
+    assert not torch.allclose(merging.answers(AutoModelForCausalLM.from_pretrained(tiny_model), ids), said, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ON_QUANTIZED)
+def test_it_trains_on_a_base_of_4_bits(adapter, tiny_model, chats_file, tmp_path):
+    made, model = trainer(adapter, tiny_model, chats_file, tmp_path, "4bit")
+    before = trained_weights(made)
+    made.train()
+    assert not [n for n, w in trained_weights(made).items() if torch.equal(w, before[n])]
+    export.export(made, model, tmp_path / "export")  # refuses a model that isn't what was trained
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "export/model")
