@@ -21,29 +21,29 @@ SHARE = 1 / 3
 class Exchange(TrainerCallback):
     """Reports a slow link once, on rank 0, if exchanging gradients takes more than SHARE of a step."""
 
-    def __init__(self, megabytes: float, mb_per_s: float, seconds: float, say=say):
+    def __init__(self, megabytes: float, mb_per_s: float, seconds: float):
         """megabytes: size of the gradients. mb_per_s: speed of the link. seconds: duration of their exchange, per step."""
-        self.megabytes, self.mb_per_s, self.seconds, self.say = megabytes, mb_per_s, seconds, say
+        self.megabytes, self.mb_per_s, self.seconds = megabytes, mb_per_s, seconds
+        self.measured = False
         self.began: tuple[float, int] | None = None
         self.first: int | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
         now, step = time.monotonic(), state.global_step
         self.first = self.first or step
-        if step < self.first + WARM or self.say is None:
+        if step < self.first + WARM or self.measured:
             return
         self.began = self.began or (now, step)
         took, steps = now - self.began[0], step - self.began[1]
         if steps and (steps >= STEPS or took > AT_MOST_S):
             share = min(1.0, self.seconds / (took / steps))
             if share > SHARE:
-                self.say(
+                say(
                     f"slow link: about {share:.0%} of each step, which takes {took / steps:.2g} s, goes into exchanging "
                     f"{self.megabytes:.0f} MB of gradients at {self.mb_per_s:.3g} MB/s. To reduce it, place the workers on one machine, use "
-                    "model.adapter: lora, or take fewer steps with a larger scale.global_batch.",
-                    flush=True,
+                    "model.adapter: lora, or take fewer steps with a larger scale.global_batch."
                 )
-            self.say = None
+            self.measured = True
 
 
 def callback(model, strategy: str) -> Exchange | None:
