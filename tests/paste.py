@@ -23,6 +23,7 @@ import httpx
 
 from tests.blocks import README, Command
 from tests.conftest import free_port
+from tests.http import http
 
 NO_CLUSTER = "http://127.0.0.1:8265"
 """Value of RAY_ADDRESS: no GCS answers there, as if the cluster could not be reached."""
@@ -128,7 +129,7 @@ class Terminal:
         )  # fmt: skip
         while process.poll() is None:
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
+                if http.get(f"http://127.0.0.1:{port}/").status_code == 200:
                     process.send_signal(signal.SIGINT)
                     break
             except httpx.TransportError:
@@ -149,7 +150,7 @@ class Terminal:
         self.server = process, port
         while process.poll() is None:
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                if http.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
                     return
             except httpx.TransportError:
                 pass

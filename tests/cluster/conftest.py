@@ -8,13 +8,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cluster.node.autoscaler_config import complete
 from tests.cluster.laptop import Laptop
 from tests.cluster.nodes import cluster
 from tests.conftest import PATIENCE, REPO, run_job
+from tests.http import http
 
 pytest.register_assert_rewrite("tests.cluster.e2e")
 
@@ -33,11 +33,11 @@ class Sim:
 
     def control(self, name: str, **body) -> None:
         """POST /_sim/NAME: see `python -m cluster.sim --help`."""
-        answer = httpx.post(f"{self.vast_url}/_sim/{name}", json=body)
+        answer = http.post(f"{self.vast_url}/_sim/{name}", json=body)
         assert answer.status_code == 200, answer.text
 
     def get(self, name: str):
-        return httpx.get(f"{self.vast_url}/_sim/{name}").raise_for_status().json()
+        return http.get(f"{self.vast_url}/_sim/{name}").raise_for_status().json()
 
     def state(self) -> dict:
         return self.get("state")

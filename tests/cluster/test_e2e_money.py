@@ -8,7 +8,6 @@ import time
 from itertools import chain
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
 
@@ -19,6 +18,7 @@ from tests.cluster.conftest import Sim
 from tests.cluster.e2e import leading, spots, submit, took
 from tests.cluster.laptop import Laptop
 from tests.conftest import PATIENCE, REPO, run_job
+from tests.http import http
 from tests.throttle import throttled
 
 pytestmark = [pytest.mark.slow, e2e.NAMESPACES]
@@ -28,7 +28,7 @@ def dearer_worker(boxes: Sim) -> str:
     """Makes one of the workers cost $4 an hour, as if someone had raised its bid. Returns its id."""
     id = spots(boxes.state())[0]
     bid, key = {"client_id": "me", "price": 4.0}, {"Authorization": f"Bearer {boxes.env['VAST_API_KEY']}"}
-    httpx.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
+    http.put(f"{boxes.vast_url}/api/v0/instances/bid_price/{id}/", json=bid, headers=key).raise_for_status()
     return id
 
 

@@ -6,7 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 import cluster
@@ -14,6 +13,7 @@ from cluster.sim import network
 from tests.cluster import e2e
 from tests.cluster.conftest import simulator
 from tests.conftest import PATIENCE, REPO
+from tests.http import http
 
 pytestmark = e2e.NAMESPACES
 REAL = {"boxes": "namespaces", "boot": 0.2}
@@ -43,7 +43,7 @@ def ssh(sim, rental: dict, key, command: str, patience: float = PATIENCE) -> sub
 def rent(sim, key, machine: int, **more) -> None:
     order = {"image": "x", "disk": 73, "label": "shoestring/t", "cancel_unavail": True, "runtype": "ssh_direct"}
     order["onstart"] = f"touch ~/.no_auto_tmux; echo '{key[1]}' >>~/.ssh/authorized_keys"
-    answer = httpx.put(f"{sim.vast_url}/api/v0/asks/{machine}/", json=order | more, headers=auth(sim, "VAST"))
+    answer = http.put(f"{sim.vast_url}/api/v0/asks/{machine}/", json=order | more, headers=auth(sim, "VAST"))
     assert answer.status_code == 200, answer.text
 
 
@@ -138,7 +138,7 @@ def test_flat_boxes_of_both_markets(sim, key):
     body |= {"env": {"PUBLIC_KEY": key[1]}, "args": "bash -c 'echo $RUNPOD_POD_ID >pod; exec /start.sh'"}
     body |= {"mounts": {"persistent": {"size": 10, "path": "/volume"}}}
     rent(sim, key, 100000)
-    httpx.post(f"{sim.runpod_url}/v2/pods", json=body | {"globalNetworking": True}, headers=auth(sim, "RUNPOD"))
+    http.post(f"{sim.runpod_url}/v2/pods", json=body | {"globalNetworking": True}, headers=auth(sim, "RUNPOD"))
     sim.control("next", market="vast", fault="nosshd")
     rent(sim, key, 100001)
     one, pod, deaf = running(sim, 3)
@@ -146,12 +146,12 @@ def test_flat_boxes_of_both_markets(sim, key):
     reach = f"timeout 2 bash -c '</dev/tcp/{pod['address']}/22' && echo yes"
     assert ssh(sim, one, key, reach).stdout == "yes\n"
     assert ssh(sim, deaf, key, "true", patience=0).returncode == 255
-    listed = httpx.get(f"{sim.runpod_url}/v2/pods", headers=auth(sim, "RUNPOD")).json()["pods"]
+    listed = http.get(f"{sim.runpod_url}/v2/pods", headers=auth(sim, "RUNPOD")).json()["pods"]
     assert listed[0]["globalNetworking"]["ip"] == pod["address"]
     ssh(sim, pod, key, "kill -9 $(pgrep -o sshd)", patience=0)  # the container's command
     assert sim.wait(lambda s: s["rentals"][1]["state"] == "exited")
     action = f"{sim.runpod_url}/v2/pods/{pod['id']}/action"
-    assert httpx.post(action, json={"action": "start"}, headers=auth(sim, "RUNPOD")).status_code == 200
+    assert http.post(action, json={"action": "start"}, headers=auth(sim, "RUNPOD")).status_code == 200
     _, pod, _ = running(sim, 3)
     assert ssh(sim, pod, key, "ls ~ /volume").stdout.split() == ["/root:", "box.log", "pod", "/volume:", "kept"]
 

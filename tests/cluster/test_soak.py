@@ -6,11 +6,11 @@ import re
 import subprocess
 import time
 
-import httpx
 import pytest
 
 from tests.cluster import e2e
 from tests.cluster.e2e import leading, spots, submit
+from tests.http import http
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, e2e.NAMESPACES]
 
@@ -69,7 +69,7 @@ def nonce(rental: dict) -> str:
 @pytest.mark.timeout(1800 + 20 * FAULTS)
 def test_no_rental_is_unknown_to_the_ledger_and_there_are_never_too_many(apart):
     laptop, boxes, shared = apart
-    known = httpx.get(f"{boxes.vast_url}/_sim/machines").json()
+    known = http.get(f"{boxes.vast_url}/_sim/machines").json()
     spare = [
         m | {"id": m["id"] + 1000 * n}
         for n in range(1, 40)

@@ -14,6 +14,7 @@ from serve.engines import Engine
 from serve.keeper import Keeper
 from tests import warm
 from tests.conftest import REPO, free_port
+from tests.http import http
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def serving(folder, args: dict):
             if p.poll() is not None:
                 pytest.fail((folder / "log").read_text()[-3000:])
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                if http.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
                     break
             except httpx.TransportError:
                 pass

@@ -6,6 +6,8 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+from tests.http import http
+
 
 class Tab:
     """errors: exceptions that the page did not catch."""
@@ -46,7 +48,6 @@ class Tab:
 @contextmanager
 def tab(browser: str, address: str, profile):
     """Opens `address`; `profile` is an empty folder for the browser's own files."""
-    import httpx
     from websockets.sync.client import connect
 
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
@@ -62,9 +63,7 @@ def tab(browser: str, address: str, profile):
             time.sleep(0.1)
         port = (profile / "DevToolsActivePort").read_text().splitlines()[0]
         for _ in range(100):
-            tabs = [
-                t for t in httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json() if t["type"] == "page"
-            ]
+            tabs = [t for t in http.get(f"http://127.0.0.1:{port}/json").json() if t["type"] == "page"]
             if tabs and tabs[0]["url"].startswith("http"):
                 break
             time.sleep(0.1)

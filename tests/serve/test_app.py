@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import httpx
 import openai
@@ -14,6 +15,7 @@ import pytest
 
 from tests import warm
 from tests.conftest import PATIENCE, REPO
+from tests.http import http
 from tests.serve.conftest import replicas, serving
 from tests.throttle import throttled
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 HELLO = [{"role": "user", "content": "what is red?"}]
 
 
+@cache
 def client(url: str, retries: int = 0) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key="-", max_retries=retries, timeout=60)
 
@@ -62,7 +65,7 @@ def test_what_it_cannot_do_is_said(url):
         client(url).chat.completions.create(model="dpo", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match=r"logprobs: transformers .* doesn't support that; vLLM does"):
         client(url).chat.completions.create(model="sft", messages=HELLO, logprobs=True)
-    assert httpx.post(f"{url.removesuffix('/v1')}/load_model", json={"model": "x/y"}).status_code == 404
+    assert http.post(f"{url.removesuffix('/v1')}/load_model", json={"model": "x/y"}).status_code == 404
 
 
 def test_a_flood(url):
@@ -80,7 +83,7 @@ def test_bodies_that_no_engine_is_given(url):
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"model": "\xff"}',
     ):
-        reply = httpx.post(f"{url}/chat/completions", content=body)
+        reply = http.post(f"{url}/chat/completions", content=body)
         assert reply.status_code == 400 and reply.json()["error"]["code"] == 400, reply.text
     with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as raw:
         raw.sendall(
@@ -114,7 +117,7 @@ def test_a_client_that_goes_away(url):
         gone < 8
     ):  # more than are answered and waiting: places become free only as the server notices that clients left
         try:  # 200: the answer happened to be short
-            assert httpx.post(f"{url}/chat/completions", json=asked, timeout=0.05).status_code in (200, 429)
+            assert http.post(f"{url}/chat/completions", json=asked, timeout=0.05).status_code in (200, 429)
         except httpx.ReadTimeout:
             gone += 1
     assert ask(url, retries=20) == 200
@@ -136,7 +139,7 @@ def test_replicas_come_and_go_with_the_load(runs, tmp_path):
 
         def busy():
             while not over.is_set():
-                httpx.post(f"{address}/chat/completions", json=long, timeout=60)
+                http.post(f"{address}/chat/completions", json=long, timeout=60)
                 over.wait(0.05)
 
         clients = [pool.submit(busy) for _ in range(4)]

@@ -8,7 +8,6 @@ import subprocess
 import time
 from contextlib import contextmanager
 
-import httpx
 import openai
 import pytest
 from starlette.applications import Starlette
@@ -23,6 +22,7 @@ from serve.guard import Guard
 from serve.serving import Plan, parse
 from tests import warm
 from tests.conftest import REPO, free_port, wait_for_port
+from tests.http import http
 from tests.serve.conftest import keeping, listening, well
 from tests.serve.tab import tab
 
@@ -67,7 +67,7 @@ def endpoint(token: str | None = None, **settings) -> Guard:
 def busy(url: str, question: str, **headers):
     """Runs the block while a question is being answered."""
     asked = {"messages": [{"role": "user", "content": question}]}
-    with httpx.stream("POST", f"{url}/chat/completions", json=asked, headers=headers) as reply:
+    with http.stream("POST", f"{url}/chat/completions", json=asked, headers=headers) as reply:
         lines = reply.iter_lines()
         next(lines)
         yield
@@ -175,7 +175,7 @@ def test_who_stops_the_answer_stops_the_model():
     guard = endpoint()
     with listening(guard) as address, listening(chat.app([Side(f"{address}/v1")])) as mine:
         body = {"side": 0, "model": "echo", "messages": [{"role": "user", "content": "forever"}]}
-        with httpx.stream("POST", f"{mine}/ask", json=body) as reply:
+        with http.stream("POST", f"{mine}/ask", json=body) as reply:
             lines = reply.iter_lines()
             assert json.loads(next(lines)) == {"text": "f"} and guard.busy == 1
         assert idle(guard)

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.http import http
 from tests.serve.conftest import replicas, serving
 
 ASKED = {"messages": [{"role": "user", "content": "what is red?"}], "temperature": 0}
@@ -59,7 +60,7 @@ def streamed(url: str, tokens: int, begun: list) -> str:
     """Returns the last event of a stream; `begun` gets an item for each event."""
     last = ""
     asked = ENDLESS | {"max_tokens": tokens, "stream": True}
-    with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=600) as reply:
+    with http.stream("POST", f"{url}/chat/completions", json=asked, timeout=600) as reply:
         for line in reply.iter_lines():
             if line:
                 last = line
@@ -119,7 +120,7 @@ def test_a_killed_replica_is_replaced_and_sigterm_lets_answers_end(patient, tmp_
 
 
 def _ask(url: str, timeout: float = 300) -> httpx.Response:
-    return httpx.post(f"{url}/chat/completions", json=ASKED | {"max_tokens": 2}, timeout=timeout)
+    return http.post(f"{url}/chat/completions", json=ASKED | {"max_tokens": 2}, timeout=timeout)
 
 
 def _refused(url: str) -> bool:

@@ -28,6 +28,7 @@ from serve import engines
 from serve.serving import parse, plan
 from tests import warm
 from tests.conftest import sign
+from tests.http import http
 from tests.serve.conftest import serving
 from tests.throttle import throttled
 
@@ -136,7 +137,7 @@ def test_lora_runs_are_found_when_they_are_asked_for(wide, root, server, tmp_pat
         with pytest.raises(openai.NotFoundError):
             answers(url, path)
     route = {"lora_name": "x", "lora_path": outside.at("adapter"), "model": "base"}
-    assert httpx.post(f"{url}/load_lora_adapter", json=route).status_code == 404
+    assert http.post(f"{url}/load_lora_adapter", json=route).status_code == 404
     high = lora(wide, root / "high", seed=6, r=128)
     with pytest.raises(openai.BadRequestError, match="high has rank 128, and there is room for 64"):
         answers(url, high.name)
@@ -150,7 +151,7 @@ def test_lora_runs_are_found_when_they_are_asked_for(wide, root, server, tmp_pat
 
 def test_bodies_that_no_engine_is_given(server):
     for body in (b"[" * 100_000, b'{"seed": 1e999}', b'{"prompt": "\\ud800"}', b'{"model": "\xff"}'):
-        reply = httpx.post(f"{server[0]}/completions", content=body)
+        reply = http.post(f"{server[0]}/completions", content=body)
         assert reply.status_code == 400 and reply.json()["error"]["code"] == 400, reply.text
 
 
@@ -166,7 +167,7 @@ def test_a_flood_waits_its_turn(server):
 
 def write(url: str, tokens: int) -> httpx.Response:
     asked = {"model": "base", "prompt": "the red", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    return httpx.post(f"{url}/completions", json=asked, timeout=600)
+    return http.post(f"{url}/completions", json=asked, timeout=600)
 
 
 def stream(url: str, tokens: int, begun: list) -> list[str]:
@@ -179,7 +180,7 @@ def stream(url: str, tokens: int, begun: list) -> list[str]:
         "ignore_eos": True,
         "stream": True,
     }
-    with httpx.stream("POST", f"{url}/completions", json=asked, timeout=600) as reply:
+    with http.stream("POST", f"{url}/completions", json=asked, timeout=600) as reply:
         for line in reply.iter_lines():
             if line:
                 begun.append(line)
@@ -188,7 +189,7 @@ def stream(url: str, tokens: int, begun: list) -> list[str]:
 
 def running(url: str) -> float:
     """Returns the number of requests that vLLM is answering, by its own count."""
-    lines = httpx.get(url.replace("/v1", "/metrics"), timeout=60).text.splitlines()
+    lines = http.get(url.replace("/v1", "/metrics"), timeout=60).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
 
 
@@ -215,7 +216,7 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
         replies = [refused.result(), write(url, 2)]
     assert [r.status_code for r in replies] == [503, 503] and all(int(r.headers["retry-after"]) > 0 for r in replies)
     assert replies[1].json()["error"]["message"].startswith("The engine stopped and is being restarted. Try again in ")
-    assert httpx.get(url.replace("/v1", "/health")).status_code == 503
+    assert http.get(url.replace("/v1", "/health")).status_code == 503
 
     def answered() -> bool:
         began = time.monotonic()
