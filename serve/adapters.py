@@ -24,16 +24,7 @@ def folder(key: str, address: str, base: str) -> str:
     run = Run(where)
     if not run.is_run() or not run.fs.exists(run.at("adapter/adapter_config.json")):
         raise ValueError(f"{key}: {address} has no adapter: it is not a run with model.adapter: lora.")
-    made = json.loads(run.fs.cat_file(run.at("adapter/adapter_config.json")))
-    start = made.get("init_lora_weights", True)
-    if made["peft_type"] != "LORA" or made.get("use_dora") or start not in KEEP_BASE:
-        kind = (
-            made["peft_type"]
-            if made["peft_type"] != "LORA"
-            else "DoRA"
-            if made.get("use_dora")
-            else f"LoRA from {start}"
-        )
+    if kind := unlike_lora(json.loads(run.fs.cat_file(run.at("adapter/adapter_config.json")))):
         raise ValueError(
             f"{key}: {address} has a {kind} adapter, which vLLM can't add to a running base. Serve the run itself."
         )
@@ -51,6 +42,14 @@ def folder(key: str, address: str, base: str) -> str:
     if (high := rank(run.at("adapter"))) > RANKS[-1]:
         raise ValueError(f"{key}: {address} has rank {high}; vLLM takes at most {RANKS[-1]}. Serve the run itself.")
     return run.at("adapter")
+
+
+def unlike_lora(config: dict) -> str:
+    """Returns the kind of an adapter that vLLM can't add to a base; "" if it can. config: PEFT's adapter_config.json."""
+    if config["peft_type"] != "LORA":
+        return config["peft_type"]
+    start = config.get("init_lora_weights", True)
+    return "DoRA" if config.get("use_dora") else "" if start in KEEP_BASE else f"LoRA from {start}"
 
 
 def rank(adapter: str) -> int:

@@ -166,10 +166,8 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
             load.train_in_fp32(net)
     net.train()
     for layer in net.modules():
-        if hasattr(
-            layer, "module_dropout"
-        ):  # LoHa and LoKr draw whether to drop the layer, which shapes alone don't tell
-            layer.eval()
+        if hasattr(layer, "module_dropout"):
+            layer.eval()  # LoHa and LoKr draw whether to drop the layer, which shapes alone don't tell
     return net
 
 
@@ -177,11 +175,9 @@ def _adapter(net) -> int:
     """Returns the number of an adapter's parameters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [m for m in net.modules() if isinstance(m, BaseTunerLayer)]
-    found = {
-        p for m in layers for name in m.adapter_layer_names for p in getattr(m, name).parameters() if p.requires_grad
-    }
-    return sum(p.numel() for p in found)
+    layers = (m for m in net.modules() if isinstance(m, BaseTunerLayer))
+    added = (getattr(layer, name) for layer in layers for name in layer.adapter_layer_names)
+    return sum(p.numel() for p in {p for part in added for p in part.parameters() if p.requires_grad})
 
 
 def _layers(net):

@@ -43,7 +43,9 @@ def ssh(sim, rental: dict, key, command: str, patience: float = PATIENCE) -> sub
 def rent(sim, key, machine: int, **more) -> None:
     order = {"image": "x", "disk": 73, "label": "shoestring/t", "cancel_unavail": True, "runtype": "ssh_direct"}
     order["onstart"] = f"touch ~/.no_auto_tmux; echo '{key[1]}' >>~/.ssh/authorized_keys"
-    answer = http.put(f"{sim.vast_url}/api/v0/asks/{machine}/", json=order | more, headers=auth(sim, "VAST"))
+    asked = {"url": f"{sim.vast_url}/api/v0/asks/{machine}/", "json": order | more, "headers": auth(sim, "VAST")}
+    while (answer := http.put(**asked)).status_code == 429:  # Vast's limit on the rate of requests
+        time.sleep(0.1)
     assert answer.status_code == 200, answer.text
 
 

@@ -85,7 +85,7 @@ def test_named_adapters(runs, tiny_model, make_run, monkeypatch):
     lora = Run(make_run("lora"))
     with pytest.raises(ValueError, match=r"^adapters.a: .* has no adapter"):
         plan(parse({"run": tiny_model, "adapters.a": lora.path}))
-    lora.write_text("adapter/adapter_config.json", json.dumps({"r": 8}))
+    lora.write_text("adapter/adapter_config.json", json.dumps({"peft_type": "LORA", "r": 8}))
     assert plan(parse({"run": tiny_model, "adapters.a": lora.path})).adapters == {"a": lora.at("adapter")}
 
 
