@@ -1,8 +1,8 @@
 """The typed configuration of a job, one class per section of its YAML.
 
 This file defines all of the project's own keys. The keys of `train:` are the fields of the stage's TRL config class (see
-lib/config/trl_fields.py), and those of `model.peft:` the fields of the adapter's config class in PEFT. The string below each key is its only documentation;
-`--help` prints it.
+lib/config/trl_fields.py), and those of `model.peft:` the fields of the adapter's config class in PEFT. The string below each key is its
+only documentation; `--help` prints it.
 """
 
 from __future__ import annotations
