@@ -34,6 +34,10 @@ def check(model) -> None:
             "TRL's trainers read the output layer's own weights, and trainable_token_indices are also in it (the base's embeddings are "
             "tied, or lm_head is named). Use modules_to_save: [embed_tokens], which trains all tokens."
         )
+    if config.peft_type == "LN_TUNING" and any(isinstance(m, AuxiliaryTrainingWrapper) for m in model.modules()):
+        raise ValueError(
+            "PEFT doesn't merge modules_to_save, one of which is a reward model's new head, with ln_tuning. Use another model.adapter."
+        )
     if getattr(config, "layer_replication", None):
         raise ValueError("layers that share their weights (layer_replication) can't be merged and saved. Leave it out.")
     for name, layer in model.named_modules():

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from lib.config.adapters import ADAPTERS
 from lib.config.job import Data, Job, Model, Scale
-from lib.models import export, load, merging
+from lib.models import export, load, merging, structure
 from lib.stage.training_arguments import arguments
 from lib.stage.worker import save_work
 from tests import stages
@@ -32,12 +32,12 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-def trainer(adapter: str, base: str, source: str, folder: Path, quantization: str = "none"):
+def trainer(adapter: str, base: str, source: str, folder: Path, quantization: str = "none", stage: str = "sft"):
     train = {"max_length": 100, "max_steps": 4, "learning_rate": 0.02, "save_steps": 2, "logging_steps": 1}
     scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
     model = Model(base, adapter=adapter, peft=SMALL.get(adapter, {}), quantization=quantization)
-    job = Job("unused", "sft", model, Data(source, limit=8, heldout_fraction=0), train, scale)
-    args, _ = arguments(job, stages.stage("sft").config, 1, str(folder))
+    job = Job("unused", stage, model, Data(source, limit=8, heldout_fraction=0), train, scale)
+    args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
     made = stages.built(job, args)
     load.train_in_fp32(made.model)
     merging.check(made.model)
@@ -79,6 +79,32 @@ def test_it_trains_resumes_exactly_and_exports_what_was_trained(adapter, tiny_mo
     assert type(exported).__name__ == "LlamaForCausalLM"
     assert torch.allclose(merging.answers(exported, ids), said, atol=1e-4)
     assert not torch.allclose(merging.answers(AutoModelForCausalLM.from_pretrained(tiny_model), ids), said, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["vera", "ia3", "oft"])
+def test_a_reward_models_head_is_exported_with_it(adapter, tiny_model, pairs_file, tmp_path):
+    made, model = trainer(adapter, tiny_model, pairs_file, tmp_path, stage="reward")
+    made.train()
+    ids = merging.probe(made)
+    said = merging.answers(made.model, ids)
+    export.export(made, model, tmp_path / "export")
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export/model")
+    assert torch.allclose(merging.answers(exported, ids), said, atol=1e-4)
+
+
+def test_what_ln_tuning_would_lose_is_refused(tiny_model, pairs_file, chats_file, tmp_path):
+    """By the checks before Ray, and by a worker whose driver had no copy of the base."""
+    for stage, source, peft in (
+        ("reward", pairs_file, []),
+        ("sft", chats_file, ["--model.peft.modules_to_save", "[embed_tokens]"]),
+    ):
+        argv = ["--model.base", tiny_model, "--data.source", source, "--run", str(tmp_path / "run")]
+        job = stages.planned(stage, [*argv, "--model.adapter", "ln_tuning", *peft]).job
+        [problem] = structure.problems(job, False)
+        assert "PEFT doesn't merge modules_to_save" in problem
+    with pytest.raises(ValueError, match="PEFT doesn't merge modules_to_save"):
+        trainer("ln_tuning", tiny_model, pairs_file, tmp_path, stage="reward")
 
 
 @pytest.mark.slow
