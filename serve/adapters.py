@@ -13,7 +13,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank accepts."""
 LATER = 64
 """Lowest rank to reserve room for when runs may be added later."""
-KEEP_BASE = (True, False, "gaussian", "eva", "orthogonal")
+KEEP_BASE = (True, False, "gaussian", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are. With others, such as pissa, the adapter is one of a changed base,
 and added to the base itself it would answer as no model that was trained."""
 

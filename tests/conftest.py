@@ -30,25 +30,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 WORDS = [
-    "red",
-    "green",
-    "blue",
-    "small",
-    "large",
-    "round",
-    "square",
-    "lamp",
-    "chair",
-    "table",
-    "door",
-    "window",
-    "garden",
-    "river",
-    "stone",
-    "bread",
-    "salt",
-    "apple",
-]
+    "red", "green", "blue", "small", "large", "round", "square", "lamp", "chair", "table",
+    "door", "window", "garden", "river", "stone", "bread", "salt", "apple",
+]  # fmt: skip
 
 PATIENCE = 900
 """Seconds for which a test waits for a state before it fails: more than the slowest machine needs."""

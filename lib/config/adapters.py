@@ -13,7 +13,6 @@ LORA = "peft.tuners.lora.config:LoraConfig"
 @dataclass(frozen=True)
 class Adapter:
     title: str
-    paper: str
     config: str = LORA
     """module:class of PEFT's config."""
     sets: dict[str, object] = field(default_factory=dict)
@@ -23,17 +22,17 @@ class Adapter:
 
 
 ADAPTERS = {
-    "lora": Adapter("LoRA", "Hu et al. 2021, https://arxiv.org/abs/2106.09685", quantized=True),
-    "dora": Adapter("DoRA", "Liu et al. 2024, https://arxiv.org/abs/2402.09353", sets={"use_dora": True}, quantized=True),
-    "rslora": Adapter("rsLoRA", "Kalajdzievski 2023, https://arxiv.org/abs/2312.03732", sets={"use_rslora": True}, quantized=True),
-    "pissa": Adapter("PiSSA", "Meng et al. 2024, https://arxiv.org/abs/2404.02948", sets={"init_lora_weights": "pissa"}),
-    "vera": Adapter("VeRA", "Kopiczko et al. 2023, https://arxiv.org/abs/2310.11454", "peft.tuners.vera.config:VeraConfig"),
-    "ia3": Adapter("(IA)³", "Liu et al. 2022, https://arxiv.org/abs/2205.05638", "peft.tuners.ia3.config:IA3Config"),
-    "loha": Adapter("LoHa", "Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098", "peft.tuners.loha.config:LoHaConfig"),
-    "lokr": Adapter("LoKr", "Yeh et al. 2023, https://arxiv.org/abs/2309.14859", "peft.tuners.lokr.config:LoKrConfig"),
-    "oft": Adapter("OFT", "Qiu et al. 2023, https://arxiv.org/abs/2306.07280", "peft.tuners.oft.config:OFTConfig"),
-    "miss": Adapter("MiSS", "Kang and Yin 2024, https://arxiv.org/abs/2409.15371", "peft.tuners.miss.config:MissConfig"),
-    "ln_tuning": Adapter("LN tuning", "Zhao et al. 2023, https://arxiv.org/abs/2312.11420", "peft.tuners.ln_tuning.config:LNTuningConfig"),
+    "lora": Adapter("LoRA", quantized=True),  # Hu et al. 2021, https://arxiv.org/abs/2106.09685
+    "dora": Adapter("DoRA", sets={"use_dora": True}, quantized=True),  # Liu et al. 2024, https://arxiv.org/abs/2402.09353
+    "rslora": Adapter("rsLoRA", sets={"use_rslora": True}, quantized=True),  # Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
+    "pissa": Adapter("PiSSA", sets={"init_lora_weights": "pissa"}),  # Meng et al. 2024, https://arxiv.org/abs/2404.02948
+    "vera": Adapter("VeRA", "peft.tuners.vera.config:VeraConfig"),  # Kopiczko et al. 2023, https://arxiv.org/abs/2310.11454
+    "ia3": Adapter("(IA)³", "peft.tuners.ia3.config:IA3Config"),  # Liu et al. 2022, https://arxiv.org/abs/2205.05638
+    "loha": Adapter("LoHa", "peft.tuners.loha.config:LoHaConfig"),  # Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098
+    "lokr": Adapter("LoKr", "peft.tuners.lokr.config:LoKrConfig"),  # Yeh et al. 2023, https://arxiv.org/abs/2309.14859
+    "oft": Adapter("OFT", "peft.tuners.oft.config:OFTConfig"),  # Qiu et al. 2023, https://arxiv.org/abs/2306.07280
+    "miss": Adapter("MiSS", "peft.tuners.miss.config:MissConfig"),  # Kang and Yin 2024, https://arxiv.org/abs/2409.15371
+    "ln_tuning": Adapter("LN tuning", "peft.tuners.ln_tuning.config:LNTuningConfig"),  # Zhao et al. 2023, https://arxiv.org/abs/2312.11420
 }  # fmt: skip
 """{model.adapter: the adapter}; none is not among them."""
 

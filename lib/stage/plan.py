@@ -52,7 +52,7 @@ class Plan:
     def _adapter(self) -> str:
         m = self.job.model
         chosen = ADAPTERS[m.adapter]
-        rank = trl_fields.filled(chosen.config, m.peft).__dict__.get("r")
+        rank = getattr(trl_fields.filled(chosen.config, m.peft), "r", None)
         where = "" if "target_modules" in m.peft else " in PEFT's default modules"
         return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, merged at the end"
 

@@ -8,11 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from lib.config.adapters import ADAPTERS
-from lib.config.job import Data, Job, Model, Scale
-from lib.models import export, load, merging, structure
-from lib.stage.training_arguments import arguments
-from lib.stage.worker import save_work
+from lib.config.job import Model
+from lib.models import export, merging, structure
 from tests import stages
+from tests.models.adapted import adapted
 
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
@@ -33,16 +32,9 @@ class Stop(TrainerCallback):
 
 
 def trainer(adapter: str, base: str, source: str, folder: Path, quantization: str = "none", stage: str = "sft"):
-    train = {"max_length": 100, "max_steps": 4, "learning_rate": 0.02, "save_steps": 2, "logging_steps": 1}
-    scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
+    train = {"max_steps": 4, "learning_rate": 0.02, "save_steps": 2, "logging_steps": 1}
     model = Model(base, adapter=adapter, peft=SMALL.get(adapter, {}), quantization=quantization)
-    job = Job("unused", stage, model, Data(source, limit=8, heldout_fraction=0), train, scale)
-    args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
-    made = stages.built(job, args)
-    load.train_in_fp32(made.model)
-    merging.check(made.model)
-    save_work(made, "ddp")
-    return made, model
+    return adapted(stage, model, source, folder, train), model
 
 
 def trained_weights(made) -> dict:

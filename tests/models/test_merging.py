@@ -7,12 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lib.config.job import Data, Job, Model, Scale
-from lib.models import export, load, merging
+from lib.config.job import Model
+from lib.models import export, merging
 from lib.runtime.failure import StopTraining
-from lib.stage.training_arguments import arguments
-from lib.stage.worker import save_work
-from tests import stages
+from tests.models.adapted import adapted
 
 Q = {"r": 4, "target_modules": ["q_proj"]}
 EMBED = {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}
@@ -22,15 +20,9 @@ def exported(
     stage: str, base: str, source: str, folder: Path, lora: dict, quantization: str = "none", before=lambda: None
 ):
     """Returns (trainer after a large step, folder with model/ and adapter/). before: called between the two."""
-    train = {"max_length": 100, "max_steps": 1, "learning_rate": 0.05, "save_strategy": "no"}
-    scale = Scale(global_batch=4, micro_batch=4, precision="fp32")
     model = Model(base, adapter="lora", peft=lora, quantization=quantization)
-    job = Job("unused", stage, model, Data(source, limit=8, heldout_fraction=0), train, scale)
-    args, _ = arguments(job, stages.stage(stage).config, 1, str(folder))
-    trainer = stages.built(job, args)
-    load.train_in_fp32(trainer.model)
-    merging.check(trainer.model)
-    save_work(trainer, "ddp")
+    train = {"max_steps": 1, "learning_rate": 0.05, "save_strategy": "no"}
+    trainer = adapted(stage, model, source, folder, train)
     trainer.train()
     before()
     export.export(trainer, model, folder / "export")
