@@ -40,28 +40,49 @@ def start(stage: str, run: Run, config: str, extra: list[str], resume: bool = Fa
         return subprocess.Popen(command, cwd=ROOT, stdout=f, stderr=f)
 
 
-def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: float) -> None:
-    """Kills `wait` seconds after `step` has been logged. Raises RuntimeError if the job ends before that."""
+def disturb(process: subprocess.Popen, run: Run, kind: str, step: int, wait: float, last: int) -> bool:
+    """Kills `wait` seconds after `step` has been logged. Exits if the job fails before that.
+
+    Returns False if the kill came too late to prove anything: after step `last`, the job's last one, for a worker, and after the end
+    of the run for the other kinds.
+    """
     damages = kind in ("truncate", "flip")  # these need a checkpoint to damage
     while not any(r["step"] >= step for r in run.metrics() if "loss" in r) or (damages and not checkpoint.steps(run)):
         if process.poll() is not None:
-            raise RuntimeError(f"the job ended before step {step} was logged; its output is in {run.path}.log")
+            sys.exit(f"The job ended before step {step} was logged; its output is in {run.path}.log")
         time.sleep(0.05)
     time.sleep(wait)
     below = started_by(process)
+    names = {p: command_line(p) for p in below}
     if kind == "worker":
-        workers = [p for p in below if "RayTrainWorker" in command_line(p)]
-        random.choice(workers).kill()
-        return
+        return kill_worker([p for p, name in names.items() if "RayTrainWorker" in name], run, last)
     process.kill()
     if kind == "ray":
         for p in below:
             with suppress(psutil.NoSuchProcess):
                 p.kill()
     process.wait()
-    psutil.wait_procs(below, timeout=60)  # the raylets notice that their driver is gone
+    # Ray ends what ran for a lost driver. Its agents stay for a minute, to report it to a head that is gone, and write no file of a run.
+    psutil.wait_procs([p for p, name in names.items() if "ray::" in name and "Agent" not in name], timeout=60)
+    if outcome(run)[0]:
+        return False
     if damages:
         damage(run, kind)
+    return True
+
+
+def kill_worker(workers: list[psutil.Process], run: Run, last: int) -> bool:
+    """Kills one of them. Returns False if all have ended, or step `last` has been logged."""
+    if not workers:
+        return False
+    victim = random.choice(workers)
+    try:
+        victim.suspend()  # so that the run can't end between this look at its metrics and the kill
+        too_late = any(r["step"] >= last for r in run.metrics() if "loss" in r)
+        victim.resume() if too_late else victim.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return not too_late
 
 
 def command_line(process: psutil.Process) -> str:
@@ -133,8 +154,20 @@ def main() -> None:
         steps = [s for s, _ in losses[:-1]]
         step = options.at[i % len(options.at)] if options.at else rng.choice(steps)
         run = Run(f"{folder}/{i + 1}-{kind}-{step}")
-        process = start(stage, run, options.config, extra)
-        disturb(process, run, kind, step, rng.uniform(0, step_seconds))
+        process, wait = start(stage, run, options.config, extra), rng.uniform(0, step_seconds)
+        while not disturb(process, run, kind, step, wait, last=losses[-1][0]):
+            process.wait()
+            if step == 1:
+                sys.exit(
+                    f"Even after step 1, the job ended before it could be disturbed ({kind}). Train for more steps."
+                )
+            step, wait = step - 1, 0.0
+            print(
+                f"{i + 1}/{options.kills}  the job ended before it was disturbed ({kind}); trying after step {step}",
+                flush=True,
+            )
+            run = Run(f"{folder}/{i + 1}-{kind}-{step}")
+            process = start(stage, run, options.config, extra)
         if kind != "worker":
             process = start(stage, run, options.config, extra, resume=True)
         code = process.wait()
