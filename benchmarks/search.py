@@ -1,11 +1,12 @@
 """Compares TPE with ASHA to random search: how many tokens each trains on until it reaches the same held-out loss, and what matters.
 
-    python benchmarks/search.py [--seeds 5] [--trials 20] [--base MODEL] [--set.KEY VALUE …]
+    python benchmarks/search.py [--seeds 5] [--trials 20] [--rates 1e-4 1e-1] [--random-only] [--base MODEL] [--set.KEY VALUE …]
 
 For each seed, random search trains `trials` LoRA fine-tunings of the demo to their end. TPE with ASHA, which draws its own random first trials,
 searches until one of its reports is at least as good as the best of those. Searches are run by `python -m tune`, one after the other. The space is the
 learning rate, the LoRA rank, and a weight decay so small that it has no effect, as a control. Importance is computed from the random
-trials of all seeds together. Without --base, the model is a random 2-layer Llama. Prints a table and exits with 0.
+trials of all seeds together. --rates is the range of learning rates; with --random-only, importance is all that is computed. Without
+--base, the model is a random 2-layer Llama. Prints a table and exits with 0.
 """
 
 import argparse
@@ -101,9 +102,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--rates", type=float, nargs=2, default=SPACE["train.learning_rate"]["loguniform"])
+    parser.add_argument("--random-only", action="store_true")
     parser.add_argument("--base")
     options, more = parser.parse_known_args()
     given = {k.removeprefix("--set."): yaml.safe_load(v) for k, v in zip(more[::2], more[1::2], strict=True)}
+    SPACE["train.learning_rate"] = {"loguniform": options.rates}
     ratios, drawn = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -113,6 +117,8 @@ def main() -> None:
             random, reports = search(folder, f"random-{seed}", job, options.trials, search="random", seed=1000 + seed)
             best, total = min(t["value"] for t in random), sum(t["tokens"] for t in random)
             drawn += random
+            if options.random_only:
+                continue
             asha = {"search": "optuna", "scheduler": "asha", "seed": seed}
             trials, reports = search(folder, f"asha-{seed}", job, 3 * options.trials, **asha)
             tokens = until(reports, best)
@@ -120,7 +126,8 @@ def main() -> None:
             ratios.append((tokens or sum(t["tokens"] for t in trials)) / total)
             many = len({e["trial"] for e in reports[: _place(reports, best)]})
             print(f"{seed:>4}  {best:14.4f}  {total:10,}  {f'{tokens:,}' if tokens else 'never':>32}  {many:>6}  {ratios[-1]:.2f}", flush=True)  # fmt: skip
-    print(f"median ratio {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    if ratios:
+        print(f"median ratio {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
     print(f"importance over {len(drawn)} random trials:\n{importance(drawn, good=False)}")
     print(f"importance in the better half of them:\n{importance(drawn, good=True)}")
 

@@ -10,13 +10,13 @@ Shapes: B sequences of T tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.estimate import saved_bytes
 from lib.config.job import Model
 from lib.models import load, locate
 from lib.run import Run, cache
@@ -26,7 +26,17 @@ NF4 = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 
 
 HEADS = ("causal_lm", "masked_lm", "seq2seq_lm")
-"""Kinds of model with an output layer over the vocabulary."""
+"""Kinds of model with an output layer over the vocabulary. A discriminator's is its generator's."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What an objective of pre-training adds to a model, or makes it read."""
+
+    generator: float = 0.0
+    """ELECTRA: width of the generator, as a share of the discriminator's; 0: there is none."""
+    decoder: int = 0
+    """Tokens that an encoder-decoder's decoder reads for T of its encoder; 0: there is no decoder."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Anatomy:
     """As stored, adapter and quantisation included."""
     trainable_bytes: int
     multiplied: int
-    """Weights that one token is multiplied with, without the head; of a mixture of experts, only the chosen experts."""
+    """Weights that one token is multiplied with, without the head; of a mixture of experts, only the chosen experts; of a decoder, as
+    many as its own tokens make for one of the encoder's."""
     adapter: int
     """Parameters of the adapter, which train while the base is frozen."""
     head: int
@@ -47,7 +58,7 @@ class Anatomy:
     layers: int
     hidden: int
     attention: int
-    """Width of all query heads together."""
+    """Width of all query heads together; of an encoder-decoder, what a decoder-only model with as many layers and the same cost has."""
     vocabulary: int
     largest: int
     """Parameters of the largest layer, which a sharded model gathers."""
@@ -60,7 +71,13 @@ class Anatomy:
 
 
 def study(
-    model: Model, tokens: int, gpu: bool, precision: str, makes: str = "causal_lm", keep_layers: int | None = None
+    model: Model,
+    tokens: int,
+    gpu: bool,
+    precision: str,
+    makes: str = "causal_lm",
+    keep_layers: int | None = None,
+    pretraining: Pretraining = Pretraining(),
 ) -> Anatomy:
     """Returns the anatomy of the model that a worker would train. tokens: T; precision: as returned by lib.runtime.hardware.precision; makes:
     the stage's `makes`.
@@ -71,11 +88,11 @@ def study(
     where = described(model.base, model.revision)
     text = (Path(where) / "config.json").read_text(encoding="utf-8")
     wanted = [text, asdict(model) | {"base": "", "chat_template": None}, tokens, gpu, precision, makes, keep_layers]
-    wanted.append(Path(__file__).read_text(encoding="utf-8"))
+    wanted += [asdict(pretraining), *(Path(f).read_text(encoding="utf-8") for f in (__file__, saved_bytes.__file__))]
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:24]
     file = cache("anatomy", f"{key}.json")
     if not file.is_file():
-        found = _study(where, model, tokens, gpu, precision, makes, keep_layers)
+        found = _study(where, model, tokens, gpu, precision, makes, keep_layers, pretraining)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(found)), encoding="utf-8")
     return Anatomy(**json.loads(file.read_text(encoding="utf-8")))
@@ -103,7 +120,14 @@ def described(base: str, revision: str | None = None) -> str:
 
 
 def _study(
-    where: str, model: Model, tokens: int, gpu: bool, precision: str, makes: str, keep_layers: int | None
+    where: str,
+    model: Model,
+    tokens: int,
+    gpu: bool,
+    precision: str,
+    makes: str,
+    keep_layers: int | None,
+    pretraining: Pretraining,
 ) -> Anatomy:
     import torch
     from transformers import AutoConfig
@@ -111,14 +135,16 @@ def _study(
     config = AutoConfig.from_pretrained(where)
     shape = config.get_text_config()
     if keep_layers:
-        _cut(shape, keep_layers)
+        saved_bytes.cut(shape, keep_layers)
     if makes == "reward":
         config.num_labels = 1
-    net = _net(config, model, gpu, precision, makes)
-    head = net.get_output_embeddings() if makes in HEADS else None
+    build = lambda c: _net(c, model, gpu, precision, makes, pretraining.generator)  # noqa: E731
+    net = build(config)
+    generator = getattr(net, "generator", None)
+    head = (generator or net).get_output_embeddings() if makes in HEADS or generator else None
     named = dict(net.named_parameters())
     trained = [p for p in named.values() if p.requires_grad]
-    layers = _layers(net)
+    layers = saved_bytes.layers(net)
     size = lambda ps: sum(p.numel() for p in ps)  # noqa: E731
     stored = sum(p.numel() * p.itemsize for p in named.values())
     for linear in net.modules() if model.quantization != "none" else ():
@@ -126,20 +152,20 @@ def _study(
             w = linear.weight
             small = w.numel() * NF4 if model.quantization == "4bit" else w.numel() + 4 * w.shape[0]
             stored += math.ceil(small) - w.numel() * w.itemsize
-    copies, sequence = _kept(net, config, lambda c: _net(c, model, gpu, precision, makes), tokens, precision)
+    copies, sequence = saved_bytes.kept(net, config, build, (tokens, pretraining.decoder or tokens), precision)
+    multiplied, attention = _work(net, shape, pretraining.decoder / tokens)
     return Anatomy(
         parameters=size(named.values()),
         trainable=size(trained),
         weight_bytes=stored,
         trainable_bytes=sum(p.numel() * p.itemsize for p in trained),
-        multiplied=_multiplied(layers, shape),
+        multiplied=multiplied,
         adapter=_adapter(net),
         head=head.weight.numel() if head is not None else 0,
         head_trains=head is not None and any(p.requires_grad for p in head.parameters()),
         layers=len(layers),
         hidden=shape.hidden_size,
-        attention=shape.num_attention_heads
-        * (getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads),
+        attention=attention,
         vocabulary=shape.vocab_size,
         largest=max(size(layer.parameters()) for layer in layers),
         copies=copies,
@@ -148,7 +174,7 @@ def _study(
     )
 
 
-def _net(config, model: Model, gpu: bool, precision: str, makes: str):
+def _net(config, model: Model, gpu: bool, precision: str, makes: str, share: float):
     """Builds the model that a worker would train, without storage."""
     import torch
 
@@ -156,8 +182,11 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
     attention = model.attn_implementation or ("sdpa" if gpu else "eager")
     # Flash attention isn't installed here, and saves the same tensors as sdpa.
     kernel = "sdpa" if attention.startswith("flash") else attention
+    how = {"dtype": getattr(torch, load.dtype(model, precision)), "attn_implementation": kernel}
     with torch.device("meta"):
-        net = cls.from_config(config, dtype=getattr(torch, load.dtype(model, precision)), attn_implementation=kernel)
+        net = cls.from_config(config, **how)
+        if share:
+            _add_generator(net, share, how)
         if model.adapter != "none":
             from peft import get_peft_model
 
@@ -171,6 +200,17 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str):
     return net
 
 
+def _add_generator(net, share: float, how: dict) -> None:
+    """Gives ELECTRA's discriminator its generator, with the embeddings shared as in lib/methods/pretraining/electra.py."""
+    from lib.methods.pretraining.electra import generator_config
+
+    config = generator_config(net.config, share)
+    config.tie_word_embeddings = True
+    net.generator = load.auto("masked_lm").from_config(config, **how)
+    net.generator.electra.embeddings = net.electra.embeddings
+    net.generator.tie_weights()
+
+
 def _adapter(net) -> int:
     """Returns the number of an adapter's parameters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -180,38 +220,27 @@ def _adapter(net) -> int:
     return sum(p.numel() for p in {p for part in added for p in part.parameters() if p.requires_grad})
 
 
-def _layers(net):
-    import torch
+def _work(net, shape, read: float) -> tuple[int, int]:
+    """Returns Anatomy's (multiplied, attention). read: tokens of the decoder for one of the encoder."""
+    width = _width(shape)
+    if net.config.is_encoder_decoder:
+        encoder, decoder = net.get_encoder().block, net.get_decoder().block
+        ahead, behind = len(encoder), len(decoder)  # the decoder attends to itself and to the encoder's output
+        cost = (ahead + behind * (read * read + read)) / (ahead + behind)
+        return round(_multiplied(encoder, shape) + read * _multiplied(decoder, shape)), round(width * cost)
+    if generator := getattr(net, "generator", None):
+        small = generator.config
+        return (
+            _multiplied(saved_bytes.layers(net.electra), shape)
+            + _multiplied(saved_bytes.layers(generator.electra), small),
+            width + _width(small),
+        )
+    return _multiplied(saved_bytes.layers(net), shape), width
 
-    if net.config.is_encoder_decoder:  # counted as if each token passed through both
-        return torch.nn.ModuleList([*net.get_encoder().block, *net.get_decoder().block])
-    lists = (m for m in net.modules() if isinstance(m, torch.nn.ModuleList))
-    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
 
-
-def _cut(shape, layers: int) -> None:
-    """Reduces a config to its first `layers` layers."""
-    shape.num_hidden_layers = layers
-    if getattr(shape, "layer_types", None):
-        shape.layer_types = shape.layer_types[:layers]
-
-
-def _kept(net, config, build, tokens: int, precision: str) -> tuple[int, int]:
-    """Returns (bytes independent of B, bytes per sequence). If all layers are alike, models of one and two layers are measured and
-    extrapolated."""
-    shape = config.get_text_config()
-    kinds = getattr(shape, "layer_types", None) or [""] * shape.num_hidden_layers
-    looks = [[(n, p.shape) for n, p in layer.named_parameters()] for layer in _layers(net)]
-    if any(look != looks[0] for look in looks) or len(set(kinds)) > 1 or len(looks) < 3:
-        one, two = (_saved(net, batch, tokens, precision) for batch in (1, 2))
-        return 2 * one - two, two - one
-    found = []
-    for layers in (1, 2):
-        small = copy.deepcopy(config)
-        _cut(small.get_text_config(), layers)
-        one, two = (_saved(build(small), batch, tokens, precision) for batch in (1, 2))
-        found.append((2 * one - two, two - one))
-    return tuple(first + (second - first) * (len(looks) - 1) for first, second in zip(*found, strict=True))
+def _width(shape) -> int:
+    heads = shape.num_attention_heads
+    return heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads)
 
 
 def _multiplied(layers, shape) -> int:
@@ -221,48 +250,3 @@ def _multiplied(layers, shape) -> int:
         return total
     count = getattr(shape, "num_experts", None) or getattr(shape, "num_local_experts", None) or shape.n_routed_experts
     return total - experts + experts * shape.num_experts_per_tok // count
-
-
-def _saved(net, batch: int, tokens: int, precision: str) -> int:
-    """Returns the bytes that autograd saves in a forward pass through the layers, without the weights themselves."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode()
-    weights = _pretend(net, mode)
-    kept: dict[int, object] = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
-    half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
-    with mode, hooks, half:
-        ids = torch.zeros(batch, tokens, dtype=torch.long)
-        where = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if net.config.is_encoder_decoder:
-            out = net(**where, decoder_input_ids=ids, use_cache=False)
-        else:
-            out = getattr(net, net.base_model_prefix)(**where, use_cache=False)
-    del out
-    return sum(s.nbytes() for c, s in kept.items() if c not in weights)
-
-
-def _pretend(net, mode) -> set[int]:
-    """Replaces meta tensors, which autocast ignores, by fake CPU tensors. Returns the ids of the weights' storages."""
-    import torch
-
-    fake: dict[int, torch.nn.Parameter] = {}
-    turn = lambda t: mode.fake_tensor_converter.from_meta_and_device(mode, t.detach().to("meta"), torch.device("cpu"))  # noqa: E731
-    for module in net.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                if id(p) not in fake:
-                    fake[id(p)] = torch.nn.Parameter(turn(p), requires_grad=p.requires_grad)
-                module._parameters[name] = fake[id(p)]
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = turn(b)
-    return {p.untyped_storage()._cdata for p in fake.values()}

@@ -21,6 +21,11 @@ STATES = {
 }  # fmt: skip
 """train.optim → float32 numbers kept per trained weight; an unlisted optimizer counts like AdamW."""
 
+DISTILLED = 11 * 4
+"""Bytes per logit of distillation: student's and teacher's logits, their logarithms, probabilities and gradients, in float32."""
+PRETRAINED = 3 * 4
+"""Bytes per logit of pre-training: logits, their logarithms and gradients, in float32."""
+
 TILE = 32768
 """Columns of the vocabulary that TRL projects at a time (_CHUNKED_LOGPROB_CHUNK_SIZE), for at most ROWS positions."""
 ROWS = 4096
@@ -58,8 +63,8 @@ class Setting:
     """More than one micro-batch per step, so gradients already exist when the second one begins."""
     checkpointing: bool = False
     optimizer: str = "adamw_torch_fused"
-    whole_logits: bool = False
-    """Distillation: several full distributions over the vocabulary at every labelled position, instead of one tile."""
+    logit_bytes: int = 0
+    """Bytes for each labelled position and token of the vocabulary, if all logits exist at once; 0: only one tile of them does."""
     reference: int = 0
     """Bytes of a frozen copy of the base (DPO without an adapter)."""
     teacher: int = 0
@@ -160,8 +165,8 @@ def _saved(a: Anatomy, s: Setting) -> int:
 def _loss(a: Anatomy, s: Setting) -> int:
     if not a.head:
         return 0
-    if s.whole_logits:  # student's and teacher's logits, their logarithms, probabilities and gradients, in float32
-        return 11 * s.labelled * a.vocabulary * 4
+    if s.logit_bytes:
+        return s.logit_bytes * s.labelled * a.vocabulary
     tile = min(s.labelled, ROWS) * min(TILE, a.vocabulary)
     columns = min(TILE, a.vocabulary) * a.hidden
     half = s.precision != "fp32"

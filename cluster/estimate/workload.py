@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.estimate import throughput
-from cluster.estimate.anatomy import Anatomy, described, study
+from cluster.estimate.anatomy import Anatomy, Pretraining, described, study
 from cluster.estimate.lengths import Lengths, measure
-from cluster.estimate.memory import Footprint, Setting, footprint
+from cluster.estimate.memory import DISTILLED, PRETRAINED, Footprint, Setting, footprint
 from lib.config import trl_fields
 from lib.config.job import Job, Model
 from lib.distributed import strategy
@@ -60,8 +60,22 @@ class Work:
 
     @property
     def block(self) -> int:
-        """Tokens of a packed batch row, with the special tokens that pre-training adds."""
-        return self.train("max_length") + SPECIALS.get(self.train("objective"), 0)
+        """Tokens of a packed batch row, with the special tokens that pre-training adds; of an encoder's row where there is a decoder."""
+        return self._read()[0]
+
+    @property
+    def decoder(self) -> int:
+        """Tokens that a decoder reads beside a block of its encoder; 0 without one."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[int, int]:
+        tokens, objective = self.train("max_length"), self.train("objective")
+        if objective == "span_corruption":
+            from lib.methods.pretraining.span_corruption import lengths  # imports torch
+
+            keys = (self.train(k) for k in ("denoisers", "noise_density", "mean_noise_span_length"))
+            return lengths(tokens, *keys)
+        return tokens + SPECIALS.get(objective, 0), 0
 
     @property
     def tokens(self) -> int:
@@ -92,6 +106,13 @@ class Work:
             (self.train("num_train_epochs") or 3.0) * -(-math.ceil(examples) // self.job.scale.global_batch)
         )
 
+    @property
+    def labelled(self) -> int:
+        """Most positions of a sequence whose logits are computed. Pre-training computes those of all positions."""
+        if self.train("objective"):
+            return self.decoder or self.tokens
+        return min(self.lengths.labelled, self.tokens)
+
     def tokens_per_step(self) -> float:
         mean = self.tokens if self.packed else self.lengths.mean
         return self.job.scale.global_batch * self.pairs * mean
@@ -104,7 +125,11 @@ class Work:
         return study(Model(base=name), self.tokens, gpu, precision).parameters
 
     def anatomy(self, gpu: bool, precision: str) -> Anatomy:
-        return study(self.job.model, self.tokens, gpu, precision, self.job.makes, self.train("keep_layers"))
+        generator = self.train("generator_size") if self.train("objective") == "electra" else 0.0
+        pretraining = Pretraining(generator, self.decoder)
+        return study(
+            self.job.model, self.tokens, gpu, precision, self.job.makes, self.train("keep_layers"), pretraining
+        )
 
     def plain(self) -> Anatomy:
         """Returns the anatomy on a CPU, for numbers that don't depend on the device."""
@@ -112,10 +137,12 @@ class Work:
 
     def operations(self, gpu: bool, precision: str) -> float:
         """Returns the operations per token of training."""
-        share = self.lengths.labelled_mean / self.lengths.mean
+        mean, share = self.lengths.mean, self.lengths.labelled_mean / self.lengths.mean
+        if self.train("objective"):
+            mean, share = self.tokens, self.labelled / self.tokens
         a, teacher = self.anatomy(gpu, precision), self.teacher(gpu, precision)
         again = self.train("gradient_checkpointing")
-        return throughput.per_token(a, self.lengths.mean, share, again, self.forwards, teacher)
+        return throughput.per_token(a, mean, share, again, self.forwards, teacher)
 
     def footprint(self, gpu: bool, precision: str) -> Footprint:
         """Returns the memory of one worker."""
@@ -128,11 +155,11 @@ class Work:
             a,
             Setting(
                 gpu, precision, s.strategy, s.workers, s.offload, per_device * self.pairs,
-                labelled=per_device * self.pairs * min(self.lengths.labelled, self.tokens),
+                labelled=per_device * self.pairs * self.labelled,
                 accumulates=accumulation > 1,
                 checkpointing=bool(self.train("gradient_checkpointing")),
                 optimizer=self.train("optim") or "adamw_torch_fused",
-                whole_logits="hard_weight" in self.defaults,
+                logit_bytes=DISTILLED if "hard_weight" in self.defaults else PRETRAINED if self.train("objective") else 0,
                 reference=a.weight_bytes if self.reference and alone else 0,
                 teacher=self.teacher(gpu, precision) * (4 if precision == "fp32" else 2),
                 reread=sum(f.stat().st_size for f in files),

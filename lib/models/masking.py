@@ -61,14 +61,18 @@ def replace(
     return out
 
 
+def noise_and_spans(length: int, density: float, mean: float) -> tuple[int, int]:
+    """Returns (number of noise tokens, number of their spans): length · density and noise / mean, rounded."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean), 1), noise, length - noise)
+
+
 def spans(length: int, density: float, mean: float, draws: np.random.Generator) -> np.ndarray:
     """Returns which of `length` tokens are noise, (length,) bool: T5's random_spans_noise_mask (Raffel et al. 2020, section 3.1.4).
 
-    Noise and kept tokens are each cut into the same number of random non-empty parts, which alternate, beginning with a kept one:
-    round(length · density) noise tokens in round(noise / mean) spans.
+    Noise and kept tokens are each cut into the same number of random non-empty parts, which alternate, beginning with a kept one.
     """
-    noise = min(max(round(length * density), 1), length - 1)
-    number = min(max(round(noise / mean), 1), noise, length - noise)
+    noise, number = noise_and_spans(length, density, mean)
 
     def parts(total: int) -> np.ndarray:
         cuts = np.sort(draws.permutation(total - 1)[: number - 1]) + 1

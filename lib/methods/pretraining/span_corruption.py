@@ -26,6 +26,16 @@ MIXTURE = [("[R]", 0.15, 3.0), ("[R]", 0.15, 8.0), ("[S]", 0.25, None)] + [
 """UL2's denoisers (table 1): (token of the mode, density, mean length). None: the end of the text is one span, as in a prefix LM."""
 
 
+def lengths(tokens: int, denoisers: str, density: float, length: float) -> tuple[int, int]:
+    """Returns the longest (S, T) that a block of `tokens` becomes. The other arguments are the keys of the same names in `train`."""
+    ways, front = (MIXTURE, 1) if denoisers == "mixture" else ([(None, density, length)], 0)
+    found = []
+    for _, share, mean in ways:
+        noise, spans = masking.noise_and_spans(tokens, share, mean or tokens)
+        found.append((front + tokens - noise + spans + 1, noise + spans + 1))
+    return max(s for s, _ in found), max(t for _, t in found)
+
+
 class SpanCorruption(Objective):
     def __init__(self, args, tokenizer):
         super().__init__(args, tokenizer)
