@@ -56,13 +56,17 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
 
 
 def _adapter(argv: list[str], tree: dict) -> tuple[str, list[str]]:
-    """Returns (PEFT's config class, whose fields model.peft takes; a note if those in `tree` are another adapter's, which an option
-    has replaced)."""
+    """Returns (PEFT's config class, whose fields model.peft takes; a note if those in `tree` are those of an adapter that an option
+    has replaced by another one or by none)."""
     found = tree.get("model")
     model: dict = found if isinstance(found, dict) else {}
     names = model.get("adapter"), option(argv, "--model.adapter") or model.get("adapter")
     there, chosen = (ADAPTERS[n].config if isinstance(n, str) and n in ADAPTERS else LORA for n in names)
-    if there == chosen or not model.get("peft"):
+    if not model.get("peft"):
+        return chosen, []
+    if names[1] == "none" != names[0]:
+        return chosen, ["model.peft: its keys are left out, since --model.adapter is none"]
+    if there == chosen:
         return chosen, []
     return chosen, [
         f"model.peft: its keys are those of model.adapter: {names[0]}; {names[1]} starts from PEFT's defaults"

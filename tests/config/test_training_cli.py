@@ -30,7 +30,7 @@ def test_command_line_wins_over_file_which_wins_over_defaults(tmp_path):
 
 
 def test_peft_holds_the_fields_of_the_adapters_config_class(tmp_path):
-    """Those of another class in a file are left out with a note if an option replaces the adapter."""
+    """Those in a file are left out with a note if an option replaces the adapter by one of another class, or by none."""
     path = tmp_path / "c.yaml"
     path.write_text("model: {adapter: lora, peft: {r: 4}}\n")
     same = parse("--config", str(path), "--model.adapter", "dora")
@@ -38,6 +38,9 @@ def test_peft_holds_the_fields_of_the_adapters_config_class(tmp_path):
     other = parse("--config", str(path), "--model.adapter", "ia3", "--model.peft.feedforward_modules", "[down_proj]")
     assert other.job.model.peft == {"feedforward_modules": ["down_proj"]}
     assert other.notes == ["model.peft: its keys are those of model.adapter: lora; ia3 starts from PEFT's defaults"]
+    none = parse("--config", str(path), "--model.adapter", "none")
+    assert none.job.model.adapter == "none" and not none.job.model.peft
+    assert none.notes == ["model.peft: its keys are left out, since --model.adapter is none"]
     with pytest.raises(errors.UsageError, match=r"model.peft.r is not a key of this job"):
         parse("--model.adapter", "ia3", "--model.peft.r", "4")
 
