@@ -10,9 +10,9 @@
 Texts are joined and cut into blocks of train.max_length tokens. Masks are drawn anew in each epoch, from a hash of (seed, epoch, block):
 they are the same on any number of workers and after a resume.
 
-    python jobs/pretrain.py --config configs/pretrain.yaml
-    python jobs/pretrain.py --config configs/pretrain.yaml --train.objective mlm
-    python jobs/pretrain.py --config configs/pretrain.yaml --model.base runs/pretrain --model.size null      # go on with a run
+    python jobs/pretrain.py --config configs/pretrain/clm.yaml
+    python jobs/pretrain.py --config configs/pretrain/mlm.yaml
+    python jobs/pretrain.py --config configs/pretrain/clm.yaml --model.base runs/clm --model.size null --model.vocab_size null --run runs/clm-2
 """
 
 from lib.stage.driver import main
