@@ -63,6 +63,7 @@ def test_a_resumed_run_and_the_saved_model_have_the_trained_weights_to_the_bit(o
     assert all(torch.equal(w, after[name]) for name, w in loaded.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ALL)
 def test_micro_batches_change_no_loss(objective, texts, tmp_path):
     found = [
