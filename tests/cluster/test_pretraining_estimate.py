@@ -1,5 +1,6 @@
 """Estimates of pre-training: a generator, a decoder and whole logits are counted as they are in the real models."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import ElectraConfig, T5Config, T5ForConditionalGeneration
@@ -78,10 +79,7 @@ def test_the_decoder_reads_fewer_tokens(t5, tmp_path):
 
 @pytest.mark.parametrize("tokens", [2, 7, 128, 512])
 @pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.5, 64.0), (0.9, 1.5)])
-def test_a_blocks_two_lengths(tokens, density, mean):
-    """Are those that span corruption makes of it."""
-    import numpy as np
-
+def test_the_lengths_are_those_of_corrupted_blocks(tokens, density, mean):
     at_T = masking.spans(tokens, density, mean, np.random.default_rng(0))
     ids_T = np.arange(tokens)
     sentinels = list(range(1000, 1000 + tokens))
