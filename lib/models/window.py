@@ -5,10 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+AFTER_PADDING = {
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "data2vec-text", "ibert", "mpnet",
+    "longformer", "luke", "esm",
+}  # fmt: skip
+"""Architectures (model_type) whose first token takes the position after the padding token's id, as in fairseq."""
+
 
 def positions(config) -> int | None:
-    """Returns the number of positions in a transformers configuration. None: it sets no limit."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Returns how many tokens a model of this transformers configuration has positions for. None: it sets no limit."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    return most - text.pad_token_id - 1 if most and text.model_type in AFTER_PADDING else most
 
 
 def refuse(what: str, lengths: Sequence[int], most: int | None, remedy: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from lib.config.job import Model
-from lib.models import load, locate
+from lib.models import load, locate, window
 from lib.models.encode import ends
 from lib.rendering.sequences import Settings, end
 
@@ -70,5 +70,4 @@ def base(model: Model, settings: Settings) -> Base:
         tokenizer.eos_token = settings.eos_token
     path = locate.path(model.base)
     config = AutoConfig.from_pretrained(path, revision=model.revision)
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Base(tokenizer, ends(path, config, tokenizer, model.revision), window)
+    return Base(tokenizer, ends(path, config, tokenizer, model.revision), window.positions(config))

@@ -10,6 +10,7 @@ from lib.config.job import Data, Job, Model, Scale
 from lib.generation.reward_model import RewardModel
 from lib.generation.sampling import Sampling
 from lib.generation.transformers_generator import TransformersGenerator
+from lib.models import window
 from lib.stage.training_arguments import arguments
 from tests.stages import built
 
@@ -29,6 +30,25 @@ def narrow(tiny_model, tmp_path_factory) -> str:
 def plain(generator, tokens: int) -> tuple[int, ...]:
     """Returns a prompt with this many tokens."""
     return tuple(generator.encoder.bare(LONG * 20)[:tokens])
+
+
+@pytest.mark.parametrize("kind", sorted(window.AFTER_PADDING | {"bert", "electra", "distilbert"}))
+def test_an_encoder_takes_as_many_tokens_as_it_has_positions_for(kind):
+    """RoBERTa and its relatives have fewer than max_position_embeddings says."""
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model(kind, vocab_size=60, max_position_embeddings=34, pad_token_id=1, **sizes)
+    if kind == "xmod":
+        config.default_language = "en_XX"
+    model = AutoModelForMaskedLM.from_config(config)
+    most = window.positions(config)
+    assert most == (32 if kind in window.AFTER_PADDING else 34)
+    ids = torch.full((1, most + 1), 5)
+    assert model(input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1])).logits.shape[1] == most
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 @pytest.mark.parametrize("how", [{}, {"draft": "lookup"}, {"beams": 2}, {"temperature": 1.0, "seed": 3}], ids=str)
