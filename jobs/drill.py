@@ -161,7 +161,7 @@ def main() -> None:
                 sys.exit(
                     f"Even after step 1, the job ended before it could be disturbed ({kind}). Train for more steps."
                 )
-            step, wait = step - 1, 0.0
+            step, wait = step // 2, 0.0
             print(
                 f"{i + 1}/{options.kills}  the job ended before it was disturbed ({kind}); trying after step {step}",
                 flush=True,

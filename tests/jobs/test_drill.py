@@ -33,11 +33,11 @@ def test_a_job_that_ends_before_its_kill_proves_nothing(kind, tmp_path, monkeypa
         return subprocess.Popen(["true"])
 
     monkeypatch.setattr(drill, "start", ended)
-    argv = ["jobs/drill.py", "--config", "configs/sft.yaml", "--kills", "1", "--kinds", kind, "--at", "2"]
+    argv = ["jobs/drill.py", "--config", "configs/sft.yaml", "--kills", "1", "--kinds", kind, "--at", "3"]
     monkeypatch.setattr("sys.argv", [*argv, "--run", str(tmp_path / "drill")])
     with pytest.raises(SystemExit, match="Even after step 1"):
         drill.main()
-    assert [p.rpartition("/")[2] for p in started] == ["undisturbed", f"1-{kind}-2", f"1-{kind}-1"]
+    assert [p.rpartition("/")[2] for p in started] == ["undisturbed", f"1-{kind}-3", f"1-{kind}-1"]
     assert "trying after step 1" in (said := capsys.readouterr().out) and "bit-equal" not in said
 
 
