@@ -1,6 +1,7 @@
 """Compares TPE with ASHA to random search: how many tokens each trains on until it reaches the same held-out loss, and what matters.
 
-    python benchmarks/search.py [--seeds 5] [--trials 20] [--rates 1e-4 1e-1] [--random-only] [--base MODEL] [--set.KEY VALUE …]
+    python benchmarks/search.py [--seeds 5] [--trials 20] [--rates 1e-4 1e-1] [--seed 1000] [--random-only] [--base MODEL]
+        [--set.KEY VALUE …]
 
 For each seed, random search trains `trials` LoRA fine-tunings of the demo to their end. TPE with ASHA, which draws its own random first trials,
 searches until one of its reports is at least as good as the best of those. Searches are run by `python -m tune`, one after the other. The space is the
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--rates", type=float, nargs=2, default=SPACE["train.learning_rate"]["loguniform"])
+    parser.add_argument("--seed", type=int, default=1000, help="of the first random search")
     parser.add_argument("--random-only", action="store_true")
     parser.add_argument("--base")
     options, more = parser.parse_known_args()
@@ -114,7 +116,9 @@ def main() -> None:
         job = JOB | {"model.base": options.base or small(folder / "base")} | given
         print("seed  best of random  its tokens  TPE + ASHA: tokens until as good  trials  ratio")
         for seed in range(options.seeds):
-            random, reports = search(folder, f"random-{seed}", job, options.trials, search="random", seed=1000 + seed)
+            random, reports = search(
+                folder, f"random-{seed}", job, options.trials, search="random", seed=options.seed + seed
+            )
             best, total = min(t["value"] for t in random), sum(t["tokens"] for t in random)
             drawn += random
             if options.random_only:
