@@ -174,7 +174,7 @@ def main() -> None:
         same = code == 0 and outcome(run) == (sha, losses)
         bad += not same
         verdict = "bit-equal" if same else f"DIFFERS (exit code {code}, output in {run.path}.log)"
-        print(f"{i + 1}/{options.kills}  {kind} killed after step {step}: {verdict}", flush=True)
+        print(f"{i + 1}/{options.kills}  {kind}, after step {step}: {verdict}", flush=True)
     if bad:
         sys.exit(f"{bad} of {options.kills} disturbed runs did not end like the undisturbed one.")
     print(
