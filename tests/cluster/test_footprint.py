@@ -7,6 +7,7 @@ import pytest
 from cluster.estimate import anatomy, memory, throughput
 from cluster.estimate.anatomy import Anatomy
 from lib.config.job import Model
+from tests.cluster import autograd
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -20,20 +21,12 @@ def saved_for_real(net, batch: int, tokens: int, half: bool) -> int:
     """Returns the bytes that a forward pass actually keeps for the backward pass, without the weights."""
     import torch
 
-    weights, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
     ids = torch.zeros(batch, tokens, dtype=torch.long)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16, enabled=half),
-    ):
-        out = getattr(net, net.base_model_prefix)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    del out
-    return sum(s.nbytes() for at, s in kept.items() if at not in weights)
+    forward = lambda: getattr(net, net.base_model_prefix)(  # noqa: E731
+        input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return autograd.saved_bytes(forward, net.parameters())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

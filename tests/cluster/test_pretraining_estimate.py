@@ -11,6 +11,7 @@ from lib.config.job import Model
 from lib.methods.pretraining import span_corruption
 from lib.methods.pretraining.electra import Pair, generator_config
 from lib.models import masking
+from tests.cluster import autograd
 
 
 @pytest.fixture(autouse=True)
@@ -30,20 +31,6 @@ def t5() -> T5Config:
     return T5Config(vocab_size=500, num_layers=3, num_decoder_layers=2, decoder_start_token_id=0, **sizes)
 
 
-def saved_for_real(run, weights) -> int:
-    """Returns the bytes that run() keeps for the backward pass, without the weights."""
-    own, kept = {p.untyped_storage().data_ptr() for p in weights}, {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        out = run()
-    del out
-    return sum(s.nbytes() for at, s in kept.items() if at not in own)
-
-
 def test_electra_has_two_models(electra, tmp_path):
     electra.save_pretrained(tmp_path)
     a = anatomy.study(
@@ -58,7 +45,7 @@ def test_electra_has_two_models(electra, tmp_path):
     ids = torch.zeros(2, 16, dtype=torch.long)
     where = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     both = lambda: (pair.electra(**where), pair.generator.electra(**where))  # noqa: E731
-    assert a.copies + 2 * a.sequence == pytest.approx(saved_for_real(both, pair.parameters()), rel=0.01)
+    assert a.copies + 2 * a.sequence == pytest.approx(autograd.saved_bytes(both, pair.parameters()), rel=0.01)
 
 
 def test_the_decoder_reads_fewer_tokens(t5, tmp_path):
@@ -74,7 +61,7 @@ def test_the_decoder_reads_fewer_tokens(t5, tmp_path):
     ids, read = torch.zeros(2, 40, dtype=torch.long), torch.zeros(2, 10, dtype=torch.long)
     encoded = lambda: net.get_encoder()(input_ids=ids, attention_mask=torch.ones_like(ids))[0]  # noqa: E731
     run = lambda: net.get_decoder()(input_ids=read, encoder_hidden_states=encoded(), use_cache=False)  # noqa: E731
-    assert a.copies + 2 * a.sequence == pytest.approx(saved_for_real(run, net.parameters()), rel=0.02)
+    assert a.copies + 2 * a.sequence == pytest.approx(autograd.saved_bytes(run, net.parameters()), rel=0.02)
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 128, 512])

@@ -26,13 +26,17 @@ MIXTURE = [("[R]", 0.15, 3.0), ("[R]", 0.15, 8.0), ("[S]", 0.25, None)] + [
 """UL2's denoisers (table 1): (token of the mode, density, mean length). None: the end of the text is one span, as in a prefix LM."""
 
 
+def ways(denoisers: str, density: float, length: float) -> list[tuple[str | None, float, float | None]]:
+    """Returns how blocks may be masked, as in MIXTURE; the arguments are the keys of the same names in `train`."""
+    return MIXTURE if denoisers == "mixture" else [(None, density, length)]
+
+
 def lengths(tokens: int, denoisers: str, density: float, length: float) -> tuple[int, int]:
-    """Returns the longest (S, T) that a block of `tokens` becomes. The other arguments are the keys of the same names in `train`."""
-    ways, front = (MIXTURE, 1) if denoisers == "mixture" else ([(None, density, length)], 0)
+    """Returns the longest (S, T) that a block of `tokens` becomes. The other arguments are those of ways()."""
     found = []
-    for _, share, mean in ways:
+    for mode, share, mean in ways(denoisers, density, length):
         noise, spans = masking.noise_and_spans(tokens, share, mean or tokens)
-        found.append((front + tokens - noise + spans + 1, noise + spans + 1))
+        found.append((bool(mode) + tokens - noise + spans + 1, noise + spans + 1))
     return max(s for s, _ in found), max(t for _, t in found)
 
 
@@ -40,11 +44,9 @@ class SpanCorruption(Objective):
     def __init__(self, args, tokenizer):
         super().__init__(args, tokenizer)
         self.end, self.pad = self.token("eos_token"), self.token("pad_token")
-        self.ways = (
-            MIXTURE if args.denoisers == "mixture" else [(None, args.noise_density, args.mean_noise_span_length)]
-        )
+        self.ways = ways(args.denoisers, args.noise_density, args.mean_noise_span_length)
         self.modes = {mode: self.known(mode) for mode, *_ in self.ways if mode}
-        most = max(max(1, round(round(args.max_length * d) / (m or args.max_length))) for _, d, m in self.ways)
+        most = max(masking.noise_and_spans(args.max_length, d, m or args.max_length)[1] for _, d, m in self.ways)
         self.sentinels = [self.known(f"<extra_id_{n}>") for n in range(most)]
 
     def known(self, token: str) -> int:
