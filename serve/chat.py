@@ -89,7 +89,7 @@ def sides(url: str, url2: str | None, models: list[str]) -> list[Side]:
 def app(sides: list[Side]):
     """Returns the page with its routes GET /sides and POST /ask {side, model, messages, temperature, max_tokens}, which streams
     JSON lines."""
-    from starlette.responses import JSONResponse, StreamingResponse
+    from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     async def listed(request):
@@ -103,15 +103,21 @@ def app(sides: list[Side]):
             side = sides[int(question.pop("side"))]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
             return JSONResponse({"error": f"side: {e}"}, 400)
-
-        async def lines():  # Starlette closes it when the browser disconnects, which also stops the model
-            async with aclosing(answer(side, question)) as parts:
-                async for part in parts:
-                    yield json.dumps(part) + "\n"
-
-        return StreamingResponse(lines(), media_type="application/jsonl")
+        return streamed(side, question)
 
     return page.app(PAGE, [Route("/sides", listed), Route("/ask", ask, methods=["POST"])])
+
+
+def streamed(side: Side, question: dict):
+    """Returns the response that streams answer() as JSON lines."""
+    from starlette.responses import StreamingResponse
+
+    async def lines():  # Starlette closes it when the browser disconnects, which also stops the model
+        async with aclosing(answer(side, question)) as parts:
+            async for part in parts:
+                yield json.dumps(part) + "\n"
+
+    return StreamingResponse(lines(), media_type="application/jsonl")
 
 
 async def models(side: Side) -> dict:

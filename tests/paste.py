@@ -120,6 +120,10 @@ class Terminal:
         shutil.copy(self.folder / f"configs/{start}.yaml", self.folder / path)
         self.run(f"{text} --dry-run")
 
+    def searchable(self, command: Command, text: str) -> None:
+        """A search page, over fewer documents."""
+        self.page(command, text.replace("docs/*.md", "docs/serving.md"))
+
     def page(self, command: Command, text: str) -> None:
         """A page that is served until Ctrl-C, which is sent once the page answers."""
         port = free_port()
@@ -255,6 +259,7 @@ RULES = [
     (r"python jobs/(diff\.py|\w+\.py --help$)", Terminal.really),
     (r"(RAY_ADDRESS=\S+ )?python jobs/", Terminal.planned),
     (r"python -m serve\.(vote|chat) ", Terminal.page),
+    (r"python -m serve\.search ", Terminal.searchable),
     (r"python -m cluster head .* --stop$", Terminal.really),
     (r"python -m cluster head ", Terminal.head),
     (r"python -m cluster check\b", Terminal.asked),

