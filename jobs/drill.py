@@ -173,7 +173,8 @@ def main() -> None:
         code = process.wait()
         same = code == 0 and outcome(run) == (sha, losses)
         bad += not same
-        verdict = "bit-equal" if same else f"DIFFERS (exit code {code}, output in {run.path}.log)"
+        wrong = f"the run failed with exit code {code}" if code else "DIFFERS"
+        verdict = "bit-equal" if same else f"{wrong} (output in {run.path}.log)"
         print(f"{i + 1}/{options.kills}  {kind}, after step {step}: {verdict}", flush=True)
     if bad:
         sys.exit(f"{bad} of {options.kills} disturbed runs did not end like the undisturbed one.")
