@@ -36,6 +36,8 @@ class Check:
     """Rows that offer or call tools, which the chat template must be able to render."""
     wanted: int = 0
     """Training rows labelled true, for a stage that takes labelled rows."""
+    negatives: list[int] = field(default_factory=list)
+    """[fewest, most] negatives of a contrastive training row; [] for other kinds."""
     unlearnt: int = 0
     """Assistant messages of chat rows that are marked as not to be learnt (lib/data/marks.py)."""
     repeats: int = 0
@@ -96,6 +98,12 @@ class Check:
             lines.append(f"data: {self.unused:,} good rows not used (labelled false, or over a limit)")
         if self.kind == "labelled" and self.complete:
             lines.append(f"data: {self.labels()}")
+        if self.negatives and self.complete:
+            low, high = self.negatives
+            each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            lines.append(
+                f"data: {each} negatives a row" + (f", of which the first {low:,} are used" if low < high else "")
+            )
         if self.unlearnt:
             lines.append(f"data: {self.unlearnt:,} answers are marked as not to be learnt (weight 0): context only")
         if self.repeats:
@@ -124,7 +132,7 @@ class Check:
 
     def summary(self) -> dict:
         """Returns the fields that provenance.json keeps."""
-        keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted unlearnt repeats unused sha256 complete rendered"
+        keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives unlearnt repeats unused sha256 complete rendered"
         return {k: getattr(self, k) for k in keys.split()}
 
     def why_bad(self) -> str:

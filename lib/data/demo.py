@@ -1,7 +1,8 @@
 """The demo task: turn a colleague's message into one line of a strict ticket format. Rows are generated here from a fixed seed,
 and a function can check any answer.
 
-A row of kind "text", for pre-training, is a message and its bare line. One training row of kind "chat" (the answer is the bare line in
+A row of kind "text", for pre-training, is a message and its bare line. A row of kind "contrastive", for embeddings, is a message, its
+bare line, and NEAR lines with one slot wrong. One training row of kind "chat" (the answer is the bare line in
 two rows of five, otherwise the line amid pleasantries):
 
     system     Ticket: quantity x item > name @room day time
@@ -30,8 +31,10 @@ from itertools import islice
 VERSION = "2"
 """To be raised with every change to the generated rows; part of the data hash and of every score."""
 
-TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000, "text": 6000}
-HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400}
+TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000, "text": 6000, "contrastive": 6000}
+HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400, "contrastive": 400}
+NEAR = 3
+"""Wrong lines of a contrastive row."""
 
 SYSTEM = "Ticket: quantity x item > name @room day time"
 
@@ -126,6 +129,8 @@ def rows(kind: str | None, split: str) -> Iterator[dict]:
             yield {"prompt": prompt}
         elif kind == "text":
             yield {"text": f"{message}\n{order.line()}"}
+        elif kind == "contrastive":
+            yield {"anchor": message, "positive": order.line(), "negatives": near(order, rng)}
         elif kind == "chat":
             yield {"messages": [*prompt, _assistant(answer(order, terse=i % 5 < 2, rng=rng))]}
         else:
@@ -157,6 +162,14 @@ def spoil(order: Order, rng: random.Random) -> Order:
         other, _ = _order(rng, rng.choice(NAMES), rng.choice(list(ITEMS)))
         if getattr(other, slot) != getattr(order, slot):
             return replace(order, **{slot: getattr(other, slot)})
+
+
+def near(order: Order, rng: random.Random) -> list[str]:
+    """Returns NEAR different lines with one slot of the order wrong."""
+    lines: dict[str, None] = {}
+    while len(lines) < NEAR:
+        lines[spoil(order, rng).line()] = None
+    return list(lines)
 
 
 def slots(order: Order | None, reference: Order) -> float:

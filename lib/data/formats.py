@@ -7,7 +7,9 @@ by data.columns, and returns the canonical rows in it. It raises BadRow with the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from lib.data.messages import (
@@ -130,21 +132,27 @@ def pair(row: dict) -> list[dict]:
     return [{"a": _text(row, "sentence1"), "b": _text(row, "sentence2"), "score": score}]
 
 
+def contrastive(row: dict, anchor: str, positive: str, negative: str) -> list[dict]:
+    """{"anchor": "What is red?", "positive": "Red is a colour.", "negative"?: "Blue is a colour.", "negatives"?: […]}
+
+    Other names of the columns are in FORMATS. Negatives are in the column `negative`, its plural, and both with a number: negative_1 … Each
+    column may hold a list of texts; each positive makes a row.
+    """
+    named = [c for c in row if re.fullmatch(rf"{negative}s?(_?\d+)?", c) and row[c] is not None]
+    negatives = [text for column in named for text in _texts(row, column)]
+    if row.get(positive) == []:
+        raise BadRow(f"{positive} is an empty list")
+    return [{"anchor": _text(row, anchor), "positive": text, "negatives": negatives} for text in _texts(row, positive)]
+
+
 def prompt_only(row: dict) -> list[dict]:
     """{"prompt": "Why?"}, as text or as messages"""
     return [{"prompt": _prompt(row), **_tools(row)}]
 
 
 # Types of a column, by its values. A flag is true/false as JSON, CSV or pandas writes it.
-TEXT, TRANSCRIPT, TURNS, TURN, FLAG, NUMBER, LIST = (
-    "text",
-    "transcript",
-    "messages",
-    "message",
-    "flag",
-    "number",
-    "list",
-)
+TEXT, TRANSCRIPT, TURNS, TURN = "text", "transcript", "messages", "message"
+FLAG, NUMBER, LIST = "flag", "number", "list"
 ANSWER = (TEXT, TRANSCRIPT, TURNS, TURN, NUMBER, FLAG)
 PROMPT = (TEXT, TRANSCRIPT, TURNS)
 WORDS = (TEXT, TRANSCRIPT, NUMBER, FLAG)
@@ -181,6 +189,19 @@ FORMATS: dict[str, Format] = {
     "text": Format("text", plain_text, {"text": (TEXT, TRANSCRIPT)}),
     "prompt": Format("prompt", prompt_only, {"prompt": PROMPT}),
 }
+CONTRASTIVE = (
+    ("anchor", "positive", "negative"), ("query", "positive", "negative"), ("query", "passage", "negative"), ("question", "passage", "negative"),
+    ("query", "pos", "neg"), ("sent0", "sent1", "hard_neg"), ("sentence1", "sentence2", "negative"),
+)  # fmt: skip
+"""Columns of anchor, positive and negatives, as sentence-transformers', BGE's and SimCSE's data name them."""
+FORMATS |= {
+    f"{anchor}-{positive}": Format(
+        "contrastive",
+        partial(contrastive, anchor=anchor, positive=positive, negative=negative),
+        {anchor: (TEXT,), positive: (*WORDS, LIST)},
+    )
+    for anchor, positive, negative in CONTRASTIVE
+}
 
 
 def _text(row: dict, column: str) -> str:
@@ -194,6 +215,14 @@ def _text(row: dict, column: str) -> str:
     if not value.strip():
         raise BadRow(f"{column} is empty")
     return value
+
+
+def _texts(row: dict, column: str) -> list[str]:
+    """Returns the texts of a column that holds one text or a list of them."""
+    value = row.get(column)
+    if isinstance(value, list):
+        return [_text({column: one}, column) for one in value]
+    return [_text(row, column)]
 
 
 def _tools(row: dict) -> dict:

@@ -42,6 +42,7 @@ COLUMNS = {
     "preference": {"prompt": "json", "chosen": "json", "rejected": "json", "tools": "json"},
     "labelled": {"prompt": "json", "completion": "json", "label": "bool", "tools": "json"},
     "pair": {"a": "string", "b": "string", "score": "float64"},
+    "contrastive": {"anchor": "string", "positive": "string", "negatives": "json"},
 }
 
 

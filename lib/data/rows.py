@@ -1,4 +1,4 @@
-"""Canonical rows: the six kinds into which every data source is converted, and the checks that reject a row.
+"""Canonical rows: the seven kinds into which every data source is converted, and the checks that reject a row.
 
     text        {"text": str}
     chat        {"messages": [message, …], "tools"?: [tool, …], "unlearnt"?: [int, …]}
@@ -11,6 +11,7 @@
     labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
                                                        label true: a wanted answer (KTO, Ethayarajh et al. 2024)
     pair        {"a": str, "b": str, "score": float}                            sentence similarity
+    contrastive {"anchor": str, "positive": str, "negatives": [str, …]}         a query, its passage, and passages that aren't
 
 A message is {"role": "system" | "user" | "assistant" | "tool", "content": str}; an assistant's may also have
 "reasoning_content": str and "tool_calls": [{"type": "function", "function": {"name": str, "arguments": dict}}],
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NotRequired, TypedDict
 
-Kind = Literal["text", "chat", "prompt", "preference", "labelled", "pair"]
+Kind = Literal["text", "chat", "prompt", "preference", "labelled", "pair", "contrastive"]
 Message = dict[str, Any]
 
 
@@ -61,6 +62,12 @@ class Pair(TypedDict):
     score: float
 
 
+class Contrastive(TypedDict):
+    anchor: str
+    positive: str
+    negatives: list[str]
+
+
 KINDS: dict[str, type] = {
     "text": Text,
     "chat": Chat,
@@ -68,6 +75,7 @@ KINDS: dict[str, type] = {
     "preference": Preference,
     "labelled": Labelled,
     "pair": Pair,
+    "contrastive": Contrastive,
 }
 
 
@@ -158,6 +166,11 @@ def check_row(kind: str, row: dict, compared: bool = False) -> None:
             raise BadRow("one of the two texts is empty")
         if not math.isfinite(row["score"]):
             raise BadRow(f"score is {row['score']}")
+    elif kind == "contrastive":
+        if row["anchor"].strip() == row["positive"].strip():
+            raise BadRow("the anchor and its positive are the same text")
+        if row["positive"].strip() in (text.strip() for text in row["negatives"]):
+            raise BadRow("the positive is also a negative")
     else:
         raise AssertionError(kind)
 
@@ -208,12 +221,14 @@ CONVERSIONS = {
 def prompts_of(kind: str, row: dict) -> list[str]:
     """Returns the prompts that a row answers, as strings, in order. None of them may be on both sides of the split.
 
-    A conversation with three answers has three prompts, each all the messages before that answer. A text is its own prompt.
+    A conversation with three answers has three prompts, each all the messages before that answer. A text is its own prompt, and so is an anchor.
     """
     if kind == "text":
         return [row["text"]]
     if kind == "pair":
         return [f"{row['a']}\n{row['b']}"]
+    if kind == "contrastive":
+        return [row["anchor"]]
     messages = row["messages"] if kind == "chat" else row["prompt"]
     end = [] if kind == "chat" else [len(messages)]
     ends = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0] + end

@@ -98,6 +98,9 @@ def scan(
         else:
             kept["train"] += 1
             check.wanted += row.get("label") is True
+            if "negatives" in row:
+                counts = [len(row["negatives"]), *check.negatives]
+                check.negatives = [min(counts), max(counts)]
             keep(train.kind, "train", row, place)
 
     check.sha256 = content.hexdigest()

@@ -9,7 +9,7 @@ from lib.errors import nearest
 from lib.evals import registry
 from lib.evals.job import EvalJob, needs
 from lib.evals.judging import llm_judge, openai_client
-from lib.evals.measures import bertscore, denoising, generation, mt_bench, refusals
+from lib.evals.measures import bertscore, embedding, generation, mt_bench, refusals
 from lib.evals.report import gate, length, time_estimate
 from lib.evals.rows import ROWS
 from lib.evals.tasks import harness_tasks
@@ -102,17 +102,18 @@ def plan(job: EvalJob) -> Plan:
         if (other := d.sampling.other) and other not in job.runs:
             near = nearest(other, [*job.runs, "lookup"])
             problems.append(f"decoding: {d.name}: {other} is not one of runs ({', '.join(job.runs)}).{near}")
-    makes = {denoising.KINDS.get(name, "causal_lm") for name in job.tasks}
+    makes = {registry.KINDS.get(name, "causal_lm") for name in job.tasks}
     if len(makes) > 1:
-        apart = {m: [t for t in job.tasks if denoising.KINDS.get(t, "causal_lm") == m] for m in sorted(makes)}
+        apart = {m: [t for t in job.tasks if registry.KINDS.get(t, "causal_lm") == m] for m in sorted(makes)}
         needed = "; ".join(f"{', '.join(tasks)} {locate.NOUNS[m]}" for m, tasks in apart.items())
         problems.append(f"tasks: these need different kinds of model: {needed}. Evaluate them apart.")
     kind = next(iter(makes)) if len(makes) == 1 else "causal_lm"
+    also = embedding.ALSO if kind == "encoder" else ()
     vllm = kind == "causal_lm" and len(decodings) == len(job.decoding) and bool(attempt(job.vllm))
     specs = [
         replace(s, vllm=vllm)
         for name, base in job.runs.items()
-        if len(makes) < 2 and (s := attempt(model_spec.find, f"runs.{name}", name, base, job.dtype, kind))
+        if len(makes) < 2 and (s := attempt(model_spec.find, f"runs.{name}", name, base, job.dtype, kind, also))
     ]
     for s in specs:
         attempt(quantized_formats.check_engine, f"runs.{s.name}", s.base, s.vllm)
@@ -147,7 +148,7 @@ def plan(job: EvalJob) -> Plan:
 def unfiled(task_data: dict[str, str]) -> list[str]:
     """Returns a problem for each name in task_data that no file-based task has."""
     filed = [t for t in registry.TASKS if t != "demo"]
-    filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels", *denoising.KINDS]
+    filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels", *registry.KINDS]
     wrong = sorted(task_data.keys() - set(filed))
     return [f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}" for name in wrong]
 

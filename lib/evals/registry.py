@@ -9,6 +9,7 @@ from lib.evals.context import Context
 from lib.evals.measures import (
     bertscore,
     denoising,
+    embedding,
     generation,
     language_modelling,
     lm_eval_harness,
@@ -54,9 +55,14 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "mt_bench": mt_bench.measure,
     "bertscore": bertscore.measure,
     "refusal_labels": refusals.agreement,
+    "sts": embedding.sts,
+    "retrieval": embedding.retrieval,
     **denoising.MEASURES,
 }
 """Measures that need more than a model's answers: likelihoods, rewards, another run or a judge."""
+
+KINDS = {**denoising.KINDS, **embedding.KINDS}
+"""{measure: kind of model that it measures}; all other tasks and measures need a causal_lm."""
 
 
 def names() -> list[str]:

@@ -12,5 +12,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "denoising_loss": ("text",),
     "replaced_f1": ("text",),
     "next_segment": ("text",),
+    "sts": ("pair",),
+    "retrieval": ("contrastive",),
 }
 """{measure: the kinds of rows that it reads from `data`}. Tasks have their own examples."""

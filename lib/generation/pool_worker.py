@@ -80,6 +80,7 @@ class Worker:
         from transformers.utils.logging import disable_progress_bar
 
         from lib.generation.denoiser import Denoiser
+        from lib.generation.embedder import Embedder
         from lib.generation.reward_model import RewardModel
         from lib.generation.transformers_generator import TransformersGenerator
         from lib.generation.vllm_generator import VllmGenerator
@@ -90,6 +91,9 @@ class Worker:
         disable_progress_bar()
         torch.set_num_threads(self.threads)
         device = of_worker()
+        if spec.makes == "encoder":
+            dtype = getattr(torch, hardware.dtype(spec.dtype, device))
+            return Embedder(locate.path(spec.base), dtype, device)
         if spec.makes not in ("causal_lm", "reward"):
             return Denoiser(locate.path(spec.base), spec.makes, hardware.dtype(spec.dtype, device), device)
         kind = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator

@@ -49,6 +49,8 @@ CODE = (
     "models/cpu_attention",
     "generation/batching",
     "generation/denoiser",
+    "generation/embedder",
+    "models/pooling",
     "models/masking",
     "generation/kv_cache",
     "models/encode",
@@ -81,7 +83,7 @@ def _line(result) -> dict:
     if isinstance(result, list):
         return {"answers": [asdict(a) for a in result]}
     if isinstance(result, tuple):
-        return {"ratio": result}
+        return {"numbers": result}
     return {"score": asdict(result)} if isinstance(result, Score) else {"reward": result}
 
 
@@ -89,6 +91,6 @@ def _result(line: dict):
     """Inverse of _line; JSON preserves floats to the last bit."""
     if "answers" in line:
         return [Answer(**{**a, "tokens": tuple(a["tokens"])}) for a in line["answers"]]
-    if "ratio" in line:
-        return tuple(line["ratio"])
+    if "numbers" in line:
+        return tuple(line["numbers"])
     return Score(**line["score"]) if "score" in line else float(line["reward"])

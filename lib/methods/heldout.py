@@ -136,7 +136,7 @@ class Heldout:
         from accelerate.utils import gather_object
 
         nats, of = self._all([self.nats, self.of])
-        self.batches = gather_object(self.batches)
+        self.batches = getattr(self.trainer, "heldout_rows", None) or gather_object(self.batches)
         if of:
             found.metrics[f"{metric_key_prefix}_loss"] = nats / of
         return found

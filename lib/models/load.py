@@ -15,7 +15,7 @@ from lib.runtime.hardware import DTYPES
 
 AUTO = {
     "causal_lm": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM",
-    "seq2seq_lm": "AutoModelForSeq2SeqLM", "discriminator": "AutoModelForPreTraining",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM", "discriminator": "AutoModelForPreTraining", "encoder": "AutoModel",
 }  # fmt: skip
 """{kind of model: the class of transformers that loads it}"""
 

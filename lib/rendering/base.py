@@ -43,7 +43,12 @@ class Base:
 
     def unfit(self, kind: str, settings: Settings) -> str | None:
         """Returns why rows of this kind can't be rendered; None if they can."""
-        if kind == "text" and settings.objective:
+        if settings.embeds:
+            missing, why = (
+                self.tokenizer.pad_token is None,
+                "model.base: its tokenizer has no pad_token and no eos_token, one of which fills up the texts of a batch.",
+            )
+        elif kind == "text" and settings.objective:
             missing, why = (
                 end(self.tokenizer) is None,
                 "model.base: its tokenizer has no eos_token and no sep_token, one of which ends a text.",

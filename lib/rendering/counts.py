@@ -49,7 +49,7 @@ class Counts:
         if isinstance(found, Exception):
             self._count("failed", f"{place}: {type(found).__name__}: {' '.join(str(found).split())}")
             return
-        size = 2 if kind == "preference" else 1
+        size = len(found) if settings.embeds else 2 if kind == "preference" else 1
         for at in range(0, len(found), size):
             self._example(place, row, made[at : at + size], found[at : at + size], settings, base)
 
@@ -99,7 +99,9 @@ class Counts:
         over = limit is not None and max(sizes) > limit
         kept = [settings.cut(s.ids) for s in found]
         learnt = [settings.learnt(s) for s in found]
-        if settings.scores:
+        if settings.embeds:
+            dropped = False
+        elif settings.scores:
             dropped = over
         elif len(found) == 2:
             dropped = limit is not None and not settings.keep_end and min(s.start for s in found) >= limit
@@ -112,7 +114,7 @@ class Counts:
         self.learnt += sum(learnt)
         if over and settings.cuts:
             self._count("cut", place)
-        if len(kept) == 2 and kept[0] == kept[1]:
+        if len(kept) == 2 and kept[0] == kept[1] and not settings.embeds:
             self._count("alike", place)
         if settings.objective:  # blocks have all the same length, which lib/rendering/verdict.py checks
             return

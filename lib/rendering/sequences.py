@@ -28,6 +28,8 @@ class Settings:
     eos_token: str | None
     objective: str | None = None
     """Of pre-training, which joins texts and cuts them into blocks; None for other stages."""
+    embeds: bool = False
+    """Whether each text of a row is embedded, and no token is learnt."""
 
     @classmethod
     def of(cls, makes: str, train) -> Settings:
@@ -42,6 +44,7 @@ class Settings:
             learns_prompts=getattr(train, "completion_only_loss", None) is False,
             eos_token=getattr(train, "eos_token", None),
             objective=objective,
+            embeds=makes == "encoder",
         )
 
     @property
@@ -62,7 +65,7 @@ class Settings:
 
     def learnt(self, s: Sequence) -> int:
         """Returns the number of tokens that carry loss after cutting. 0 if a draw decides it later, as for masks."""
-        if self.scores or self.objective not in (None, "clm"):
+        if self.scores or self.embeds or self.objective not in (None, "clm"):
             return 0
         at, kept = 0 if self.learns_prompts else s.start, len(self.cut(s.ids))
         if self.keep_end and not self.packing:
@@ -103,6 +106,12 @@ def sequences(
     tokenizer, kind: str, rows: list[dict], settings: Settings
 ) -> Iterator[tuple[list[Parts], list[Sequence] | Exception]]:
     """Yields each row's parts and sequences, or instead of the sequences the exception that the user's chat template raised."""
+    if settings.embeds:
+        of_rows = [texts_of(row) for row in rows]
+        ids = iter(_ids(tokenizer, [text for texts in of_rows for text in texts]))
+        for texts in of_rows:
+            yield [], [Sequence(text, next(ids), [], 0) for text in texts]
+        return
     if kind == "text" and settings.objective:
         texts = [row["text"] for row in rows]
         for text, ids in zip(texts, _ids(tokenizer, texts, add_special_tokens=False), strict=True):
@@ -127,6 +136,11 @@ def sequences(
             start = 0 if settings.scores else common(asked, whole)
             found.append(Sequence(text, whole, asked, start))
         yield made, found
+
+
+def texts_of(row: dict) -> list[str]:
+    """Returns the texts of a text row or of a contrastive row."""
+    return [row["text"]] if "text" in row else [row["anchor"], row["positive"], *row["negatives"]]
 
 
 def end(tokenizer) -> int | None:

@@ -18,6 +18,10 @@ def fits(s: Sequence, settings: Settings) -> bool:
 def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Settings) -> list[tuple[str, str]]:
     """Returns lines (label, text) for the last answer of a conversation, both sides of a pair, or a text."""
     marked = f"the part between {OPEN} and {CLOSE} is learnt" if not settings.scores else "the whole row is scored"
+    if settings.embeds:
+        titles = ["text"] if kind == "text" else ["anchor", "positive", *["negative"] * (len(found) - 2)]
+        texts = [(title, _marked(tokenizer, s, settings)) for title, s in zip(titles, found, strict=True)]
+        return [("a row", f"{place}, as the model sees it; each text gets a vector"), *texts]
     if settings.objective not in (None, "clm"):
         marked = f"what is learnt is drawn in each epoch (train.objective: {settings.objective})"
     if kind == "labelled":  # an unwanted answer is made less likely

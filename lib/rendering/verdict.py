@@ -9,7 +9,7 @@ from lib.rendering.sequences import Settings
 SHARE = 0.05
 """Largest share of examples that may be dropped, cut, made alike, endless, or differ from the generation prompt; more is an error."""
 
-NOUNS = {"chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts"}
+NOUNS = {"chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts", "contrastive": "rows"}
 
 
 def verdict(counts: Counts, job: Job, settings: Settings, window: int | None) -> tuple[list[str], list[str]]:
@@ -69,7 +69,9 @@ def _findings(c: Counts, settings: Settings, window: int | None):
     if gone := c.dropped + c.cut:
         fits = f"Set train.max_length: {c.longest if window is None else min(c.longest, window)}"
         fits += (
-            ", or train.packing: true with packing_strategy: wrapped, which splits texts" if c.kind == "text" else ""
+            ", or train.packing: true with packing_strategy: wrapped, which splits texts"
+            if c.kind == "text" and not settings.embeds
+            else ""
         )
         end = "beginning" if settings.keep_end else "end"
         parts = [f"{c.dropped:,} are dropped"] * bool(c.dropped) + [f"{c.cut:,} lose their {end}"] * bool(c.cut)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from lib.config.job import Job
-from lib.evals.measures.denoising import KINDS
+from lib.evals.registry import KINDS
 from lib.run import Run
 from lib.runtime.console import show
 
@@ -25,6 +25,14 @@ def finish(run: Run, job: Job) -> bool:
             f"{losses[0]['loss']:.4f} → {losses[-1]['loss']:.4f}" if losses else "not logged (train.logging_steps)",
         ),
         *([("held-out loss", f"{held[-1]['eval_loss']:.4f}")] if held else []),
+        *[
+            (
+                f"held-out {name}",
+                " → ".join(f"{r[f'eval_{name}']:.1%}" for r in (held[:1] if len(held) > 1 else []) + held[-1:]),
+            )
+            for name in ("recall@1", "accuracy")
+            if job.makes == "encoder" and held and f"eval_{name}" in held[-1]
+        ],
         ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
         ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB, peak of one worker"),
@@ -45,6 +53,10 @@ def _next(run: Run, job: Job) -> list[str]:
         return [f"python jobs/eval.py --reward {path} --tasks preference_accuracy {_data_options(job)}"]
     if job.stage == "pretrain":
         return _after_pretraining(run, job, path, base)
+    if job.makes == "encoder":
+        pairs = job.train.get("loss") != "simcse"
+        evaluated = f"python jobs/eval.py --runs.base {base} --runs.embed {path} --tasks retrieval {_data_options(job)}"
+        return [evaluated] * pairs + [f"serve run serve.app:app run={path} task=embed"]
     task = "demo" if job.data.source == "demo" else f"perplexity {_data_options(job)}"
     commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
     if job.stage == "sft":

@@ -154,6 +154,8 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
         attempt(checked.need_heldout)
     if checked:
         attempt(checked.need_both_labels)
+    if stage.fits and checked:
+        attempt(stage.fits, job, trl_fields.filled(stage.config, job.train), checked)
     on = attempt(device.settle, job.scale) if ask else None
     problems += limits.problems(job, bool(on and on.gpu)) + (limits.heldout(job, checked) if checked else [])
     job = replace(

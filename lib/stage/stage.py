@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from lib.config.job import Job
-    from lib.data import Loaded
+    from lib.data import Check, Loaded
     from lib.run import Run
 
 Makes = Literal["causal_lm", "seq2seq_lm", "masked_lm", "encoder", "discriminator", "reward", "adapter"]
@@ -44,6 +44,8 @@ class Stage:
     """{key of `train` that names another model: the kind required of it}, such as {"teacher": "causal_lm"}."""
     check: Callable[[Job, Any], None] | None = None
     """check(job, args) raises ValueError, naming the key, if settings conflict. args: an object with the fields of `config`."""
+    fits: Callable[[Job, Any, Check], None] | None = None
+    """fits(job, args, checked) raises ValueError, naming the key, if the rows that were checked don't suit the settings."""
     after: Callable[[Run, Job], bool] | None = None
     """after(run, job) works on the trained model with held-out rows, each time the command is run. Returns whether the result passes
     the stage's gate; if not, the job exits with 1."""

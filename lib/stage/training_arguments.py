@@ -35,20 +35,21 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str) -> tup
     init = load.init_kwargs(job.model, precision, gpu) | (user.pop("model_init_kwargs", None) or {})
     strategy.allow_on_cpu(job.scale)
     module, name = config_class.split(":")
+    kind = getattr(importlib.import_module(module), name)
+    whole = getattr(kind, "whole_steps", False)  # the loss computes a step's rows in micro-batches itself
     derived = {
         "output_dir": output_dir,
-        "per_device_train_batch_size": per_device,
+        "per_device_train_batch_size": per_device * accumulation if whole else per_device,
         "per_device_eval_batch_size": job.scale.micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": 1 if whole else accumulation,
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not gpu and not job.scale.strategy.startswith("zero"),
         "model_init_kwargs": init,
         **strategy.arguments(job.scale, gpu),
     }
-    args = getattr(importlib.import_module(module), name)(
-        **{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived}
-    )
+    args = kind(**{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived})
+    args.mini_batch_size = per_device
     # lib/runtime/checkpoint.py deletes old checkpoints instead, because it knows which ones are complete.
     args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
     return args, precision

@@ -7,10 +7,12 @@ import pytest
 
 from lib.data import demo
 
-KINDS = ("chat", "preference", "prompt")
+KINDS = ("chat", "preference", "prompt", "contrastive")
 
 
 def messages_of(row: dict) -> list[dict]:
+    if "anchor" in row:
+        return [{"role": "user", "content": row["anchor"]}]
     return row["prompt"] if "prompt" in row else row["messages"][:-1]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.data.formats import FORMATS
+from lib.data.formats import CONTRASTIVE, FORMATS
 from lib.data.recognise import recognise
 from lib.data.rows import CONVERSIONS, KINDS, BadRow, check_row
 
@@ -171,6 +171,21 @@ CASES = [
         {"sentence1": "A fig.", "sentence2": "One fig.", "score": "4.5"},
         [{"a": "A fig.", "b": "One fig.", "score": 4.5}],
     ),
+    (
+        "anchor-positive",
+        {"anchor": "A fruit?", "positive": "Fig.", "negative": "Brick.", "negatives": ["Oak."], "negative_2": None},
+        [{"anchor": "A fruit?", "positive": "Fig.", "negatives": ["Brick.", "Oak."]}],
+    ),
+    (
+        "query-pos",
+        {"query": "A fruit?", "pos": ["Fig.", "Plum."], "neg": ["Brick."]},
+        [{"anchor": "A fruit?", "positive": text, "negatives": ["Brick."]} for text in ("Fig.", "Plum.")],
+    ),
+    *[
+        (f"{one}-{two}", {one: "A fruit?", two: "Fig."}, [{"anchor": "A fruit?", "positive": "Fig.", "negatives": []}])
+        for one, two, _ in CONTRASTIVE
+        if two != "pos" and one != "anchor"
+    ],
     ("prompt", {"prompt": "Name a fruit."}, [{"prompt": [U]}]),
     ("prompt", {"prompt": [S, U]}, [{"prompt": [S, U]}]),
 ]
@@ -213,6 +228,8 @@ def test_every_format_has_a_case():
         ("hh-rlhf", {"chosen": 3, "rejected": "Brick."}, "chosen is a number, not a transcript"),
         ("labelled", {"prompt": "Hi", "completion": "x", "label": "maybe"}, "label is 'maybe', not true or false"),
         ("pair", {"sentence1": "a", "sentence2": "b", "score": "high"}, "score is 'high', not a number"),
+        ("query-pos", {"query": "q", "pos": []}, "pos is an empty list"),
+        ("query-pos", {"query": "q", "pos": ["a", 3.5, None]}, "pos is null, not text"),
     ],
 )
 def test_bad_rows_say_why(name, row, why):

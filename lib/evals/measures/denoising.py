@@ -26,7 +26,7 @@ KINDS = {
     "replaced_f1": "discriminator",
     "next_segment": "masked_lm",
 }
-"""{measure: kind of model that it measures}; all other tasks and measures need a causal_lm."""
+"""{measure: kind of model that it measures}"""
 
 
 def measure(name: str, context: Context) -> list[Scores]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,22 @@ def sign_flips(a: tuple[Sequence, Sequence], b: tuple[Sequence, Sequence], seed:
 
 ELO = 400 / 2.302585092994046
 """Rating points per unit of log odds: 400 points are odds of 10 to 1 (Elo 1978)."""
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Returns Spearman's rank correlation with the interval of Bonett and Wright (2000, Psychometrika 65): Fisher's z has the variance
+    (1 + ρ²/2) / (n − 3). Raises ValueError if all numbers of a side are equal."""
+    from scipy import stats
+
+    _alike(a, b)
+    n = _some(a)
+    if min(len(set(a)), len(set(b))) < 2:
+        raise ValueError("a rank correlation needs numbers that differ")
+    rho = float(stats.spearmanr(a, b).statistic)
+    if n < 4 or abs(rho) == 1:
+        return Estimate(rho, None, None, n, "no interval: too few examples" if n < 4 else "no interval: all in order")
+    z, far = math.atanh(rho), stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return Estimate(rho, math.tanh(z - far), math.tanh(z + far), n, "Bonett and Wright")
 
 
 def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimate:
