@@ -15,9 +15,16 @@ def build(job, args, inputs):
 
     from lib import data
     from lib.models import load
+    from lib.rendering.labels import labelled
+    from lib.rendering.sequences import Settings
 
-    train, heldout = data.per_answer(inputs.train), data.per_answer(inputs.heldout)
-    return SFTTrainer(args=args, train_dataset=train, eval_dataset=heldout, **load.for_trainer(job.model, args))
+    shared, train, heldout = load.for_trainer(job.model, args), inputs.train, inputs.heldout
+    if job.data.reasoning == "mask":
+        settings = Settings.of("causal_lm", args, job.data.reasoning)
+        train, heldout = (labelled(rows, shared["processing_class"], settings) for rows in (train, heldout))
+    else:
+        train, heldout = data.per_answer(train), data.per_answer(heldout)
+    return SFTTrainer(args=args, train_dataset=train, eval_dataset=heldout, **shared)
 
 
 STAGE = Stage(name="sft", config="trl.trainer.sft_config:SFTConfig", rows=("chat", "text"), build=build)

@@ -54,7 +54,7 @@ class Data:
     """data: training rows and held-out rows"""
 
     source: str = "demo"
-    """demo (generated on the fly), a .json/.jsonl/.csv/.tsv/.parquet/.txt file (.gz too), a folder or glob of them, an s3:// address, or
+    """demo or demo_steps (generated on the fly), a .json/.jsonl/.csv/.tsv/.parquet/.txt file (.gz too), a folder or glob of them, an s3:// address, or
     the name of a hub dataset."""
     name: str | None = None
     """Configuration name of a hub dataset. None: its default configuration."""
@@ -77,6 +77,10 @@ class Data:
     its trials on the first half and reports on the second."""
     heldout_limit: int | None = None
     """Maximum number of rows on which the held-out loss is measured, taken in order; the others stay unused. None: all."""
+    reasoning: Literal["learn", "mask", "remove"] | None = None
+    """Reasoning in answers: a column or key reasoning_content (also reasoning, rationale, thought, thinking), text in <think>, or GSM8K's
+    before ####. learn: written into the answer between <think> and </think>, and learnt. mask: the same, without loss on it (only
+    jobs/sft.py). remove: left out. None: as the chat template writes it."""
     bad_rows: Literal["error", "skip"] = "error"
     """Rows that can't be read. error: stop the job and print their line numbers. skip: leave them out and report how many."""
     incomplete: Literal["error", "accept"] = "error"

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+HOW = {
+    None: "which the chat template writes or drops (data.reasoning chooses)",
+    "learn": "which is written into them and learnt (data.reasoning: learn)",
+    "mask": "which is written into them and not learnt (data.reasoning: mask)",
+    "remove": "which is removed (data.reasoning: remove)",
+}
+
 
 @dataclass
 class Check:
@@ -40,6 +47,10 @@ class Check:
     """[fewest, most] negatives of a contrastive training row; [] for other kinds."""
     unlearnt: int = 0
     """Assistant messages of chat rows that are marked as not to be learnt (lib/data/marks.py)."""
+    reasoning: int = 0
+    """Answers with reasoning (lib/data/reasoning.py), as far as the rows don't leave it in the text of an answer."""
+    how: str | None = None
+    """data.reasoning."""
     repeats: int = 0
     """Rows whose text answers began with their prompt, which was removed (lib/data/repeats.py)."""
     unused: int = 0
@@ -106,6 +117,8 @@ class Check:
             )
         if self.unlearnt:
             lines.append(f"data: {self.unlearnt:,} answers are marked as not to be learnt (weight 0): context only")
+        if self.reasoning:
+            lines.append(f"data: {self.reasoning:,} answers have reasoning, {HOW[self.how]}")
         if self.repeats:
             lines.append(f"data: {self.repeats:,} rows repeat their prompt in the answer; it is taken off")
         if self.tool_rows:
@@ -132,7 +145,7 @@ class Check:
 
     def summary(self) -> dict:
         """Returns the fields that provenance.json keeps."""
-        keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives unlearnt repeats unused sha256 complete rendered"
+        keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives unlearnt reasoning repeats unused sha256 complete rendered"
         return {k: getattr(self, k) for k in keys.split()}
 
     def why_bad(self) -> str:

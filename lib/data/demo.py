@@ -36,6 +36,9 @@ HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400, "con
 NEAR = 3
 """Wrong lines of a contrastive row."""
 
+HELDOUT = "name and item together"
+"""What no training row shares with a held-out one."""
+
 SYSTEM = "Ticket: quantity x item > name @room day time"
 
 NAMES = (

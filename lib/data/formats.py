@@ -23,6 +23,7 @@ from lib.data.messages import (
     user,
     with_system,
 )
+from lib.data.reasoning import COLUMNS
 from lib.data.rows import BadRow, Kind, Message, missing_as_null
 
 
@@ -47,7 +48,7 @@ def alpaca(row: dict) -> list[dict]:
 
     input follows instruction on a new line, as in LLaMA-Factory.
     """
-    return [{"messages": [*_alpaca_prompt(row), assistant(_text(row, "output"))]}]
+    return [{"messages": [*_alpaca_prompt(row), _reasoned(assistant(_text(row, "output")), row)]}]
 
 
 def alpaca_preference(row: dict) -> list[dict]:
@@ -74,12 +75,15 @@ def self_instruct(row: dict) -> list[dict]:
 def prompt_completion(row: dict) -> list[dict]:
     """{"prompt": "Why?", "completion": "Because."}, each as text or as messages; completion may repeat the prompt"""
     prompt = _prompt(row)
-    return [{"messages": prompt + _answer(prompt, row, "completion"), **_tools(row)}]
+    answer = _answer(prompt, row, "completion")
+    if isinstance(row.get("completion"), str) and len(answer) == 1:
+        answer = [_reasoned(answer[0], row)]
+    return [{"messages": prompt + answer, **_tools(row)}]
 
 
 def question_answer(row: dict) -> list[dict]:
-    """{"question": "2 + 2?", "answer": "4"}"""
-    return [{"messages": [user(_text(row, "question")), assistant(_text(row, "answer"))]}]
+    """{"question": "2 + 2?", "answer": "4", "rationale"?: "…"}; alpaca and prompt-completion may have such a column too"""
+    return [{"messages": [user(_text(row, "question")), _reasoned(assistant(_text(row, "answer")), row)]}]
 
 
 def preference(row: dict) -> list[dict]:
@@ -223,6 +227,12 @@ def _texts(row: dict, column: str) -> list[str]:
     if isinstance(value, list):
         return [_text({column: one}, column) for one in value]
     return [_text(row, column)]
+
+
+def _reasoned(message: Message, row: dict) -> Message:
+    """Returns an answer with the reasoning of a column beside it."""
+    found = next((v for c in COLUMNS if isinstance(v := row.get(c), str) and v.strip()), None)
+    return message | {"reasoning_content": found} if found else message
 
 
 def _tools(row: dict) -> dict:

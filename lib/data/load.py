@@ -59,7 +59,7 @@ def absolute(data: Data) -> Data:
     """Returns `data` with existing local paths made absolute, so that workers find them from any working directory."""
 
     def one(address: str) -> str:
-        there = address != "demo" and "://" not in address and os.path.exists(os.path.expanduser(address))
+        there = address not in sources.DEMOS and "://" not in address and os.path.exists(os.path.expanduser(address))
         return os.path.abspath(os.path.expanduser(address)) if there else address
 
     return replace(data, source=one(data.source), heldout=data.heldout and one(data.heldout))
@@ -118,7 +118,8 @@ def load(data: Data, want: tuple[str, ...], training: bool = True) -> Loaded:
     result.leak_examples = [(place, held, prompt) for place, held, prompt in result.leak_examples]
     assert result.kind is not None, "known once rows have been read"
     train, heldout = (datasets.Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "heldout"))
-    for column, used in (("tools", result.offers_tools), ("unlearnt", result.unlearnt)):
+    contexts = result.unlearnt or result.how in ("learn", "mask")  # answers that lib/data/reasoning.py makes context
+    for column, used in (("tools", result.offers_tools), ("unlearnt", contexts)):
         if column in train.column_names and not used:
             train, heldout = train.remove_columns(column), heldout.remove_columns(column)
     return Loaded(train, heldout if len(heldout) else None, result.kind, result)
@@ -171,12 +172,12 @@ def _build(folder: Path, data: Data, found: sources.Found, want: tuple[str, ...]
 
 
 def _find(data: Data) -> sources.Found:
-    if data.heldout is not None and data.heldout == data.source != "demo":
+    if data.heldout is not None and data.heldout == data.source and data.source not in sources.DEMOS:
         raise ValueError(
             "data.heldout is the same as data.source; name other rows, or leave it out to hold out a share of data.source."
         )
-    if data.source == "demo" and data.heldout is None:
-        data = replace(data, heldout="demo")  # the demo's own held-out rows, which never equal a training row
+    if data.source in sources.DEMOS and data.heldout is None:
+        data = replace(data, heldout=data.source)  # the demo's own held-out rows, which never equal a training row
     found = sources.find(data), sources.find(data, data.heldout) if data.heldout else None
     for key in ("name", "revision", "split"):
         if found[0].kind != "hub" and getattr(data, key) != getattr(Data(), key):

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from itertools import chain, islice
 
 from lib.config.job import Data
+from lib.data import reasoning
 from lib.data.check import Check
 from lib.data.formats import FORMATS
 from lib.data.marks import MESSAGES, settle
@@ -19,7 +20,7 @@ from lib.data.read import Rows
 from lib.data.recognise import recognise
 from lib.data.repeats import without_prompt
 from lib.data.rows import COMPARED, CONVERSIONS, BadRow, check_row, prompts_of
-from lib.data.sources import Found, Source, rows
+from lib.data.sources import DEMOS, Found, Source, rows
 from lib.data.split import LEAK_WORDS, digest, half, is_heldout, normalise
 
 SAMPLE = 100  # rows from which the format is recognised
@@ -54,7 +55,9 @@ def scan(
     source, held_source = found
     compared, want = COMPARED in want, tuple("preference" if kind == COMPARED else kind for kind in want)
     train = _open(source, data, want, first)
-    check = Check(data.source, train.format, train.kind, conversion=train.conversion, also=train.also)
+    check = Check(
+        data.source, train.format, train.kind, conversion=train.conversion, also=train.also, how=data.reasoning
+    )
     check.ignored = source.ignored + (held_source.ignored if held_source else [])
     content = hashlib.sha256()
     held: dict[bytes, str] = {}
@@ -71,7 +74,7 @@ def scan(
     if held_source:
         heldout = _open(held_source, data, (train.kind,), first)
         check.heldout, check.heldout_format = held_source.described(), heldout.format
-        for place, row in _good_rows(heldout, check, content.update, compared):
+        for place, row in _good_rows(heldout, check, content.update, compared, data.reasoning):
             *_, last = prompts_of(train.kind, row)
             if train.kind != "text" or len(normalise(last).split()) >= LEAK_WORDS:
                 held.setdefault(digest(last), place)
@@ -83,7 +86,7 @@ def scan(
 
     if data.heldout_half != "both":
         check.heldout += f", the {data.heldout_half} half"
-    for place, row in _good_rows(train, check, content.update, compared):
+    for place, row in _good_rows(train, check, content.update, compared, data.reasoning):
         asked = prompts_of(train.kind, row)
         if not held_source and is_heldout(digest(asked[0]), data.heldout_fraction):
             hold(row, place)
@@ -116,18 +119,17 @@ def scan(
 def _open(source: Source, data: Data, want: tuple[str, ...], first: int | None) -> _Reading:
     """Recognises the format from the first rows. Raises ValueError if that fails, or if the stage can't use the format."""
     if source.kind == "demo":
-        from lib.data import demo
-
+        made = DEMOS[source.address].TRAIN_ROWS
         asked = [k for k in want if k == data.format]  # text: its plain texts, though chat is preferred
-        kind = next((k for k in (*asked, *want) if k in demo.TRAIN_ROWS), None) or next(
-            k for k in (*demo.TRAIN_ROWS, None) if k is None or any((k, w) in CONVERSIONS for w in want)
+        kind = next((k for k in (*asked, *want) if k in made), None) or next(
+            k for k in (*made, None) if k is None or any((k, w) in CONVERSIONS for w in want)
         )
         if kind is None:
             raise ValueError(
-                f"{source.key}: demo has {', '.join(demo.TRAIN_ROWS)} rows, but this stage wants {' or '.join(want)}. "
+                f"{source.key}: {source.address} has {', '.join(made)} rows, but this stage wants {' or '.join(want)}. "
                 "Give it a file, a folder or a hub name."
             )
-        return _reading(source, "demo", kind, want, [], lambda row: [row], {}, rows(source, data, kind))
+        return _reading(source, source.address, kind, want, [], lambda row: [row], {}, rows(source, data, kind))
     stream = rows(source, data)
     if first is not None:
         stream = islice(stream, first)
@@ -169,7 +171,7 @@ def _reading(
 
 
 def _good_rows(
-    reading: _Reading, check: Check, add_to_hash: Callable[[bytes], None], compared: bool
+    reading: _Reading, check: Check, add_to_hash: Callable[[bytes], None], compared: bool, how: str | None
 ) -> Iterator[tuple[str, dict]]:
     """Yields (place, canonical row). Bad rows are recorded in `check`; every row goes into the hash."""
     for place, raw in reading.rows:
@@ -185,6 +187,8 @@ def _good_rows(
             shorter = without_prompt(reading.format, renamed)
             converted = reading.convert(shorter or renamed)
             unlearnt = sum([settle(reading.kind, row) for row in converted])
+            settled = [reasoning.settle(reading.kind, row, how) for row in converted]
+            converted = [row for rows, _ in settled for row in rows]
             for row in converted:
                 check_row(reading.kind, row, compared)
         except BadRow as why:
@@ -196,6 +200,7 @@ def _good_rows(
             continue
         check.unused += not converted
         check.unlearnt += unlearnt
+        check.reasoning += sum(number for _, number in settled)
         check.repeats += shorter is not None
         for row in converted:
             check.offers_tools = check.offers_tools or "tools" in row
@@ -234,6 +239,11 @@ def _refuse(data: Data, check: Check, training: bool) -> None:
         raise ValueError(
             f"data.source: {check.bad_rows:,}{of} rows can't be used ({check.why_bad()}):\n{places}\n"
             "Correct them, or set data.bad_rows: skip to leave them out."
+        )
+    if training and check.complete and check.rows and data.reasoning in ("learn", "mask") and not check.reasoning:
+        raise ValueError(
+            f"data.reasoning: {data.reasoning}, and no answer in {check.source} has reasoning (a column {' or '.join(reasoning.COLUMNS)}, "
+            "or text between <think> and </think>, or before ####). Leave it out, or rename a column with data.columns."
         )
     if check.leaks and data.leaks == "error":
         examples = "\n".join(f"  {train} = {held}: {prompt}" for train, held, prompt in check.leak_examples[:3])

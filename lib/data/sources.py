@@ -18,11 +18,14 @@ from urllib.request import getproxies
 from huggingface_hub import constants
 
 from lib.config.job import Data
-from lib.data import read
+from lib.data import demo, demo_steps, read
 from lib.data.rows import BadRow, missing_as_null
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+DEMOS = {"demo": demo, "demo_steps": demo_steps}
+"""{data.source: the module that generates its rows}"""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Split names in file names, as the hub recognises them.
@@ -66,7 +69,7 @@ def find(data: Data, heldout: str | None = None) -> Source:
     Raises ValueError if it doesn't exist or can't be read.
     """
     key, address = ("data.heldout", heldout) if heldout else ("data.source", data.source)
-    if address == "demo":
+    if address in DEMOS:
         return Source(key, address, "demo", split="heldout" if heldout else "train")
     import fsspec
 
@@ -122,8 +125,8 @@ def _is_hub(address: str) -> bool:
     """Whether `address` isn't on this machine and looks like org/name rather than a path or a file."""
     if not _HUB_NAME.fullmatch(address) or _exists(address) or read.ending(address) in read.READERS:
         return False
-    if "/" not in address and get_close_matches(address, ["demo"], 1, 0.7):
-        raise ValueError(f"data.source: {address!r} is no file or folder; nearest: demo.")
+    if "/" not in address and (near := get_close_matches(address, DEMOS, 1, 0.7)):
+        raise ValueError(f"data.source: {address!r} is no file or folder; nearest: {near[0]}.")
     return not address.startswith(".") and not ("/" in address and os.path.isdir(address.split("/")[0]))
 
 
@@ -187,9 +190,8 @@ def _refuse_mixed_parts(key: str, address: str, files: list[str]) -> None:
 def rows(source: Source, data: Data, kind: str | None = None) -> Iterator[tuple[str, dict | BadRow]]:
     """Returns an iterator of (place, raw row), in order. `kind` is the kind of demo rows."""
     if source.kind == "demo":
-        from lib.data import demo
-
-        return ((f"demo {source.split}[{n}]", row) for n, row in enumerate(demo.rows(kind, source.split)))
+        made = DEMOS[source.address].rows(kind, source.split)
+        return ((f"{source.address} {source.split}[{n}]", row) for n, row in enumerate(made))
     if source.kind == "hub":
         dataset = load_hub(source, data)
         label = f"{source.address} {source.split}"

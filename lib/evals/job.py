@@ -10,6 +10,7 @@ from lib.config.job import Data, Job
 from lib.evals.judging.openai_client import Judge
 from lib.evals.report import length
 from lib.evals.report.gate import Rule
+from lib.evals.rows import ROWS
 from lib.evals.tasks.harness_tasks import LmEval
 from lib.generation import decoding, vllm_generator
 from lib.generation.decoding import Decoding
@@ -33,9 +34,9 @@ class EvalJob:
     reference: str | None = None
     """Name, in runs, of the run that win_rate and kl compare later runs with. None: the second to last."""
     tasks: list[str] = field(default_factory=lambda: ["demo"])
-    """Tasks to run: demo, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest, perplexity, preference_accuracy,
-    win_rate, arena, kl, mt_bench, bertscore, refusal_labels, pseudo_perplexity, denoising_loss, replaced_f1, next_segment, sts, retrieval
-    (lib/evals/registry.py), or one of lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    """Tasks to run: demo, demo_steps, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest, perplexity,
+    preference_accuracy, win_rate, arena, kl, mt_bench, bertscore, refusal_labels, pseudo_perplexity, denoising_loss, replaced_f1,
+    next_segment, sts, retrieval, linear_probe (lib/evals/registry.py), or one of lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Location of a task's examples, as {task: file, folder, s3:// or hub name}; all rows are used. Default: the dataset on the
     hub, and `data` for perplexity and preference_accuracy."""
@@ -147,6 +148,11 @@ def _not_for_vllm(base: str) -> bool:
 def needs(job: EvalJob) -> list[str]:
     """Returns the problems that can be found from the settings alone."""
     out = []
+    scored = [t for t in job.tasks if t in ROWS]
+    if scored and job.data.reasoning == "mask":
+        out.append(
+            f"data.reasoning: mask leaves reasoning out of training; {', '.join(scored)} would score it. Use learn."
+        )
     texts = [t for t in job.tasks if t not in ("preference_accuracy", "refusal_labels")]
     if texts and not job.runs:
         out.append(f"runs: {', '.join(texts)} needs at least one, such as runs.sft: runs/sft.")

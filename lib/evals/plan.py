@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from lib.config import ranges
+from lib.data.sources import DEMOS
 from lib.errors import nearest
 from lib.evals import registry
 from lib.evals.job import EvalJob, needs
@@ -147,7 +148,7 @@ def plan(job: EvalJob) -> Plan:
 
 def unfiled(task_data: dict[str, str]) -> list[str]:
     """Returns a problem for each name in task_data that no file-based task has."""
-    filed = [t for t in registry.TASKS if t != "demo"]
+    filed = [t for t in registry.TASKS if t not in DEMOS]
     filed += ["perplexity", "preference_accuracy", "mt_bench", "bertscore", "refusal_labels", *registry.KINDS]
     wrong = sorted(task_data.keys() - set(filed))
     return [f"task_data.{name}: no task of that name takes a file.{nearest(name, filed)}" for name in wrong]

@@ -20,6 +20,7 @@ from lib.evals.measures import (
 from lib.evals.task import Example, Scores, Task
 from lib.evals.tasks import demo, harness_tasks
 from lib.evals.tasks.code import HumanEval, Mbpp
+from lib.evals.tasks.demo_steps import DemoSteps
 from lib.evals.tasks.gsm8k import Gsm8k
 from lib.evals.tasks.harness_tasks import LmEval
 from lib.evals.tasks.ifeval import IfEval
@@ -29,6 +30,7 @@ from lib.evals.tasks.xstest import XsTest
 
 TASKS: dict[str, Callable[[str | None], Task]] = {
     "demo": lambda address: demo.DemoTask(),
+    "demo_steps": lambda address: DemoSteps(),
     "gsm8k": Gsm8k,
     "gsm8k_direct": partial(Gsm8k, direct=True),
     "humaneval": HumanEval,

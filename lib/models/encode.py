@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from lib.models.chat_template import template_sha256
 
@@ -96,6 +97,6 @@ def ends(model_dir: str, config, tokenizer, revision: str | None = None) -> set[
     return {i for i in [*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id] if i is not None}
 
 
-def common(a: list[int], b: list[int]) -> int:
+def common(a: Sequence, b: Sequence) -> int:
     """Returns the length of the common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

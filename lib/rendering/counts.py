@@ -84,7 +84,8 @@ class Counts:
             self.first.setdefault(what, place)
         if settings.scores:
             return
-        if rest := next((s.asked[s.start :] for s in found if s.start < len(s.asked)), None):
+        begins = [s.start if s.answers is None else s.answers for s in found]
+        if rest := next((s.asked[at:] for s, at in zip(found, begins, strict=True) if at < len(s.asked)), None):
             self._count("parted", f"{place}: {base.tokenizer.decode(rest)!r}")
         end = base.turn_end(found[0].ids[found[0].start :])
         if end is None:

@@ -97,7 +97,7 @@ def look(
     if not sample.rows:
         return None, [], []
     defaults = {key: f.default for key, f in trl_fields.read(config).items()}
-    settings = Settings.of(job.makes, SimpleNamespace(**defaults | job.train))
+    settings = Settings.of(job.makes, SimpleNamespace(**defaults | job.train), job.data.reasoning)
     try:
         reply = _rendered(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lib.data import reasoning
 from lib.data.marks import learnt
 from lib.data.rows import Message
 from lib.models.encode import common
@@ -30,10 +31,13 @@ class Settings:
     """Of pre-training, which joins texts and cuts them into blocks; None for other stages."""
     embeds: bool = False
     """Whether each text of a row is embedded, and no token is learnt."""
+    masks_reasoning: bool = False
+    """Whether reasoning in an answer carries no loss (data.reasoning: mask)."""
 
     @classmethod
-    def of(cls, makes: str, train) -> Settings:
-        """makes: the stage's kind of model; train: an object with the fields of the stage's TRL config class."""
+    def of(cls, makes: str, train, reasoning: str | None = None) -> Settings:
+        """makes: the stage's kind of model; train: an object with the fields of the stage's TRL config class; reasoning: the key of
+        data."""
         objective = getattr(train, "objective", None)
         packing = "wrapped" if objective else train.packing_strategy if getattr(train, "packing", False) else None
         return cls(
@@ -45,6 +49,7 @@ class Settings:
             eos_token=getattr(train, "eos_token", None),
             objective=objective,
             embeds=makes == "encoder",
+            masks_reasoning=reasoning == "mask",
         )
 
     @property
@@ -99,7 +104,10 @@ class Sequence:
     asked: list[int]
     """The tokens that the model reads before it writes the answer: the prompt with the generation prompt. Empty for texts."""
     start: int
-    """Index of the first token of ids that is learnt, or scored as part of the answer: where ids and asked first differ."""
+    """Index of the first token of ids that is learnt, or scored as part of the answer: where ids and asked first differ, or after
+    masked reasoning."""
+    answers: int | None = None
+    """Index of the first token of the answer, if it isn't `start`."""
 
 
 def sequences(
@@ -124,17 +132,19 @@ def sequences(
             yield [], [Sequence(text, ids, [], 0)]
         return
     rendered = [_rendered(tokenizer, kind, row, settings) for row in rows]
-    good = [pair for _, pairs in rendered if not isinstance(pairs, Exception) for pair in pairs]
-    ids = iter(_ids(tokenizer, [text for pair in good for text in pair], add_special_tokens=False))
-    for made, pairs in rendered:
-        if isinstance(pairs, Exception):
-            yield made, pairs
+    good = [triple for _, triples in rendered if not isinstance(triples, Exception) for triple in triples]
+    ids = iter(_ids(tokenizer, [text for triple in good for text in triple], add_special_tokens=False))
+    for made, triples in rendered:
+        if isinstance(triples, Exception):
+            yield made, triples
             continue
         found = []
-        for _, text in pairs:
-            asked, whole = next(ids), next(ids)
+        for _, text, masked in triples:
+            asked, whole, before = next(ids), next(ids), next(ids)
             start = 0 if settings.scores else common(asked, whole)
-            found.append(Sequence(text, whole, asked, start))
+            # A token is masked if it lies wholly in the reasoning or in the line breaks after it.
+            after = max(start, common(before, whole)) if masked else start
+            found.append(Sequence(text, whole, asked, after, start if masked else None))
         yield made, found
 
 
@@ -149,15 +159,26 @@ def end(tokenizer) -> int | None:
 
 
 def _rendered(tokenizer, kind: str, row: dict, settings: Settings):
-    """Returns (parts, [(prompt, whole text) of each]), or the exception that the template raised instead of the texts."""
+    """Returns (parts, [(prompt, whole text, the whole text up to the end of masked reasoning or "") of each]), or the exception that
+    the template raised instead of the texts."""
     made, tools, texts = parts(kind, row), row.get("tools") or None, []
     for p in made:
         try:
             asked = "" if settings.scores else _render(tokenizer, p.prompt, tools, True)
-            texts.append((asked, _render(tokenizer, p.prompt + p.answer, tools, False)))
+            whole = _render(tokenizer, p.prompt + p.answer, tools, False)
+            texts.append((asked, whole, _reasoning(asked, whole) if settings.masks_reasoning else ""))
         except Exception as e:
             return made, e
     return made, texts
+
+
+def _reasoning(asked: str, whole: str) -> str:
+    """Returns the start of a rendered conversation up to the end of the reasoning in its last answer; "" if that has none."""
+    at = whole.rfind(reasoning.CLOSE)
+    if at < common(asked, whole):
+        return ""
+    end = at + len(reasoning.CLOSE)
+    return whole[: end + len(whole[end:]) - len(whole[end:].lstrip("\n"))]
 
 
 def _render(tokenizer, messages: list[Message], tools: list | None, answering: bool) -> str:

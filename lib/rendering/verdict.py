@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lib.config.job import Job
 from lib.rendering.counts import Counts
+from lib.rendering.losses import THOUGHTS
 from lib.rendering.sequences import Settings
 
 SHARE = 0.05
@@ -49,7 +50,8 @@ def _findings(c: Counts, settings: Settings, window: int | None):
 
     for what, n in sorted(c.lost.items(), key=lambda item: -item[1]):
         text = f"model.chat_template: the chat template leaves out {what} in {of(n)} (such as {c.first[what]})"
-        yield n / total, 0.0, text, "Give a template that writes them"
+        choose = "Set data.reasoning: learn to write it into the answers, mask or remove" if what == THOUGHTS else ""
+        yield n / total, 0.0, text, choose or "Give a template that writes them"
     if c.parted:
         place, end = c.first["parted"].split(": ", 1)
         text = (

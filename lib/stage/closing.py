@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 from lib.config.job import Job
+from lib.data.sources import DEMOS
 from lib.evals.registry import KINDS
 from lib.run import Run
 from lib.runtime.console import show
@@ -57,7 +58,7 @@ def _next(run: Run, job: Job) -> list[str]:
         pairs = job.train.get("loss") != "simcse"
         evaluated = f"python jobs/eval.py --runs.base {base} --runs.embed {path} --tasks retrieval {_data_options(job)}"
         return [evaluated] * pairs + [f"serve run serve.app:app run={path} task=embed"]
-    task = "demo" if job.data.source == "demo" else f"perplexity {_data_options(job)}"
+    task = job.data.source if job.data.source in DEMOS else f"perplexity {_data_options(job)}"
     commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
     if job.stage == "sft":
         return commands + [
@@ -86,6 +87,7 @@ def _data_options(job: Job) -> str:
     default, options = type(job.data)(), []
     for name, value in vars(job.data).items():
         if name == "source" or (name not in ("limit", "heldout_limit") and value != getattr(default, name)):
+            value = "learn" if (name, value) == ("reasoning", "mask") else value  # an evaluation scores whole answers
             options += [f"--data.{name}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(options)
 

@@ -34,7 +34,7 @@ DIVERGENT = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "d
 def problems(job: Job, gpu: bool) -> list[str]:
     """Returns what is wrong with the values of a training job, each message beginning with its key."""
     out = ranges.values(job.to_dict())
-    for check in (_scale, _model, _train, _schedule, _eval):
+    for check in (_scale, _model, _data, _train, _schedule, _eval):
         out += check(job, gpu)
     return out
 
@@ -120,6 +120,20 @@ def _model(job: Job, gpu: bool) -> list[str]:
             f"model.peft.init_lora_weights: {m.peft['init_lora_weights']} starts from activations, which aren't collected here. Leave it out."
         )
     return out + qat.problems(job)
+
+
+def _data(job: Job, gpu: bool) -> list[str]:
+    out = []
+    if job.data.reasoning == "mask" and job.stage != "sft":
+        out.append(
+            f"data.reasoning: mask works in jobs/sft.py only, and this is jobs/{job.stage}.py. Use learn or remove."
+        )
+    elif job.data.reasoning == "mask" and job.train.get("completion_only_loss") is False:
+        out.append(
+            "data.reasoning: mask leaves the reasoning out of the loss, and train.completion_only_loss: false has loss on all tokens. "
+            "Leave one of them out."
+        )
+    return out
 
 
 def _train(job: Job, gpu: bool) -> list[str]:

@@ -191,7 +191,7 @@ def test_triplet_needs_a_negative_in_each_row(encoder, tmp_path):
     rows = [{"anchor": str(n), "positive": f"{n}!", "negatives": ["x"] * (n % 3)} for n in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = embedded.options("triplet", encoder, str(tmp_path / "rows.jsonl"), str(tmp_path))
-    with pytest.raises(UsageError, match="train.loss: triplet needs a negative in each row, and some have none"):
+    with pytest.raises(UsageError, match=r"train\.loss: triplet needs a negative in each row, and some have none"):
         stages.planned("embed", argv)
     plan = stages.planned("embed", [*argv, "--train.loss", "mnrl"])
     assert "0 to 2 negatives a row, of which the first 0 are used" in "\n".join(text for _, text in plan.lines())

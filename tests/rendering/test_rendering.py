@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.config.job import Job, Model
+from lib.data.check import HOW
 from lib.errors import UsageError
 from lib.rendering.base import base
 from lib.rendering.losses import CALLS, THOUGHTS, TOOLS, lost
@@ -288,3 +289,21 @@ def test_a_base_that_is_not_on_this_machine():
         Job("runs/x", "sft", Model("s3://b/run")), stages.stage("sft").config, sample, True, True
     )
     assert found is None and not problems and "checked when the workers start: s3://b/run" in notes[0]
+
+
+def test_reasoning_is_learnt_masked_or_removed_by_one_key(planned):
+    """The last line shows, between the marks, what carries loss."""
+    rows, seen = chats(answer=lambda i: assistant(f"so {i}", reasoning_content=f"thought {i}")), {}
+    for how in ("learn", "mask", "remove"):
+        plan = planned("sft", rows, ALL, "--data.reasoning", how)
+        seen[how] = plan.rendered.shown[-1][1].partition("<|im_start|>assistant\n")[2]
+        assert ("data", f"20 answers have reasoning, {HOW[how]}") in plan.lines()
+        assert plan.check.summary()["reasoning"] == 20 and plan.rendered.train.lost == {} == plan.rendered.train.first
+    assert seen["learn"] == "⟦<think>\nthought 0\n</think>\n\nso 0<|im_end|>\n⟧"
+    assert seen["mask"] == "<think>\nthought 0\n</think>\n\n⟦so 0<|im_end|>\n⟧"
+    assert seen["remove"] == "⟦so 0<|im_end|>\n⟧"
+    with pytest.raises(UsageError, match=r"leaves out reasoning .*Set data.reasoning: learn"):
+        planned("sft", rows, ALL)
+    with pytest.raises(UsageError, match=r"leaves out reasoning .* in 20 of 20"):  # <think> in the text is lost, too
+        planned("sft", rows, WITHOUT_THOUGHTS, "--data.reasoning", "learn")
+    assert "<think>thought 0</think>" in planned("sft", rows, WRITES_TOOLS).rendered.shown[-1][1]

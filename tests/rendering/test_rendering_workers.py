@@ -126,3 +126,38 @@ def test_a_job_counts_all_its_rows_and_its_model_stops_at_the_turns_it_learnt(ti
     tok = AutoTokenizer.from_pretrained(tmp_path / "run/model")
     ends = GenerationConfig.from_pretrained(tmp_path / "run/model").eos_token_id
     assert tok.convert_tokens_to_ids("<|endoftext|>") in ends and tok.eos_token_id in ends
+
+
+def test_masked_reasoning_carries_no_loss(tiny_model, tmp_path):
+    """The labels of TRL's batches, decoded: learnt, masked and removed reasoning, packed or not; a prompt is in none of them."""
+    from trl import SFTConfig
+
+    from jobs import sft
+
+    said = [assistant(f"so {w}", reasoning_content=f"a {w} stone") for w in ("red", "salt", "stone")]
+    rows = [{"messages": [user("<think> what?"), answer]} for answer in [*said, assistant("so red")]]
+    blocks = [f"<think>\na {w} stone\n</think>\n\n" for w in ("red", "salt", "stone")] + [""]
+    ends = ["so red<|im_end|>\n", "so salt<|im_end|>\n", "so stone<|im_end|>\n", "so red<|im_end|>\n"]
+    expected = {
+        "learn": [a + b for a, b in zip(blocks, ends, strict=True)],
+        "mask": ends,
+        "remove": ends,
+    }
+    for how, packing in (("learn", False), ("mask", False), ("remove", False), ("mask", True)):
+        job = job_of(tiny_model, rows, tmp_path, reasoning=how)
+        args = SFTConfig(
+            str(tmp_path / "out"), report_to="none", use_cpu=True, bf16=False, max_length=512, packing=packing
+        )
+        trainer = sft.build(job, args, data.load(job.data, ("chat", "text")))
+        decode = trainer.processing_class.decode
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
+        learnt = [decode([t for t in row if t != -100]) for row in batch["labels"].tolist()]
+        assert ("".join(learnt) if packing else learnt) == ("".join(ends) if packing else expected[how])
+        whole = "".join(decode(row) for row in batch["input_ids"].tolist())
+        assert all((block in whole) is (how != "remove") for block in blocks[:3])
+        counts = whole_counts(job, args)
+        assert counts.learnt == sum(int((row != -100).sum()) for row in batch["labels"]) and counts.parted == 0
+
+
+def whole_counts(job: Job, args):
+    return whole.count(job, args, data.load(job.data, ("chat", "text")), (0, 1))["train"]

@@ -56,6 +56,8 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("sft", ["--train.max_steps", "1" + 30 * "0"], "train.max_steps: must be a number of less than 20 digits"),
         ("sft", ["--train.max_steps", "100000000000"], "train.max_steps: must be at least -1 and at most 1e10"),
         ("sft", ["--train.loss_type", "bogus"], "train.loss_type: there is no bogus. Known: nll, dft."),
+        ("dpo", ["--data.reasoning", "mask"], "data.reasoning: mask works in jobs/sft.py only, and this is jobs/dpo.py. Use learn or remove."),
+        ("sft", ["--data.reasoning", "mask", "--train.completion_only_loss", "false"], "data.reasoning: mask leaves the reasoning out of the loss"),
         ("sft", ["--train.packing_strategy", "bdf"], "train.packing_strategy: there is no bdf. Known: bfd, bfd_split, wrapped. Nearest: bfd"),
         ("sft", ["--train.truncation_mode", "keep_strat"], "Nearest: keep_start"),
         ("sft", ["--train.padding_free", "true"], "train.padding_free: without train.packing"),

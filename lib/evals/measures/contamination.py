@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lib.config.job import Data
+from lib.data.sources import DEMOS
 from lib.data.split import LEAK_WORDS, normalise
 from lib.evals.report.schema import Overlap
 from lib.evals.task import Example
@@ -46,11 +47,11 @@ def overlaps(runs: dict[str, str], asked: dict[str, list[Example]]) -> list[Over
         for task, examples in asked.items():
             if not before:
                 continue
-            # The demo's held-out messages can't appear in its training rows (lib/data/demo.py), but share sentences by design.
-            generated = all(e.id.startswith("demo-") for e in examples)
-            read = [run for run in before if not (generated and run.job()["data"]["source"] == "demo")]
+            # A demo's held-out messages can't appear in its training rows (lib/data/demo.py), but share sentences by design.
+            generated = next((name for name in DEMOS if all(e.id.startswith(f"{name}-") for e in examples)), "")
+            read = [run for run in before if run.job()["data"]["source"] != generated]
             if not read:
-                note = "held out when they are generated: no training row has their name and item together"
+                note = f"held out when they are generated: no training row has their {DEMOS[generated].HELDOUT}"
                 out.append(Overlap(task, name, 0, len(examples), note=note))
                 continue
             questions = [str(e.prompt[-1]["content"]) for e in examples]

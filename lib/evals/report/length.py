@@ -14,6 +14,7 @@ from lib.run import Run, absolute
 
 LONGEST = {
     "demo": 64,
+    "demo_steps": 128,
     "gsm8k": 512,
     "gsm8k_direct": 64,
     "humaneval": 512,
