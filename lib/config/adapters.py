@@ -19,6 +19,10 @@ class Adapter:
     """Fields of the config that follow from the adapter's name."""
     quantized: bool = False
     """Whether it trains on a base of 4 or 8 bits."""
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Fields of the config that PEFT would overwrite or never read, each with the remedy."""
+    rank: str = "r"
+    """Field of the config that the plan shows."""
 
 
 ADAPTERS = {
@@ -26,6 +30,17 @@ ADAPTERS = {
     "dora": Adapter("DoRA", sets={"use_dora": True}, quantized=True),  # Liu et al. 2024, https://arxiv.org/abs/2402.09353
     "rslora": Adapter("rsLoRA", sets={"use_rslora": True}, quantized=True),  # Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
     "pissa": Adapter("PiSSA", sets={"init_lora_weights": "pissa"}),  # Meng et al. 2024, https://arxiv.org/abs/2404.02948
+    "adalora": Adapter(  # Zhang et al. 2023, https://arxiv.org/abs/2303.10512
+        "AdaLoRA",
+        "peft.tuners.adalora.config:AdaLoraConfig",
+        ignored={
+            "total_step": "the number of steps follows from train.max_steps, or from the rows and train.num_train_epochs. Leave it out.",
+            "rank_pattern": "training finds the ranks. Set init_r and target_r.",
+            "r": "AdaLoRA doesn't read it. Set init_r, at the start, and target_r, the mean at the end.",
+        }
+        | dict.fromkeys(("alpha_pattern", "use_rslora", "lora_bias", "target_parameters"), "AdaLoRA doesn't read it. Leave it out."),
+        rank="target_r",
+    ),
     "vera": Adapter("VeRA", "peft.tuners.vera.config:VeraConfig"),  # Kopiczko et al. 2023, https://arxiv.org/abs/2310.11454
     "ia3": Adapter("(IA)³", "peft.tuners.ia3.config:IA3Config"),  # Liu et al. 2022, https://arxiv.org/abs/2205.05638
     "loha": Adapter("LoHa", "peft.tuners.loha.config:LoHaConfig"),  # Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098

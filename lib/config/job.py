@@ -33,7 +33,7 @@ class Model:
     """Attention kernel by its name in transformers: eager, sdpa, flash_attention_2 … None: sdpa on a GPU; eager on a CPU, where it is
     faster."""
     adapter: Literal[
-        "none", "lora", "dora", "rslora", "pissa", "vera", "ia3", "loha", "lokr", "oft", "miss", "ln_tuning"
+        "none", "lora", "dora", "rslora", "pissa", "adalora", "vera", "ia3", "loha", "lokr", "oft", "miss", "ln_tuning"
     ] = "none"
     """none trains every weight. The others train an adapter (lib/config/adapters.py names their papers) and merge it into model/ at the
     end. If an adapter is on input embeddings that are tied to the output layer, they are untied in model/."""

@@ -46,6 +46,11 @@ RANGES = {
     "train.mean_noise_span_length": "[1, inf)",
     "model.vocab_size": "[512, 1000000]",  # 256 bytes, special tokens, and some to merge
     "model.peft.r": "[1, 65536]",
+    "model.peft.init_r": "[1, 65536]",
+    "model.peft.target_r": "[1, 65536]",
+    "model.peft.deltaT": "[1, inf)",
+    "model.peft.beta1": "(0, 1)",
+    "model.peft.beta2": "(0, 1)",
     "model.peft.lora_alpha": "(0, inf)",  # 0 would train nothing
     "model.peft.lora_dropout": "[0, 1)",
     "model.peft.rank_pattern": "[1, 65536]",

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-MOVED = {"transformers.TrainingArguments": "transformers.training_args"}
+MOVED = {
+    "transformers.TrainingArguments": "transformers.training_args",
+    "peft.tuners.lora.LoraConfig": "peft.tuners.lora.config",
+}
 """{class as imported from a package that only re-exports it: the module that defines it}"""
 
 

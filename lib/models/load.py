@@ -70,6 +70,8 @@ def peft_config(adapter: str, given: dict, makes: str) -> Any:
     """Returns PEFT's config of an adapter, for a stage that makes `makes`. given: model.peft."""
     module, name = ADAPTERS[adapter].config.split(":")
     task = {"task_type": TASK_TYPES[makes]}
+    if adapter == "adalora":
+        task["total_step"] = 10**9  # lib/models/adalora.py sets it once the trainer knows it
     return getattr(importlib.import_module(module), name)(**task | ADAPTERS[adapter].sets | given)
 
 
@@ -84,6 +86,15 @@ def train_in_fp32(model) -> None:
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
+
+
+def prepare_adapter(trainer, adapter: str) -> None:
+    """Makes a trainer's new adapter ready to train."""
+    train_in_fp32(trainer.model)
+    if adapter == "adalora":
+        from lib.models.adalora import AdaLora
+
+        trainer.add_callback(AdaLora(trainer.model))
 
 
 def tokenizer(model: Model):

@@ -7,6 +7,7 @@ tensor would change the output layer too. Such a base is untied first: model/ th
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from lib.runtime.failure import StopTraining
@@ -75,7 +76,11 @@ def merge(base, adapter: Path, target: Path):
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    model = PeftModel.from_pretrained(base, str(adapter))
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "The following rank_pattern keys"
+        )  # AdaLoRA's name triplets, not LoRA's layers
+        model = PeftModel.from_pretrained(base, str(adapter))
     head, inputs = base.get_output_embeddings(), base.get_input_embeddings()
     if head is not None and isinstance(inputs, BaseTunerLayer) and head.weight is inputs.get_base_layer().weight:
         head.weight = torch.nn.Parameter(

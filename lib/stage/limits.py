@@ -14,6 +14,7 @@ from lib.config.job import Job
 from lib.data import Check
 from lib.distributed import strategy
 from lib.errors import nearest
+from lib.models import adapter_limits
 from lib.models.quantization import qat
 
 LOSSES = {
@@ -90,8 +91,7 @@ def _model(job: Job, gpu: bool) -> list[str]:
     m, out = job.model, []
     given = [k for k in ("size", "tokenizer", "vocab_size") if getattr(m, k) is not None and m.base != "none"]
     out += [f"model.{key}: goes with model.base: none, and the base is {m.base}. Leave it out." for key in given]
-    if m.peft and m.adapter == "none":
-        out.append("model.peft: is set, but model.adapter is none. Set model.adapter: lora, or another adapter.")
+    out += adapter_limits.problems(job)
     if m.quantization != "none" and m.adapter == "none":
         out.append(f"model.quantization: {m.quantization} weights can't be trained. Set model.adapter: lora (QLoRA).")
     elif m.quantization != "none" and not ADAPTERS[m.adapter].quantized:
@@ -99,9 +99,6 @@ def _model(job: Job, gpu: bool) -> list[str]:
         out.append(
             f"model.quantization: {m.adapter} doesn't train on {m.quantization} weights. Set model.adapter to one of {can}."
         )
-    sets = ADAPTERS[m.adapter].sets if m.adapter != "none" else {}
-    for key in sorted(m.peft.keys() & sets.keys()):
-        out.append(f"model.peft.{key}: can't be set: it follows from model.adapter: {m.adapter}.")
     if m.quantization != "none" and job.scale.strategy != "ddp":
         out.append(f"model.quantization: {m.quantization} runs with scale.strategy: ddp, not {job.scale.strategy}.")
     for key in (

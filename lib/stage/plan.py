@@ -16,7 +16,7 @@ from lib.config.command_line import Request
 from lib.config.job import Job
 from lib.distributed import strategy
 from lib.errors import UsageError
-from lib.models import from_scratch, load, locate, quantized_formats
+from lib.models import adapter_limits, from_scratch, load, locate, quantized_formats
 from lib.rendering import sample
 from lib.run import Run, absolute
 from lib.runtime import checkpoint, device, integrity, logs, resume
@@ -52,7 +52,7 @@ class Plan:
     def _adapter(self) -> str:
         m = self.job.model
         chosen = ADAPTERS[m.adapter]
-        rank = getattr(trl_fields.filled(chosen.config, m.peft), "r", None)
+        rank = getattr(trl_fields.filled(chosen.config, m.peft), chosen.rank, None)
         where = "" if "target_modules" in m.peft else " in PEFT's default modules"
         return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, merged at the end"
 
@@ -183,6 +183,7 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
     if checked and not problems:  # last, because it takes about a second
         rendered, problems, more = sample.look(job, stage.config, seen, checked.complete, request.dry_run)
         checked.rendered, notes = rendered.summary() if rendered else None, notes + more
+        problems += adapter_limits.steps(job, rendered.rows(checked.rows) if rendered else checked.rows)
     if problems or not checked:  # rows that can't be checked are a problem
         raise UsageError("\n".join(dict.fromkeys(problems)))
     return Plan(job, identities, checked, on, finished, notes, text, rendered, shape)

@@ -176,7 +176,7 @@ def _build(job: Job, stage: Stage, args: Any, run: Run) -> tuple[Trainer, dict[s
     if share()[0] == 0:
         provenance.pin(run, "data.source", rows["sha256"], "its rows are")
     if job.model.adapter != "none":
-        load.train_in_fp32(trainer.model)
+        load.prepare_adapter(trainer, job.model.adapter)
     save_work(trainer, job.scale.strategy)
     return trainer, counts, rows
 

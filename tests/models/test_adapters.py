@@ -14,7 +14,8 @@ from tests import stages
 from tests.models.adapted import adapted
 
 SMALL = {
-    "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
+    "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "adalora": {"init_r": 4, "target_r": 3},
+    "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
     "oft": {"oft_block_size": 16}, "miss": {"r": 4},
 }  # fmt: skip
 """{adapter: fields that fit a model 64 wide}"""

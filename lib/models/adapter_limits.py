@@ -1,0 +1,64 @@
+"""What can't be with an adapter, found without importing PEFT. Messages name the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lib.config import trl_fields
+from lib.config.adapters import ADAPTERS
+from lib.config.job import Job
+
+
+def problems(job: Job) -> list[str]:
+    """Returns what is wrong with model.peft and with settings that don't go with model.adapter."""
+    m, out = job.model, []
+    if m.adapter == "none":
+        return (
+            ["model.peft: is set, but model.adapter is none. Set model.adapter: lora, or another adapter."]
+            if m.peft
+            else []
+        )
+    chosen = ADAPTERS[m.adapter]
+    for key in sorted(m.peft.keys() & chosen.sets.keys()):
+        out.append(f"model.peft.{key}: can't be set: it follows from model.adapter: {m.adapter}.")
+    out += [f"model.peft.{key}: {chosen.ignored[key]}" for key in sorted(m.peft.keys() & chosen.ignored.keys())]
+    return out + (_adalora(job) if m.adapter == "adalora" else [])
+
+
+def steps(job: Job, rows: int | None) -> list[str]:
+    """Returns the problem if an adapter's schedule doesn't fit the job's steps. rows: examples of an epoch; None: not known."""
+    taken = job.train.get("max_steps", -1)
+    if taken <= 0 and rows:
+        taken = max(1, int(job.train.get("num_train_epochs", 3.0) * -(-rows // job.scale.global_batch)))
+    if job.model.adapter != "adalora" or taken <= 0:
+        return []
+    found = schedule(trl_fields.filled(ADAPTERS["adalora"].config, job.model.peft), taken)
+    return [found] if found else []
+
+
+def schedule(peft: Any, taken: int) -> str | None:
+    """Returns what is wrong with AdaLoRA's schedule in a job of `taken` steps; None if nothing is. peft: has AdaLoraConfig's fields."""
+    if peft.tinit + peft.tfinal < taken:
+        return None
+    return (
+        f"model.peft.tinit and model.peft.tfinal: {peft.tinit} steps before ranks are allocated and {peft.tfinal} after it leave none of the "
+        f"job's {taken}. Lower them, or train for more steps."
+    )
+
+
+def _adalora(job: Job) -> list[str]:
+    out = []
+    if job.scale.strategy != "ddp":
+        out.append(
+            f"scale.strategy: adalora compares whole weights, which {job.scale.strategy} shards. Use strategy: ddp."
+        )
+    if job.train.get("max_grad_norm") == 0:
+        out.append(
+            "train.max_grad_norm: 0: adalora needs gradients without fp16's scale, which clipping removes. Leave it out."
+        )
+    peft = trl_fields.filled(ADAPTERS["adalora"].config, job.model.peft)
+    if peft.init_r <= peft.target_r:
+        out.append(
+            f"model.peft.init_r: {peft.init_r} must be above target_r, {peft.target_r}: AdaLoRA takes rank away while it trains."
+        )
+    return out
