@@ -12,6 +12,7 @@ from lib.evals.measures import (
     embedding,
     generation,
     language_modelling,
+    linear_probe,
     lm_eval_harness,
     mt_bench,
     preference,
@@ -59,11 +60,12 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "refusal_labels": refusals.agreement,
     "sts": embedding.sts,
     "retrieval": embedding.retrieval,
+    "linear_probe": linear_probe.measure,
     **denoising.MEASURES,
 }
 """Measures that need more than a model's answers: likelihoods, rewards, another run or a judge."""
 
-KINDS = {**denoising.KINDS, **embedding.KINDS}
+KINDS = {**denoising.KINDS, **embedding.KINDS, **linear_probe.KINDS}
 """{measure: kind of model that it measures}; all other tasks and measures need a causal_lm."""
 
 

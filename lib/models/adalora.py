@@ -9,7 +9,7 @@ the held-out loss, and be counted once for each micro-batch. (It is the mean of 
 the gradient of eq. 4 is added once for each optimizer step, after C's is clipped; logged losses are C. As in algorithm 1 of the paper, the
 importance of a weight is worked out from the gradient of L, after the optimizer's step.
 
-What the allocation of ranks remembers is kept in the optimizer's state, so that checkpoints hold it. Those hold every triplet, also ones that
+The state of the allocation is kept in the optimizer's state, so that checkpoints hold it. Those hold every triplet, also ones that
 are masked now and may come back; adapter/ holds only those that were kept.
 """
 
