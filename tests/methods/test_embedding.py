@@ -72,7 +72,6 @@ def test_dropout_of_a_row_depends_on_its_key_and_place_alone():
         wide.roll(1, 1),
         wide.roll(1, 2),
         wide.roll(1, 3),
-        wide.mT,
     ):
         assert (wide == other).float().mean() == pytest.approx(0.5, abs=0.03)
     x = torch.ones(64, 12, 40)
@@ -168,6 +167,7 @@ def test_a_decoder_is_pooled_as_its_folder_tells(pooling, tiny_model, files, tmp
 
 REFUSED = [
     ("mnrl", ["--model.adapter", "lora"], "model.adapter: jobs/embed.py trains all weights"),
+    ("mnrl", ["--model.chat_template", "x.jinja"], "model.chat_template: texts are embedded as they are"),
     ("mnrl", ["--train.gradient_checkpointing", "true"], "train.gradient_checkpointing: one micro-batch"),
     ("mnrl", ["--scale.workers", "2", "--scale.strategy", "zero2"], "scale.strategy: zero2 can't repeat"),
     ("mnrl", ["--train.dropout", "1"], "train.dropout: must be at least 0 and below 1"),
@@ -188,10 +188,10 @@ def test_wrong_combinations_are_refused_before_anything_starts(loss, argv, said,
 
 
 def test_triplet_needs_a_negative_in_each_row(encoder, tmp_path):
-    rows = [{"anchor": str(n), "positive": f"{n}!", "negatives": ["x"] * (n % 3)} for n in range(30)]
+    rows = [{"anchor": f"row {n}", "positive": f"{n}!", "negatives": ["x"] * (n % 3)} for n in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = embedded.options("triplet", encoder, str(tmp_path / "rows.jsonl"), str(tmp_path))
-    with pytest.raises(UsageError, match=r"train\.loss: triplet needs a negative in each row, and some have none"):
+    with pytest.raises(UsageError, match=r"train.loss: triplet needs a negative in each row, and some have none"):
         stages.planned("embed", argv)
     plan = stages.planned("embed", [*argv, "--train.loss", "mnrl"])
     assert "0 to 2 negatives a row, of which the first 0 are used" in "\n".join(text for _, text in plan.lines())

@@ -30,6 +30,10 @@ DROPOUTS = (
 """Names of dropout in configurations of transformers."""
 
 
+TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+"""What the model reads, as sentence-transformers describes it."""
+
+
 class Rows(Dataset):
     """The texts of each row, [anchor, positive, negative, …], with the number of the row, counted over all epochs."""
 
@@ -108,7 +112,10 @@ def model(job: Job, args: EmbedConfig, tokenizer: Any) -> SentenceTransformer:
                 f"model.attn_implementation: the dropout of {job.model.attn_implementation} changes with scale. Use eager, or train.dropout: 0."
             )
         init["attn_implementation"] = "eager"
-    network = Transformer(where, model_kwargs=init, config_kwargs=drop)
+    tokenizer.chat_template = None  # with one, sentence-transformers would embed a text as a user's message
+    network = Transformer(
+        where, model_kwargs=init, config_kwargs=drop, modality_config=TEXT, module_output_name="token_embeddings"
+    )
     if getattr(network.model, "pooler", None) is not None:
         network.model.pooler = (
             None  # BERT's second output, which no vector is made of; DDP would wait for its gradients

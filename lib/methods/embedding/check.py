@@ -16,6 +16,8 @@ def check(job: Job, args: Any) -> None:
         )
     if job.model.qat != "none":
         raise ValueError("model.qat: jobs/embed.py doesn't round weights while they train. Leave it out.")
+    if job.model.chat_template:
+        raise ValueError("model.chat_template: texts are embedded as they are, without a template. Leave it out.")
     if job.scale.strategy != "ddp":
         raise ValueError(
             f"scale.strategy: {job.scale.strategy} can't repeat the passes over a step's micro-batches. Use ddp."
