@@ -73,7 +73,7 @@ def _saved(net, batch: int, tokens: tuple[int, int], precision: str) -> int:
             ]
         else:
             nets = [net, *([net.generator] if hasattr(net, "generator") else [])]
-            out = [getattr(n, n.base_model_prefix)(**where, use_cache=False) for n in nets]
+            out = [n.base_model(**where, use_cache=False) for n in nets]
     del out
     return sum(s.nbytes() for c, s in found.items() if c not in weights)
 

@@ -42,15 +42,25 @@ class Work:
 
     def __post_init__(self):
         self.defaults = {key: f.default for key, f in trl_fields.read(self.stage.config).items()}
-        self.lengths = measure(self.job, self.stage.rows, self.train("max_length") or 1024, self.train("objective"))
+        self.lengths = measure(
+            self.job, self.stage.rows, self.train("max_length") or 1024, self.train("objective"), self.embeds
+        )
 
     def train(self, key: str):
         """Returns a key of `train:`, or its default; None if the stage doesn't have it."""
         return self.job.train.get(key, self.defaults.get(key))
 
     @property
-    def pairs(self) -> int:
-        """Sequences per example: 2 for preference pairs, else 1."""
+    def embeds(self) -> bool:
+        """Whether an embedding model is trained: its loss runs over a step's micro-batches twice, and reads one column at a time."""
+        return self.job.makes == "encoder"
+
+    @property
+    def pairs(self) -> float:
+        """Sequences per example: 2 for preference pairs and for texts that are compared with themselves, the texts of a contrastive row,
+        else 1."""
+        if self.embeds:
+            return 2 if self.train("loss") == "simcse" else self.lengths.per_row
         return 2 if self.stage.rows in (("preference",), ("comparison",)) else 1
 
     @property
@@ -89,9 +99,10 @@ class Work:
 
     @property
     def forwards(self) -> int:
-        """Passes without gradient per token: the reference model's, and both models' passes over KTO's mismatched answers."""
+        """Passes without gradient per token: the reference model's, both models' over KTO's mismatched answers, and the first of an
+        embedding model's two."""
         mismatched = "desirable_weight" in self.defaults and self.train("loss_type") == "kto"
-        return (1 if self.reference else 0) + (2 if mismatched else 0)
+        return (1 if self.reference else 0) + (2 if mismatched else 0) + (1 if self.embeds else 0)
 
     def steps(self) -> int | None:
         """Returns the number of optimizer steps; None if only the workers can count the rows."""
@@ -99,7 +110,7 @@ class Work:
             return self.train("max_steps")
         if not self.rows:
             return None
-        examples = self.rows * self.lengths.per_row / self.pairs
+        examples = self.rows if self.embeds else self.rows * self.lengths.per_row / self.pairs
         if self.packed:
             examples *= self.lengths.mean / self.train("max_length")
         return math.ceil(
@@ -148,14 +159,14 @@ class Work:
         """Returns the memory of one worker."""
         j, s = self.job, self.job.scale
         per_device, accumulation = strategy.split_batch(s.global_batch, s.micro_batch, s.workers)
-        a = self.anatomy(gpu, precision)
+        a, together = self.anatomy(gpu, precision), per_device * (1 if self.embeds else self.pairs)
         alone = j.model.adapter == "none"
         files = Path(described(j.model.base, j.model.revision)).glob("*.safetensors") if not gpu and not alone else ()
         return footprint(
             a,
             Setting(
-                gpu, precision, s.strategy, s.workers, s.offload, per_device * self.pairs,
-                labelled=per_device * self.pairs * self.labelled,
+                gpu, precision, s.strategy, s.workers, s.offload, together,
+                labelled=together * self.labelled,
                 accumulates=accumulation > 1,
                 checkpointing=bool(self.train("gradient_checkpointing")),
                 optimizer=self.train("optim") or "adamw_torch_fused",
