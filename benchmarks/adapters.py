@@ -2,9 +2,9 @@
 
     python benchmarks/adapters.py [--only lora ia3] [--limit 200] [--folder FOLDER] [--KEY VALUE …]
 
-Each is the job of configs/sft.yaml on seven linear layers of each block (norms for ln_tuning, PEFT's own choice for ia3), with the learning
-rate in RATES: neither ranks nor rates were searched for. Then one evaluation of all runs. Other options go to the jobs. A run in FOLDER that
-has finished is not repeated. Prints a table and exits with 0.
+Each is the job of configs/sft.yaml on seven linear layers of each block (norms for ln_tuning, PEFT's own choice for ia3, 20 vectors for
+prompt and p_tuning), with the learning rate in RATES: neither ranks nor rates were searched for. Then one evaluation of all runs. Other
+options go to the jobs. A run in FOLDER that has finished is not repeated. Prints a table and exits with 0.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 RATES = {
     "none": 2e-4, "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 5e-4, "adalora": 2e-3, "vera": 2e-2, "loha": 5e-3, "lokr": 5e-3, "miss": 1e-3,
-    "oft": 2e-3, "ia3": 3e-2, "ln_tuning": 2e-2,
+    "oft": 2e-3, "ia3": 3e-2, "ln_tuning": 2e-2, "prompt": 3e-2, "p_tuning": 1e-3,
 }  # fmt: skip
 FIELDS = {
     **{name: {"r": 16, "lora_alpha": 32, "target_modules": LAYERS} for name in ("lora", "rslora", "dora")},
@@ -28,6 +28,8 @@ FIELDS = {
     "loha": {"r": 8, "alpha": 16, "target_modules": LAYERS},
     "lokr": {"r": 8, "alpha": 16, "target_modules": LAYERS},
     "miss": {"r": 32, "target_modules": LAYERS},
+    "prompt": {"num_virtual_tokens": 20, "prompt_tuning_init": "SAMPLE_VOCAB"},
+    "p_tuning": {"num_virtual_tokens": 20},
     "oft": {"oft_block_size": 32, "target_modules": LAYERS},
 }
 """{adapter: its model.peft}"""

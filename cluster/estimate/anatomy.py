@@ -191,7 +191,12 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str, share: flo
             from peft import get_peft_model
 
             config = load.peft_config(model.adapter, model.peft, makes)
-            net = get_peft_model(net, config, low_cpu_mem_usage=True).get_base_model()
+            load.without_weights(config)
+            peft = get_peft_model(net, config, low_cpu_mem_usage=True)
+            net = peft.get_base_model()
+            if hasattr(peft, "prompt_encoder"):
+                net.prompt_encoder = peft.prompt_encoder  # its parameters are counted with the model's
+                net.enable_input_require_grads()  # all layers save what the vectors' gradients need
             load.train_in_fp32(net)
     net.train()
     for layer in net.modules():
@@ -216,7 +221,8 @@ def _adapter(net) -> int:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = (m for m in net.modules() if isinstance(m, BaseTunerLayer))
-    added = (getattr(layer, name) for layer in layers for name in layer.adapter_layer_names)
+    added = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+    added += [net.prompt_encoder] if hasattr(net, "prompt_encoder") else []
     return sum(p.numel() for p in {p for part in added for p in part.parameters() if p.requires_grad})
 
 

@@ -1,11 +1,15 @@
 """The adapters of model.adapter: PEFT's config class of each, whose fields model.peft takes, and the fields that its name sets.
 
-All of these can be merged, so that the finished model is a plain one.
+The finished model is a plain one: either the adapter is merged into the base, or, if it is a soft prompt, its vectors become tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lib.config.job import Model
 
 LORA = "peft.tuners.lora.config:LoraConfig"
 
@@ -23,6 +27,21 @@ class Adapter:
     """Fields of the config that PEFT would overwrite or never read, each with the remedy."""
     rank: str = "r"
     """Field of the config that the plan shows."""
+    defaults: dict[str, object] = field(default_factory=dict)
+    """Values of fields that PEFT gives none."""
+    soft: bool = False
+    """Whether it is a soft prompt: vectors in front of every row (lib/models/soft_prompt.py)."""
+
+
+FROM_BASE = dict.fromkeys(
+    ("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers", "tokenizer_name_or_path"),
+    "follows from model.base. Leave it out.",
+) | {"modules_to_save": "a soft prompt is exported without other weights. Leave it out."}
+
+
+def _soft(title: str, config: str) -> Adapter:
+    tokens: dict[str, object] = {"num_virtual_tokens": 20}
+    return Adapter(title, config, ignored=FROM_BASE, rank="num_virtual_tokens", defaults=tokens, soft=True)
 
 
 ADAPTERS = {
@@ -48,8 +67,18 @@ ADAPTERS = {
     "oft": Adapter("OFT", "peft.tuners.oft.config:OFTConfig"),  # Qiu et al. 2023, https://arxiv.org/abs/2306.07280
     "miss": Adapter("MiSS", "peft.tuners.miss.config:MissConfig"),  # Kang and Yin 2024, https://arxiv.org/abs/2409.15371
     "ln_tuning": Adapter("LN tuning", "peft.tuners.ln_tuning.config:LNTuningConfig"),  # Zhao et al. 2023, https://arxiv.org/abs/2312.11420
+    "prompt": _soft("prompt tuning", "peft.tuners.prompt_tuning.config:PromptTuningConfig"),  # Lester et al. 2021, https://arxiv.org/abs/2104.08691
+    "p_tuning": _soft("p-tuning", "peft.tuners.p_tuning.config:PromptEncoderConfig"),  # Liu et al. 2021, https://arxiv.org/abs/2103.10385
 }  # fmt: skip
 """{model.adapter: the adapter}; none is not among them."""
+
+
+def virtual_tokens(model: Model) -> int:
+    """Returns the number of vectors that a job puts in front of every row, which count towards train.max_length."""
+    if model.adapter == "none" or not ADAPTERS[model.adapter].soft:
+        return 0
+    number: int = {**ADAPTERS[model.adapter].defaults, **model.peft}["num_virtual_tokens"]
+    return number
 
 
 def configs() -> dict[str, str]:

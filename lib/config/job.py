@@ -33,10 +33,24 @@ class Model:
     """Attention kernel by its name in transformers: eager, sdpa, flash_attention_2 … None: sdpa on a GPU; eager on a CPU, where it is
     faster."""
     adapter: Literal[
-        "none", "lora", "dora", "rslora", "pissa", "adalora", "vera", "ia3", "loha", "lokr", "oft", "miss", "ln_tuning"
+        "none",
+        "lora",
+        "dora",
+        "rslora",
+        "pissa",
+        "adalora",
+        "vera",
+        "ia3",
+        "loha",
+        "lokr",
+        "oft",
+        "miss",
+        "ln_tuning",
+        "prompt",
+        "p_tuning",
     ] = "none"
     """none trains every weight. The others train an adapter (lib/config/adapters.py names their papers) and merge it into model/ at the
-    end. If an adapter is on input embeddings that are tied to the output layer, they are untied in model/."""
+    end; prompt and p_tuning become new tokens of model/. If an adapter is on input embeddings that are tied to the output layer, they are untied in model/."""
     peft: dict[str, Any] = field(default_factory=dict)
     """Fields of the adapter's config class in PEFT, under their own names."""
     quantization: Literal["none", "8bit", "4bit"] = "none"

@@ -88,7 +88,8 @@ class Generator(ABC):
         for i, (prompt, completion, tool) in enumerate(zip(prompts, completions, tools, strict=True)):
             if prompt is None:
                 ids = self.encoder.bare(completion)
-                cut = list(windows([self.encoder.start, *ids], self.window))
+                *ahead, first = self.encoder.opening  # in front of each window
+                cut = [([*ahead, *c], scored) for c, scored in windows([first, *ids], self.window - len(ahead))]
                 size.append(len(completion.encode()))
             elif isinstance(prompt, tuple):
                 cut = [(list(prompt), list(completion))]

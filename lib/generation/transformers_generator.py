@@ -50,6 +50,8 @@ class TransformersGenerator(Generator):
             # the decoder is used alone (_by_tree).
             self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
         self.tree = prefixes.install(self.model)
+        if never := self.model.generation_config.suppress_tokens:
+            self.model.get_output_embeddings().register_forward_hook(partial(_suppress, never))
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
 
     def generate(
@@ -245,6 +247,13 @@ class TransformersGenerator(Generator):
             torch.cat([row_V[None], logits_CV[: len(r)]])
             for row_V, logits_CV, r in zip(first_BV, logits_BCV, rest, strict=True)
         )
+
+
+def _suppress(tokens: list[int], head, inputs, logits):
+    """Hook of the output layer: makes `tokens` impossible, but keeps their logits finite, which arithmetic with two models needs."""
+    import torch
+
+    logits[..., tokens] = torch.finfo(logits.dtype).min / 8
 
 
 def picked(logits_CV, tokens: list[int]) -> tuple[float, bool]:

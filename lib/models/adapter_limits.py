@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lib.config import trl_fields
-from lib.config.adapters import ADAPTERS
+from lib.config.adapters import ADAPTERS, virtual_tokens
 from lib.config.job import Job
 
 
@@ -22,6 +22,8 @@ def problems(job: Job) -> list[str]:
     for key in sorted(m.peft.keys() & chosen.sets.keys()):
         out.append(f"model.peft.{key}: can't be set: it follows from model.adapter: {m.adapter}.")
     out += [f"model.peft.{key}: {chosen.ignored[key]}" for key in sorted(m.peft.keys() & chosen.ignored.keys())]
+    if chosen.soft:
+        out += _soft(job)
     return out + (_adalora(job) if m.adapter == "adalora" else [])
 
 
@@ -44,6 +46,25 @@ def schedule(peft: Any, taken: int) -> str | None:
         f"model.peft.tinit and model.peft.tfinal: {peft.tinit} steps before ranks are allocated and {peft.tfinal} after it leave none of the "
         f"job's {taken}. Lower them, or train for more steps."
     )
+
+
+def _soft(job: Job) -> list[str]:
+    name, t, out = job.model.adapter, job.train, []
+    if job.stage != "sft":
+        return [
+            f"model.adapter: {name} trains with jobs/sft.py; the loss of {job.stage} counts positions without a prompt. Use lora."
+        ]
+    if job.scale.strategy != "ddp":
+        out.append(f"scale.strategy: {name} trains with strategy: ddp, not {job.scale.strategy}.")
+    for key in ("packing", "padding_free"):
+        if t.get(key):
+            out.append(f"train.{key}: {name} needs each row by itself, with the prompt in front. Leave it out.")
+    number, most = virtual_tokens(job.model), t.get("max_length", 1024)
+    if most and number > most - 2:
+        out.append(
+            f"model.peft.num_virtual_tokens: {number} leave no room for a row in train.max_length {most}. Lower it."
+        )
+    return out
 
 
 def _adalora(job: Job) -> list[str]:

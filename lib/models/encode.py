@@ -31,12 +31,14 @@ class Encoder:
         marked = self.tokenizer("a")["input_ids"]
         at = next((i for i in range(len(marked)) if marked[i : i + len(alone)] == alone), 0)
         self.begins: list[int] = marked[:at]
-        """Ids that the tokenizer adds before every text, such as a start token; [] for most tokenizers."""
+        """Ids that the tokenizer adds before every text, such as a start token or those of a soft prompt; [] for most tokenizers."""
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
         self.start = (
             self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         )
+        self.opening: list[int] = self.begins or [self.start]
+        """What a text is scored after."""
 
     def render(self, messages: list[dict], answering: bool, tools: list | str | None = None) -> list[int]:
         """Returns the ids of a conversation. answering: add the start of the assistant's turn. tools: a list, or its JSON."""
@@ -75,7 +77,7 @@ class Encoder:
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
         if not bare:
-            return [self.start], self.bare(continuation)
+            return [*self.opening], self.bare(continuation)
         at = len(self.plain(bare))
         whole = self.plain(bare + continuation)
         return whole[:at], whole[at:]

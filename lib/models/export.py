@@ -6,8 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+from lib.config.adapters import ADAPTERS
 from lib.config.job import Model
-from lib.models import merging
+from lib.models import merging, soft_prompt
 from lib.models.locate import path
 
 
@@ -45,14 +46,27 @@ def export(trainer, model: Model, folder: Path) -> None:
 
         if quantized:  # trained on rounded weights, so the reference is the adapter on the unrounded base
             trained = merging.answers(PeftModel.from_pretrained(base(), str(target)), ids)
-        merging.merge(base(), target, folder / "model")
         rounded = not quantized and (trainer.args.bf16 or trainer.args.fp16)
         exact = weights in ("float32", torch.float32) and not rounded
-        merging.hold(trained, folder / "model", type(made), ids, exact)
+        if ADAPTERS[model.adapter].soft:
+            _soft_prompt(trainer, base(), trained[-ids.shape[1] :], folder, ids, exact)
+        else:
+            merging.merge(base(), target, folder / "model")
+            merging.hold(trained, folder / "model", type(made), ids, exact)
     if main:
         trainer.processing_class.save_pretrained(str(folder / "model"))
     if main and not adapted:
         _shrink(model, folder / "model")
+
+
+def _soft_prompt(trainer, base, trained, folder: Path, ids, exact: bool) -> None:
+    """Writes folder/model of a soft prompt, and gives the trainer the tokenizer that goes with it."""
+    peft = trainer.accelerator.unwrap_model(trainer.model)
+    vectors = peft.get_prompt_embedding_to_save(peft.active_adapter)
+    trainer.processing_class, new = soft_prompt.with_tokens(trainer.processing_class, len(vectors))
+    soft_prompt.export(base, vectors, new, trained, folder / "model")
+    soft_prompt.hold(trained, folder / "model", type(base), ids, new, exact)
+    (folder / "adapter" / soft_prompt.ENCODER).unlink()
 
 
 def _plain(folder: Path) -> None:

@@ -6,8 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from lib.config.adapters import ADAPTERS
+from lib.config.adapters import ADAPTERS, virtual_tokens
 from lib.config.job import Model
+from lib.models import soft_prompt
 from lib.models.chat_template import template_sha256
 from lib.models.locate import path
 from lib.run import Run
@@ -47,12 +48,14 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     quantization_config if the job uses them.
 
     makes: the kind of model that the stage makes. With a reward model's task type PEFT also trains the new head, which
-    would otherwise keep its random initial weights.
+    would otherwise keep its random initial weights. args.max_length is lowered by the virtual tokens of a soft prompt.
     """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
     if model.adapter != "none":
-        kwargs["peft_config"] = peft_config(model.adapter, model.peft, makes)
+        kwargs["peft_config"] = peft_config(model.adapter, model.peft, makes, base)
+    if (ahead := virtual_tokens(model)) and args.max_length:
+        args.max_length -= ahead
     if model.quantization != "none":
         from transformers import BitsAndBytesConfig
 
@@ -66,13 +69,24 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     return kwargs
 
 
-def peft_config(adapter: str, given: dict, makes: str) -> Any:
-    """Returns PEFT's config of an adapter, for a stage that makes `makes`. given: model.peft."""
+def peft_config(adapter: str, given: dict, makes: str, base: str | None = None) -> Any:
+    """Returns PEFT's config of an adapter, for a stage that makes `makes`. given: model.peft; base: path of the base; None: the config is
+    for a model without weights, and a prompt's initial text isn't looked at."""
     module, name = ADAPTERS[adapter].config.split(":")
     task = {"task_type": TASK_TYPES[makes]}
     if adapter == "adalora":
         task["total_step"] = 10**9  # lib/models/adalora.py sets it once the trainer knows it
-    return getattr(importlib.import_module(module), name)(**task | ADAPTERS[adapter].sets | given)
+    if adapter == "prompt" and given.get("prompt_tuning_init") == "TEXT":
+        task["tokenizer_name_or_path"] = base or "none"
+    chosen = ADAPTERS[adapter]
+    return getattr(importlib.import_module(module), name)(**task | chosen.sets | chosen.defaults | given)
+
+
+def without_weights(peft: Any) -> None:
+    """Changes PEFT's config for a model on torch's meta device: initialisations that need weights are left out."""
+    for key, plain in (("init_lora_weights", False), ("init_weights", False), ("prompt_tuning_init", "RANDOM")):
+        if hasattr(peft, key):
+            setattr(peft, key, plain)
 
 
 def auto(makes: str) -> Any:
@@ -95,6 +109,8 @@ def prepare_adapter(trainer, adapter: str) -> None:
         from lib.models.adalora import AdaLora
 
         trainer.add_callback(AdaLora(trainer.model))
+    if ADAPTERS[adapter].soft:
+        soft_prompt.keep_whole(trainer.model)
 
 
 def tokenizer(model: Model):

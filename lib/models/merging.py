@@ -94,7 +94,11 @@ def hold(trained, target: Path, kind, ids_1T, exact: bool) -> None:
 
     trained: answers() of the trained model on ids_1T; exact: whether everything was in float32.
     """
-    merged = answers(kind.from_pretrained(str(target)), ids_1T)
+    refuse_apart(trained, answers(kind.from_pretrained(str(target)), ids_1T), exact)
+
+
+def refuse_apart(trained, merged, exact: bool) -> None:
+    """Raises StopTraining if answers() of the trained and the exported model are further apart than rounding explains."""
     far = apart(trained, merged)
     reward = merged.shape[-1] == 1
     if not far <= (near := NEAR["float32" if exact else "less"][reward]):

@@ -7,9 +7,10 @@ import warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from lib.config.adapters import virtual_tokens
 from lib.config.job import Job
 from lib.errors import nearest
-from lib.models import load, merging
+from lib.models import load, merging, soft_prompt
 from lib.run import Run
 
 LOADING = (
@@ -88,6 +89,16 @@ def _tokens(job: Job, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def _prompt(job: Job, folder: Path) -> list[str]:
+    from transformers import AutoTokenizer
+
+    out: list[str] = []
+    if ahead := virtual_tokens(job.model):
+        with_tokens = lambda _: soft_prompt.with_tokens(AutoTokenizer.from_pretrained(folder), ahead)  # noqa: E731
+        attempt(out, "model", {}, with_tokens, "adapter")
+    return out
+
+
 def _generation(folder: Path) -> list[str]:
     from transformers import GenerationConfig
 
@@ -112,7 +123,7 @@ def problems(job: Job, gpu: bool) -> list[str]:
     where = folder(job.model.base)
     if out or not where:
         return out
-    return _tokens(job, where) + _generation(where) + _modules(job, where, peft, gpu)
+    return _tokens(job, where) + _generation(where) + _prompt(job, where) + _modules(job, where, peft, gpu)
 
 
 def _modules(job: Job, folder: Path, peft, gpu: bool) -> list[str]:
@@ -168,9 +179,7 @@ def _adapted(model, job: Job, given: dict) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     peft = adapter(job.model.adapter, job.makes, given)
-    for key in ("init_lora_weights", "init_weights"):  # some initialisations need the weights
-        if hasattr(peft, key):
-            setattr(peft, key, False)
+    load.without_weights(peft)
     adapted = get_peft_model(model, peft, low_cpu_mem_usage=True)
     merging.check(adapted)
     if job.makes != "reward" and isinstance(model.get_output_embeddings(), BaseTunerLayer):

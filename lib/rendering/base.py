@@ -11,8 +11,8 @@ from lib.rendering.sequences import Settings, end
 
 
 class Base:
-    """tokenizer: with the job's chat template; ends: ids at which generation stops; window: number of positions, None if no
-    limit is known."""
+    """tokenizer: with the job's chat template; ends: ids at which generation stops; window: number of positions, without those of a soft
+    prompt; None if no limit is known."""
 
     def __init__(self, tokenizer, ends: set[int], window: int | None):
         self.tokenizer, self.ends, self.window = tokenizer, ends, window
@@ -75,4 +75,5 @@ def base(model: Model, settings: Settings) -> Base:
         tokenizer.eos_token = settings.eos_token
     path = locate.path(model.base)
     config = AutoConfig.from_pretrained(path, revision=model.revision)
-    return Base(tokenizer, ends(path, config, tokenizer, model.revision), window.positions(config))
+    positions = window.positions(config)
+    return Base(tokenizer, ends(path, config, tokenizer, model.revision), positions and positions - settings.virtual)

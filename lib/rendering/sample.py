@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lib.config import trl_fields
+from lib.config.adapters import virtual_tokens
 from lib.config.job import Job
 from lib.models import packaged_weights
 from lib.rendering.counts import Counts
@@ -97,7 +98,8 @@ def look(
     if not sample.rows:
         return None, [], []
     defaults = {key: f.default for key, f in trl_fields.read(config).items()}
-    settings = Settings.of(job.makes, SimpleNamespace(**defaults | job.train), job.data.reasoning)
+    args = SimpleNamespace(**defaults | job.train)
+    settings = Settings.of(job.makes, args, job.data.reasoning, virtual_tokens(job.model))
     try:
         reply = _rendered(
             {

@@ -33,16 +33,19 @@ class Settings:
     """Whether each text of a row is embedded, and no token is learnt."""
     masks_reasoning: bool = False
     """Whether reasoning in an answer carries no loss (data.reasoning: mask)."""
+    virtual: int = 0
+    """Virtual tokens of a soft prompt; max_length is without them."""
 
     @classmethod
-    def of(cls, makes: str, train, reasoning: str | None = None) -> Settings:
+    def of(cls, makes: str, train, reasoning: str | None = None, virtual: int = 0) -> Settings:
         """makes: the stage's kind of model; train: an object with the fields of the stage's TRL config class; reasoning: the key of
-        data."""
+        data; virtual: tokens of a soft prompt, which train.max_length counts."""
+        most = getattr(train, "max_length", None)
         objective = getattr(train, "objective", None)
         packing = "wrapped" if objective else train.packing_strategy if getattr(train, "packing", False) else None
         return cls(
             scores=makes == "reward",
-            max_length=getattr(train, "max_length", None),
+            max_length=most and most - virtual,
             keep_end=getattr(train, "truncation_mode", None) == "keep_end",
             packing=packing,
             learns_prompts=getattr(train, "completion_only_loss", None) is False,
@@ -50,6 +53,7 @@ class Settings:
             objective=objective,
             embeds=makes == "encoder",
             masks_reasoning=reasoning == "mask",
+            virtual=virtual,
         )
 
     @property

@@ -68,8 +68,9 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         text = f"model.chat_template: {of(c.endless)} have no token that ends the turn (such as {c.first['endless']}): the model would not learn to stop"
         yield c.endless / total, SHARE, text, "Give a template that ends an assistant's turn with a special token"
     longest = f"the longest has {c.longest:,} tokens"
+    longest += f", and the prompt has {settings.virtual}" if settings.virtual else ""
     if gone := c.dropped + c.cut:
-        fits = f"Set train.max_length: {c.longest if window is None else min(c.longest, window)}"
+        fits = f"Set train.max_length: {settings.virtual + (c.longest if window is None else min(c.longest, window))}"
         fits += (
             ", or train.packing: true with packing_strategy: wrapped, which splits texts"
             if c.kind == "text" and not settings.embeds
@@ -87,4 +88,4 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         yield c.alike / total, SHARE, text, "Raise train.max_length, or leave those pairs out"
     if c.outside:
         text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base ({longest})"
-        yield c.outside / total, 0.0, text, f"Set train.max_length: {window}"
+        yield c.outside / total, 0.0, text, f"Set train.max_length: {settings.virtual + window}"

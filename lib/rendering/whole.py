@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from lib import data
+from lib.config.adapters import virtual_tokens
 from lib.config.job import Job
 from lib.rendering.base import base
 from lib.rendering.counts import Counts
@@ -20,7 +21,7 @@ def count(job: Job, args, loaded: data.Loaded, share: tuple[int, int]) -> dict[s
     """Returns {"train": Counts, "heldout": Counts} of all rows, the same on every worker. args: the stage's TRL config; share:
     (rank, number of workers), among which the rows are divided. Raises StopTraining for the problems that the plan reports, since
     its sample may have missed them."""
-    settings = Settings.of(job.makes, args, job.data.reasoning)
+    settings = Settings.of(job.makes, args, job.data.reasoning, virtual_tokens(job.model))
     known = base(job.model, settings)
     if why := known.unfit(loaded.kind, settings):
         raise StopTraining(why)

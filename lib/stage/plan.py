@@ -52,7 +52,9 @@ class Plan:
     def _adapter(self) -> str:
         m = self.job.model
         chosen = ADAPTERS[m.adapter]
-        rank = getattr(trl_fields.filled(chosen.config, m.peft), chosen.rank, None)
+        rank = getattr(trl_fields.filled(chosen.config, chosen.defaults | m.peft), chosen.rank, None)
+        if chosen.soft:
+            return f"{chosen.title}: {rank} vectors in front of every row, which become tokens at the end"
         where = "" if "target_modules" in m.peft else " in PEFT's default modules"
         return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, merged at the end"
 

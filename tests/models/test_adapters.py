@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from lib.config.adapters import ADAPTERS
+from lib.config.adapters import ADAPTERS, virtual_tokens
 from lib.config.job import Model
 from lib.models import export, merging, structure
 from tests import stages
@@ -16,7 +16,7 @@ from tests.models.adapted import adapted
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "adalora": {"init_r": 4, "target_r": 3},
     "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
-    "oft": {"oft_block_size": 16}, "miss": {"r": 4},
+    "oft": {"oft_block_size": 16}, "miss": {"r": 4}, "prompt": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
 }  # fmt: skip
 """{adapter: fields that fit a model 64 wide}"""
 ON_QUANTIZED = [name for name, adapter in ADAPTERS.items() if adapter.quantized]
@@ -66,12 +66,20 @@ def test_it_trains_resumes_exactly_and_exports_what_was_trained(adapter, tiny_mo
     assert after.keys() == whole.keys() and all(torch.equal(w, whole[n]) for n, w in after.items())
 
     ids = merging.probe(made)
-    said = merging.answers(made.model, ids)
+    ahead, row = virtual_tokens(model), ids.shape[1]
+    said = merging.answers(made.model, ids)[-row:]
     export.export(made, model, tmp_path / "export")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export/model")
     assert type(exported).__name__ == "LlamaForCausalLM"
-    assert torch.allclose(merging.answers(exported, ids), said, atol=1e-4)
-    assert not torch.allclose(merging.answers(AutoModelForCausalLM.from_pretrained(tiny_model), ids), said, atol=1e-2)
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "export/model")
+    new = tokens.convert_tokens_to_ids([f"<|prompt_{k}|>" for k in range(ahead)])  # no answer can contain them
+    others = [v for v in range(said.shape[1]) if v not in new]
+    again = merging.answers(exported, torch.cat([torch.tensor([new], dtype=torch.long), ids], 1))[-row:]
+    again, said = (one[:, others].log_softmax(-1) for one in (again, said))
+    assert torch.allclose(again, said, atol=1e-4)
+    assert not torch.allclose(
+        merging.answers(AutoModelForCausalLM.from_pretrained(tiny_model), ids)[:, others], said, atol=1e-2
+    )
 
 
 @pytest.mark.slow
