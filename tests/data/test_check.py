@@ -186,7 +186,8 @@ def test_demo():
     labelled = check(Data(limit=100), ("labelled",))
     assert labelled.conversion == "chosen answers as true, rejected ones as false" and labelled.wanted == 50
     with pytest.raises(
-        ValueError, match=r"data.source: demo has chat, preference, prompt, text, contrastive rows, but this stage wants pair"
+        ValueError,
+        match=r"data.source: demo has chat, preference, prompt, text, contrastive rows, but this stage wants pair",
     ):
         check(Data(), ("pair",))
 
