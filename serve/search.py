@@ -64,10 +64,10 @@ def main(argv: list[str] | None = None) -> int:
             began = time.time()
             indexes.append(Index(name, model, options.documents, options.tokens))
             print(f"{name}: {len(indexes[-1].passages):,} passages encoded in {time.time() - began:.0f} s", flush=True)
-    if options.question is not None:
-        for index in indexes:
-            show(index.name, index.search(options.question, options.count))
-        return 0
+        if options.question is not None:
+            for index in indexes:
+                show(index.name, index.search(options.question, options.count))
+            return 0
     print(f"Search at http://127.0.0.1:{options.port} (Ctrl-C stops it)", flush=True)
     page.serve(app(indexes, side, options.count), options.port)
     return 0
@@ -100,9 +100,9 @@ def app(indexes: list[Index], side: Side | None, count: int):
     async def search(request):
         try:
             asked = _question(request.query_params.get("question")), _count(request.query_params.get("count"), count)
+            found = [{"run": i.name, "passages": _rows(await run_in_threadpool(i.search, *asked))} for i in indexes]
         except ValueError as e:
             return JSONResponse({"error": str(e)}, 400)
-        found = [{"run": i.name, "passages": _rows(await run_in_threadpool(i.search, *asked))} for i in indexes]
         return JSONResponse({"question": asked[0], "answers": side is not None, "results": found})
 
     async def ask(request):
@@ -118,6 +118,7 @@ def app(indexes: list[Index], side: Side | None, count: int):
             if run is not None and run not in by_name:
                 raise ValueError(f"run: there is no {run!r}, only {', '.join(by_name)}, or null for none")
             asked = question, _count(given.get("count"), count)
+            hits = await run_in_threadpool(by_name[run].search, *asked) if run is not None else []
         except ValueError as e:
             return JSONResponse({"error": str(e)}, 400)
         model = side.model
@@ -126,7 +127,6 @@ def app(indexes: list[Index], side: Side | None, count: int):
             if not listed.get("models"):
                 return JSONResponse({"error": listed.get("error", f"{side.url} lists no model")}, 502)
             model = listed["models"][0]
-        hits = await run_in_threadpool(by_name[run].search, *asked) if run is not None else []
         messages = [{"role": "user", "content": prompt(question, hits)}]
         return streamed(side, {"model": model, "messages": messages, "temperature": 0, "max_tokens": LONGEST})
 

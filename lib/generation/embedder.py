@@ -1,5 +1,5 @@
-"""Computes the vectors of texts with an encoder, or with a decoder as one: its last layer, pooled as the model's sentence-transformers
-files tell (the mean over a text's tokens without such files), scaled to length 1.
+"""Computes the vectors of texts with an encoder, or with a decoder as one: its last layer, pooled by the model's sentence-transformers
+files (without such files, the mean over a text's tokens), scaled to length 1.
 
 Sentence encoders such as all-MiniLM-L6-v2 are trained this way (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084).
 Shapes: B texts, T tokens (right-padded, since encoders count positions from the left), D dimensions.
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from lib.generation.batching import batches
+from lib.models import pooling
 
 AT_ONCE, TOKENS = 32, 4096
 """Most texts, and most tokens including padding, per forward pass."""
@@ -22,8 +23,6 @@ class Embedder:
     def __init__(self, folder: str, dtype, device: str):
         from transformers import AutoModel, AutoTokenizer
 
-        from lib.models import pooling
-
         self.pooling = pooling.of(folder) or "mean"
         self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -31,7 +30,7 @@ class Embedder:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masked, so any token works
         # RoBERTa and MPNet have two positions more than they accept tokens; their tokenizers have the true limit.
         self.window = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
-        self.device, self.lock = device, threading.Lock()
+        self.folder, self.device, self.lock = folder, device, threading.Lock()
 
     def read(self, given) -> list[list[int]]:
         """Returns the tokens of each text of a request's `input`: a text, texts, tokens, or lists of tokens. Raises ValueError."""
@@ -77,6 +76,10 @@ class Embedder:
             return states_BTD[range(len(states_BTD)), mask_BT.sum(1) - 1]
         return (states_BTD * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
 
-    def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
-        """Returns the vector of each text, for evaluations. Raises ValueError if one is longer than the model reads."""
-        return [tuple(vector) for vector in self.vectors(self.read(list(texts)))]
+    def embed(self, texts: Sequence[str], roles: Sequence[str] | None = None) -> list[tuple[float, ...]]:
+        """Returns the vector of each text, behind the prompt of its role (lib/models/pooling.py). Raises ValueError if one is longer than the
+        model reads."""
+        roles = roles or [""] * len(texts)
+        prompts = {role: pooling.prompt(self.folder, role) for role in set(roles)}
+        given = [prompts[role] + text for text, role in zip(texts, roles, strict=True)]
+        return [tuple(vector) for vector in self.vectors(self.read(given))]

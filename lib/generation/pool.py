@@ -118,9 +118,9 @@ class Engine:
         """Returns a future of list[(top, bottom)], as lib/generation/denoiser.py measures `how`, one per text."""
         return self._ask(model, "denoise", how.replace("_", " "), [texts, seconds, [how] * len(texts)], ())
 
-    def embed(self, model: str, texts: list[str]) -> Future:
-        """Returns a future of list[tuple of floats], one vector of length 1 per text."""
-        return self._ask(model, "embed", "vectors", [texts], ())
+    def embed(self, model: str, texts: list[str], role: str = "") -> Future:
+        """Returns a future of list[tuple of floats], one vector of length 1 per text. role: of all texts, as lib/models/pooling.py has them."""
+        return self._ask(model, "embed", "vectors", [texts, [role] * len(texts)], ())
 
     def took(self, future: Future) -> tuple[float, int]:
         """Returns (seconds of work, tokens) of the request behind `future`, as measured when it was computed."""

@@ -1,4 +1,5 @@
-"""How the vector of a text is made of its tokens' vectors, as the files of a sentence-transformers folder tell."""
+"""How the vector of a text is made of its tokens' vectors, and what stands in front of the text, by the files of a sentence-transformers
+folder."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from pathlib import Path
 NAMES = {"mean": "mean", "last": "lasttoken", "cls": "cls"}
 """{way of pooling: its name in sentence-transformers}"""
 MODULES = ("Transformer", "Pooling", "Normalize")
+PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""{role of a text: names of its prompt, the first that exists is used}, as encode_query and encode_document of sentence-transformers do."""
 
 
 def of(folder: str) -> str | None:
@@ -27,6 +30,17 @@ def of(folder: str) -> str | None:
             if found is None:
                 raise ValueError(f"{folder} pools by {', '.join(modes)}, which isn't computed here.")
     return found
+
+
+def prompt(folder: str, role: str) -> str:
+    """Returns what stands in front of a text, such as E5's "query: " (Wang et al. 2022, https://arxiv.org/abs/2212.03533); "" for most models.
+
+    role: a key of PROMPTS, or "" for the prompt of texts without a role.
+    """
+    file = Path(folder, "config_sentence_transformers.json")
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    return next((prompts[name] for name in (*PROMPTS.get(role, ()), default) if name in prompts), "")
 
 
 def _modes(settings: dict) -> list[str]:

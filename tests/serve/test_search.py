@@ -144,6 +144,8 @@ def test_wrong_requests(indexes):
     assert alone.get("/search").json() == {"error": "question: is missing"}
     assert alone.get("/search?question=x&count=51").json() == {"error": "count: must be from 1 to 50, is 51"}
     assert alone.get("/search?question=x").json()["answers"] is False
+    long = alone.get("/search", params={"question": "red " * 600})
+    assert long.status_code == 400 and long.json()["error"].startswith("question: input: number 0 has")
     assert alone.post("/ask", json={"question": "x"}).json()["error"].startswith("no model answers here")
     assert alone.post("/ask", content="{}", headers={"content-type": "text/plain"}).status_code == 415
     assert alone.post("/ask", json=[]).status_code == 400
@@ -176,6 +178,7 @@ def test_in_a_browser(indexes, browser, tmp_path):
         listening(search.app(indexes, Side(f"{api}/v1"), 4)) as mine,
         tab(browser, mine, tmp_path) as shown,
     ):
+        assert shown.wait("document.readyState === 'complete'")
         shown.value("$('question').focus()")
         shown.type("red?")
         shown.key("Enter", text="\r", windowsVirtualKeyCode=13)

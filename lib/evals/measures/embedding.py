@@ -50,7 +50,10 @@ def retrieval(context: Context) -> list[Scores]:
     right: dict[str, set[int]] = {}
     for row in rows:
         right.setdefault(row["anchor"], set()).add(where[row["positive"]])
-    asked = {run: (context.engine.embed(run, anchors), context.engine.embed(run, passages)) for run in context.job.runs}
+    asked = {
+        run: (context.engine.embed(run, anchors, "query"), context.engine.embed(run, passages, "document"))
+        for run in context.job.runs
+    }
     found = []
     for run, futures in asked.items():
         each = ranked(*(f.result() for f in futures), [right[anchor] for anchor in anchors])
