@@ -29,12 +29,14 @@ ALSO = ("masked_lm", "discriminator", "causal_lm")
 
 def sts(context: Context) -> list[Scores]:
     """Returns the correlation of each run on the held-out pairs."""
+    import numpy as np
+
     rows = context.rows("sts")
     texts = list(dict.fromkeys(text for row in rows for text in (row["a"], row["b"])))
     found = []
     for run, future in {run: context.engine.embed(run, texts) for run in context.job.runs}.items():
-        vectors = dict(zip(texts, future.result(), strict=True))
-        cosines = [math.sumprod(vectors[row["a"]], vectors[row["b"]]) for row in rows]
+        vectors = dict(zip(texts, np.asarray(future.result()), strict=True))
+        cosines = [float(vectors[row["a"]] @ vectors[row["b"]]) for row in rows]
         estimate = intervals.spearman(cosines, [row["score"] for row in rows])
         ids = [f"row-{i}" for i in range(len(rows))]
         found.append(Scores("sts", "spearman", run, ids, [], headline=True, estimate=estimate))
