@@ -187,7 +187,11 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str, share: flo
         net = cls.from_config(config, **how)
         if share:
             _add_generator(net, share, how)
-        if model.adapter != "none":
+        if model.adapter == "parallel":
+            from lib.models import parallel
+
+            parallel.install(net, load.peft_config(model.adapter, model.peft, makes))
+        elif model.adapter != "none":
             from peft import get_peft_model
 
             config = load.peft_config(model.adapter, model.peft, makes)
@@ -223,6 +227,7 @@ def _adapter(net) -> int:
     layers = (m for m in net.modules() if isinstance(m, BaseTunerLayer))
     added = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
     added += [net.prompt_encoder] if hasattr(net, "prompt_encoder") else []
+    added += [m for n, m in net.named_modules() if n.endswith("mlp.parallel")]
     return sum(p.numel() for p in {p for part in added for p in part.parameters() if p.requires_grad})
 
 

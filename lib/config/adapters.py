@@ -1,4 +1,4 @@
-"""The adapters of model.adapter: PEFT's config class of each, whose fields model.peft takes, and the fields that its name sets.
+"""The adapters of model.adapter: the config class of each, most of them PEFT's, whose fields model.peft takes, and the fields that its name sets.
 
 The finished model is a plain one: either the adapter is merged into the base, or, if it is a soft prompt, its vectors become tokens.
 """
@@ -18,7 +18,7 @@ LORA = "peft.tuners.lora.config:LoraConfig"
 class Adapter:
     title: str
     config: str = LORA
-    """module:class of PEFT's config."""
+    """module:class of its config."""
     sets: dict[str, object] = field(default_factory=dict)
     """Fields of the config that follow from the adapter's name."""
     quantized: bool = False
@@ -29,6 +29,8 @@ class Adapter:
     """Field of the config that the plan shows."""
     defaults: dict[str, object] = field(default_factory=dict)
     """Values of fields that PEFT gives none."""
+    own: bool = False
+    """Whether it is ours and not one of PEFT's."""
     soft: bool = False
     """Whether it is a soft prompt: vectors in front of every row (lib/models/soft_prompt.py)."""
 
@@ -67,6 +69,7 @@ ADAPTERS = {
     "oft": Adapter("OFT", "peft.tuners.oft.config:OFTConfig"),  # Qiu et al. 2023, https://arxiv.org/abs/2306.07280
     "miss": Adapter("MiSS", "peft.tuners.miss.config:MissConfig"),  # Kang and Yin 2024, https://arxiv.org/abs/2409.15371
     "ln_tuning": Adapter("LN tuning", "peft.tuners.ln_tuning.config:LNTuningConfig"),  # Zhao et al. 2023, https://arxiv.org/abs/2312.11420
+    "parallel": Adapter("parallel adapter", "lib.models.parallel:ParallelConfig", own=True),  # He et al. 2022, https://arxiv.org/abs/2110.04366
     "prompt": _soft("prompt tuning", "peft.tuners.prompt_tuning.config:PromptTuningConfig"),  # Lester et al. 2021, https://arxiv.org/abs/2104.08691
     "p_tuning": _soft("p-tuning", "peft.tuners.p_tuning.config:PromptEncoderConfig"),  # Liu et al. 2021, https://arxiv.org/abs/2103.10385
 }  # fmt: skip

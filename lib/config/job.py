@@ -46,13 +46,15 @@ class Model:
         "oft",
         "miss",
         "ln_tuning",
+        "parallel",
         "prompt",
         "p_tuning",
     ] = "none"
     """none trains every weight. The others train an adapter (lib/config/adapters.py names their papers) and merge it into model/ at the
-    end; prompt and p_tuning become new tokens of model/. If an adapter is on input embeddings that are tied to the output layer, they are untied in model/."""
+    end; prompt and p_tuning become new tokens of model/. If an adapter is on input embeddings that are tied to the output layer, they
+    are untied in model/."""
     peft: dict[str, Any] = field(default_factory=dict)
-    """Fields of the adapter's config class in PEFT, under their own names."""
+    """Fields of the adapter's config class, most of them PEFT's, under their own names."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Quantises the frozen base with bitsandbytes: 4bit is NF4 with double quantisation (QLoRA, Dettmers et al. 2023). Needs
     adapter: lora, or another that trains on it."""

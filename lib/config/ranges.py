@@ -61,6 +61,7 @@ RANGES = {
     "model.peft.encoder_hidden_size": "[1, inf)",
     "model.peft.encoder_num_layers": "[1, inf)",
     "model.peft.encoder_dropout": "[0, 1)",
+    "model.peft.scaling": "(0, inf)",
     "model.peft.alpha": "(0, inf)",
     "model.peft.rank_dropout": "[0, 1)",
     "model.peft.module_dropout": "[0, 1)",

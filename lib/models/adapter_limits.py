@@ -22,6 +22,8 @@ def problems(job: Job) -> list[str]:
     for key in sorted(m.peft.keys() & chosen.sets.keys()):
         out.append(f"model.peft.{key}: can't be set: it follows from model.adapter: {m.adapter}.")
     out += [f"model.peft.{key}: {chosen.ignored[key]}" for key in sorted(m.peft.keys() & chosen.ignored.keys())]
+    if chosen.soft or chosen.own:
+        out += _only_sft(job)
     if chosen.soft:
         out += _soft(job)
     return out + (_adalora(job) if m.adapter == "adalora" else [])
@@ -48,14 +50,17 @@ def schedule(peft: Any, taken: int) -> str | None:
     )
 
 
-def _soft(job: Job) -> list[str]:
-    name, t, out = job.model.adapter, job.train, []
+def _only_sft(job: Job) -> list[str]:
+    name, out = job.model.adapter, []
     if job.stage != "sft":
-        return [
-            f"model.adapter: {name} trains with jobs/sft.py; the loss of {job.stage} counts positions without a prompt. Use lora."
-        ]
+        out.append(f"model.adapter: {name} trains with jobs/sft.py only, not with jobs/{job.stage}.py. Use lora.")
     if job.scale.strategy != "ddp":
         out.append(f"scale.strategy: {name} trains with strategy: ddp, not {job.scale.strategy}.")
+    return out
+
+
+def _soft(job: Job) -> list[str]:
+    name, t, out = job.model.adapter, job.train, []
     for key in ("packing", "padding_free"):
         if t.get(key):
             out.append(f"train.{key}: {name} needs each row by itself, with the prompt in front. Leave it out.")

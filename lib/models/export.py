@@ -35,7 +35,8 @@ def export(trainer, model: Model, folder: Path) -> None:
     if main and adapted:
         from peft import PeftModel
 
-        made = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+        made = trainer.accelerator.unwrap_model(trainer.model)
+        made = made.get_base_model() if hasattr(made, "get_base_model") else made
         config, quantized = made.config, model.quantization != "none"
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -51,7 +52,13 @@ def export(trainer, model: Model, folder: Path) -> None:
         if ADAPTERS[model.adapter].soft:
             _soft_prompt(trainer, base(), trained[-ids.shape[1] :], folder, ids, exact)
         else:
-            merging.merge(base(), target, folder / "model")
+            if model.adapter == "parallel":
+                from lib.models import parallel
+
+                (target / parallel.WEIGHTS).rename(target / "adapter_model.safetensors")
+                parallel.merge(base(), made, folder / "model")
+            else:
+                merging.merge(base(), target, folder / "model")
             merging.hold(trained, folder / "model", type(made), ids, exact)
     if main:
         trainer.processing_class.save_pretrained(str(folder / "model"))

@@ -52,7 +52,9 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
-    if model.adapter != "none":
+    if model.adapter == "parallel":
+        kwargs["model"] = _parallel(model, base, args, makes)
+    elif model.adapter != "none":
         kwargs["peft_config"] = peft_config(model.adapter, model.peft, makes, base)
     if (ahead := virtual_tokens(model)) and args.max_length:
         args.max_length -= ahead
@@ -69,11 +71,24 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     return kwargs
 
 
+def _parallel(model: Model, base: str, args: Any, makes: str) -> Any:
+    """Returns the base with the channels of the parallel adapter. Clears args.model_init_kwargs, since TRL applies them only to a model
+    that it loads by name."""
+    from lib.models import parallel
+
+    init, args.model_init_kwargs = args.model_init_kwargs or {}, None
+    config = peft_config(model.adapter, model.peft, makes)
+    made = parallel.install(auto(makes).from_pretrained(base, **init), config, args.seed)
+    if args.gradient_checkpointing:
+        made.enable_input_require_grads()
+    return made
+
+
 def peft_config(adapter: str, given: dict, makes: str, base: str | None = None) -> Any:
-    """Returns PEFT's config of an adapter, for a stage that makes `makes`. given: model.peft; base: path of the base; None: the config is
+    """Returns the config of an adapter, for a stage that makes `makes`. given: model.peft; base: path of the base; None: the config is
     for a model without weights, and a prompt's initial text isn't looked at."""
     module, name = ADAPTERS[adapter].config.split(":")
-    task = {"task_type": TASK_TYPES[makes]}
+    task: dict[str, Any] = {} if ADAPTERS[adapter].own else {"task_type": TASK_TYPES[makes]}
     if adapter == "adalora":
         task["total_step"] = 10**9  # lib/models/adalora.py sets it once the trainer knows it
     if adapter == "prompt" and given.get("prompt_tuning_init") == "TEXT":

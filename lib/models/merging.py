@@ -23,8 +23,10 @@ size of its head. A wrong merge is off by whole nats."""
 def check(model) -> None:
     """Raises ValueError, naming the key of PEFT's config, if the adapter of a PEFT model can't be trained or merged.
 
-    The model may be without its weights (torch's meta device).
+    The model may be without its weights (torch's meta device). One without an adapter of PEFT's is right.
     """
+    if not hasattr(model, "peft_config"):
+        return
     from peft.tuners.lora import LoraLayer
     from peft.utils import AuxiliaryTrainingWrapper
 

@@ -163,6 +163,11 @@ def _modules(job: Job, folder: Path, peft, gpu: bool) -> list[str]:
     model = attempt(out, "model", {"attn_implementation": attention} if attention else {}, build, "base")
     if model is None or peft is None:
         return out
+    if job.model.adapter == "parallel":
+        from lib.models import parallel
+
+        attempt(out, "model", {}, lambda _: parallel.install(model, peft), "adapter")
+        return out
     out += _unmatched(peft, [n for n, _ in model.named_modules() if n], [n for n, _ in model.named_parameters()])
     rows = model.get_input_embeddings().num_embeddings
     indices = getattr(peft, "trainable_token_indices", None) or []

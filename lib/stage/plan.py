@@ -55,7 +55,7 @@ class Plan:
         rank = getattr(trl_fields.filled(chosen.config, chosen.defaults | m.peft), chosen.rank, None)
         if chosen.soft:
             return f"{chosen.title}: {rank} vectors in front of every row, which become tokens at the end"
-        where = "" if "target_modules" in m.peft else " in PEFT's default modules"
+        where = " beside each MLP" if chosen.own else "" if "target_modules" in m.peft else " in PEFT's default modules"
         return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, merged at the end"
 
     def lines(self) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from tests.models.adapted import adapted
 SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "adalora": {"init_r": 4, "target_r": 3},
     "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
-    "oft": {"oft_block_size": 16}, "miss": {"r": 4}, "prompt": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
+    "oft": {"oft_block_size": 16}, "miss": {"r": 4}, "parallel": {"r": 4}, "prompt": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
 }  # fmt: skip
 """{adapter: fields that fit a model 64 wide}"""
 ON_QUANTIZED = [name for name, adapter in ADAPTERS.items() if adapter.quantized]

@@ -120,8 +120,8 @@ def test_a_checkpoint_keeps_the_network_of_p_tuning(tiny_model, chats_file, tmp_
 
 def test_what_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_path):
     for stage, given, message in [
-        ("dpo", [], "model.adapter: prompt trains with jobs/sft.py"),
-        ("reward", [], "model.adapter: prompt trains with jobs/sft.py"),
+        ("dpo", [], "model.adapter: prompt trains with jobs/sft.py only"),
+        ("reward", [], "model.adapter: prompt trains with jobs/sft.py only"),
         ("sft", ["--train.packing", "true"], "train.packing: prompt needs each row by itself"),
         ("sft", ["--model.quantization", "4bit"], "model.quantization: prompt doesn't train on 4bit weights"),
         ("sft", ["--model.peft.token_dim", "64"], "model.peft.token_dim: follows from model.base"),
