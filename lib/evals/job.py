@@ -48,8 +48,8 @@ class EvalJob:
     """The encoder whose embeddings bertscore compares: a folder or a hub name."""
     decoding: list[str] = field(default_factory=lambda: ["greedy"])
     """Decoding methods for tasks that generate answers, each reported separately: greedy; beam_4; t=0.7,top_p=0.9 (also top_k, min_p,
-    repetition_penalty); contrastive_NAME (against that run); and, guided by the reward run, best_of_8, reward_weighted_8 or
-    reward_beam_4. win_rate always compares greedy answers, and kl samples."""
+    repetition_penalty); contrastive_NAME (against that run); majority_8 (self-consistency); and, guided by the reward run, best_of_8,
+    reward_weighted_8 or reward_beam_4. With think=no, answers begin with empty <think></think>. win_rate always compares greedy answers, and kl samples."""
     limit: int | None = 200
     """Maximum number of held-out examples per task. None: all."""
     max_new_tokens: int | None = None

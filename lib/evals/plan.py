@@ -97,7 +97,13 @@ def plan(job: EvalJob) -> Plan:
     decodings = [d for text in job.decoding if (d := attempt(decoding.parse, text, job.longest(""), job.seed))]
     if len({str(d) for d in decodings}) < len(decodings):
         problems.append(f"decoding: two of {'; '.join(job.decoding)} are the same.")
+    voters = [name for name, make in registry.TASKS.items() if hasattr(make(None), "final")]
+    unread = [t for t in job.tasks if t in (*registry.TASKS, "bertscore") and t not in voters]
     for d in decodings:
+        if d.head == "majority" and unread:
+            problems.append(
+                f"decoding: {d.name} votes on final answers, which {', '.join(unread)} doesn't read. It goes with {', '.join(voters)}."
+            )
         if d.by_reward and not job.reward:
             problems.append(f"reward: {d.name} asks a reward run which answer is best. Set reward: runs/reward.")
         if (other := d.sampling.other) and other not in job.runs:

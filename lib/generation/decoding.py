@@ -4,9 +4,12 @@ greedy                  the most probable token at each step
 t=0.7,top_p=0.9         sampling; also top_k, min_p and repetition_penalty
 greedy,draft=small      the same answers by speculative decoding, with the run `small` or `lookup` as the draft
                         (lib/generation/speculative.py); also draft_tokens
+greedy,think=no         answers that begin with <think></think>, so that the model doesn't reason; goes with all methods
 beam_4                  beam search with 4 beams
 contrastive_base        contrastive decoding against the run `base` (lib/generation/sampling.py, contrast); also alpha, beta, t
 best_of_8               the sample out of 8 with the highest reward; also best_of_8,t=0.7
+majority_8              the first of 8 samples with the most frequent final answer, by the task's own reading of it; also t=0.7
+                        (lib/evals/measures/search.py)
 reward_weighted_8       one of 8 samples, drawn with probability proportional to exp(reward / beta)
 reward_beam_4           beam search over chunks of `chunk` tokens, ranked by the reward run (lib/evals/measures/search.py)
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lib.data.reasoning import NONE
 from lib.generation.sampling import Sampling
 
 KEYS = {
@@ -32,12 +36,15 @@ HEADS = {
     "beam": {},
     "contrastive": {"alpha": ("plausible", float), "beta": ("contrast", float)},
     "best_of": {},
+    "majority": {},
     "reward_weighted": {"beta": ("beta", float)},
     "reward_beam": {"chunk": ("chunk", int)},
 }
 """Method names, and the keys that only they accept."""
 BY_REWARD = ("best_of", "reward_weighted", "reward_beam")
-EXAMPLES = ("greedy", "beam_4", "contrastive_base", "best_of_8", "reward_weighted_8", "reward_beam_4")
+MANY = (*BY_REWARD, "majority")
+"""Methods that choose among N samples."""
+EXAMPLES = ("greedy", "beam_4", "contrastive_base", "best_of_8", "majority_8", "reward_weighted_8", "reward_beam_4")
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,11 @@ class Decoding:
         return self.sampling.n * self.sampling.beams * both
 
     def __str__(self) -> str:
-        more = {"best_of": "best of ", "reward_weighted": f"by exp(reward / {self.beta:g}) of "}
+        more = {
+            "best_of": "best of ",
+            "majority": "majority of ",
+            "reward_weighted": f"by exp(reward / {self.beta:g}) of ",
+        }
         more["reward_beam"] = f"{self.sampling.n} beams by reward every {self.chunk} tokens of "
         return more.get(self.head, "") + str(self.sampling)
 
@@ -71,17 +82,26 @@ class Decoding:
 def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
     """Parses a decoding. Raises ValueError that names `decoding`, the part that can't be parsed, and the accepted forms."""
     words = [w.strip() for w in text.split(",")]
-    named = re.fullmatch(r"(beam|best_of|reward_weighted|reward_beam)_(\d+)|(contrastive)_(.+)|(greedy)", words[0])
+    named = re.fullmatch(
+        r"(beam|best_of|majority|reward_weighted|reward_beam)_(\d+)|(contrastive)_(.+)|(greedy)", words[0]
+    )
     head = next(g for g in named.groups()[::2] if g) if named else ""
     keys, settings, own = KEYS | HEADS.get(head, {}), {}, {}
     for word in words[1:] if named else words:
         key, _, value = word.partition("=")
+        if key == "think":
+            if value != "no":
+                raise ValueError(
+                    f"decoding: {text!r}: think=no leaves reasoning out. To let a model reason, leave it out."
+                )
+            settings["begins"] = NONE
+            continue
         if key not in keys:
             from lib.errors import nearest
 
             raise ValueError(
-                f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*keys, *EXAMPLES])} "
-                f"It is one of {', '.join(EXAMPLES)}, or settings such as t=0.7,top_p=0.9 ({', '.join(keys)})."
+                f"decoding: {text!r}: there is no {key!r}.{nearest(key, [*keys, 'think', *EXAMPLES])} "
+                f"It is one of {', '.join(EXAMPLES)}, or settings such as t=0.7,top_p=0.9 ({', '.join(keys)}, think=no)."
             )
         name, kind = keys[key]
         try:
@@ -91,12 +111,12 @@ def parse(text: str, max_new_tokens: int, seed: int) -> Decoding:
     greedy = head in ("greedy", "beam") or (head == "contrastive" and "temperature" not in settings)
     if not greedy:
         settings.setdefault("temperature", 1.0)
-    number = int(named[2]) if head in ("beam", *BY_REWARD) else 1
+    number = int(named[2]) if head in ("beam", *MANY) else 1
     sampling = Sampling(
         **settings,
         max_new_tokens=max_new_tokens,
         seed=0 if greedy else seed,
-        n=number if head in BY_REWARD else 1,
+        n=number if head in MANY else 1,
         beams=number if head == "beam" else 1,
         amateur=named[4] if head == "contrastive" else None,
     )
@@ -128,7 +148,7 @@ def _problems(d: Decoding, words: list[str]):
         yield f"beta must be above 0, is {d.beta:g}."
     if d.chunk < 1:
         yield f"chunk must be 1 token or more, is {d.chunk}."
-    if d.by_reward and s.n < 2:
+    if d.head in MANY and s.n < 2:
         yield f"{d.head}_N needs 2 samples or more."
     if s.draft and (d.head in ("beam", "contrastive", "reward_beam") or s.repetition_penalty != 1):
         yield f"draft guesses what one distribution chooses, not {d.head or 'with repetition_penalty'}."

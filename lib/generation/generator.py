@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lib.data.reasoning import OPEN
 from lib.generation.batching import windows
 from lib.generation.sampling import Sampling
-from lib.models.encode import Encoder, ends
+from lib.models.encode import Encoder, common, ends
 from lib.models.window import positions, refuse
 
 Messages = list[dict]
@@ -114,6 +115,23 @@ class Generator(ABC):
             counts[i] += len(scored)
             greedy[i] = greedy[i] and likeliest
         return [Score(*each) for each in zip(logprobs, counts, size, greedy, strict=True)]
+
+    def opened(self, prompt: Messages | str | Ids | Begun, begins: str) -> tuple[list[int], Ids]:
+        """Returns (the ids that the model reads before it generates, those of them that begin the answer).
+
+        begins: as in Sampling; only an answer that isn't begun yet gets it.
+        """
+        ids, given = self.ids(prompt), prompt.tokens if isinstance(prompt, Begun) else ()
+        if given or not begins:
+            return ids, given
+        if (
+            self.encoder.tokenizer.decode(ids[-8:]).rstrip().endswith(OPEN)
+        ):  # the chat template begins the reasoning itself
+            begins = begins.removeprefix(OPEN).lstrip("\n")
+        # Only the tokens that stay the same if more text follows: the model was trained on those of the whole answer.
+        alone, followed = self.encoder.bare(begins), self.encoder.bare(begins + "a")
+        given = tuple(alone[: common(alone, followed)])
+        return [*ids, *given], given
 
     def ids(self, prompt: Messages | str | Ids | Begun) -> list[int]:
         """Returns the ids that the model reads before it generates."""

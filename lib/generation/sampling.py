@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from lib.data.reasoning import NONE
+
 LOOKUP = "lookup"
 """Name of the drafter of speculative decoding that needs no model."""
 
@@ -42,6 +44,8 @@ class Sampling:
     the speed of answers, not their content. None: no speculative decoding."""
     draft_tokens: int = 4
     """Tokens that the drafter guesses at a time."""
+    begins: str = ""
+    """Text that every answer begins with, which the model continues."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; the answer includes the text that ended it."""
 
@@ -66,6 +70,8 @@ class Sampling:
         for name in ("top_p", "top_k", "min_p", "repetition_penalty", "contrast", "plausible"):
             if getattr(self, name) != getattr(plain, name):
                 how.append(f"{name}={getattr(self, name):g}")
+        if self.begins == NONE:
+            how.append("without reasoning")
         if self.draft:
             how.append(f"{self.draft_tokens} tokens at a time guessed by {self.draft}")
         return ", ".join(how + ([f"{self.n} each"] if self.n > 1 else []))

@@ -74,9 +74,9 @@ class TransformersGenerator(Generator):
         amateur = other if sampling.amateur else None
         if sampling.draft and not drafter:
             drafter = other.drafter() if other else Lookup()
-        begun = [p.tokens if isinstance(p, Begun) else () for p in prompts]
-        ids = [self.ids(p) for p in prompts]
-        weak = [amateur.ids(p) for p in prompts] if amateur else ids
+        opened = [self.opened(p, sampling.begins) for p in prompts]
+        ids, begun = [each for each, _ in opened], [given for _, given in opened]
+        weak = [amateur.opened(p, sampling.begins)[0] for p in prompts] if amateur else ids
         room = self.room(ids, sampling.max_new_tokens)
         if other:  # it reads the same answers
             room = list(map(min, room, other.room(weak, sampling.max_new_tokens)))

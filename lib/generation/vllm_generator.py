@@ -79,7 +79,8 @@ class VllmGenerator(Generator):
         from vllm import SamplingParams
 
         ids, parameters = [], []
-        asked = [self.ids(prompt) for prompt in prompts]
+        opened = [self.opened(prompt, sampling.begins) for prompt in prompts]
+        asked, begun = [ids for ids, _ in opened], [given for _, given in opened]
         for read, room in zip(asked, self.room(asked, sampling.max_new_tokens), strict=True):
             for draw in range(sampling.n):
                 ids.append(read)
@@ -92,7 +93,6 @@ class VllmGenerator(Generator):
                     )
                 )  # fmt: skip
         written = [list(o.outputs[0].token_ids) for o in self._run(ids, parameters)]
-        begun = [p.tokens if isinstance(p, Begun) else () for p in prompts]
         n = sampling.n
         return [[self.answer(begun[i], written[i * n + k]) for k in range(n)] for i in range(len(prompts))]
 

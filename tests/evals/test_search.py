@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.evals.measures import search
+from lib.evals.tasks.gsm8k import Gsm8k
 from lib.generation import decoding
 from lib.generation.generator import Answer, Begun
 
@@ -68,6 +69,30 @@ def test_reward_beam_keeps_the_best_beginnings():
     assert engine.asked == [(3, 4, 2), (6, 2, 2), (6, 2, 1)]
     assert [a.tokens for a in got.answers] == [(3, 3, 1, 1, 1)] * 3
     assert len(got.writing) == len(got.judging) == 3
+
+
+@pytest.mark.parametrize(
+    ("finals", "chosen"),
+    [
+        (["7", "8", "8", "7", "8"], 1),
+        (["8", "7", "7", "8"], 0),  # a tie: the answer that was drawn first
+        ([None, None, "7", None], 2),  # no final answer, no vote
+        ([None, "7", "8"], 1),
+        ([None, None], 0),
+    ],
+)
+def test_the_most_frequent_final_answer_wins(finals, chosen):
+    assert search.vote(finals) == chosen
+
+
+def test_majority_votes_on_final_answers_after_the_reasoning():
+    """Hand-written samples: the reasoning of each names another number, and only what follows </think> is read."""
+    texts = ["<think>\n8\n</think>\n\n7", "<think>\n7 7\n</think>\n\n 9", "9", "<think>\n9", "so 9 </think> 7, no: 9"]
+    samples = [[Answer(t, tuple(range(len(t))), True) for t in texts]] * 3
+    engine = SimpleNamespace(generate=lambda *asked: done(samples))
+    how = decoding.parse("majority_5,t=0.7", 9, 0)
+    got = search.find(SimpleNamespace(engine=engine, scorer=None), "cot", PROMPTS, how, Gsm8k().final)
+    assert [a.text for a in got.answers] == [texts[1]] * 3 and len(got.writing) == 1
 
 
 @pytest.mark.parametrize("head", ["best_of_3", "reward_beam_2,chunk=3"])

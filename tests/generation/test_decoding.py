@@ -15,6 +15,13 @@ def test_words():
     best = decoding.parse("best_of_8,t=0.5", 9, 3)
     assert best.by_reward and best.sampling == Sampling(0.5, n=8, max_new_tokens=9, seed=3)
     assert str(best) == "best of T=0.5, seed 3, 8 each"
+    majority = decoding.parse("majority_5,t=0.7,think=no", 9, 3)
+    assert majority.sampling == Sampling(0.7, n=5, max_new_tokens=9, seed=3, begins="<think>\n\n</think>\n\n")
+    assert (majority.written, str(majority)) == (5, "majority of T=0.7, seed 3, without reasoning, 5 each")
+    assert decoding.parse("majority_5", 9, 3).sampling.temperature == 1.0 and not majority.by_reward
+    assert decoding.parse("greedy,think=no", 9, 3).sampling == Sampling(
+        max_new_tokens=9, begins=majority.sampling.begins
+    )
     weighted = decoding.parse("reward_weighted_4,beta=0.5,top_p=0.9", 9, 3)
     assert weighted.beta == 0.5 and weighted.sampling == Sampling(1.0, 0.9, n=4, max_new_tokens=9, seed=3)
     beam = decoding.parse("reward_beam_2,chunk=8", 9, 3)
@@ -40,6 +47,10 @@ def test_words():
         ("beam_1", "2 beams or more"),
         ("beam_4,top_p=0.9", "top_p=0.9 bends a distribution that beam search doesn't draw from"),
         ("best_of_1", "2 samples or more"),
+        ("majority_1", "majority_N needs 2 samples or more"),
+        ("majority_4,beta=1", "no 'beta'"),
+        ("greedy,think=yes", "think=no leaves reasoning out"),
+        ("greedy,thnk=no", "no 'thnk'. Nearest: think"),
         ("reward_weighted_4,beta=0", "beta must be above 0"),
         ("reward_beam_4,chunk=0", "chunk must be 1 token or more"),
         ("contrastive_base,alpha=2", "alpha must be from 0 to 1"),

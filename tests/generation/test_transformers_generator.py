@@ -181,3 +181,25 @@ def test_tools_reach_the_template(generator):
     e.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         e.render([{"role": "user", "content": "hello"}], False)
+
+
+def test_answers_begin_with_the_given_text(generator, prompts):
+    """The tokens are those of the training text: a last line break that would merge with the next one is left to the model."""
+    text = "<think>\n\n</think>\n\n"
+    sampling = Sampling(max_new_tokens=6, begins=text)
+    (answer,), (again,) = generator.generate(prompts[:2], sampling)
+    bare = generator.encoder.bare
+    assert answer.begun == again.begun == len(answer.tokens) - 6 and answer.text.startswith("<think>\n\n</think>")
+    assert list(answer.tokens[: answer.begun]) == bare(text + "a")[: answer.begun] and text.startswith(
+        generator.encoder.text(answer.tokens[: answer.begun])
+    )
+    rest = generator.generate([Begun(prompts[0], answer.tokens[: answer.begun])], Sampling(max_new_tokens=6))
+    assert rest[0][0] == answer
+    assert generator.generate([Begun(prompts[0], answer.tokens[:8])], sampling)[0][0].begun == 8  # begun already
+    template = generator.encoder.tokenizer.chat_template
+    try:  # a template that begins the reasoning itself, as DeepSeek-R1's
+        generator.encoder.tokenizer.chat_template = template + "{{ '<think>\\n' if add_generation_prompt else '' }}"
+        ids, given = generator.opened(prompts[0], text)
+        assert generator.encoder.text(ids).rstrip().endswith("<think>\n</think>") and len(given) < answer.begun
+    finally:
+        generator.encoder.tokenizer.chat_template = template

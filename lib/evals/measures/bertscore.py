@@ -11,6 +11,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
+from lib.data import reasoning
 from lib.evals.context import Context
 from lib.evals.measures import search
 from lib.evals.task import Example, Scores
@@ -47,7 +48,7 @@ def measure(context: Context) -> list[Scores]:
     scorer = _scorer(job.bert_encoder)
     found = []
     for run, how, got in search.cells(context, "bertscore", [e.prompt for e in asked]):
-        texts = [a.text for a in got.answers]
+        texts = [reasoning.answer(a.text) for a in got.answers]
         full = [i for i, t in enumerate(texts) if t.strip()]
         parts = scorer.score([texts[i] for i in full], [asked[i].reference for i in full]) if full else ([], [], [])
         for name, values in zip(("precision", "recall", "f1"), parts, strict=True):

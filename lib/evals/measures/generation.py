@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+from lib.data import reasoning
 from lib.evals.context import Context
 from lib.evals.measures import diversity, search
 from lib.evals.report import length
@@ -11,21 +12,24 @@ from lib.evals.report.summary import CLOCK
 from lib.evals.statistics.intervals import Estimate
 from lib.evals.task import Example, Scores, Task
 
-ALWAYS = ("length", length.METRIC, "distinct_1", "distinct_2", "self_bleu", *CLOCK)
+ALWAYS = ("length", length.METRIC, "written", "distinct_1", "distinct_2", "self_bleu", *CLOCK)
 """Metrics that every such task has besides its own."""
 
 
 def measure(task: Task, context: Context) -> list[Scores]:
-    """Returns, for every run and decoding, the task's own metrics and those in ALWAYS."""
+    """Returns, for every run and decoding, the task's own metrics and those in ALWAYS.
+
+    Scored is what follows an answer's reasoning (lib/data/reasoning.py); reasoning that isn't closed leaves nothing to score.
+    """
     job = context.job
     examples = task.examples(job.limit)
     if not examples:
         raise ValueError(f"tasks: {task.name} has no examples")
     found = []
-    for run, how, got in search.cells(context, task.name, [e.prompt for e in examples]):
+    for run, how, got in search.cells(context, task.name, [e.prompt for e in examples], getattr(task, "final", None)):
         answers = got.answers
         with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
-            scored = list(pool.map(task.score, examples, [a.text for a in answers]))
+            scored = list(pool.map(task.score, examples, [reasoning.answer(a.text) for a in answers]))
         common = {"task": task.name, "run": run, "decoding": how.name}
         found += metrics(task, list(zip(examples, scored, strict=True)), run=run, decoding=how.name)
         lengths = [float(len(a.tokens)) for a in answers]
@@ -91,6 +95,7 @@ def _how(context: Context, got: search.Found, common: dict) -> list[Scores]:
     texts = [a.text for a in got.answers]
     n = len(texts)
     values = {
+        "written": (tokens / n, "tokens per answer", "lower"),
         "distinct_1": (diversity.distinct(texts, 1), "", ""),
         "distinct_2": (diversity.distinct(texts, 2), "", ""),
         "self_bleu": (diversity.self_bleu(texts, context.job.seed), "", ""),

@@ -8,6 +8,7 @@ A row of a labelled file, in the format that XSTest publishes (a partial refusal
 
 from __future__ import annotations
 
+from lib.data import reasoning
 from lib.evals.context import Context, draw
 from lib.evals.measures import generation
 from lib.evals.statistics.intervals import Estimate
@@ -26,7 +27,7 @@ def measure(task: XsTest, context: Context) -> list[Scores]:
         for run in context.job.runs:
             talks = [[*r["example"].prompt, _said(r["answers"][run])] for r in rows]
             read_ = [
-                (r["example"], refuses(r["answers"][run]), verdict)
+                (r["example"], refuses(reasoning.answer(r["answers"][run])), verdict)
                 for r, verdict in zip(rows, context.panel.refused(talks), strict=True)
                 if verdict is not None
             ]

@@ -35,6 +35,7 @@ LABELS = {
     "mrr": "MRR",
     "ndcg@10": "nDCG@10",
     "length": "length in tokens",
+    "written": "tokens generated, of all samples",
     "cut_off": "answers cut off at their longest",
     "distinct_1": "different words",
     "distinct_2": "different pairs of words",

@@ -41,6 +41,11 @@ class DemoTask:
             "terse": float(order is not None and completion.strip() == order.line()),
         }
 
+    def final(self, completion: str) -> str | None:
+        """Returns the only ticket line; None if there is no such line, or more than one."""
+        order = demo.parse(completion)
+        return order.line() if order else None
+
 
 def better(example: Example, a: str, b: str) -> float:
     """Returns 1.0 if answer a beats b, 0.0 if b beats a, 0.5 for a tie.

@@ -41,4 +41,5 @@ class DemoSteps:
         }
 
     def final(self, completion: str) -> str | None:
+        """Returns the only line of this form; None if there is no such line, or more than one."""
         return demo_steps.parse(completion)

@@ -51,11 +51,16 @@ class Gsm8k:
         reference = Decimal(example.reference)
         after = completion if self.direct else completion.partition("####")[2]
         strict = NUMBER.fullmatch(after.strip().rstrip(".")) if self.direct else NUMBER.search(after)
-        found = NUMBER.findall(completion)
         return {
-            "exact": float(bool(found) and number(found[-1]) == reference),
+            "exact": float(self.final(completion) == f"{reference.normalize():f}"),
             "strict": float(bool(strict) and number(strict[0]) == reference),
         }
+
+    def final(self, completion: str) -> str | None:
+        """Returns the last number; None if there is none."""
+        found = NUMBER.findall(completion)
+        last = number(found[-1]) if found else None
+        return None if last is None else f"{last:f}"
 
 
 def number(text: str) -> Decimal | None:
