@@ -184,6 +184,8 @@ def _train(job: Job, gpu: bool) -> list[str]:
         out.append(
             f"train.lr_scheduler_type: {t['lr_scheduler_type']} goes by the held-out loss. Set train.eval_strategy."
         )
+    if t.get("neftune_noise_alpha") and job.stage != "sft":
+        out.append(f"train.neftune_noise_alpha: is for jobs/sft.py, and this is jobs/{job.stage}.py. Leave it out.")
     if t.get("padding_free") and not t.get("packing") and t.get("max_length", 1024) is not None:
         out.append(
             "train.padding_free: without train.packing rows are not cut at train.max_length. Set max_length: null, or packing: true."

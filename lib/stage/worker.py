@@ -16,7 +16,7 @@ from lib.config.job import Job
 from lib.distributed import strategy
 from lib.distributed.collectives import barrier, share
 from lib.distributed.publish import publish
-from lib.methods import heldout
+from lib.methods import heldout, neftune
 from lib.models import cpu_lora, export, lm_head, load, merging, prefixes
 from lib.models.chat_template import template_sha256
 from lib.models.quantization import qat
@@ -252,6 +252,7 @@ def _export(trainer: Trainer, job: Job, run: Run, folder: Path, counts: dict[str
 def save_work(trainer: Trainer, strategy: str) -> None:
     """Installs faster computations of the same losses in the models that support them (lib/models/prefixes.py, lib/models/cpu_lora.py)."""
     packed = getattr(trainer, "packed", False)  # blocks of text share no prefixes
+    packed = neftune.install(trainer) or packed  # nor do rows whose noise differs
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         if not packed:
             prefixes.install(model)

@@ -58,6 +58,7 @@ def refused(tiny_model, chats_file, pairs_file, tmp_path, monkeypatch):
         ("sft", ["--train.loss_type", "bogus"], "train.loss_type: there is no bogus. Known: nll, dft."),
         ("dpo", ["--data.reasoning", "mask"], "data.reasoning: mask works in jobs/sft.py only, and this is jobs/dpo.py. Use learn or remove."),
         ("sft", ["--data.reasoning", "mask", "--train.completion_only_loss", "false"], "data.reasoning: mask leaves the reasoning out of the loss"),
+        ("dpo", ["--train.neftune_noise_alpha", "5"], "train.neftune_noise_alpha: is for jobs/sft.py, and this is jobs/dpo.py."),
         ("sft", ["--train.packing_strategy", "bdf"], "train.packing_strategy: there is no bdf. Known: bfd, bfd_split, wrapped. Nearest: bfd"),
         ("sft", ["--train.truncation_mode", "keep_strat"], "Nearest: keep_start"),
         ("sft", ["--train.padding_free", "true"], "train.padding_free: without train.packing"),
