@@ -1,4 +1,4 @@
-"""A demo task in two steps: the total of an order, to be computed from quantities, prices and a discount. Rows are generated here from
+"""A demo task in steps: the total of an order, to be computed from quantities, prices and a discount. Rows are generated here from
 a fixed seed, each with its reasoning, and a function can check any answer.
 
 One training row of kind "chat":

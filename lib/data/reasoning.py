@@ -94,8 +94,8 @@ def _apart(message: Message) -> Message:
         return out
     if not content.strip() and not message.get("tool_calls"):
         raise BadRow("an answer has reasoning and nothing after it")
-    if CLOSE in before:
-        raise BadRow(f"the reasoning of an answer contains {CLOSE}")
+    if OPEN in before or CLOSE in before:
+        raise BadRow(f"an answer has more than one {OPEN} or {CLOSE}, or text before {OPEN}")
     return out | {"reasoning_content": before}
 
 

@@ -88,7 +88,8 @@ def test_both_answers_of_a_pair_keep_their_reasoning_and_the_prompt_none():
     [
         ("<think>and then", "opens <think> and doesn't close it"),
         ("<think>all of it</think>\n", "has reasoning and nothing after it"),
-        ("<think>a</think>b</think>c", "contains </think>"),
+        ("<think>a</think>b</think>c", "has more than one <think>"),
+        ("So: <think>a</think>b", "text before <think>"),
     ],
 )
 def test_answers_that_cannot_be_read_back_are_bad_rows(text, why):

@@ -1,5 +1,7 @@
 """Packed documents don't see each other: a conversation in a full row has the logits and the loss that it has alone."""
 
+from itertools import pairwise
+
 import pytest
 
 from lib.config.job import Data, Job, Model, Scale
@@ -28,7 +30,7 @@ def test_a_packed_conversation_sees_only_itself(kernel, tiny_model, tmp_path):
     assert len(starts) > 4
     with torch.no_grad():
         whole = model(**given).logits[0]
-        for a, b in zip(starts, starts[1:], strict=False):
+        for a, b in pairwise(starts):
             alone = model(batch["input_ids"][:, a:b]).logits[0]
             torch.testing.assert_close(whole[a:b], alone, atol=1e-5, rtol=1e-4)
         assert all(batch["labels"][0, a] == -100 for a in starts[:-1])  # the first token of a document follows nothing

@@ -1,4 +1,4 @@
-"""The demo task in two steps as an evaluation: scores the final answer, whatever reasoning stands before it.
+"""The demo task in steps as an evaluation: scores the final answer, whatever reasoning stands before it.
 
 The task itself and its rows are described in lib/data/demo_steps.py.
 """
