@@ -25,7 +25,12 @@ def test_ranks_of_hand_written_vectors():
     assert second == {"recall@1": 0, "recall@10": 1, "mrr": 1 / 2, "ndcg@10": pytest.approx(0.63093, abs=1e-5)}
     assert third == {"recall@1": 0, "recall@10": 1, "mrr": pytest.approx(1 / 3), "ndcg@10": 0.5}
     ideal = 1 + 1 / math.log2(3)
-    assert two == {"recall@1": 0, "recall@10": 1, "mrr": 1 / 2, "ndcg@10": pytest.approx((1 / math.log2(3) + 0.5) / ideal)}
+    assert two == {
+        "recall@1": 0,
+        "recall@10": 1,
+        "mrr": 1 / 2,
+        "ndcg@10": pytest.approx((1 / math.log2(3) + 0.5) / ideal),
+    }
     assert tie["mrr"] == pytest.approx(1 / 3), "of equal similarities the positive's is ranked last"
     far = embedding.ranked([anchor], [[1 - n / 100, 0] for n in range(12)], [{11}])[0]
     assert far == {"recall@1": 0, "recall@10": 0, "mrr": pytest.approx(1 / 12), "ndcg@10": 0}
@@ -46,7 +51,9 @@ def test_measures_of_an_encoder(tiny_model, tmp_path):
     pairs = [{"sentence1": f"the {n}", "sentence2": "the " * n, "score": n} for n in range(1, 9)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     data = {"sts": str(tmp_path / "pairs.jsonl"), "retrieval": files["mnrl"]}
-    job = EvalJob(str(tmp_path / "run"), {"a": base, "b": base}, tasks=[*data], task_data=data, limit=10, dtype="float32")
+    job = EvalJob(
+        str(tmp_path / "run"), {"a": base, "b": base}, tasks=[*data], task_data=data, limit=10, dtype="float32"
+    )
     planned = plan(job)
     assert [spec.makes for spec in planned.specs] == ["encoder"] * 2
     with Engine(planned.specs, say=lambda line: None, here=True, device="cpu") as engine:

@@ -163,6 +163,12 @@ def test_a_decoder_is_pooled_as_its_folder_tells(pooling, tiny_model, files, tmp
     both = SentenceTransformer(str(tmp_path / "model")).encode(texts)
     embedder = Embedder(str(tmp_path / "model"), torch.float32, "cpu")
     assert embedder.pooling == pooling and np.abs(np.array(embedder.embed(texts)) - both).max() < 1e-6
+    settings = tmp_path / "model/config_sentence_transformers.json"
+    settings.write_text(
+        json.dumps(json.loads(settings.read_text()) | {"prompts": {"query": "what about ", "document": ""}})
+    )
+    asked = SentenceTransformer(str(tmp_path / "model")).encode_query(texts)
+    assert np.abs(np.array(embedder.embed(texts, ["query", "query"])) - asked).max() < 1e-6 < np.abs(asked - both).max()
 
 
 REFUSED = [
