@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lib.errors import UsageError
+from lib.stage.training_arguments import arguments
 from tests import stages, warm
 from tests.conftest import PATIENCE, REPO, free_port
 from tests.methods import embedded
@@ -201,3 +202,14 @@ def test_triplet_needs_a_negative_in_each_row(encoder, tmp_path):
         stages.planned("embed", argv)
     plan = stages.planned("embed", [*argv, "--train.loss", "mnrl"])
     assert "0 to 2 negatives a row, of which the first 0 are used" in "\n".join(text for _, text in plan.lines())
+
+
+def test_rows_that_share_a_text_are_counted(encoder, tmp_path, capsys):
+    """Two rows share an anchor, and three a positive."""
+    rows = [{"anchor": f"row {n // 2 if n < 2 else n}", "positive": f"{n}!" if n > 4 else "same"} for n in range(9)]
+    rows = [row | {"positive": f"{n}!"} if n < 2 else row for n, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = embedded.options("mnrl", encoder, str(tmp_path / "rows.jsonl"), str(tmp_path))
+    job = stages.planned("embed", [*argv, "--data.heldout_fraction", "0"]).job
+    stages.built(job, arguments(job, stages.stage("embed").config, 1, str(tmp_path))[0])
+    assert "5 of 9 rows share a text with another row" in capsys.readouterr().out
