@@ -28,8 +28,6 @@ DROPOUTS = (
     "attn_pdrop", "resid_pdrop", "embedding_dropout", "mlp_dropout",
 )  # fmt: skip
 """Names of dropout in configurations of transformers."""
-
-
 TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 """What the model reads, as sentence-transformers describes it."""
 
@@ -117,9 +115,7 @@ def model(job: Job, args: EmbedConfig, tokenizer: Any) -> SentenceTransformer:
         where, model_kwargs=init, config_kwargs=drop, modality_config=TEXT, module_output_name="token_embeddings"
     )
     if getattr(network.model, "pooler", None) is not None:
-        network.model.pooler = (
-            None  # BERT's second output, which no vector is made of; DDP would wait for its gradients
-        )
+        network.model.pooler = None  # BERT's second output is in no vector, and DDP would wait for its gradients
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions(config) or tokenizer.model_max_length)
     network.processor = tokenizer  # with the padding token that the base may lack
     width = network.get_embedding_dimension()

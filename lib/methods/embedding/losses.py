@@ -5,8 +5,8 @@ micro-batches, and the loss compares all rows of a step.
               2018, https://arxiv.org/abs/1807.03748, equation 4
     simcse    the same of two dropouts of a text: Gao et al. 2021, https://arxiv.org/abs/2104.08821, equation 4. Its MLP on top of [CLS]
               isn't added.
-    triplet   FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832, equation 2; of vectors of length 1, ‖a − b‖² = 2 − 2 cos(a, b).
-              A row with several negatives is the mean over them.
+    triplet   FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832, equation 2; vectors have length 1, so ‖a − b‖² = 2 − 2 cos(a, b)
+              and the margin is half of FaceNet's α. A row with several negatives is the mean over them.
     any of them at several lengths of the vector: Matryoshka, Kusupati et al. 2022, https://arxiv.org/abs/2205.13147, equation 1
 
 A row whose positive is also another row's is compared with it as a negative; lib/methods/embedding/build.py counts these rows.
