@@ -224,10 +224,12 @@ def _adapter(net) -> int:
     """Returns the number of an adapter's parameters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    from lib.models.parallel import Channels
+
     layers = (m for m in net.modules() if isinstance(m, BaseTunerLayer))
     added = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
     added += [net.prompt_encoder] if hasattr(net, "prompt_encoder") else []
-    added += [m for n, m in net.named_modules() if n.endswith("mlp.parallel")]
+    added += [m for m in net.modules() if isinstance(m, Channels)]
     return sum(p.numel() for p in {p for part in added for p in part.parameters() if p.requires_grad})
 
 

@@ -1,4 +1,5 @@
-"""The adapters of model.adapter: the config class of each, most of them PEFT's, whose fields model.peft takes, and the fields that its name sets.
+"""The adapters of model.adapter: the config class of each, most of them PEFT's, whose fields model.peft takes, and the fields that its
+name sets.
 
 The finished model is a plain one: either the adapter is merged into the base, or, if it is a soft prompt, its vectors become tokens.
 """
@@ -59,7 +60,10 @@ ADAPTERS = {
             "rank_pattern": "training finds the ranks. Set init_r and target_r.",
             "r": "AdaLoRA doesn't read it. Set init_r, at the start, and target_r, the mean at the end.",
         }
-        | dict.fromkeys(("alpha_pattern", "use_rslora", "lora_bias", "target_parameters"), "AdaLoRA doesn't read it. Leave it out."),
+        | dict.fromkeys(
+            ("alpha_pattern", "use_rslora", "lora_bias", "target_parameters", "use_qalora", "qalora_group_size", "init_lora_weights"),
+            "AdaLoRA doesn't read it. Leave it out.",
+        ),
         rank="target_r",
     ),
     "vera": Adapter("VeRA", "peft.tuners.vera.config:VeraConfig"),  # Kopiczko et al. 2023, https://arxiv.org/abs/2310.11454

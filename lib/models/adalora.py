@@ -98,6 +98,9 @@ class AdaLora(TrainerCallback):
         """Allocates ranks after step t, counted from 1 as in the paper: PEFT's last allocation is at step total_step − tfinal."""
         import torch
 
+        if getattr(optimizer, "step_was_skipped", False):  # fp16's gradients overflowed and say nothing
+            for p in self.weights().values():
+                p.grad.zero_()
         self.config.rank_pattern = self.pattern
         self.tuner.update_and_allocate(state.global_step + 1)
         self.pattern, self.config.rank_pattern = self.config.rank_pattern, None

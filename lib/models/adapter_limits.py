@@ -64,6 +64,17 @@ def _soft(job: Job) -> list[str]:
     for key in ("packing", "padding_free"):
         if t.get(key):
             out.append(f"train.{key}: {name} needs each row by itself, with the prompt in front. Leave it out.")
+    if t.get("label_smoothing_factor"):
+        out.append(
+            f"train.label_smoothing_factor: isn't worked out with {name}, whose rows are longer than their labels. Leave it out."
+        )
+    peft = trl_fields.filled(ADAPTERS[name].config, job.model.peft)
+    for key in ("encoder_num_layers", "encoder_dropout"):
+        if key in job.model.peft and peft.encoder_reparameterization_type != "LSTM":
+            out.append(f"model.peft.{key}: is one of encoder_reparameterization_type: LSTM. Leave it out, or set that.")
+    for key in ("prompt_tuning_init_text", "tokenizer_kwargs"):
+        if key in job.model.peft and peft.prompt_tuning_init != "TEXT":
+            out.append(f"model.peft.{key}: is one of prompt_tuning_init: TEXT. Leave it out, or set that.")
     number, most = virtual_tokens(job.model), t.get("max_length", 1024)
     if most and number > most - 2:
         out.append(

@@ -68,6 +68,8 @@ class Preflight:
                     "stage/training_arguments.py",
                     "models/structure.py",
                     "models/load.py",
+                    "models/parallel.py",
+                    "models/soft_prompt.py",
                 )
             ],
         }

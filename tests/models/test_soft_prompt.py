@@ -123,6 +123,10 @@ def test_what_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_path)
         ("dpo", [], "model.adapter: prompt trains with jobs/sft.py only"),
         ("reward", [], "model.adapter: prompt trains with jobs/sft.py only"),
         ("sft", ["--train.packing", "true"], "train.packing: prompt needs each row by itself"),
+        ("sft", ["--train.label_smoothing_factor", "0.1"], "train.label_smoothing_factor"),
+        ("sft", ["--model.peft.prompt_tuning_init", "FOO"], "model.peft.prompt_tuning_init"),
+        ("sft", ["--model.peft.prompt_tuning_init_text", "be brief"], "is one of prompt_tuning_init: TEXT"),
+        ("sft", ["--model.adapter", "p_tuning", "--model.peft.encoder_dropout", "0.1"], "is one of encoder_reparameterization_type: LSTM"),
         ("sft", ["--model.quantization", "4bit"], "model.quantization: prompt doesn't train on 4bit weights"),
         ("sft", ["--model.peft.token_dim", "64"], "model.peft.token_dim: follows from model.base"),
         ("sft", ["--model.peft.num_virtual_token", "4"], "Nearest: --model.peft.num_virtual_tokens"),
@@ -131,16 +135,8 @@ def test_what_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_path)
         ("sft", ["--model.peft.num_virtual_tokens", "20", "--train.max_length", "85"], "and the prompt has 20"),
     ]:  # fmt: skip
         source = chats_file if stage == "sft" else pairs_file
-        argv = [
-            "--model.base",
-            tiny_model,
-            "--data.source",
-            source,
-            "--run",
-            str(tmp_path / "run"),
-            "--model.adapter",
-            "prompt",
-        ]
+        argv = ["--model.base", tiny_model, "--data.source", source, "--run", str(tmp_path / "run")]
+        argv += [] if "--model.adapter" in given else ["--model.adapter", "prompt"]
         with pytest.raises(UsageError) as refused:
             stages.planned(stage, [*argv, *given])
         assert message in str(refused.value)
