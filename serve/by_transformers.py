@@ -24,7 +24,7 @@ from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, Modality, _StreamError
 
 from lib.generation.sampling import Sampling
-from lib.models import cpu_attention, cpu_linear
+from lib.models import cpu_attention, cpu_linear, soft_prompt
 from serve import fields
 from serve.batch import Batch, Row
 from serve.stop_texts import Stopped
@@ -46,6 +46,7 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
     model, processor = manager.load_model_and_processor(manager.process_model_name(where))
     cpu_attention.install(model)
     cpu_linear.install(model)
+    soft_prompt.suppress(model)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
     state = State(Writer(model, processor, min(window or longest, longest), most))
     reads = {

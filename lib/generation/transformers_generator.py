@@ -39,7 +39,7 @@ class TransformersGenerator(Generator):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lib.models import cpu_attention, cpu_linear, prefixes
+        from lib.models import cpu_attention, cpu_linear, prefixes, soft_prompt
 
         super().__init__(model_dir, trained_template, window)
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
@@ -50,8 +50,7 @@ class TransformersGenerator(Generator):
             # the decoder is used alone (_by_tree).
             self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
         self.tree = prefixes.install(self.model)
-        if never := self.model.generation_config.suppress_tokens:
-            self.model.get_output_embeddings().register_forward_hook(partial(_suppress, never))
+        soft_prompt.suppress(self.model)
         self.device, self.batch_rows, self.batch_tokens = device, batch_rows, batch_tokens
 
     def generate(
@@ -247,13 +246,6 @@ class TransformersGenerator(Generator):
             torch.cat([row_V[None], logits_CV[: len(r)]])
             for row_V, logits_CV, r in zip(first_BV, logits_BCV, rest, strict=True)
         )
-
-
-def _suppress(tokens: list[int], head, inputs, logits):
-    """Hook of the output layer: makes `tokens` impossible, but keeps their logits finite, which arithmetic with two models needs."""
-    import torch
-
-    logits[..., tokens] = torch.finfo(logits.dtype).min / 8
 
 
 def picked(logits_CV, tokens: list[int]) -> tuple[float, bool]:

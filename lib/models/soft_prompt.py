@@ -135,3 +135,15 @@ def hold(trained_TV, target: Path, kind, row_1T, ids: list[int], exact: bool) ->
     logs.say(
         f"an engine that ignores suppress_tokens would give the {len(ids)} new tokens a probability of at most {mass:.2g}"
     )
+
+
+def suppress(model) -> None:
+    """Makes the tokens of generation_config.suppress_tokens impossible, in place. Their logits stay finite, which contrasting two models
+    needs."""
+    import torch
+
+    def without(head, inputs, logits):
+        logits[..., never] = torch.finfo(logits.dtype).min / 8
+
+    if never := model.generation_config.suppress_tokens:
+        model.get_output_embeddings().register_forward_hook(without)

@@ -12,8 +12,10 @@ from lib.errors import UsageError
 from lib.generation.sampling import Sampling
 from lib.generation.transformers_generator import TransformersGenerator
 from lib.models import export, soft_prompt
+from serve.by_transformers import application
 from tests import stages
 from tests.models.adapted import adapted
+from tests.serve.test_by_transformers import ask
 
 CHAT = [{"role": "user", "content": "hi"}]
 TRAIN = {"max_steps": 1, "learning_rate": 0.02}
@@ -64,6 +66,26 @@ def test_its_tokens_begin_every_chat_and_text_and_no_answer_has_them(tiny_model,
     settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
     assert settings.suppress_tokens == sorted(new)
     assert not (tmp_path / "export/adapter" / soft_prompt.ENCODER).exists()
+
+
+def test_it_is_served_as_it_was_trained(tiny_model, chats_file, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():  # what is in front decides the answer
+        for layer in base.model.layers:
+            layer.self_attn.o_proj.weight *= 30
+            layer.self_attn.v_proj.weight *= 30
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
+    _, _, folder = exported(str(tmp_path / "base"), chats_file, tmp_path, learning_rate=1.0)
+    generator, greedy = TransformersGenerator(str(folder)), Sampling(max_new_tokens=8)
+    chat, text = (generator.generate([p], greedy)[0][0].text for p in (CHAT, "red"))
+    assert text != TransformersGenerator(str(tmp_path / "base")).generate(["red"], greedy)[0][0].text
+    app = application(str(folder), "tiny", "float32", "cpu", None)
+    same = {"model": str(folder), "max_tokens": 8, "temperature": 0}
+    [reply] = ask(app, same | {"messages": CHAT})
+    assert reply.json()["choices"][0]["message"]["content"] == chat
+    [reply] = ask(app, same | {"prompt": "red"}, path="completions")
+    assert reply.json()["choices"][0]["text"] == text
 
 
 def test_the_model_is_a_base_for_another_prompt(tiny_model, chats_file, tmp_path):
