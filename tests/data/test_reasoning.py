@@ -111,6 +111,7 @@ def test_learning_reasoning_that_is_not_there_is_refused(write):
         (NONE + "4", "4"),
         (WRITTEN, "#### 4"),
         ("so\n</think>\n\n4", "4"),
+        ("a</think>b</think>4", "4"),
         ("\n<think>\n2 + 2", ""),
         ("", ""),
     ],

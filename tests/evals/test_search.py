@@ -86,13 +86,13 @@ def test_the_most_frequent_final_answer_wins(finals, chosen):
 
 
 def test_majority_votes_on_final_answers_after_the_reasoning():
-    """Hand-written samples: the reasoning of each names another number, and only what follows </think> is read."""
-    texts = ["<think>\n8\n</think>\n\n7", "<think>\n7 7\n</think>\n\n 9", "9", "<think>\n9", "so 9 </think> 7, no: 9"]
+    """Hand-written samples: 9 is the most frequent number, but stands in reasoning only, most of which was cut off."""
+    texts = ["<think>\n8\n</think>\n\n7", "<think>\n9", "<think>\n9\n9", "<think>9 is it", "so 9</think> 7"]
     samples = [[Answer(t, tuple(range(len(t))), True) for t in texts]] * 3
     engine = SimpleNamespace(generate=lambda *asked: done(samples))
     how = decoding.parse("majority_5,t=0.7", 9, 0)
     got = search.find(SimpleNamespace(engine=engine, scorer=None), "cot", PROMPTS, how, Gsm8k().final)
-    assert [a.text for a in got.answers] == [texts[1]] * 3 and len(got.writing) == 1
+    assert [a.text for a in got.answers] == [texts[0]] * 3 and len(got.writing) == 1
 
 
 @pytest.mark.parametrize("head", ["best_of_3", "reward_beam_2,chunk=3"])
