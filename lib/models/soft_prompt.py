@@ -126,14 +126,13 @@ def hold(trained_TV, target: Path, kind, row_1T, ids: list[int], exact: bool) ->
     prints how likely the new tokens are if an engine doesn't suppress them."""
     import torch
 
-    made_TV = merging.answers(kind.from_pretrained(str(target)), torch.cat([torch.tensor([ids]), row_1T], 1))[
-        len(ids) :
-    ]
+    read = torch.cat([torch.tensor([ids]), row_1T], 1)
+    made_TV = merging.answers(kind.from_pretrained(str(target)), read)[len(ids) :]
     others = [v for v in range(trained_TV.shape[1]) if v not in {*ids}]
     merging.refuse_apart(trained_TV[:, others].log_softmax(-1), made_TV[:, others].log_softmax(-1), exact)
     mass = made_TV[:, ids].exp().sum(-1).max().item()
     logs.say(
-        f"an engine that ignores suppress_tokens would give the {len(ids)} new tokens a probability of at most {mass:.2g}"
+        f"an engine that ignores suppress_tokens would give the {len(ids)} new tokens a probability of up to {mass:.2g} on a training row"
     )
 
 

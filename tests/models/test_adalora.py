@@ -36,14 +36,21 @@ def test_the_gradient_is_that_of_equation_4():
 
 
 @pytest.mark.slow
-def test_a_step_does_not_depend_on_its_micro_batches_and_ranks_end_at_the_budget(tiny_model, chats_file, tmp_path):
-    made, model = trainer(tiny_model, chats_file, tmp_path, tfinal=1)
+def test_steps_are_the_same_in_other_micro_batches_and_after_a_resume_and_ranks_end_at_the_budget(
+    tiny_model, chats_file, tmp_path
+):
+    made, model = trainer(tiny_model, chats_file, tmp_path, tfinal=2)
     made.train()
-    cut, _ = trainer(tiny_model, chats_file, tmp_path / "cut", micro_batch=1, tfinal=1)
+    cut, _ = trainer(tiny_model, chats_file, tmp_path / "cut", micro_batch=1, tfinal=2)
     cut.train()
     for (name, one), other in zip(made.model.named_parameters(), cut.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-4), name
     assert made.state.log_history[0]["loss"] < 20  # eq. 4 is not in it: ln 1000 is 6.9
+
+    resumed, _ = trainer(tiny_model, chats_file, tmp_path / "cut", micro_batch=1, tfinal=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2"))  # after the last allocation
+    for (name, one), other in zip(cut.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
 
     export.export(made, model, tmp_path / "export")
     ranks = json.loads((tmp_path / "export/adapter/adapter_config.json").read_text())["rank_pattern"]
