@@ -17,13 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LAYERS = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 RATES = {
-    "none": 2e-4, "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 5e-4, "adalora": 2e-3, "vera": 2e-2, "loha": 5e-3, "lokr": 5e-3,
-    "miss": 1e-3, "oft": 2e-3, "ia3": 3e-2, "ln_tuning": 2e-2, "parallel": 1e-3, "prompt": 1e-1, "p_tuning": 1e-3,
+    "none": 2e-4, "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 5e-4, "adalora": 3e-3, "vera": 2e-2, "loha": 5e-3, "lokr": 5e-3,
+    "miss": 1e-3, "oft": 2e-3, "ia3": 3e-2, "ln_tuning": 2e-2, "parallel": 1e-2, "prompt": 1e-1, "p_tuning": 3e-3,
 }  # fmt: skip
 FIELDS = {
     **{name: {"r": 16, "lora_alpha": 32, "target_modules": LAYERS} for name in ("lora", "rslora", "dora")},
     "pissa": {"r": 16, "lora_alpha": 16, "target_modules": LAYERS},
-    "adalora": {"init_r": 24, "target_r": 16, "lora_alpha": 32, "tinit": 10, "tfinal": 10, "target_modules": LAYERS},
+    "adalora": {"init_r": 24, "target_r": 16, "lora_alpha": 384, "tinit": 10, "tfinal": 10, "target_modules": LAYERS},
     "vera": {"r": 256, "target_modules": LAYERS},
     "loha": {"r": 8, "alpha": 16, "target_modules": LAYERS},
     "lokr": {"r": 8, "alpha": 16, "target_modules": LAYERS},
