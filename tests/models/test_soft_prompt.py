@@ -11,7 +11,7 @@ from lib.config.job import Model
 from lib.errors import UsageError
 from lib.generation.sampling import Sampling
 from lib.generation.transformers_generator import TransformersGenerator
-from lib.models import export, soft_prompt
+from lib.models import export, soft_prompt, structure
 from serve.by_transformers import application
 from tests import stages
 from tests.models.adapted import adapted
@@ -138,6 +138,17 @@ def test_a_checkpoint_keeps_the_network_of_p_tuning(tiny_model, chats_file, tmp_
     made.train()
     kept = load_file(tmp_path / "checkpoint-1" / soft_prompt.ENCODER)
     assert {"embedding.weight", "mlp_head.0.weight"} < {*kept}
+
+
+def test_it_starts_as_a_text_of_the_base(tiny_model, chats_file, tmp_path):
+    peft = {"num_virtual_tokens": 3, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "red blue red blue"}
+    made = adapted("sft", Model(tiny_model, adapter="prompt", peft=peft), chats_file, tmp_path, TRAIN)
+    ids = made.processing_class("red blue red blue")["input_ids"][:3]
+    assert torch.equal(made.model.get_prompt(1)[0], made.model.get_input_embeddings().weight[ids])
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run"), "--model.adapter"]
+    text = [f"--model.peft.{key}={value}" for key, value in peft.items()]
+    for given in (["prompt", *text], ["p_tuning"], ["adalora"]):
+        assert structure.problems(stages.planned("sft", [*argv, *given]).job, False) == []
 
 
 def test_what_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_path):
