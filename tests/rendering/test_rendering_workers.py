@@ -157,6 +157,11 @@ def test_masked_reasoning_carries_no_loss(tiny_model, tmp_path):
         assert all((block in whole) is (how != "remove") for block in blocks[:3])
         counts = whole_counts(job, args)
         assert counts.learnt == sum(int((row != -100).sum()) for row in batch["labels"]) and counts.parted == 0
+    job = job_of(tiny_model, rows, tmp_path, reasoning="remove")
+    args = SFTConfig(str(tmp_path / "out"), report_to="none", use_cpu=True, bf16=False, completion_only_loss=False)
+    trained = sft.build(job, args, data.load(job.data, ("chat", "text"))).train_dataset
+    assert trained["labels"] == trained["input_ids"]  # the loss is on all tokens
+    assert whole_counts(job, args).learnt == sum(map(len, trained["labels"]))
 
 
 def whole_counts(job: Job, args):
