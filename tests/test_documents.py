@@ -15,7 +15,15 @@ from tests.paste import rule_of
 
 DOCUMENTS = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in DOCUMENTS}
-NOT_RUN = {"docs/serving.md": ['pip install -e ".[gpu]"']}
+NOT_RUN = {
+    "docs/embeddings.md": [
+        "python -c \"print('\\n'.join(dict.fromkeys(s.strip(' .') + ' .' for l in open('wikitext2_train_4k_lines.txt') if l.strip() and not l.strip().startswith('=') for s in l.strip().split(' . ') if 5 <= len(s.split()) <= 40)))\" > sentences.txt",
+        "python -c \"import json; [print(json.dumps(dict(sentence1=p[5], sentence2=p[6], score=float(p[4])))) for p in (l.rstrip('\\n').split('\\t') for l in open('sts-test.csv'))]\" > sts.jsonl",
+        "python jobs/embed.py --config configs/embed.yaml --model.base HuggingFaceTB/SmolLM2-135M-Instruct --data.source sentences.txt --data.incomplete accept --data.heldout_limit 100 --train.loss simcse --train.learning_rate 5e-5 --train.max_length 32 --train.max_steps 16 --train.warmup_steps 2 --scale.workers 1 --scale.global_batch 32 --run runs/simcse",
+        "python jobs/eval.py --runs.base HuggingFaceTB/SmolLM2-135M-Instruct --runs.simcse runs/simcse --tasks sts --data.source sts.jsonl --data.heldout_fraction 1 --limit null --run runs/eval-simcse",
+    ],
+    "docs/serving.md": ['pip install -e ".[gpu]"'],
+}
 """All commands of blocks marked "not run by the tests: needs …"."""
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
