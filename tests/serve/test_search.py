@@ -100,7 +100,7 @@ def test_documents_that_are_refused(name, content, says, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--run", "runs/none"], "--run: runs/none is not in the local cache"),
+        (["--run", "./none"], "--run: there is no run or model folder"),
         (["--count", "0"], "--count: must be from 1 to 50, is 0"),
         (["--model", "sft"], "--model: names a model of the API at --url, which is missing"),
         (["--url", "127.0.0.1"], "--url: '127.0.0.1' is not an http"),
