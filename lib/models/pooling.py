@@ -14,7 +14,7 @@ PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 def of(folder: str) -> str | None:
-    """Returns a key of NAMES; None if the folder says nothing. Raises ValueError if it describes another kind of embedding."""
+    """Returns a key of NAMES; None if the folder has no such files. Raises ValueError if it describes another kind of embedding."""
     file = Path(folder, "modules.json")
     if not file.is_file():
         return None

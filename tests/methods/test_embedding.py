@@ -151,7 +151,7 @@ def test_two_workers_take_the_steps_of_one(encoder, files, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["last", "cls"])
-def test_a_decoder_is_pooled_as_its_folder_tells(pooling, tiny_model, files, tmp_path):
+def test_a_decoder_is_pooled_by_the_settings_in_its_folder(pooling, tiny_model, files, tmp_path):
     import torch
     from sentence_transformers import SentenceTransformer
 

@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says about its vectors."""
+"""The settings in a sentence-transformers folder."""
 
 import json
 
