@@ -16,20 +16,27 @@ def free(port: int) -> None:
             raise ValueError(f"--port: something listens on {port} already. Take another.")
 
 
+SCRIPT = Path(__file__).with_name("page.js")
+
+
 def app(page: Path, routes: list):
-    """Returns an application that serves the file `page` at / and the Starlette routes that it calls."""
+    """Returns an application that serves the file `page` at /, the functions that pages share at /page.js, and the Starlette routes that it
+    calls."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import HTMLResponse
+    from starlette.responses import FileResponse, HTMLResponse
     from starlette.routing import Route
 
     async def shown(request):
         return HTMLResponse(page.read_text(encoding="utf-8"))
 
+    async def shared(request):
+        return FileResponse(SCRIPT, media_type="text/javascript")
+
     # Against DNS rebinding: another site could resolve its own name to 127.0.0.1.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    return Starlette(routes=[Route("/", shown), *routes], middleware=[hosts])
+    return Starlette(routes=[Route("/", shown), Route("/page.js", shared), *routes], middleware=[hosts])
 
 
 def is_json(request) -> bool:
