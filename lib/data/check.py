@@ -45,6 +45,12 @@ class Check:
     """Training rows labelled true, for a stage that takes labelled rows."""
     negatives: list[int] = field(default_factory=list)
     """[fewest, most] negatives of a contrastive training row; [] for other kinds."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """{class: number of training rows} of classified rows."""
+    heldout_classes: dict[str, int] = field(default_factory=dict)
+    """The same of the held-out rows."""
+    scores: list[float] = field(default_factory=list)
+    """[lowest, highest] score of the training rows of pairs."""
     unlearnt: int = 0
     """Assistant messages of chat rows that are marked as not to be learnt (lib/data/marks.py)."""
     reasoning: int = 0
@@ -115,6 +121,10 @@ class Check:
             lines.append(
                 f"data: {each} negatives a row" + (f", of which the first {low:,} are used" if low < high else "")
             )
+        if self.classes and self.complete:
+            lines.append(f"data: {self.each_class()}")
+        if self.scores and self.complete:
+            lines.append(f"data: scores from {self.scores[0]:g} to {self.scores[1]:g}")
         if self.unlearnt:
             lines.append(f"data: {self.unlearnt:,} answers are marked as not to be learnt (weight 0): context only")
         if self.reasoning:
@@ -128,6 +138,20 @@ class Check:
         if self.ignored:
             lines.append(f"data: not read: {', '.join(f.rsplit('/', 1)[-1] for f in self.ignored[:5])}")
         return lines
+
+    def class_names(self) -> list[str]:
+        """Returns the classes of the training rows, sorted; whole numbers by their value."""
+        whole = all(name.removeprefix("-").isdecimal() for name in self.classes)
+        return sorted(self.classes, key=lambda name: (int(name) if whole else 0, name))
+
+    def each_class(self, most: int = 12) -> str:
+        """Returns the number of training rows of each class, or of the first `most` and of the rarest."""
+        names = self.class_names()
+        found = f"{len(names):,} classes: " + ", ".join(f"{name} ({self.classes[name]:,})" for name in names[:most])
+        if len(names) > most:
+            rarest = min(names, key=lambda name: self.classes[name])
+            found += f" … (the rarest is {rarest}, {self.classes[rarest]:,})"
+        return found
 
     def labels(self) -> str:
         """Returns the number of training rows per label and, unless they are balanced, the weights that would balance them:
@@ -145,7 +169,10 @@ class Check:
 
     def summary(self) -> dict:
         """Returns the fields that provenance.json keeps."""
-        keys = "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives unlearnt reasoning repeats unused sha256 complete rendered"
+        keys = (
+            "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives classes heldout_classes scores unlearnt reasoning "
+            "repeats unused sha256 complete rendered"
+        )
         return {k: getattr(self, k) for k in keys.split()}
 
     def why_bad(self) -> str:

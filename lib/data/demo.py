@@ -2,7 +2,7 @@
 and a function can check any answer.
 
 A row of kind "text", for pre-training, is a message and its bare line. A row of kind "contrastive", for embeddings, is a message, its
-bare line, and NEAR lines with one slot wrong. One training row of kind "chat" (the answer is the bare line in
+bare line, and NEAR lines with one slot wrong. A row of kind "classified" is a message and its day. One training row of kind "chat" (the answer is the bare line in
 two rows of five, otherwise the line amid pleasantries):
 
     system     Ticket: quantity x item > name @room day time
@@ -31,8 +31,8 @@ from itertools import islice
 VERSION = "2"
 """To be raised with every change to the generated rows; part of the data hash and of every score."""
 
-TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000, "text": 6000, "contrastive": 6000}
-HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400, "contrastive": 400}
+TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000, "text": 6000, "contrastive": 6000, "classified": 6000}
+HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400, "contrastive": 400, "classified": 400}
 NEAR = 3
 """Wrong lines of a contrastive row."""
 
@@ -134,6 +134,8 @@ def rows(kind: str | None, split: str) -> Iterator[dict]:
             yield {"text": f"{message}\n{order.line()}"}
         elif kind == "contrastive":
             yield {"anchor": message, "positive": order.line(), "negatives": near(order, rng)}
+        elif kind == "classified":
+            yield {"text": message, "second": None, "label": order.day}
         elif kind == "chat":
             yield {"messages": [*prompt, _assistant(answer(order, terse=i % 5 < 2, rng=rng))]}
         else:

@@ -149,6 +149,14 @@ def contrastive(row: dict, anchor: str, positive: str, negative: str) -> list[di
     return [{"anchor": _text(row, anchor), "positive": text, "negatives": negatives} for text in _texts(row, positive)]
 
 
+def classified(row: dict, text: str, second: str | None = None) -> list[dict]:
+    """{"text": "Cheap and good.", "label": "positive"}, or two texts and their label; other names of the columns are in FORMATS.
+
+    A label is a text, a whole number, or true or false. A column of whole numbers with gaps, which pandas writes as 1.0, is read as 1.
+    """
+    return [{"text": _text(row, text), "second": None if second is None else _text(row, second), "label": _class(row)}]
+
+
 def prompt_only(row: dict) -> list[dict]:
     """{"prompt": "Why?"}, as text or as messages"""
     return [{"prompt": _prompt(row), **_tools(row)}]
@@ -207,6 +215,19 @@ FORMATS |= {
     for anchor, positive, negative in CONTRASTIVE
 }
 
+CLASSIFIED = (
+    ("text",), ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
+)  # fmt: skip
+"""Columns of the texts beside `label`, as GLUE, SNLI and most sets of labelled texts name them."""
+FORMATS |= {
+    "-".join([*texts, "label"]): Format(
+        "classified",
+        partial(classified, **dict(zip(("text", "second"), texts, strict=False))),
+        dict.fromkeys(texts, WORDS) | {"label": (TEXT, NUMBER, FLAG)},
+    )
+    for texts in CLASSIFIED
+}
+
 
 def _text(row: dict, column: str) -> str:
     if column not in row:
@@ -245,6 +266,20 @@ def _label(row: dict) -> bool:
     if (key := str(value).strip().lower()) not in known:
         raise BadRow(f"label is {value!r}, not true or false")
     return known[key]
+
+
+def _class(row: dict) -> str:
+    """Returns the name of a row's class."""
+    value = row.get("label")
+    if value is None:
+        raise BadRow("label is missing")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value != int(value):
+        raise BadRow("label is a score, not a class (data.columns: {label: score} renames a column of scores)")
+    if not isinstance(value, str | int | float):
+        raise BadRow(f"label is {kind_of(value)}, not a class")
+    return value.strip() if isinstance(value, str) else str(int(value))
 
 
 def _prompt(row: dict) -> list[Message]:

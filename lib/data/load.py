@@ -43,6 +43,7 @@ COLUMNS = {
     "labelled": {"prompt": "json", "completion": "json", "label": "bool", "tools": "json"},
     "pair": {"a": "string", "b": "string", "score": "float64"},
     "contrastive": {"anchor": "string", "positive": "string", "negatives": "json"},
+    "classified": {"text": "string", "second": "string", "label": "string"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Canonical rows: the seven kinds into which every data source is converted, and the checks that reject a row.
+"""Canonical rows: the eight kinds into which every data source is converted, and the checks that reject a row.
 
     text        {"text": str}
     chat        {"messages": [message, …], "tools"?: [tool, …], "unlearnt"?: [int, …]}
@@ -12,6 +12,7 @@
                                                        label true: a wanted answer (KTO, Ethayarajh et al. 2024)
     pair        {"a": str, "b": str, "score": float}                            sentence similarity
     contrastive {"anchor": str, "positive": str, "negatives": [str, …]}         a query, its passage, and passages that aren't
+    classified  {"text": str, "second": str | None, "label": str}               a text, or a pair of texts, and its class
 
 A message is {"role": "system" | "user" | "assistant" | "tool", "content": str}; an assistant's may also have
 "reasoning_content": str and "tool_calls": [{"type": "function", "function": {"name": str, "arguments": dict}}],
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NotRequired, TypedDict
 
-Kind = Literal["text", "chat", "prompt", "preference", "labelled", "pair", "contrastive"]
+Kind = Literal["text", "chat", "prompt", "preference", "labelled", "pair", "contrastive", "classified"]
 Message = dict[str, Any]
 
 
@@ -68,6 +69,12 @@ class Contrastive(TypedDict):
     negatives: list[str]
 
 
+class Classified(TypedDict):
+    text: str
+    second: str | None
+    label: str
+
+
 KINDS: dict[str, type] = {
     "text": Text,
     "chat": Chat,
@@ -76,6 +83,7 @@ KINDS: dict[str, type] = {
     "labelled": Labelled,
     "pair": Pair,
     "contrastive": Contrastive,
+    "classified": Classified,
 }
 
 
@@ -171,6 +179,11 @@ def check_row(kind: str, row: dict, compared: bool = False) -> None:
             raise BadRow("the anchor and its positive are the same text")
         if row["positive"].strip() in (text.strip() for text in row["negatives"]):
             raise BadRow("the positive is also a negative")
+    elif kind == "classified":
+        if not row["text"].strip() or (row["second"] is not None and not row["second"].strip()):
+            raise BadRow("a text is empty")
+        if not row["label"]:
+            raise BadRow("label is empty")
     else:
         raise AssertionError(kind)
 
@@ -201,6 +214,10 @@ def _unanswered(row: dict) -> list[dict]:
     return [{"prompt": row["messages"][:last], **_tools(row)}]
 
 
+def _unclassified(row: dict) -> list[dict]:
+    return [{"text": text} for text in (row["text"], row["second"]) if text is not None]
+
+
 def _prompt_alone(row: dict) -> list[dict]:
     return [{"prompt": row["prompt"], **_tools(row)}]
 
@@ -215,6 +232,7 @@ CONVERSIONS = {
     ("chat", "prompt"): (_unanswered, "each conversation up to its last answer"),
     ("preference", "prompt"): (_prompt_alone, "the prompts alone"),
     ("labelled", "prompt"): (_prompt_alone, "the prompts alone"),
+    ("classified", "text"): (_unclassified, "the texts without their labels"),
 }
 
 
@@ -229,6 +247,8 @@ def prompts_of(kind: str, row: dict) -> list[str]:
         return [f"{row['a']}\n{row['b']}"]
     if kind == "contrastive":
         return [row["anchor"]]
+    if kind == "classified":
+        return [row["text"] if row["second"] is None else f"{row['text']}\n{row['second']}"]
     messages = row["messages"] if kind == "chat" else row["prompt"]
     end = [] if kind == "chat" else [len(messages)]
     ends = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0] + end

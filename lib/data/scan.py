@@ -69,6 +69,8 @@ def scan(
             check.unused += 1  # not trained on either
         else:
             kept["heldout"] += 1
+            if train.kind == "classified":
+                check.heldout_classes[row["label"]] = check.heldout_classes.get(row["label"], 0) + 1
             keep(train.kind, "heldout", row, place)
 
     if held_source:
@@ -104,6 +106,11 @@ def scan(
             if "negatives" in row:
                 counts = [len(row["negatives"]), *check.negatives]
                 check.negatives = [min(counts), max(counts)]
+            elif train.kind == "classified":
+                check.classes[row["label"]] = check.classes.get(row["label"], 0) + 1
+            elif train.kind == "pair":
+                scores = [row["score"], *check.scores]
+                check.scores = [min(scores), max(scores)]
             keep(train.kind, "train", row, place)
 
     check.sha256 = content.hexdigest()

@@ -7,12 +7,12 @@ import pytest
 
 from lib.data import demo
 
-KINDS = ("chat", "preference", "prompt", "contrastive")
+KINDS = ("chat", "preference", "prompt", "contrastive", "classified")
 
 
 def messages_of(row: dict) -> list[dict]:
-    if "anchor" in row:
-        return [{"role": "user", "content": row["anchor"]}]
+    if "anchor" in row or "text" in row:
+        return [{"role": "user", "content": row.get("anchor") or row["text"]}]
     return row["prompt"] if "prompt" in row else row["messages"][:-1]
 
 
@@ -70,6 +70,11 @@ def test_chat_answers_are_right_and_two_of_five_bare():
     assert sum(a == o.line() for a, o in zip(answers, orders, strict=True)) == len(rows) * 2 // 5
 
 
+def test_labels_are_the_days_of_the_orders():
+    rows, orders = list(demo.rows("classified", "train")), reference("classified", "train")
+    assert [row["label"] for row in rows] == [order.day for order in orders] and {*demo.DAYS} == {o.day for o in orders}
+
+
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_every_preference_pair_obeys_the_rule(split):
     kinds = Counter()
@@ -123,7 +128,7 @@ def test_parse_finds_the_only_ticket_line():
 def test_unknown_kind_and_split_are_refused():
     with pytest.raises(
         ValueError,
-        match=r"data.source: demo has rows for chat, preference, prompt, text, contrastive; this stage wants 'pair'",
+        match=r"data.source: demo has rows for chat, preference, prompt, text, contrastive, classified; this stage wants 'pair'",
     ):
         next(demo.rows("pair", "train"))
     with pytest.raises(ValueError, match="not 'test'"):

@@ -186,6 +186,23 @@ CASES = [
         for one, two, _ in CONTRASTIVE
         if two != "pos" and one != "anchor"
     ],
+    *[
+        (f"{name}-label", row | {"label": label}, [{"text": "Fig.", "second": second, "label": wanted}])
+        for name, row, second, label, wanted in (
+            ("text", {"text": "Fig."}, None, " ripe ", "ripe"),
+            ("sentence", {"sentence": "Fig."}, None, 1, "1"),
+            ("sentence1-sentence2", {"sentence1": "Fig.", "sentence2": "Plum."}, "Plum.", True, "true"),
+            ("premise-hypothesis", {"premise": "Fig.", "hypothesis": "Plum."}, "Plum.", 2.0, "2"),
+            (
+                "question-sentence",
+                {"question": "Fig.", "sentence": "Plum."},
+                "Plum.",
+                "not_entailment",
+                "not_entailment",
+            ),
+            ("question1-question2", {"question1": "Fig.", "question2": "Plum."}, "Plum.", "0", "0"),
+        )
+    ],
     ("prompt", {"prompt": "Name a fruit."}, [{"prompt": [U]}]),
     ("prompt", {"prompt": [S, U]}, [{"prompt": [S, U]}]),
 ]
