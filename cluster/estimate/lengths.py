@@ -30,10 +30,15 @@ class Lengths:
 
 
 def measure(
-    job: Job, kinds: tuple[str, ...], max_length: int, objective: str | None = None, embeds: bool = False
+    job: Job,
+    kinds: tuple[str, ...],
+    max_length: int,
+    objective: str | None = None,
+    embeds: bool = False,
+    classifies: bool = False,
 ) -> Lengths:
     """Measures the job's training rows. kinds: row kinds that the stage accepts; objective: of pre-training; embeds: each text of a row is
-    a sequence.
+    a sequence; classifies: a row is a text or a pair of texts.
 
     Raises ValueError as lib.data.check does.
     """
@@ -53,7 +58,7 @@ def measure(
     tokenizer = AutoTokenizer.from_pretrained(described(job.model.base, job.model.revision))
     if text := load.template_text(job.model):
         tokenizer.chat_template = text
-    settings = Settings(False, max_length, False, None, False, None, objective, embeds)
+    settings = Settings(False, max_length, False, None, False, None, objective, embeds, classifies)
     found = [s for _, made in sequences(tokenizer, rows[0][0], [row for _, row in rows], settings) for s in _good(made)]
     pairs = [(min(len(s.ids), max_length), min(len(s.ids) - s.start, max_length)) for s in found]
     return Lengths(

@@ -43,8 +43,9 @@ class Work:
     def __post_init__(self):
         self.defaults = {key: f.default for key, f in trl_fields.read(self.stage.config).items()}
         self.lengths = measure(
-            self.job, self.stage.rows, self.train("max_length") or 1024, self.train("objective"), self.embeds
-        )
+            self.job, self.stage.rows, self.train("max_length") or 1024, self.train("objective"), self.embeds,
+            self.job.makes == "classifier",
+        )  # fmt: skip
 
     def train(self, key: str):
         """Returns a key of `train:`, or its default; None if the stage doesn't have it."""

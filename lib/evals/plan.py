@@ -10,7 +10,7 @@ from lib.errors import nearest
 from lib.evals import registry
 from lib.evals.job import EvalJob, needs
 from lib.evals.judging import llm_judge, openai_client
-from lib.evals.measures import bertscore, embedding, generation, mt_bench, refusals
+from lib.evals.measures import bertscore, classification, embedding, generation, mt_bench, refusals
 from lib.evals.report import gate, length, time_estimate
 from lib.evals.rows import ROWS
 from lib.evals.tasks import harness_tasks
@@ -147,6 +147,7 @@ def plan(job: EvalJob) -> Plan:
     for name, want in ROWS.items():
         if name in job.tasks and not (job.data.source == "demo" and want == ("prompt",)):
             checks[name] = attempt(_rows, job, name, want)
+    problems += classification.problems(job.tasks, specs, checks.get("classification"))
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return Plan(replace(job, run=Run(job.run).path), specs, scorer, checks, counts)

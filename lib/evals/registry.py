@@ -8,6 +8,7 @@ from functools import partial
 from lib.evals.context import Context
 from lib.evals.measures import (
     bertscore,
+    classification,
     denoising,
     embedding,
     generation,
@@ -61,11 +62,13 @@ MEASURES: dict[str, Callable[[Context], list[Scores]]] = {
     "sts": embedding.sts,
     "retrieval": embedding.retrieval,
     "linear_probe": linear_probe.measure,
+    "classification": classification.accuracy,
+    "scores": classification.scores,
     **denoising.MEASURES,
 }
 """Measures that need more than a model's answers: likelihoods, rewards, another run or a judge."""
 
-KINDS = {**denoising.KINDS, **embedding.KINDS, **linear_probe.KINDS}
+KINDS = {**denoising.KINDS, **embedding.KINDS, **linear_probe.KINDS, **classification.KINDS}
 """{measure: kind of model that it measures}; all other tasks and measures need a causal_lm."""
 
 

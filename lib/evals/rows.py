@@ -14,5 +14,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "next_segment": ("text",),
     "sts": ("pair",),
     "retrieval": ("contrastive",),
+    "classification": ("classified",),
+    "scores": ("pair",),
 }
 """{measure: the kinds of rows that it reads from `data`}. Tasks have their own examples."""

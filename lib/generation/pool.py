@@ -118,6 +118,14 @@ class Engine:
         """Returns a future of list[(top, bottom)], as lib/generation/denoiser.py measures `how`, one per text."""
         return self._ask(model, "denoise", how.replace("_", " "), [texts, seconds, [how] * len(texts)], ())
 
+    def classify(self, model: str, texts: list[str], seconds: list[str | None]) -> Future:
+        """Returns a future of list[str], the class of each text, or of each pair where the second isn't None."""
+        return self._ask(model, "classify", "classes", [texts, seconds], ())
+
+    def rate(self, model: str, texts: list[str], seconds: list[str | None]) -> Future:
+        """Returns a future of list[float], the score of each."""
+        return self._ask(model, "rate", "scores", [texts, seconds], ())
+
     def embed(self, model: str, texts: list[str], role: str = "") -> Future:
         """Returns a future of list[tuple of floats], one vector of length 1 per text. role: of all texts, as lib/models/pooling.py has them."""
         return self._ask(model, "embed", "vectors", [texts, [role] * len(texts)], ())

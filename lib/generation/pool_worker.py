@@ -79,6 +79,7 @@ class Worker:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
+        from lib.generation.classifier import Classifier
         from lib.generation.denoiser import Denoiser
         from lib.generation.embedder import Embedder
         from lib.generation.reward_model import RewardModel
@@ -91,10 +92,10 @@ class Worker:
         disable_progress_bar()
         torch.set_num_threads(self.threads)
         device = of_worker()
-        if spec.makes == "encoder":
-            dtype = getattr(torch, hardware.dtype(spec.dtype, device))
-            return Embedder(locate.path(spec.base), dtype, device)
+        if spec.makes in ("encoder", "classifier"):
+            kind = Embedder if spec.makes == "encoder" else Classifier
+            return kind(locate.path(spec.base), getattr(torch, hardware.dtype(spec.dtype, device)), device)
         if spec.makes not in ("causal_lm", "reward"):
             return Denoiser(locate.path(spec.base), spec.makes, hardware.dtype(spec.dtype, device), device)
-        kind = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator
-        return kind(locate.path(spec.base), hardware.dtype(spec.dtype, device), device, spec.trained_template)
+        answers = RewardModel if spec.reward else VllmGenerator if spec.vllm else TransformersGenerator
+        return answers(locate.path(spec.base), hardware.dtype(spec.dtype, device), device, spec.trained_template)

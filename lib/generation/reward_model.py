@@ -70,6 +70,10 @@ def check_config(where: str, config: dict) -> None:
     kinds = config.get("architectures") or ["nothing"]
     if not any("SequenceClassification" in k for k in kinds):
         raise ValueError(f"reward: {where} holds {kinds[0]}, not a reward model. Train one with jobs/reward.py.")
+    if config.get("problem_type") == "regression":
+        raise ValueError(
+            f"reward: {where} holds a regression of jobs/classify.py. Train a reward model with jobs/reward.py."
+        )
     outputs = len(config.get("id2label") or {0: "", 1: ""})
     if outputs != 1:
         raise ValueError(f"reward: the model in {where} has {outputs} outputs; a reward model has one.")

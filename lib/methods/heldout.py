@@ -63,6 +63,8 @@ def unit(metric: str, held: dict[str, int]) -> str:
     if "answers" in held:
         side = {"chosen": "desirable", "rejected": "undesirable"}.get(metric.rpartition("/")[2], "answers")
         return "tokens" if metric == "entropy" else side
+    if "rows" in held:
+        return "rows"
     if "pairs" not in held:
         return "tokens"
     by_token = {

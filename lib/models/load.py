@@ -17,10 +17,11 @@ from lib.runtime.hardware import DTYPES
 AUTO = {
     "causal_lm": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM", "discriminator": "AutoModelForPreTraining", "encoder": "AutoModel",
+    "classifier": "AutoModelForSequenceClassification",
 }  # fmt: skip
 """{kind of model: the class of transformers that loads it}"""
 
-TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS"}
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS", "classifier": "SEQ_CLS"}
 """{kind of model that a stage makes: PEFT's task_type}"""
 
 

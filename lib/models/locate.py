@@ -13,7 +13,8 @@ from lib.runtime import integrity
 
 NOUNS = {
     "causal_lm": "a language model", "reward": "a reward model", "seq2seq_lm": "an encoder-decoder", "masked_lm": "a masked language model",
-    "encoder": "an embedding model", "discriminator": "a discriminator", "adapter": "an adapter that can't be merged", "report": "an evaluation",
+    "encoder": "an embedding model", "discriminator": "a discriminator", "classifier": "a classifier",
+    "adapter": "an adapter that can't be merged", "report": "an evaluation",
     "rows": "a set of rows",
 }  # fmt: skip
 """{kind of run: its name in messages}"""
@@ -100,21 +101,33 @@ def kind(base: str) -> str | None:
     A run's kind is what its stage declared (lib/stage/stage.py, Makes). That of a folder that isn't a run, and of an older run, follows
     from the class that its config.json names."""
     run = Run(base)
-    is_run = (run.remote or Path(base).is_dir()) and run.is_run()
-    if is_run and (made := run.job().get("makes")):
+    if (run.remote or Path(base).is_dir()) and run.is_run() and (made := run.job().get("makes")):
         return made
-    if is_run:
-        config = run.read_json("model/config.json", "Train it again.")
-    elif (file := Path(base) / "config.json").is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
-    else:
+    if (described := config(base)) is None:
         return None
-    for name in config.get("architectures") or []:
+    for name in described.get("architectures") or []:
+        if "SequenceClassification" in name and classifies(described):
+            return "classifier"
         if found := next((kind for part, kind in CLASSES.items() if part in name), None):
             return found
         if name.endswith("Model"):  # BertModel: without a head
             return "encoder"
     return None
+
+
+def config(base: str) -> dict | None:
+    """Returns config.json of a run, or of a folder that isn't one; None of other bases."""
+    run = Run(base)
+    if (run.remote or Path(base).is_dir()) and run.is_run():
+        return run.read_json("model/config.json", "Train it again.")
+    file = Path(base) / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def classifies(described: dict) -> bool:
+    """Whether config.json of a model for sequence classification says that it is a classifier or a regression: one with several outputs, or
+    with the problem_type that jobs/classify.py writes. One with a single output is taken for a reward model otherwise."""
+    return described.get("problem_type") is not None or len(described.get("id2label") or {0: "", 1: ""}) > 1
 
 
 def require(key: str, base: str, kinds: tuple[str, ...] = ("causal_lm",)) -> None:

@@ -43,7 +43,7 @@ class Base:
 
     def unfit(self, kind: str, settings: Settings) -> str | None:
         """Returns why rows of this kind can't be rendered; None if they can."""
-        if settings.embeds:
+        if settings.reads_only:
             missing, why = (
                 self.tokenizer.pad_token is None,
                 "model.base: its tokenizer has no pad_token and no eos_token, one of which fills up the texts of a batch.",

@@ -100,7 +100,7 @@ class Counts:
         over = limit is not None and max(sizes) > limit
         kept = [settings.cut(s.ids) for s in found]
         learnt = [settings.learnt(s) for s in found]
-        if settings.embeds:
+        if settings.reads_only:
             dropped = False
         elif settings.scores:
             dropped = over

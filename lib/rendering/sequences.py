@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lib.data import reasoning
 from lib.data.marks import learnt
 from lib.data.rows import Message
+from lib.models import text_pairs
 from lib.models.encode import common
 
 SPECIALS = {"mlm": 2, "electra": 2, "nsp": 3}
@@ -31,6 +32,8 @@ class Settings:
     """Of pre-training, which joins texts and cuts them into blocks; None for other stages."""
     embeds: bool = False
     """Whether each text of a row is embedded, and no token is learnt."""
+    classifies: bool = False
+    """Whether a row is a text, or a pair of texts, with a class or a score, and no token is learnt."""
     masks_reasoning: bool = False
     """Whether reasoning in an answer carries no loss (data.reasoning: mask)."""
     virtual: int = 0
@@ -52,6 +55,7 @@ class Settings:
             eos_token=getattr(train, "eos_token", None),
             objective=objective,
             embeds=makes == "encoder",
+            classifies=makes == "classifier",
             masks_reasoning=reasoning == "mask",
             virtual=virtual,
         )
@@ -60,6 +64,11 @@ class Settings:
     def specials(self) -> int:
         """Special tokens that are added to max_length tokens of text."""
         return SPECIALS.get(self.objective or "", 0)
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether no token is learnt, and long texts are cut."""
+        return self.embeds or self.classifies
 
     @property
     def cuts(self) -> bool:
@@ -74,7 +83,7 @@ class Settings:
 
     def learnt(self, s: Sequence) -> int:
         """Returns the number of tokens that carry loss after cutting. 0 if a draw decides it later, as for masks."""
-        if self.scores or self.embeds or self.objective not in (None, "clm"):
+        if self.scores or self.reads_only or self.objective not in (None, "clm"):
             return 0
         at, kept = 0 if self.learns_prompts else s.start, len(self.cut(s.ids))
         if self.keep_end and not self.packing:
@@ -124,6 +133,11 @@ def sequences(
         for texts in of_rows:
             yield [], [Sequence(text, next(ids), [], 0) for text in texts]
         return
+    if settings.classifies:
+        for row in rows:
+            texts = texts_of(row)
+            yield [], [Sequence("\n".join(texts), text_pairs.tokens(tokenizer, *texts)["input_ids"], [], 0)]
+        return
     if kind == "text" and settings.objective:
         texts = [row["text"] for row in rows]
         for text, ids in zip(texts, _ids(tokenizer, texts, add_special_tokens=False), strict=True):
@@ -153,8 +167,11 @@ def sequences(
 
 
 def texts_of(row: dict) -> list[str]:
-    """Returns the texts of a text row or of a contrastive row."""
-    return [row["text"]] if "text" in row else [row["anchor"], row["positive"], *row["negatives"]]
+    """Returns the texts of a row of kind text, contrastive, classified or pair."""
+    if "anchor" in row:
+        return [row["anchor"], row["positive"], *row["negatives"]]
+    found = (row["a"], row["b"]) if "a" in row else (row["text"], row.get("second"))
+    return [text for text in found if text is not None]
 
 
 def end(tokenizer) -> int | None:

@@ -22,6 +22,9 @@ def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Set
         titles = ["text"] if kind == "text" else ["anchor", "positive", *["negative"] * (len(found) - 2)]
         texts = [(title, _marked(tokenizer, s, settings)) for title, s in zip(titles, found, strict=True)]
         return [("a row", f"{place}, as the model sees it; each text gets a vector"), *texts]
+    if settings.classifies:
+        text = _marked(tokenizer, found[0], settings)
+        return [("a row", f"{place}, as the model sees it; its label isn't shown"), ("", text)]
     if settings.objective not in (None, "clm"):
         marked = f"what is learnt is drawn in each epoch (train.objective: {settings.objective})"
     if kind == "labelled":  # an unwanted answer is made less likely

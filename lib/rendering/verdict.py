@@ -10,7 +10,10 @@ from lib.rendering.sequences import Settings
 SHARE = 0.05
 """Largest share of examples that may be dropped, cut, made alike, endless, or differ from the generation prompt; more is an error."""
 
-NOUNS = {"chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts", "contrastive": "rows"}
+NOUNS = {
+    "chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts", "contrastive": "rows", "classified": "rows",
+    "pair": "rows",
+}  # fmt: skip
 
 
 def verdict(counts: Counts, job: Job, settings: Settings, window: int | None) -> tuple[list[str], list[str]]:
@@ -73,7 +76,7 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         fits = f"Set train.max_length: {settings.virtual + (c.longest if window is None else min(c.longest, window))}"
         fits += (
             ", or train.packing: true with packing_strategy: wrapped, which splits texts"
-            if c.kind == "text" and not settings.embeds
+            if c.kind == "text" and not settings.reads_only
             else ""
         )
         end = "beginning" if settings.keep_end else "end"

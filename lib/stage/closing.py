@@ -32,7 +32,7 @@ def finish(run: Run, job: Job) -> bool:
                 " → ".join(f"{r[f'eval_{name}']:.1%}" for r in (held[:1] if len(held) > 1 else []) + held[-1:]),
             )
             for name in ("recall@1", "accuracy")
-            if job.makes == "encoder" and held and f"eval_{name}" in held[-1]
+            if job.makes in ("encoder", "classifier") and held and f"eval_{name}" in held[-1]
         ],
         ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
@@ -58,6 +58,9 @@ def _next(run: Run, job: Job) -> list[str]:
         pairs = job.train.get("loss") != "simcse"
         evaluated = f"python jobs/eval.py --runs.base {base} --runs.embed {path} --tasks retrieval {_data_options(job)}"
         return [evaluated] * pairs + [f"serve run serve.app:app run={path} task=embed"]
+    if job.makes == "classifier":
+        task = "scores" if run.provenance()["data"]["kind"] == "pair" else "classification"
+        return [f"python jobs/eval.py --runs.{job.stage} {path} --tasks {task} {_data_options(job)}"]
     task = job.data.source if job.data.source in DEMOS else f"perplexity {_data_options(job)}"
     commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
     if job.stage == "sft":

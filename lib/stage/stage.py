@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from lib.data import Check, Loaded
     from lib.run import Run
 
-Makes = Literal["causal_lm", "seq2seq_lm", "masked_lm", "encoder", "discriminator", "reward", "adapter"]
+Makes = Literal["causal_lm", "seq2seq_lm", "masked_lm", "encoder", "discriminator", "classifier", "reward", "adapter"]
 """Kinds of model in model/. causal_lm: generates text. reward: scores a whole conversation. encoder: computes embeddings.
-adapter: a base and an adapter/ that can't be merged into it."""
+classifier: gives a text, or a pair of texts, a class or a score. adapter: a base and an adapter/ that can't be merged into it."""
 
 
 @dataclass(frozen=True)

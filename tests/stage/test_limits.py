@@ -17,7 +17,7 @@ from lib.methods.quantization.job import QuantizeJob, Source
 from lib.stage import limits
 from tests.stages import planned, stage
 
-CONFIGS = {name: stage(name).config for name in ("sft", "dpo", "pretrain", "embed")}
+CONFIGS = {name: stage(name).config for name in ("sft", "dpo", "pretrain", "embed", "classify")}
 
 
 @pytest.fixture

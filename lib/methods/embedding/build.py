@@ -16,18 +16,13 @@ from lib.config.job import Job
 from lib.data import Loaded
 from lib.methods.embedding.check import fits
 from lib.methods.embedding.config import EmbedConfig
-from lib.methods.embedding.dropout import key
+from lib.methods.embedding.dropout import RATES, key
 from lib.methods.embedding.losses import KEYS
 from lib.methods.embedding.trainer import EmbedTrainer
 from lib.models import load, locate, pooling
 from lib.models.window import positions
 from lib.runtime import logs
 
-DROPOUTS = (
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout", "dropout", "dropout_rate", "embd_pdrop",
-    "attn_pdrop", "resid_pdrop", "embedding_dropout", "mlp_dropout",
-)  # fmt: skip
-"""Names of dropout in configurations of transformers."""
 TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 """What the model reads, as sentence-transformers describes it."""
 
@@ -98,7 +93,7 @@ def model(job: Job, args: EmbedConfig, tokenizer: Any) -> SentenceTransformer:
     """Returns transformer, pooling and scaling to length 1. Raises ValueError, naming the key."""
     where, init = locate.path(job.model.base), dict(args.model_init_kwargs or {})
     config = AutoConfig.from_pretrained(where, revision=job.model.revision)
-    drop = {name: rate for name in DROPOUTS if isinstance(rate := getattr(config, name, None), int | float)}
+    drop = {name: rate for name in RATES if isinstance(rate := getattr(config, name, None), int | float)}
     wanted = 0.1 if args.dropout is None and args.loss == "simcse" else args.dropout
     if wanted is not None:
         drop = dict.fromkeys(drop, wanted)

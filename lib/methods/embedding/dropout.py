@@ -14,6 +14,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+RATES = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout", "dropout", "dropout_rate", "embd_pdrop",
+    "attn_pdrop", "resid_pdrop", "embedding_dropout", "mlp_dropout", "classifier_dropout", "seq_classif_dropout", "cls_dropout",
+)  # fmt: skip
+"""Names of dropout in configurations of transformers."""
 GOLDEN = -7046029254386353131  # 2⁶⁴ / φ, as a signed number
 STRIDES = (2654435761, 40503 * 2654435761 + 2, 97 * 2654435761 + 4)
 """Factors of the indices of the inner dimensions; a padded dimension doesn't change the others."""
