@@ -222,7 +222,7 @@ CLASSIFIED = (
 FORMATS |= {
     "-".join([*texts, "label"]): Format(
         "classified",
-        partial(classified, **dict(zip(("text", "second"), texts, strict=False))),
+        partial(classified, text=texts[0], second=[*texts, None][1]),
         dict.fromkeys(texts, WORDS) | {"label": (TEXT, NUMBER, FLAG)},
     )
     for texts in CLASSIFIED

@@ -105,7 +105,7 @@ def test_micro_batches_change_no_loss(task, encoder, files, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(encoder, files, tmp_path):
-    port, processes, names = str(free_port()), [], [*files]
+    port, processes, names = str(free_port()), [], ["pairs", "scores"]
     (tmp_path / "rows").mkdir()
     for rank in range(2):
         env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HOME": str(tmp_path / "hf")}

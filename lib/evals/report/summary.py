@@ -38,6 +38,7 @@ LABELS = {
     "written": "tokens generated, of all samples",
     "cut_off": "answers cut off at their longest",
     "distinct_1": "different words",
+    "macro_f1": "macro-F1",
     "distinct_2": "different pairs of words",
     "self_bleu": "Self-BLEU",
     "seconds_per_answer": "seconds per answer",
