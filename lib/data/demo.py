@@ -2,8 +2,8 @@
 and a function can check any answer.
 
 A row of kind "text", for pre-training, is a message and its bare line. A row of kind "contrastive", for embeddings, is a message, its
-bare line, and NEAR lines with one slot wrong. A row of kind "classified" is a message and its day. One training row of kind "chat" (the answer is the bare line in
-two rows of five, otherwise the line amid pleasantries):
+bare line, and NEAR lines with one slot wrong. A row of kind "classified" is a message and its day. One training row of kind "chat" (the
+answer is the bare line in two rows of five, otherwise the line amid pleasantries):
 
     system     Ticket: quantity x item > name @room day time
     user       The day after Thursday at half past six in the evening: seven headsets for Priya. The room is 255.

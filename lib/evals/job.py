@@ -36,7 +36,8 @@ class EvalJob:
     tasks: list[str] = field(default_factory=lambda: ["demo"])
     """Tasks to run: demo, demo_steps, gsm8k, gsm8k_direct, humaneval, ifeval, jailbreak, mbpp, reference, xstest, perplexity,
     preference_accuracy, win_rate, arena, kl, mt_bench, bertscore, refusal_labels, pseudo_perplexity, denoising_loss, replaced_f1,
-    next_segment, sts, retrieval, linear_probe, classification, scores (lib/evals/registry.py), or one of lm-eval's: lm_eval:arc_easy, lm_eval:my/task.yaml."""
+    next_segment, sts, retrieval, linear_probe, classification, scores (lib/evals/registry.py), or one of lm-eval's: lm_eval:arc_easy,
+    lm_eval:my/task.yaml."""
     task_data: dict[str, str] = field(default_factory=dict)
     """Location of a task's examples, as {task: file, folder, s3:// or hub name}; all rows are used. Default: the dataset on the
     hub, and `data` for perplexity and preference_accuracy."""

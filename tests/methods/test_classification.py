@@ -168,6 +168,25 @@ def test_a_decoder_reads_the_last_token_and_separates_pairs(tiny_model, files, t
     assert model.tokenizer.decode(read) == "one\ntwo"
 
 
+@pytest.mark.parametrize("kind", ["masked_lm", "discriminator"])
+def test_pretrained_models_keep_their_layers(kind, tiny_model, files, tmp_path, capsys):
+    """Only the head, and the pooler that BERT's masked language model lacks, are drawn."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForPreTraining
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    of = {"masked_lm": (BertForMaskedLM, BertConfig), "discriminator": (ElectraForPreTraining, ElectraConfig)}[kind]
+    made = of[0](of[1](vocab_size=1024, max_position_embeddings=64, **shape))
+    made.save_pretrained(tmp_path / "base")
+    copy_tokenizer(tiny_model, tmp_path / "base")
+    trainer = classified.built(str(tmp_path / "base"), files["pairs"], str(tmp_path / "trained"), max_steps=2)
+    own, theirs = trainer.model.base_model.state_dict(), made.base_model.state_dict()
+    assert theirs and all(torch.equal(w, own[n]) for n, w in theirs.items())
+    new = {"masked_lm": "bert.pooler.dense, classifier", "discriminator": "classifier.dense, classifier.out_proj"}[kind]
+    assert f"drawn with train.seed, since the base has none: {new}\n" in capsys.readouterr().out
+    trainer.train()
+
+
 def test_a_classifier_keeps_its_head_if_the_classes_are_the_same(encoder, files, tmp_path):
     import torch
 

@@ -60,8 +60,8 @@ def scores(context: Context) -> list[Scores]:
 
 
 def problems(tasks: Sequence[str], specs: Sequence[Spec], checked: Check | None) -> list[str]:
-    """Returns what the runs can't be asked, each message beginning with its key. checked: of the held-out rows of `classification`. Says
-    nothing of a model that isn't on this machine yet."""
+    """Returns what the runs can't be asked, each message beginning with its key. checked: of the held-out rows of `classification`. A
+    model that isn't on this machine isn't checked."""
     out = []
     for spec in specs:
         if not {*tasks} & {*KINDS} or spec.makes != "classifier" or not (config := locate.config(spec.base)):
