@@ -6,41 +6,40 @@ by data.columns, and returns the canonical rows in it. It raises BadRow with the
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from lib.data import columns
 from lib.data.messages import (
     assistant,
-    is_transcript,
     kind_of,
-    read_tools,
     read_transcript,
     read_turns,
     split_common,
     user,
     with_system,
 )
-from lib.data.reasoning import COLUMNS
 from lib.data.rows import BadRow, Kind, Message, missing_as_null
 
 
 def plain_text(row: dict) -> list[dict]:
     """{"text": "Once upon a time …"}"""
-    return [{"text": _text(row, "text")}]
+    return [{"text": columns.text(row, "text")}]
 
 
 def messages(row: dict) -> list[dict]:
     """{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "tools"?: […]}"""
-    return [{"messages": with_system(row.get("system"), read_turns(row.get("messages"), "messages")), **_tools(row)}]
+    return [
+        {"messages": with_system(row.get("system"), read_turns(row.get("messages"), "messages")), **columns.tools(row)}
+    ]
 
 
 def sharegpt(row: dict) -> list[dict]:
     """{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system"?, "tools"?}"""
     turns = read_turns(row.get("conversations"), "conversations")
-    return [{"messages": with_system(row.get("system"), turns), **_tools(row)}]
+    return [{"messages": with_system(row.get("system"), turns), **columns.tools(row)}]
 
 
 def alpaca(row: dict) -> list[dict]:
@@ -48,7 +47,7 @@ def alpaca(row: dict) -> list[dict]:
 
     input follows instruction on a new line, as in LLaMA-Factory.
     """
-    return [{"messages": [*_alpaca_prompt(row), _reasoned(assistant(_text(row, "output")), row)]}]
+    return [{"messages": [*_alpaca_prompt(row), columns.reasoned(assistant(columns.text(row, "output")), row)]}]
 
 
 def alpaca_preference(row: dict) -> list[dict]:
@@ -58,7 +57,13 @@ def alpaca_preference(row: dict) -> list[dict]:
 
 def alpaca_labelled(row: dict) -> list[dict]:
     """{"instruction": "Add.", "input": "1 2", "output": "3", "label": true}"""
-    return [{"prompt": _alpaca_prompt(row), "completion": [assistant(_text(row, "output"))], "label": _label(row)}]
+    return [
+        {
+            "prompt": _alpaca_prompt(row),
+            "completion": [assistant(columns.text(row, "output"))],
+            "label": columns.label(row),
+        }
+    ]
 
 
 def self_instruct(row: dict) -> list[dict]:
@@ -74,16 +79,23 @@ def self_instruct(row: dict) -> list[dict]:
 
 def prompt_completion(row: dict) -> list[dict]:
     """{"prompt": "Why?", "completion": "Because."}, each as text or as messages; completion may repeat the prompt"""
-    prompt = _prompt(row)
-    answer = _answer(prompt, row, "completion")
+    prompt = columns.prompt(row)
+    answer = columns.answer(prompt, row, "completion")
     if isinstance(row.get("completion"), str) and len(answer) == 1:
-        answer = [_reasoned(answer[0], row)]
-    return [{"messages": prompt + answer, **_tools(row)}]
+        answer = [columns.reasoned(answer[0], row)]
+    return [{"messages": prompt + answer, **columns.tools(row)}]
 
 
 def question_answer(row: dict) -> list[dict]:
     """{"question": "2 + 2?", "answer": "4", "rationale"?: "…"}; alpaca and prompt-completion may have such a column too"""
-    return [{"messages": [user(_text(row, "question")), _reasoned(assistant(_text(row, "answer")), row)]}]
+    return [
+        {
+            "messages": [
+                user(columns.text(row, "question")),
+                columns.reasoned(assistant(columns.text(row, "answer")), row),
+            ]
+        }
+    ]
 
 
 def preference(row: dict) -> list[dict]:
@@ -91,13 +103,13 @@ def preference(row: dict) -> list[dict]:
 
     chosen and rejected may repeat the prompt at their start, as UltraFeedback's do (for text see lib/data/repeats.py).
     """
-    return [_preference(_prompt(row), row)]
+    return [_preference(columns.prompt(row), row)]
 
 
 def preference_implicit(row: dict) -> list[dict]:
     """{"chosen": [message, …], "rejected": [message, …]}: whole conversations; their common start is the prompt"""
     prompt, chosen, rejected = split_common(*(read_turns(row.get(side), side) for side in ("chosen", "rejected")))
-    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, **_tools(row)}]
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected, **columns.tools(row)}]
 
 
 def sharegpt_preference(row: dict) -> list[dict]:
@@ -113,8 +125,15 @@ def hh_rlhf(row: dict) -> list[dict]:
 
 def labelled(row: dict) -> list[dict]:
     """{"prompt": "Why?", "completion": "Because.", "label": true}; completion may repeat the prompt"""
-    prompt = _prompt(row)
-    return [{"prompt": prompt, "completion": _answer(prompt, row, "completion"), "label": _label(row), **_tools(row)}]
+    prompt = columns.prompt(row)
+    return [
+        {
+            "prompt": prompt,
+            "completion": columns.answer(prompt, row, "completion"),
+            "label": columns.label(row),
+            **columns.tools(row),
+        }
+    ]
 
 
 def messages_labelled(row: dict) -> list[dict]:
@@ -133,7 +152,7 @@ def pair(row: dict) -> list[dict]:
         score = float(row["score"])
     except (KeyError, TypeError, ValueError):
         raise BadRow(f"score is {row.get('score')!r}, not a number") from None
-    return [{"a": _text(row, "sentence1"), "b": _text(row, "sentence2"), "score": score}]
+    return [{"a": columns.text(row, "sentence1"), "b": columns.text(row, "sentence2"), "score": score}]
 
 
 def contrastive(row: dict, anchor: str, positive: str, negative: str) -> list[dict]:
@@ -143,10 +162,13 @@ def contrastive(row: dict, anchor: str, positive: str, negative: str) -> list[di
     column may hold a list of texts; each positive makes a row.
     """
     named = [c for c in row if re.fullmatch(rf"{negative}s?(_?\d+)?", c) and row[c] is not None]
-    negatives = [text for column in named for text in _texts(row, column)]
+    negatives = [text for column in named for text in columns.texts(row, column)]
     if row.get(positive) == []:
         raise BadRow(f"{positive} is an empty list")
-    return [{"anchor": _text(row, anchor), "positive": text, "negatives": negatives} for text in _texts(row, positive)]
+    return [
+        {"anchor": columns.text(row, anchor), "positive": text, "negatives": negatives}
+        for text in columns.texts(row, positive)
+    ]
 
 
 def classified(row: dict, text: str, second: str | None = None) -> list[dict]:
@@ -154,12 +176,18 @@ def classified(row: dict, text: str, second: str | None = None) -> list[dict]:
 
     A label is a text, a whole number, or true or false. A column of whole numbers with gaps, which pandas writes as 1.0, is read as 1.
     """
-    return [{"text": _text(row, text), "second": None if second is None else _text(row, second), "label": _class(row)}]
+    return [
+        {
+            "text": columns.text(row, text),
+            "second": None if second is None else columns.text(row, second),
+            "label": columns.class_name(row),
+        }
+    ]
 
 
 def prompt_only(row: dict) -> list[dict]:
     """{"prompt": "Why?"}, as text or as messages"""
-    return [{"prompt": _prompt(row), **_tools(row)}]
+    return [{"prompt": columns.prompt(row), **columns.tools(row)}]
 
 
 # Types of a column, by its values. A flag is true/false as JSON, CSV or pandas writes it.
@@ -229,91 +257,12 @@ FORMATS |= {
 }
 
 
-def _text(row: dict, column: str) -> str:
-    if column not in row:
-        raise BadRow(f"no {column}")
-    value = row[column]
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    if not isinstance(value, str):
-        raise BadRow(f"{column} is {kind_of(value)}, not text")
-    if not value.strip():
-        raise BadRow(f"{column} is empty")
-    return value
-
-
-def _texts(row: dict, column: str) -> list[str]:
-    """Returns the texts of a column that holds one text or a list of them."""
-    value = row.get(column)
-    if isinstance(value, list):
-        return [_text({column: one}, column) for one in value]
-    return [_text(row, column)]
-
-
-def _reasoned(message: Message, row: dict) -> Message:
-    """Returns an answer with the reasoning of a column beside it."""
-    found = next((v for c in COLUMNS if isinstance(v := row.get(c), str) and v.strip()), None)
-    return message | {"reasoning_content": found} if found else message
-
-
-def _tools(row: dict) -> dict:
-    return read_tools(row.get("tools"))
-
-
-def _label(row: dict) -> bool:
-    value = row.get("label")
-    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    if (key := str(value).strip().lower()) not in known:
-        raise BadRow(f"label is {value!r}, not true or false")
-    return known[key]
-
-
-def _class(row: dict) -> str:
-    """Returns the name of a row's class."""
-    value = row.get("label")
-    if value is None:
-        raise BadRow("label is missing")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value != int(value):
-        raise BadRow("label is a score, not a class (data.columns: {label: score} renames a column of scores)")
-    if not isinstance(value, str | int | float):
-        raise BadRow(f"label is {kind_of(value)}, not a class")
-    return value.strip() if isinstance(value, str) else str(int(value))
-
-
-def _prompt(row: dict) -> list[Message]:
-    """Reads the prompt column: text (one user message), an hh-rlhf transcript or messages. The row's system text goes first."""
-    value = row.get("prompt")
-    if isinstance(value, list | dict):
-        turns = read_turns(value, "prompt")
-    elif isinstance(value, str) and is_transcript(value):
-        turns = read_transcript(value, "prompt")
-        if turns[-1] == assistant(""):  # "… \n\nAssistant:" asks for the answer
-            turns.pop()
-    else:
-        turns = [user(_text(row, "prompt"))]
-    return with_system(row.get("system"), turns)
-
-
-def _answer(prompt: list[Message], row: dict, column: str) -> list[Message]:
-    """Reads an answer column: text (one assistant message), a transcript or messages. A prompt at its start is removed."""
-    value = row.get(column)
-    if isinstance(value, list | dict):
-        answer = read_turns(value, column)
-    elif isinstance(value, str) and is_transcript(value):
-        answer = read_transcript(value, column)
-    else:
-        answer = [assistant(_text(row, column))]
-    if answer and answer[: len(prompt)] == prompt:
-        return answer[len(prompt) :]
-    if answer and answer[0]["role"] in ("system", "user"):
-        raise BadRow(f"{column} is a conversation that doesn't start with the prompt")
-    return answer
-
-
 def _preference(prompt: list[Message], row: dict) -> dict:
-    return {"prompt": prompt, **{side: _answer(prompt, row, side) for side in ("chosen", "rejected")}, **_tools(row)}
+    return {
+        "prompt": prompt,
+        **{side: columns.answer(prompt, row, side) for side in ("chosen", "rejected")},
+        **columns.tools(row),
+    }
 
 
 def _alpaca_prompt(row: dict) -> list[Message]:
@@ -325,8 +274,8 @@ def _alpaca_prompt(row: dict) -> list[Message]:
         if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(x, str) for x in exchange):
             raise BadRow("history isn't a list of [question, answer]")
         past += [user(exchange[0]), assistant(exchange[1])]
-    asked, given = _text(row, "instruction"), row.get("input")
-    given = "" if given is None or (isinstance(given, str) and not given.strip()) else _text(row, "input")
+    asked, given = columns.text(row, "instruction"), row.get("input")
+    given = "" if given is None or (isinstance(given, str) and not given.strip()) else columns.text(row, "input")
     return with_system(row.get("system"), [*past, user(f"{asked}\n{given}" if given else asked)])
 
 
@@ -336,6 +285,6 @@ def _last_judged(turns: list[Message], row: dict) -> dict:
     return {
         "prompt": turns[: last_asked + 1],
         "completion": turns[last_asked + 1 :],
-        "label": _label(row),
-        **_tools(row),
+        "label": columns.label(row),
+        **columns.tools(row),
     }
