@@ -46,9 +46,13 @@ class Context:
         """Sampling from the model's own distribution, over which KL is defined."""
         return Sampling(temperature=1.0, max_new_tokens=self.job.longest("kl"), seed=self.job.seed)
 
-    def rows(self, task: str, limit: int | None = -1) -> list[dict]:
-        """Returns at most `limit` of the held-out rows for `task`, drawn with the seed because files are often sorted. limit: None: all; -1:
-        job.limit."""
+    def rows(self, task: str) -> list[dict]:
+        """Returns at most job.limit of the held-out rows for `task`, drawn with the seed because files are often sorted."""
+        heldout = self.all_rows(task)
+        return [heldout[i] for i in draw(len(heldout), self.job.limit, self.job.seed)]
+
+    def all_rows(self, task: str):
+        """Returns the held-out rows for `task`, a datasets.Dataset."""
         from lib.data import load
 
         data = self.job.data_for(task)
@@ -56,7 +60,7 @@ class Context:
             heldout = load(data, ROWS[task], training=False).heldout
         if heldout is None:
             raise ValueError(f"data.source: {data.source} has no held-out rows. Raise data.heldout_fraction.")
-        return [heldout[i] for i in draw(len(heldout), self.job.limit if limit == -1 else limit, self.job.seed)]
+        return heldout
 
     def prompts(self) -> list[Example]:
         """Returns held-out prompts: the demo's own, which its rule can judge, or those of the data."""

@@ -79,9 +79,8 @@ def merge(base, adapter: Path, target: Path):
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "The following rank_pattern keys"
-        )  # AdaLoRA's name triplets, not LoRA's layers
+        # AdaLoRA's name triplets, not LoRA's layers.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys")
         model = PeftModel.from_pretrained(base, str(adapter))
     head, inputs = base.get_output_embeddings(), base.get_input_embeddings()
     if head is not None and isinstance(inputs, BaseTunerLayer) and head.weight is inputs.get_base_layer().weight:

@@ -49,7 +49,8 @@ def arguments(job: Job, config_class: str, workers: int, output_dir: str) -> tup
         **strategy.arguments(job.scale, gpu),
     }
     args = kind(**{**DEFAULTS, "dataloader_pin_memory": gpu, **user, **derived})
-    args.mini_batch_size = per_device
+    if whole:
+        args.mini_batch_size = per_device
     # lib/runtime/checkpoint.py deletes old checkpoints instead, because it knows which ones are complete.
     args.keep_checkpoints, args.save_total_limit = args.save_total_limit, None
     return args, precision

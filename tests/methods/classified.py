@@ -4,17 +4,12 @@ RANK=0 WORLD_SIZE=2 … python -m tests.methods.classified FOLDER BASE ROWS TASK
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
-from lib.methods import heldout
-from lib.stage import epochs
-from lib.stage.training_arguments import arguments
-from lib.stage.worker import save_work
-from tests import stages
 from tests.conftest import WORDS
-from tests.methods.embedded import losses
+from tests.methods import as_worker
+from tests.methods.as_worker import losses
 
 NAMES = ["no", "perhaps", "yes"]
 
@@ -44,16 +39,10 @@ def options(model: str, source: str, folder: str, micro: int = 4, **train) -> li
 
 def built(model: str, source: str, folder: str, *more: str, workers: int = 1, micro: int = 4, **train):
     """Returns the trainer of a worker. A step has 8 rows; an epoch has 3 steps. more: options."""
-    job = stages.planned("classify", [*options(model, source, folder, micro, **train), *more]).job
-    args, _ = arguments(job, stages.stage("classify").config, workers, folder)
-    made = stages.built(job, args)
-    save_work(made, "ddp")
-    epochs.fill(made, job.scale.global_batch)
-    heldout.Heldout(made)
-    return made
+    return as_worker.built("classify", [*options(model, source, folder, micro, **train), *more], folder, workers)
 
 
 if __name__ == "__main__":
     where, encoder, folder, *names = sys.argv[1:]
-    files, count = rows(Path(folder)), int(os.environ.get("WORLD_SIZE", "1"))
+    files, count = rows(Path(folder)), as_worker.workers()
     print(json.dumps({n: losses(built(encoder, files[n], f"{where}/{n}", workers=count, max_steps=3)) for n in names}))

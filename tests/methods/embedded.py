@@ -4,16 +4,12 @@ RANK=0 WORLD_SIZE=2 â€¦ python -m tests.methods.embedded FOLDER BASE ROWS LOSS â
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
-from lib.methods import heldout
-from lib.stage import epochs
-from lib.stage.training_arguments import arguments
-from lib.stage.worker import save_work
-from tests import stages
 from tests.conftest import WORDS
+from tests.methods import as_worker
+from tests.methods.as_worker import losses
 
 
 def base(tiny_model: str, folder: Path) -> str:
@@ -54,24 +50,11 @@ def options(loss: str, model: str, source: str, folder: str, micro: int = 4, **t
 
 def built(loss: str, model: str, source: str, folder: str, *, workers: int = 1, micro: int = 4, **train):
     """Returns the trainer of a worker. A step has 8 rows; an epoch has 3 steps."""
-    job = stages.planned("embed", options(loss, model, source, folder, micro, **train)).job
-    args, _ = arguments(job, stages.stage("embed").config, workers, folder)
-    made = stages.built(job, args)
-    save_work(made, "ddp")
-    epochs.fill(made, job.scale.global_batch)
-    heldout.Heldout(made)
-    return made
-
-
-def losses(trainer) -> list[float]:
-    """Trains, and returns the loss of each step and the held-out loss."""
-    trainer.train()
-    steps = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return [*steps, trainer.evaluate()["eval_loss"]]
+    return as_worker.built("embed", options(loss, model, source, folder, micro, **train), folder, workers)
 
 
 if __name__ == "__main__":
     where, encoder, folder, *names = sys.argv[1:]
-    files, count = rows(Path(folder)), int(os.environ.get("WORLD_SIZE", "1"))
+    files, count = rows(Path(folder)), as_worker.workers()
     of = {n: losses(built(n, encoder, files[n], f"{where}/{n}", workers=count, max_steps=3)) for n in names}
     print(json.dumps(of))

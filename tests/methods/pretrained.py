@@ -4,14 +4,10 @@ RANK=0 WORLD_SIZE=2 … python -m tests.methods.pretrained FOLDER TEXTS OBJECTIV
 """
 
 import json
-import os
 import sys
 
-from lib.methods import heldout
-from lib.stage import epochs
-from lib.stage.training_arguments import arguments
-from lib.stage.worker import save_work
-from tests import stages
+from tests.methods import as_worker
+from tests.methods.as_worker import losses
 
 LENGTH = 12
 """Tokens of text in a block."""
@@ -19,13 +15,7 @@ LENGTH = 12
 
 def built(objective: str, texts: str, folder: str, *, workers: int = 1, micro: int = 4, **train):
     """Returns the trainer of a worker. A step has 8 blocks; an epoch of the 22 blocks has 3 steps."""
-    job = stages.planned("pretrain", options(objective, texts, folder, micro, **train)).job
-    args, _ = arguments(job, stages.stage("pretrain").config, workers, folder)
-    made = stages.built(job, args)
-    save_work(made, "ddp")
-    epochs.fill(made, job.scale.global_batch)
-    heldout.Heldout(made)
-    return made
+    return as_worker.built("pretrain", options(objective, texts, folder, micro, **train), folder, workers)
 
 
 def options(objective: str, texts: str, folder: str, micro: int = 4, **train) -> list[str]:
@@ -38,15 +28,8 @@ def options(objective: str, texts: str, folder: str, micro: int = 4, **train) ->
     return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
 
-def losses(trainer) -> list[float]:
-    """Trains, and returns the loss of each step and the held-out loss."""
-    trainer.train()
-    steps = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return [*steps, trainer.evaluate()["eval_loss"]]
-
-
 if __name__ == "__main__":
     where, texts_file, *names = sys.argv[1:]
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = as_worker.workers()
     of = {name: losses(built(name, texts_file, f"{where}/{name}", workers=count, max_steps=3)) for name in names}
     print(json.dumps(of))

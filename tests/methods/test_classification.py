@@ -3,15 +3,13 @@ trained."""
 
 import json
 import math
-import os
-import subprocess
 
 import pytest
 
 from lib.errors import UsageError
-from tests import stages, warm
-from tests.conftest import PATIENCE, REPO, free_port
+from tests import stages
 from tests.methods import classified, embedded
+from tests.methods.as_worker import Two
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +103,12 @@ def test_micro_batches_change_no_loss(task, encoder, files, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(encoder, files, tmp_path):
-    port, processes, names = str(free_port()), [], ["pairs", "scores"]
+    names = ["pairs", "scores"]
     (tmp_path / "rows").mkdir()
-    for rank in range(2):
-        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HOME": str(tmp_path / "hf")}
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        where = [str(tmp_path / "two"), encoder, str(tmp_path / "rows")]
-        command = [warm.python(), "-m", "tests.methods.classified", *where, *names]
-        processes.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, text=True))
+    where = [str(tmp_path / "two"), encoder, str(tmp_path / "rows")]
+    both = Two("tests.methods.classified", *where, *names, cache=str(tmp_path / "hf"))
     one = {n: embedded.losses(classified.built(encoder, files[n], str(tmp_path / n), max_steps=3)) for n in names}
-    said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
-    assert not any(p.returncode for p in processes)
-    two = json.loads(said[0].splitlines()[-1])
+    two = both.result()
     for name in names:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 

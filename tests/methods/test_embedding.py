@@ -2,17 +2,15 @@
 
 import json
 import math
-import os
-import subprocess
 
 import numpy as np
 import pytest
 
 from lib.errors import UsageError
 from lib.stage.training_arguments import arguments
-from tests import stages, warm
-from tests.conftest import PATIENCE, REPO, free_port
+from tests import stages
 from tests.methods import embedded
+from tests.methods.as_worker import Two
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def test_losses_of_hand_written_vectors():
 def test_dropout_of_a_row_depends_on_its_key_and_place_alone():
     import torch
 
-    from lib.methods.embedding.dropout import RowDropout, kept, key
+    from lib.methods.dropout import RowDropout, kept, key
 
     keys = torch.tensor([key(0, row, 0) for row in range(64)])
     assert kept(keys, 1, torch.Size([64, 12, 40]), 0.1).float().mean() == pytest.approx(0.9, abs=0.005)
@@ -130,22 +128,15 @@ def test_micro_batches_change_no_loss(loss, encoder, files, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(encoder, files, tmp_path):
-    port, processes, names = str(free_port()), [], [*files]
+    names = [*files]
     (tmp_path / "rows").mkdir()
-    for rank in range(2):
-        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HOME": str(tmp_path / "hf")}
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        where = [str(tmp_path / "two"), encoder, str(tmp_path / "rows")]
-        command = [warm.python(), "-m", "tests.methods.embedded", *where, *names]
-        processes.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, text=True))
+    where = [str(tmp_path / "two"), encoder, str(tmp_path / "rows")]
+    both = Two("tests.methods.embedded", *where, *names, cache=str(tmp_path / "hf"))
     one = {
         name: embedded.losses(embedded.built(name, encoder, files[name], str(tmp_path / name), max_steps=3))
         for name in names
     }
-    said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
-    assert not any(p.returncode for p in processes)
-    two = json.loads(said[0].splitlines()[-1])
+    two = both.result()
     for name in names:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 

@@ -1,8 +1,6 @@
 """Training by each objective: resume, micro-batches and workers change nothing, and the model is one that later stages load."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,10 @@ from lib.errors import UsageError
 from lib.methods.pretraining.trainer import OBJECTIVES
 from lib.models import export, load
 from lib.stage.training_arguments import arguments
-from tests import stages, warm
-from tests.conftest import PATIENCE, REPO, WORDS, free_port
+from tests import stages
+from tests.conftest import WORDS
 from tests.methods import pretrained
+from tests.methods.as_worker import Two
 
 ALL = [*OBJECTIVES]
 KINDS = stages.stage("pretrain").makes
@@ -77,22 +76,9 @@ def test_micro_batches_change_no_loss(objective, texts, tmp_path):
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(texts, tmp_path):
     """The three steps of an epoch, the last of them filled up."""
-    port, processes = str(free_port()), []
-    for rank in range(2):
-        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HOME": str(tmp_path / "hf")}
-        env |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        command = [warm.python(), "-m", "tests.methods.pretrained", str(tmp_path / "two"), texts, *ALL]
-        processes.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, text=True))
+    both = Two("tests.methods.pretrained", str(tmp_path / "two"), texts, *ALL, cache=str(tmp_path / "hf"))
     one = {name: pretrained.losses(pretrained.built(name, texts, str(tmp_path / name), max_steps=3)) for name in ALL}
-    said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
-    assert not any(p.returncode for p in processes)
-    two = json.loads(said[0].splitlines()[-1])
+    two = both.result()
     for name in ALL:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 

@@ -69,16 +69,8 @@ def test_the_loss_is_without_the_regulariser(tiny_model, chats_file, tmp_path):
 
 
 def test_schedules_that_cannot_be_are_refused(tiny_model, chats_file, tmp_path):
-    argv = [
-        "--model.base",
-        tiny_model,
-        "--data.source",
-        chats_file,
-        "--run",
-        str(tmp_path / "run"),
-        "--model.adapter",
-        "adalora",
-    ]
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run")]
+    argv += ["--model.adapter", "adalora"]
     for given, message in [
         (["--train.max_steps", "4", "--model.peft.tfinal", "4"], "leave none of the job's 4"),
         (["--model.peft.tinit", "1000"], "leave none of the job's"),

@@ -70,16 +70,8 @@ def test_where_it_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_p
             GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9)), parallel.ParallelConfig()
         )
     GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9).save_pretrained(tmp_path / "gpt2")
-    argv = [
-        "--model.base",
-        tiny_model,
-        "--data.source",
-        chats_file,
-        "--run",
-        str(tmp_path / "run"),
-        "--model.adapter",
-        "parallel",
-    ]
+    argv = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run")]
+    argv += ["--model.adapter", "parallel"]
     job = stages.planned("sft", argv).job
     assert structure.problems(job, False) == []
     job.model.base = str(tmp_path / "gpt2")

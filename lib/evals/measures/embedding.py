@@ -45,7 +45,7 @@ def sts(context: Context) -> list[Scores]:
 
 def retrieval(context: Context) -> list[Scores]:
     """Returns the scores of each run on the held-out rows; job.limit limits the anchors, and not the passages."""
-    rows = context.rows("retrieval", None)
+    rows = [*context.all_rows("retrieval")]
     anchors = list(dict.fromkeys(row["anchor"] for row in context.rows("retrieval")))
     passages = list(dict.fromkeys(text for row in rows for text in (row["positive"], *row["negatives"])))
     where = {text: i for i, text in enumerate(passages)}

@@ -13,7 +13,7 @@ from lib.data import Loaded
 from lib.methods.classification.check import fits
 from lib.methods.classification.config import ClassifyConfig
 from lib.methods.classification.trainer import KEYS, ClassifyTrainer
-from lib.methods.embedding.dropout import RATES, key
+from lib.methods.dropout import RATES, key
 from lib.models import load, locate, text_pairs
 from lib.rendering.sequences import texts_of
 from lib.runtime import logs

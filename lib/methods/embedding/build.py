@@ -14,9 +14,9 @@ from transformers import AutoConfig
 
 from lib.config.job import Job
 from lib.data import Loaded
+from lib.methods.dropout import RATES, key
 from lib.methods.embedding.check import fits
 from lib.methods.embedding.config import EmbedConfig
-from lib.methods.embedding.dropout import RATES, key
 from lib.methods.embedding.losses import KEYS
 from lib.methods.embedding.trainer import EmbedTrainer
 from lib.models import load, locate, pooling

@@ -26,8 +26,8 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
+from lib.methods.dropout import RowDropout
 from lib.methods.embedding.config import EmbedConfig
-from lib.methods.embedding.dropout import RowDropout
 
 KEYS = "dropout_keys"
 """Name of the rows' keys among the features of a column."""
