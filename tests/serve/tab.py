@@ -27,7 +27,11 @@ class Tab:
                 return said["result"]
 
     def value(self, expression: str):
-        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
+        """What JavaScript makes of `expression`. Raises RuntimeError if that throws."""
+        said = self.call("Runtime.evaluate", expression=expression)
+        if "exceptionDetails" in said:
+            raise RuntimeError(f"{expression}: {said['exceptionDetails']}")
+        return said["result"].get("value")
 
     def wait(self, expression: str) -> bool:
         for _ in range(200):
@@ -68,7 +72,9 @@ def tab(browser: str, address: str, profile):
                 break
             time.sleep(0.1)
         with connect(tabs[0]["webSocketDebuggerUrl"], proxy=None) as socket:
-            yield Tab(socket)
+            shown = Tab(socket)  # a new tab starts with an empty document, which is complete too
+            assert shown.wait("location.protocol === 'http:' && document.readyState === 'complete'"), address
+            yield shown
     finally:
         process.terminate()
         process.wait()

@@ -178,7 +178,6 @@ def test_in_a_browser(indexes, browser, tmp_path):
         listening(search.app(indexes, Side(f"{api}/v1"), 4)) as mine,
         tab(browser, mine, tmp_path) as shown,
     ):
-        assert shown.wait("document.readyState === 'complete'")
         shown.value("$('question').focus()")
         shown.type("red?")
         shown.key("Enter", text="\r", windowsVirtualKeyCode=13)
