@@ -96,7 +96,7 @@ def _evaluate(planned: Plan, panel: Panel | None, command: str | None, say) -> R
         next=_next_commands(planned),
         settings=flatten(asdict(job)),
         environment=_environment(planned),
-        warnings=_warnings(runs, metrics, job),
+        warnings=warnings(runs, metrics, job),
     )
     report.failures = sampled_answers.failures(context, scores)
     report.calibrations = context.calibrations
@@ -240,10 +240,11 @@ def _hardware() -> str:
     )
 
 
-def _warnings(runs: list[RunInfo], metrics: list, job: EvalJob) -> list[str]:
+def warnings(runs: list[RunInfo], metrics: list, job: EvalJob) -> list[str]:
+    """Returns a sentence for each reason to read these scores with care."""
     out = []
     templates = {r.template_sha256 for r in runs if r.template_sha256}
-    if len(templates) > 1:
+    if len(templates) > 1 and any(m.task not in registry.KINDS for m in metrics):  # those read texts without a template
         out.append("The runs were trained with different chat templates: their answers differ for that reason too.")
     short = sorted({f"{m.task} ({m.n})" for m in metrics if job.limit and m.n < job.limit and m.headline})
     out += length.warnings(metrics)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib.evals.evaluate import measure
+from lib.evals.evaluate import measure, warnings
 from lib.evals.job import EvalJob
 from lib.evals.measures import linear_probe
 from lib.evals.plan import plan
+from lib.evals.report.schema import Metric, RunInfo
 from lib.generation.pool import Engine
 from tests import stages
 from tests.methods import pretrained
@@ -58,3 +59,11 @@ def test_encoders_of_two_kinds_are_compared_in_one_evaluation(tmp_path, monkeypa
     assert [(s.run, s.metric, len(s.tops)) for s in scores] == [
         (run, metric, 50) for run in ("mlm", "electra") for metric in ("hour", "day", "name")
     ]
+
+
+def test_chat_templates_matter_only_where_prompts_are_rendered():
+    runs = [RunInfo(name, name, "pretrain", template_sha256=name) for name in "ab"]
+    of = lambda *tasks: [Metric(t, "exact", "a", 0.5, 0.4, 0.6, 9, "wilson") for t in tasks]  # noqa: E731
+    assert warnings(runs, of("linear_probe", "sts"), EvalJob(runs={})) == []
+    (said,) = warnings(runs, of("linear_probe", "demo"), EvalJob(runs={}))
+    assert said.startswith("The runs were trained with different chat templates")
