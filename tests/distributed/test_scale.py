@@ -53,3 +53,21 @@ def test_two_workers_follow_one_worker(options, one_worker, local_ray, tmp_path)
     from transformers import AutoModelForCausalLM
 
     assert AutoModelForCausalLM.from_pretrained(run.model_dir()).num_parameters() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("objective", "strategy"),
+    [("clm", "fsdp"), ("prefix_lm", "fsdp"), ("mlm", "zero3"), ("nsp", "zero3"), ("span_corruption", "zero3"), ("electra", "zero2")],
+)  # fmt: skip
+def test_two_workers_pretrain_like_one(objective, strategy, local_ray, tmp_path):
+    from tests.conftest import run_job
+
+    given = "--model.size 4m --model.vocab_size 512 --data.limit 300 --data.heldout_limit 20 --train.warmup_steps 0"
+    options = ["--config", f"configs/pretrain/{objective}.yaml", *given.split(), *COMMON.split()]
+    for name, scale in (("one", "--scale.workers 1"), ("two", f"--scale.workers 2 --scale.strategy {strategy}")):
+        done = run_job("pretrain", *options, *scale.split(), "--run", tmp_path / name, env=local_ray)
+        assert done.returncode == 0, done.stderr
+    one, two = (losses(Run(tmp_path / name)) for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=2e-5) and len(two) == 6

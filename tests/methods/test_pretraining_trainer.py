@@ -149,6 +149,7 @@ def test_blocks_decode_to_the_texts(texts, tmp_path):
     assert len(parts) > 20 and all(part in rows for part in parts[:-1]) and any(r.startswith(parts[-1]) for r in rows)
 
 
+BIG = ["--model.base", "none", "--model.size", "4m", "--scale.workers", "2"]
 REFUSED = [
     (["--model.base", "none"], "model.size: name one for model.base: none. Known: 4m, 10m"),
     (
@@ -176,6 +177,14 @@ REFUSED = [
     (
         ["--model.base", "TINY", "--train.objective", "electra", "--model.adapter", "lora"],
         "clm or prefix_lm, not electra.",
+    ),
+    (
+        [*BIG, "--train.objective", "mlm", "--scale.strategy", "fsdp"],
+        "scale.strategy: FSDP can't shard the shared embeddings of a model for train.objective mlm. Use zero3.",
+    ),
+    (
+        [*BIG, "--train.objective", "electra", "--scale.strategy", "zero3"],
+        "scale.strategy: train.objective electra saves a part of its model, which zero3 shards. Use zero2.",
     ),
     (["--model.base", "TINY", "--train.mlm_probability", "1.5"], "train.mlm_probability: must be"),
     (["--model.base", "TINY", "--train.objective", "bert"], "train.objective: must be one of"),

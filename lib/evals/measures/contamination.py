@@ -66,10 +66,15 @@ def overlaps(runs: dict[str, str], asked: dict[str, list[Example]]) -> list[Over
 
 
 def _lineage(base: str) -> Iterator[Run]:
-    """Yields the run and its ancestors, newest first; nothing for a model that is not a run of this project."""
+    """Yields the run and its ancestors that have data of their own, newest first, and those of all runs of a merge; nothing for a model
+    that is not a run of this project."""
     while ("/" in base) and (run := Run(base)).is_run() and "model" in run.job():
-        yield run
-        base = run.job()["model"]["base"]
+        job = run.job()
+        if "data" in job:
+            yield run
+        for merged in job.get("runs", {}).values():
+            yield from _lineage(merged)
+        base = job["model"]["base"]
 
 
 def _texts(run: Run) -> Iterator[str]:

@@ -24,7 +24,12 @@ def check(job: Job, args: Any) -> None:
         )
     if args.objective == "electra" and job.scale.strategy not in ("ddp", "zero1", "zero2"):
         raise ValueError(
-            f"scale.strategy: train.objective electra saves a part of its model, which {job.scale.strategy} shards. Use ddp."
+            f"scale.strategy: train.objective electra saves a part of its model, which {job.scale.strategy} shards. Use zero2."
+        )
+    if job.scale.strategy == "fsdp" and args.objective in ("mlm", "nsp", "span_corruption"):
+        # accelerate 1.15 makes a group of the input embeddings, which BERT's head and both halves of T5 share; torch 2.13 then raises.
+        raise ValueError(
+            f"scale.strategy: FSDP can't shard the shared embeddings of a model for train.objective {args.objective}. Use zero3."
         )
     if args.train_sampling_strategy not in (None, "random", "sequential"):
         raise ValueError("train.train_sampling_strategy: blocks all have the same length. Use random or sequential.")
