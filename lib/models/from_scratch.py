@@ -38,6 +38,18 @@ ROWS, CHARACTERS = 100_000, 64 << 20
 """Most text that a tokenizer is trained on; the limit of rows holds for data of more than 64 MB."""
 
 
+def new_heads(base: str, objective: str) -> list[str]:
+    """Returns what a located base has no head for and train.objective needs one: these weights start at random."""
+    if objective not in ("mlm", "nsp"):
+        return []
+    names = " ".join((locate.config(base) or {}).get("architectures") or [])
+    heads = {
+        "masked tokens": locate.kind(base) == "encoder",
+        "next segments": objective == "nsp" and "PreTraining" not in names,
+    }
+    return [head for head, new in heads.items() if new and names]
+
+
 def base(job: Job, rows: tuple[str, ...]) -> tuple[tuple[str, str], str]:
     """Returns ((path, identity) as lib.models.locate.locate does, a line that describes the model).
 

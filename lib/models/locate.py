@@ -7,7 +7,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from lib.models.packaged_weights import PACKAGED, installed, package_version, unpack
+from lib.models.packaged_weights import PACKAGED, config_file, installed, package_version, unpack
 from lib.run import Run, absolute
 from lib.runtime import integrity
 
@@ -96,7 +96,7 @@ def locate_for(key: str, base: str) -> tuple[str, str]:
 
 
 def kind(base: str) -> str | None:
-    """Returns the kind of a base that `locate` returned (a key of NOUNS), or None if unknown, as for a model on the hub.
+    """Returns the kind of a base that `locate` returned (a key of NOUNS), or None if unknown.
 
     A run's kind is what its stage declared (lib/stage/stage.py, Makes). That of a folder that isn't a run, and of an older run, follows
     from the class that its config.json names."""
@@ -116,12 +116,30 @@ def kind(base: str) -> str | None:
 
 
 def config(base: str) -> dict | None:
-    """Returns config.json of a run, or of a folder that isn't one; None of other bases."""
+    """Returns config.json of a run, of a folder that isn't one, of a package, or of a model on the hub; None if it can't be read yet."""
     run = Run(base)
     if (run.remote or Path(base).is_dir()) and run.is_run():
         return run.read_json("model/config.json", "Train it again.")
-    file = Path(base) / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if base.startswith("package:"):
+        file = config_file(base.removeprefix("package:"))
+    elif Path(base).is_dir():
+        file = Path(base) / "config.json"
+    else:
+        file = _config_on_hub(base)
+    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+
+
+def _config_on_hub(name: str) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=1.5))
+    except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, *_network_errors()):
+        return None  # workers will say why
 
 
 def classifies(described: dict) -> bool:

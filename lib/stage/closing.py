@@ -10,6 +10,7 @@ from dataclasses import replace
 from lib.config.job import Job
 from lib.data.sources import DEMOS
 from lib.evals.registry import KINDS
+from lib.models.from_scratch import new_heads
 from lib.run import Run
 from lib.runtime.console import show
 
@@ -82,7 +83,8 @@ def _after_pretraining(run: Run, job: Job, path: str, base: str) -> list[str]:
         ]
     tasks = [name for name, kind in KINDS.items() if kind == job.makes]
     tasks = [t for t in tasks if t != "next_segment" or job.train["objective"] == "nsp"]
-    return [f"python jobs/eval.py --runs.start {base} --runs.end {path} --tasks {' '.join(tasks)} {_data_options(job)}"]
+    start = "" if new_heads(run.job()["model"]["base"], job.train["objective"]) else f"--runs.start {base} "
+    return [f"python jobs/eval.py {start}--runs.end {path} --tasks {' '.join(tasks)} {_data_options(job)}"]
 
 
 def _data_options(job: Job) -> str:

@@ -128,7 +128,15 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
     if located:
         problems += limits.revision(job.model.revision, base)
         attempt(quantized_formats.refuse, "model.base", base, "trained")
-        attempt(locate.require, "model.base", base, stage.starts_from or (stage.kind(job.train),))
+        own = stage.kind(job.train)
+        attempt(
+            locate.require,
+            "model.base",
+            base,
+            stage.starts_from or ((own, "encoder") if own == "masked_lm" else (own,)),
+        )
+        if stage.starts_from is None and (new := from_scratch.new_heads(base, job.train.get("objective", ""))):
+            notes.append(f"model.base has no head for {' and '.join(new)}: it starts from random weights")
     if shape:
         job = replace(job, model=from_scratch.asked(job.model))
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):

@@ -39,7 +39,8 @@ class Stage:
     """Kind of model in model/ of the stage's runs. It determines the class that loads the model and the jobs, tasks and servers that
     accept it. A dict: {value of train.objective: kind}, the first for the default."""
     starts_from: tuple[Makes, ...] | None = ("causal_lm",)
-    """Kinds of model accepted as model.base. None: the kind that the stage makes, or `none` (lib/models/from_scratch.py)."""
+    """Kinds of model accepted as model.base. None: the kind that the stage makes, or `none` (lib/models/from_scratch.py), or for
+    masked_lm an encoder, with a new head."""
     names: dict[str, Makes] = field(default_factory=dict)
     """{key of `train` that names another model: the kind required of it}, such as {"teacher": "causal_lm"}."""
     check: Callable[[Job, Any], None] | None = None

