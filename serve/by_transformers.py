@@ -17,6 +17,7 @@ import jinja2
 import torch
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from transformers import AutoModelForCausalLM
 from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
 from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
@@ -24,7 +25,7 @@ from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, GenerationState, Modality, _StreamError
 
 from lib.generation.sampling import Sampling
-from lib.models import cpu_attention, cpu_linear, soft_prompt
+from lib.models import cpu_attention, cpu_linear, soft_prompt, unmerged
 from serve import fields
 from serve.batch import Batch, Row
 from serve.stop_texts import Stopped
@@ -42,7 +43,7 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
 
     window: most tokens of prompt and answer together; None: the model's own limit. most: answers generated at a time.
     """
-    manager = ModelManager(device=device, dtype=dtype, force_model=where)
+    manager = Manager(device=device, dtype=dtype, force_model=where)
     model, processor = manager.load_model_and_processor(manager.process_model_name(where))
     cpu_attention.install(model)
     cpu_linear.install(model)
@@ -66,6 +67,16 @@ def application(where: str, name: str, dtype: str, device: str, window: int | No
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") in ROUTES]
     app.add_exception_handler(HTTPException, _refused)
     return app
+
+
+class Manager(ModelManager):
+    def _load_model(self, model_id_and_revision: str, **kwargs):
+        """Loads also a model whose adapter is apart from its base."""
+        folder = model_id_and_revision.split("@")[0]
+        if not unmerged.is_unmerged(folder):
+            return super()._load_model(model_id_and_revision, **kwargs)
+        how = {"dtype": self.dtype, "device_map": self.device, "attn_implementation": self.attn_implementation}
+        return unmerged.load(AutoModelForCausalLM, folder, **how)
 
 
 async def _refused(request, e: HTTPException) -> JSONResponse:

@@ -176,7 +176,8 @@ def plan(serving: Serving) -> Plan:
     problems: list[str] = []
     base, template, adapters, drafts = "", None, {}, None
     try:
-        found = model_spec.find("run", "run", serving.run, serving.dtype, also=("encoder",))  # for /v1/embeddings
+        also = ("encoder", "adapter") if serving.task == "generate" else ("encoder",)
+        found = model_spec.find("run", "run", serving.run, serving.dtype, also=also)
         base, template = found.base, found.trained_template
     except ValueError as e:
         problems.append(str(e))

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.estimate import saved_bytes
+from lib.config.adapters import ADAPTERS
 from lib.config.job import Model
 from lib.models import load, locate
 from lib.run import Run, cache
@@ -25,7 +26,7 @@ NF4 = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in 4 bits with double quantisation: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3."""
 
 
-HEADS = ("causal_lm", "masked_lm", "seq2seq_lm")
+HEADS = ("causal_lm", "adapter", "masked_lm", "seq2seq_lm")
 """Kinds of model with an output layer over the vocabulary. A discriminator's is its generator's."""
 
 
@@ -178,6 +179,8 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str, share: flo
     """Builds the model that a worker would train, without storage."""
     import torch
 
+    from lib.models import added
+
     cls = load.auto(makes)
     attention = model.attn_implementation or ("sdpa" if gpu else "eager")
     # Flash attention isn't installed here, and saves the same tensors as sdpa.
@@ -187,10 +190,8 @@ def _net(config, model: Model, gpu: bool, precision: str, makes: str, share: flo
         net = cls.from_config(config, **how)
         if share:
             _add_generator(net, share, how)
-        if model.adapter == "parallel":
-            from lib.models import parallel
-
-            parallel.install(net, load.peft_config(model.adapter, model.peft, makes))
+        if model.adapter != "none" and ADAPTERS[model.adapter].own:
+            added.install(net, model.adapter, load.peft_config(model.adapter, model.peft, makes))
         elif model.adapter != "none":
             from peft import get_peft_model
 
@@ -224,12 +225,12 @@ def _adapter(net) -> int:
     """Returns the number of an adapter's parameters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from lib.models.parallel import Channels
+    from lib.models.added import Added
 
     layers = (m for m in net.modules() if isinstance(m, BaseTunerLayer))
     added = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
     added += [net.prompt_encoder] if hasattr(net, "prompt_encoder") else []
-    added += [m for m in net.modules() if isinstance(m, Channels)]
+    added += [m for m in net.modules() if isinstance(m, Added)]
     return sum(p.numel() for p in {p for part in added for p in part.parameters() if p.requires_grad})
 
 

@@ -1,7 +1,8 @@
 """The adapters of model.adapter: the config class of each, most of them PEFT's, whose fields model.peft takes, and the fields that its
 name sets.
 
-The finished model is a plain one: either the adapter is merged into the base, or, if it is a soft prompt, its vectors become tokens.
+The finished model is a plain one, except with adapters that can't be merged: the adapter is merged into the base, or, if it is a soft
+prompt, its vectors become tokens.
 """
 
 from __future__ import annotations
@@ -29,11 +30,18 @@ class Adapter:
     rank: str = "r"
     """Field of the config that the plan shows."""
     defaults: dict[str, object] = field(default_factory=dict)
-    """Values of fields that PEFT gives none."""
-    own: bool = False
-    """Whether it is ours and not one of PEFT's."""
+    """Values of fields that the config gives none, or another."""
+    where: str = ""
+    """Of an adapter of our own: where its modules are, for the plan. "": it is one of PEFT's."""
+    merges: bool = True
+    """Whether the finished model is a plain one. If not, model/ holds base and adapter apart (lib/models/unmerged.py)."""
     soft: bool = False
     """Whether it is a soft prompt: vectors in front of every row (lib/models/soft_prompt.py)."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is ours and not one of PEFT's (lib/models/added.py)."""
+        return bool(self.where)
 
 
 FROM_BASE = dict.fromkeys(
@@ -45,6 +53,17 @@ FROM_BASE = dict.fromkeys(
 def _soft(title: str, config: str) -> Adapter:
     tokens: dict[str, object] = {"num_virtual_tokens": 20}
     return Adapter(title, config, ignored=FROM_BASE, rank="num_virtual_tokens", defaults=tokens, soft=True)
+
+
+def _bottleneck(title: str, after: str, after_attention: bool = True, nonlinearity: str = "gelu") -> Adapter:
+    return Adapter(
+        title,
+        "lib.models.bottleneck:BottleneckConfig",
+        sets={"after_attention": after_attention},
+        defaults={"nonlinearity": nonlinearity},  # those of the papers' code
+        where=f"after {after}",
+        merges=False,
+    )
 
 
 ADAPTERS = {
@@ -73,11 +92,25 @@ ADAPTERS = {
     "oft": Adapter("OFT", "peft.tuners.oft.config:OFTConfig"),  # Qiu et al. 2023, https://arxiv.org/abs/2306.07280
     "miss": Adapter("MiSS", "peft.tuners.miss.config:MissConfig"),  # Kang and Yin 2024, https://arxiv.org/abs/2409.15371
     "ln_tuning": Adapter("LN tuning", "peft.tuners.ln_tuning.config:LNTuningConfig"),  # Zhao et al. 2023, https://arxiv.org/abs/2312.11420
-    "parallel": Adapter("parallel adapter", "lib.models.parallel:ParallelConfig", own=True),  # He et al. 2022, https://arxiv.org/abs/2110.04366
+    "parallel": Adapter("parallel adapter", "lib.models.parallel:ParallelConfig", where="beside each MLP"),  # He et al. 2022, https://arxiv.org/abs/2110.04366
     "prompt": _soft("prompt tuning", "peft.tuners.prompt_tuning.config:PromptTuningConfig"),  # Lester et al. 2021, https://arxiv.org/abs/2104.08691
     "p_tuning": _soft("p-tuning", "peft.tuners.p_tuning.config:PromptEncoderConfig"),  # Liu et al. 2021, https://arxiv.org/abs/2103.10385
+    "prefix": Adapter(  # Li and Liang 2021, https://arxiv.org/abs/2101.00190
+        "prefix tuning",
+        "lib.models.prefix_tuning:PrefixConfig",
+        rank="num_virtual_tokens",
+        where="keys and values in front of each layer's",
+        merges=False,
+    ),
+    "houlsby": _bottleneck("Houlsby adapter", "attention and MLP of each block"),  # Houlsby et al. 2019, https://arxiv.org/abs/1902.00751
+    "pfeiffer": _bottleneck("Pfeiffer adapter", "the MLP of each block", after_attention=False, nonlinearity="relu"),  # Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247
 }  # fmt: skip
 """{model.adapter: the adapter}; none is not among them."""
+
+
+def merges(adapter: str) -> bool:
+    """Whether a run with this model.adapter ends with a plain model."""
+    return adapter == "none" or ADAPTERS[adapter].merges
 
 
 def virtual_tokens(model: Model) -> int:

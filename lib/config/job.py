@@ -49,10 +49,13 @@ class Model:
         "parallel",
         "prompt",
         "p_tuning",
+        "prefix",
+        "houlsby",
+        "pfeiffer",
     ] = "none"
     """none trains every weight. The others train an adapter (lib/config/adapters.py names their papers) and merge it into model/ at the
-    end; prompt and p_tuning become new tokens of model/. If an adapter is on input embeddings that are tied to the output layer, they
-    are untied in model/."""
+    end; prompt and p_tuning become new tokens of model/; prefix, houlsby and pfeiffer stay apart, in model/adapter/ beside model/base/. If
+    an adapter is on input embeddings that are tied to the output layer, they are untied in model/."""
     peft: dict[str, Any] = field(default_factory=dict)
     """Fields of the adapter's config class, most of them PEFT's, under their own names."""
     quantization: Literal["none", "8bit", "4bit"] = "none"

@@ -115,7 +115,7 @@ def plan(job: EvalJob) -> Plan:
         needed = "; ".join(f"{', '.join(tasks)} {locate.NOUNS[m]}" for m, tasks in apart.items())
         problems.append(f"tasks: these need different kinds of model: {needed}. Evaluate them apart.")
     kind = next(iter(makes)) if len(makes) == 1 else "causal_lm"
-    also = embedding.ALSO if kind == "encoder" else ()
+    also = embedding.ALSO if kind == "encoder" else ("adapter",) if kind == "causal_lm" else ()
     vllm = kind == "causal_lm" and len(decodings) == len(job.decoding) and bool(attempt(job.vllm))
     specs = [
         replace(s, vllm=vllm)

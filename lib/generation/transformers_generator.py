@@ -39,10 +39,10 @@ class TransformersGenerator(Generator):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lib.models import cpu_attention, cpu_linear, prefixes, soft_prompt
+        from lib.models import cpu_attention, cpu_linear, prefixes, soft_prompt, unmerged
 
         super().__init__(model_dir, trained_template, window)
-        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).to(device).eval()
+        self.model = unmerged.load(AutoModelForCausalLM, model_dir, dtype=getattr(torch, dtype)).to(device).eval()
         cpu_attention.install(self.model)
         cpu_linear.install(self.model)
         with torch.no_grad():

@@ -24,6 +24,8 @@ def problems(job: Job) -> list[str]:
     out += [f"model.peft.{key}: {chosen.ignored[key]}" for key in sorted(m.peft.keys() & chosen.ignored.keys())]
     if chosen.soft or chosen.own:
         out += _only_sft(job)
+    if m.adapter == "prefix":
+        out += _prefix(job)
     if chosen.soft:
         out += _soft(job)
     return out + (_adalora(job) if m.adapter == "adalora" else [])
@@ -80,6 +82,18 @@ def _soft(job: Job) -> list[str]:
         out.append(
             f"model.peft.num_virtual_tokens: {number} leave no room for a row in train.max_length {most}. Lower it."
         )
+    return out
+
+
+def _prefix(job: Job) -> list[str]:
+    kernel, out = job.model.attn_implementation, []
+    if kernel not in (None, "sdpa", "eager"):
+        out.append(f"model.attn_implementation: prefix computes attention with sdpa, not {kernel}. Leave it out.")
+    if job.train.get("padding_free") or job.train.get("packing"):
+        key = "packing" if job.train.get("packing") else "padding_free"
+        out.append(f"train.{key}: prefix trains on each row by itself, with the prefix in front. Leave it out.")
+    if "encoder_hidden_size" in job.model.peft and not job.model.peft.get("prefix_projection"):
+        out.append("model.peft.encoder_hidden_size: is one of prefix_projection: true. Leave it out, or set that.")
     return out
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from lib.config.adapters import ADAPTERS
 from lib.config.job import Model
-from lib.models import merging, soft_prompt
+from lib.models import merging, soft_prompt, unmerged
 from lib.models.locate import path
 
 
 def export(trainer, model: Model, folder: Path) -> None:
-    """Writes folder/model (always loadable by from_pretrained) and, if an adapter was trained, folder/adapter.
+    """Writes folder/model (loadable by from_pretrained) and, if an adapter was trained, folder/adapter. An adapter that can't be merged is
+    in folder/model (lib/models/unmerged.py).
 
     Every rank must call it, because sharded weights are gathered. An adapter is merged into the unquantised base, as QLoRA
     does, because nothing can be added to NF4 weights. A fully trained model is written in the dtype in which the base
@@ -27,6 +28,10 @@ def export(trainer, model: Model, folder: Path) -> None:
     target = folder / ("adapter" if adapted else "model")
     ids = merging.probe(trainer) if adapted else None
     trained = merging.answers(trainer.model_wrapped, ids) if adapted else None
+    if adapted and ADAPTERS[model.adapter].own:
+        from lib.models import added
+
+        added.settle(trainer.model)
     trainer.save_model(str(target))
     if main:
         _plain(target)
@@ -52,10 +57,13 @@ def export(trainer, model: Model, folder: Path) -> None:
         if ADAPTERS[model.adapter].soft:
             _soft_prompt(trainer, base(), trained[-ids.shape[1] :], folder, ids, exact)
         else:
-            if model.adapter == "parallel":
+            if ADAPTERS[model.adapter].own:
+                (target / added.WEIGHTS).rename(target / unmerged.FILE)
+            if not ADAPTERS[model.adapter].merges:
+                unmerged.write(base(), target, folder / "model")
+            elif model.adapter == "parallel":
                 from lib.models import parallel
 
-                (target / parallel.WEIGHTS).rename(target / "adapter_model.safetensors")
                 parallel.merge(base(), made, folder / "model")
             else:
                 merging.merge(base(), target, folder / "model")

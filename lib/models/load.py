@@ -17,11 +17,11 @@ from lib.runtime.hardware import DTYPES
 AUTO = {
     "causal_lm": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM", "discriminator": "AutoModelForPreTraining", "encoder": "AutoModel",
-    "classifier": "AutoModelForSequenceClassification",
+    "classifier": "AutoModelForSequenceClassification", "adapter": "AutoModelForCausalLM",
 }  # fmt: skip
 """{kind of model: the class of transformers that loads it}"""
 
-TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS", "classifier": "SEQ_CLS"}
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS", "classifier": "SEQ_CLS", "adapter": "CAUSAL_LM"}
 """{kind of model that a stage makes: PEFT's task_type}"""
 
 
@@ -53,8 +53,8 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     """
     base = path(model.base)
     kwargs = {"model": base, "processing_class": tokenizer(model)}
-    if model.adapter == "parallel":
-        kwargs["model"] = _parallel(model, base, args, makes)
+    if model.adapter != "none" and ADAPTERS[model.adapter].own:
+        kwargs["model"] = _added(model, base, args, makes)
     elif model.adapter != "none":
         kwargs["peft_config"] = peft_config(model.adapter, model.peft, makes, base)
     if (ahead := virtual_tokens(model)) and args.max_length:
@@ -72,14 +72,14 @@ def for_trainer(model: Model, args, makes: str = "causal_lm") -> dict:
     return kwargs
 
 
-def _parallel(model: Model, base: str, args: Any, makes: str) -> Any:
-    """Returns the base with the channels of the parallel adapter. Clears args.model_init_kwargs, since TRL applies them only to a model
-    that it loads by name."""
-    from lib.models import parallel
+def _added(model: Model, base: str, args: Any, makes: str) -> Any:
+    """Returns the base with an adapter of our own. Clears args.model_init_kwargs, since TRL applies them only to a model that it loads
+    by name."""
+    from lib.models import added
 
     init, args.model_init_kwargs = args.model_init_kwargs or {}, None
     config = peft_config(model.adapter, model.peft, makes)
-    made = parallel.install(auto(makes).from_pretrained(base, **init), config, args.seed)
+    made = added.install(auto(makes).from_pretrained(base, **init), model.adapter, config, args.seed)
     if args.gradient_checkpointing:
         made.enable_input_require_grads()
     return made

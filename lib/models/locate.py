@@ -14,7 +14,7 @@ from lib.runtime import integrity
 NOUNS = {
     "causal_lm": "a language model", "reward": "a reward model", "seq2seq_lm": "an encoder-decoder", "masked_lm": "a masked language model",
     "encoder": "an embedding model", "discriminator": "a discriminator", "classifier": "a classifier",
-    "adapter": "an adapter that can't be merged", "report": "an evaluation",
+    "adapter": "a base with an adapter that can't be merged", "report": "an evaluation",
     "rows": "a set of rows",
 }  # fmt: skip
 """{kind of run: its name in messages}"""
@@ -103,6 +103,8 @@ def kind(base: str) -> str | None:
     run = Run(base)
     if (run.remote or Path(base).is_dir()) and run.is_run() and (made := run.job().get("makes")):
         return made
+    if Path(base, "adapter", "adapter_config.json").is_file():  # model/ of such a run
+        return "adapter"
     if (described := config(base)) is None:
         return None
     for name in described.get("architectures") or []:
@@ -152,8 +154,10 @@ def require(key: str, base: str, kinds: tuple[str, ...] = ("causal_lm",)) -> Non
     """Raises ValueError, beginning with `key`, if a base that `locate` returned is known to be of none of `kinds`. Without
     this check AutoModelForCausalLM would, for instance, load a reward model with a randomly initialised head."""
     if (found := kind(base)) and found not in kinds:
-        wanted = " or ".join(NOUNS[k] for k in kinds)
-        raise ValueError(f"{key}: {base} is {NOUNS[found]}. Name {wanted}.")
+        wanted, run = " or ".join(NOUNS[k] for k in kinds), Run(base)
+        start = f", such as {run.job()['model']['base']}, which it was trained from" if found == "adapter" and run.is_run() else ""
+        other = ", or train again with an adapter that is merged (model.adapter: lora)" if found == "adapter" else ""
+        raise ValueError(f"{key}: {base} is {NOUNS[found]}. Name {wanted}{start}{other}.")
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

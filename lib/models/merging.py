@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from lib.models import unmerged
 from lib.runtime.failure import StopTraining
 
 PROBE = 64
@@ -95,7 +96,7 @@ def hold(trained, target: Path, kind, ids_1T, exact: bool) -> None:
 
     trained: answers() of the trained model on ids_1T; exact: whether everything was in float32.
     """
-    refuse_apart(trained, answers(kind.from_pretrained(str(target)), ids_1T), exact)
+    refuse_apart(trained, answers(unmerged.load(kind, str(target)), ids_1T), exact)
 
 
 def refuse_apart(trained, merged, exact: bool) -> None:
@@ -105,7 +106,7 @@ def refuse_apart(trained, merged, exact: bool) -> None:
     if not far <= (near := NEAR["float32" if exact else "less"][reward]):
         what = "the reward differs by" if reward else "nats a token apart:"
         raise StopTraining(
-            f"model.adapter: the merged model isn't what was trained ({what} {far:.3g}, {near:g} at most). Nothing is published; the last "
+            f"model.adapter: the finished model isn't what was trained ({what} {far:.3g}, {near:g} at most). Nothing is published; the last "
             "checkpoint holds the adapter. Train other target_modules of model.peft, or model.adapter: none."
         )
 

@@ -8,21 +8,18 @@ the exported model is a plain one, with intermediate_size + r. D starts at zero,
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
+
+from lib.models.added import Added, linear
 
 LINEARS = ("gate_proj", "up_proj", "down_proj")
 ADDED = "parallel"
 """Name of the added module in each MLP."""
-WEIGHTS = "model.safetensors"
-"""File of a checkpoint, which a Trainer reads into the model without asking for the frozen weights."""
 
 
 @dataclass
@@ -31,17 +28,14 @@ class ParallelConfig:
     scaling: float = field(default=4.0, metadata={"help": "Factor s of the added channels' output. The paper's is 4"})
 
 
-class Channels(nn.Module):
+class Channels(Added):
     def __init__(self, mlp: nn.Module, config: ParallelConfig, draw: torch.Generator | None):
         super().__init__()
         like = mlp.gate_proj.weight
         width, self.scaling = like.shape[1], config.scaling
-        for name in LINEARS:
-            into, out = (config.r, width) if name == "down_proj" else (width, config.r)
-            setattr(self, name, nn.Linear(into, out, bias=False, device=like.device, dtype=torch.float32))
-        nn.init.zeros_(self.down_proj.weight)
-        for name in ("gate_proj", "up_proj"):  # as nn.Linear does, but from the job's seed
-            nn.init.kaiming_uniform_(getattr(self, name).weight, a=math.sqrt(5), generator=draw)
+        for name in ("gate_proj", "up_proj"):
+            setattr(self, name, linear(width, config.r, like, draw))
+        self.down_proj = linear(config.r, width, like, None)
 
     def forward(self, x: torch.Tensor, act) -> torch.Tensor:
         x = x.to(self.gate_proj.weight.dtype)
@@ -64,34 +58,16 @@ def mlps(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def install(model: nn.Module, config: ParallelConfig, seed: int = 0) -> nn.Module:
-    """Freezes the model and adds the channels to it, in place; save_pretrained then writes only them. Raises as mlps does."""
-    found, draw = mlps(model), None
-    if found[0].gate_proj.weight.device.type != "meta":
-        draw = torch.Generator(found[0].gate_proj.weight.device).manual_seed(seed)
-    model.requires_grad_(False)
-    for mlp in found:
+def add(model: nn.Module, config: ParallelConfig, draw: torch.Generator | None) -> None:
+    """Adds the channels to the model, in place. Raises as mlps does."""
+    for mlp in mlps(model):
         mlp.add_module(ADDED, Channels(mlp, config, draw))
         mlp.forward = MethodType(_forward, mlp)
-    model.save_pretrained = MethodType(_save(config), model)
-    return model
 
 
 def _forward(self, x: torch.Tensor) -> torch.Tensor:
     out = type(self).forward(self, x)
     return out + getattr(self, ADDED)(x, self.act_fn).to(out.dtype)
-
-
-def _save(config: ParallelConfig):
-    def save_pretrained(self, save_directory, **kwargs):
-        """Writes the channels and their config in the way of PEFT's adapters."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: p.detach().contiguous() for n, p in self.named_parameters() if p.requires_grad}, folder / WEIGHTS)
-        said = json.dumps({"peft_type": "PARALLEL"} | asdict(config), indent=2)
-        (folder / "adapter_config.json").write_text(said, encoding="utf-8")
-
-    return save_pretrained
 
 
 def merge(base: nn.Module, trained: nn.Module, target: Path) -> None:

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.models import locate
 from lib.run import Run
 
 
@@ -65,11 +66,13 @@ def found(base: str) -> str | None:
 def only_transformers(base: str) -> bool:
     """Whether vLLM can't load this base because of its format."""
     kind = FORMATS.get(found(base) or "")
-    return kind is not None and not kind.vllm
+    return locate.kind(base) == "adapter" or (kind is not None and not kind.vllm)
 
 
 def check_engine(key: str, base: str, vllm: bool) -> None:
     """Raises ValueError, beginning with `key`, if the engine can't load the format of `base`."""
+    if vllm and locate.kind(base) == "adapter":
+        raise ValueError(f"{key}: {base} is {locate.NOUNS['adapter']}, and vLLM loads whole models. Say engine: transformers.")
     kind = FORMATS.get(found(base) or "")
     if not kind:
         return

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from lib.config.adapters import virtual_tokens
+from lib.config.adapters import ADAPTERS, virtual_tokens
 from lib.config.job import Job
 from lib.errors import nearest
 from lib.models import load, merging, soft_prompt
@@ -163,10 +163,10 @@ def _modules(job: Job, folder: Path, peft, gpu: bool) -> list[str]:
     model = attempt(out, "model", {"attn_implementation": attention} if attention else {}, build, "base")
     if model is None or peft is None:
         return out
-    if job.model.adapter == "parallel":
-        from lib.models import parallel
+    if ADAPTERS[job.model.adapter].own:
+        from lib.models import added
 
-        attempt(out, "model", {}, lambda _: parallel.install(model, peft), "adapter")
+        attempt(out, "model", {}, lambda _: added.install(model, job.model.adapter, peft), "adapter")
         return out
     out += _unmatched(peft, [n for n, _ in model.named_modules() if n], [n for n, _ in model.named_parameters()])
     rows = model.get_input_embeddings().num_embeddings

@@ -55,8 +55,10 @@ class Plan:
         rank = getattr(trl_fields.filled(chosen.config, chosen.defaults | m.peft), chosen.rank, None)
         if chosen.soft:
             return f"{chosen.title}: {rank} vectors in front of every row, which become tokens at the end"
-        where = " beside each MLP" if chosen.own else "" if "target_modules" in m.peft else " in PEFT's default modules"
-        return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, merged at the end"
+        default = "" if "target_modules" in m.peft else "in PEFT's default modules"
+        where = f" {chosen.where or default}".rstrip()
+        end = "merged at the end" if chosen.merges else "which can't be merged: evaluated and served by transformers only"
+        return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, {end}"
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""

@@ -68,7 +68,10 @@ class Preflight:
                     "stage/training_arguments.py",
                     "models/structure.py",
                     "models/load.py",
+                    "models/added.py",
                     "models/parallel.py",
+                    "models/bottleneck.py",
+                    "models/prefix_tuning.py",
                     "models/soft_prompt.py",
                 )
             ],

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from lib.config.adapters import merges
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 Makes = Literal["causal_lm", "seq2seq_lm", "masked_lm", "encoder", "discriminator", "classifier", "reward", "adapter"]
 """Kinds of model in model/. causal_lm: generates text. reward: scores a whole conversation. encoder: computes embeddings.
-classifier: gives a text, or a pair of texts, a class or a score. adapter: a base and an adapter/ that can't be merged into it."""
+classifier: gives a text, or a pair of texts, a class or a score. adapter: generates text too, with base/ and adapter/ in model/, which can't be merged (lib/models/unmerged.py)."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class Stage:
         objective = "" if isinstance(self.makes, str) else f"/{next(iter(self.makes))}"
         return f"configs/{self.name}{objective}.yaml"
 
-    def kind(self, train: dict) -> Makes:
-        """Returns what a run with these settings makes. train: the keys of `train` that were given."""
+    def kind(self, train: dict, adapter: str = "none") -> Makes:
+        """Returns what a run with these settings makes. train: the keys of `train` that were given; adapter: model.adapter."""
+        if self.makes == "causal_lm" and not merges(adapter):
+            return "adapter"
         if isinstance(self.makes, str):
             return self.makes
         return self.makes.get(train.get("objective"), next(iter(self.makes.values())))  # type: ignore[arg-type]

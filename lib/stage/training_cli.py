@@ -51,7 +51,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     d["model"]["peft"] = d["model"].get("peft") or {}
     if resume:
         d["run"] = resume
-    job = Job.from_dict({**d, "stage": stage.name, "makes": stage.kind(d["train"])})
+    job = Job.from_dict({**d, "stage": stage.name, "makes": stage.kind(d["train"], d["model"]["adapter"])})
     return Request(job, dry_run, bool(resume), given, notes)
 
 

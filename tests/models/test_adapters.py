@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lib.config.adapters import ADAPTERS, virtual_tokens
 from lib.config.job import Model
-from lib.models import export, merging, structure
+from lib.models import export, merging, structure, unmerged
 from tests import stages
 from tests.models.adapted import adapted
 
@@ -17,6 +17,7 @@ SMALL = {
     "lora": {"r": 4}, "dora": {"r": 4}, "rslora": {"r": 4}, "pissa": {"r": 4}, "adalora": {"init_r": 4, "target_r": 3},
     "vera": {"r": 16}, "loha": {"r": 4}, "lokr": {"r": 4},
     "oft": {"oft_block_size": 16}, "miss": {"r": 4}, "parallel": {"r": 4}, "prompt": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
+    "prefix": {"num_virtual_tokens": 3}, "houlsby": {"r": 4}, "pfeiffer": {"r": 4},
 }  # fmt: skip
 """{adapter: fields that fit a model 64 wide}"""
 ON_QUANTIZED = [name for name, adapter in ADAPTERS.items() if adapter.quantized]
@@ -69,7 +70,7 @@ def test_it_trains_resumes_exactly_and_exports_what_was_trained(adapter, tiny_mo
     ahead, row = virtual_tokens(model), ids.shape[1]
     said = merging.answers(made.model, ids)[-row:]
     export.export(made, model, tmp_path / "export")
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export/model")
+    exported = unmerged.load(AutoModelForCausalLM, tmp_path / "export/model")
     assert type(exported).__name__ == "LlamaForCausalLM"
     tokens = AutoTokenizer.from_pretrained(tmp_path / "export/model")
     new = tokens.convert_tokens_to_ids([f"<|prompt_{k}|>" for k in range(ahead)])  # no answer can contain them

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from cluster.estimate.anatomy import study
 from lib.config.job import Model
 from lib.errors import UsageError
-from lib.models import export, parallel, structure
+from lib.models import added, export, parallel, structure
 from tests import stages
 from tests.models.adapted import adapted
 
@@ -21,14 +21,14 @@ def test_it_adds_the_formula_and_starts_from_the_base():
     mlp = LlamaForCausalLM(LlamaConfig(**SHAPE)).model.layers[0].mlp
     x = torch.ones(1, 8) / 8
     before = mlp(x)
-    added = parallel.Channels(mlp, parallel.ParallelConfig(r=1, scaling=3.0), None)
-    assert torch.equal(added(x, torch.nn.functional.silu), torch.zeros(1, 8))
+    channels = parallel.Channels(mlp, parallel.ParallelConfig(r=1, scaling=3.0), None)
+    assert torch.equal(channels(x, torch.nn.functional.silu), torch.zeros(1, 8))
     with torch.no_grad():
-        added.gate_proj.weight.fill_(2.0)
-        added.up_proj.weight.fill_(5.0)
-        added.down_proj.weight.fill_(7.0)
+        channels.gate_proj.weight.fill_(2.0)
+        channels.up_proj.weight.fill_(5.0)
+        channels.down_proj.weight.fill_(7.0)
     silu = 2 / (1 + torch.e**-2)
-    assert torch.allclose(added(x, torch.nn.functional.silu), torch.full((1, 8), 3 * 7 * silu * 5))
+    assert torch.allclose(channels(x, torch.nn.functional.silu), torch.full((1, 8), 3 * 7 * silu * 5))
     assert torch.equal(mlp(x), before)
 
 
@@ -38,7 +38,7 @@ def test_it_is_merged_into_an_mlp_with_biases(tmp_path):
     for p in base.parameters():
         torch.nn.init.normal_(p)
     base.save_pretrained(tmp_path / "base")
-    trained = parallel.install(base, parallel.ParallelConfig(r=3))
+    trained = added.install(base, "parallel", parallel.ParallelConfig(r=3))
     for p in trained.parameters():
         if p.requires_grad:
             torch.nn.init.normal_(p)
@@ -66,9 +66,8 @@ def test_a_checkpoint_and_adapter_hold_only_what_trains_and_the_plan_counts_it(t
 
 def test_where_it_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_path):
     with pytest.raises(ValueError, match=r"needs an MLP with gate_proj, .*gpt2 hasn't. Use model.adapter: lora"):
-        parallel.install(
-            GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9)), parallel.ParallelConfig()
-        )
+        small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
+        added.install(small, "parallel", parallel.ParallelConfig())
     GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9).save_pretrained(tmp_path / "gpt2")
     argv = ["--model.base", tiny_model, "--data.source", chats_file, "--run", str(tmp_path / "run")]
     argv += ["--model.adapter", "parallel"]

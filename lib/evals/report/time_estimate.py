@@ -32,7 +32,7 @@ def parameters(base: str) -> int | None:
     else:
         folder = Path(base, "model") if Path(base, "model").is_dir() else Path(base)
     total = 0
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+    for file in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []:
         with file.open("rb") as f:
             head = json.loads(f.read(int.from_bytes(f.read(8), "little")))
         for name, tensor in head.items():
