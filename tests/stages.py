@@ -18,4 +18,6 @@ def planned(name: str, argv: list[str]) -> plan.Plan:
 def built(job, args):
     """Returns the trainer of a worker that has all rows. args: as made by lib/stage/training_arguments.py."""
     found = stage(job.stage)
-    return found.build(replace(job, makes=found.kind(job.train, job.model.adapter)), args, data.load(job.data, found.rows))
+    return found.build(
+        replace(job, makes=found.kind(job.train, job.model.adapter)), args, data.load(job.data, found.rows)
+    )

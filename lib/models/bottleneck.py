@@ -52,7 +52,9 @@ class Bottleneck(Added):
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Returns the decoder's blocks. Raises ValueError if they don't have attention and an MLP by the names of Llama's."""
     config = model.config.get_text_config()
-    found = [m for m in model.modules() if all(isinstance(getattr(m, n, None), nn.Module) for n in ("self_attn", "mlp"))]
+    found = [
+        m for m in model.modules() if all(isinstance(getattr(m, n, None), nn.Module) for n in ("self_attn", "mlp"))
+    ]
     if len(found) != config.num_hidden_layers:
         raise ValueError(
             f"a bottleneck adapter needs blocks with self_attn and mlp, as Llama, Mistral, Qwen, Gemma and SmolLM have; {config.model_type} "

@@ -155,7 +155,11 @@ def require(key: str, base: str, kinds: tuple[str, ...] = ("causal_lm",)) -> Non
     this check AutoModelForCausalLM would, for instance, load a reward model with a randomly initialised head."""
     if (found := kind(base)) and found not in kinds:
         wanted, run = " or ".join(NOUNS[k] for k in kinds), Run(base)
-        start = f", such as {run.job()['model']['base']}, which it was trained from" if found == "adapter" and run.is_run() else ""
+        start = (
+            f", such as {run.job()['model']['base']}, which it was trained from"
+            if found == "adapter" and run.is_run()
+            else ""
+        )
         other = ", or train again with an adapter that is merged (model.adapter: lora)" if found == "adapter" else ""
         raise ValueError(f"{key}: {base} is {NOUNS[found]}. Name {wanted}{start}{other}.")
 

@@ -40,7 +40,9 @@ class PrefixConfig:
 class Prefix(Added):
     """The keys and values (G, N, D) of one layer. trunk: the part of the network that all layers share; None: there is no network."""
 
-    def __init__(self, attention: nn.Module, config: PrefixConfig, trunk: nn.Module | None, draw: torch.Generator | None):
+    def __init__(
+        self, attention: nn.Module, config: PrefixConfig, trunk: nn.Module | None, draw: torch.Generator | None
+    ):
         super().__init__()
         like = attention.k_proj.weight
         self.config, self.trunk = config, trunk

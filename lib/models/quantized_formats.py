@@ -72,7 +72,9 @@ def only_transformers(base: str) -> bool:
 def check_engine(key: str, base: str, vllm: bool) -> None:
     """Raises ValueError, beginning with `key`, if the engine can't load the format of `base`."""
     if vllm and locate.kind(base) == "adapter":
-        raise ValueError(f"{key}: {base} is {locate.NOUNS['adapter']}, and vLLM loads whole models. Say engine: transformers.")
+        raise ValueError(
+            f"{key}: {base} is {locate.NOUNS['adapter']}, and vLLM loads whole models. Say engine: transformers."
+        )
     kind = FORMATS.get(found(base) or "")
     if not kind:
         return

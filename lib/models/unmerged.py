@@ -54,5 +54,7 @@ def write(base: Any, adapter: Path, target: Path) -> None:
     base.save_pretrained(str(target / "base"))
     for name in ("config.json", "generation_config.json"):
         if (file := target / "base" / name).is_file():
-            file.rename(target / name) if name.startswith("generation") else (target / name).write_bytes(file.read_bytes())
+            file.rename(target / name) if name.startswith("generation") else (target / name).write_bytes(
+                file.read_bytes()
+            )
     adapter.rename(target / "adapter")

@@ -57,7 +57,9 @@ class Plan:
             return f"{chosen.title}: {rank} vectors in front of every row, which become tokens at the end"
         default = "" if "target_modules" in m.peft else "in PEFT's default modules"
         where = f" {chosen.where or default}".rstrip()
-        end = "merged at the end" if chosen.merges else "which can't be merged: evaluated and served by transformers only"
+        end = (
+            "merged at the end" if chosen.merges else "which can't be merged: evaluated and served by transformers only"
+        )
         return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, {end}"
 
     def lines(self) -> list[tuple[str, str]]:
