@@ -2,7 +2,8 @@
 
     job.yaml          the resolved configuration
     checkpoints/      checkpoint-<step>/ with DONE.json written last (lib/runtime/checkpoint.py)
-    model/            loadable by from_pretrained; adapter/ beside it if an adapter was trained
+    model/            loadable by from_pretrained, with adapter/ beside it if an adapter was trained and merged; if it can't be merged,
+                      model/base/ and model/adapter/ (lib/models/unmerged.py)
     metrics.jsonl     one JSON object per log line, with `step`
     heldout.json      [sum of the loss, number of tokens, pairs or answers] of each held-out batch, at the end
     tensorboard/      event files, if train.report_to includes it

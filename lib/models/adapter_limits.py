@@ -89,9 +89,6 @@ def _prefix(job: Job) -> list[str]:
     kernel, out = job.model.attn_implementation, []
     if kernel not in (None, "sdpa", "eager"):
         out.append(f"model.attn_implementation: prefix computes attention with sdpa, not {kernel}. Leave it out.")
-    if job.train.get("padding_free") or job.train.get("packing"):
-        key = "packing" if job.train.get("packing") else "padding_free"
-        out.append(f"train.{key}: prefix trains on each row by itself, with the prefix in front. Leave it out.")
     if "encoder_hidden_size" in job.model.peft and not job.model.peft.get("prefix_projection"):
         out.append("model.peft.encoder_hidden_size: is one of prefix_projection: true. Leave it out, or set that.")
     return out

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from lib.models import unmerged
 from lib.models.packaged_weights import PACKAGED, config_file, installed, package_version, unpack
 from lib.run import Run, absolute
 from lib.runtime import integrity
@@ -101,9 +102,10 @@ def kind(base: str) -> str | None:
     A run's kind is what its stage declared (lib/stage/stage.py, Makes). That of a folder that isn't a run, and of an older run, follows
     from the class that its config.json names."""
     run = Run(base)
-    if (run.remote or Path(base).is_dir()) and run.is_run() and (made := run.job().get("makes")):
-        return made
-    if Path(base, "adapter", "adapter_config.json").is_file():  # model/ of such a run
+    if (run.remote or Path(base).is_dir()) and run.is_run():
+        if made := run.job().get("makes"):
+            return made
+    elif unmerged.is_unmerged(base):  # model/ of such a run
         return "adapter"
     if (described := config(base)) is None:
         return None

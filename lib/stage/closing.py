@@ -65,7 +65,7 @@ def _next(run: Run, job: Job) -> list[str]:
     task = job.data.source if job.data.source in DEMOS else f"perplexity {_data_options(job)}"
     commands = [f"python jobs/eval.py --runs.base {base} --runs.{job.stage} {path} --tasks {task}"]
     if job.makes == "adapter":
-        return commands + [f"serve run serve.app:app run={path} engine=transformers"]
+        return [*commands, f"serve run serve.app:app run={path} engine=transformers"]
     if job.stage == "sft":
         return commands + [
             f"python jobs/{s}.py --config configs/{s}.yaml --model.base {path}" for s in ("reward", "dpo")

@@ -60,7 +60,8 @@ class Plan:
         end = (
             "merged at the end" if chosen.merges else "which can't be merged: evaluated and served by transformers only"
         )
-        return f"{chosen.title}{f' r={rank}' if rank else ''}{where}, {end}"
+        size = "" if not rank else f": {rank}" if chosen.rank == "num_virtual_tokens" else f" r={rank}"
+        return f"{chosen.title}{size}{where}, {end}"
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""

@@ -69,7 +69,7 @@ def _adapter(argv: list[str], tree: dict) -> tuple[str, list[str]]:
     if there == chosen:
         return chosen, []
     return chosen, [
-        f"model.peft: its keys are those of model.adapter: {names[0]}; {names[1]} starts from PEFT's defaults"
+        f"model.peft: its keys are those of model.adapter: {names[0]}; {names[1]} starts from its own defaults"
     ]
 
 

@@ -37,7 +37,7 @@ def test_peft_holds_the_fields_of_the_adapters_config_class(tmp_path):
     assert same.job.model.peft == {"r": 4} and not same.notes
     other = parse("--config", str(path), "--model.adapter", "ia3", "--model.peft.feedforward_modules", "[down_proj]")
     assert other.job.model.peft == {"feedforward_modules": ["down_proj"]}
-    assert other.notes == ["model.peft: its keys are those of model.adapter: lora; ia3 starts from PEFT's defaults"]
+    assert other.notes == ["model.peft: its keys are those of model.adapter: lora; ia3 starts from its own defaults"]
     none = parse("--config", str(path), "--model.adapter", "none")
     assert none.job.model.adapter == "none" and not none.job.model.peft
     assert none.notes == ["model.peft: its keys are left out, since --model.adapter is none"]
