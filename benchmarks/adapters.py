@@ -3,8 +3,8 @@
     python benchmarks/adapters.py [--only lora ia3] [--limit 200] [--folder FOLDER] [--KEY VALUE …]
 
 Each is the job of configs/sft.yaml on seven linear layers of each block (norms for ln_tuning, PEFT's own choice for ia3, 20 vectors for
-prompt and p_tuning), with the learning rate in RATES: neither ranks nor rates were searched for. Then one evaluation of all runs. Other
-options go to the jobs. A run in FOLDER that has finished is not repeated. Prints a table and exits with 0.
+prompt, p_tuning and prefix, bottlenecks of 64 channels), with the learning rate in RATES: neither ranks nor rates were searched for. Then
+one evaluation of all runs. Other options go to the jobs. A run in FOLDER that has finished is not repeated. Prints a table and exits with 0.
 """
 
 import argparse
@@ -19,6 +19,7 @@ LAYERS = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 RATES = {
     "none": 2e-4, "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 5e-4, "adalora": 3e-3, "vera": 2e-2, "loha": 5e-3, "lokr": 5e-3,
     "miss": 1e-3, "oft": 2e-3, "ia3": 3e-2, "ln_tuning": 2e-2, "parallel": 1e-2, "prompt": 1e-1, "p_tuning": 3e-3,
+    "prefix": 3e-2, "houlsby": 3e-3, "pfeiffer": 3e-3,
 }  # fmt: skip
 FIELDS = {
     **{name: {"r": 16, "lora_alpha": 32, "target_modules": LAYERS} for name in ("lora", "rslora", "dora")},
@@ -31,6 +32,9 @@ FIELDS = {
     "parallel": {"r": 32, "scaling": 4},
     "prompt": {"num_virtual_tokens": 20, "prompt_tuning_init": "SAMPLE_VOCAB"},
     "p_tuning": {"num_virtual_tokens": 20},
+    "prefix": {"num_virtual_tokens": 20},
+    "houlsby": {"r": 64},
+    "pfeiffer": {"r": 64},
     "oft": {"oft_block_size": 32, "target_modules": LAYERS},
 }
 """{adapter: its model.peft}"""
@@ -58,8 +62,8 @@ def train(adapter: str, where: Path, options: list[str]) -> dict:
         run("jobs/sft.py", "--config", config, *chosen, "--run", where, *options)
     said = made.provenance()
     of = study(Job.from_dict(made.job()).model, 64, False, said["precision"])
-    file = where / "adapter/adapter_model.safetensors"
-    weights = file if file.exists() else where / "model/model.safetensors"
+    files = [where / f"{folder}adapter/adapter_model.safetensors" for folder in ("", "model/")]
+    weights = next((file for file in files if file.exists()), where / "model/model.safetensors")
     return {
         "trainable": of.trainable, "share": of.trainable / of.parameters, "memory": said["peak_memory_bytes"],
         "speed": said["tokens_per_second"], "bytes": weights.stat().st_size,

@@ -103,7 +103,7 @@ ADAPTERS = {
         merges=False,
     ),
     "houlsby": _bottleneck("Houlsby adapter", "attention and MLP of each block"),  # Houlsby et al. 2019, https://arxiv.org/abs/1902.00751
-    "pfeiffer": _bottleneck("Pfeiffer adapter", "the MLP of each block", after_attention=False, nonlinearity="relu"),  # Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247
+    "pfeiffer": _bottleneck("Pfeiffer adapter", "the MLP of each block", after_attention=False, nonlinearity="relu"),  # Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247
 }  # fmt: skip
 """{model.adapter: the adapter}; none is not among them."""
 

@@ -3,7 +3,7 @@
     y + W₂ σ(W₁ y + b₁) + b₂        W₁ (r, H), W₂ (H, r); y (…, H): a sublayer's output, before the block adds its input
 
 houlsby has one after attention and one after the MLP of each block: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751, section 2.1.
-pfeiffer has only the second: Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, section 3.1 and appendix.
+pfeiffer has only the second: Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247.
 
 W₂ and b₂ start at zero, so training starts from the base exactly; the paper draws W₂ near zero. Houlsby et al. also train the norms; here they
 stay frozen. σ is not linear, so that the network can't be merged into the base's weights.

@@ -21,7 +21,7 @@ AUTO = {
 }  # fmt: skip
 """{kind of model: the class of transformers that loads it}"""
 
-TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS", "classifier": "SEQ_CLS", "adapter": "CAUSAL_LM"}
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "reward": "SEQ_CLS", "classifier": "SEQ_CLS"}
 """{kind of model that a stage makes: PEFT's task_type}"""
 
 

@@ -2,8 +2,8 @@
 
     Attention(q, [P_K; K], [P_V; V])        P_K, P_V (G, N, D) of each layer, in front of the keys and values of the row
 
-With prefix_projection they are made by a network of the paper's eq. 3, P = MLP(P′): a matrix P′ (N, H) and a layer with tanh are shared by all
-decoder layers, and a linear layer of each makes its keys and values. Once training ends, only what it made is kept.
+With prefix_projection a network makes them, P = MLP(P′) (section 4.3): a matrix P′ (N, H) and a layer with tanh are shared by all decoder
+layers, and a linear layer of each makes its keys and values. Once training ends, only what it made is kept.
 
 PEFT passes the prefix to the model as a cache of earlier tokens. That excludes gradient checkpointing and every computation that brings its own
 cache or none, as this project's evaluation and serving do. Here attention itself puts the prefix in front of whatever it was given. The
@@ -121,9 +121,11 @@ def attend(module, query, key, value, attention_mask, **kwargs):
     read, length, rows = query.shape[2], key.shape[2], len(key)
     if attention_mask is None and read > 1:  # transformers leaves it out where PyTorch's is_causal would do
         attention_mask = query.new_ones(read, length, dtype=torch.bool).tril(length - read)[None, None]
-    mine = [made.to(key.dtype).expand(rows, -1, -1, -1) for made in prefix()]
-    key, value = (torch.cat(pair, 2) for pair in zip(mine, (key, value), strict=True))
+    key, value = (
+        torch.cat([made.to(own.dtype).expand(rows, -1, -1, -1), own], 2)
+        for made, own in zip(prefix(), (key, value), strict=True)
+    )
     if attention_mask is not None:
         open_to_all = True if attention_mask.dtype == torch.bool else 0.0
-        attention_mask = nn.functional.pad(attention_mask, (mine[0].shape[2], 0), value=open_to_all)
+        attention_mask = nn.functional.pad(attention_mask, (key.shape[2] - length, 0), value=open_to_all)
     return cpu_attention.forward(module, query, key, value, attention_mask, **kwargs)

@@ -21,7 +21,8 @@ FILE = "adapter_model.safetensors"
 
 
 def is_unmerged(folder: str | Path) -> bool:
-    return Path(folder, "adapter", "adapter_config.json").is_file()
+    """Whether the folder has a base and an adapter apart."""
+    return Path(folder, "adapter", "adapter_config.json").is_file() and Path(folder, "base", "config.json").is_file()
 
 
 def load(kind: Any, folder: str, **how: Any) -> Any:

@@ -12,6 +12,8 @@ from lib.config.job import Model
 from lib.errors import UsageError
 from lib.generation.kv_cache import Cached
 from lib.models import added, bottleneck, locate, unmerged
+from lib.run import Run
+from lib.runtime import manifest
 from tests import stages
 
 UNMERGED = [name for name, adapter in ADAPTERS.items() if not adapter.merges]
@@ -30,15 +32,19 @@ def installed(base: str, adapter: str, drawn: bool = True, **given):
     return model
 
 
-@pytest.fixture(params=UNMERGED)
-def written(request, tiny_model, tmp_path):
-    """(folder of a model with the adapter, the model in memory)"""
-    model = installed(tiny_model, request.param)
+def write(tiny_model, adapter, tmp_path):
+    """Writes model/ of a run with drawn weights. Returns (the folder, the model in memory)."""
+    model = installed(tiny_model, adapter)
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / added.WEIGHTS).rename(tmp_path / "adapter" / unmerged.FILE)
     unmerged.write(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter", tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
     return str(tmp_path / "model"), model
+
+
+@pytest.fixture(params=UNMERGED)
+def written(request, tiny_model, tmp_path):
+    return write(tiny_model, request.param, tmp_path)
 
 
 def test_a_bottleneck_adds_the_formula():
@@ -182,3 +188,20 @@ def test_what_cannot_be_is_refused(tiny_model, chats_file, pairs_file, tmp_path)
         small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
         with pytest.raises(ValueError, match=r"gpt2 hasn't\. Use model\.adapter: lora"):
             added.install(small, adapter, added.config(adapter, {}))
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store_is_loaded_with_its_adapter(tiny_model, tmp_path, s3, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    folder, model = write(tiny_model, "houlsby", tmp_path)
+    run, files = Run("s3://runs/houlsby"), manifest.hashes(tmp_path / "model")
+    run.put(folder, "model")
+    run.write_json("job.yaml", {"stage": "sft", "makes": "adapter", "model": {"base": tiny_model}})
+    listed = {f"model/{name}": found for name, found in files.items()}
+    run.write_json("provenance.json", {"status": "finished", "model_sha256": manifest.digest(files), "files": listed})
+    where, _ = locate.locate(run.path)
+    loaded = unmerged.load(AutoModelForCausalLM, locate.path(where))
+    ids = torch.tensor(ROWS[:1])
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="can't be merged"):
+        locate.require("model.base", where)
