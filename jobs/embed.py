@@ -9,6 +9,7 @@ same with any scale.micro_batch and number of workers.
 
     python jobs/embed.py --config configs/embed.yaml
     python jobs/embed.py --config configs/embed.yaml --data.source pairs.jsonl --model.base runs/mlm
+    python jobs/embed.py --config configs/embed.yaml --data.source pairs.jsonl --train.hard_negatives runs/embed
     python jobs/embed.py --config configs/embed.yaml --data.source texts.txt --train.loss simcse
 """
 
@@ -40,6 +41,7 @@ STAGE = Stage(
     rows=("contrastive", "text"),
     makes="encoder",
     starts_from=("encoder", "masked_lm", "discriminator", "causal_lm"),
+    may_name={"hard_negatives": "encoder"},
     check=check,
     fits=fits,
     build=build,

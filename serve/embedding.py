@@ -39,18 +39,27 @@ class Embedder(embedder.Embedder):
         """Returns the reply to a request. Raises ValueError naming the wrong field."""
         import struct
 
-        if asked.get("dimensions") is not None:
-            raise ValueError(
-                f"dimensions: this model's vectors have {self.model.config.hidden_size} numbers and can't be shortened."
-            )
+        width = self._width(asked.get("dimensions"))
         form = asked.get("encoding_format") or "float"
         if form not in ("float", "base64"):
             raise ValueError(f"encoding_format: {form!r} is neither float nor base64.")
         ids = self.read(asked.get("input"))
-        vectors = self.vectors(ids)
+        vectors = self.vectors(ids, width)
         if form == "base64":  # little-endian float32, which OpenAI's client requests by default
             vectors = [base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for v in vectors]
         tokens = sum(map(len, ids))
         data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": name, "usage": usage}
+
+    def _width(self, dimensions: object) -> int | None:
+        """Returns `dimensions` if the model was trained for vectors of that length. Raises ValueError."""
+        whole, shorter = self.model.config.hidden_size, getattr(self.model.config, "matryoshka_dimensions", None) or []
+        if dimensions is None or (type(dimensions) is int and dimensions in (whole, *shorter)):
+            return dimensions
+        if not shorter:
+            raise ValueError(
+                f"dimensions: this model's vectors have {whole} numbers and can't be shortened. Train one with train.matryoshka_dims."
+            )
+        known = ", ".join(map(str, sorted({whole, *shorter}, reverse=True)))
+        raise ValueError(f"dimensions: must be one of {known}, for which this model was trained, is {dimensions!r}.")

@@ -250,7 +250,7 @@ RULES = [
     (r"source |export ", Terminal.setting),
     (r"make quickstart$", Terminal.really),
     (r"make ", Terminal.target),
-    (r"echo ", Terminal.really),
+    (r"(echo|python -c) ", Terminal.really),
     (r"python jobs/.* --dry-run$", Terminal.really),
     (r"python -m tune ", Terminal.searched),
     (r"python jobs/\w+\.py --config \S+/best\.yaml$", Terminal.found),

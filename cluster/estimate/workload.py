@@ -58,9 +58,11 @@ class Work:
 
     @property
     def pairs(self) -> float:
-        """Sequences per example: 2 for preference pairs and for texts that are compared with themselves, the texts of a contrastive row,
-        else 1."""
+        """Sequences per example: 2 for preference pairs and for texts that are compared with themselves, the texts of a contrastive row
+        with the negatives that are found for it, else 1."""
         if self.embeds:
+            if self.train("hard_negatives"):
+                return 2 + self.train("num_negatives")
             return 2 if self.train("loss") == "simcse" else self.lengths.per_row
         return 2 if self.stage.rows in (("preference",), ("comparison",)) else 1
 

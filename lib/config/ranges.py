@@ -39,6 +39,8 @@ RANGES = {
     "train.local_rank": "[-1, inf)",
     "train.temperature": "(0, inf)",
     "train.matryoshka_dims": "[1, inf)",
+    "train.num_negatives": "[1, 1000]",
+    "train.relative_margin": "[0, 1]",
     "train.dropout": "[0, 1)",
     "train.mlm_probability": "(0, 1)",
     "train.generator_size": "(0, 1]",

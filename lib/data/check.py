@@ -45,6 +45,8 @@ class Check:
     """Training rows labelled true, for a stage that takes labelled rows."""
     negatives: list[int] = field(default_factory=list)
     """[fewest, most] negatives of a contrastive training row; [] for other kinds."""
+    mined: dict[str, dict[str, int]] = field(default_factory=dict)
+    """{"train" or "heldout": counts of lib/methods/embedding/mining.py}, if negatives were mined."""
     classes: dict[str, int] = field(default_factory=dict)
     """{class: number of training rows} of classified rows."""
     heldout_classes: dict[str, int] = field(default_factory=dict)
@@ -170,7 +172,7 @@ class Check:
     def summary(self) -> dict:
         """Returns the fields that provenance.json keeps."""
         keys = (
-            "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives classes heldout_classes scores unlearnt reasoning "
+            "source format kind rows heldout_rows bad_rows reasons leaks wanted negatives mined classes heldout_classes scores unlearnt reasoning "
             "repeats unused sha256 complete rendered"
         )
         return {k: getattr(self, k) for k in keys.split()}

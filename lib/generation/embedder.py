@@ -49,8 +49,9 @@ class Embedder:
                 raise ValueError(f"input: number {i} has {len(row)} tokens, and the model reads at most {self.window}.")
         return ids
 
-    def vectors(self, ids: list[list[int]]) -> list[list[float]]:
-        """Returns one vector (D,) of length 1 per text. The other texts in its batch change it only by rounding."""
+    def vectors(self, ids: list[list[int]], width: int | None = None) -> list[list[float]]:
+        """Returns one vector (D,) of length 1 per text, or of its first `width` numbers. The other texts in its batch change it only by
+        rounding."""
         import torch
 
         found: list[list[float]] = [[]] * len(ids)
@@ -63,7 +64,7 @@ class Embedder:
                 states_BTD = self.model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
                 ).last_hidden_state
-                pooled_BD = self._pooled(states_BTD.float(), batch["attention_mask"])
+                pooled_BD = self._pooled(states_BTD.float(), batch["attention_mask"])[:, :width]
                 for i, vector in zip(rows, torch.nn.functional.normalize(pooled_BD).tolist(), strict=True):
                     found[i] = vector
         return found

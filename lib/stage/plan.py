@@ -146,7 +146,9 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
         job = replace(job, model=from_scratch.asked(job.model))
     if located and base.startswith("package:") and not job.model.base.startswith("package:"):
         notes.append(f"no model hub can be reached: using the same weights from the installed package {base[8:]}")
-    for key, kind in stage.names.items():
+    for key, kind in (stage.names | stage.may_name).items():
+        if key in stage.may_name and job.train.get(key) is None:
+            continue
         if (job.train.get(key) or "").startswith("serve:"):
             if not os.environ.get("RAY_ADDRESS"):
                 problems.append(

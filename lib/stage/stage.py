@@ -45,6 +45,8 @@ class Stage:
     masked_lm an encoder, with a new head."""
     names: dict[str, Makes] = field(default_factory=dict)
     """{key of `train` that names another model: the kind required of it}, such as {"teacher": "causal_lm"}."""
+    may_name: dict[str, Makes] = field(default_factory=dict)
+    """The same for keys that may be left out."""
     check: Callable[[Job, Any], None] | None = None
     """check(job, args) raises ValueError, naming the key, if settings conflict. args: an object with the fields of `config`."""
     fits: Callable[[Job, Any, Check], None] | None = None

@@ -39,8 +39,20 @@ def rows(folder: Path) -> dict[str, str]:
     return {"mnrl": pairs, "triplet": pairs, "simcse": str(folder / "text.jsonl")}
 
 
+def pairs(folder: Path) -> str:
+    """Writes the 25 rows without their negatives, two of which share an anchor, and returns the file."""
+    made = [json.loads(line) for line in Path(rows(folder)["mnrl"]).read_text().splitlines()]
+    for row in made:
+        del row["negatives"]
+    made[1]["anchor"] = made[0]["anchor"]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return str(folder / "pairs.jsonl")
+
+
 def options(loss: str, model: str, source: str, folder: str, micro: int = 4, **train) -> list[str]:
     keys = {"max_steps": 6, "logging_steps": 1, "learning_rate": 3e-3, "seed": 0, "max_length": 48} | train
+    if loss == "mined":
+        loss, keys = "mnrl", keys | {"hard_negatives": model, "num_negatives": 2, "relative_margin": 0.0}
     given = {
         "run": f"{folder}/run", "model.base": model, "data.source": source, "data.heldout_fraction": 0.2, "scale.global_batch": 8,
         "scale.micro_batch": micro, "scale.precision": "fp32", "train.loss": loss,
@@ -55,6 +67,6 @@ def built(loss: str, model: str, source: str, folder: str, *, workers: int = 1, 
 
 if __name__ == "__main__":
     where, encoder, folder, *names = sys.argv[1:]
-    files, count = rows(Path(folder)), as_worker.workers()
+    files, count = rows(Path(folder)) | {"mined": pairs(Path(folder))}, as_worker.workers()
     of = {n: losses(built(n, encoder, files[n], f"{where}/{n}", workers=count, max_steps=3)) for n in names}
     print(json.dumps(of))

@@ -13,6 +13,7 @@ import pytest
 from serve import engines
 from serve.guard import Guard
 from serve.serving import parse, plan
+from tests.methods import embedded
 from tests.serve.conftest import keeping, listening
 
 TEXTS = ["the red lamp", "what is green?", "a stone near the river. " * 6, "x"]
@@ -69,6 +70,26 @@ def test_the_reply(address):
     assert [d.index for d in reply.data] == [0, 1] and reply.model == "encoder" and reply.object == "list"
     assert reply.usage.prompt_tokens == reply.usage.total_tokens > 2
     assert [m.id for m in client(address).models.list().data] == ["encoder"]
+
+
+def test_shortened_vectors_are_those_of_sentence_transformers(tiny_model, tmp_path):
+    """`dimensions` takes the lengths for which a run was trained; they are kept in config.json, where vLLM reads them too."""
+    from sentence_transformers import SentenceTransformer
+
+    base, pairs = embedded.base(tiny_model, tmp_path / "base"), embedded.rows(tmp_path)["mnrl"]
+    trainer = embedded.built("mnrl", base, pairs, str(tmp_path / "run"), matryoshka_dims="[8,32]", max_steps=1)
+    folder = str(tmp_path / "model")
+    trainer.save_model(folder)
+    trainer.processing_class.save_pretrained(folder)
+    with served(folder) as address:
+        for width in (8, 32):
+            trained = SentenceTransformer(folder, truncate_dim=width).encode(TEXTS, normalize_embeddings=True)
+            found = vectors(address, TEXTS, dimensions=width)
+            assert found.shape == (4, width) and np.abs(found - trained).max() < 1e-6
+        with pytest.raises(openai.BadRequestError, match=r"dimensions: must be one of 32, 8, .*, is 16"):
+            vectors(address, TEXTS, dimensions=16)
+    again = embedded.built("mnrl", folder, pairs, str(tmp_path / "again")).model[0].model.config
+    assert again.matryoshka_dimensions == [], "a run on top of it without Matryoshka"
 
 
 @pytest.mark.parametrize(

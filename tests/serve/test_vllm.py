@@ -6,6 +6,7 @@ One `serve run` serves all tests that need no other engine, in file order: the l
 
 import asyncio
 import collections
+import json
 import multiprocessing
 import shutil
 import signal
@@ -266,15 +267,22 @@ def test_a_draft_changes_no_answer(wide, tmp_path):
     assert counted["vllm:spec_decode_num_draft_tokens_total"] == 3 * counted["vllm:spec_decode_num_drafts_total"] > 0
 
 
-def test_vectors(wide):
+def test_vectors(wide, tmp_path):
+    """The whole ones, and those shortened to lengths that config.json lists, as jobs/embed.py writes it."""
     from serve.embedding import Embedder
 
+    wide = str(shutil.copytree(wide, tmp_path / "wide"))
+    config = tmp_path / "wide/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"matryoshka_dimensions": [16]}))
     texts = ["the red lamp", "a stone near the river"]
 
     async def vectors():
         async with engine(run=wide, name="base", task="embed", dtype="float32") as client:
-            reply = await client.post("/v1/embeddings", json={"model": "base", "input": texts})
-            return np.array([d["embedding"] for d in reply.json()["data"]])
+            asked = [{"model": "base", "input": texts} | more for more in ({}, {"dimensions": 16}, {"dimensions": 8})]
+            whole, short, wrong = [await client.post("/v1/embeddings", json=each) for each in asked]
+            assert wrong.status_code == 400 and "16" in wrong.text
+            return [np.array([d["embedding"] for d in reply.json()["data"]]) for reply in (whole, short)]
 
     embedder = Embedder(wide, "float32", "cpu")
-    assert np.abs(asyncio.run(vectors()) - np.array(embedder.vectors(embedder.read(texts)))).max() < 1e-4
+    for found, width in zip(asyncio.run(vectors()), (None, 16), strict=True):
+        assert np.abs(found - np.array(embedder.vectors(embedder.read(texts), width))).max() < 1e-4

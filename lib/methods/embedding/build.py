@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from lib.config.job import Job
 from lib.data import Loaded
 from lib.methods.dropout import RATES, key
+from lib.methods.embedding import mining
 from lib.methods.embedding.check import fits
 from lib.methods.embedding.config import EmbedConfig
 from lib.methods.embedding.losses import KEYS
@@ -82,7 +83,11 @@ def trainer(job: Job, args: EmbedConfig, inputs: Loaded) -> EmbedTrainer:
         raise ValueError(
             f"data.heldout: some rows have fewer than {low:,} negatives, which all training rows have. Add them."
         )
-    rows = [side and Rows(side, low) for side in (inputs.train, inputs.heldout)]
+    train, heldout, fewest = inputs.train, inputs.heldout, low
+    if args.hard_negatives is not None:
+        train, heldout = mining.mined(job, args, inputs)
+        low, fewest = args.num_negatives, args.num_negatives if args.loss == "triplet" else 0
+    rows = [train and Rows(train, low), heldout and Rows(heldout, fewest)]
     return EmbedTrainer(
         model=model(job, args, tokenizer), args=args, train_dataset=rows[0], eval_dataset=rows[1], processing_class=tokenizer,
         data_collator=Collator(tokenizer, args),
@@ -116,6 +121,9 @@ def model(job: Job, args: EmbedConfig, tokenizer: Any) -> SentenceTransformer:
     width = network.get_embedding_dimension()
     if too_long := [n for n in args.matryoshka_dims or () if n > width]:
         raise ValueError(f"train.matryoshka_dims: vectors have {width} numbers, fewer than {too_long[0]}.")
+    described = network.model.config
+    if args.matryoshka_dims or getattr(described, "matryoshka_dimensions", None):  # vLLM's name; the base's don't hold after training
+        described.matryoshka_dimensions = sorted(args.matryoshka_dims or (), reverse=True)
     mode = args.pooling or pooling.of(where) or "mean"
     return SentenceTransformer(modules=[network, Pooling(width, pooling.NAMES[mode]), Normalize()], device="cpu")
 

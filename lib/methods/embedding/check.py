@@ -36,6 +36,10 @@ def check(job: Job, args: Any) -> None:
         )
     if args.matryoshka_dims is not None and len(set(args.matryoshka_dims)) < max(1, len(args.matryoshka_dims)):
         raise ValueError(f"train.matryoshka_dims: must be different numbers, is {args.matryoshka_dims}.")
+    if args.loss == "simcse" and args.hard_negatives is not None:
+        raise ValueError(
+            "train.hard_negatives: simcse's rows are plain texts, which have no passages to choose from. Leave it out."
+        )
 
 
 def fits(args: Any, checked: Check) -> None:
@@ -50,7 +54,13 @@ def fits(args: Any, checked: Check) -> None:
         raise ValueError(
             f"train.loss: {args.loss} needs pairs of texts, and data.source has plain texts. Set loss: simcse."
         )
-    if args.loss == "triplet" and checked.complete and checked.negatives and not checked.negatives[0]:
+    if args.hard_negatives is not None:
+        if checked.complete and checked.negatives and checked.negatives[1]:
+            raise ValueError(
+                "train.hard_negatives: rows of data.source have negatives already. Leave it out, or take their columns away."
+            )
+    elif args.loss == "triplet" and checked.complete and checked.negatives and not checked.negatives[0]:
         raise ValueError(
-            "train.loss: triplet needs a negative in each row, and some have none. Add them, or set loss: mnrl."
+            "train.loss: triplet needs a negative in each row, and some have none. Add them, name an embedding model in "
+            "train.hard_negatives, or set loss: mnrl."
         )

@@ -31,6 +31,21 @@ class EmbedConfig(TrainingArguments):
         default=0.05, metadata={"help": "mnrl, simcse: τ, by which cosine similarities are divided."}
     )
     triplet_margin: float = field(default=0.2, metadata={"help": "triplet: the margin, in cosine similarity."})
+    hard_negatives: str | None = field(
+        default=None,
+        metadata={
+            "help": "An embedding model (run, folder or hub name) that finds negatives for pairs before training: the passages nearest to each "
+            "anchor (lib/methods/embedding/mining.py). None: the negatives in the rows."
+        },
+    )
+    num_negatives: int = field(default=3, metadata={"help": "hard_negatives: negatives of a row."})
+    relative_margin: float | None = field(
+        default=0.05,
+        metadata={
+            "help": "hard_negatives: a passage whose similarity is above (1 - margin) times the positive's may be right too and is left out "
+            "(Moreira et al. 2024). None: none is left out."
+        },
+    )
     matryoshka_dims: list[int] | None = field(
         default=None,
         metadata={
