@@ -26,9 +26,9 @@ class Statistic:
     """How a metric's scores, one per example, become its value. It decides the interval and the paired test, so a task declares
     it: a run whose every score happens to be 0 or 1 must be treated as the other runs are."""
 
-    kind: Literal["proportion", "mean", "ratio", "perplexity"] = "proportion"
+    kind: Literal["proportion", "mean", "ratio", "perplexity", "spearman"] = "proportion"
     """proportion: mean of numbers in [0, 1], with a score interval. mean: mean of any numbers, with a studentised bootstrap. ratio:
-    Σ tops / Σ bottoms, with the same bootstrap. perplexity: exp of such a ratio."""
+    Σ tops / Σ bottoms, with the same bootstrap. perplexity: exp of such a ratio. spearman: the rank correlation of tops and bottoms."""
     better: Literal["higher", "lower", ""] = "higher"
     """"": neither is better."""
 
@@ -82,7 +82,7 @@ class Scores(Measured):
 
     ids: list[str]
     tops: list[float]
-    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) if bottoms are given."""
+    """One number per example. The value is their mean, or sum(tops) / sum(bottoms) if bottoms are given, unless `kind` says otherwise."""
     bottoms: list[float] | None = None
     _: KW_ONLY
     estimate: Estimate | None = None

@@ -104,6 +104,16 @@ def paired_ratio(rng, n: int, draws: int, spread: float = 1.0) -> tuple[float, f
     return _held(found, 0.0)
 
 
+def paired_spearman(rng, n: int, draws: int, alike: float = 0.8) -> tuple[float, float]:
+    """Two equally good predictions of one score, each with a correlation of 0.5 to it; alike: correlation of their errors."""
+    found = []
+    for seed in range(draws):
+        wanted, both = rng.normal(size=n), np.sqrt(alike) * rng.normal(size=n)
+        a, b = (0.5 * wanted + np.sqrt(0.75) * (both + np.sqrt(1 - alike) * rng.normal(size=n)) for _ in "ab")
+        found.append(intervals.paired_spearman(a, b, wanted.round(1), seed)[0])
+    return _held(found, 0.0)
+
+
 def clustered(rng, groups: int, each: int, p: float, alike: float, draws: int) -> tuple[float, float]:
     """Right answers to `groups` questions, with `each` answers per question; alike: correlation of two answers to the same question."""
     names, found = np.repeat(np.arange(groups), each), []
@@ -171,6 +181,13 @@ def table(draws: int) -> list[tuple[str, ...]]:
         rows.append((f"ratio, lengths σ = {spread}", *(show(ratio(rng, n, draws, spread)) for n in sizes)))
         rows.append(
             (f"paired ratios, lengths σ = {spread}", *(show(paired_ratio(rng, n, draws, spread)) for n in sizes))
+        )
+    for alike in (0.2, 0.8):
+        rows.append(
+            (
+                f"paired rank correlations, errors correlated {alike}",
+                *(show(paired_spearman(np.random.default_rng(0), n, draws, alike)) for n in sizes),
+            )
         )
     for p in (0.05, 0.3, 0.9):
         for alike in (0.0, 0.3, 0.9):

@@ -11,6 +11,7 @@ from lib.evals.job import EvalJob
 from lib.evals.measures.classification import macro_f1
 from lib.evals.plan import plan
 from lib.evals.registry import get
+from lib.evals.report import summary
 from lib.generation.pool import Engine
 from lib.generation.reward_model import check_config
 from lib.models import locate
@@ -55,7 +56,8 @@ def test_measures(models, files, tmp_path):
     assert len(accuracy.tops) == 25 and set(accuracy.tops) <= {0.0, 1.0} and accuracy.chance == 9 / 25
     assert 0 <= f1.estimate.value <= 1 and f1.estimate.low is None and f1.estimate.method.startswith("no interval")
     (spearman,), _ = measured("scores", models["scores"])
-    assert -1 <= spearman.estimate.value <= 1 and spearman.estimate.n == 25 and spearman.estimate.low is not None
+    of = summary.metric(spearman, 0)
+    assert -1 <= of.value <= 1 and of.n == 25 and of.low is not None
 
 
 def test_wrong_models_and_rows_are_refused(models, files, tiny_model, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,9 @@ from lib.evals.job import EvalJob
 from lib.evals.measures import embedding
 from lib.evals.plan import plan
 from lib.evals.registry import get
+from lib.evals.report import summary
 from lib.evals.statistics import intervals
+from lib.evals.task import Scores
 from lib.generation.pool import Engine
 from tests.methods import embedded
 
@@ -45,6 +48,29 @@ def test_rank_correlation():
         intervals.spearman([1, 1], [2, 3])
 
 
+def test_rank_correlations_of_two_runs_are_compared_on_the_same_pairs():
+    """The difference of run b from a is 0.2: ρ = 0.8 and 1 on five pairs, each 20 times with noise that keeps the order."""
+    import numpy as np
+    from scipy import stats
+
+    rng, wanted = np.random.default_rng(0), [1.0, 2, 3, 4, 5] * 20
+    a, b = (
+        [x + float(rng.normal(0, 0.01)) for x in order * 20] for order in ([2.0, 1, 4, 3, 5], [1.0, 2, 3, 4, 5])
+    )
+    ids = [f"row-{i}" for i in range(100)]
+    scores = [Scores("sts", "spearman", run, ids, x, wanted, kind="spearman", headline=True) for run, x in (("a", a), ("b", b))]  # fmt: skip
+    ones = [summary.metric(s, 0) for s in scores]
+    assert [m.value for m in ones] == pytest.approx([stats.spearmanr(x, wanted).statistic for x in (a, b)])
+    assert ones[0].method == "Bonett and Wright"
+    (c,) = summary.comparisons(scores, 0)
+    assert c.difference == pytest.approx(ones[1].value - ones[0].value) and c.n == 100 and c.p == pytest.approx(2 / 2001)
+    assert 0 < c.low < c.difference < c.high < 0.4 and c.method == "paired bootstrap, percentile"
+    same = summary.comparisons([scores[0], replace(scores[0], run="b")], 0)[0]
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    few = intervals.paired_spearman([1, 2, 3, 4], [1, 2, 4, 3], [1, 1, 1, 2])[0]
+    assert few.low is None and few.method == "no interval: some resamples hold equal numbers only"
+
+
 def test_measures_of_an_encoder(tiny_model, tmp_path):
     base = embedded.base(tiny_model, tmp_path / "base")
     files = embedded.rows(tmp_path)
@@ -61,7 +87,9 @@ def test_measures_of_an_encoder(tiny_model, tmp_path):
         found = {(s.metric, s.run): s for name in data for s in get(name)(context)}
         anchors = engine.embed("a", ["one", "two"]).result()
     assert len(anchors) == 2 and len(anchors[0]) == 32 and math.hypot(*anchors[0]) == pytest.approx(1)
-    assert -1 <= found["spearman", "a"].estimate.value <= 1 and found["spearman", "a"].estimate.n == 8
+    of_a = summary.metric(found["spearman", "a"], 0)
+    assert -1 <= of_a.value <= 1 and of_a.n == 8
+    assert {c.metric for c in summary.comparisons([*found.values()], 0)} >= {"spearman", "recall@1", "mrr"}
     assert len(found["recall@1", "a"].tops) == 10
     rank = [1 / top for top in found["mrr", "a"].tops]
     assert rank == pytest.approx([round(r) for r in rank]) and max(rank) <= 75, "25 rows of three passages, all of them"

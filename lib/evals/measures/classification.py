@@ -54,8 +54,7 @@ def scores(context: Context) -> list[Scores]:
     ids = [f"row-{i}" for i in range(len(rows))]
     found = []
     for run, future in {run: context.engine.rate(run, firsts, seconds) for run in context.job.runs}.items():
-        estimate = intervals.spearman(future.result(), wanted)
-        found.append(Scores("scores", "spearman", run, ids, [], headline=True, estimate=estimate))
+        found.append(Scores("scores", "spearman", run, ids, [*future.result()], wanted, kind="spearman", headline=True))
     return found
 
 

@@ -16,7 +16,6 @@ import math
 from typing import Any
 
 from lib.evals.context import Context
-from lib.evals.statistics import intervals
 from lib.evals.task import Scores
 
 AT = 10
@@ -37,9 +36,8 @@ def sts(context: Context) -> list[Scores]:
     for run, future in {run: context.engine.embed(run, texts) for run in context.job.runs}.items():
         vectors = dict(zip(texts, np.asarray(future.result()), strict=True))
         cosines = [float(vectors[row["a"]] @ vectors[row["b"]]) for row in rows]
-        estimate = intervals.spearman(cosines, [row["score"] for row in rows])
-        ids = [f"row-{i}" for i in range(len(rows))]
-        found.append(Scores("sts", "spearman", run, ids, [], headline=True, estimate=estimate))
+        ids, scores = [f"row-{i}" for i in range(len(rows))], [row["score"] for row in rows]
+        found.append(Scores("sts", "spearman", run, ids, cosines, scores, kind="spearman", headline=True))
     return found
 
 

@@ -66,6 +66,8 @@ def metric(scores: Scores, seed: int) -> Metric:
 def _estimate(scores: Scores, seed: int) -> Estimate:
     if scores.kind == "proportion":
         return intervals.proportion(scores.tops, scores.groups)
+    if scores.kind == "spearman":
+        return intervals.spearman(scores.tops, scores.bottoms or [])
     e = intervals.bootstrap_ratio(*_together(scores), seed)
     if scores.groups:
         e = replace(e, n=len(scores.tops), method=e.method if e.low is None else f"{e.method} over {e.n} groups")
@@ -97,12 +99,7 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
         if not alike or a.run == b.run or a.versus or b.versus or a.estimate or a.ids != b.ids or a.metric == METRIC:
             continue
         log = a.kind == "perplexity"
-        sides = _together(a), _together(b)
-        if a.kind == b.kind == "proportion":
-            e = intervals.paired_proportions(a.tops, b.tops, a.groups)
-        else:
-            e = replace(intervals.paired_difference(*sides, seed), n=len(a.tops))
-        binary = a.kind == "proportion" and not a.groups and set(a.tops) | set(b.tops) <= {0.0, 1.0}
+        e, p = _paired(a, b, seed)
         found.append(
             Comparison(
                 task=a.task,
@@ -114,7 +111,7 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
                 high=e.high,
                 n=e.n,
                 method=e.method,
-                p=intervals.mcnemar(a.tops, b.tops) if binary else intervals.sign_flips(*sides, seed),
+                p=p,
                 better=a.better,
                 kind="mean" if log else a.kind,
                 unit="nats per token" if log else a.unit,
@@ -126,6 +123,19 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
     for c, corrected in zip(found, intervals.holm([c.p for c in found]), strict=True):
         c.p_holm = corrected
     return sorted(found, key=lambda c: places[c.task, c.metric])
+
+
+def _paired(a: Scores, b: Scores, seed: int) -> tuple[Estimate, float]:
+    """Returns (the difference b − a with its interval, the p-value of no difference)."""
+    if a.kind == "spearman":
+        return intervals.paired_spearman(a.tops, b.tops, a.bottoms or [], seed)
+    sides = _together(a), _together(b)
+    if a.kind == b.kind == "proportion":
+        e = intervals.paired_proportions(a.tops, b.tops, a.groups)
+    else:
+        e = replace(intervals.paired_difference(*sides, seed), n=len(a.tops))
+    binary = a.kind == "proportion" and not a.groups and set(a.tops) | set(b.tops) <= {0.0, 1.0}
+    return e, intervals.mcnemar(a.tops, b.tops) if binary else intervals.sign_flips(*sides, seed)
 
 
 def verdicts(
