@@ -260,6 +260,7 @@ RULES = [
     (r"(RAY_ADDRESS=\S+ )?python jobs/", Terminal.planned),
     (r"python -m serve\.(vote|chat) ", Terminal.page),
     (r"python -m serve\.search ", Terminal.searchable),
+    (r"python -m serve\.passages ", Terminal.really),
     (r"python -m cluster head .* --stop$", Terminal.really),
     (r"python -m cluster head ", Terminal.head),
     (r"python -m cluster check\b", Terminal.asked),

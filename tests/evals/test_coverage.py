@@ -54,6 +54,12 @@ def test_means_and_ratios(n):
 
 
 @pytest.mark.slow
+def test_differences_of_rank_correlations():
+    """150 draws of 20 examples: 0.88 is 4 standard errors below 95%. In 200 draws, BCa's interval contained the true value in 89 to 92%."""
+    assert coverage.paired_spearman(np.random.default_rng(1), 20, 150)[0] > 0.88
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", [0.0, 0.3, 0.9])
 def test_several_answers_to_a_question(alike):
     """5 answers to each of 20 questions, 300 draws: 0.90 is 4 standard errors below 95%. Treated as 100 independent answers, 49 to 67%

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from serve import passages as passages_of
 from serve import search
 from serve.chat import Side
 from serve.index import Index, encoder
 from serve.passages import Passage, split
+from tests.conftest import REPO
 from tests.serve.conftest import listening
 from tests.serve.echo import endpoint
 from tests.serve.tab import tab
@@ -67,6 +69,33 @@ def test_passages_are_cut_at_headings(document):
         Passage(document, 18, ("Lamps", "Stones"), "A stone <img src=x onerror='window.ran=1'> near the river."),
     ]
     assert found[2].embedded == "Lamps\nRepair *at home*\nTurn it off first."
+
+
+def test_rows_of_questions_and_of_headings(document):
+    passages = split([document], words, 60)
+    asked = {"question": "How is it mended?", "file": "lamps.md", "words": "Turn it\noff"}
+    train, heldout = passages_of.rows(passages, [asked])
+    assert train == [
+        {"question": "Lamps", "passage": "Red lamps are red.\n\n```\n# not a heading\n```"},
+        {"question": "Lamps: Stones", "passage": passages[3].text},
+    ], "neither the answer, nor a passage without a heading"
+    assert heldout == [
+        {
+            "question": "How is it mended?",
+            "passage": passages[2].embedded,
+            "negatives": [p.embedded for n, p in enumerate(passages) if n != 2],
+        }
+    ]
+    for wrong in ("nowhere", "e"):
+        with pytest.raises(ValueError, match=r"--questions: line 1: \d passages of lamps.md contain"):
+            passages_of.rows(passages, [asked | {"words": wrong}])
+
+
+def test_the_questions_about_the_documentation_have_one_answer_each():
+    asked = [json.loads(line) for line in (REPO / "docs/questions.jsonl").read_text().splitlines()]
+    passages = split(sorted(map(str, (REPO / "docs").glob("*.md"))), words, 2000)
+    train, heldout = passages_of.rows(passages, asked)
+    assert len(heldout) == len(asked) > 30 and len(train) > 30
 
 
 def test_no_passage_is_longer_than_the_encoder_reads_and_no_word_is_lost(tmp_path):

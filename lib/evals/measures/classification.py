@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from lib.data import Check
 from lib.evals.context import Context
-from lib.evals.statistics import intervals
 from lib.evals.statistics.intervals import Estimate
 from lib.evals.task import Scores
 from lib.generation.model_spec import Spec

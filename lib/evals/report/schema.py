@@ -38,7 +38,8 @@ class Comparison:
     n: int
     method: str
     p: float | None = None
-    """p-value of the hypothesis that the runs are equal: McNemar's mid-p for right-or-wrong scores, else sign flips."""
+    """p-value of the hypothesis that the runs are equal: McNemar's mid-p for right-or-wrong scores, a bootstrap for rank
+    correlations, else sign flips."""
     better: str = "higher"
     kind: str = "mean"
     unit: str = ""
