@@ -54,16 +54,16 @@ def test_rank_correlations_of_two_runs_are_compared_on_the_same_pairs():
     from scipy import stats
 
     rng, wanted = np.random.default_rng(0), [1.0, 2, 3, 4, 5] * 20
-    a, b = (
-        [x + float(rng.normal(0, 0.01)) for x in order * 20] for order in ([2.0, 1, 4, 3, 5], [1.0, 2, 3, 4, 5])
-    )
+    a, b = ([x + float(rng.normal(0, 0.01)) for x in order * 20] for order in ([2.0, 1, 4, 3, 5], [1.0, 2, 3, 4, 5]))
     ids = [f"row-{i}" for i in range(100)]
     scores = [Scores("sts", "spearman", run, ids, x, wanted, kind="spearman", headline=True) for run, x in (("a", a), ("b", b))]  # fmt: skip
     ones = [summary.metric(s, 0) for s in scores]
     assert [m.value for m in ones] == pytest.approx([stats.spearmanr(x, wanted).statistic for x in (a, b)])
     assert ones[0].method == "Bonett and Wright"
     (c,) = summary.comparisons(scores, 0)
-    assert c.difference == pytest.approx(ones[1].value - ones[0].value) and c.n == 100 and c.p == pytest.approx(2 / 2001)
+    assert (
+        c.difference == pytest.approx(ones[1].value - ones[0].value) and c.n == 100 and c.p == pytest.approx(2 / 2001)
+    )
     assert 0 < c.low < c.difference < c.high < 0.4 and c.method == "paired bootstrap, percentile"
     same = summary.comparisons([scores[0], replace(scores[0], run="b")], 0)[0]
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)

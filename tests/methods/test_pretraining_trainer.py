@@ -175,7 +175,10 @@ REFUSED = [
         "train.max_length: 600 are more than the 512 positions of model.base.",
     ),
     (["--model.base", "TINY", "--model.size", "4m"], "model.size: goes with model.base: none, and the base is"),
-    (["--model.base", "TINY", "--train.objective", "mlm"], "is a language model. Name a masked language model or an embedding model."),
+    (
+        ["--model.base", "TINY", "--train.objective", "mlm"],
+        "is a language model. Name a masked language model or an embedding model.",
+    ),
     (
         ["--model.base", "TINY", "--train.objective", "electra", "--model.adapter", "lora"],
         "clm or prefix_lm, not electra.",

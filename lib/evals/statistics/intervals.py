@@ -176,7 +176,9 @@ def paired_spearman(
         return Estimate(value, None, None, n, "no interval: some resamples hold equal numbers only"), 1.0
     fewest = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
     low, high = (float(x) for x in found.confidence_interval)
-    return Estimate(value, low, high, n, "paired bootstrap, percentile"), min(1.0, 2 * (1 + int(fewest)) / (RESAMPLES + 1))
+    return Estimate(value, low, high, n, "paired bootstrap, percentile"), min(
+        1.0, 2 * (1 + int(fewest)) / (RESAMPLES + 1)
+    )
 
 
 def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimate:
