@@ -19,7 +19,7 @@ LAYERS = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 RATES = {
     "none": 2e-4, "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 5e-4, "adalora": 3e-3, "vera": 2e-2, "loha": 5e-3, "lokr": 5e-3,
     "miss": 1e-3, "oft": 2e-3, "ia3": 3e-2, "ln_tuning": 2e-2, "parallel": 1e-2, "prompt": 1e-1, "p_tuning": 3e-3,
-    "prefix": 3e-2, "houlsby": 3e-3, "pfeiffer": 3e-3,
+    "prefix": 1e-1, "houlsby": 3e-3, "pfeiffer": 3e-3,
 }  # fmt: skip
 FIELDS = {
     **{name: {"r": 16, "lora_alpha": 32, "target_modules": LAYERS} for name in ("lora", "rslora", "dora")},

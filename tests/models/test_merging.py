@@ -100,6 +100,6 @@ def test_a_model_that_is_not_what_was_trained_is_not_published(tiny_model, tmp_p
         merging.hold(trained, target, kind, ids, exact=True)
         model.model.layers[0].self_attn.v_proj.weight.data.mul_(3)
         model.save_pretrained(target)
-        with pytest.raises(StopTraining, match="the merged model isn't what was trained"):
+        with pytest.raises(StopTraining, match="the finished model isn't what was trained"):
             merging.hold(trained, target, kind, ids, exact=True)
         shutil.rmtree(target)
