@@ -92,6 +92,11 @@ class Plan:
             ("base", self.shape or f"{j.model.base}  ({self.identities['model.base']})"),
             ("trains", trains),
             *[("data", line.removeprefix("data: ")) for line in self.check.lines()],
+            *[
+                (name.replace("_", " "), f"{j.train[name]}  ({identity})")
+                for key, identity in self.identities.items()
+                if (name := key.removeprefix("train.")) in j.train
+            ],
             *([("model sees", self.rendered.line())] if self.rendered else []),
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
             ("length", length),

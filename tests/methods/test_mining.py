@@ -90,7 +90,9 @@ def test_a_resumed_run_has_the_same_negatives(loss, encoder, pairs, tmp_path, mo
     assert len({anchor, positive, *negatives}) == 4
 
     options = embedded.options(loss, encoder, pairs, str(tmp_path / "read"), **given)
-    job = stages.planned("embed", options).job
+    plan = stages.planned("embed", options)
+    assert ("hard negatives", f"{encoder}  ({plan.identities['train.hard_negatives']})") in plan.lines()
+    job = plan.job
     Run(job.run).write_json(mining.FILE, kept)
     monkeypatch.setattr(mining, "_mine", None)  # what the run keeps is read, and not looked for again
     inputs = data.load(job.data, ("contrastive", "text"))
