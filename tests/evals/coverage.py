@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import binom, multinomial, norm
 
-from lib.evals.statistics import intervals
+from lib.evals.statistics import intervals, paired_ranks
 from lib.evals.statistics.tango import tango
 
 Z = norm.ppf(0.975)
@@ -110,7 +110,7 @@ def paired_spearman(rng, n: int, draws: int, alike: float = 0.8) -> tuple[float,
     for seed in range(draws):
         wanted, both = rng.normal(size=n), np.sqrt(alike) * rng.normal(size=n)
         a, b = (0.5 * wanted + np.sqrt(0.75) * (both + np.sqrt(1 - alike) * rng.normal(size=n)) for _ in "ab")
-        found.append(intervals.paired_spearman(a, b, wanted.round(1), seed)[0])
+        found.append(paired_ranks.difference(a, b, wanted.round(1), seed)[0])
     return _held(found, 0.0)
 
 

@@ -12,7 +12,7 @@ from lib.evals.measures import embedding
 from lib.evals.plan import plan
 from lib.evals.registry import get
 from lib.evals.report import summary
-from lib.evals.statistics import intervals
+from lib.evals.statistics import intervals, paired_ranks
 from lib.evals.task import Scores
 from lib.generation.pool import Engine
 from tests.methods import embedded
@@ -67,7 +67,7 @@ def test_rank_correlations_of_two_runs_are_compared_on_the_same_pairs():
     assert 0 < c.low < c.difference < c.high < 0.4 and c.method == "paired bootstrap, percentile"
     same = summary.comparisons([scores[0], replace(scores[0], run="b")], 0)[0]
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
-    few = intervals.paired_spearman([1, 2, 3, 4], [1, 2, 4, 3], [1, 1, 1, 2])[0]
+    few = paired_ranks.difference([1, 2, 3, 4], [1, 2, 4, 3], [1, 1, 1, 2])[0]
     assert few.low is None and few.method == "no interval: some resamples hold equal numbers only"
 
 

@@ -10,7 +10,7 @@ from lib.evals.report import cautions
 from lib.evals.report.formatting import percent, show, signed, size, value
 from lib.evals.report.length import METRIC
 from lib.evals.report.schema import Comparison, Metric, Verdict
-from lib.evals.statistics import intervals
+from lib.evals.statistics import intervals, paired_ranks
 from lib.evals.statistics.intervals import Estimate
 from lib.evals.task import Measured, Scores
 
@@ -128,7 +128,7 @@ def comparisons(all_scores: list[Scores], seed: int) -> list[Comparison]:
 def _paired(a: Scores, b: Scores, seed: int) -> tuple[Estimate, float]:
     """Returns (the difference b − a with its interval, the p-value of no difference)."""
     if a.kind == "spearman":
-        return intervals.paired_spearman(a.tops, b.tops, a.bottoms or [], seed)
+        return paired_ranks.difference(a.tops, b.tops, a.bottoms or [], seed)
     sides = _together(a), _together(b)
     if a.kind == b.kind == "proportion":
         e = intervals.paired_proportions(a.tops, b.tops, a.groups)

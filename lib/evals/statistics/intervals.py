@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-RESAMPLES, AT_ONCE = 2000, 500_000
-"""Of paired_spearman: resamples, and numbers that are ranked at a time."""
 FLIPS = 9999
 """Sign patterns that sign_flips samples when there are too many to enumerate; p = 0.05 then has a standard error of 0.002."""
 
@@ -141,44 +138,6 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> Estimate:
         return Estimate(rho, None, None, n, "no interval: too few examples" if n < 4 else "no interval: all in order")
     z, far = math.atanh(rho), stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     return Estimate(rho, math.tanh(z - far), math.tanh(z + far), n, "Bonett and Wright")
-
-
-def paired_spearman(
-    a: Sequence[float], b: Sequence[float], wanted: Sequence[float], seed: int = 0
-) -> tuple[Estimate, float]:
-    """Returns (ρ(b, wanted) − ρ(a, wanted), Spearman's correlations on the same examples, with a percentile bootstrap interval; the p-value
-    of the hypothesis that it is 0: the smallest level at which such an interval excludes 0 (Efron and Tibshirani 1993, section 15.4)).
-
-    Examples are resampled whole, and ranked again in each resample. The interval's coverage is in docs/intervals.md.
-    """
-    import numpy as np
-    from scipy import stats
-
-    _alike(a, b, wanted)
-    n, value = _some(a), spearman(b, wanted).value - spearman(a, wanted).value
-
-    def standard(x, axis):
-        ranks = stats.rankdata(x, axis=axis)
-        ranks = ranks - ranks.mean(axis, keepdims=True)
-        return ranks / ranks.std(axis, keepdims=True)
-
-    def difference(a_N, b_N, wanted_N, axis=-1):
-        return ((standard(b_N, axis) - standard(a_N, axis)) * standard(wanted_N, axis)).mean(axis)
-
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # all resamples are 0 if the runs rank alike
-        found = stats.bootstrap(
-            (a, b, wanted), difference, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
-            batch=max(1, AT_ONCE // n), confidence_level=CONFIDENCE, rng=np.random.default_rng(seed),
-        )  # fmt: skip
-    drawn_R = found.bootstrap_distribution
-    if not np.isfinite(drawn_R).all():
-        return Estimate(value, None, None, n, "no interval: some resamples hold equal numbers only"), 1.0
-    fewest = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
-    low, high = (float(x) for x in found.confidence_interval)
-    return Estimate(value, low, high, n, "paired bootstrap, percentile"), min(
-        1.0, 2 * (1 + int(fewest)) / (RESAMPLES + 1)
-    )
 
 
 def length_controlled(wins: Sequence[float], longer: Sequence[float]) -> Estimate:

@@ -122,9 +122,8 @@ def model(job: Job, args: EmbedConfig, tokenizer: Any) -> SentenceTransformer:
     if too_long := [n for n in args.matryoshka_dims or () if n > width]:
         raise ValueError(f"train.matryoshka_dims: vectors have {width} numbers, fewer than {too_long[0]}.")
     described = network.model.config
-    if args.matryoshka_dims or getattr(
-        described, "matryoshka_dimensions", None
-    ):  # vLLM's name; the base's don't hold after training
+    # vLLM's name. The lengths of the base don't hold after training without them.
+    if args.matryoshka_dims or getattr(described, "matryoshka_dimensions", None):
         described.matryoshka_dimensions = sorted(args.matryoshka_dims or (), reverse=True)
     mode = args.pooling or pooling.of(where) or "mean"
     return SentenceTransformer(modules=[network, Pooling(width, pooling.NAMES[mode]), Normalize()], device="cpu")
