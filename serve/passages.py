@@ -95,12 +95,10 @@ def rows(passages: list[Passage], questions: list[dict]) -> tuple[list[dict], li
     """Returns (training rows, held-out rows), as described above. Raises ValueError for a question whose words aren't in exactly one passage."""
     heldout, answers = [], set()
     for number, asked in enumerate(questions, 1):
+        if not all(isinstance(asked.get(key), str) for key in ("question", "file", "words")):
+            raise ValueError(f"--questions: line {number}: needs question, file and words, each a text.")
         words = _plain(asked["words"])
-        found = [
-            n
-            for n, p in enumerate(passages)
-            if Path(p.file).name == Path(asked["file"]).name and words in _plain(p.text)
-        ]
+        found = [n for n, p in enumerate(passages) if Path(p.file).match(asked["file"]) and words in _plain(p.text)]
         if len(found) != 1:
             raise ValueError(
                 f"--questions: line {number}: {len(found)} passages of {asked['file']} contain {asked['words']!r}. Name words of one."
@@ -116,6 +114,14 @@ def rows(passages: list[Passage], questions: list[dict]) -> tuple[list[dict], li
         if p.headings and n not in answers
     ]
     return train, heldout
+
+
+def _read(file: str) -> list[dict]:
+    try:
+        found = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as e:
+        raise ValueError(f"--questions: {file} is no JSON Lines file: {e}.") from None
+    return [row if isinstance(row, dict) else {} for row in found]
 
 
 def _plain(text: str) -> str:
@@ -146,9 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     with refusing("serve.passages"):
         found = model_spec.find("--run", options.run, options.run, "float32", "encoder", also=ALSO)
         tokenizer = AutoTokenizer.from_pretrained(locate.path(found.base))
-        asked = Path(options.questions).read_text(encoding="utf-8").splitlines() if options.questions else []
         passages = split(options.documents, tokenizer, options.tokens)
-        sides = rows(passages, [json.loads(line) for line in asked])
+        sides = rows(passages, _read(options.questions) if options.questions else [])
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     for name, made in zip(("train", "heldout"), sides, strict=True):

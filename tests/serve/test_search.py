@@ -86,6 +86,8 @@ def test_rows_of_questions_and_of_headings(document):
             "negatives": [p.embedded for n, p in enumerate(passages) if n != 2],
         }
     ]
+    with pytest.raises(ValueError, match=r"--questions: line 1: needs question, file and words"):
+        passages_of.rows(passages, [{"question": "x"}])
     for wrong in ("nowhere", "e"):
         with pytest.raises(ValueError, match=r"--questions: line 1: \d passages of lamps.md contain"):
             passages_of.rows(passages, [asked | {"words": wrong}])
