@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.estimate.workload import Work
 from lib.errors import UsageError
 from lib.methods.embedding import mining
 from lib.run import Run
@@ -92,6 +93,9 @@ def test_a_resumed_run_has_the_same_negatives(loss, encoder, pairs, tmp_path, mo
     options = embedded.options(loss, encoder, pairs, str(tmp_path / "read"), **given)
     plan = stages.planned("embed", options)
     assert ("hard negatives", f"{encoder}  ({plan.identities['train.hard_negatives']})") in plan.lines()
+    assert Work(plan.job, stages.stage("embed"), plan.check.rows).pairs == 4, (
+        "texts of a row, for python -m cluster plan"
+    )
     job = plan.job
     Run(job.run).write_json(mining.FILE, kept)
     monkeypatch.setattr(mining, "_mine", None)  # what the run keeps is read, and not looked for again
