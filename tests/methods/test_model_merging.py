@@ -54,6 +54,14 @@ def test_one_model_with_weight_1_comes_out_as_it_was(dtype):
     assert float(dots) == pytest.approx(float((other.double() - start.double()).square().sum()))
 
 
+def test_what_rounding_changed_is_no_change():
+    start = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    other = start.bfloat16()
+    other[7] += 1
+    theta, dots = combined("w", start, [other, other], [0.5, 0.5], "ties", 0.2, 0)
+    assert int((theta != start.bfloat16().double()).sum()) == 1 and float(dots[0, 0]) == pytest.approx(1, rel=0.02)
+
+
 @pytest.mark.slow
 def test_a_merge_of_two_runs(runs, tmp_path, local_ray):
     from transformers import AutoModelForCausalLM

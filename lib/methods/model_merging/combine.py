@@ -15,6 +15,7 @@ Exception: the paper of ties takes the largest entries of a whole model; here, a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
@@ -36,13 +37,14 @@ def combined(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (θ, float64; the matrix of the δs' dot products).
 
-    name: the tensor's, on which dare's draws depend. start, others: θ₀ and θᵢ, of one shape. In float64 a single model with weight 1 comes
-    out as it was, bit for bit.
+    name: the tensor's, on which dare's draws depend. start, others: θ₀ and θᵢ, of one shape. θ₀ is rounded to the dtype of θᵢ before it is
+    subtracted, and to the widest of them before changes are added: otherwise δᵢ would contain what rounding changed, in all weights. In
+    float64 a single model with weight 1 comes out as it was, bit for bit.
     """
     from peft.utils import merge_utils
 
-    start = start.double()
-    changes = [other.double() - start for other in others]
+    changes = [other.double() - start.to(other.dtype).double() for other in others]
+    start = start.to(functools.reduce(torch.promote_types, [other.dtype for other in others])).double()
     flat = torch.stack([change.flatten() for change in changes])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1)
