@@ -22,8 +22,6 @@ import torch
 
 METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_linear": "dare_linear", "dare_ties": "dare_ties"}
 """{method: the function in peft.utils.merge_utils}"""
-DENSITY = {"ties": 0.2, "dare_linear": 0.5, "dare_ties": 0.5}
-"""{method: its density unless another is given}. ties: that of the paper, section 4."""
 
 
 def combined(

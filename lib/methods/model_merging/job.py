@@ -12,10 +12,12 @@ from lib.config.command_line import Request
 from lib.config.dataclass_cli import Typed
 from lib.errors import UsageError, nearest
 from lib.generation.model_spec import Spec, find
-from lib.methods.model_merging.combine import DENSITY
 from lib.models import quantized_formats
 from lib.run import Run
 from lib.runtime import logs
+
+DENSITY = {"ties": 0.2, "dare_linear": 0.5, "dare_ties": 0.5}
+"""{method: its density unless another is given}. ties: that of its paper, section 4."""
 
 
 @dataclass
