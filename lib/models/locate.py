@@ -137,10 +137,10 @@ def _config_on_hub(name: str) -> Path | None:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
-    if isinstance(cached, str):
-        return Path(cached)
     try:
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
         return Path(huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=1.5))
     except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, *_network_errors()):
         return None  # workers will say why

@@ -66,6 +66,7 @@ def test_a_fresh_cluster_rents_the_gpu_that_a_job_trains_on(laptop, boxes, share
     assert not re.search("Traceback|Resized to|StartupTimeout", said), said
 
 
+@pytest.mark.soak
 def test_nothing_that_can_be_rented_is_said_once_with_the_reason(laptop, boxes, shared, undisturbed):
     options, _ = undisturbed
     wide = ["--scale.device=cpu", "--scale.cpus_per_worker=4", "--run", shared / "wide"]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from lib.errors import UsageError
+from lib.methods.embedding import mining
+from lib.run import Run
 from lib.stage.training_arguments import arguments
 from tests import stages
 from tests.methods import embedded
@@ -128,8 +130,9 @@ def test_micro_batches_change_no_loss(loss, encoder, files, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(encoder, files, tmp_path):
-    names = [*files]
     (tmp_path / "rows").mkdir()
+    files = files | {"mined": embedded.pairs(tmp_path / "rows")}
+    names = [*files]
     where = [str(tmp_path / "two"), encoder, str(tmp_path / "rows")]
     both = Two("tests.methods.embedded", *where, *names, cache=str(tmp_path / "hf"))
     one = {
@@ -139,6 +142,8 @@ def test_two_workers_take_the_steps_of_one(encoder, files, tmp_path):
     two = both.result()
     for name in names:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    of_one, of_two = (Run(f"{tmp_path}/{folder}mined/run").read_text(mining.FILE) for folder in ("", "two/"))
+    assert of_one == of_two
 
 
 @pytest.mark.parametrize("pooling", ["last", "cls"])

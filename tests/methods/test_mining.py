@@ -12,7 +12,6 @@ from lib.methods.embedding import mining
 from lib.run import Run
 from tests import stages
 from tests.methods import embedded
-from tests.methods.as_worker import Two
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +101,6 @@ def test_a_resumed_run_has_the_same_negatives(loss, encoder, pairs, tmp_path, mo
     inputs = data.load(job.data, ("contrastive", "text"))
     rows, _ = mining.mined(job, whole.args, inputs)
     assert rows[0]["negatives"] == negatives and inputs.check.summary()["mined"]["train"] == counts
-
-
-@pytest.mark.slow
-def test_two_workers_find_what_one_finds(encoder, pairs, tmp_path):
-    (tmp_path / "rows").mkdir()
-    where = [str(tmp_path / "two"), encoder, str(tmp_path / "rows")]
-    both = Two("tests.methods.embedded", *where, "mined", cache=str(tmp_path / "hf"))
-    one = embedded.losses(embedded.built("mined", encoder, pairs, str(tmp_path / "one"), max_steps=3))
-    assert both.result()["mined"] == pytest.approx(one, rel=1e-5)
-    kept = [Run(f"{tmp_path}/{where}/run").read_text(mining.FILE) for where in ("one", "two/mined")]
-    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize(

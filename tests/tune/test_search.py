@@ -111,6 +111,7 @@ def test_every_kind_of_stage_can_be_searched(
     assert len(of(report, "search")) >= 4 and all(t["value"] is not None for t in report["trials"])
 
 
+@pytest.mark.soak  # tests/tune/test_chain.py has a chain's
 def test_a_trial_is_the_job_that_best_yaml_describes(write, local_ray, tmp_path):
     """Also one that ran in a process after other trials: the same bits. And the job is confirmed with other seeds on other rows."""
     said, report = search(
