@@ -141,7 +141,8 @@ def _config_on_hub(name: str) -> Path | None:
         cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
         if isinstance(cached, str):
             return Path(cached)
-        return Path(huggingface_hub.hf_hub_download(name, "config.json", etag_timeout=1.5))
+        huggingface_hub.model_info(name, timeout=1.5)  # hf_hub_download alone tries for 23 s to reach the hub
+        return Path(huggingface_hub.hf_hub_download(name, "config.json"))
     except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, *_network_errors()):
         return None  # workers will say why
 
