@@ -143,6 +143,7 @@ def test_status_shows_how_far_a_boot_is(provider, sim):
     assert Progress("installing", 100.0).says(225.0) == "installing 2:05"
 
 
+@pytest.mark.slow
 def test_ray_up_says_how_far_its_head_is_and_gives_up_one_that_never_boots(provider, sim, capsys):
     sim.control("next", market="runpod", fault="stuck")
     p = provider(boot_minutes=0.02)

@@ -66,6 +66,7 @@ def test_the_passages_are_those_of_sentence_transformers(margin, encoder, pairs,
     assert made == {tuple(row.values()) for row in theirs} and len(made) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mnrl", "triplet"])
 def test_a_resumed_run_has_the_same_negatives(loss, encoder, pairs, tmp_path, monkeypatch, capsys):
     import torch
