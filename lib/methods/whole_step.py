@@ -6,6 +6,7 @@ rows or labels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers import Trainer
 
 
-class WholeStepTrainer(Trainer):
+class WholeStepTrainer(Trainer, ABC):
     """A subclass's compute_loss divides by num_items_in_batch: what counts() counts, over the whole step."""
 
     packed = True
@@ -24,9 +25,9 @@ class WholeStepTrainer(Trainer):
         self._metrics: dict[str, dict[str, list[float]]] = {mode: defaultdict(list) for mode in ("train", "eval")}
         self.loss_is_scaled_for_ga = True
 
+    @abstractmethod
     def counts(self, inputs: dict) -> dict[str, int]:
         """As lib/methods/heldout.py counts; the first is what the loss is a mean over."""
-        raise NotImplementedError
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Returns (micro-batches of this worker, what they count in the step over all workers)."""

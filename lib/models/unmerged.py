@@ -11,6 +11,7 @@ beside config.json: whatever doesn't know such a folder can't load the base alon
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,7 @@ def write(base: Any, adapter: Path, target: Path) -> None:
     """Writes the folder `target` of `base` (a loaded model) and of the adapter in the folder `adapter`, which is moved there."""
     target.mkdir(parents=True)
     base.save_pretrained(str(target / "base"))
-    for name in ("config.json", "generation_config.json"):
-        if (file := target / "base" / name).is_file():
-            file.rename(target / name) if name.startswith("generation") else (target / name).write_bytes(
-                file.read_bytes()
-            )
+    shutil.copy(target / "base" / "config.json", target)
+    if (file := target / "base" / "generation_config.json").is_file():
+        file.rename(target / file.name)
     adapter.rename(target / "adapter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,9 @@ def merged(planned: Plan, command: str) -> bool:
     provenance.record(run, {"status": "finished", "failure": None, "seconds": {"total": time.time() - began}, **made})
     names = list(j.runs)
     rows = [(n, f"changed the base's weights by {c:.2%} of their norm") for n, c in made["changed"].items()]
-    rows += [(f"{a}, {b}", f"cosine of their changes {made['cosines'][f'{a}, {b}']:.3f}") for a, b in _pairs(names)]
+    rows += [
+        (f"{a}, {b}", f"cosine of their changes {made['cosines'][f'{a}, {b}']:.3f}") for a, b in combinations(names, 2)
+    ]
     show([*rows, ("model", f"{run.at('model')}, {made['dtype']}"), ("next", evaluation(j))], "merge: the result")
     return True
 
@@ -86,7 +89,7 @@ def make(job: MergeJob) -> dict:
         "dtype": str(kept).removeprefix("torch."),
         "template_sha256": template_sha256(tok),
         "changed": {n: float(size[i]) / norm**0.5 for i, n in enumerate(names)},
-        "cosines": {f"{a}, {b}": float(cosines[names.index(a), names.index(b)]) for a, b in _pairs(names)},
+        "cosines": {f"{a}, {b}": float(cosines[names.index(a), names.index(b)]) for a, b in combinations(names, 2)},
         **publish(run, folder),
     }
 
@@ -119,7 +122,3 @@ def _same(name: str, start: dict[str, tuple[int, ...]], there: dict[str, Tensor]
             f"runs.{name}: {len(wrong)} of its tensors are not like those of {base}, first {key}: {shapes.get(key, 'missing')} instead of "
             f"{start.get(key, 'none')}. Only models of one shape can be merged; an adapter of the embeddings and a soft prompt change it."
         )
-
-
-def _pairs(names: list[str]) -> list[tuple[str, str]]:
-    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
