@@ -31,8 +31,24 @@ from itertools import islice
 VERSION = "2"
 """To be raised with every change to the generated rows; part of the data hash and of every score."""
 
-TRAIN_ROWS = {"chat": 3000, "preference": 2400, "prompt": 3000, "text": 6000, "contrastive": 6000, "classified": 6000}
-HELDOUT_ROWS = {"chat": 200, "preference": 200, "prompt": 300, "text": 400, "contrastive": 400, "classified": 400}
+TRAIN_ROWS = {
+    "chat": 3000,
+    "preference": 2400,
+    "prompt": 3000,
+    "problem": 3000,
+    "text": 6000,
+    "contrastive": 6000,
+    "classified": 6000,
+}
+HELDOUT_ROWS = {
+    "chat": 200,
+    "preference": 200,
+    "prompt": 300,
+    "problem": 300,
+    "text": 400,
+    "contrastive": 400,
+    "classified": 400,
+}
 NEAR = 3
 """Wrong lines of a contrastive row."""
 
@@ -130,6 +146,8 @@ def rows(kind: str | None, split: str) -> Iterator[dict]:
         prompt = prompt_messages(message)
         if kind == "prompt":
             yield {"prompt": prompt}
+        elif kind == "problem":
+            yield {"prompt": prompt, "reference": order.line()}
         elif kind == "text":
             yield {"text": f"{message}\n{order.line()}"}
         elif kind == "contrastive":

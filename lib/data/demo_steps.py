@@ -30,8 +30,8 @@ from lib.data.demo import ITEMS, NAMES, QUANTITIES
 VERSION = "1"
 """To be raised with every change to the generated rows; part of the data hash and of every score."""
 
-TRAIN_ROWS = {"chat": 3000, "prompt": 3000}
-HELDOUT_ROWS = {"chat": 400, "prompt": 400}
+TRAIN_ROWS = {"chat": 3000, "prompt": 3000, "problem": 3000}
+HELDOUT_ROWS = {"chat": 400, "prompt": 400, "problem": 400}
 
 HELDOUT = "numbers together"
 """What no training row shares with a held-out one."""
@@ -114,7 +114,10 @@ def rows(kind: str | None, split: str) -> Iterator[dict]:
     for order, message in islice(orders(kind, split), n):
         prompt = prompt_messages(message)
         answer = {"role": "assistant", "content": order.line(), "reasoning_content": order.steps()}
-        yield {"prompt": prompt} if kind == "prompt" else {"messages": [*prompt, answer]}
+        if kind == "chat":
+            yield {"messages": [*prompt, answer]}
+        else:
+            yield {"prompt": prompt} if kind == "prompt" else {"prompt": prompt, "reference": order.line()}
 
 
 def prompt_messages(message: str) -> list[dict]:

@@ -39,6 +39,7 @@ COLUMNS = {
     "text": {"text": "string"},
     "chat": {"messages": "json", "tools": "json", "unlearnt": "json"},
     "prompt": {"prompt": "json", "tools": "json"},
+    "problem": {"prompt": "json", "reference": "string", "tools": "json"},
     "preference": {"prompt": "json", "chosen": "json", "rejected": "json", "tools": "json"},
     "labelled": {"prompt": "json", "completion": "json", "label": "bool", "tools": "json"},
     "pair": {"a": "string", "b": "string", "score": "float64"},

@@ -8,6 +8,7 @@
     preference  {"prompt": […], "chosen": […], "rejected": […], "tools"?: […]}
                                                        chosen/rejected follow the prompt: messages of the assistant only,
                                                        or of any role if a stage wants COMPARED
+    problem     {"prompt": […], "reference": str}                            what a task's score compares an answer with
     labelled    {"prompt": […], "completion": […], "label": bool, "tools"?: […]}
                                                        label true: a wanted answer (KTO, Ethayarajh et al. 2024)
     pair        {"a": str, "b": str, "score": float}                            sentence similarity
@@ -24,7 +25,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NotRequired, TypedDict
 
-Kind = Literal["text", "chat", "prompt", "preference", "labelled", "pair", "contrastive", "classified"]
+Kind = Literal["text", "chat", "prompt", "problem", "preference", "labelled", "pair", "contrastive", "classified"]
 Message = dict[str, Any]
 
 
@@ -40,6 +41,12 @@ class Chat(TypedDict):
 
 class Prompt(TypedDict):
     prompt: list[Message]
+    tools: NotRequired[list[dict]]
+
+
+class Problem(TypedDict):
+    prompt: list[Message]
+    reference: str
     tools: NotRequired[list[dict]]
 
 
@@ -79,6 +86,7 @@ KINDS: dict[str, type] = {
     "text": Text,
     "chat": Chat,
     "prompt": Prompt,
+    "problem": Problem,
     "preference": Preference,
     "labelled": Labelled,
     "pair": Pair,
@@ -151,7 +159,7 @@ def check_row(kind: str, row: dict, compared: bool = False) -> None:
             raise BadRow("text is empty")
     elif kind == "chat":
         check_order(row["messages"], last=("assistant",))
-    elif kind == "prompt":
+    elif kind in ("prompt", "problem"):
         check_order(row["prompt"], last=("user", "tool"))
     elif kind == "preference":
         check_order(row["prompt"], last=("user", "tool"))
@@ -214,6 +222,16 @@ def _unanswered(row: dict) -> list[dict]:
     return [{"prompt": row["messages"][:last], **_tools(row)}]
 
 
+def _problem(row: dict) -> list[dict]:
+    last = max((i for i, m in enumerate(row["messages"]) if m["role"] == "assistant"), default=0)
+    prompt = _unanswered(row)[0]
+    return [{**prompt, "reference": row["messages"][last]["content"]}]
+
+
+def _problem_of_pair(row: dict) -> list[dict]:
+    return [{"prompt": row["prompt"], "reference": row["chosen"][-1]["content"], **_tools(row)}]
+
+
 def _unclassified(row: dict) -> list[dict]:
     return [{"text": text} for text in (row["text"], row["second"]) if text is not None]
 
@@ -230,6 +248,8 @@ CONVERSIONS = {
     ("labelled", "chat"): (_wanted, "only the answers labelled true"),
     ("preference", "labelled"): (_unpaired, "chosen answers as true, rejected ones as false"),
     ("chat", "prompt"): (_unanswered, "each conversation up to its last answer"),
+    ("chat", "problem"): (_problem, "each conversation up to its last answer, which is the reference"),
+    ("preference", "problem"): (_problem_of_pair, "the prompts, each with its chosen answer as the reference"),
     ("preference", "prompt"): (_prompt_alone, "the prompts alone"),
     ("labelled", "prompt"): (_prompt_alone, "the prompts alone"),
     ("classified", "text"): (_unclassified, "the texts without their labels"),

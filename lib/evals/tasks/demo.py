@@ -41,6 +41,13 @@ class DemoTask:
             "terse": float(order is not None and completion.strip() == order.line()),
         }
 
+    def reference(self, answer: str) -> str:
+        """Returns the ticket line of a right answer. Raises ValueError if there isn't exactly one."""
+        line = self.final(answer)
+        if line is None:
+            raise ValueError(f"its answer has no ticket line, or several: {answer!r}")
+        return line
+
     def final(self, completion: str) -> str | None:
         """Returns the only ticket line; None if there is no such line, or more than one."""
         order = demo.parse(completion)

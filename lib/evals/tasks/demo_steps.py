@@ -40,6 +40,13 @@ class DemoSteps:
             "copied": float(found is not None and found.partition(" > ")[2] == example.reference.partition(" > ")[2]),
         }
 
+    def reference(self, answer: str) -> str:
+        """Returns the line with the total of a right answer. Raises ValueError if there isn't exactly one."""
+        line = self.final(answer)
+        if line is None:
+            raise ValueError(f"its answer has no line $total > name @room, or several: {answer!r}")
+        return line
+
     def final(self, completion: str) -> str | None:
         """Returns the only line of this form; None if there is no such line, or more than one."""
         return demo_steps.parse(completion)

@@ -35,11 +35,14 @@ class Gsm8k:
         out = []
         hub = ("openai/gsm8k", "main", "test")
         for i, (place, row) in enumerate(read(self.name, self.address, hub, ("question", "answer"), limit)):
-            reference = number(row["answer"].rpartition("####")[2])
-            if "####" not in row["answer"] or reference is None:
+            if "####" not in row["answer"]:
                 raise ValueError(f"task_data.{self.name}: {place}: answer has no number after ####.")
+            try:
+                reference = self.reference(row["answer"])
+            except ValueError as e:
+                raise ValueError(f"task_data.{self.name}: {place}: {e}.") from None
             prompt = f"{row['question']}\n\n{DIRECT if self.direct else THINK}"
-            out.append(Example(f"gsm8k-{i}", [{"role": "user", "content": prompt}], f"{reference:f}"))
+            out.append(Example(f"gsm8k-{i}", [{"role": "user", "content": prompt}], reference))
         return out
 
     def score(self, example: Example, completion: str) -> dict[str, float]:
@@ -55,6 +58,13 @@ class Gsm8k:
             "exact": float(self.final(completion) == f"{reference.normalize():f}"),
             "strict": float(bool(strict) and number(strict[0]) == reference),
         }
+
+    def reference(self, answer: str) -> str:
+        """Returns the number after #### in a right answer, which may also be the number alone. Raises ValueError without one."""
+        found = number(answer.rpartition("####")[2])
+        if found is None:
+            raise ValueError("answer has no number after ####")
+        return f"{found:f}"
 
     def final(self, completion: str) -> str | None:
         """Returns the last number; None if there is none."""

@@ -59,6 +59,9 @@ class Reference:
             out.append(Example(f"reference-{i}", row["messages"][:at], row["messages"][at]["content"]))
         return out
 
+    def reference(self, answer: str) -> str:
+        return answer
+
     def score(self, example: Example, completion: str) -> dict[str, float]:
         """Returns rougeL, rouge1, rouge2 (F1, 0 to 1), bleu and chrf (0 to 100), and exact (0 or 1, ignoring outer whitespace)."""
         from lib.evals.tasks.words import spaced
