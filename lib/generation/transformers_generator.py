@@ -59,10 +59,11 @@ class TransformersGenerator(Generator):
         sampling: Sampling,
         other: TransformersGenerator | None = None,
         drafter: Drafter | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Answer]]:
         """Returns sampling.n answers per prompt. other: the amateur of contrastive decoding (sampling.amateur) or the drafting
-        model (sampling.draft); drafter: used instead of `other`, for callers that need its counts. Raises ValueError if `other`
-        has another vocabulary."""
+        model (sampling.draft); drafter: used instead of `other`, for callers that need its counts. numbers: the number of each prompt's
+        first draw; None: 0. Raises ValueError if `other` has another vocabulary."""
         import torch
 
         if other and other.encoder.tokenizer.get_vocab() != self.encoder.tokenizer.get_vocab():
@@ -87,7 +88,8 @@ class TransformersGenerator(Generator):
                 most = max(1, self.batch_rows // sampling.beams)
                 for batch in batches(rows, [len(ids[i]) + longest for i, _ in rows], most, None):
                     asked = [(ids[i], weak[i]) for i, _ in batch]
-                    dice = [generator(sampling, ids[i], k, self.device) for i, k in batch]
+                    first = numbers or [0] * len(ids)
+                    dice = [generator(sampling, ids[i], first[i] + k, self.device) for i, k in batch]
                     found |= dict(zip(batch, self._write(asked, here, dice, amateur, drafter), strict=True))
         return [[self.answer(begun[i], found[i, k]) for k in range(sampling.n)] for i in range(len(ids))]
 

@@ -11,15 +11,15 @@ from lib.models.chat_template import template_sha256
 class Encoder:
     """The tokenizer of the model in folder `model_dir`.
 
-    trained_template: SHA-256 of the chat template according to the model's provenance; None: not recorded. Raises ValueError if
-    the tokenizer's template has another hash.
+    trained_template: SHA-256 of the chat template according to the model's provenance; None: not recorded. tokenizer: used instead
+    of the folder's. Raises ValueError if the tokenizer's template has another hash.
     """
 
-    def __init__(self, model_dir: str, trained_template: str | None = None):
+    def __init__(self, model_dir: str, trained_template: str | None = None, tokenizer=None):
         from transformers import AutoTokenizer
 
         self.model_dir = model_dir
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_dir)
         self.template_sha256 = template_sha256(self.tokenizer)
         if trained_template and trained_template != self.template_sha256:
             raise ValueError(
