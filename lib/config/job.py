@@ -172,11 +172,13 @@ class Job:
     scale: Scale = field(default_factory=Scale)
     schedule: Schedule = field(default_factory=Schedule)
     eval: Eval = field(default_factory=Eval)
+    rewards: dict[str, float] | None = None
+    """{name of a reward: its weight} of a stage that learns from rewards (lib/methods/rl/rewards.py); None for all others."""
     makes: str = "causal_lm"
     """Kind of model that model/ will hold, set by the stage (lib/stage/stage.py, Makes)."""
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "rewards" or value is not None}
 
     @classmethod
     def from_dict(cls, d: dict) -> Job:

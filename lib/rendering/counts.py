@@ -55,6 +55,8 @@ class Counts:
 
     def left(self, settings: Settings) -> int:
         """Returns how many batch rows the examples become."""
+        if settings.answers:
+            return self.examples * settings.answers
         return -(-self.tokens // settings.max_length) if settings.packing else self.examples - self.dropped
 
     def __add__(self, other: Counts) -> Counts:
@@ -82,7 +84,7 @@ class Counts:
         for what in sorted({w for p, s in zip(made, found, strict=True) for w in lost(s.text, p, row.get("tools"))}):
             self.lost[what] = self.lost.get(what, 0) + 1
             self.first.setdefault(what, place)
-        if settings.scores:
+        if settings.scores or settings.answers:
             return
         begins = [s.start if s.answers is None else s.answers for s in found]
         if rest := next((s.asked[at:] for s, at in zip(found, begins, strict=True) if at < len(s.asked)), None):
@@ -119,7 +121,7 @@ class Counts:
             self._count("alike", place)
         if settings.objective:  # blocks have all the same length, which lib/rendering/verdict.py checks
             return
-        if base.window is not None and min(max(sizes), limit or self.longest) > base.window:
+        if base.window is not None and min(max(sizes), limit or self.longest) + settings.answer_tokens > base.window:
             self._count("outside", place)
 
     def _count(self, name: str, first: str) -> None:

@@ -36,6 +36,10 @@ class Settings:
     """Whether a row is a text, or a pair of texts, with a class or a score, and no token is learnt."""
     masks_reasoning: bool = False
     """Whether reasoning in an answer carries no loss (data.reasoning: mask)."""
+    answers: int = 0
+    """Answers to each prompt that the model generates and learns from, over all passes; 0: rows hold the answers."""
+    answer_tokens: int = 0
+    """Longest of them."""
     virtual: int = 0
     """Virtual tokens of a soft prompt; max_length is without them."""
 
@@ -57,6 +61,8 @@ class Settings:
             embeds=makes == "encoder",
             classifies=makes == "classifier",
             masks_reasoning=reasoning == "mask",
+            answers=(getattr(train, "num_generations", None) or 0) * (getattr(train, "num_iterations", None) or 1),
+            answer_tokens=getattr(train, "max_completion_length", None) or 0,
             virtual=virtual,
         )
 
@@ -83,7 +89,7 @@ class Settings:
 
     def learnt(self, s: Sequence) -> int:
         """Returns the number of tokens that carry loss after cutting. 0 if a draw decides it later, as for masks."""
-        if self.scores or self.reads_only or self.objective not in (None, "clm"):
+        if self.scores or self.reads_only or self.answers or self.objective not in (None, "clm"):
             return 0
         at, kept = 0 if self.learns_prompts else s.start, len(self.cut(s.ids))
         if self.keep_end and not self.packing:
@@ -105,6 +111,8 @@ def parts(kind: str, row: dict) -> list[Parts]:
         return [Parts(row["messages"][:i], [row["messages"][i]]) for i in learnt(row)]
     if kind == "labelled":
         return [Parts(row["prompt"], row["completion"])]
+    if kind in ("prompt", "problem"):  # the answer is generated later
+        return [Parts(row["prompt"], [])]
     assert kind == "preference", kind
     return [Parts(row["prompt"], row[side]) for side in ("chosen", "rejected")]
 
@@ -186,7 +194,7 @@ def _rendered(tokenizer, kind: str, row: dict, settings: Settings):
     for p in made:
         try:
             asked = "" if settings.scores else _render(tokenizer, p.prompt, tools, True)
-            whole = _render(tokenizer, p.prompt + p.answer, tools, False)
+            whole = asked if settings.answers else _render(tokenizer, p.prompt + p.answer, tools, False)
             texts.append((asked, whole, _reasoning(asked, whole) if settings.masks_reasoning else ""))
         except Exception as e:
             return made, e

@@ -25,6 +25,8 @@ def shown(tokenizer, kind: str, place: str, found: list[Sequence], settings: Set
     if settings.classifies:
         text = _marked(tokenizer, found[0], settings)
         return [("a row", f"{place}, as the model sees it; its label isn't shown"), ("", text)]
+    if settings.answers:
+        marked = "the model answers it"
     if settings.objective not in (None, "clm"):
         marked = f"what is learnt is drawn in each epoch (train.objective: {settings.objective})"
     if kind == "labelled":  # an unwanted answer is made less likely

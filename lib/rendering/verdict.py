@@ -12,7 +12,7 @@ SHARE = 0.05
 
 NOUNS = {
     "chat": "answers", "labelled": "answers", "preference": "pairs", "text": "texts", "contrastive": "rows", "classified": "rows",
-    "pair": "rows",
+    "pair": "rows", "prompt": "prompts", "problem": "prompts",
 }  # fmt: skip
 
 
@@ -90,5 +90,10 @@ def _findings(c: Counts, settings: Settings, window: int | None):
         )
         yield c.alike / total, SHARE, text, "Raise train.max_length, or leave those pairs out"
     if c.outside:
+        if settings.answers:
+            text = f"train.max_completion_length: {of(c.outside)} and an answer of {settings.answer_tokens:,} tokens are longer"
+            remedy = f"Set train.max_completion_length: {max(1, window - c.longest)}"
+            yield c.outside / total, 0.0, f"{text} than the {window:,} positions of model.base ({longest})", remedy
+            return
         text = f"train.max_length: {of(c.outside)} are longer than the {window:,} positions of model.base ({longest})"
         yield c.outside / total, 0.0, text, f"Set train.max_length: {settings.virtual + window}"

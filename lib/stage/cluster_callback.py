@@ -27,11 +27,12 @@ MOST_STEPS = 1000
 class ClusterCallback(TrainerCallback):
     """For every rank; add it after the callback that seals checkpoints. `stopped`: why training was stopped, or None.
 
-    local: whether training runs in Ray Train's local mode, in which Ray gives no notice of preemptions.
+    local: whether training runs in Ray Train's local mode, in which Ray gives no notice of preemptions. cycle: steps between those
+    from which a run can be resumed.
     """
 
-    def __init__(self, run: Run, stage: str, local: bool = False):
-        self.run, self.stage, self.local = run, stage, local
+    def __init__(self, run: Run, stage: str, local: bool = False, cycle: int = 1):
+        self.run, self.stage, self.local, self.cycle = run, stage, local, cycle
         self.rank = share()[0]
         self.stopped: str | None = None
         self.saved: float | None = None
@@ -50,7 +51,7 @@ class ClusterCallback(TrainerCallback):
             self._report(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step < self.next:
+        if state.global_step < self.next or state.global_step % self.cycle:
             return
         going = None if self.local else ray.train.get_preemption_info()  # also a barrier for all ranks
         decision = self.decide(state, going, time.time()) if self.rank == 0 else None

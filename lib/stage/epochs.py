@@ -63,7 +63,7 @@ def fill(trainer: Trainer, batch: int) -> int:
 
     Returns how many examples an epoch repeats; negative: how many it leaves out, with train.dataloader_drop_last.
     """
-    loader = trainer.get_train_dataloader
+    loader, groups = trainer.get_train_dataloader, getattr(trainer, "group_sampler", None)
 
     def filled() -> DataLoader:
         found = loader()
@@ -71,9 +71,11 @@ def fill(trainer: Trainer, batch: int) -> int:
         while hasattr(inner, "batch_sampler"):  # unwraps samplers that hold one worker's share of another sampler
             inner = inner.batch_sampler
         by_epoch = getattr(trainer.train_dataset, "by_epoch", False)
-        inner.sampler = Filled(inner.sampler, batch, trainer.args.dataloader_drop_last, by_epoch)
+        inner.sampler = groups or Filled(inner.sampler, batch, trainer.args.dataloader_drop_last, by_epoch)
         return found
 
     trainer.get_train_dataloader = filled  # type: ignore[method-assign]  # the Trainer has no other hook
     rows = examples(trainer)
+    if groups:
+        return groups.asked - rows
     return len(Filled(range(rows), batch, trainer.args.dataloader_drop_last)) - rows

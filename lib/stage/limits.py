@@ -25,6 +25,7 @@ LOSSES = {
     ),
     "kto": ("kto", "apo_zero_unpaired"),
     "simpo": ("simpo", "cpo"),
+    "grpo": ("grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"),
 }  # fmt: skip
 """{stage: values of train.loss_type}."""
 

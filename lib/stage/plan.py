@@ -63,6 +63,16 @@ class Plan:
         size = "" if not rank else f": {rank}" if chosen.rank == "num_virtual_tokens" else f" r={rank}"
         return f"{chosen.title}{size}{where}, {end}"
 
+    def _rewards(self) -> str:
+        terms = [f"{weight:g} × {name}" for name, weight in (self.job.rewards or {}).items()]
+        s = self.rendered.settings if self.rendered else None
+        drawn = (
+            f"; {self.job.train.get('num_generations', 8)} answers to each prompt, up to {s.answer_tokens} tokens"
+            if s
+            else ""
+        )
+        return " + ".join(terms) + drawn
+
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""
         j, s = self.job, self.job.scale
@@ -77,7 +87,8 @@ class Plan:
             length = f"{steps} steps"
         elif rows:
             epochs = j.train.get("num_train_epochs", 3.0)
-            length = f"{epochs:g} epochs of {rows:,} rows ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
+            noun = "answers" if j.rewards else "rows"
+            length = f"{epochs:g} epochs of {rows:,} {noun} ≈ {int(epochs * -(-rows // s.global_batch)):,} steps"
             if rows % s.global_batch and epochs >= 1 and not j.train.get("dataloader_drop_last"):
                 length += ", the last step of each epoch filled up with rows of that epoch"
         else:
@@ -99,6 +110,7 @@ class Plan:
             ],
             *([("model sees", self.rendered.line())] if self.rendered else []),
             ("batch", f"{s.global_batch} examples a step = " + " or ".join(batches)),
+            *([("rewards", self._rewards())] if j.rewards else []),
             ("length", length),
             ("scale", f"{s.strategy} on {where}, {on}, precision {s.precision}"),
             *([("device", self.device.why)] if self.device and self.device.why else []),
@@ -106,6 +118,19 @@ class Plan:
             *[("note", n) for n in self.notes],
             *(self.rendered.shown if self.rendered else []),
         ]
+
+
+def _reward_runs(job: Job, attempt: Callable) -> tuple[Job, dict[str, str]]:
+    """Returns (the job with located reward runs in `rewards`, {key: identity} of each)."""
+    weights, identities = {}, {}
+    for name, weight in (job.rewards or {}).items():
+        if name.startswith("run:") and (
+            found := attempt(locate.locate_for, f"rewards.{name}", name.removeprefix("run:"))
+        ):
+            attempt(locate.require, f"rewards.{name}", found[0], ("reward",))
+            name, identities[f"rewards.{name}"] = f"run:{found[0]}", found[1]
+        weights[name] = weight
+    return replace(job, rewards=weights), identities
 
 
 def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
@@ -165,6 +190,9 @@ def make(request: Request, stage: Stage, ask: bool = True) -> Plan:
             attempt(locate.require, f"train.{key}", found[0], (kind,))
             job = replace(job, train=job.train | {key: found[0]})
             identities[f"train.{key}"] = found[1]
+    if job.rewards:
+        job, named = _reward_runs(job, attempt)
+        identities |= named
     template = job.model.chat_template
     if template:  # relative to the working directory (on a cluster the uploaded code), else to where runs are stored
         template = os.path.abspath(template) if os.path.exists(template) else absolute(template)

@@ -51,6 +51,8 @@ class Stage:
     """check(job, args) raises ValueError, naming the key, if settings conflict. args: an object with the fields of `config`."""
     fits: Callable[[Job, Any, Check], None] | None = None
     """fits(job, args, checked) raises ValueError, naming the key, if the rows that were checked don't suit the settings."""
+    rewarded: bool = False
+    """Whether the stage learns from rewards, which its jobs name in the section `rewards` (lib/methods/rl/rewards.py)."""
     after: Callable[[Run, Job], bool] | None = None
     """after(run, job) works on the trained model with held-out rows, each time the command is run. Returns whether the result passes
     the stage's gate; if not, the job exits with 1."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from lib.config import config_file, trl_fields
+from lib.config import config_file, rewards, trl_fields
 from lib.config.adapters import ADAPTERS, LORA, configs
 from lib.config.command_line import OWNED, PEFT_OWNED, Request, option, parsed, refuse_clocks, stored, unknown
 from lib.config.config_file import read_yaml
@@ -35,10 +35,16 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
         raise SystemExit(0)
     given, resumed = option(argv, "--config"), option(argv, "--resume")
     kept = stored(resumed, stage.name) if resumed else {}
+    weights = None
+    if stage.rewarded:
+        argv, options = rewards.options(argv)
+        weights = rewards.section(read_yaml(given) if given else kept, options)
     peft, notes = _adapter(argv, read_yaml(given) if given else kept)
     known, kinds = _keys(stage.config, peft)
     _check_options(argv, known, kinds)
     tree = read_yaml(given, kinds) if given else kept
+    if stage.rewarded:
+        tree.pop("rewards", None)
     if notes:
         del tree["model"]["peft"]
     if given:
@@ -51,6 +57,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
     d["model"]["peft"] = d["model"].get("peft") or {}
     if resume:
         d["run"] = resume
+    d["rewards"] = weights
     job = Job.from_dict({**d, "stage": stage.name, "makes": stage.kind(d["train"], d["model"]["adapter"])})
     return Request(job, dry_run, bool(resume), given, notes)
 
@@ -102,6 +109,8 @@ def _parser(stage: Stage, peft: str) -> ArgumentParser:
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    if stage.rewarded:
+        parser.epilog = "--rewards.NAME WEIGHT: what answers are rewarded for; names are in lib/methods/rl/rewards.py."
     parser.add_argument(
         "--dry-run", dest="dry_run", action="store_true", help="check everything, print the plan, start nothing"
     )
@@ -180,6 +189,8 @@ def schema(stage: Stage) -> dict:
     kinds = [borrowed(name, cls, PEFT_OWNED) for cls, name in configs().items()]
     sections["model"]["properties"]["peft"] = {"anyOf": kinds}
     sections["train"] = borrowed("Train", stage.config, OWNED)
+    if stage.rewarded:
+        sections["rewards"] = {"type": "object", "additionalProperties": {"type": "number"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": stage.example,

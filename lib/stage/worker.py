@@ -101,7 +101,8 @@ def _train(
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(board))
     resume = _checkpoint(run, scratch, f"{workers} × {args.device.type}, {precision}")
     trainer, counts, rows = _build(job, stage, args, run)
-    repeated, per_epoch = _fill_epochs(trainer, job.scale.global_batch)
+    prompts = getattr(trainer, "group_sampler", None)  # of each step, if the model answers them itself
+    repeated, per_epoch = _fill_epochs(trainer, prompts.per_step if prompts else job.scale.global_batch)
     held = heldout.Heldout(trainer)
     tally = Tally(trainer, began, job.scale.global_batch, resume)
     trained = _run_steps(trainer, job, run, tally, resume, on_cluster, callback)
@@ -125,7 +126,7 @@ def _train(
         **made,
         steps=steps,
         starts=tally.starts(),
-        repeated_rows=repeated * (steps // per_epoch),
+        repeated_rows=repeated * (steps // (per_epoch * getattr(trainer, "cycle", 1))),
         precision=precision,
         workers=workers,
         tokens=trainer.state.num_input_tokens_seen,
@@ -218,7 +219,8 @@ def _run_steps(
         trainer.add_callback(ScheduleCallback(job.schedule))
     if callback:
         trainer.add_callback(callback)
-    cluster = ClusterCallback(run, job.stage, local=bool(callback) and job.scale.workers == 1) if on_cluster else None
+    local, cycle = bool(callback) and job.scale.workers == 1, getattr(trainer, "cycle", 1)
+    cluster = ClusterCallback(run, job.stage, local, cycle) if on_cluster else None
     if cluster:
         trainer.add_callback(cluster)
     if link := link_warning.callback(trainer.model, job.scale.strategy):

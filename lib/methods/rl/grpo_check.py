@@ -1,0 +1,42 @@
+"""Settings of jobs/grpo.py that conflict, found before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lib.config.job import Job
+from lib.methods.rl import rewards
+
+ADAPTERS = ("lora", "rslora", "dora", "pissa", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "vera")
+"""Adapters with which a model can answer while it trains, and whose base is the reference. AdaLoRA's schedule isn't tried with them."""
+
+
+def check(job: Job, args: Any) -> None:
+    """Raises ValueError, naming the key, if settings conflict. args: with StepGRPOConfig's fields."""
+    rewards.check(job, args)
+    scale = job.scale
+    if scale.strategy in ("fsdp", "zero3"):
+        raise ValueError(
+            f"scale.strategy: {scale.strategy} shards the weights, so the model can't answer. Use ddp or zero2."
+        )
+    if job.model.adapter not in ("none", *ADAPTERS):
+        raise ValueError(f"model.adapter: {job.model.adapter} isn't supported here. Use none or {', '.join(ADAPTERS)}.")
+    if args.num_generations < 2:
+        raise ValueError("train.num_generations: an answer is compared with others to its prompt: must be 2 or more.")
+    if scale.global_batch % args.num_generations:
+        raise ValueError(
+            f"scale.global_batch: {scale.global_batch} answers are no whole number of groups of {args.num_generations} "
+            "(train.num_generations)."
+        )
+    if args.loss_type == "bnpo" and scale.workers * scale.micro_batch < scale.global_batch:
+        raise ValueError(
+            "train.loss_type: bnpo divides by the tokens of a micro-batch, so that another scale.micro_batch would be another loss. "
+            f"Use dapo, which divides by those of the step, or scale.micro_batch: {scale.global_batch // scale.workers}."
+        )
+    if args.num_iterations > 1 and args.save_steps % args.num_iterations:
+        raise ValueError(
+            f"train.save_steps: {args.save_steps:g} is no multiple of train.num_iterations ({args.num_iterations}), and a run can't be resumed "
+            "between two passes over the same answers."
+        )
+    if args.temperature <= 0:
+        raise ValueError(f"train.temperature: answers are sampled: must be above 0, is {args.temperature}.")

@@ -1,0 +1,185 @@
+"""GRPO: its first loss and gradient by hand, answers that depend on nothing but their place, resumes, workers, and missing rewards."""
+
+import json
+
+import pytest
+import torch
+
+from lib.methods.rl.group_sampler import GroupSampler
+from tests.methods import rewarded
+from tests.methods.as_worker import Two
+from tests.methods.rewarded import logged
+from tests.stages import planned
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model, tmp_path_factory) -> str:
+    return rewarded.base(tiny_model, str(tmp_path_factory.mktemp("base")))
+
+
+def totals(numbers: list[list[float]]) -> torch.Tensor:
+    """Returns the rewards of `rewarded.options`, weighted."""
+    return torch.tensor([0.1 * chrf - 0.5 * length for chrf, length in numbers])
+
+
+def advantages(rewards) -> torch.Tensor:
+    groups = rewards.view(-1, 4)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def test_the_first_loss_and_gradient_are_those_of_a_computation_by_hand(base, tmp_path):
+    """L = −Σ_i A_i Σ_t log π(y_it) ÷ Σ_i T_i, since the ratio is 1 before the first update (dapo: a mean over the tokens of the step)."""
+    from transformers import AutoModelForCausalLM
+
+    trainer = rewarded.built(base, str(tmp_path), max_steps=1)
+    trainer.train()
+    drawn, numbers = trainer.generation.drawn, trainer.generation.numbers
+    advantage, sizes = advantages(totals(numbers)), torch.tensor([len(r.answer) for r in drawn])
+    assert len(drawn) == 8 and len(set(sizes.tolist())) > 1 and advantage.abs().max() > 0.5
+    assert logged(trainer, "loss")[0] == pytest.approx(-(advantage * sizes).sum().item() / sizes.sum().item(), abs=1e-5)
+
+    model, loss = AutoModelForCausalLM.from_pretrained(base, dtype="float32"), 0.0
+    for rollout, a in zip(drawn, advantage, strict=True):
+        ids = torch.tensor([rollout.prompt + rollout.answer])
+        logp = model(ids).logits[0, len(rollout.prompt) - 1 : -1].log_softmax(-1)
+        loss = loss - a * logp.gather(1, torch.tensor(rollout.answer)[:, None]).sum() / sizes.sum()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    assert logged(trainer, "grad_norm")[0] == pytest.approx(norm, rel=1e-4)
+
+
+def test_an_answer_depends_on_seed_step_prompt_and_number_alone(base, tmp_path):
+    trainer = rewarded.built(base, str(tmp_path))
+    rollouts = trainer.generation.ready(trainer.model.train())
+    prompts = [row["prompt"] for row in trainer.train_dataset]
+    asked, numbers = [p for p in prompts for _ in range(4)], [0, 1, 2, 3] * len(prompts)
+    together = rollouts.answers(asked, numbers, step=3)
+    rollouts.generator.batch_rows = 3
+    order = list(range(len(asked)))[::-1]
+    apart = rollouts.answers([asked[i] for i in order], [numbers[i] for i in order], step=3)
+    assert apart[::-1] == together
+    assert len({tuple(r.answer) for r in together[:4]}) > 1
+    assert rollouts.answers(asked, numbers, step=4) != together
+    assert trainer.model.training
+
+
+def test_each_step_asks_whole_groups_of_prompts_in_an_order_of_its_epoch():
+    sampler = GroupSampler(rows=5, per_step=2, group=3, repeats=2, seed=0)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 6 * 3 * 2
+    steps = [first[at : at + 12] for at in range(0, 36, 12)]
+    for step in steps:
+        a, b = step[0], step[3]
+        assert step == ([a] * 3 + [b] * 3) * 2 and a != b
+    order = [row for step in steps for row in (step[0], step[3])]
+    assert sorted(order[:5]) == [0, 1, 2, 3, 4] and order[5] == order[0]
+    sampler.set_epoch(1)
+    second = sampler.order()
+    assert second != order and sorted(second[:5]) == [0, 1, 2, 3, 4]
+    dropped = GroupSampler(5, 2, 3, 1, 0, drop=True)
+    assert dropped.order() == order[:4] and len(dropped) == 12
+
+
+def test_micro_batches_and_workers_change_no_step(base, tmp_path):
+    two = Two("tests.methods.rewarded", str(tmp_path / "two"), base, cache=str(tmp_path / "cache"))
+    ones = [rewarded.built(base, str(tmp_path / f"{micro}"), micro=micro, max_steps=3) for micro in (8, 2)]
+    for trainer in ones:
+        trainer.train()
+    other = two.result()
+    for name, key in (("losses", "loss"), ("rewards", "reward")):
+        whole, small = (logged(trainer, key) for trainer in ones)
+        assert (
+            len(whole) == 3
+            and small == pytest.approx(whole, abs=2e-5)
+            and other[name] == pytest.approx(whole, abs=2e-5)
+        )
+    assert other["heldout"]["eval_reward"] == pytest.approx(ones[0].evaluate()["eval_reward"], abs=1e-6)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_run_resumed_in_the_second_epoch_is_bit_equal(passes, base, tmp_path):
+    keys = {"max_steps": 6 * passes, "save_steps": 4 * passes, "num_iterations": passes, "beta": 0.04}
+    whole = rewarded.built(base, str(tmp_path / "whole"), **keys)
+    whole.train()
+    again = rewarded.built(base, str(tmp_path / "again"), **keys)
+    again.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{4 * passes}"))
+    assert logged(again, "loss") == logged(whole, "loss") and logged(again, "kl") == logged(whole, "kl")
+    for name, p in whole.model.state_dict().items():
+        assert torch.equal(p, again.model.state_dict()[name]), name
+    assert whole.state.epoch == 2 and (passes == 1 or max(logged(whole, "clip_ratio/region_mean")) > 0)
+
+
+def test_an_answer_without_a_reward_is_left_out_and_counted(base, tmp_path):
+    """The other answers' advantages are those of their group without it; a missing reward isn't a 0."""
+    trainer = rewarded.built(base, str(tmp_path), max_steps=1)
+    rewards = trainer.generation.rewards
+    real = rewards.scores[0]
+    rewards.scores[0] = lambda rows, rollouts: [None if i == 1 else x for i, x in enumerate(real(rows, rollouts))]
+    trainer.train()
+    numbers, drawn = trainer.generation.numbers, trainer.generation.drawn
+    assert numbers[1] == [None, None] and logged(trainer, "rewards/missing") == [0.125]
+    left = totals([n for i, n in enumerate(numbers) if i != 1])
+    group = left[:3]
+    advantage = torch.cat(
+        [((group - group.mean()) / (group.std() + 1e-4))[[0]], torch.zeros(1),
+         ((group - group.mean()) / (group.std() + 1e-4))[1:], advantages(left[3:])]
+    )  # fmt: skip
+    sizes = torch.tensor([len(r.answer) for r in drawn])
+    assert logged(trainer, "loss")[0] == pytest.approx(-(advantage * sizes).sum().item() / sizes.sum().item(), abs=1e-5)
+    assert logged(trainer, "reward")[0] == pytest.approx(left.mean().item(), abs=1e-5)
+
+
+def test_tasks_score_what_follows_the_reasoning_and_read_references_from_rows():
+    from lib.methods.rl import rewards
+    from lib.methods.rl.rollouts import Rollout
+
+    task, metric = rewards.task_metric("gsm8k")
+    assert metric == "exact" and task.reference("3 + 4 = 7\n#### 7") == "7" == task.reference("7")
+    with pytest.raises(ValueError, match="no number"):
+        task.reference("seven")
+    rollout = Rollout([1], [2], True, "<think>\n7 or 8?\n</think>\n\n#### 8")
+    assert task.score(rewards.Example("", [], "8"), rollout.final)["exact"] == 1.0
+    assert rewards.task_metric("demo.slots")[1] == "slots"
+
+
+def test_rewards_are_limited_before_their_weights():
+    from lib.methods.rl.rewards import Rewards
+
+    scored = Rewards(["a", "b"], [2.0, -1.0], [lambda rows, out: [3.0, -0.5], lambda rows, out: [0.25, 9.0]], clip=1.0)
+    numbers = scored.score([{}, {}], [None, None])
+    assert numbers == [[1.0, 0.25], [-0.5, 1.0]] and [scored.total(n) for n in numbers] == [1.75, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--rewards.dmeo", "1"], "rewards.dmeo: there is none. Nearest: demo"),
+        (["--rewards.demo.slot", "1"], "rewards.demo.slot: demo has no metric slot. Nearest: slots"),
+        (["--rewards.humaneval", "1"], "rewards.humaneval: its rows hold more than an answer"),
+        (["--rewards.run:runs/none", "1"], "rewards.run:runs/none"),
+        (["--rewards.demo", "much"], "rewards.demo: the weight must be a number, is 'much'"),
+        (["--rewards.length", "0", "--rewards.reference.chrf", "0"], "rewards: name at least one"),
+        (["--train.num_generations", "3"], "scale.global_batch: 8 answers are no whole number of groups of 3"),
+        (["--train.num_iterations", "4"], "train.save_steps: 3 is no multiple"),
+        (["--train.loss_type", "bnpo"], "train.loss_type: bnpo divides by the tokens of a micro-batch"),
+        (["--train.use_vllm", "true"], "train.use_vllm is not a key"),
+        (["--train.temperature", "0"], "train.temperature: answers are sampled"),
+        (["--train.max_completion_length", "600"], "train.max_completion_length: 11 of 11 prompts"),
+        (["--scale.strategy", "zero3"], "scale.strategy: zero3 shards the weights"),
+        (["--model.adapter", "prefix"], "model.adapter: prefix isn't supported here"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_key(words, says, base, tmp_path):
+    with pytest.raises(ValueError) as e:
+        planned("grpo", [*rewarded.options(base, str(tmp_path), save_steps=3), *words])
+    assert says in str(e.value)
+
+
+def test_prompts_without_answers_are_refused_for_a_reward_that_compares(base, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(8)))
+    argv = [*rewarded.options(base, str(tmp_path)), "--data.source", str(file), "--data.heldout_fraction", "0.3"]
+    with pytest.raises(ValueError, match=r"rewards.reference.chrf: compares answers with right ones"):
+        planned("grpo", argv)
+    lines = dict(planned("grpo", [*argv, "--rewards.reference.chrf", "0"]).lines())
+    assert lines["rewards"] == "-0.5 × length; 4 answers to each prompt, up to 6 tokens"
