@@ -41,6 +41,12 @@ class Work:
     defaults: dict = field(init=False)
 
     def __post_init__(self):
+        if self.stage.rewarded:
+            raise UsageError(
+                f"jobs/{self.stage.name}.py: its hours and dollars can't be estimated yet, since they depend on the lengths of answers that "
+                "the model gives while it learns. Take a few steps on the machine (--train.max_steps 5): the log has step_time. "
+                "Rented machines keep to the budget all the same."
+            )
         self.defaults = {key: f.default for key, f in trl_fields.read(self.stage.config).items()}
         self.lengths = measure(
             self.job, self.stage.rows, self.train("max_length") or 1024, self.train("objective"), self.embeds,

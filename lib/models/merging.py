@@ -58,7 +58,11 @@ def probe(trainer):
     row = trainer.train_dataset[0]
     if "input_ids" in row:
         return torch.tensor([list(row["input_ids"])[:PROBE]])
-    ids = [*(row.get("prompt_ids") or []), *(row.get("chosen_ids") or row["completion_ids"])]
+    answer = row.get("chosen_ids") or row.get("completion_ids")
+    if answer:
+        ids = [*(row.get("prompt_ids") or []), *answer]
+    else:  # a prompt that the model answers while it trains
+        ids = trainer.processing_class.apply_chat_template(row["prompt"], tokenize=True, return_dict=True)["input_ids"]
     return torch.tensor([ids[:PROBE]])
 
 

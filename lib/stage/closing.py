@@ -35,6 +35,7 @@ def finish(run: Run, job: Job) -> bool:
             for name in ("recall@1", "accuracy")
             if job.makes in ("encoder", "classifier") and held and f"eval_{name}" in held[-1]
         ],
+        *_heldout_rewards(run),
         ("tokens", f"{p['tokens']:,}" + (f" at {rate:,.0f}/s" if (rate := p["tokens_per_second"]) else "")),
         ("time", ", ".join(f"{k} {v:.0f} s" for k, v in p["seconds"].items())),
         ("memory", f"{p['peak_memory_bytes'] / 2**30:.1f} GiB, peak of one worker"),
@@ -47,6 +48,17 @@ def finish(run: Run, job: Job) -> bool:
     for command in _next(run, job):
         print(f"  {command}")
     return True
+
+
+def _heldout_rewards(run: Run) -> list[tuple[str, str]]:
+    """Returns lines with the mean reward of greedy answers to held-out prompts, at the start, if it was measured, and at the end."""
+    held = [r for r in run.metrics() if "eval_reward" in r]
+    names = [k for k in held[-1] if k == "eval_reward" or k.startswith("eval_rewards/")] if held else []
+    ends = held[:1] + held[-1:] if len(held) > 1 else held
+    return [
+        (f"held-out {name.removeprefix('eval_').removeprefix('rewards/')}", " → ".join(f"{r[name]:.3f}" for r in ends))
+        for name in sorted(names)
+    ]
 
 
 def _next(run: Run, job: Job) -> list[str]:

@@ -49,6 +49,8 @@ def _line(row: dict, first: tuple[float, int]) -> str:
     elapsed, done, total = time.time() - first[0], row["step"] - first[1], row["max_steps"]
     left = f"  {elapsed / done * (total - row['step']):.0f} s left" if done > 0 else ""
     rest = "  ".join(
-        f"{k} {row[k]:.4g}" for k in ("grad_norm", "learning_rate", "rewards/accuracies", "accuracy") if k in row
+        f"{k} {row[k]:.4g}"
+        for k in ("grad_norm", "learning_rate", "reward", "rewards/accuracies", "accuracy")
+        if k in row
     )
     return f"step {row['step']}/{total}  loss {row['loss']:.4f}  {rest}{left}"

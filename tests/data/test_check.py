@@ -187,7 +187,7 @@ def test_demo():
     assert labelled.conversion == "chosen answers as true, rejected ones as false" and labelled.wanted == 50
     with pytest.raises(
         ValueError,
-        match=r"data.source: demo has chat, preference, prompt, text, contrastive, classified rows, but this stage wants pair",
+        match=r"data.source: demo has chat, preference, prompt, problem, text, contrastive, classified rows, but this stage wants pair",
     ):
         check(Data(), ("pair",))
 

@@ -128,7 +128,7 @@ def test_parse_finds_the_only_ticket_line():
 def test_unknown_kind_and_split_are_refused():
     with pytest.raises(
         ValueError,
-        match=r"data.source: demo has rows for chat, preference, prompt, text, contrastive, classified; this stage wants 'pair'",
+        match=r"data.source: demo has rows for chat, preference, prompt, problem, text, contrastive, classified; this stage wants 'pair'",
     ):
         next(demo.rows("pair", "train"))
     with pytest.raises(ValueError, match="not 'test'"):

@@ -53,5 +53,7 @@ def test_the_task_scores_the_final_line():
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="demo_steps has rows for chat, prompt; this stage wants 'preference'"):
+    with pytest.raises(
+        ValueError, match="demo_steps has rows for chat, prompt, problem; this stage wants 'preference'"
+    ):
         next(demo_steps.rows("preference", "train"))

@@ -38,5 +38,9 @@ def check(job: Job, args: Any) -> None:
             f"train.save_steps: {args.save_steps:g} is no multiple of train.num_iterations ({args.num_iterations}), and a run can't be resumed "
             "between two passes over the same answers."
         )
+    if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError(
+            f"train.lr_scheduler_type: {args.lr_scheduler_type} goes by the held-out loss, which isn't measured here."
+        )
     if args.temperature <= 0:
         raise ValueError(f"train.temperature: answers are sampled: must be above 0, is {args.temperature}.")
