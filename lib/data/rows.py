@@ -161,6 +161,8 @@ def check_row(kind: str, row: dict, compared: bool = False) -> None:
         check_order(row["messages"], last=("assistant",))
     elif kind in ("prompt", "problem"):
         check_order(row["prompt"], last=("user", "tool"))
+        if kind == "problem" and not row["reference"].strip():
+            raise BadRow("the answer is empty")
     elif kind == "preference":
         check_order(row["prompt"], last=("user", "tool"))
         for side in ("chosen", "rejected"):

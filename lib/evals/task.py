@@ -49,7 +49,8 @@ class Task(Protocol):
 
         A task may have an attribute `at_once`: how many answers may be scored at the same time, for scoring that waits for
         subprocesses; a method `reference(answer) -> Any`: what `score` compares with, from the text of a right answer (ValueError if it
-        holds none), so that training rows can be scored too; and a method `final(completion) -> str | None`: the final answer in one form, so that samples can vote for it.
+        holds none), so that training rows can be scored too; and a method `final(completion) -> str | None`: the final answer in one
+        form, so that samples can vote for it.
         """
 
 

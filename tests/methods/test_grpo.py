@@ -80,6 +80,7 @@ def test_each_step_asks_whole_groups_of_prompts_in_an_order_of_its_epoch():
     assert dropped.order() == order[:4] and len(dropped) == 12
 
 
+@pytest.mark.slow
 def test_micro_batches_and_workers_change_no_step(base, tmp_path):
     two = Two("tests.methods.rewarded", str(tmp_path / "two"), base, cache=str(tmp_path / "cache"))
     ones = [rewarded.built(base, str(tmp_path / f"{micro}"), micro=micro, max_steps=3) for micro in (8, 2)]
@@ -94,6 +95,37 @@ def test_micro_batches_and_workers_change_no_step(base, tmp_path):
             and other[name] == pytest.approx(whole, abs=2e-5)
         )
     assert other["heldout"]["eval_reward"] == pytest.approx(ones[0].evaluate()["eval_reward"], abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"])
+def test_micro_batches_change_no_step_with_other_losses(loss, base, tmp_path):
+    keys = {
+        "loss_type": loss,
+        "max_steps": 4,
+        "num_iterations": 2,
+        "save_steps": 4,
+        "beta": 0.04,
+        "learning_rate": 1e-3,
+    }
+    if loss == "luspo":
+        keys["importance_sampling_level"] = "sequence"
+    whole, small = (rewarded.built(base, str(tmp_path / f"{micro}"), micro=micro, **keys) for micro in (8, 2))
+    for trainer in (whole, small):
+        trainer.train()
+    assert logged(small, "loss") == pytest.approx(logged(whole, "loss"), abs=2e-5)
+    assert logged(small, "kl") == pytest.approx(logged(whole, "kl"), abs=2e-5) and max(logged(whole, "kl")) > 0
+
+
+def test_held_out_answers_take_nothing_from_the_log_of_training(base, tmp_path):
+    apart, beside = (
+        rewarded.built(base, str(tmp_path / name), max_steps=3, logging_steps=3, **keys)
+        for name, keys in (("apart", {}), ("beside", {"eval_strategy": "steps", "eval_steps": 2}))
+    )
+    for trainer in (apart, beside):
+        trainer.train()
+    assert logged(beside, "reward") == logged(apart, "reward") and len(logged(beside, "reward")) == 1
+    held = [row for row in beside.state.log_history if "eval_reward" in row]
+    assert [row["step"] for row in held] == [2, 3] and not any("reward" in row for row in held)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -162,6 +194,8 @@ def test_rewards_are_limited_before_their_weights():
         (["--train.num_generations", "3"], "scale.global_batch: 8 answers are no whole number of groups of 3"),
         (["--train.num_iterations", "4"], "train.save_steps: 3 is no multiple"),
         (["--train.loss_type", "bnpo"], "train.loss_type: bnpo divides by the tokens of a micro-batch"),
+        (["--train.top_entropy_quantile", "0.2"], "train.top_entropy_quantile: ranks the tokens of a micro-batch"),
+        (["--train.sync_ref_model", "true"], "train.sync_ref_model: the changed reference isn't in checkpoints"),
         (["--train.use_vllm", "true"], "train.use_vllm is not a key"),
         (["--train.temperature", "0"], "train.temperature: answers are sampled"),
         (["--train.max_completion_length", "600"], "train.max_completion_length: 11 of 11 prompts"),

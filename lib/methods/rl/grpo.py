@@ -83,7 +83,7 @@ def trainer(job: Job, args, inputs: data.Loaded) -> GRPOTrainer:
         rollout_func=generation.answer, **shared,
     )  # fmt: skip
     made.evaluate = HeldoutAnswers(made, generation.ready, generation.rewards)
-    made.counts = lambda batch: {"answers": len(batch["prompt_ids"]), "tokens": int(batch["completion_mask"].sum())}
+    made.counts = lambda batch: {"tokens": int(batch["completion_mask"].sum())}  # which TRL's metrics are means over
     made.group_sampler = GroupSampler(
         len(inputs.train), job.scale.global_batch // args.num_generations, args.num_generations,
         args.num_iterations * args.steps_per_generation, args.seed, args.dataloader_drop_last,

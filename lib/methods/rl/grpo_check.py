@@ -28,10 +28,20 @@ def check(job: Job, args: Any) -> None:
             f"scale.global_batch: {scale.global_batch} answers are no whole number of groups of {args.num_generations} "
             "(train.num_generations)."
         )
-    if args.loss_type == "bnpo" and scale.workers * scale.micro_batch < scale.global_batch:
+    whole = scale.workers == 1 and scale.micro_batch >= scale.global_batch
+    if args.loss_type == "bnpo" and not whole:
         raise ValueError(
             "train.loss_type: bnpo divides by the tokens of a micro-batch, so that another scale.micro_batch would be another loss. "
-            f"Use dapo, which divides by those of the step, or scale.micro_batch: {scale.global_batch // scale.workers}."
+            f"Use dapo, which divides by those of the step, or scale.workers: 1 and scale.micro_batch: {scale.global_batch}."
+        )
+    if args.top_entropy_quantile < 1 and not whole:
+        raise ValueError(
+            "train.top_entropy_quantile: ranks the tokens of a micro-batch, so that another scale.micro_batch would be another loss. "
+            f"Leave it out, or set scale.workers: 1 and scale.micro_batch: {scale.global_batch}."
+        )
+    if args.sync_ref_model:
+        raise ValueError(
+            "train.sync_ref_model: the changed reference isn't in checkpoints, so no run could be resumed. Leave it out."
         )
     if args.num_iterations > 1 and args.save_steps % args.num_iterations:
         raise ValueError(

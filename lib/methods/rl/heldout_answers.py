@@ -33,6 +33,9 @@ class HeldoutAnswers:
             found[f"{metric_key_prefix}_reward"] = sum(totals) / len(totals)
             for at, name in enumerate(self.rewards.names):
                 found[f"{metric_key_prefix}_rewards/{name}"] = sum(n[at] or 0.0 for n in whole) / len(whole)
+        was = t.model.training
+        t.model.eval()  # TRL's log would otherwise add the means of the steps since the last log, and forget them
         t.log(found)
+        t.model.train(was)
         t.control = t.callback_handler.on_evaluate(t.args, t.state, t.control, found)
         return found
