@@ -5,12 +5,21 @@ RANK=0 WORLD_SIZE=2 … python -m tests.methods.pretrained FOLDER TEXTS OBJECTIV
 
 import json
 import sys
+from pathlib import Path
 
+from tests.conftest import WORDS
 from tests.methods import as_worker
 from tests.methods.as_worker import losses
 
 LENGTH = 12
 """Tokens of text in a block."""
+
+
+def texts(folder: Path) -> str:
+    """Writes a file of short texts, one a line, that fill 22 blocks. Returns the file."""
+    said = [f"the {a} {b} is near the {c}." for a, b, c in zip(WORDS * 2, WORDS[5:] * 3, WORDS[7:] * 4, strict=False)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
+    return str(folder / "texts.jsonl")
 
 
 def built(objective: str, texts: str, folder: str, *, workers: int = 1, micro: int = 4, **train):

@@ -12,7 +12,6 @@ from lib.methods.pretraining.trainer import OBJECTIVES
 from lib.models import export, from_scratch, load
 from lib.stage.training_arguments import arguments
 from tests import stages
-from tests.conftest import WORDS
 from tests.methods import pretrained
 from tests.methods.as_worker import Two
 
@@ -30,11 +29,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> str:
-    """A file of short texts, one a line, that fill 22 blocks."""
-    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    said = [f"the {a} {b} is near the {c}." for a, b, c in zip(WORDS * 2, WORDS[5:] * 3, WORDS[7:] * 4, strict=False)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
-    return str(path)
+    return pretrained.texts(tmp_path_factory.mktemp("texts"))
 
 
 def weights(trainer) -> dict:
