@@ -231,6 +231,13 @@ def test_an_engine_that_is_killed_is_replaced(server, wide):
     assert answers(url, "early") != expected(wide)  # loaded again
 
 
+def timed(url: str, tokens: int) -> float:
+    """Returns the seconds that an answer of so many tokens takes."""
+    began = time.monotonic()
+    assert write(url, tokens).json()["usage"]["completion_tokens"] == tokens
+    return time.monotonic() - began
+
+
 def test_sigterm_lets_answers_end(server):
     url, process = server
     begun: list = []
@@ -238,9 +245,8 @@ def test_sigterm_lets_answers_end(server):
         throttled((p.pid for p in warm.tree(process)), ("VLLM::EngineCore", "VLLM::Worker")),
         ThreadPoolExecutor(2) as pool,
     ):
-        began = time.monotonic()
-        assert write(url, 40).json()["usage"]["completion_tokens"] == 40
-        many = min(16000, int(40 * 20 / (time.monotonic() - began)))
+        fastest = min(timed(url, 40) for _ in range(4))  # any one may have waited for other programs
+        many = min(16000, int(40 * 20 / fastest))
         streamed, whole = pool.submit(stream, url, many, begun), pool.submit(write, url, many)
         wait_for(lambda: begun and running(url) == 2)
         process.send_signal(signal.SIGTERM)
