@@ -127,6 +127,7 @@ def test_table(config, capsys):
         assert word in out, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", [["--train.betta", "0.1"], ["--scale.global_batch", "0"], ["--model.base", "runs/nowhere"]]
 )

@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+from lib.errors import UsageError
 from lib.methods.distillation import trainer
 from lib.run import Run
 from tests.conftest import run_job
+from tests.stages import planned
 
 TEACHER, STUDENT = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
 
@@ -95,16 +97,15 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_tokens(tiny_
     ],
 )
 def test_wrong_requests(tiny_model, tmp_path, argv, says):
-    import re
-
-    done = job(tmp_path, tiny_model, tiny_model, *argv)
-    assert done.returncode == 2 and re.search(says, done.stderr), done.stderr
+    options = ["--model.base", tiny_model, "--train.teacher", tiny_model, "--run", str(tmp_path / "run"), *argv]
+    with pytest.raises(UsageError, match=says):
+        planned("distill", options)
     assert not (tmp_path / "run").exists()
 
 
 def test_no_teacher(tiny_model, tmp_path):
-    done = run_job("distill", "--model.base", tiny_model, "--run", str(tmp_path / "run"))
-    assert done.returncode == 2 and "train.teacher: name a model" in done.stderr
+    with pytest.raises(UsageError, match=r"train\.teacher: name a model"):
+        planned("distill", ["--model.base", tiny_model, "--run", str(tmp_path / "run")])
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ def test_micro_batches_and_workers_change_no_step(base, tmp_path):
     assert other["heldout"]["eval_reward"] == pytest.approx(ones[0].evaluate()["eval_reward"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"])
 def test_micro_batches_change_no_step_with_other_losses(loss, base, tmp_path):
     keys = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from lib.errors import UsageError
 from lib.methods.pruning import methods, pruned
 from lib.methods.pruning.importance import columns, linears, seen
 from lib.models import surgery
@@ -182,8 +183,9 @@ def test_wrong_requests(tiny_model, tmp_path, more, says):
 
 def test_without_held_out_rows_nothing_begins(tiny_model, chats_file, tmp_path):
     more = ["--train.keep_channels", "64", "--data.source", chats_file, "--data.heldout_fraction", "0"]
-    done = run_job("prune", *words(tiny_model, run := Run(str(tmp_path / "run")), *more))
-    assert done.returncode == 2 and "no held-out rows" in done.stderr and not run.exists()
+    with pytest.raises(UsageError, match="no held-out rows"):
+        planned("prune", words(tiny_model, run := Run(str(tmp_path / "run")), *more))
+    assert not run.exists()
 
 
 def test_the_weights_of_a_hub_model_are_found(tiny_model, tmp_path, monkeypatch):
