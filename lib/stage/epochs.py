@@ -67,13 +67,14 @@ def fill(trainer: Trainer, batch: int) -> int:
 
     def filled() -> DataLoader:
         found = loader()
-        inner: Any = found.batch_sampler
+        outer: Any = found.batch_sampler
+        inner = outer
         while hasattr(inner, "batch_sampler"):  # unwraps samplers that hold one worker's share of another sampler
             inner = inner.batch_sampler
         by_epoch = getattr(trainer.train_dataset, "by_epoch", False)
         inner.sampler = groups or Filled(inner.sampler, batch, trainer.args.dataloader_drop_last, by_epoch)
         # Of several workers that resume within an epoch, accelerate's samplers are nested too deep for the Trainer to reach this one.
-        found.batch_sampler.set_epoch = inner.sampler.set_epoch
+        outer.set_epoch = inner.sampler.set_epoch
         return found
 
     trainer.get_train_dataloader = filled  # type: ignore[method-assign]  # the Trainer has no other hook

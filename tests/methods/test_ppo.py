@@ -102,7 +102,7 @@ def test_the_value_loss_takes_the_larger_of_two_squares():
 def test_the_surrogate_is_a_mean_over_the_tokens_of_all_answers():
     advantages = torch.tensor([[1, -0.5, 0.3, 2], [-1, 0.7, -0.2, 0]])
     for change in (lambda x: x, scribbled):
-        loss, clipped = surrogate(change(LOGP), OLD, change(advantages), MASK, 0.2)
+        loss, _ = surrogate(change(LOGP), OLD, change(advantages), MASK, 0.2)
         near(loss / 7, -0.1253305)
     rows = [surrogate(LOGP[i : i + 1], OLD[i : i + 1], advantages[i : i + 1], MASK[i : i + 1], 0.2)[0] for i in (0, 1)]
     near((rows[0] / 4 + rows[1] / 3) / 2, -0.0637613)
