@@ -202,6 +202,11 @@ def test_rewards_are_limited_before_their_weights():
         (["--train.max_completion_length", "600"], "train.max_completion_length: 11 of 11 prompts"),
         (["--scale.strategy", "zero3"], "scale.strategy: zero3 shards the weights"),
         (["--model.adapter", "prefix"], "model.adapter: prefix isn't supported here"),
+        (["--model.adapter", "pissa"], "model.adapter: pissa isn't supported here"),
+        (
+            ["--model.adapter", "lora", "--model.peft.init_lora_weights", "olora", "--train.beta", "0.04"],
+            "model.peft.init_lora_weights: olora changes the base's weights",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_key(words, says, base, tmp_path):

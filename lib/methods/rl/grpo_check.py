@@ -7,8 +7,9 @@ from typing import Any
 from lib.config.job import Job
 from lib.methods.rl import rewards
 
-ADAPTERS = ("lora", "rslora", "dora", "pissa", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "vera")
-"""Adapters with which a model can answer while it trains, and whose base is the reference. AdaLoRA's schedule isn't tried with them."""
+ADAPTERS = ("lora", "rslora", "dora", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "vera")
+"""Adapters with which a model can answer while it trains, and whose base is the reference. Without PiSSA's, the base
+isn't model.base; AdaLoRA's schedule isn't tried."""
 
 
 def check(job: Job, args: Any) -> None:
@@ -21,6 +22,12 @@ def check(job: Job, args: Any) -> None:
         )
     if job.model.adapter not in ("none", *ADAPTERS):
         raise ValueError(f"model.adapter: {job.model.adapter} isn't supported here. Use none or {', '.join(ADAPTERS)}.")
+    start = job.model.peft.get("init_lora_weights", True)
+    if args.beta and start not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(
+            f"model.peft.init_lora_weights: {start} changes the base's weights, and with train.beta the base is the reference model. "
+            "Leave one of them out."
+        )
     if args.num_generations < 2:
         raise ValueError("train.num_generations: an answer is compared with others to its prompt: must be 2 or more.")
     if scale.global_batch % args.num_generations:
