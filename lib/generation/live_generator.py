@@ -12,8 +12,8 @@ from lib.models.window import positions
 
 
 class LiveGenerator(TransformersGenerator):
-    """model: the trainer's, with or without an adapter; model_dir: the folder that it was loaded from; device: cpu or cuda;
-    precision: bf16, fp16 or fp32, as the training steps compute."""
+    """Generates only; it doesn't score. model: the trainer's, with or without an adapter; model_dir: the folder that it was
+    loaded from; device: cpu or cuda; precision: bf16, fp16 or fp32, as the training steps compute."""
 
     def __init__(self, model, tokenizer, model_dir: str, device: str, precision: str, batch_rows: int = 64):
         # Not the parent's __init__, which loads a model and prepares it for inference only.

@@ -28,7 +28,7 @@ def problems(job: Job) -> list[str]:
         out += _prefix(job)
     if chosen.soft:
         out += _soft(job)
-    return out + (_adalora(job) if m.adapter == "adalora" else [])
+    return out + _reference(job) + (_adalora(job) if m.adapter == "adalora" else [])
 
 
 def steps(job: Job, rows: int | None) -> list[str]:
@@ -50,6 +50,26 @@ def schedule(peft: Any, taken: int) -> str | None:
         f"model.peft.tinit and model.peft.tfinal: {peft.tinit} steps before ranks are allocated and {peft.tfinal} after it leave none of the "
         f"job's {taken}. Lower them, or train for more steps."
     )
+
+
+KEPT = (True, False, "gaussian", "orthogonal")
+"""Values of PEFT's init_lora_weights that leave the base's weights as they are."""
+
+
+def _reference(job: Job) -> list[str]:
+    """Returns what makes the base without the adapter another model than model.base, if it is the reference model."""
+    m, peft = job.model, {**ADAPTERS[job.model.adapter].sets, **job.model.peft}
+    if job.stage not in ("dpo", "kto") and not (job.stage == "grpo" and job.train.get("beta")):
+        return []
+    why = "the base's weights, and the base without the adapter is the reference model"
+    if m.adapter == "pissa":
+        return [f"model.adapter: pissa changes {why}. Use lora."]
+    out = []
+    if (start := peft.get("init_lora_weights", True)) not in KEPT:
+        out.append(f"model.peft.init_lora_weights: {start} changes {why}. Leave it out.")
+    if peft.get("bias", "none") != "none":
+        out.append(f"model.peft.bias: {peft['bias']} trains some of {why}. Leave it out.")
+    return out
 
 
 def _only_sft(job: Job) -> list[str]:

@@ -56,7 +56,7 @@ class Counts:
     def left(self, settings: Settings) -> int:
         """Returns how many batch rows the examples become."""
         if settings.answers:
-            return self.examples * settings.answers
+            return self.examples * settings.answers * settings.passes
         return -(-self.tokens // settings.max_length) if settings.packing else self.examples - self.dropped
 
     def __add__(self, other: Counts) -> Counts:

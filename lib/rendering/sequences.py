@@ -37,7 +37,9 @@ class Settings:
     masks_reasoning: bool = False
     """Whether reasoning in an answer carries no loss (data.reasoning: mask)."""
     answers: int = 0
-    """Answers to each prompt that the model generates and learns from, over all passes; 0: rows hold the answers."""
+    """Answers that the model generates to each prompt; 0: rows hold the answers."""
+    passes: int = 1
+    """How often it learns from each of them."""
     answer_tokens: int = 0
     """Longest of them."""
     virtual: int = 0
@@ -61,7 +63,8 @@ class Settings:
             embeds=makes == "encoder",
             classifies=makes == "classifier",
             masks_reasoning=reasoning == "mask",
-            answers=(getattr(train, "num_generations", None) or 0) * (getattr(train, "num_iterations", None) or 1),
+            answers=getattr(train, "num_generations", None) or 0,
+            passes=getattr(train, "num_iterations", None) or 1,
             answer_tokens=getattr(train, "max_completion_length", None) or 0,
             virtual=virtual,
         )

@@ -66,11 +66,7 @@ class Plan:
     def _rewards(self) -> str:
         terms = [f"{weight:g} × {name}" for name, weight in (self.job.rewards or {}).items()]
         s = self.rendered.settings if self.rendered else None
-        drawn = (
-            f"; {self.job.train.get('num_generations', 8)} answers to each prompt, up to {s.answer_tokens} tokens"
-            if s
-            else ""
-        )
+        drawn = f"; {s.answers} answers to each prompt, up to {s.answer_tokens} tokens" if s else ""
         return " + ".join(terms) + drawn
 
     def lines(self) -> list[tuple[str, str]]:

@@ -257,7 +257,7 @@ def save_work(trainer: Trainer, strategy: str) -> None:
     packed = neftune.install(trainer) or packed  # nor do rows whose noise differs
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         if not packed:
-            prefixes.install(model)
+            prefixes.install(trainer.accelerator.unwrap_model(model))  # TRL wraps a reference for DeepSpeed
     if strategy == "ddp":  # sharded weights are gathered by running the layers that lib/models/cpu_lora.py bypasses
         cpu_lora.install(trainer.model)
 

@@ -34,3 +34,18 @@ def test_a_job_with_a_reward_run_resumes_bit_equal(local_ray, tiny_model, runs, 
     assert done.returncode == 0, done.stderr
     assert cut.provenance()["model_sha256"] == said["model_sha256"]
     assert [r["reward"] for r in cut.metrics() if "reward" in r] == [r["reward"] for r in rows if "reward" in r]
+
+
+@pytest.mark.slow
+def test_zero_takes_the_steps_of_ddp_with_a_reference_model(local_ray, tiny_model, tmp_path):
+    base, found = rewarded.base(tiny_model, str(tmp_path / "base")), []
+    for strategy in ("ddp", "zero2"):
+        run = Run(tmp_path / strategy)
+        words = rewarded.options(base, str(tmp_path), micro=2, max_steps=3, beta=0.04)
+        words += ["--scale.workers", "2", "--scale.strategy", strategy, "--run", run.path]
+        done = run_job("grpo", *words, env=local_ray)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append([(r["loss"], r["kl"], r["reward"]) for r in run.metrics() if "loss" in r])
+    assert len(found[0]) == 3 and max(kl for _, kl, _ in found[0]) > 1e-4
+    for one, other in zip(*found, strict=True):
+        assert other == pytest.approx(one, abs=1e-5)

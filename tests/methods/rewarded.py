@@ -1,6 +1,6 @@
 """Trains a tiny model by GRPO as a worker does, in this process or as one of two.
 
-RANK=0 WORLD_SIZE=2 … python -m tests.methods.rewarded FOLDER BASE     prints {"losses": […], "rewards": […]}
+RANK=0 WORLD_SIZE=2 … python -m tests.methods.rewarded FOLDER BASE     prints {"losses": […], "rewards": […], "heldout": {…}}
 """
 
 import json
@@ -49,8 +49,8 @@ def options(model: str, folder: str, micro: int = 4, **train) -> list[str]:
     return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
 
-def built(model: str, folder: str, *, workers: int = 1, micro: int = 4, extra: tuple[str, ...] = (), **train):
-    return as_worker.built("grpo", [*options(model, folder, micro, **train), *extra], folder, workers)
+def built(model: str, folder: str, *, workers: int = 1, micro: int = 4, **train):
+    return as_worker.built("grpo", options(model, folder, micro, **train), folder, workers)
 
 
 def logged(trainer, key: str) -> list[float]:

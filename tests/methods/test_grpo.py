@@ -202,7 +202,7 @@ def test_rewards_are_limited_before_their_weights():
         (["--train.max_completion_length", "600"], "train.max_completion_length: 11 of 11 prompts"),
         (["--scale.strategy", "zero3"], "scale.strategy: zero3 shards the weights"),
         (["--model.adapter", "prefix"], "model.adapter: prefix isn't supported here"),
-        (["--model.adapter", "pissa"], "model.adapter: pissa isn't supported here"),
+        (["--model.adapter", "pissa", "--train.beta", "0.04"], "model.adapter: pissa changes the base's weights"),
         (
             ["--model.adapter", "lora", "--model.peft.init_lora_weights", "olora", "--train.beta", "0.04"],
             "model.peft.init_lora_weights: olora changes the base's weights",

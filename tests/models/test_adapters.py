@@ -1,5 +1,6 @@
 """Every adapter of model.adapter: trains on a frozen base, resumes to the same bits, and exports what was trained."""
 
+import math
 import typing
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def trained_weights(made) -> dict:
 
 def test_every_adapter_has_its_config():
     assert ["none", *ADAPTERS] == list(typing.get_args(typing.get_type_hints(Model)["adapter"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [n for n, a in ADAPTERS.items() if n != "pissa" and not a.own and not a.soft])
+def test_the_base_without_it_is_the_reference_model(adapter, tiny_model, pairs_file, tmp_path):
+    """Before the first step both models are the same, so that DPO's loss is log 2."""
+    made, _ = trainer(adapter, tiny_model, pairs_file, tmp_path, stage="dpo")
+    made.train()
+    first = next(row for row in made.state.log_history if "loss" in row)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and first["rewards/chosen"] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 @pytest.mark.slow
