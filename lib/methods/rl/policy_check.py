@@ -1,0 +1,34 @@
+"""Settings that conflict in any stage whose model answers while it trains, found before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lib.config.job import Job
+from lib.methods.rl import rewards
+
+ADAPTERS = ("lora", "rslora", "dora", "pissa", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "vera")
+"""Adapters with which a model can answer while it trains, and whose base is the reference. AdaLoRA's schedule isn't tried."""
+
+
+def check(job: Job, args: Any) -> None:
+    """Raises ValueError, naming the key, if settings conflict. args: with the fields of StepGRPOConfig or PPOConfig."""
+    rewards.check(job, args)
+    scale = job.scale
+    if scale.strategy in ("fsdp", "zero3"):
+        raise ValueError(
+            f"scale.strategy: {scale.strategy} shards the weights, so the model can't answer. Use ddp or zero2."
+        )
+    if job.model.adapter not in ("none", *ADAPTERS):
+        raise ValueError(f"model.adapter: {job.model.adapter} isn't supported here. Use none or {', '.join(ADAPTERS)}.")
+    if args.num_iterations > 1 and args.save_steps % args.num_iterations:
+        raise ValueError(
+            f"train.save_steps: {args.save_steps:g} is no multiple of train.num_iterations ({args.num_iterations}), and a run can't be resumed "
+            "between two passes over the same answers."
+        )
+    if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError(
+            f"train.lr_scheduler_type: {args.lr_scheduler_type} goes by the held-out loss, which isn't measured here."
+        )
+    if args.temperature <= 0:
+        raise ValueError(f"train.temperature: answers are sampled: must be above 0, is {args.temperature}.")
