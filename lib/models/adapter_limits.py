@@ -59,7 +59,7 @@ KEPT = (True, False, "gaussian", "orthogonal")
 def _reference(job: Job) -> list[str]:
     """Returns what makes the base without the adapter another model than model.base, if it is the reference model."""
     m, peft = job.model, {**ADAPTERS[job.model.adapter].sets, **job.model.peft}
-    if job.stage not in ("dpo", "kto") and not (job.stage == "grpo" and job.train.get("beta")):
+    if job.stage not in ("dpo", "kto", "ppo") and not (job.stage == "grpo" and job.train.get("beta")):
         return []
     why = "the base's weights, and the base without the adapter is the reference model"
     if m.adapter == "pissa":

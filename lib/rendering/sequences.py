@@ -63,7 +63,7 @@ class Settings:
             embeds=makes == "encoder",
             classifies=makes == "classifier",
             masks_reasoning=reasoning == "mask",
-            answers=getattr(train, "num_generations", None) or 0,
+            answers=getattr(train, "num_generations", None) or int(hasattr(train, "max_completion_length")),
             passes=getattr(train, "num_iterations", None) or 1,
             answer_tokens=getattr(train, "max_completion_length", None) or 0,
             virtual=virtual,

@@ -69,19 +69,13 @@ def test_three_estimators_of_the_divergence():
 
 
 def test_the_score_is_at_an_answers_last_token_and_the_divergence_at_each():
-    """β = 0.5. The second answer was cut off and pays 2: 1.5 − 2 − 0.5 · 0.4 = −0.7."""
     k1 = torch.tensor([[0.1, 0.2, -0.4, 7], [8, 0.3, 0.4, 9]])
     mask = torch.tensor([[True, True, True, False], [False, True, True, False]])
-    scores, ended = torch.tensor([3.0, 1.5]), torch.tensor([True, False])
-    near(kl.token_rewards(k1, scores, ended, mask, 0.5, 2.0), [[-0.05, -0.1, 3.2, 0], [0, -0.15, -0.7, 0]])
-    near(kl.token_rewards(k1, scores, ended, mask, 0.5, None), [[-0.05, -0.1, 3.2, 0], [0, -0.15, 1.3, 0]])
+    near(kl.token_rewards(k1, torch.tensor([3.0, 1.5]), mask, 0.5), [[-0.05, -0.1, 3.2, 0], [0, -0.15, 1.3, 0]])
 
 
 def test_an_answer_that_fills_its_row_has_its_score_at_the_rows_end():
-    near(
-        kl.token_rewards(torch.zeros(1, 2), torch.ones(1), torch.ones(1).bool(), torch.ones(1, 2).bool(), 1.0, None),
-        [[0.0, 1]],
-    )
+    near(kl.token_rewards(torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2).bool(), 1.0), [[0.0, 1]])
 
 
 def test_the_adaptive_coefficient_moves_towards_its_target():

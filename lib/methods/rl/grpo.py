@@ -36,9 +36,7 @@ class Generation:
                 temperature=a.temperature, top_p=a.top_p, top_k=a.top_k, min_p=a.min_p or 0.0,
                 repetition_penalty=a.repetition_penalty, max_new_tokens=a.max_completion_length, seed=a.seed,
             )  # fmt: skip
-            precision = "bf16" if a.bf16 else "fp16" if a.fp16 else "fp32"
-            where = locate.path(self.job.model.base)
-            self.rollouts = Rollouts(model, self.tokenizer, where, a.device.type, sampling, precision=precision)
+            self.rollouts = Rollouts(model, self.tokenizer, locate.path(self.job.model.base), sampling, a)
         return self.rollouts
 
     def answer(self, prompts: list[list[dict]], trainer: GRPOTrainer) -> dict:

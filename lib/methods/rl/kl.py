@@ -24,20 +24,17 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return (ref_logp - logp).exp() - 1 - (ref_logp - logp)
 
 
-def token_rewards(
-    k1_BT: Tensor, scores_B: Tensor, ended_B: Tensor, mask_BT: Tensor, coef: float, penalty: float | None
-):
+def token_rewards(kl_BT: Tensor, scores_B: Tensor, mask_BT: Tensor, coef: float) -> Tensor:
     """Returns the reward of each token (B, T).
 
-        r_t = − β k1_t + [t is the answer's last token] (score − penalty [the answer has no end token])
-        Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2; Huang et al. 2024, https://arxiv.org/abs/2403.17031, on the
-        end token, where the score of an answer without one is a constant instead.
+        r_t = − β KL_t + [t is the answer's last token] score
+        Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2
 
-    coef: β; ended_B: whether the model ended the answer itself; penalty: None: 0. The last token is the end token, if there is one.
+    coef: β. The last token is the end token, if there is one; a penalty for answers without one (Huang et al. 2024,
+    https://arxiv.org/abs/2403.17031) is part of the score, as the reward `unfinished` with a weight below 0.
     """
     ends_BT = mask_BT & ~torch.cat([mask_BT[:, 1:], torch.zeros_like(mask_BT[:, :1])], 1)
-    scores_B = scores_B - (penalty or 0.0) * (~ended_B).to(scores_B.dtype)
-    return torch.where(mask_BT, -coef * k1_BT, 0) + torch.where(ends_BT, scores_B[:, None], 0)
+    return torch.where(mask_BT, -coef * kl_BT, 0) + torch.where(ends_BT, scores_B[:, None], 0)
 
 
 def adapted(coef: float, kl: float, answers: int, target: float, horizon: float) -> float:

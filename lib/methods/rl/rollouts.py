@@ -33,10 +33,11 @@ class Rollout:
 
 class Rollouts:
     """Draws answers with `sampling`, whose n and seed are replaced. model: the model under training, without DDP's wrapper;
-    precision: bf16, fp16 or fp32, as its training steps compute."""
+    args: the TrainingArguments of its steps, which give the device and the precision."""
 
-    def __init__(self, model, tokenizer, model_dir: str, device: str, sampling: Sampling, precision: str):
-        self.generator = LiveGenerator(model, tokenizer, model_dir, device, precision)
+    def __init__(self, model, tokenizer, model_dir: str, sampling: Sampling, args):
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+        self.generator = LiveGenerator(model, tokenizer, model_dir, args.device.type, precision)
         self.sampling = sampling
 
     def answers(self, prompts: list[list[dict]], numbers: list[int], step: int) -> list[Rollout]:
