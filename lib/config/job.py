@@ -158,6 +158,19 @@ class Eval:
 
 
 @dataclass
+class Rollouts:
+    """rollouts: where a model that learns from rewards draws its answers"""
+
+    workers: int = 0
+    """Processes that draw them, on any nodes of the cluster, each on a GPU or scale.cpus_per_worker cores as a training worker. 0: the
+    training workers draw them."""
+    batch: int = 16
+    """Answers that such a process draws at a time, rounded up to whole groups of answers to a prompt."""
+    without: Literal["draw", "wait"] = "draw"
+    """While none of them is up. draw: a training worker draws in its place. wait: for one to start."""
+
+
+@dataclass
 class Job:
     """The whole configuration of a training job, as stored in job.yaml."""
 
@@ -174,16 +187,21 @@ class Job:
     eval: Eval = field(default_factory=Eval)
     rewards: dict[str, float] | None = None
     """{name of a reward: its weight} of a stage that learns from rewards (lib/methods/rl/rewards.py); None for all others."""
+    rollouts: Rollouts | None = None
+    """Of a stage that learns from rewards; None for all others."""
     makes: str = "causal_lm"
     """Kind of model that model/ will hold, set by the stage (lib/stage/stage.py, Makes)."""
 
     def to_dict(self) -> dict:
-        return {key: value for key, value in asdict(self).items() if key != "rewards" or value is not None}
+        return {k: v for k, v in asdict(self).items() if k not in ("rewards", "rollouts") or v is not None}
 
     @classmethod
     def from_dict(cls, d: dict) -> Job:
-        return cls(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()})
+        known = SECTIONS | REWARDED
+        return cls(**{k: known[k](**v) if k in known and v is not None else v for k, v in d.items()})
 
 
 SECTIONS: dict[str, Any] = {"model": Model, "data": Data, "scale": Scale, "schedule": Schedule, "eval": Eval}
 """{section of the YAML: its class}; `train`, whose class the stage chooses, is missing."""
+REWARDED: dict[str, Any] = {"rollouts": Rollouts}
+"""More sections, of stages that learn from rewards."""

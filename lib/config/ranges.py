@@ -81,6 +81,7 @@ RANGES = {
     "scale.micro_batch": "[1, inf)",
     "scale.cpus_per_worker": "[1, inf)",
     "scale.max_failures": "[-1, inf)",
+    "rollouts.batch": "[1, inf)",
     "eval.limit": "[1, inf)",
     "eval.max_new_tokens": "[1, 1e6]",
     # of jobs/eval.py and jobs/quantize.py

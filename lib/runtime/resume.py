@@ -14,7 +14,7 @@ from lib.run import Run
 
 MAY_CHANGE = {
     "run", "makes", "scale.workers", "scale.min_workers", "scale.max_failures", "scale.cpus_per_worker", "scale.micro_batch", "eval",
-    "data.incomplete",
+    "data.incomplete", "rollouts.workers", "rollouts.without",
 }  # fmt: skip
 """Keys that may change on resume, because they don't move a sample to another step. `makes` follows from the stage."""
 

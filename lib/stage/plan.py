@@ -66,7 +66,8 @@ class Plan:
     def _rewards(self) -> str:
         terms = [f"{weight:g} × {name}" for name, weight in (self.job.rewards or {}).items()]
         s = self.rendered.settings if self.rendered else None
-        drawn = f"; {s.answers} answers to each prompt, up to {s.answer_tokens} tokens" if s else ""
+        each = f"{s.answers} answers" if s and s.answers > 1 else "an answer"
+        drawn = f"; {each} to each prompt, up to {s.answer_tokens} tokens" if s else ""
         return " + ".join(terms) + drawn
 
     def lines(self) -> list[tuple[str, str]]:

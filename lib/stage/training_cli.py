@@ -15,7 +15,7 @@ from lib.config import config_file, rewards, trl_fields
 from lib.config.adapters import ADAPTERS, LORA, configs
 from lib.config.command_line import OWNED, PEFT_OWNED, Request, option, parsed, refuse_clocks, stored, unknown
 from lib.config.config_file import read_yaml
-from lib.config.job import SECTIONS, Job
+from lib.config.job import REWARDED, SECTIONS, Job
 from lib.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def parse(stage: Stage, argv: list[str] | None = None) -> Request:
         argv, options = rewards.options(argv)
         weights = rewards.section(read_yaml(given) if given else kept, options)
     peft, notes = _adapter(argv, read_yaml(given) if given else kept)
-    known, kinds = _keys(stage.config, peft)
+    known, kinds = _keys(stage, peft)
     _check_options(argv, known, kinds)
     tree = read_yaml(given, kinds) if given else kept
     if stage.rewarded:
@@ -84,14 +84,19 @@ OPTIONS = {"help", "config", "print_config", "dry_run", "resume", "schema"}
 """Options that are no keys of the YAML."""
 
 
-def _keys(config_class: str, peft: str) -> tuple[set[str], dict[str, object]]:
+def sections(stage: Stage) -> dict[str, Any]:
+    """Returns {section: its class}, without `train`."""
+    return SECTIONS | (REWARDED if stage.rewarded else {})
+
+
+def _keys(stage: Stage, peft: str) -> tuple[set[str], dict[str, object]]:
     """Returns (the names that may be given, {key: type} of all keys, also of those that follow from others)."""
     kinds: dict[str, object] = {"run": str}
-    for section, cls in SECTIONS.items():
+    for section, cls in sections(stage).items():
         kinds |= config_file.types_of(cls, f"{section}.")
     del kinds["model.peft"]
-    known = {*kinds, *SECTIONS, *OPTIONS}
-    for section, name, owned in (("model.peft", peft, PEFT_OWNED), ("train", config_class, OWNED)):
+    known = {*kinds, *sections(stage), *OPTIONS}
+    for section, name, owned in (("model.peft", peft, PEFT_OWNED), ("train", stage.config, OWNED)):
         fields = {f"{section}.{key}": f.type for key, f in trl_fields.read(name).items()}
         kinds |= fields
         known |= fields.keys() - {f"{section}.{key}" for key in owned}
@@ -122,7 +127,7 @@ def _parser(stage: Stage, peft: str) -> ArgumentParser:
         default=f"runs/{stage.name}",
         help="the run directory to write: a local path or s3://bucket/path",
     )
-    for name, cls in SECTIONS.items():
+    for name, cls in sections(stage).items():
         parser.add_class_arguments(cls, name, skip={"peft"} if name == "model" else set())
     for section, borrowed, owned in (("model.peft", peft, PEFT_OWNED), ("train", stage.config, OWNED)):
         group = parser.add_argument_group(f"{section}: fields of {borrowed.replace(':', '.')}")
@@ -183,18 +188,18 @@ def schema(stage: Stage) -> dict:
         }
         return create_model(title, __config__=strict, **rows).model_json_schema()
 
-    sections = {}
-    for name, cls in SECTIONS.items():
-        sections[name] = TypeAdapter(with_config(strict)(cls)).json_schema()
+    schemas = {}
+    for name, cls in sections(stage).items():
+        schemas[name] = TypeAdapter(with_config(strict)(cls)).json_schema()
     kinds = [borrowed(name, cls, PEFT_OWNED) for cls, name in configs().items()]
-    sections["model"]["properties"]["peft"] = {"anyOf": kinds}
-    sections["train"] = borrowed("Train", stage.config, OWNED)
+    schemas["model"]["properties"]["peft"] = {"anyOf": kinds}
+    schemas["train"] = borrowed("Train", stage.config, OWNED)
     if stage.rewarded:
-        sections["rewards"] = {"type": "object", "additionalProperties": {"type": "number"}}
+        schemas["rewards"] = {"type": "object", "additionalProperties": {"type": "number"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": stage.example,
         "type": "object",
         "additionalProperties": False,
-        "properties": {"run": {"type": "string", "default": f"runs/{stage.name}"}, **sections},
+        "properties": {"run": {"type": "string", "default": f"runs/{stage.name}"}, **schemas},
     }

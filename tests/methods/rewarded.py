@@ -49,8 +49,8 @@ def options(model: str, folder: str, micro: int = 4, **train) -> list[str]:
     return [text for key, value in given.items() for text in (f"--{key}", str(value))]
 
 
-def built(model: str, folder: str, *, workers: int = 1, micro: int = 4, **train):
-    return as_worker.built("grpo", options(model, folder, micro, **train), folder, workers)
+def built(model: str, folder: str, *more: str, workers: int = 1, micro: int = 4, **train):
+    return as_worker.built("grpo", [*options(model, folder, micro, **train), *more], folder, workers)
 
 
 def logged(trainer, key: str) -> list[float]:

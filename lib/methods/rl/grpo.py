@@ -15,8 +15,9 @@ from lib.methods.rl import rewards
 from lib.methods.rl.group_sampler import GroupSampler
 from lib.methods.rl.heldout_answers import HeldoutAnswers
 from lib.methods.rl.rewards import Rewards
+from lib.methods.rl.rollout_pool import make
 from lib.methods.rl.rollouts import Rollout, Rollouts
-from lib.models import load, locate
+from lib.models import load
 
 
 class Generation:
@@ -36,7 +37,7 @@ class Generation:
                 temperature=a.temperature, top_p=a.top_p, top_k=a.top_k, min_p=a.min_p or 0.0,
                 repetition_penalty=a.repetition_penalty, max_new_tokens=a.max_completion_length, seed=a.seed,
             )  # fmt: skip
-            self.rollouts = Rollouts(model, self.tokenizer, locate.path(self.job.model.base), sampling, a)
+            self.rollouts = make(self.job, a, model, self.tokenizer, sampling)
         return self.rollouts
 
     def answer(self, prompts: list[list[dict]], trainer: GRPOTrainer) -> dict:

@@ -12,9 +12,10 @@ from lib.generation.sampling import Sampling
 from lib.methods.rl import rewards, value_model
 from lib.methods.rl.group_sampler import GroupSampler
 from lib.methods.rl.heldout_answers import HeldoutAnswers
+from lib.methods.rl.policy import policy
 from lib.methods.rl.ppo_config import PPOConfig
 from lib.methods.rl.ppo_trainer import PPOTrainer
-from lib.methods.rl.rollouts import Rollouts
+from lib.methods.rl.rollout_pool import make
 from lib.models import load, locate
 
 
@@ -22,17 +23,15 @@ def trainer(job: Job, args: PPOConfig, inputs: data.Loaded) -> PPOTrainer:
     """Returns the trainer of one worker. Raises ValueError for rows that a reward can't read, or a value model with another tokenizer."""
     for side in (inputs.train, inputs.heldout):
         rewards.check_references(job, side or [])
-    init, shared = dict(args.model_init_kwargs or {}), load.for_trainer(job.model, args)
-    tokenizer = shared["processing_class"]
-    policy = _policy(shared, init, args)
-    reference = None if "peft_config" in shared else _frozen(shared["model"], init).to(args.device)
-    value_model.install(policy, _value(policy, tokenizer, args))
-    disable_dropout_in_model(policy)  # the ratio of an update's first pass is 1
+    trained, tokenizer = policy(job.model, args)
+    reference = _reference(job, args) if job.model.adapter == "none" else None
+    value_model.install(trained, _value(trained, tokenizer, args))
+    disable_dropout_in_model(trained)  # the ratio of an update's first pass is 1
     sampling = Sampling(temperature=args.temperature, max_new_tokens=args.max_completion_length, seed=args.seed)
-    rollouts = Rollouts(policy, tokenizer, locate.path(job.model.base), sampling, args)
+    rollouts = make(job, args, trained, tokenizer, sampling)
     scored = rewards.make(job, args)
     made = PPOTrainer(
-        model=policy, ref_model=reference, rollouts=rollouts, scored=scored, args=args, train_dataset=inputs.train,
+        model=trained, ref_model=reference, rollouts=rollouts, scored=scored, args=args, train_dataset=inputs.train,
         eval_dataset=inputs.heldout, processing_class=tokenizer,
     )  # fmt: skip
     made.evaluate = HeldoutAnswers(made, lambda _: rollouts, scored)
@@ -42,32 +41,19 @@ def trainer(job: Job, args: PPOConfig, inputs: data.Loaded) -> PPOTrainer:
     return made
 
 
-def _policy(shared: dict, init: dict, args: PPOConfig) -> Any:
-    from peft import get_peft_model
-
-    made = load.auto("causal_lm").from_pretrained(
-        shared["model"], **init, **({"quantization_config": q} if (q := shared.get("quantization_config")) else {})
-    )
-    if "peft_config" not in shared:
-        return made
-    if args.gradient_checkpointing:
-        made.enable_input_require_grads()
-    return get_peft_model(made, shared["peft_config"])
-
-
-def _frozen(where: str, init: dict) -> Any:
-    made = load.auto("causal_lm").from_pretrained(where, **init)
+def _reference(job: Job, args: PPOConfig) -> Any:
+    made, _ = policy(job.model, args)
     disable_dropout_in_model(made)
-    return made.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False).to(args.device)
 
 
-def _value(policy: Any, tokenizer: Any, args: PPOConfig) -> Any:
-    if args.value is None:
-        return value_model.ValueHead(policy.config.get_text_config().hidden_size)
-    where = locate.path(args.value)
-    read = load.auto("reward").from_pretrained(where, dtype="float32", attn_implementation="eager")
+def _value(trained: Any, tokenizer: Any, args: PPOConfig) -> Any:
     from transformers import AutoTokenizer
 
+    if args.value is None:
+        return value_model.ValueHead(trained.config.get_text_config().hidden_size)
+    where = locate.path(args.value)
+    read = load.auto("reward").from_pretrained(where, dtype="float32", attn_implementation="eager")
     if AutoTokenizer.from_pretrained(where).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"train.value: {args.value} has another tokenizer than model.base, whose tokens it would value. "
