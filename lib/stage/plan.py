@@ -68,7 +68,9 @@ class Plan:
         s = self.rendered.settings if self.rendered else None
         each = f"{s.answers} answers" if s and s.answers > 1 else "an answer"
         drawn = f"; {each} to each prompt, up to {s.answer_tokens} tokens" if s else ""
-        return " + ".join(terms) + drawn
+        others = self.job.rollouts.workers if self.job.rollouts else 0
+        by = f", drawn by {others} rollout worker{'s' * (others > 1)}" if others else ""
+        return " + ".join(terms) + drawn + by
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""

@@ -1,4 +1,4 @@
-"""PPO as a whole job: an adapter and a value model on two workers, a resume from a checkpoint, and ZeRO."""
+"""PPO as a whole job: an adapter and a value model, a resume from a checkpoint with a rollout worker, and ZeRO on two workers."""
 
 import shutil
 
@@ -10,15 +10,15 @@ from tests.methods import rewarded, valued
 
 
 @pytest.mark.slow
-def test_a_job_with_a_value_model_resumes_bit_equal(local_ray, tiny_model, runs, tmp_path):
+def test_a_job_with_a_value_model_resumes_bit_equal_with_a_rollout_worker(local_ray, tiny_model, runs, tmp_path):
     base, run = rewarded.base(tiny_model, str(tmp_path / "base")), Run(tmp_path / "run")
     words = valued.options(base, str(tmp_path), micro=2, max_steps=6, value=runs["reward"], eval_on_start="true")
-    words += ["--model.adapter", "lora", "--model.peft.target_modules", "all-linear", "--scale.workers", "2"]
+    words += ["--model.adapter", "lora", "--model.peft.target_modules", "all-linear"]
     done = run_job("ppo", *words, "--run", run.path, env=local_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0.1 × reference.chrf + -0.5 × length; an answer to each prompt" in done.stdout
     said = run.provenance()
-    assert said["workers"] == 2 and said["identities"]["train.value"] and said["repeated_rows"] == 0
+    assert said["identities"]["train.value"] and said["repeated_rows"] == 0
     rows = run.metrics()
     assert sum("eval_reward" in r for r in rows) == 2 and sum("explained_variance" in r for r in rows) == 3
 
@@ -27,8 +27,9 @@ def test_a_job_with_a_value_model_resumes_bit_equal(local_ray, tiny_model, runs,
     cut.remove("model")
     cut.write_json("provenance.json", said | {"status": "running"})
     shutil.rmtree(cut.at("checkpoints/checkpoint-6"))
-    done = run_job("ppo", "--resume", cut.path, env=local_ray)
+    done = run_job("ppo", "--resume", cut.path, "--rollouts.workers", "1", "--rollouts.without", "wait", env=local_ray)
     assert done.returncode == 0, done.stderr
+    assert "rollout worker 0 has started" in done.stdout + done.stderr
     assert cut.provenance()["model_sha256"] == said["model_sha256"]
     assert [r["kl"] for r in cut.metrics() if "kl" in r] == [r["kl"] for r in rows if "kl" in r]
 
