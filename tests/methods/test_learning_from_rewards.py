@@ -49,16 +49,15 @@ def taught(tmp_path_factory) -> dict[str, str]:
     )
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    turns = [
+        [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        for row in found[HELDOUT:]
+    ]
+    text = [tok.apply_chat_template(t, tokenize=False) for t in turns]
+    ids = tok(text, return_tensors="pt", add_special_tokens=False)["input_ids"]  # all of one length
     for step in range(110):
-        some = random.Random(step).sample(found[HELDOUT:], 64)
-        turns = [
-            [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in some
-        ]
-        text = [tok.apply_chat_template(t, tokenize=False) for t in turns]
-        batch = tok(text, return_tensors="pt", padding=True, add_special_tokens=False)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
-        loss.backward()
+        some = random.Random(step).sample(range(len(ids)), 64)
+        model(input_ids=ids[some], labels=ids[some]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(folder / "base")
