@@ -7,7 +7,7 @@
     metrics.jsonl     one JSON object per log line, with `step`
     heldout.json      [sum of the loss, number of tokens, pairs or answers] of each held-out batch, at the end
     tensorboard/      event files, if train.report_to includes it
-    reports/          report.json, report.md, report.html of evaluations
+    reports/          report.json, report.md, report.html of evaluations; rl.html of a job that learns from rewards
     logs/             each process's library output (lib/runtime/logs.py)
     provenance.json   the run's inputs, code version and attempts; `status` is running, finished, failed or
                       interrupted

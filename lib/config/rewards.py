@@ -1,4 +1,5 @@
-"""The section `rewards` of stages that learn from rewards: {name of a reward: its weight}.
+"""The section `rewards` of stages that learn from rewards: {name of a reward: its weight}. One of weight 0 is measured on held-out
+prompts, and nothing is learnt from it.
 
 A name may be a path (run:runs/reward), with dots in it, which a parser of nested keys would split.
 """
@@ -32,17 +33,19 @@ def options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 def section(tree: dict, given: dict[str, str]) -> dict[str, float]:
     """Returns {name: weight} of a YAML's section and the command line's options, which replace weights of the same name.
 
-    A weight of 0 leaves a reward out. Raises UsageError for a weight that isn't a finite number.
+    null leaves a reward out. Raises UsageError for any other weight that isn't a finite number.
     """
     there = tree.get("rewards") or {}
     if not isinstance(there, dict):
         raise UsageError(f"rewards: must hold names and weights, such as demo: 1, is {there!r}.")
     weights = {}
     for name, value in {**there, **given}.items():
+        if value in (None, "null"):
+            continue
         try:
-            weights[name] = float("nan" if isinstance(value, bool) or value is None else value)
+            weights[name] = float("nan" if isinstance(value, bool) else value)
         except (TypeError, ValueError):
             weights[name] = math.nan
         if not math.isfinite(weights[name]):
-            raise UsageError(f"rewards.{name}: the weight must be a number, is {value!r}.")
-    return {name: weight for name, weight in weights.items() if weight}
+            raise UsageError(f"rewards.{name}: the weight must be a number, or null to leave it out, is {value!r}.")
+    return weights

@@ -42,12 +42,25 @@ def finish(run: Run, job: Job) -> bool:
         ("model", run.at("model")),
     ]
     show(rows, f"{job.stage}: finished")
+    if job.rewards:
+        warn(run, job)
     if job.eval.tasks and not _evaluate(run, job):
         return False
     print("Next:")
     for command in _next(run, job):
         print(f"  {command}")
     return True
+
+
+def warn(run: Run, job: Job) -> None:
+    """Writes the page of a run that learnt from rewards, and prints its warnings."""
+    from lib.methods.rl import page
+
+    for found in page.write(run, job):
+        print(f"\nWarning, {found.name}: {found.text}")
+        for line in found.lines():
+            print(f"  {line}")
+    print(f"Curves and warnings: {run.at(page.FILE)}\n")
 
 
 def _heldout_rewards(run: Run) -> list[tuple[str, str]]:

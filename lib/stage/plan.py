@@ -64,13 +64,15 @@ class Plan:
         return f"{chosen.title}{size}{where}, {end}"
 
     def _rewards(self) -> str:
-        terms = [f"{weight:g} × {name}" for name, weight in (self.job.rewards or {}).items()]
+        weights = self.job.rewards or {}
+        terms = [f"{weight:g} × {name}" for name, weight in weights.items() if weight]
+        measured = [name for name, weight in weights.items() if not weight]
         s = self.rendered.settings if self.rendered else None
         each = f"{s.answers} answers" if s and s.answers > 1 else "an answer"
         drawn = f"; {each} to each prompt, up to {s.answer_tokens} tokens" if s else ""
         others = self.job.rollouts.workers if self.job.rollouts else 0
         by = f", drawn by {others} rollout worker{'s' * (others > 1)}" if others else ""
-        return " + ".join(terms) + drawn + by
+        return " + ".join(terms) + drawn + by + (f"; measured only: {', '.join(measured)}" if measured else "")
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the plan as (label, text) rows of a table."""

@@ -1,6 +1,7 @@
 """GRPO: its first loss and gradient by hand, answers that depend on nothing but their place, resumes, workers, and missing rewards."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -129,6 +130,29 @@ def test_held_out_answers_take_nothing_from_the_log_of_training(base, tmp_path):
     assert [row["step"] for row in held] == [2, 3] and not any("reward" in row for row in held)
 
 
+def test_a_reward_of_weight_0_is_measured_on_held_out_answers_and_changes_no_step(base, tmp_path):
+    plain, beside = (
+        rewarded.built(base, str(tmp_path / name), *more, max_steps=2)
+        for name, more in (("plain", ()), ("beside", ("--rewards.unfinished", "0")))
+    )
+    for trainer in (plain, beside):
+        trainer.train()
+    assert logged(beside, "loss") == logged(plain, "loss") and not logged(beside, "rewards/unfinished/mean")
+    assert logged(beside, "rewards/length/mean")
+    one, other = plain.evaluate(), beside.evaluate()
+    assert other["eval_reward"] == one["eval_reward"] and "eval_rewards/unfinished" not in one
+    share = other["eval_rewards/unfinished"]
+    assert other["eval_answers"] == 5
+    assert other["eval_standard_error/unfinished"] == pytest.approx((share * (1 - share) / 4) ** 0.5)
+
+
+def test_the_share_of_different_pairs_of_tokens_is_logged(base, tmp_path):
+    trainer = rewarded.built(base, str(tmp_path), max_steps=1)
+    trainer.train()
+    pairs = [pair for r in trainer.generation.drawn for pair in pairwise(r.answer)]
+    assert logged(trainer, "distinct_2") == [pytest.approx(len(set(pairs)) / len(pairs))]
+
+
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_run_resumed_in_the_second_epoch_is_bit_equal(passes, base, tmp_path):
     keys = {"max_steps": 6 * passes, "save_steps": 4 * passes, "num_iterations": passes, "beta": 0.04}
@@ -190,8 +214,14 @@ def test_rewards_are_limited_before_their_weights():
         (["--rewards.demo.slot", "1"], "rewards.demo.slot: demo has no metric slot. Nearest: slots"),
         (["--rewards.humaneval", "1"], "rewards.humaneval: its rows hold more than an answer"),
         (["--rewards.run:runs/none", "1"], "rewards.run:runs/none"),
-        (["--rewards.demo", "much"], "rewards.demo: the weight must be a number, is 'much'"),
+        (["--rewards.demo", "much"], "rewards.demo: the weight must be a number, or null to leave it out, is 'much'"),
         (["--rewards.length", "0", "--rewards.reference.chrf", "0"], "rewards: name at least one"),
+        (
+            ["--rewards.length", "0", "--data.heldout_limit", "0"],
+            "rewards.length: of weight 0, so measured on held-out rows",
+        ),
+        (["--train.kl_limit", "5"], "train.kl_limit: the KL is measured only if train.beta is above 0"),
+        (["--train.kl_limit", "-1", "--train.beta", "0.1"], "train.kl_limit: must be above 0"),
         (["--train.num_generations", "3"], "scale.global_batch: 8 answers are no whole number of groups of 3"),
         (["--train.num_iterations", "4"], "train.save_steps: 3 is no multiple"),
         (["--train.loss_type", "bnpo"], "train.loss_type: bnpo divides by the tokens of a micro-batch"),
@@ -221,5 +251,5 @@ def test_prompts_without_answers_are_refused_for_a_reward_that_compares(base, tm
     argv = [*rewarded.options(base, str(tmp_path)), "--data.source", str(file), "--data.heldout_fraction", "0.3"]
     with pytest.raises(ValueError, match=r"rewards.reference.chrf: compares answers with right ones"):
         planned("grpo", argv)
-    lines = dict(planned("grpo", [*argv, "--rewards.reference.chrf", "0"]).lines())
+    lines = dict(planned("grpo", [*argv, "--rewards.reference.chrf", "null"]).lines())
     assert lines["rewards"] == "-0.5 × length; 4 answers to each prompt, up to 6 tokens"

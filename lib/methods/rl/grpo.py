@@ -10,8 +10,10 @@ from trl import GRPOTrainer
 
 from lib import data
 from lib.config.job import Job
+from lib.distributed.collectives import gathered
 from lib.generation.sampling import Sampling
 from lib.methods.rl import rewards
+from lib.methods.rl.distinct import distinct
 from lib.methods.rl.group_sampler import GroupSampler
 from lib.methods.rl.heldout_answers import HeldoutAnswers
 from lib.methods.rl.rewards import Rewards
@@ -62,6 +64,9 @@ class Generation:
                     rows = [{"prompt": p, "reference": r} for p, r in zip(prompts, references, strict=True)]
                     self.numbers = self.rewards.score(rows, self.drawn)
                     log_metric("rewards/missing", sum(n[0] is None for n in self.numbers) / len(self.numbers))
+                    everyone = [ids for some in gathered([r.answer for r in self.drawn]) for ids in some]
+                    if (found := distinct(everyone)) is not None:
+                        log_metric("distinct_2", found)
                 return [n[at] for n in self.numbers]
 
             reward.__name__ = name
@@ -74,14 +79,14 @@ def trainer(job: Job, args, inputs: data.Loaded) -> GRPOTrainer:
     """Returns the trainer of one worker. Raises ValueError for rows that a reward can't read."""
     for side in (inputs.train, inputs.heldout):
         rewards.check_references(job, side or [])
-    args.reward_weights = list((job.rewards or {}).values())
-    shared = load.for_trainer(job.model, args)
-    generation = Generation(job, args, shared["processing_class"], rewards.make(job, args))
+    shared, measured = load.for_trainer(job.model, args), rewards.make(job, args)
+    generation = Generation(job, args, shared["processing_class"], measured.trained())
+    args.reward_weights = generation.rewards.weights
     made = GRPOTrainer(
         args=args, train_dataset=inputs.train, eval_dataset=inputs.heldout, reward_funcs=generation.functions(),
         rollout_func=generation.answer, **shared,
     )  # fmt: skip
-    made.evaluate = HeldoutAnswers(made, generation.ready, generation.rewards)
+    made.evaluate = HeldoutAnswers(made, generation.ready, measured)
     made.counts = lambda batch: {"tokens": int(batch["completion_mask"].sum())}  # which TRL's metrics are means over
     made.group_sampler = GroupSampler(
         len(inputs.train), job.scale.global_batch // args.num_generations, args.num_generations,

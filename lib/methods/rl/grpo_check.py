@@ -30,6 +30,10 @@ def check(job: Job, args: Any) -> None:
             "train.top_entropy_quantile: ranks the tokens of a micro-batch, so that another scale.micro_batch would be another loss. "
             f"Leave it out, or set scale.workers: 1 and scale.micro_batch: {scale.global_batch}."
         )
+    if args.kl_limit is not None and not args.beta:
+        raise ValueError(
+            "train.kl_limit: the KL is measured only if train.beta is above 0. Set it, or leave the limit out."
+        )
     if args.sync_ref_model:
         raise ValueError(
             "train.sync_ref_model: the changed reference isn't in checkpoints, so no run could be resumed. Leave it out."

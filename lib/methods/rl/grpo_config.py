@@ -13,6 +13,10 @@ class StepGRPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Limit each reward to ± this number before it is multiplied by its weight. None: no limit."},
     )
+    kl_limit: float | None = field(
+        default=None,
+        metadata={"help": "KL to the reference, in nats an answer, above which the run's page warns. None: no limit."},
+    )
     # One generation per update, of scale.global_batch answers: with TRL's other choices the order of the answers, and with it the
     # steps, would depend on the number of workers.
     generation_batch_size: int | None = field(default=None, init=False)

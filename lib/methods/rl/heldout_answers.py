@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
+
 from lib.methods.rl.rewards import Rewards
 
 
 class HeldoutAnswers:
     """Replaces a trainer's `evaluate`, whose loss on held-out prompts would say little: an advantage compares answers to one prompt.
 
-    rollouts(model) returns what draws answers. Logs eval_rewards/NAME, the mean of each reward, eval_reward, their weighted sum, and
-    eval_tokens, the mean length. Answers whose rewards are missing are left out of the rewards and counted in eval_missing.
+    rollouts(model) returns what draws answers. Logs eval_rewards/NAME, the mean of each reward, eval_standard_error/NAME of that mean over
+    the prompts, eval_reward, their weighted sum, eval_answers, their number, and eval_tokens, the mean length. Answers whose
+    rewards are missing are left out of the rewards and counted in eval_missing.
     """
 
     def __init__(self, trainer, rollouts, rewards: Rewards):
@@ -31,8 +34,13 @@ class HeldoutAnswers:
         if whole:
             totals = [self.rewards.total(n) or 0.0 for n in whole]
             found[f"{metric_key_prefix}_reward"] = sum(totals) / len(totals)
+            found[f"{metric_key_prefix}_answers"] = float(len(whole))
             for at, name in enumerate(self.rewards.names):
-                found[f"{metric_key_prefix}_rewards/{name}"] = sum(n[at] or 0.0 for n in whole) / len(whole)
+                column = [n[at] or 0.0 for n in whole]
+                found[f"{metric_key_prefix}_rewards/{name}"] = sum(column) / len(column)
+                if len(column) > 1:
+                    error = statistics.stdev(column) / len(column) ** 0.5
+                    found[f"{metric_key_prefix}_standard_error/{name}"] = error
         was = t.model.training
         t.model.eval()  # TRL's log would otherwise add the means of the steps since the last log, and forget them
         t.log(found)

@@ -35,6 +35,8 @@ def check(job: Job, args: Any) -> None:
         raise ValueError(
             f"train.lr_scheduler_type: {args.lr_scheduler_type} goes by the held-out loss, which isn't measured here."
         )
+    if args.kl_limit is not None and args.kl_limit <= 0:
+        raise ValueError(f"train.kl_limit: must be above 0, is {args.kl_limit}.")
     if args.temperature <= 0:
         raise ValueError(f"train.temperature: answers are sampled: must be above 0, is {args.temperature}.")
 

@@ -29,12 +29,12 @@ def trainer(job: Job, args: PPOConfig, inputs: data.Loaded) -> PPOTrainer:
     disable_dropout_in_model(trained)  # the ratio of an update's first pass is 1
     sampling = Sampling(temperature=args.temperature, max_new_tokens=args.max_completion_length, seed=args.seed)
     rollouts = make(job, args, trained, tokenizer, sampling)
-    scored = rewards.make(job, args)
+    measured = rewards.make(job, args)
     made = PPOTrainer(
-        model=trained, ref_model=reference, rollouts=rollouts, scored=scored, args=args, train_dataset=inputs.train,
+        model=trained, ref_model=reference, rollouts=rollouts, scored=measured.trained(), args=args, train_dataset=inputs.train,
         eval_dataset=inputs.heldout, processing_class=tokenizer,
     )  # fmt: skip
-    made.evaluate = HeldoutAnswers(made, lambda _: rollouts, scored)
+    made.evaluate = HeldoutAnswers(made, lambda _: rollouts, measured)
     made.group_sampler = GroupSampler(
         len(inputs.train), job.scale.global_batch, 1, args.num_iterations, args.seed, args.dataloader_drop_last
     )

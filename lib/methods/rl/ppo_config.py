@@ -56,3 +56,9 @@ class PPOConfig(TrainingArguments):
         default=None,
         metadata={"help": "Limit each reward to ± this number before it is multiplied by its weight. None: no limit."},
     )
+    kl_limit: float | None = field(
+        default=None,
+        metadata={
+            "help": "KL to the reference, in nats an answer, above which the run's page warns. None: twice kl_target."
+        },
+    )

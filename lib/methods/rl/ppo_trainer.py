@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from lib.distributed.collectives import gathered
 from lib.methods.rl import advantages, experience, kl, ppo_losses, value_model
+from lib.methods.rl.distinct import distinct
 from lib.methods.rl.experience import Part
 from lib.methods.rl.rewards import Rewards
 from lib.methods.rl.rollouts import Rollout, Rollouts
@@ -190,6 +192,9 @@ class PPOTrainer(WholeStepTrainer):
             "completions/clipped_ratio": all_["cut"] / answers, "kl": all_["kl"] / places, "kl_sequence": all_["kl"] / n,
             "kl_coef": self.kl_coef, "explained_variance": 1 - of_errors / of_returns if of_returns else 0.0,
         }  # fmt: skip
+        everyone = [ids for some in gathered([r.answer for r in self.drawn]) for ids in some]
+        if (different := distinct(everyone)) is not None:
+            means["distinct_2"] = different
         for name, value in means.items():
             self._metrics["train"][name].append(value)
         if self.args.kl_target is not None:

@@ -7,7 +7,7 @@
     unfinished                            1 if the answer was cut off at train.max_completion_length, else 0
 
 An answer's reward is Σ weight × reward. If one of its rewards can't be computed, the answer is left out of the update and counted:
-a missing number never counts as 0.
+a missing number never counts as 0. Rewards of weight 0 are computed for held-out prompts only.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ class Rewards:
         found = [w * x for w, x in zip(self.weights, numbers, strict=True) if x is not None]
         return sum(found) if len(found) == len(self.weights) else None
 
+    def trained(self) -> Rewards:
+        """Returns those that the model learns from: without those of weight 0."""
+        names, weights, scores = zip(
+            *(x for x in zip(self.names, self.weights, self.scores, strict=True) if x[1]), strict=True
+        )
+        return Rewards(list(names), list(weights), list(scores), self.clip)
+
     def _clipped(self, value: float | None) -> float | None:
         return value if value is None or self.clip is None else max(-self.clip, min(self.clip, value))
 
@@ -66,9 +73,9 @@ def make(job: Job, args) -> Rewards:
 
 def check(job: Job, args) -> None:
     """Raises ValueError, naming the key, for an unknown reward. Runs are looked up by lib/stage/plan.py."""
-    if not job.rewards:
+    if not any((job.rewards or {}).values()):
         raise ValueError("rewards: name at least one with a weight other than 0, such as --rewards.demo 1.")
-    for name in job.rewards:
+    for name in job.rewards or ():
         if not name.startswith(RUN) and name not in PLAIN:
             task_metric(name)
     if args.reward_clip is not None and args.reward_clip <= 0:
@@ -77,6 +84,12 @@ def check(job: Job, args) -> None:
 
 def fits(job: Job, args, checked) -> None:
     """Raises ValueError if the rows don't suit the rewards. checked: a lib.data.Check."""
+    for name, weight in (job.rewards or {}).items():
+        if not weight and checked.heldout_rows == 0:
+            raise ValueError(
+                f"rewards.{name}: of weight 0, so measured on held-out rows, and there are none. Raise data.heldout_fraction, or set "
+                "it to null, which leaves it out."
+            )
     tasks = [name for name in job.rewards or () if not name.startswith(RUN) and name not in PLAIN]
     if tasks and checked.kind not in ("problem", None):
         raise ValueError(
@@ -121,6 +134,16 @@ def task_metric(name: str) -> tuple[Task, str]:
             f"rewards.{name}: {title} has no metric {metric}.{nearest(metric, task.metrics)} It has {', '.join(task.metrics)}."
         )
     return task, metric
+
+
+def better(name: str) -> str:
+    """Returns whether "higher" or "lower" values of a reward are better; "": neither."""
+    if name.startswith(RUN):
+        return "higher"
+    if name in PLAIN:
+        return ""
+    task, metric = task_metric(name)
+    return task.metrics[metric].better
 
 
 def _score(name: str, args) -> Score:
