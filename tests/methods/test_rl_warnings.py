@@ -24,7 +24,7 @@ def test_a_fault_is_warned_of_with_its_evidence_and_nothing_else_is(name):
     (found,) = warnings.find(learning.rows(**learning.FAULTS[name]), ["demo"], kl_limit=10.0)
     assert found.name == name
     first, last = found.evidence[:2]
-    assert (first.first, first.last, last.first, last.last) == (1, 15, 46, 60)
+    assert (first.first, first.last, last.first, last.last) == (1, 6, 46, 60)
     assert found.to_dict()["evidence"][1]["steps"] == [46, 60] and "in steps 46–60" in found.lines()[0]
 
 
@@ -81,10 +81,10 @@ def test_values_that_are_missing_are_skipped():
 
 
 def test_a_window_is_a_mean_with_its_interval():
-    """The line through the values rises by 0.3 a step, which leaves a sum of squares of 9.1; 4.604 is the 99.5% quantile of Student's t
-    with 4 degrees of freedom."""
+    """The line through the values rises by 0.3 a step, which leaves a sum of squares of 9.1; 5.841 is the 99.5% quantile of Student's t
+    with 3 degrees of freedom."""
     found = window("x", list(enumerate([1.0, 5.0, 2.0, 4.0, 3.0])))
-    reach = 4.60409 * (9.1 / 3 / 5) ** 0.5
+    reach = 5.84091 * (9.1 / 3 / 5) ** 0.5
     assert found.mean == 3 and found.interval == pytest.approx((3 - reach, 3 + reach), abs=1e-4)
 
 

@@ -1,6 +1,6 @@
 """Warnings of a run that learns from rewards, from the rows of its metrics.jsonl alone.
 
-Except for held-out scores, a rule compares the first quarter of the logged values with the last one, or the last one with a limit
+Except for held-out scores, a rule compares the first tenth of the logged values with the last quarter, or that with a limit
 (lib/methods/rl/windows.py), and warns if the 99% interval lies beyond its limit as a whole. The limits are ours: they are far from what
 a run does by chance, and papers name none.
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lib.methods.rl.windows import LEVEL, SHORTEST, Window, difference, ends, window
+from lib.methods.rl.windows import LEVEL, SHORTEST, Window, difference, end, ends, start, window
 
 ENTROPY, DISTINCT, LENGTH, CUT, EQUAL = 0.2, 0.5, 2.0, 0.25, 0.8
 FEWEST_ANSWERS = 10
@@ -89,12 +89,12 @@ def _hacking(rows: Sequence[Mapping], name: str) -> Finding | None:
     reach = float(norm.ppf(1 - (1 - LEVEL) / 2 / len(earlier)))
     fallen = [h for h in earlier if last.mean - h.mean + reach * (last.error**2 + h.error**2) ** 0.5 < 0]
     reward = points(rows, "reward")
-    size = max(SHORTEST, len(reward) // 4)
-    if not fallen or len(reward) < 2 * size:
+    if not fallen or len(reward) < 2 * SHORTEST:
         return None
     best = max(fallen, key=lambda h: h.mean)
+    size = start(reward)
     until = max(size, sum(step <= best.first for step, _ in reward))
-    before, after = window("reward", reward[until - size : until]), window("reward", reward[-size:])
+    before, after = window("reward", reward[until - size : until]), window("reward", reward[-end(reward) :])
     if before.last >= after.first or difference(before, after)[0] <= 0:
         return None
     text = (
@@ -153,7 +153,7 @@ def _equal_groups(rows: Sequence[Mapping]) -> Finding | None:
 def _compared(
     rows: Sequence[Mapping], key: str, measure: str, name: str, text: str, below: float = 0.0, above: float = 0.0
 ) -> Finding | None:
-    """Returns a finding if the last quarter's mean is below, or above, that many times the first one's."""
+    """Returns a finding if the mean at the end is below, or above, that many times the mean at the start."""
     both = ends(measure, points(rows, key))
     if not both:
         return None

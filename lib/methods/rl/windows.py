@@ -53,15 +53,28 @@ def window(measure: str, points: Sequence[tuple[int, float]]) -> Window:
     rho = min(0.9, max(0.0, r + (2 + 4 * r) / n))
     independent = max(2.0, n * (1 - rho) / (1 + rho))
     error = math.sqrt(spread / (n - 2) / independent)
-    return Window(measure, points[0][0], points[-1][0], mean, error, independent - 1)
+    freedom = max(2.0, n * (1 - rho**2) / (1 + rho**2) - 2)  # Bartlett 1935, less the line
+    return Window(measure, points[0][0], points[-1][0], mean, error, freedom)
 
 
 def ends(measure: str, points: Sequence[tuple[int, float]]) -> tuple[Window, Window] | None:
-    """Returns the first and the last quarter of the values, of at least SHORTEST each. None: there are too few."""
-    size = max(SHORTEST, len(points) // 4)
-    if len(points) < 2 * size:
+    """Returns the first tenth and the last quarter of the values, of at least SHORTEST each. None: there are too few.
+
+    The start is short because a fault may take only a few steps.
+    """
+    if len(points) < 2 * SHORTEST:
         return None
-    return window(measure, points[:size]), window(measure, points[-size:])
+    return window(measure, points[: start(points)]), window(measure, points[-end(points) :])
+
+
+def start(points: Sequence) -> int:
+    """Returns the number of values at the start."""
+    return max(SHORTEST, len(points) // 10)
+
+
+def end(points: Sequence) -> int:
+    """Returns the number of values at the end."""
+    return max(SHORTEST, len(points) // 4)
 
 
 def difference(a: Window, b: Window, factor: float = 1.0, level: float = LEVEL) -> tuple[float, float]:
