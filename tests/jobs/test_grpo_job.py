@@ -21,6 +21,8 @@ def test_a_job_with_a_reward_run_resumes_bit_equal(local_ray, tiny_model, runs, 
     said = run.provenance()
     assert said["workers"] == 2 and said["identities"][f"rewards.run:{runs['reward']}"] and said["repeated_rows"] == 0
     rows = run.metrics()
+    assert "Curves and warnings:" in done.stdout and "<svg" in run.read_text("reports/rl.html")
+    assert said["rl_warnings"] == []  # of 4 steps
     assert all(r["rewards/missing"] == 0 for r in rows if "reward" in r) and sum("eval_reward" in r for r in rows) == 2
 
     cut = Run(tmp_path / "cut")

@@ -218,10 +218,6 @@ def test_rewards_are_limited_before_their_weights():
         (["--rewards.run:runs/none", "1"], "rewards.run:runs/none"),
         (["--rewards.demo", "much"], "rewards.demo: the weight must be a number, or null to leave it out, is 'much'"),
         (["--rewards.length", "0", "--rewards.reference.chrf", "0"], "rewards: name at least one"),
-        (
-            ["--rewards.length", "0", "--data.heldout_limit", "0"],
-            "rewards.length: of weight 0, so measured on held-out rows",
-        ),
         (["--train.kl_limit", "5"], "train.kl_limit: the KL is measured only if train.beta is above 0"),
         (["--train.kl_limit", "-1", "--train.beta", "0.1"], "train.kl_limit: must be above 0"),
         (["--train.num_generations", "3"], "scale.global_batch: 8 answers are no whole number of groups of 3"),
@@ -253,5 +249,8 @@ def test_prompts_without_answers_are_refused_for_a_reward_that_compares(base, tm
     argv = [*rewarded.options(base, str(tmp_path)), "--data.source", str(file), "--data.heldout_fraction", "0.3"]
     with pytest.raises(ValueError, match=r"rewards.reference.chrf: compares answers with right ones"):
         planned("grpo", argv)
+    with pytest.raises(ValueError, match=r"rewards.length: of weight 0, so measured on held-out rows"):
+        measured = ["--rewards.reference.chrf", "null", "--rewards.length", "0", "--rewards.unfinished", "-1"]
+        planned("grpo", [*argv, *measured, "--data.heldout_fraction", "0"])
     lines = dict(planned("grpo", [*argv, "--rewards.reference.chrf", "null"]).lines())
     assert lines["rewards"] == "-0.5 × length; 4 answers to each prompt, up to 6 tokens"
