@@ -46,7 +46,7 @@ lint: $(VENV)/ready
 
 schema: $(VENV)/ready          ## configs/schema/*.json, for completion and checks in editors; report.json describes an evaluation's report
 	mkdir -p configs/schema
-	for s in pretrain embed classify sft reward dpo kto orpo simpo grpo distill draft prune merge eval quantize; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
+	for s in pretrain embed classify sft reward dpo kto orpo simpo grpo ppo distill draft prune merge eval quantize; do $(BIN)/python jobs/$$s.py --schema > configs/schema/$$s.json; done
 	$(BIN)/python -m tune --schema > configs/schema/tune.json
 	$(BIN)/python -c "import json; from lib.evals.report.schema import schema; print(json.dumps(schema(), indent=1))" > configs/schema/report.json
 

@@ -44,7 +44,7 @@ class Work:
         if self.stage.rewarded:
             raise UsageError(
                 f"jobs/{self.stage.name}.py: its hours and dollars can't be estimated yet, since they depend on the lengths of answers that "
-                "the model gives while it learns. Take a few steps on the machine (--train.max_steps 5): the log has step_time. "
+                "the model gives while it learns. Take a few steps on the machine (--train.max_steps 5), which show how long one takes. "
                 "Rented machines keep to the budget all the same."
             )
         self.defaults = {key: f.default for key, f in trl_fields.read(self.stage.config).items()}

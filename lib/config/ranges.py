@@ -128,6 +128,7 @@ def values(tree: dict, prefix: str = "") -> list[str]:
             "train",
             "scale",
             "schedule",
+            "rollouts",
             "eval",
             "judge",
             "lm_eval",

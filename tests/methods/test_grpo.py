@@ -49,6 +49,27 @@ def test_the_first_loss_and_gradient_are_those_of_a_computation_by_hand(base, tm
     assert logged(trainer, "grad_norm")[0] == pytest.approx(norm, rel=1e-4)
 
 
+def test_dr_grpo_has_the_gradient_of_rloo_but_for_a_factor(base, tmp_path):
+    """RLOO: − mean_i (r_i − mean of the others' r) log π(y_i). Here G = 4 answers to a prompt, of at most 6 tokens."""
+    from transformers import AutoModelForCausalLM
+
+    trainer = rewarded.built(base, str(tmp_path), max_steps=1, loss_type="dr_grpo", scale_rewards="none")
+    trainer.train()
+    groups = totals(trainer.generation.numbers).view(-1, 4)
+    advantage = (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
+    model, loss = AutoModelForCausalLM.from_pretrained(base, dtype="float32"), 0.0
+    for rollout, a in zip(trainer.generation.drawn, advantage, strict=True):
+        logp = (
+            model(torch.tensor([rollout.prompt + rollout.answer]))
+            .logits[0, len(rollout.prompt) - 1 : -1]
+            .log_softmax(-1)
+        )
+        loss = loss - a * logp.gather(1, torch.tensor(rollout.answer)[:, None]).sum() / 8
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    assert logged(trainer, "grad_norm")[0] == pytest.approx(norm * 3 / (4 * 6), rel=1e-4)
+
+
 def test_an_answer_depends_on_seed_step_prompt_and_number_alone(base, tmp_path):
     trainer = rewarded.built(base, str(tmp_path))
     rollouts = trainer.generation.ready(trainer.model.train())

@@ -177,6 +177,12 @@ def test_an_answer_without_its_reward_teaches_nothing_and_is_counted(base, tmp_p
         (["--train.cliprange", "0"], "train.cliprange: must be above 0"),
         (["--train.kl_coef", "0", "--train.kl_target", "6"], "train.kl_target: adapts train.kl_coef by a factor"),
         (["--train.value", "nowhere"], "train.value: "),
+        (["--rollouts.workers", "-1"], "rollouts.workers: must be at least 0"),
+        (["--rollouts.workers", "999"], "rollouts.workers: 999 beside scale.workers: 1 need 1000 CPU cores"),
+        (
+            ["--rollouts.workers", "1", "--model.adapter", "lora", "--model.peft.init_lora_weights", "pissa"],
+            "rollouts.workers: rollout workers",
+        ),
         (["--train.max_completion_length", "600"], "train.max_completion_length: "),
     ],
 )

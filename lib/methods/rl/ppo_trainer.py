@@ -97,7 +97,7 @@ class PPOTrainer(WholeStepTrainer):
 
     def _collect(self, rows: list[list[dict]]) -> None:
         """Draws and rewards an answer to each row, and computes what the updates need."""
-        flat, group = [row for some in rows for row in some], self.accelerator.unwrap_model(self.model)
+        flat, policy = [row for some in rows for row in some], self.accelerator.unwrap_model(self.model)
         self.drawn = self.rollouts.answers(
             [row["prompt"] for row in flat], self._occurrences(flat), self.state.global_step
         )
@@ -111,7 +111,7 @@ class PPOTrainer(WholeStepTrainer):
                 self.drawn[here], kept, self.processing_class.pad_token_id, number, self.args.device
             )
             self.micro_batches.append(batch)
-            self.parts.append(self._part(group, batch))
+            self.parts.append(self._part(policy, batch))
         scores = torch.tensor([t or 0.0 for t in totals], device=self.args.device).split([len(some) for some in rows])
         rewards = [kl.token_rewards(p.kl_BS, s, p.mask_BS, coef) for p, s in zip(self.parts, scores, strict=True)]
         if self.args.whiten_rewards:

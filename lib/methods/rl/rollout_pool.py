@@ -58,7 +58,7 @@ class PooledRollouts(Rollouts):
         return found[first : first + len(prompts)]
 
     def _drawn(self, units: list, step: int) -> Iterator[list[Rollout] | None]:
-        """Yields None every TOLD_S seconds, then the answers to all units."""
+        """Yields None after each unit, or TOLD_S seconds without one, then the answers to all units."""
         assert self.pool
         with self.pool.given(self.weights(), step) as ask:
             done: dict[int, list[Rollout]] = {}
