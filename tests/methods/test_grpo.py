@@ -222,6 +222,19 @@ def test_tasks_score_what_follows_the_reasoning_and_read_references_from_rows():
     assert rewards.task_metric("demo.slots")[1] == "slots"
 
 
+def test_a_pattern_is_searched_in_the_whole_answer():
+    from types import SimpleNamespace
+
+    from lib.config.job import Job
+    from lib.methods.rl import rewards
+    from lib.methods.rl.rollouts import Rollout
+
+    job = Job("run", "grpo", rewards={"matches:^<think>.+</think> *[0-9]$": 1.0})
+    rewards.check(job, SimpleNamespace(reward_clip=None))
+    drawn = [Rollout([], [], True, text) for text in ("<think>4 + 3\nis 7</think> 7", "7", "<think></think>7")]
+    assert rewards.make(job, SimpleNamespace(reward_clip=None)).score([{}] * 3, drawn) == [[1.0], [0.0], [0.0]]
+
+
 def test_rewards_are_limited_before_their_weights():
     from lib.methods.rl.rewards import Rewards
 
@@ -237,6 +250,7 @@ def test_rewards_are_limited_before_their_weights():
         (["--rewards.demo.slot", "1"], "rewards.demo.slot: demo has no metric slot. Nearest: slots"),
         (["--rewards.humaneval", "1"], "rewards.humaneval: its rows hold more than an answer"),
         (["--rewards.run:runs/none", "1"], "rewards.run:runs/none"),
+        (["--rewards.matches:(", "1"], "rewards.matches:(: is no regular expression"),
         (["--rewards.demo", "much"], "rewards.demo: the weight must be a number, or null to leave it out, is 'much'"),
         (["--rewards.length", "0", "--rewards.reference.chrf", "0"], "rewards: name at least one"),
         (["--train.kl_limit", "5"], "train.kl_limit: the KL is measured only if train.beta is above 0"),

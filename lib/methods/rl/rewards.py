@@ -3,6 +3,7 @@
     demo, gsm8k, demo_steps, reference    the headline metric of a task (lib/evals/registry.py)
     demo.terse                            another metric of it
     run:PATH                              the reward of a reward run for the whole conversation
+    matches:PATTERN                       1 if the regular expression is found in the answer with its reasoning, else 0
     length                                tokens of the answer ÷ train.max_completion_length, from 0 to 1
     unfinished                            1 if the answer was cut off at train.max_completion_length, else 0
 
@@ -12,6 +13,7 @@ a missing number never counts as 0. Rewards of weight 0 are computed for held-ou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +25,7 @@ from lib.methods.rl.rollouts import Rollout
 from lib.models import load, locate
 from lib.runtime import hardware
 
-RUN = "run:"
+RUN, MATCHES = "run:", "matches:"
 PLAIN: dict[str, Callable[[Rollout, int], float]] = {
     "length": lambda rollout, most: len(rollout.answer) / most,
     "unfinished": lambda rollout, most: float(not rollout.finished),
@@ -76,7 +78,9 @@ def check(job: Job, args) -> None:
     if not any((job.rewards or {}).values()):
         raise ValueError("rewards: name at least one with a weight other than 0, such as --rewards.demo 1.")
     for name in job.rewards or ():
-        if not name.startswith(RUN) and name not in PLAIN:
+        if name.startswith(MATCHES):
+            _pattern(name)
+        elif _of_task(name):
             task_metric(name)
     if args.reward_clip is not None and args.reward_clip <= 0:
         raise ValueError(f"train.reward_clip: must be above 0, is {args.reward_clip}.")
@@ -90,7 +94,7 @@ def fits(job: Job, args, checked) -> None:
                 f"rewards.{name}: of weight 0, so measured on held-out rows, and there are none. Raise data.heldout_fraction, or set "
                 "it to null, which leaves it out."
             )
-    tasks = [name for name in job.rewards or () if not name.startswith(RUN) and name not in PLAIN]
+    tasks = [name for name in job.rewards or () if _of_task(name)]
     if tasks and checked.kind not in ("problem", None):
         raise ValueError(
             f"rewards.{tasks[0]}: compares answers with right ones, and the rows of data.source are {checked.kind}s without. "
@@ -105,7 +109,7 @@ def fits(job: Job, args, checked) -> None:
 def check_references(job: Job, rows: Sequence[dict]) -> None:
     """Raises ValueError for a row whose reference a task of `rewards` can't read."""
     for name in job.rewards or ():
-        if name.startswith(RUN) or name in PLAIN:
+        if not _of_task(name):
             continue
         task, _ = task_metric(name)
         for number, row in enumerate(rows, 1):
@@ -125,7 +129,7 @@ def task_metric(name: str) -> tuple[Task, str]:
             if title in registry.TASKS
             else "there is none"
         )
-        known = [*able, *PLAIN, f"{RUN}PATH"]
+        known = [*able, *PLAIN, f"{RUN}PATH", f"{MATCHES}PATTERN"]
         raise ValueError(f"rewards.{name}: {why}.{nearest(name, known)} Known: {', '.join(known)}.")
     task = registry.task(title)
     metric = metric or next(iter(task.metrics))
@@ -138,7 +142,7 @@ def task_metric(name: str) -> tuple[Task, str]:
 
 def better(name: str) -> str:
     """Returns whether "higher" or "lower" values of a reward are better; "": neither."""
-    if name.startswith(RUN):
+    if name.startswith((RUN, MATCHES)):
         return "higher"
     if name in PLAIN:
         return ""
@@ -146,9 +150,23 @@ def better(name: str) -> str:
     return task.metrics[metric].better
 
 
+def _of_task(name: str) -> bool:
+    return not name.startswith((RUN, MATCHES)) and name not in PLAIN
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    try:
+        return re.compile(name.removeprefix(MATCHES), re.DOTALL)
+    except re.error as e:
+        raise ValueError(f"rewards.{name}: is no regular expression of Python: {e}.") from None
+
+
 def _score(name: str, args) -> Score:
     if name.startswith(RUN):
         return _of_run(name.removeprefix(RUN), args)
+    if name.startswith(MATCHES):
+        pattern = _pattern(name)
+        return lambda rows, rollouts: [float(pattern.search(r.text) is not None) for r in rollouts]
     if name in PLAIN:
         return lambda rows, rollouts: [PLAIN[name](r, args.max_completion_length) for r in rollouts]
     task, metric = task_metric(name)
