@@ -53,8 +53,12 @@ def test_any_number_of_workers_draws_the_same_bits_also_when_one_is_killed(local
     import ray
 
     alone = pooled(base, str(tmp_path / "0"), 1)
-    wanted = drawn(alone)  # by this process: no worker has started yet
-    assert len({tuple(r.answer) for r in wanted}) > 6 and alone.rollouts.pool.starting
+    pool, never = alone.rollouts.pool, ray.remote(lambda: None).options(num_cpus=10_000).remote()
+    starting, pool.starting = pool.starting, {never: (0, None)}
+    wanted = drawn(alone)  # by this process, while its worker doesn't start
+    assert len({tuple(r.answer) for r in wanted}) > 6 and not pool.idle
+    pool.starting = starting
+    ray.cancel(never)
     plain = valued.built(base, str(tmp_path / "plain"), "--data.limit", "12", "--scale.global_batch", "12", *LORA)
     changed(plain)
     assert drawn(plain) == wanted
